@@ -1,0 +1,243 @@
+"""Recipes and patch configs: what a YAML file says, as frozen values that cannot be impossible.
+
+In: a mapping (from `patch.yaml` or from a patch file's header). Out: a frozen pydantic model, or a RecipeError that
+names the key, the value and the remedy. Knows nothing of tensors; dimensions of a base are read from it, never typed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pave.errors import RecipeError, nearest
+
+
+class Config(BaseModel):
+    """Frozen, keyword-only, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SenseConfig(Config):
+    """One side channel of a patch: which signal, read by which encoder, put on which key frame how."""
+
+    encoder: str  # name of a file in encoders/
+    options: dict[str, Any] = {}  # the encoder's own options
+    align: Literal["time", "index"] = "time"  # index: the official split rule, for converted patches
+
+
+class FusionConfig(Config):
+    """Shape of the cross-attention that reads a side channel. The defaults are those of new recipes."""
+
+    kind: Literal["folded", "official"] = "folded"
+    width: Annotated[int, Field(ge=1)] = 512  # channels inside the attention
+    heads: Annotated[int, Field(ge=1)] = 4
+    layers: Annotated[int, Field(ge=1)] = 2  # official only: a folded fusion has one
+    query: Literal["vision", "projected", "learnable"] = "vision"
+    values: Literal["own", "shared"] = "own"  # shared: values are the keys, as in the authors' code
+    rope: Literal["off", "time", "3d"] = "time"
+    head: Literal["linear", "norm"] = "linear"  # norm: the authors' last LayerNorm with zero gain
+    combine: Literal["add", "interleave", "prefix"] = "add"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
+        if self.rope == "time" and (self.width // self.heads) % 2:
+            raise ValueError(f"rope: time needs an even head size, got {self.width}/{self.heads}")
+        if self.kind == "folded":
+            for key, only in (("head", "linear"), ("values", "own")):
+                if getattr(self, key) != only:
+                    raise ValueError(f"kind: folded has no {key}: {getattr(self, key)}; use kind: official")
+        return self
+
+
+class LoraConfig(Config):
+    """LoRA of the language model, in PEFT's own words."""
+
+    r: Annotated[int, Field(ge=1)] = 16
+    lora_alpha: Annotated[float, Field(gt=0)] = 16
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    use_rslora: bool = False
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    @property
+    def scaling(self) -> float:
+        """What PEFT multiplies B·A by."""
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+
+class PlayroomData(Config):
+    """Clips of the synthetic world, written as real mp4 files before training."""
+
+    clips: Annotated[int, Field(ge=8)] = 1200
+    seed: int = 0
+    channels: tuple[Literal["video", "audio", "audio+video", "order"], ...] = ("video", "audio", "audio+video", "order")
+
+
+class DataConfig(Config):
+    """Either files of your own (JSONL), or clips of the Playroom."""
+
+    train: Path | None = None  # JSONL; media paths are relative to its folder
+    val: Path | None = None
+    playroom: PlayroomData | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.train is None) == (self.playroom is None):
+            raise ValueError("data needs exactly one of train: FILE.jsonl and playroom: {...}")
+        return self
+
+
+class TrainConfig(Config):
+    """One run. Rates are those of AdamW at their peak; the schedule is a linear warm-up, then a cosine to zero."""
+
+    steps: Annotated[int, Field(ge=1)] = 300
+    batch: Annotated[int, Field(ge=1)] = 32  # clips per step; all questions of a clip share its prefill
+    fusion_lr: Annotated[float, Field(gt=0, le=1)] = 1e-2
+    lora_lr: Annotated[float, Field(gt=0, le=1)] = 3e-3
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the steps
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen base; the patch itself always trains in float32
+    eval_every: Annotated[int, Field(ge=1)] = 100  # steps between looks at the held-out questions
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    keep_lora_when_absent: bool = False  # recorded in the patch, then holds at inference too
+    output: Path = Path("runs/patch")
+
+
+class Recipe(Config):
+    """Everything needed to train a patch."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=96)]
+    description: str = ""
+    base: str = "playroom"
+    frames: Annotated[int, Field(ge=1)] | None = None  # key frames; None: what the base was trained with
+    newline: Literal["end", "grid", "none"] = "end"
+    senses: Annotated[dict[str, SenseConfig], Field(min_length=1)]
+    fusion: FusionConfig = FusionConfig()
+    lora: LoraConfig | None = LoraConfig()
+    licence: str = "apache-2.0"
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+
+
+class SenseFacts(SenseConfig):
+    """A sense as a patch file records it: the recipe's words and what the encoder said of itself."""
+
+    dim: Annotated[int, Field(ge=1)]  # channels of one side token
+    revision: str = ""
+    licence: str = ""
+    preprocessing: str = ""  # sha256 of the encoder's resolved options
+    grid: tuple[int, int] = (1, 1)
+
+
+class BaseFacts(Config):
+    """The base a patch was made for. `fingerprint` is the hash of the language model's weights."""
+
+    model_type: str
+    repo: str = ""
+    revision: str = ""
+    dim: int  # channels of a visual token in the language model
+    vision_dim: int  # channels before the projector
+    tokens_per_frame: int
+    frames: int
+    fingerprint: str
+
+
+class PatchConfig(Config):
+    """What a patch file says of itself: the resolved recipe, without paths or time stamps."""
+
+    name: str
+    description: str = ""
+    base: BaseFacts
+    newline: Literal["end", "grid", "none"] = "end"
+    prompt: str = ""  # template with {video} and {question}
+    senses: dict[str, SenseFacts]
+    fusion: FusionConfig
+    lora: LoraConfig | None = None
+    licence: str = "apache-2.0"
+    keep_lora_when_absent: bool = False
+    training: dict[str, Any] = {}
+
+    def canonical(self) -> str:
+        """The one JSON text of this config: sorted keys, no spaces."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def parse(kind: type[C], data: Mapping[str, Any], source: str | Path) -> C:
+    """Validate `data` as `kind`; `source` is the file that the error will name."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"{source}: " + "; ".join(_sentence(kind, item) for item in error.errors())) from None
+
+
+def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read `patch.yaml`, then apply `key.sub=value` overrides (values are YAML)."""
+    path = Path(path)
+    path = path / "patch.yaml" if path.is_dir() else path
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; give a patch.yaml, its folder, or a name in patches/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error}); a recipe is a UTF-8 YAML file") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}); mend that line") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys, got {type(data).__name__}")
+    for override in overrides:
+        _override(data, override)
+    return parse(Recipe, data, path)
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{override!r} is not key.sub=value; write for example train.steps=100")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(data.setdefault(parent, {}), dict):
+            raise RecipeError(f"{key}: {parent!r} holds a value, not a mapping")
+        data = data[parent]
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{override!r}: the value is not YAML ({' '.join(str(error).split())})") from None
+
+
+def _sentence(kind: type[Config], error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or kind.__name__.lower()
+    if error["type"] == "extra_forbidden":
+        *parents, key = error["loc"]
+        return f"{where}: unknown key; {nearest(str(key), _keys(kind, parents))}"
+    if error["type"] == "missing":
+        return f"{where}: missing; add it"
+    return f"{where}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _keys(kind: type[Config], parents: Iterable[Any]) -> list[str]:
+    """The keys allowed at a place; steps through dict values (senses.<any name>) by their value type."""
+    for parent in parents:
+        field = kind.model_fields.get(parent)
+        nested = _config_in(field.annotation) if field else None
+        kind = nested or kind
+    return list(kind.model_fields)
+
+
+def _config_in(annotation: Any) -> type[Config] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return annotation
+    found = [_config_in(arg) for arg in getattr(annotation, "__args__", ())]
+    return next((kind for kind in found if kind), None)
