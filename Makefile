@@ -1,0 +1,47 @@
+# make demo | test | lint | test-floor | bench     each sets everything up on a fresh machine, then runs.
+# make test PYTHON=python3.12 PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" TESTS=tests/test_cli.py
+
+PYTHON ?= python3
+PIP_ARGS ?=
+TESTS ?= tests
+JOBS ?= 2
+BIN = .venv/bin
+FLOOR = .venv-floor/bin
+
+.PHONY: demo test lint test-floor bench clean
+
+demo: .venv/installed
+	$(BIN)/pave demo
+
+# One thread per worker: the clips and models of the tests are too small to share between cores.
+test: .venv/installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) $(TESTS)
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+test-floor: .venv-floor/installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(FLOOR)/python -m pytest -q -n $(JOBS) $(TESTS)
+
+bench: .venv/installed
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv .venv-floor build dist *.egg-info .pytest_cache .ruff_cache
+
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	$(call install,.venv,constraints.txt)
+
+.venv-floor/installed: setup.cfg pyproject.toml constraints-floor.txt
+	$(call install,.venv-floor,constraints-floor.txt)
+
+# setuptools comes first and pinned, so that building the editable install fetches nothing of its own.
+define install
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --upgrade pip
+	$(1)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(2) setuptools wheel
+	$(1)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(2) --no-build-isolation -e ".[dev]"
+	touch $(1)/installed
+endef

@@ -1,0 +1,60 @@
+"""The catalogue: names -> patches. In: a name. Out: the folder with its recipe, its card and, once trained, its file.
+
+`patches/` is data: one folder per patch with `patch.yaml` and `README.md`, and `patch.safetensors` for patches small
+enough to ship. Opens no weights and knows nothing of tensors, so listing costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pave.config import Recipe, read_recipe
+from pave.errors import PatchNotFound, nearest
+
+WEIGHTS = "patch.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogueEntry:
+    """One patch of the catalogue, as its recipe describes it."""
+
+    name: str
+    folder: Path
+    recipe: Recipe
+
+    @property
+    def file(self) -> Path | None:
+        """The trained patch, or None when only the recipe is shipped."""
+        file = self.folder / WEIGHTS
+        return file if file.is_file() else None
+
+    def __str__(self) -> str:
+        trained = f"{self.file.stat().st_size:,} bytes" if self.file else "recipe only: train it"
+        return f"{self.name}: {self.recipe.description} [{', '.join(self.recipe.senses)}; {trained}]"
+
+
+def folder() -> Path:
+    """Where the catalogue lies: inside the package (wheel), or beside it (checkout)."""
+    here = Path(__file__).parent
+    inside = here / "patches"
+    return inside if inside.is_dir() else here.parent / "patches"
+
+
+def names() -> list[str]:
+    """Names of the catalogue, in alphabetical order."""
+    return sorted(recipe.parent.name for recipe in folder().glob("*/patch.yaml"))
+
+
+def find(name: str) -> Path:
+    """The folder of the patch called `name`."""
+    known = names()
+    if name not in known:
+        remedy = f"{nearest(name, known)}; or give a folder or a file"
+        raise PatchNotFound(name, "no patch of this name in the catalogue", remedy)
+    return folder() / name
+
+
+def list_patches() -> list[CatalogueEntry]:
+    """Every patch of the catalogue, with its recipe."""
+    return [CatalogueEntry(name=name, folder=find(name), recipe=read_recipe(find(name))) for name in names()]
