@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -46,7 +46,7 @@ class FusionConfig(Config):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _fits(self) -> FusionConfig:
         if self.width % self.heads:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
         if self.rope == "time" and (self.width // self.heads) % 2:
@@ -89,7 +89,7 @@ class DataConfig(Config):
     playroom: PlayroomData | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def _one_source(self) -> DataConfig:
         if (self.train is None) == (self.playroom is None):
             raise ValueError("data needs exactly one of train: FILE.jsonl and playroom: {...}")
         return self

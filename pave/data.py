@@ -1,0 +1,127 @@
+"""Questions about clips: JSONL in, token rows out.
+
+In: JSONL in the format of the LLaVA family (`id`, `video`, `conversations`), one or several turns a line. Out:
+`Example`s, and token rows in which all questions about one clip share its prefix. Knows nothing of models.
+
+b clips, l tokens of a row
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pave.errors import DataError
+
+IGNORE = -100  # the label that a cross-entropy skips (torch's default `ignore_index`)
+TAGS = ("<video>", "<image>")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question about one clip. `facts` holds what else its line says (channel, kind, optimum, ...)."""
+
+    video: Path
+    question: str
+    answer: str
+    line: int
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def read_jsonl(path: str | Path) -> list[Example]:
+    """All questions of a JSONL file; media paths are relative to its folder. Broken lines: DataError with numbers."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give a JSONL file of lines with id, video and conversations")
+    examples: list[Example] = []
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, text in enumerate(lines, 1):
+            if text.strip():
+                examples.extend(_examples(path, number, text))
+    if not examples:
+        raise DataError(f"{path}: holds no question; every line is one JSON object")
+    return examples
+
+
+def _examples(path: Path, number: int, text: str) -> Iterator[Example]:
+    def broken(cause: str) -> DataError:
+        return DataError(f"{path}, line {number}: {cause}")
+
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise broken(f"not JSON ({error.msg} at column {error.colno}); mend or delete the line") from None
+    if not isinstance(line, dict):
+        raise broken(f"expected a JSON object, got {type(line).__name__}")
+    video, turns = line.get("video"), line.get("conversations")
+    if not isinstance(video, str) or not video:
+        raise broken(f"needs 'video', the path of a media file; has the keys {sorted(line)}")
+    if not isinstance(turns, list) or not turns or len(turns) % 2:
+        raise broken("needs 'conversations', a list of question and answer in turn")
+    facts = {key: value for key, value in line.items() if key not in ("video", "conversations")}
+    for asked, answered in zip(turns[::2], turns[1::2], strict=True):
+        for turn, speaker in ((asked, "human"), (answered, "gpt")):
+            if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
+                raise broken(f"expected a turn {{'from': {speaker!r}, 'value': text}}, got {turn!r}")
+        question = asked["value"]
+        for tag in TAGS:
+            question = question.replace(tag, "")
+        if not question.strip() or not answered["value"].strip():
+            raise broken("question and answer must not be empty")
+        yield Example(path.parent / video, question.strip(), answered["value"].strip(), number, facts)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip's tokens: a prefix, then turns that each see the prefix and themselves."""
+
+    ids: Tensor  # int64 (l)
+    positions: Tensor  # int64 (l): every turn continues where the prefix ends
+    turns: Tensor  # int64 (l): 0 for the prefix, then 1, 2, ...
+    labels: Tensor  # int64 (l): IGNORE but for the answers
+
+
+def pack(prefix: Sequence[int], turns: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Row:
+    """Lay out turns (question ids, answer ids) behind one prefix.
+
+    The visual tokens of a clip are by far the longest part of its row; packed, they are computed once for all of its
+    questions. With the mask of `collate` every answer sees just what it would see in a row of its own.
+    """
+    ids, positions, owners, labels = list(prefix), list(range(len(prefix))), [0] * len(prefix), [IGNORE] * len(prefix)
+    for owner, (question, answer) in enumerate(turns, 1):
+        ids += [*question, *answer]
+        positions += range(len(prefix), len(prefix) + len(question) + len(answer))
+        owners += [owner] * (len(question) + len(answer))
+        labels += [IGNORE] * len(question) + list(answer)
+    return Row(*(torch.tensor(values, dtype=torch.int64) for values in (ids, positions, owners, labels)))
+
+
+def collate(rows: Sequence[Row], pad: int) -> dict[str, Tensor]:
+    """Rows, left-padded: input_ids, position_ids, labels (b l) and a boolean attention_mask (b 1 l l)."""
+    length = max(len(row.ids) for row in rows)
+
+    def padded(name: str, value: int) -> Tensor:
+        out = torch.full((len(rows), length), value, dtype=torch.int64)
+        for i, row in enumerate(rows):
+            values = getattr(row, name)
+            out[i, length - len(values) :] = values
+        return out
+
+    turns = padded("turns", -1)
+    real = turns >= 0
+    before = torch.ones(length, length, dtype=torch.bool).tril()
+    same = (turns[:, :, None] == turns[:, None, :]) | (turns[:, None, :] == 0)
+    mask = before & same & real[:, None, :]
+    mask |= torch.eye(length, dtype=torch.bool)  # a padded position sees itself, so that no softmax is empty
+    return {
+        "input_ids": padded("ids", pad),
+        "position_ids": padded("positions", 0),
+        "labels": padded("labels", IGNORE),
+        "attention_mask": mask[:, None],
+    }

@@ -1,0 +1,105 @@
+"""Pixels of a scene. In: a `Scene` and times in seconds. Out: uint8 frames (t y x 3). Knows nothing of sound."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pave.playroom.world import GRID, SECONDS, SIZE, Scene, Toy
+
+CELL = SIZE // GRID
+RADIUS = 6.0  # pixels; a toy fills most of its square
+DIM = 0.4  # brightness while the light is dim
+DIM_SECONDS = 0.9  # longer than the 0.57 s between key frames, so that one of them always shows it
+MOVE_SECONDS = 0.8
+PAINT = {
+    "red": (225, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (45, 70, 230),
+    "yellow": (240, 215, 40),
+    "purple": (165, 50, 200),
+    "cyan": (50, 215, 225),
+    "white": (250, 250, 250),
+}
+
+
+def frames(scene: Scene, times: np.ndarray) -> np.ndarray:
+    """The scene as a camera sees it at `times`: uint8 (t y x 3)."""
+    rng = np.random.default_rng(scene.seed)
+    floor = _floor(rng)
+    jitter = rng.uniform(-1, 1, (len(scene.toys), 2))
+    size = rng.uniform(0.9, 1.08, len(scene.toys))
+    noise = np.float32(rng.uniform(1, 4))
+    covers: dict[tuple, np.ndarray] = {}  # most toys stay where they are
+    film = np.empty((len(times), SIZE, SIZE, 3), np.float32)
+    for i, time in enumerate(times):
+        film[i] = floor
+        for toy, shift, scale in zip(scene.toys, jitter, size, strict=True):
+            row, column = place(toy, scene.move_at, time)
+            key = (toy.shape, row, column)
+            if key not in covers:
+                y, x = (row + 0.5) * CELL + shift[0], (column + 0.5) * CELL + shift[1]
+                covers[key] = _cover(toy.shape, y, x, RADIUS * scale)
+            cover = covers[key]
+            paint = np.array(PAINT[colour(scene, toy, time)], np.float32)
+            film[i] += cover[..., None] * (paint - film[i])
+        if is_dim(scene, time):
+            film[i] *= DIM
+    film += noise * rng.standard_normal(film.shape, np.float32)
+    return film.clip(0, 255).round().astype(np.uint8)
+
+
+def _floor(rng: np.random.Generator) -> np.ndarray:
+    """A grey rug with a tint and a slow shade."""
+    y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE - 0.5
+    shade = rng.uniform(75, 125) + 25 * (rng.uniform(-1, 1) * x + rng.uniform(-1, 1) * y)
+    return (shade[..., None] + rng.uniform(-10, 10, 3)).astype(np.float32)
+
+
+def is_dim(scene: Scene, time: float) -> bool:
+    """Whether the light is dim at a time."""
+    return abs(time - scene.phase_middle(scene.dim_phase)) < DIM_SECONDS / 2
+
+
+def colour(scene: Scene, toy: Toy, time: float) -> str:
+    """The colour that a toy has at a time."""
+    if len(toy.colours) == 1:
+        return toy.colours[0]
+    return toy.colours[sum(time >= change for change in scene.changes)]
+
+
+def place(toy: Toy, move_at: float, time: float) -> tuple[float, float]:
+    """(row, column) at a time; a move is straight and even."""
+    done = min(max((time - move_at) / MOVE_SECONDS, 0.0), 1.0)
+    (row, column), (to_row, to_column) = toy.square, toy.goal
+    return row + done * (to_row - row), column + done * (to_column - column)
+
+
+def _cover(shape: str, row: float, column: float, radius: float) -> np.ndarray:
+    """How much of each pixel a toy covers, 0 to 1 (y x): one pixel of soft edge around a signed distance."""
+    y, x = np.mgrid[0:SIZE, 0:SIZE] + 0.5
+    y, x = y - row, x - column
+    distance = np.hypot(x, y)
+    match shape:
+        case "ball":
+            edge = distance - radius
+        case "cube":
+            edge = np.maximum(abs(x), abs(y)) - radius * 0.9
+        case "cone":
+            edge = np.maximum(y - radius * 0.85, abs(x) * 0.9 - (y + radius) * 0.48)
+        case "star":
+            edge = distance - radius * (0.72 + 0.38 * np.cos(5 * np.arctan2(x, -y)))
+        case "ring":
+            edge = abs(distance - radius * 0.72) - radius * 0.24
+        case "cross":
+            edge = np.minimum(
+                np.maximum(abs(x) - radius * 0.26, abs(y) - radius), np.maximum(abs(y) - radius * 0.26, abs(x) - radius)
+            )
+        case _:
+            raise ValueError(f"no toy has the shape {shape!r}")
+    return np.clip(0.5 - edge, 0, 1).astype(np.float32)
+
+
+def key_times(count: int, fps: int) -> np.ndarray:
+    """The times of the frames that `pave.media` picks from a clip of this world at this rate."""
+    last = int(SECONDS * fps) - 1
+    return np.floor(np.linspace(0, last, count) + 1e-9) / fps

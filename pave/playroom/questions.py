@@ -1,0 +1,137 @@
+"""What is asked about a clip: words, channel, answer, and the best score that is possible without a channel.
+
+In: a `Scene` and a `Script`. Out: `Question`s, each with the probability that it is drawn. A channel is what carries
+the answer: `video`, `audio`, `audio+video`, `order` (which of two sounds within one second comes first).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import chain
+from random import Random
+
+from pave.playroom.world import COLOURS, PHASES, SOUNDS, WAYS, Scene, Script, scripts
+
+CHANNELS = ("video", "audio", "audio+video", "order")
+NUMBERS = ("none", "one", "two", "three", "four")
+HEAR = ("what sound do you hear?", "what do you hear?")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its one right answer. `kind` groups questions of the same form."""
+
+    text: str
+    answer: str
+    channel: str
+    kind: str
+
+
+def video_questions(scene: Scene) -> Iterator[Question]:
+    """All that can be asked of what is seen."""
+    changer = scene.changer
+    yield Question("how many toys are there?", NUMBERS[len(scene.toys)], "video", "count")
+    for toy in scene.toys[1:]:
+        yield Question(f"what colour is the {toy.shape}?", toy.colours[0], "video", "colour")
+        yield Question(f"what shape is the {toy.colours[0]} toy?", toy.shape, "video", "shape")
+    for toy in scene.toys:
+        if toy.way:
+            yield Question(f"which way does the {toy.shape} move?", toy.way, "video", "way")
+        else:
+            side = "left" if toy.square[1] < 2 else "right"
+            yield Question(f"is the {toy.shape} on the left or on the right?", side, "video", "side")
+    for word, colour in (("first", changer.colours[0]), ("last", changer.colours[-1])):
+        yield Question(f"what colour is the {changer.shape} {word}?", colour, "video", "colour-at")
+    dim = changer.colours[scene.dim_phase]
+    yield Question(f"what colour is the {changer.shape} when the light is dim?", dim, "video", "colour-dim")
+
+
+Choice = list[tuple[Fraction, Question]]
+
+
+def sound_questions(scene: Scene, script: Script) -> Iterator[Choice]:
+    """All that can be asked of what is heard: choices, each of them one question to be drawn by its probability."""
+    sounds = [sound for sound, _ in script.events]
+    heard = sorted(set(sounds))
+    if heard:  # yes and no are equally likely whatever is heard, and so is every sound
+        others = [sound for sound in SOUNDS if sound not in heard]
+        yield [
+            (Fraction(1, 2 * len(group)), Question(f"is there a {sound}?", answer, "audio", "is-there"))
+            for answer, group in (("yes", heard), ("no", others))
+            for sound in group
+        ]
+    if script.kind in ("quiet", "one"):
+        answer = heard[0] if heard else "nothing"
+        yield [(Fraction(1, len(HEAR)), Question(text, answer, "audio", "what")) for text in HEAR]
+    if script.kind == "one":
+        text = f"how many times do you hear the {heard[0]}?"
+        yield [(Fraction(1), Question(text, NUMBERS[len(sounds)], "audio", "times"))]
+    if script.kind == "three" or len(sounds) == 1:
+        for sound, phase in script.events:
+            text = f"what colour is the {scene.changer.shape} when you hear the {sound}?"
+            yield [(Fraction(1), Question(text, scene.changer.colours[phase], "audio+video", "colour-when"))]
+    if script.kind == "three":
+        text = "what sound do you hear when the light is dim?"
+        yield [(Fraction(1), Question(text, sounds[scene.dim_phase], "audio+video", "sound-dim"))]
+    if script.kind == "pair":
+        for word, answer in (("first", sounds[0]), ("last", sounds[1])):
+            yield [
+                (Fraction(1, 2), Question(f"which comes {word}, the {a} or the {b}?", answer, "order", f"which-{word}"))
+                for a, b in (sounds, sounds[::-1])
+            ]
+
+
+def draw_questions(scene: Scene, script: Script, channels: Collection[str], seed: int) -> list[Question]:
+    """Two questions about what is seen and every choice about what is heard, cut to `channels`.
+
+    Whether a choice is asked never depends on how it would come out: the selection itself must tell nothing.
+    """
+    rng = Random(f"questions {seed}")
+    seen = list(video_questions(scene))
+    kinds = rng.sample(sorted({question.kind for question in seen}), 2)
+    drawn = [rng.choice([question for question in seen if question.kind == kind]) for kind in kinds]
+    for choice in sound_questions(scene, script):
+        shares, questions = zip(*choice, strict=True)
+        drawn.append(rng.choices(questions, [float(share) for share in shares])[0])
+    return [question for question in drawn if question.channel in channels]
+
+
+def optimum_without_sound(scene: Scene, text: str) -> Fraction:
+    """The best chance of a right answer for one who sees all and hears nothing: exact, over every script."""
+    answers = _answers(scene).get(text)
+    return max(answers.values()) / sum(answers.values()) if answers else Fraction(1)
+
+
+@lru_cache(maxsize=64)
+def _answers(scene: Scene) -> dict[str, dict[str, Fraction]]:
+    """What could be heard in a scene: question -> answer -> probability, over every script."""
+    answers: dict[str, dict[str, Fraction]] = defaultdict(lambda: defaultdict(Fraction))
+    for script_share, script in scripts():
+        for share, question in chain.from_iterable(sound_questions(scene, script)):
+            answers[question.text][question.answer] += script_share * share
+    return answers
+
+
+def optimum_from_question(question: Question) -> Fraction:
+    """The best chance for one who neither sees nor hears: the answers of every kind are equally likely."""
+    sizes = {
+        "count": 3,
+        "colour": len(COLOURS),
+        "shape": 6,
+        "way": len(WAYS),
+        "side": 2,
+        "colour-at": len(COLOURS),
+        "colour-dim": len(COLOURS),
+        "colour-when": len(COLOURS),
+        "is-there": 2,
+        "what": len(SOUNDS) + 1,
+        "times": PHASES,
+        "sound-dim": len(SOUNDS),
+        "which-first": 2,
+        "which-last": 2,
+    }
+    return Fraction(1, sizes[question.kind])

@@ -1,0 +1,79 @@
+"""The Playroom in words: stories that tell a clip, and the tokenizer. Text-only practice for the embedded base.
+
+A base that never had to say "horn" cannot be taught to say it by a patch; so it first reads stories about sounds.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from pave.playroom.questions import CHANNELS, Question, draw_questions
+from pave.playroom.world import PHASES, Scene, Script, draw_scene, draw_script
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
+VOCABULARY = 512
+
+
+def tell(scene: Scene, script: Script, seed: int) -> str:
+    """The clip as a story of three sentences; the order of what is said in a sentence varies."""
+    rng = Random(f"story {seed}")
+    sentences = []
+    for phase in range(PHASES):
+        heard = [sound for sound, at in script.events if at == phase]
+        facts = [f"the {scene.changer.shape} is {scene.changer.colours[phase]}"]
+        if heard:
+            facts.append(" then ".join(f"a {sound}" for sound in heard))
+        if phase == scene.dim_phase:
+            facts.append("the light is dim")
+        rng.shuffle(facts)
+        sentences.append(" and ".join(facts) + ".")
+    still = [f"the {toy.shape} is {toy.colours[0]}." for toy in scene.toys[1:]]
+    return " ".join([*still, *sentences])
+
+
+def tellable(question: Question) -> bool:
+    """Whether a story holds the answer."""
+    return question.kind not in ("count", "way", "side")
+
+
+def story(seed: int) -> tuple[str, list[Question]]:
+    """A story of the train split and what can be asked about it."""
+    scene, script = draw_scene(seed, "train"), draw_script(seed)
+    asked = [question for question in draw_questions(scene, script, CHANNELS, seed) if tellable(question)]
+    return tell(scene, script, seed), asked
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE that reads any text and knows every word of the Playroom as one token."""
+    core = Tokenizer(models.BPE())
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\n| ?[a-z]+| ?[0-9]| ?[^\sa-z0-9]+|\s+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(_corpus(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
+    )
+
+
+def _corpus() -> list[str]:
+    lines = ["system\nyou are a helpful assistant.", "user\n", "assistant\n"] * 100
+    for seed in range(600):
+        told, asked = story(seed)
+        scene, script = draw_scene(seed, "train"), draw_script(seed)
+        lines += [told, *(text for q in asked for text in (q.text, q.answer))]
+        lines += [text for q in draw_questions(scene, script, ("video",), seed) for text in (q.text, q.answer)]
+    return lines
