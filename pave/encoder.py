@@ -1,0 +1,73 @@
+"""The contract of a side-channel encoder, and finding one by name.
+
+In: a Clip. Out: side tokens on the clip's clock, or None when the clip lacks the stream. An encoder is one file in
+encoders/ with a function `build(**options) -> Encoder`; its file name, with dashes for underscores, is its name.
+Knows nothing of base models, key frames or patches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pave.errors import EncoderError, nearest
+from pave.sidechannel import SideTokens
+
+if TYPE_CHECKING:
+    from pave.media import Clip
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What an encoder says of itself; readable before any weights are loaded."""
+
+    name: str
+    sense: str  # the stream of a Clip that it reads: "audio", "video" or the name of a signal
+    dim: int  # channels of one side token
+    rate: float  # side tokens' time steps per second
+    grid: tuple[int, int] = (1, 1)  # h w of one time step
+    revision: str = ""  # of the weights; of the maths where there are none
+    licence: str = ""  # SPDX, of the weights
+    options: Mapping[str, Any] = field(default_factory=dict)  # resolved: defaults included
+
+    @property
+    def preprocessing(self) -> str:
+        """sha256 of name, revision and resolved options: features with equal values may share a cache."""
+        facts = {"name": self.name, "revision": self.revision, "options": dict(self.options)}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Encoder(ABC):
+    """Frozen reader of one stream of a clip."""
+
+    spec: EncoderSpec
+
+    @abstractmethod
+    def encode(self, clip: Clip) -> SideTokens | None:
+        """The stream as side tokens. None: the clip lacks the stream. Digital silence is a stream."""
+
+
+def load_encoder(name: str, **options: Any) -> Encoder:
+    """Build the encoder called `name`, as `load_encoder("logmel", bands=32)`."""
+    known = known_encoders()
+    if name not in known:
+        raise EncoderError(f"no encoder {name!r}; {nearest(name, known)}")
+    build = import_module(f"pave.encoders.{name.replace('-', '_')}").build
+    allowed = inspect.signature(build).parameters
+    for key in options:
+        if key not in allowed:
+            raise EncoderError(f"encoder {name!r} has no option {key!r}; {nearest(key, allowed)}")
+    return build(**options)
+
+
+def known_encoders() -> list[str]:
+    """Names of all encoders, by their files; none of them is imported."""
+    folder = import_module("pave.encoders").__path__
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(folder))

@@ -1,0 +1,237 @@
+"""Side channels: what an encoder heard or saw, as tokens on a clock, and which key frame each token belongs to.
+
+In: features of any rate, with their centre times in seconds. Out: one padded batch with a segment of time steps per key
+frame. Knows nothing of media, encoders, models or weights.
+
+b clips, t key frames, τ time steps of the side channel, m time steps in a segment, h w side grid, c side channels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from pave.errors import SignalError
+
+Rule = Literal["time", "index"]
+
+
+@dataclass(frozen=True)
+class SideTokens:
+    """One clip's side channel on the clip's clock. A token that is not valid is never read. Times stay on the CPU."""
+
+    x: Tensor  # (τ h w c) floating point
+    times: Tensor  # (τ,) centre seconds, float64
+    spans: Tensor  # (τ 2) first and last second that a token has heard or seen, float64
+    valid: Tensor  # (τ h w) bool
+    kind: Literal["sequence", "set"] = "sequence"  # set: the times mean nothing, alignment falls back to the index rule
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times", self.times.to("cpu", torch.float64))
+        object.__setattr__(self, "spans", self.spans.to("cpu", torch.float64))
+        if self.x.ndim != 4 or not self.x.is_floating_point():
+            raise SignalError(f"side tokens are (τ h w c) floats, got {tuple(self.x.shape)} of {self.x.dtype}")
+        steps = len(self.x)
+        for name, want in (("times", (steps,)), ("spans", (steps, 2)), ("valid", tuple(self.x.shape[:3]))):
+            if (got := tuple(getattr(self, name).shape)) != want:
+                raise SignalError(f"{name} of {steps} side tokens must have shape {want}, got {got}")
+        if self.valid.dtype != torch.bool:
+            raise SignalError(f"valid must be bool, got {self.valid.dtype}")
+        if not (self.times.isfinite().all() and self.spans.isfinite().all()):
+            raise SignalError(
+                "a side token has a time that is not a finite number of seconds; mend its times or drop it"
+            )
+        broken = (~self.x.isfinite()).any(-1) & self.valid
+        if broken.any():
+            first = int(broken.flatten(1).any(1).nonzero()[0])
+            raise SignalError(
+                f"{int(broken.sum())} of {broken.numel()} side tokens are not finite, the first at step {first} "
+                f"({self.times[first]:.2f} s); mend the signal or mark them as not valid"
+            )
+
+    @classmethod
+    def regular(
+        cls, x: Tensor, *, rate: float, start: float = 0.0, meta: Mapping[str, Any] | None = None
+    ) -> SideTokens:
+        """Tokens (τ c) or (τ h w c) at `rate` per second: token i covers start + [i, i + 1) / rate."""
+        if not rate > 0:
+            raise SignalError(f"rate={rate} tokens per second; it must be above 0")
+        x = rearrange(x, "τ c -> τ 1 1 c") if x.ndim == 2 else x
+        edges = start + torch.arange(len(x) + 1, dtype=torch.float64) / rate
+        spans = torch.stack([edges[:-1], edges[1:]], dim=-1)
+        return cls(x, spans.mean(-1), spans, torch.ones(x.shape[:3], dtype=torch.bool), meta=meta or {})
+
+
+@dataclass(frozen=True)
+class SideBatch:
+    """What a fusion reads: side tokens of b clips, padded, and which of them belong to which key frame.
+
+    `layout` and `stretched` only save work and waits for the device: their defaults are right for every batch.
+    """
+
+    x: Tensor  # (b τ h w c), zero where padded or not valid
+    times: Tensor  # (b τ) seconds, float64
+    steps: Tensor  # (b,) real τ of each row; 0: the signal is absent there
+    index: Tensor  # (b t m) time steps of each key frame's segment, padded
+    mask: Tensor  # (b t m) bool, False where padded
+    valid: Tensor | None  # (b τ h w) bool; None: all real tokens are valid
+    key_times: Tensor  # (b t) seconds, float64
+    rule: Rule
+    # even: segment i is steps [i·m, (i+1)·m) of every row; dense: no segment is padded; full: none is empty
+    layout: Literal["even", "dense", "full", "ragged"] = "ragged"
+    stretched: bool = True  # index rule: some row may have fewer time steps than key frames
+
+    @property
+    def present(self) -> Tensor:
+        """Which rows have a signal at all (b,)."""
+        return self.steps > 0
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SideBatch:
+        """The same batch elsewhere; `dtype` is that of the tokens, times stay float64."""
+        names = ("times", "steps", "index", "mask", "key_times")
+        moved: dict[str, Tensor] = {name: getattr(self, name).to(device) for name in names}
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(self, x=self.x.to(device=device, dtype=dtype), valid=valid, **moved)
+
+
+def segments_by_time(times: Tensor, key_times: Tensor) -> tuple[Tensor, Tensor]:
+    """Steps whose centre lies in [midpoint before, midpoint after) each key frame, as index and mask (t m).
+
+    A key frame without any borrows the nearest step, the earlier one of two: the only sharing there is.
+    """
+    if not len(key_times):
+        raise SignalError("there are no key frames to align the side channel with")
+    if (key_times.diff() < 0).any():
+        raise SignalError(f"key frames must be in order of time, got {[round(s, 3) for s in key_times.tolist()]}")
+    times, key_times = times.to(torch.float64), key_times.to(torch.float64)
+    middles = (key_times[:-1] + key_times[1:]) / 2
+    index, mask = _pack(torch.searchsorted(middles, times, right=True), len(key_times))
+    empty = ~mask.any(-1)
+    if len(times) and empty.any():
+        # Sorting first makes "the earlier one" hold for steps that are not in order of time.
+        order = times.argsort(stable=True)
+        distance = (times[order] - key_times[empty, None]).abs()
+        index[empty, 0] = order[distance.argmin(-1)]
+        mask[empty, 0] = True
+    return index, mask
+
+
+def segments_by_index(steps: int, frames: int) -> tuple[Tensor, Tensor]:
+    """The authors' split: contiguous, and the first `steps % frames` segments get one step more; index and mask (t m).
+
+    With fewer steps than frames each key frame names the step nearest to it, first on first and last on last; a fusion
+    of kind `official` interpolates between neighbours instead, as the authors' code does.
+    """
+    if frames < 1:
+        raise SignalError("there are no key frames to align the side channel with")
+    if 0 < steps < frames:
+        index = torch.linspace(0, steps - 1, frames, dtype=torch.float64).round().long()[:, None]
+        return index, torch.ones_like(index, dtype=torch.bool)
+    counts = torch.full((frames,), steps // frames)
+    counts[: steps % frames] += 1
+    return _pack(torch.arange(frames).repeat_interleave(counts), frames)
+
+
+def align(tokens: Sequence[SideTokens | None], key_times: Sequence[Tensor], rule: Rule) -> SideBatch:
+    """One row per clip; None, or a channel without a valid token, is an absent row. Ragged τ and t are padded."""
+    if len(tokens) != len(key_times):
+        raise SignalError(f"{len(tokens)} side channels for {len(key_times)} clips; give None for a clip that has none")
+    rows = [None if row is None or not row.valid.any() else row for row in tokens]
+    present = [row for row in rows if row is not None]
+    shapes = {tuple(row.x.shape[1:]) for row in present}
+    if len(shapes) > 1:
+        raise SignalError(f"side tokens (h w c) differ inside one batch: {sorted(shapes)}; use one encoder")
+    kinds = {row.kind for row in present}
+    if len(kinds) > 1 and rule == "time":
+        raise SignalError("one batch mixes side channels with and without times; ask for them in two batches")
+    rule = "index" if "set" in kinds else rule
+    segments = [_segments(row, keys, rule) for row, keys in zip(rows, key_times, strict=True)]
+    nothing = present[0].x[:0] if present else torch.zeros(0, 1, 1, 0)
+    x = _pad([nothing if row is None else _clean(row) for row in rows])
+    valid = None
+    if not all(bool(row.valid.all()) for row in present):
+        valid = _pad([present[0].valid[:0] if row is None else row.valid for row in rows])
+    steps = torch.tensor([0 if row is None else len(row.x) for row in rows])
+    frames = [len(keys) for keys in key_times]
+    index = _pad2([index for index, _ in segments])
+    mask = _pad2([mask for _, mask in segments])
+    return SideBatch(
+        x=x,
+        times=_pad([_clock(*each) for each in zip(rows, key_times, segments, strict=True)]),
+        steps=steps,
+        index=index,
+        mask=mask,
+        valid=valid,
+        key_times=_pad([keys.to(torch.float64) for keys in key_times]),
+        rule=rule,
+        layout=_layout(index, mask, valid, x.shape[1]),
+        stretched=rule == "index" and any(0 < n < t for n, t in zip(steps.tolist(), frames, strict=True)),
+    )
+
+
+def _segments(row: SideTokens | None, key_times: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    if row is None:
+        return segments_by_index(0, len(key_times))
+    if rule == "index":
+        return segments_by_index(len(row.x), len(key_times))
+    readable = row.valid.flatten(1).any(1).nonzero()[:, 0].cpu()  # an empty segment borrows only what can be read
+    index, mask = segments_by_time(row.times[readable], key_times)
+    return readable[index], mask
+
+
+def _clock(row: SideTokens | None, key_times: Tensor, segment: tuple[Tensor, Tensor]) -> Tensor:
+    """Seconds of each step; in a set, which has no order, those of the key frame that reads it."""
+    if row is None:
+        return torch.zeros(0, dtype=torch.float64)
+    if row.kind == "sequence":
+        return row.times
+    index, mask = segment
+    times = torch.zeros_like(row.times)
+    times[index[mask]] = key_times.to(torch.float64)[:, None].expand_as(index)[mask]
+    return times
+
+
+def _pack(segment: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """Steps by the segment that each belongs to: index and mask (t m), m ≥ 1."""
+    counts = segment.bincount(minlength=frames)
+    slot = torch.arange(max(1, int(counts.max())))
+    mask = slot < counts[:, None]
+    index = torch.zeros(mask.shape, dtype=torch.long)
+    index[mask] = segment.argsort(stable=True)
+    return index, mask
+
+
+def _layout(
+    index: Tensor, mask: Tensor, valid: Tensor | None, steps: int
+) -> Literal["even", "dense", "full", "ragged"]:
+    if valid is not None or not mask.any(-1).all():
+        return "ragged"
+    if not mask.all():
+        return "full"
+    b, t, m = index.shape
+    even = steps == t * m and torch.equal(index, torch.arange(steps).view(1, t, m).expand(b, t, m))
+    return "even" if even else "dense"
+
+
+def _clean(row: SideTokens) -> Tensor:
+    """Tokens with zeros where not valid: 0 · NaN would reach the others through the weighted sum."""
+    return row.x.where(row.valid[..., None], 0)
+
+
+def _pad(rows: list[Tensor]) -> Tensor:
+    return pad_sequence(rows, batch_first=True)
+
+
+def _pad2(rows: list[Tensor]) -> Tensor:
+    """Pad (t m) rows in both directions."""
+    out = rows[0].new_zeros(len(rows), *(max(row.shape[i] for row in rows) for i in (0, 1)))
+    for target, row in zip(out, rows, strict=True):
+        target[: row.shape[0], : row.shape[1]] = row
+    return out
