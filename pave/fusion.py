@@ -20,10 +20,8 @@ from torch import Tensor, nn
 
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
+from pave.rope import SECTIONS, cube_angles, neighbours, rotate, time_angles
 from pave.sidechannel import SideBatch
-
-# Seconds. 0.25 s turns two events 0.1 s apart by 0.4 of a circle; 256 s is a segment of a two-hour film in 32 frames.
-SHORTEST, LONGEST = 0.25, 256.0
 
 
 class Fusion(nn.Module, ABC):
@@ -105,7 +103,7 @@ class Folded(Fusion):
         k = rearrange(_segments(self.key(x), side), "bt n (h e) -> bt n h e", h=self.heads)
         v = rearrange(_segments(self.value(x), side), "bt n (h e) -> bt n h e", h=self.heads)
         if self.config.rope == "time":
-            k = _rotate(k, _time_angles(side, k))
+            k = rotate(k, time_angles(side, k.shape[1], k.shape[-1]))
         null = repeat(self.null, "(h e) -> bt 1 h e", bt=len(k), h=self.heads)
         k = torch.cat([k, null], dim=1)
         v = F.pad(v * self.scale.to(v.dtype), (0, 0, 0, 0, 0, 1))
@@ -151,14 +149,174 @@ class Folded(Fusion):
         return self.out(rearrange(read, "bt h s e -> bt s (h e)"))
 
 
+class Official(Fusion):
+    """The authors' fusion ("PAVE", Liu et al., CVPR 2025, and the official repository), under its tensor names.
+
+        z = W_q y,   m = W_in x
+        z ← z + softmax(Q Kᵀ / √e) V                    Q, K and V are linear; V = K when values are shared
+        z ← z + W_2 GELU(W_1 LayerNorm(z))              `layers` times; m stays as it is
+        update = LayerNorm(W_d GELU(W_c z))             head: norm, gain and bias zero at birth
+        update = scale · W_d GELU(W_c z)                head: linear, W_d and its bias zero at birth
+
+    Each key frame reads its own segment. Where the index rule has fewer steps than key frames, K and V are interpolated
+    along time; the authors interpolate m, which is the same, since both maps are affine.
+    """
+
+    def __init__(self, config: FusionConfig, *, side_dim: int, embed: int | None = None, **dims: int) -> None:
+        super().__init__(config, **dims)
+        width, embed = config.width, embed or config.width
+        self.input_mapping = nn.Linear(side_dim, embed)
+        self.query_input_mapping = nn.Linear(self.query_dim, width) if config.query != "learnable" else None
+        self.cross_attn_layers = nn.ModuleList(
+            _Layer(width, embed, self.heads, own=config.values == "own") for _ in range(config.layers)
+        )
+        self.output_mapping = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, self.visual_dim)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if config.head == "norm":
+            self.output_norm = nn.LayerNorm(self.visual_dim)
+            nn.init.zeros_(self.output_norm.weight)
+        else:
+            nn.init.zeros_(last.weight)
+            self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, vision: Tensor | None, tokens: Tensor, side: SideBatch) -> Tensor:
+        if not side.x.shape[1]:
+            return torch.zeros_like(tokens)
+        z = self._asking(vision, tokens)
+        z = z if self.query_input_mapping is None else self.query_input_mapping(z)
+        memory = self.input_mapping(rearrange(side.x, "b τ h w c -> b τ (h w) c").to(z.dtype))
+        mask = _mask(side)
+        seen = None if mask is None or side.layout == "full" else mask.any(-1, keepdim=True)
+        # A softmax over nothing is not a number, and so is its gradient: such a key frame reads its padding in vain.
+        keep = mask if mask is None or seen is None else mask | ~seen
+        keep = None if keep is None else rearrange(keep, "bt n -> bt 1 1 n")
+        asked, answering = self._angles(side, z.shape[1])
+        for layer in self.cross_attn_layers:
+            z = layer(z, memory, side, keep, asked, answering)
+        update = self._head(z)
+        if seen is not None:
+            update = update.masked_fill(~seen[..., None], 0)
+        return rearrange(update, "(b t) s d -> b t s d", b=len(tokens)).to(tokens.dtype)
+
+    def _angles(self, side: SideBatch, s: int) -> tuple[Tensor | None, Tensor | None]:
+        """Angles of queries and of keys, None where they do not turn."""
+        if self.config.rope == "3d":
+            return cube_angles(side, s)
+        if self.config.rope == "time":
+            n = side.index.shape[2] * side.x.shape[2] * side.x.shape[3]
+            return None, time_angles(side, n, self.config.width // self.heads)
+        return None, None
+
+    def _head(self, z: Tensor) -> Tensor:
+        inner, gelu, outer = self.output_mapping
+        update = outer(F.dropout(gelu(inner(z)), self.config.dropout, self.training))
+        return self.output_norm(update) if self.config.head == "norm" else update * self.scale.to(update.dtype)
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, embed: int, *, own: bool) -> None:
+        super().__init__()
+        self.q_linear = nn.Linear(width, width)
+        self.k_linear = nn.Linear(embed, width)
+        # The authors create it, save it and never read it; it exists here only where values are its own.
+        self.v_linear = nn.Linear(embed, width) if own else None
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, embed: int, heads: int, *, own: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attn = _Attention(width, embed, own=own)
+        self.ffn = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width, bias=False),
+            nn.GELU(),
+            nn.Linear(2 * width, width, bias=False),
+        )
+
+    def forward(
+        self,
+        z: Tensor,
+        memory: Tensor,
+        side: SideBatch,
+        keep: Tensor | None,
+        asked: Tensor | None,
+        answering: Tensor | None,
+    ) -> Tensor:
+        """z ((b t) s w) after one look at `memory` (b τ n e), whose keys turn by `answering` and queries by `asked`."""
+        attn = self.attn
+        q = rearrange(attn.q_linear(z), "bt s (h e) -> bt s h e", h=self.heads)
+        k = v = self._segments(attn.k_linear(memory), side)
+        if attn.v_linear is not None:
+            v = self._segments(attn.v_linear(memory), side)
+        q = q if asked is None else rotate(q, asked)
+        k = k if answering is None else rotate(k, answering)
+        q, k, v = (rearrange(x, "bt n h e -> bt h n e") for x in (q, k, v))
+        read = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
+        z = z + rearrange(read, "bt h s e -> bt s (h e)")
+        return z + self.ffn(z)
+
+    def _segments(self, x: Tensor, side: SideBatch) -> Tensor:
+        return rearrange(_stretched_segments(x, side), "bt n (h e) -> bt n h e", h=self.heads)
+
+
+class Beside(nn.Module):
+    """The concatenation baseline: side tokens as tokens of the language model, to be put beside the visual ones.
+
+        token = scale · (W_2 GELU(W_1 x̂ + b_1) + b_2),   x̂ = x / rms(x)
+
+    Out: tokens (b t n d) and which of them are real (b t n); for `prefix` all steps come once, as one group (t = 1).
+    """
+
+    scale: Tensor
+
+    def __init__(self, config: FusionConfig, *, side_dim: int, visual_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.project = nn.Sequential(
+            nn.Linear(side_dim, config.width),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.width, visual_dim),
+        )
+        self.register_buffer("scale", torch.ones(()))
+
+    calibrate = Fusion.calibrate
+
+    def forward(self, side: SideBatch) -> tuple[Tensor, Tensor]:
+        """Tokens (b t n d) in the dtype of the weights, and their mask (b t n)."""
+        b, steps, h, w = side.x.shape[:4]
+        x = rearrange(side.x, "b τ h w c -> b τ (h w) c").to(self.scale.dtype)
+        tokens = self.project(F.rms_norm(x, x.shape[-1:], eps=1e-6)) * self.scale
+        real = torch.arange(steps, device=x.device) < side.steps[:, None]
+        real = repeat(real, "b τ -> b τ (h w)", h=h, w=w)
+        if side.valid is not None:
+            real = real & rearrange(side.valid, "b τ h w -> b τ (h w)")
+        if self.config.combine == "prefix":
+            return rearrange(tokens, "b τ n d -> b 1 (τ n) d"), rearrange(real, "b τ n -> b 1 (τ n)")
+        mask = repeat(side.mask, "b t m -> (b t) (m n)", n=h * w) & _segments(real[..., None], side)[..., 0]
+        return rearrange(_segments(tokens, side), "(b t) n d -> b t n d", b=b), rearrange(mask, "(b t) n -> b t n", b=b)
+
+
 def build_fusion(
     config: FusionConfig, *, side_dim: int, vision_dim: int, visual_dim: int, tokens: int, frames: int
-) -> Fusion:
-    """The fusion that `config` describes; the dimensions are read from encoder and base, never typed."""
+) -> Fusion | Beside:
+    """The module that `config` describes; the dimensions are read from encoder and base, never typed."""
+    if config.combine != "add":
+        return Beside(config, side_dim=side_dim, visual_dim=visual_dim)
     if config.kind == "folded" and config.rope == "3d":
         raise RecipeError("fusion.rope: 3d is the authors' table for kind: official; a folded fusion takes time or off")
     dims = {"vision_dim": vision_dim, "visual_dim": visual_dim, "tokens": tokens, "frames": frames}
-    return Folded(config, side_dim=side_dim, **dims)
+    if config.rope == "3d" and config.width != config.heads * 2 * sum(SECTIONS):
+        raise RecipeError(
+            f"fusion.rope: 3d needs {2 * sum(SECTIONS)} channels per head, got {config.width}/{config.heads}"
+        )
+    kind = Folded if config.kind == "folded" else Official
+    return kind(config, side_dim=side_dim, **dims)
 
 
 def _segments(x: Tensor, side: SideBatch) -> Tensor:
@@ -167,6 +325,16 @@ def _segments(x: Tensor, side: SideBatch) -> Tensor:
         return rearrange(x, "b (t m) n e -> (b t) (m n) e", t=side.index.shape[1])
     rows = torch.arange(len(x), device=x.device)[:, None, None]
     return rearrange(x[rows, side.index], "b t m n e -> (b t) (m n) e")
+
+
+def _stretched_segments(x: Tensor, side: SideBatch) -> Tensor:
+    """As `_segments`, interpolated along time where a row has fewer steps than key frames under the index rule."""
+    if side.rule == "time" or not side.stretched:
+        return _segments(x, side)
+    before, after, share = neighbours(side)
+    rows = torch.arange(len(x), device=x.device)[:, None, None]
+    mixed = torch.lerp(x[rows, before], x[rows, after], share[..., None, None].to(x.dtype))
+    return rearrange(mixed, "b t m n e -> (b t) (m n) e")
 
 
 def _mask(side: SideBatch) -> Tensor | None:
@@ -183,24 +351,3 @@ def _mask(side: SideBatch) -> Tensor | None:
 
 def _masked(scores: Tensor, mask: Tensor | None, pattern: str) -> Tensor:
     return scores if mask is None else scores.masked_fill(~rearrange(mask, pattern), -math.inf)
-
-
-def _time_angles(side: SideBatch, k: Tensor) -> Tensor:
-    """Angles ((b t) n 1 e/2) of each key's seconds since its key frame.
-
-    Only the difference of two rotations enters a score, so turning the few keys by it says all; it is taken in float64
-    before it is rounded, since an hour in seconds leaves no milliseconds in bfloat16.
-    """
-    b, t, m = side.index.shape
-    since = side.times.gather(1, side.index.flatten(1)).view(b, t, m) - side.key_times[..., None]
-    half = k.shape[-1] // 2
-    periods = torch.logspace(math.log2(SHORTEST), math.log2(LONGEST), half, base=2, dtype=since.dtype, device=k.device)
-    angles = repeat(since, "b t m -> (b t) (m n) 1 1", n=k.shape[1] // m) * (2 * math.pi / periods)
-    return angles.to(torch.promote_types(k.dtype, torch.float32))
-
-
-def _rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn channel pairs (i, i + e/2) of x (… e) by angles (… e/2)."""
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    one, two = x.chunk(2, dim=-1)
-    return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
