@@ -1,0 +1,226 @@
+"""The `pave` command. In: words of a shell. Out: answers on stdout, remarks on stderr, and an exit code.
+
+0: done. 1: looked and found something wrong (`doctor`, `patch verify`). 2: could not do it; one line says why and what
+to do (PAVE_TRACEBACK=1 shows where). Every verb imports what it needs when it runs, so that `pave --help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pave.errors import PatchError, PaveError
+
+if TYPE_CHECKING:
+    from pave.patch import Patch
+
+Split = Literal["train", "val", "test"]
+
+
+class Channel(str, Enum):  # Typer takes a list of an Enum, but not yet of a Literal
+    """What carries the answer of a Playroom question."""
+
+    VIDEO = "video"
+    AUDIO = "audio"
+    BOTH = "audio+video"
+    ORDER = "order"
+
+
+# Plain help: rich panels cost twice the time of everything else that `pave --help` does.
+PLAIN = {"rich_markup_mode": None, "no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
+
+app = typer.Typer(help="Give a frozen video LLM a new sense.", **PLAIN)
+patch_app = typer.Typer(help="Look at patches: those of the catalogue, and files of your own.", **PLAIN)
+app.add_typer(patch_app, name="patch")
+
+
+@app.callback(invoke_without_command=True)
+def front(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        import pave
+
+        print(f"pave {pave.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def ask(
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video or an image.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="In plain words.")],
+    base: Annotated[str, typer.Option(metavar="BASE", help="'playroom', a folder, or a Hub id.")] = "playroom",
+    patch: Annotated[
+        list[str] | None, typer.Option(metavar="PATCH", help="A name, a folder or a file; may be repeated.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Key frames. Default: what the base was trained with.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = 32,
+    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="'auto', 'float32' or 'bfloat16'.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="'auto', 'cpu', 'cuda', ...")] = "auto",
+) -> None:
+    """Ask a frozen video LLM about VIDEO."""
+    _quiet()
+    from pave.model import load
+
+    model = load(base, dtype=dtype, device=device, frames=frames)
+    for source in patch or []:
+        _remark(model.apply_patch(source))
+    answer = model.ask(video, question, max_new_tokens=max_new_tokens)
+    for signal, state in answer.signals.items():
+        _remark(f"{signal}: {state}")
+    print(answer)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where clips and picture are written.")] = Path(
+        "pave-demo"
+    ),
+    clips: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Clips to make and ask about.")] = 4,
+    seed: Annotated[int, typer.Option(metavar="N", help="Another seed makes other clips.")] = 0,
+) -> None:
+    """See a patch at work, offline.
+
+    Makes clips with sound, asks the base and the patched base the same questions, and draws a picture of it.
+    """
+    _quiet()
+    from pave.demo import run
+
+    run(out, clips=clips, seed=seed)
+
+
+@app.command()
+def playroom(
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the clips and the JSONL are written.")],
+    clips: Annotated[int, typer.Option(metavar="N", min=1, help="How many clips.")] = 8,
+    seed: Annotated[int, typer.Option(metavar="N", help="Equal seeds make equal clips.")] = 0,
+    split: Annotated[
+        Split, typer.Option(metavar="SPLIT", help="'train', 'val' or 'test': they share no scene.")
+    ] = "train",
+    channel: Annotated[
+        list[Channel] | None,
+        typer.Option(metavar="CHANNEL", help="Ask only what this channel answers; may be repeated. Default: all."),
+    ] = None,
+) -> None:
+    """Make small clips with sound, and questions.
+
+    Writes mp4 files of the synthetic Playroom and a JSONL file that `pave-train` reads.
+    """
+    from pave.playroom.writer import write_clips
+
+    print(write_clips(out, clips, seed, split, [one.value for one in channel or Channel]))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is wrong here, and what to do.
+
+    Looks at this machine, this installation, the embedded base and the catalogue. Writes nothing.
+    """
+    _quiet()
+    from pave.doctor import examine
+
+    checks = []
+    for check in examine():
+        print(check, flush=True)
+        checks.append(check)
+    wrong = sum(not check.ok for check in checks)
+    print(f"\n{wrong} of {len(checks)} checks need attention" if wrong else f"\nall {len(checks)} checks are fine")
+    raise typer.Exit(1 if wrong else 0)
+
+
+@patch_app.command("list")
+def patch_list() -> None:
+    """List the patches of the catalogue."""
+    from pave.catalogue import list_patches
+
+    for entry in list_patches():
+        print(entry)
+
+
+@patch_app.command("info")
+def patch_info(source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder or a file.")]) -> None:
+    """Show what a patch says of itself. Reads the header only."""
+    file = _patch_file(source)  # before torch is imported: a mistyped name is told at once
+    from pave.patch import read_config
+
+    config = read_config(file)
+    print(f"{config.name}: {config.description}")
+    print(f"  file     {file} ({file.stat().st_size:,} bytes)")
+    print(f"  base     {config.base.model_type} {config.base.repo} (weights {config.base.fingerprint[:12]})")
+    print(f"           {config.base.frames} key frames of {config.base.tokens_per_frame} tokens, dim {config.base.dim}")
+    for sense, facts in config.senses.items():
+        print(f"  sense    {sense}: {facts.encoder} {facts.options or ''} aligned by {facts.align}")
+    print(f"  fusion   {config.fusion.kind}, width {config.fusion.width}, {config.fusion.heads} heads")
+    print(f"  lora     {f'r={config.lora.r}, alpha={config.lora.lora_alpha:g}' if config.lora else 'none'}")
+    print(f"  licence  {config.licence}")
+    for key, value in config.training.items():
+        print(f"  trained  {key}: {value}")
+
+
+@patch_app.command("verify")
+def patch_verify(
+    sources: Annotated[list[str], typer.Argument(metavar="PATCH...", help="Names, folders or files.")],
+) -> None:
+    """Check patch files, byte by byte.
+
+    Every byte against the file's own hash, every tensor against its config.
+    """
+    wrong = 0
+    for source in sources:
+        try:
+            file, patch = _open_patch(source)
+            print(f"{source}: ok, {len(patch.tensors)} tensors, {file.stat().st_size:,} bytes")
+        except PatchError as error:
+            wrong += 1
+            print(error, file=sys.stderr)
+    raise typer.Exit(1 if wrong else 0)
+
+
+def _open_patch(source: str) -> tuple[Path, Patch]:
+    file = _patch_file(source)
+    from pave.patch import Patch
+
+    return file, Patch.load(file)
+
+
+def _patch_file(source: str) -> Path:
+    """A catalogue name, a folder or a file -> the file."""
+    from pave.catalogue import WEIGHTS, find
+
+    path = Path(source)
+    if not path.exists():
+        path = find(source)
+    return path / WEIGHTS if path.is_dir() else path
+
+
+def _quiet() -> None:
+    """Advisory chatter of the libraries below stays out of the answer; what PAVE has to say, it says itself."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "" if sys.stderr.isatty() else "1")
+
+
+def _remark(words: object) -> None:
+    print(words, file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command; what PAVE refuses, and what the machine refuses (a full disk), is one line and exit code 2."""
+    try:
+        app(prog_name="pave")
+    except (PaveError, OSError) as error:
+        if os.environ.get("PAVE_TRACEBACK"):
+            raise
+        _remark(f"pave: {error}")
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
