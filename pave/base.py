@@ -1,0 +1,386 @@
+"""Bases: a frozen Hugging Face video LLM behind the few things that a patch needs of it.
+
+In: key frames and questions. Out: visual tokens before and after the projector, packed rows of them, token ids of the
+prompt, a fingerprint of the weights. One file in `pave/bases/` per family, named like its `model_type`. Refuses to know
+of patches; never changes the model's class, names or weights.
+
+b clips, t key frames, s visual tokens per key frame, q d channels before and after the projector, v visual rows of a
+packed clip, y x the grid of a key frame's visual tokens
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from einops import rearrange, repeat
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from pave.config import BaseFacts
+from pave.errors import BaseModelError, MediaError, nearest
+from pave.media import Clip, preprocess
+
+Newline = Literal["end", "grid", "none"]
+
+VIDEO, QUESTION = "{video}", "{question}"
+EMBEDDED = Path(__file__).parent / "playroom" / "base"
+
+# LLaVA-OneVision's ChatML, as its authors train and evaluate it; the chat template of the converted checkpoints differs.
+CHATML = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    f"<|im_start|>user\n{VIDEO}\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+@dataclass(frozen=True)
+class Visual:
+    """Frozen features of b clips; ragged rows are padded with zero frames."""
+
+    vision: Tensor  # (b t s q) pooled, before the projector
+    tokens: Tensor  # (b t s d) pooled, after the projector, no newline
+    frames: Tensor  # int64 (b,) real key frames of each row
+    times: Tensor  # float64 (b t) seconds
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Visual:
+        """Features on `device` in `dtype`; times stay float64."""
+        move = {"device": device, "dtype": dtype}
+        return Visual(self.vision.to(**move), self.tokens.to(**move), self.frames.to(device), self.times.to(device))
+
+    @staticmethod
+    def stack(clips: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Visual:
+        """Collate (vision, tokens, times) of single clips."""
+        vision, tokens, times = (pad_sequence(list(parts), batch_first=True) for parts in zip(*clips, strict=True))
+        return Visual(vision, tokens, torch.tensor([len(clip[2]) for clip in clips]), times)
+
+
+class Base(ABC):
+    """A frozen video LLM. From here on its parameters ask for no gradient and it is in eval mode."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        frames: int = 32,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        template: str = CHATML,
+        repo: str = "",
+        revision: str = "",
+    ) -> None:
+        self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
+        self.frames, self.mean, self.std = frames, tuple(mean), tuple(std)
+        self.template, self.repo, self.revision = template, repo, revision
+        self._special = tokenizer.get_added_vocab()
+        self._plain = _without_added_tokens(tokenizer)
+        self._fingerprint: str | None = None
+        self._pieces(template)
+
+    # What a family says of itself
+
+    @property
+    @abstractmethod
+    def language_model(self) -> nn.Module:
+        """The decoder that LoRA may enter."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Channels of a visual token in the language model."""
+
+    @property
+    @abstractmethod
+    def vision_dim(self) -> int:
+        """Channels before the projector."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a key frame's visual tokens."""
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pixels that the vision tower reads."""
+
+    @property
+    @abstractmethod
+    def placeholder(self) -> int:
+        """Token id that marks a visual row in the prompt."""
+
+    @property
+    @abstractmethod
+    def newline(self) -> Tensor:
+        """The learned newline row (d,)."""
+
+    @abstractmethod
+    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames (t 3 y x) -> pooled features before (t s q) and after (t s d) the projector, in one vision pass."""
+
+    @abstractmethod
+    def outputs(self, rows: Tensor) -> dict[str, Any]:
+        """Packed rows (b v d) as the `mm_encoder_outputs` of the base's own forward() and generate()."""
+
+    # What every family shares
+
+    @property
+    def model_type(self) -> str:
+        return self.model.config.model_type
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model reads its tokens."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.newline.dtype
+
+    def pixels(self, clip: Clip) -> Tensor:
+        """A clip's key frames as the vision tower wants them, float32 (t 3 y x)."""
+        if clip.frames is None or not len(clip.frames):
+            raise MediaError(
+                "the clip has no pictures, but this base sees by key frames; give a clip with a video track"
+            )
+        return preprocess(clip.frames, self.size, self.mean, self.std)
+
+    @torch.no_grad()
+    def encode(
+        self, pixels: Sequence[Tensor], times: Sequence[Tensor] | None = None, chunk: int | None = None
+    ) -> Visual:
+        """Key frames of b clips, each (t 3 y x), seen in one vision pass however ragged; `chunk` frames at a time if given."""
+        counts = [len(clip) for clip in pixels]
+        frames = torch.cat(list(pixels)).to(self.device, self.dtype)
+        seen = [self.look(part) for part in frames.split(chunk or len(frames))]
+        vision, tokens = (torch.cat(parts).split(counts) for parts in zip(*seen, strict=True))
+        if times is None:
+            times = [torch.arange(count, dtype=torch.float64) for count in counts]
+        clocks = [clock.to(device=self.device, dtype=torch.float64) for clock in times]
+        return Visual.stack(list(zip(vision, tokens, clocks, strict=True)))
+
+    def rows_of(self, frames: int, newline: Newline) -> int:
+        """How many visual rows, newlines included, `frames` key frames take in the prompt."""
+        return frames * self.tokens_per_frame + {"end": 1, "grid": frames * self.grid[0], "none": 0}[newline]
+
+    def pack(self, frames: Tensor, newline: Newline) -> Tensor:
+        """Visual tokens (t s d) of one clip as rows (v d). end: one newline behind the last frame; grid: one behind
+        each grid row of each frame, as the authors of PAVE train."""
+        end = self.newline.to(frames)
+        if newline == "end":
+            return torch.cat([rearrange(frames, "t s d -> (t s) d"), end[None]])
+        if newline == "none":
+            return rearrange(frames, "t s d -> (t s) d")
+        grid = rearrange(frames, "t (y x) d -> t y x d", y=self.grid[0])
+        ends = repeat(end, "d -> t y 1 d", t=len(frames), y=self.grid[0])
+        return rearrange(torch.cat([grid, ends], 2), "t y x d -> (t y x) d")
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of plain text: whatever a user writes, `<video>` and `<|im_end|>` included, stays text."""
+        ids = self._plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
+        if not set(ids).isdisjoint(self._special.values()):
+            raise BaseModelError(f"the tokenizer of {self.repo or self.model_type} has no plain spelling of {text!r}")
+        return ids
+
+    def prompt(self, question: str, template: str = "") -> tuple[list[int], list[int]]:
+        """Ids before and behind the visual rows; an empty template means the base's own."""
+        before, behind = self._pieces(template or self.template)
+        return self._ids(before, question), self._ids(behind, question)
+
+    def _ids(self, pieces: Sequence[str], question: str) -> list[int]:
+        ids: list[int] = []
+        for piece in pieces:
+            special = self._special.get(piece)
+            ids += self.encode_text(piece.replace(QUESTION, question)) if special is None else [special]
+        return ids
+
+    def _pieces(self, template: str) -> tuple[list[str], list[str]]:
+        """A template split at its special tokens, before and behind the video: only these may become special ids."""
+        if template.count(VIDEO) != 1 or template.count(QUESTION) != 1:
+            raise BaseModelError(f"a prompt template holds {VIDEO} once and {QUESTION} once, got {template!r}")
+        special = "|".join(re.escape(token) for token in sorted(self._special, key=len, reverse=True))
+        before, behind = ([p for p in re.split(f"({special})", part) if p] for part in template.split(VIDEO))
+        lacking = [word for p in before + behind if p not in self._special for word in re.findall(r"<\|\w+\|>", p)]
+        if lacking:
+            raise BaseModelError(
+                f"the tokenizer does not know {', '.join(sorted(set(lacking)))} of its prompt template"
+            )
+        return before, behind
+
+    @property
+    def stops(self) -> list[int]:
+        """Ids that end an answer: what the checkpoint says, and the end of a turn."""
+        told = self.model.generation_config.eos_token_id
+        told = [] if told is None else told if isinstance(told, list) else [told]
+        known = {self.tokenizer.eos_token_id, self.end, *told}
+        return sorted(token for token in known if token is not None)
+
+    @property
+    def end(self) -> int:
+        """The id that ends a turn: the special token behind the question in the template."""
+        _, behind = self._pieces(self.template)
+        return next(self._special[piece] for piece in behind if piece in self._special)
+
+    @property
+    def pad(self) -> int:
+        """The id of padding, which no mask ever shows to the model."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.stops[0]
+
+    def fingerprint(self) -> str:
+        """sha256 of the language model's weights as bfloat16, vocabulary rows cut to the tokenizer; computed once.
+
+        Equal for sharded and cast copies of one checkpoint; hashing 7B parameters takes seconds, so it waits until a
+        patch is applied or saved."""
+        if self._fingerprint is None:
+            self._fingerprint = self._hash()
+        return self._fingerprint
+
+    def verify(self) -> bool:
+        """Hash the weights again: are they still those of the fingerprint?"""
+        return self._hash() == self.fingerprint()
+
+    def _hash(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._weights()):
+            value = tensor.detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
+            digest.update(json.dumps([name, list(value.shape)]).encode())
+            digest.update(value.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        rows = len(self.tokenizer)
+        embedding, head = self.model.get_input_embeddings().weight, self.model.get_output_embeddings().weight
+        for name, tensor in self.language_model.named_parameters():
+            yield name, tensor[:rows] if tensor is embedding else tensor
+        if head is not embedding:
+            yield "lm_head.weight", head[:rows]
+
+    def facts(self) -> BaseFacts:
+        """What a patch file records of its base."""
+        return BaseFacts(
+            model_type=self.model_type,
+            repo=self.repo,
+            revision=self.revision,
+            dim=self.dim,
+            vision_dim=self.vision_dim,
+            tokens_per_frame=self.tokens_per_frame,
+            frames=self.frames,
+            fingerprint=self.fingerprint(),
+        )
+
+
+def _without_added_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """The same tokenizer for plain text only. `split_special_tokens` would not do: it leaves tokens that were added
+    without the mark "special" alone."""
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    described.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+    return Tokenizer.from_str(json.dumps(described))
+
+
+def families() -> list[str]:
+    """The `model_type`s that have a file in pave/bases/."""
+    return sorted(file.stem for file in (Path(__file__).parent / "bases").glob("[!_]*.py"))
+
+
+def load_base(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    quantize: str | None = None,
+    frames: int | None = None,
+) -> Base:
+    """Open a base: "playroom" (embedded, offline), a local folder, or a Hub id."""
+    if quantize is not None:
+        raise BaseModelError(f"quantize={quantize!r}: quantised bases arrive in a later version; leave quantize=None")
+    if frames is not None and frames < 1:
+        raise BaseModelError(f"frames={frames}: a base sees at least one key frame")
+    place = _place(source)
+    hub = place == str(source)
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise BaseModelError(f"{source}: cannot be opened ({cause}); give 'playroom', a folder or a Hub id") from None
+    if config.model_type not in families():
+        known = nearest(config.model_type, families())
+        raise BaseModelError(f"{source}: no file in pave/bases for model_type {config.model_type!r}; {known}")
+    family = import_module(f"pave.bases.{config.model_type}")
+    model = family.MODEL.from_pretrained(place, dtype=_dtype(dtype))
+    facts, pixels = _json(place, "pave.json"), _pixels(place)
+    return family.build(
+        model.to(_device(device)),
+        _tokenizer(place),
+        frames=frames or facts.get("frames", 32),
+        mean=pixels.get("image_mean", (0.5, 0.5, 0.5)),
+        std=pixels.get("image_std", (0.5, 0.5, 0.5)),
+        repo=str(source) if hub or source == "playroom" else "",
+        revision=getattr(config, "_commit_hash", None) or "",
+    )
+
+
+def _place(source: str | Path) -> str:
+    """Where a base lies: a folder, or the Hub id itself."""
+    if source == "playroom":
+        if not (EMBEDDED / "config.json").is_file():
+            raise BaseModelError("playroom: the embedded base is missing from this installation; reinstall pave")
+        return str(EMBEDDED)
+    if Path(source).is_dir():
+        return str(Path(source).resolve())
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise BaseModelError(
+            f"{source}: no such folder, and no Hub id (user/name); {nearest(str(source), ['playroom'])}"
+        )
+    return str(source)
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
+    if found != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise BaseModelError(f"dtype={dtype!r}: give 'auto', 'float32', 'bfloat16' or 'float16'")
+    return found
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _json(place: str, name: str) -> Mapping[str, Any]:
+    found = cached_file(
+        place, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False
+    )
+    return json.loads(Path(found).read_text("utf-8")) if found else {}
+
+
+def _pixels(place: str) -> Mapping[str, Any]:
+    """How the checkpoint normalises pixels: its own mean and standard deviation, wherever its version keeps them."""
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json"):
+        described = _json(place, name)
+        described = described.get("video_processor", described)
+        if "image_mean" in described:
+            return described
+    return {}
+
+
+def _tokenizer(place: str) -> PreTrainedTokenizerFast:
+    file = Path(place, "tokenizer.json")
+    if file.is_file() and not Path(place, "tokenizer_config.json").is_file():
+        return PreTrainedTokenizerFast(tokenizer_file=str(file))
+    return AutoTokenizer.from_pretrained(place)

@@ -1,0 +1,129 @@
+"""What one call of a patched model reads: frozen features of clips, the patches of each row, and tokens.
+
+In: features, side channels on their clocks, token rows. Out: frozen dataclasses of tensors that forward() and
+generate() accept as they are. Knows nothing of files, and computes nothing that has a gradient.
+
+b rows, t key frames, s visual tokens per key frame, q d channels before and after the projector, l tokens of a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pave.base import Base, Newline, Visual
+from pave.errors import PatchMismatch
+from pave.lora import Gate
+from pave.sidechannel import SideBatch, SideTokens, align
+
+if TYPE_CHECKING:
+    from pave.attached import Attached
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """One clip as frozen networks see it; worth caching, since no patch changes it."""
+
+    vision: Tensor  # (t s q)
+    tokens: Tensor  # (t s d)
+    times: Tensor  # (t,) seconds
+    sides: Mapping[str, SideTokens | None] = field(default_factory=dict)  # by the encoder's `spec.preprocessing`
+    absent: Mapping[str, str] = field(default_factory=dict)  # why a side channel is None
+
+    def to(self, device: torch.device | str) -> ClipFeatures:
+        """The same clip elsewhere; side tokens stay where they are until a batch is moved."""
+        vision, tokens, times = (each.to(device) for each in (self.vision, self.tokens, self.times))
+        return ClipFeatures(vision, tokens, times, self.sides, self.absent)
+
+
+@dataclass(frozen=True)
+class Use:
+    """One patch in one call: on which rows, how strongly, and what its senses perceive there. A snapshot: changing the
+    model's patches does not reach a call that has been prepared."""
+
+    name: str
+    attached: Attached
+    weight: float
+    rows: Tensor  # bool (b,) on the CPU: rows that ask for the patch
+    sides: Mapping[str, SideBatch]  # sense -> side channel of all rows
+
+    @property
+    def sensing(self) -> Tensor:
+        """Rows that ask for the patch and have at least one of its senses (b,)."""
+        present = torch.stack([side.present.cpu() for side in self.sides.values()]).any(0)
+        return self.rows & present & bool(self.weight)
+
+    def gate(self) -> Gate:
+        """Rows on which the patch's LoRA runs: those that sense something, unless the patch was trained otherwise."""
+        keep = self.attached.config.keep_lora_when_absent
+        return Gate.of(self.weight * (self.rows if keep else self.sensing))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Tensors of one call. `attention_mask` may be (b l), or (b 1 l l) with explicit `position_ids` when several
+    questions share the visual rows of one clip."""
+
+    input_ids: Tensor  # int64 (b l)
+    attention_mask: Tensor
+    visual: Visual
+    uses: tuple[Use, ...] = ()
+    newline: tuple[Newline, ...] = ()  # of each row; empty: all rows end with one newline
+    position_ids: Tensor | None = None  # int64 (b l); None: counted along the mask
+
+    def positions(self) -> Tensor:
+        """Explicit positions: left to itself, forward() of the base would count the padding on the left too."""
+        if self.position_ids is not None:
+            return self.position_ids
+        if self.attention_mask.dim() != 2:
+            raise ValueError(f"a mask of shape {tuple(self.attention_mask.shape)} needs explicit position_ids")
+        return (self.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def sides_of(attached: Attached, clips: Sequence[ClipFeatures]) -> dict[str, SideBatch]:
+    """The senses of a patch over the rows of a batch, aligned with the key frames of each row."""
+    clocks = [clip.times.cpu() for clip in clips]
+    return {
+        sense: align([clip.sides.get(facts.preprocessing) for clip in clips], clocks, facts.align)
+        for sense, facts in attached.config.senses.items()
+    }
+
+
+def tokenise(
+    base: Base, clips: Sequence[ClipFeatures], questions: Sequence[str], layouts: Sequence[tuple[Newline, str]]
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask (b l) of one question per row, padded on the left.
+
+    Ragged rows get the same number of placeholders: a beam search tells rows apart by counting them, and mixes rows up
+    without a word otherwise. The spare ones stand in the left padding, where no mask shows them, and read zero rows.
+    """
+    counts = [base.rows_of(len(clip.times), newline) for clip, (newline, _) in zip(clips, layouts, strict=True)]
+    spare = [max(counts) - count for count in counts]
+    rows = []
+    for question, count, (_, template) in zip(questions, counts, layouts, strict=True):
+        before, behind = base.prompt(question, template)
+        rows.append([*before, *[base.placeholder] * count, *behind])
+    length = max(len(row) + extra for row, extra in zip(rows, spare, strict=True))
+    ids = torch.full((len(rows), length), base.pad)
+    mask = torch.zeros(len(rows), length, dtype=torch.int64)
+    for i, (row, extra) in enumerate(zip(rows, spare, strict=True)):
+        start = length - len(row)
+        ids[i, start - extra : start] = base.placeholder
+        ids[i, start:] = torch.tensor(row)
+        mask[i, start:] = 1
+    return ids, mask
+
+
+def layout(base: Base, patches: Sequence[Attached]) -> tuple[Newline, str]:
+    """Newline layout and prompt template of a row; patches that disagree cannot share it."""
+    found = {(patch.config.newline, patch.config.prompt or base.template) for patch in patches} or {
+        ("end", base.template)
+    }
+    if len(found) > 1:
+        names = ", ".join(f"{patch.config.name} (newline: {patch.config.newline})" for patch in patches)
+        raise PatchMismatch(names, "these patches lay out the prompt differently", "use one of them per question")
+    return found.pop()

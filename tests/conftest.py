@@ -1,0 +1,131 @@
+"""Small real parts for every test: a seeded LLaVA-OneVision of a few layers, its byte-level tokenizer, clips with sound."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from pave.base import Base
+from pave.bases.llava_onevision import build
+from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
+from pave.encoder import load_encoder
+from pave.media import Clip
+from pave.model import PatchedModel
+
+FRAMES, SIDE = 4, 56  # key frames of a clip; pixels a side: a 4 x 4 patch grid, pooled to 2 x 2 visual tokens
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE like Qwen2's, learned from one sentence."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    learner = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
+    )
+    core.train_from_iterator(["system user assistant You are a helpful assistant. What do you hear?"], learner)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def make_base(tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype = torch.float32, seed: int = 0) -> Base:
+    """A base whose visual tokens matter: with the usual initial scale they would hardly reach the logits."""
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=SIDE,
+            patch_size=14,
+            vision_use_head=False,
+        ),
+        text_config=Qwen2Config(
+            vocab_size=len(tokenizer) + 12,  # padded rows, as Qwen2's checkpoints have them
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+        ),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_grid_pinpoints=[[SIDE, SIDE]],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaOnevisionForConditionalGeneration(config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.15)
+    return build(model.to(dtype), tokenizer, frames=FRAMES)
+
+
+@pytest.fixture
+def base(tokenizer: PreTrainedTokenizerFast) -> Base:
+    return make_base(tokenizer)
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def model(tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype) -> PatchedModel:
+    return PatchedModel(make_base(tokenizer, dtype))
+
+
+def make_clip(seed: int = 0, frames: int = FRAMES, sound: bool = True) -> Clip:
+    """Noise to look at; a tone in noise to listen to, one second per key frame."""
+    draw = torch.Generator().manual_seed(seed)
+    pictures = torch.randint(0, 256, (frames, 3, SIDE, SIDE), generator=draw, dtype=torch.uint8)
+    times = torch.arange(frames, dtype=torch.float64)
+    return Clip.from_frames(
+        pictures, times, audio=_sound(frames, draw) if sound else None, rate=16_000 if sound else None
+    )
+
+
+def _sound(seconds: int, draw: torch.Generator) -> Tensor:
+    clock = torch.arange(16_000 * seconds) / 16_000
+    pitch = 200 + 2000 * torch.rand(1, generator=draw)
+    return (0.5 * torch.sin(2 * math.pi * pitch * clock) + 0.05 * torch.randn(len(clock), generator=draw))[None]
+
+
+def make_config(base: Base, name: str = "ears", **changes: object) -> PatchConfig:
+    """A patch that hears log-mel, small enough for this base."""
+    options: dict[str, object] = {"bands": 16, "rate": 5}
+    spec = load_encoder("logmel", **options).spec
+    hearing = SenseFacts(encoder="logmel", options=options, dim=spec.dim, preprocessing=spec.preprocessing)
+    fields: dict[str, object] = {
+        "senses": {"audio": hearing},
+        "fusion": FusionConfig(width=32, heads=2),
+        "lora": LoraConfig(r=4, lora_alpha=8),
+    }
+    return PatchConfig(name=name, base=base.facts(), **(fields | changes))  # type: ignore[arg-type]
+
+
+def awaken(model: PatchedModel, name: str, scale: float = 0.5, seed: int = 1) -> None:
+    """Give an untrained patch weights that act: everything that begins at zero gets noise."""
+    draw = torch.Generator().manual_seed(seed)
+    attached, _ = model._found(name)
+    for parameter in attached.parameters():
+        if not parameter.any():
+            noise = torch.randn(parameter.shape, generator=draw)
+            parameter.data.copy_(scale * noise)
