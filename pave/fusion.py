@@ -170,9 +170,8 @@ class Official(Fusion):
         self.cross_attn_layers = nn.ModuleList(
             _Layer(width, embed, self.heads, own=config.values == "own") for _ in range(config.layers)
         )
-        self.output_mapping = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, self.visual_dim)
-        )
+        last = nn.Linear(2 * width, self.visual_dim)
+        self.output_mapping = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), last)
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
