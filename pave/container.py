@@ -1,0 +1,213 @@
+"""A media file, opened safely, and its packets.
+
+In: a path. Out: a `Survey` of what the file holds (found by walking over its packets, because headers lie), and decoded
+frames of one track. Refuses whatever is no plain media file, before FFmpeg touches it. Knows nothing of what is wanted.
+
+A stamp is a presentation time in ticks of the track's time base.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import av
+from av.error import FFmpegError
+from av.stream import Disposition
+
+from pave.errors import MediaError
+
+MAX_SIDE = 16384  # pixels: larger pictures are damaged headers or attacks, not video
+UNKNOWN = -(1 << 62)  # below every real stamp
+THREADS_FROM = 640 * 360  # pixels: below, threads cost more than they save
+
+
+class Track(NamedTuple):
+    """The video track: what its header says."""
+
+    index: int
+    base: Fraction  # seconds of one tick
+    gap: Fraction  # usual seconds between two pictures
+    size: tuple[int, int]  # y x
+
+
+class Packet(NamedTuple):
+    """One coded picture, as the survey sees it without decoding."""
+
+    stamp: int  # UNKNOWN when the file does not tell
+    key: bool
+    shown: bool  # False: only a reference for others (cut off by an edit list, or flagged as damaged)
+
+
+@dataclass
+class Survey:
+    """What a file holds, found by walking over its packets."""
+
+    kind: str
+    video: Track | None = None
+    audio: list[int] = field(default_factory=list)
+    packets: list[Packet] = field(default_factory=list)
+    promised: float | None = None  # seconds that the header announces
+    reached: float = 0.0  # seconds that packets cover
+    frames: int = 0  # pictures that the header announces, 0 when it does not
+    warnings: list[str] = field(default_factory=list)
+
+
+def refuse(path: str, cause: str, remedy: str) -> MediaError:
+    """A MediaError that names the file, the cause and the remedy."""
+    return MediaError(f"{path}: {cause}; {remedy}")
+
+
+def decoder() -> str:
+    """Name and versions of the decoder, for reports and run cards."""
+    return f"PyAV {av.__version__} (FFmpeg {av.ffmpeg_version_info})"
+
+
+def check_file(path: str) -> None:
+    """Refuse what is not a plain file with media in it, before FFmpeg touches it (a named pipe would block it)."""
+    if "://" in path:
+        raise refuse(path, "is an address, not a file", "download it first")
+    try:
+        info = os.stat(path)
+        if stat.S_ISDIR(info.st_mode):
+            raise refuse(path, "is a folder", "name a file in it")
+        if not stat.S_ISREG(info.st_mode):
+            raise refuse(path, "is a pipe or a device, not a file", "save the media to a file first")
+        if info.st_size == 0:
+            raise refuse(path, "is empty (0 bytes)", "fetch or record it again")
+        with open(path, "rb") as file:
+            head = file.read(256)
+    except FileNotFoundError:
+        raise refuse(path, "no such file", "check the name and the folder") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise refuse(path, f"cannot be read ({error})", "check its name and permissions") from None
+    check_head(path, head.lstrip(b"\xef\xbb\xbf \t\r\n"))
+
+
+def check_head(path: str, head: bytes) -> None:
+    """Name the usual impostors. Playlists are refused because they make FFmpeg open other files."""
+    if head.startswith(b"version https://git-lfs"):
+        raise refuse(path, "is a git-LFS pointer, not the media itself", "run `git lfs pull`")
+    if head[:9].lower().startswith((b"<!doctype", b"<html")):
+        raise refuse(path, "is a web page, not media", "the download went wrong: fetch the file itself")
+    if head.startswith((b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD")):
+        raise refuse(path, "is a playlist, not media", "name the media file that it points to")
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Any]:
+    """The file as a PyAV container that can read nothing but this file."""
+    try:
+        # "file:" stops names such as "concat:a|b" or "http:x" from being understood as protocols.
+        container = av.open(
+            f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file", "pattern_type": "none"}
+        )
+    except (FFmpegError, UnicodeError) as error:
+        raise refuse(path, *why_not_opened(path, error)) from None
+    with container:
+        if container.format.name in ("tty", "concat", "hls", "dash", "lavfi", "sdp"):
+            raise refuse(path, f"is not media (FFmpeg takes it for {container.format.name!r})", "name a video file")
+        yield container
+
+
+def why_not_opened(path: str, error: Exception) -> tuple[str, str]:
+    """Cause and remedy of a file that FFmpeg does not open."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp":
+        return "is an MP4 whose index is missing or damaged", "it was probably cut short: fetch or record it again"
+    reason = str(error).split("'")[0].strip(" :[]0123456789") or type(error).__name__
+    return f"is not a media file that FFmpeg can open ({reason})", "name a video, sound or image file"
+
+
+def walk(path: str) -> Survey:
+    """Walk over all packets without decoding any."""
+    with opened(path) as container:
+        pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        survey = Survey(container.format.name, audio=[s.index for s in container.streams.audio])
+        if not pictures and not survey.audio:
+            kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+            raise refuse(path, f"holds neither pictures nor sound (only {kinds})", "name a video, sound or image file")
+        if pictures:
+            survey.video = track_of(path, pictures[0])
+            survey.frames = pictures[0].frames if "mp4" in survey.kind else 0  # AVI counts ticks, not pictures
+        if len(pictures) > 1:
+            survey.warnings.append(f"{len(pictures)} video tracks: the first is used")
+        if container.duration and "mp3" not in survey.kind:  # an MP3's length is a guess from its bit rate
+            survey.promised = container.duration / av.time_base
+        begin = (container.start_time or 0) / av.time_base
+        ticks = [float(stream.time_base or 0) for stream in container.streams]
+        try:
+            for packet in container.demux():
+                note(packet, survey, begin, ticks)
+        except FFmpegError as error:
+            survey.warnings.append(f"reading stopped at {survey.reached:.2f} s: {type(error).__name__}")
+    return survey
+
+
+def note(packet: Any, survey: Survey, begin: float, ticks: list[float]) -> None:
+    """Write one packet into the survey."""
+    if not packet.size:
+        return
+    index, stamp = packet.stream_index, packet.pts
+    if survey.video is not None and index == survey.video.index:
+        shown = not (packet.is_discard or packet.is_corrupt)
+        survey.packets.append(Packet(UNKNOWN if stamp is None else stamp, packet.is_keyframe, shown))
+    if stamp is not None:
+        survey.reached = max(survey.reached, (stamp + (packet.duration or 0)) * ticks[index] - begin)
+
+
+def track_of(path: str, stream: Any) -> Track:
+    """The header of a video track; pictures that no camera makes are refused here."""
+    context = stream.codec_context
+    if context is None:
+        raise refuse(path, "its video track uses a codec unknown to this FFmpeg", "re-encode it as H.264")
+    if max(context.width, context.height) > MAX_SIDE:
+        cause = f"its pictures are {context.width}x{context.height} pixels, more than {MAX_SIDE} a side"
+        raise refuse(path, cause, "scale it down first")
+    pace = stream.average_rate or stream.guessed_rate
+    return Track(stream.index, stream.time_base, 1 / pace if pace else Fraction(0), (context.height, context.width))
+
+
+def stamped(container: Any, track: Track, feed: list[bool] | None = None) -> Iterator[tuple[int, Any]]:
+    """Decoded pictures with their stamps; a stream without stamps gets them from its frame rate."""
+    stream = container.streams[track.index]
+    if track.size[0] * track.size[1] < THREADS_FROM:
+        stream.codec_context.thread_count = 1
+    else:
+        stream.codec_context.thread_type = "AUTO"
+    stamp, step = None, max(round(track.gap / track.base), 1)
+    for frame in decoded(container, stream, feed):
+        stamp = frame.pts if frame.pts is not None else 0 if stamp is None else stamp + step
+        yield stamp, frame
+
+
+def decoded(container: Any, stream: Any, feed: list[bool] | None = None) -> Iterator[Any]:
+    """Every frame that decodes, or those of the packets that `feed` marks; damaged packets are passed over."""
+    context, number, dirty = stream.codec_context, -1, False
+    try:
+        for packet in container.demux(stream):
+            number += bool(packet.size)  # the packet without content at the end asks the decoder for what it holds back
+            if packet.size and feed is not None and not feed[number]:
+                if dirty:
+                    yield from tried(context, None)
+                    context.flush_buffers()
+                dirty = False
+            elif packet.size or dirty:
+                dirty = True
+                yield from tried(context, packet)
+    except FFmpegError:
+        return  # the survey met the same end and has warned
+
+
+def tried(context: Any, packet: Any) -> list[Any]:
+    """Frames of one packet, none when it is damaged."""
+    try:
+        return context.decode(packet)
+    except FFmpegError:
+        return []

@@ -1,0 +1,323 @@
+"""One media file -> arrays on one clock.
+
+In: a `Request` (which file, which pictures, sound or not). Out: `Decoded`: pictures, their seconds, sound, and the
+facts that the report tells. Knows nothing of torch, models or processes, so that a worker starts fast.
+
+Clock: the first picture's time stamp is 0 s; sound is placed on the same clock by its own time stamps. A file without
+pictures starts at its first sample. What counts is what decodes. Three short passes over the file (survey, pictures,
+sound) hold no more pictures in memory than were asked for.
+
+Legend: t pictures, y x pixels, c channels, n samples. A stamp is a presentation time in ticks of the track's time base.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil, floor, inf
+from typing import Any, NamedTuple
+
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from einops import rearrange
+
+from pave.container import UNKNOWN, Packet, Survey, Track, check_file, decoded, decoder, opened, refuse, stamped, walk
+
+MAX_BYTES = 4 << 30  # of decoded pictures, and of decoded sound, in one clip
+GAP_SECONDS = (
+    0.05  # a hole in the sound longer than this is filled with silence, so that later sound stays on the clock
+)
+SHORT = 0.9  # less than this part of the promised length: the report calls the file cut short
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read of which file. `fps` goes before `frames`; both None: every picture; `frames` 0: none."""
+
+    path: str
+    frames: int | None = 32
+    fps: float | None = None
+    audio: bool = True
+    mono: bool = True
+    start: float | None = None  # seconds on the clip's clock
+    end: float | None = None  # seconds, exclusive
+
+
+@dataclass
+class Decoded:
+    """Arrays of one clip, and what the report says about it."""
+
+    frames: np.ndarray | None = None  # uint8 (t y x 3)
+    times: np.ndarray | None = None  # float64 (t,)
+    audio: np.ndarray | None = None  # float32 (c n)
+    rate: int | None = None
+    audio_start: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def decode(request: Request) -> Decoded:
+    """Read what was asked for, or raise a MediaError that says what is wrong with the file."""
+    check_window(request)
+    check_file(request.path)
+    survey = walk(request.path)
+    result = Decoded()
+    origin = read_pictures(request, survey, survey.video, result) if survey.video else None
+    if request.audio:
+        read_sound(request, survey, origin, result)
+    else:
+        result.facts["audio"] = "not asked for"
+    if origin is None and result.audio is None:
+        if survey.video is None and not request.audio:
+            raise refuse(request.path, "holds sound only and audio=False was asked", "read it with audio=True")
+        raise refuse(request.path, "nothing in it decodes", "the file is damaged: fetch or record it again")
+    if survey.promised and survey.reached < SHORT * survey.promised:
+        survey.warnings.insert(
+            0, f"cut short: {survey.reached:.2f} s of the promised {survey.promised:.2f} s are there"
+        )
+    result.facts |= {"decoder": decoder(), "warnings": survey.warnings}
+    return result
+
+
+def check_window(request: Request) -> None:
+    """Refuse a request that no file can answer."""
+    start, end = request.start or 0.0, request.end
+    if request.frames is not None and request.frames < 0:
+        raise refuse(request.path, f"frames={request.frames} was asked", "ask for 0 or more")
+    if request.fps is not None and not 0 < request.fps <= 1e6:
+        raise refuse(request.path, f"fps={request.fps} was asked", "ask for a rate above 0")
+    if not 0 <= start < float("inf") or (end is not None and not end > start):
+        raise refuse(request.path, f"the span {start} s to {end} s is empty", "ask for 0 <= start < end")
+
+
+# ---------------------------------------------------------------- pictures
+
+
+class Picks(NamedTuple):
+    """The instants asked for (ticks, exact), and the stamp of the picture on screen at each."""
+
+    targets: Sequence[Fraction | int]
+    stamps: Sequence[int]
+
+
+def read_pictures(request: Request, survey: Survey, track: Track, result: Decoded) -> Fraction | None:
+    """Fill in pictures and their seconds. Returns the first stamp in seconds, None when none decodes."""
+    path, packets = request.path, survey.packets
+    stamps = sorted({p.stamp for p in packets if p.shown})
+    picks, found = None, {}
+    if stamps and stamps[0] > UNKNOWN:
+        picks = pick(stamps, request, track)
+        wanted = {*picks.stamps, stamps[0]}  # the first picture sets the clock, so it must decode too
+        found = collect(path, track, wanted, needed(packets, wanted))
+    if picks is None or not found.keys() >= {*picks.stamps, stamps[0]}:
+        # Stamps are missing, or packets do not decode as announced: decode everything to learn what is really there.
+        with opened(path) as container:
+            stamps = sorted({stamp for stamp, _ in stamped(container, track)})
+        if len(stamps) < len(packets):
+            survey.warnings.append(f"damaged: {len(stamps)} of {len(packets)} coded pictures decode")
+        if not stamps:
+            return None
+        picks = pick(stamps, request, track)
+        found = collect(path, track, {*picks.stamps, stamps[0]})
+    if picks.stamps:
+        result.frames = np.stack([found[s] for s in picks.stamps])
+        result.times = np.array([float((t - stamps[0]) * track.base) for t in picks.targets])
+    seconds = float((stamps[-1] - stamps[0]) * track.base + track.gap)
+    result.facts |= {"pictures": len(stamps), "expected": max(survey.frames, len(packets)), "seconds": seconds}
+    return stamps[0] * track.base
+
+
+def pick(stamps: list[int], request: Request, track: Track) -> Picks:
+    """The rule of key frames: instant i is linspace(first, last, t)[i]; its picture has the greatest stamp <= it.
+
+    Stamps are sorted. The arithmetic is exact: a rounding error of linspace would show the picture before.
+    """
+    shown = within(stamps, request, track)
+    first, last = shown[0], shown[-1]
+    if request.fps is not None:
+        step = 1 / (Fraction(request.fps).limit_denominator(100_000) * track.base)
+        count = int((last - first) / step) + 1
+    elif request.frames is not None:
+        count = request.frames if first < last else min(request.frames, 1)
+        step = Fraction(last - first, max(count - 1, 1))
+    else:
+        count, step = len(shown), None
+    size = count * track.size[0] * track.size[1] * 3
+    if size > MAX_BYTES:
+        cause = f"{count} pictures of {track.size[1]}x{track.size[0]} need {size / 2**30:.1f} GiB"
+        raise refuse(request.path, cause, "ask for fewer frames, a lower fps or a shorter span (start, end)")
+    targets = shown if step is None else [first + i * step for i in range(count)]
+    return Picks(targets, [shown[bisect_right(shown, floor(t)) - 1] for t in targets])
+
+
+def within(stamps: list[int], request: Request, track: Track) -> list[int]:
+    """The stamps in [start, end); when the span falls between two pictures, the one that is on screen."""
+    start = stamps[0] + Fraction(request.start or 0) / track.base
+    first = bisect_left(stamps, start)
+    last = len(stamps) if request.end is None else bisect_left(stamps, stamps[0] + Fraction(request.end) / track.base)
+    if first < last:
+        return stamps[first:last]
+    if start > stamps[-1] + track.gap / track.base:
+        seconds = float((stamps[-1] - stamps[0]) * track.base + track.gap)
+        cause = f"start={request.start} s lies behind its last picture ({seconds:.2f} s)"
+        raise refuse(request.path, cause, "ask for an earlier span")
+    return stamps[bisect_right(stamps, start) - 1 :][:1]
+
+
+def needed(packets: list[Packet], wanted: set[int]) -> list[bool]:
+    """Which packets must be decoded to see the wanted pictures: from the key packet before each up to its own.
+
+    A key packet with a later stamp does not do: the picture is then a leading one that refers to the group before.
+    """
+    feed, covered, key = [False] * len(packets), 0, 0
+    keys = [n for n, packet in enumerate(packets) if packet.key]
+    for n in (n for n, packet in enumerate(packets) if packet.stamp in wanted):
+        key = bisect_right(keys, n)
+        while key and packets[keys[key - 1]].stamp > packets[n].stamp:
+            key -= 1
+        begin = max(keys[key - 1] if key else 0, covered)
+        feed[begin : n + 1] = [True] * (n + 1 - begin)
+        covered = n + 1
+    return feed
+
+
+def collect(path: str, track: Track, wanted: set, feed: list[bool] | None = None) -> dict[int, np.ndarray]:
+    """The wanted pictures (y x 3) by stamp. A picture whose size differs from the first one's is scaled to it."""
+    found: dict[int, np.ndarray] = {}
+    size, scaler = {}, VideoReformatter()  # one for all pictures: setting it up costs more than a small picture
+    with opened(path) as container:
+        for stamp, frame in stamped(container, track, feed):
+            if stamp in wanted and stamp not in found:
+                size = size or {"width": frame.width, "height": frame.height}
+                found[stamp] = upright(scaler.reformat(frame, format="rgb24", **size).to_ndarray(), frame)
+                if len(found) == len(wanted):
+                    break
+    return found
+
+
+def upright(picture: np.ndarray, frame: Any) -> np.ndarray:
+    """Turn and mirror a picture (y x 3) as the display matrix of its file says; PyAV leaves that to us."""
+    if "DISPLAYMATRIX" not in frame.side_data:
+        return picture
+    # libavutil/display.h: nine int32, row-major; x' = a x + c y, y' = b x + d y, with y pointing down.
+    a, b, _, c, d = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)[:5].astype(float)
+    across, down = a, d
+    if abs(b) > abs(a):
+        picture, across, down = rearrange(picture, "y x c -> x y c"), c, b
+    picture = picture[:, ::-1] if across < 0 else picture
+    return picture[::-1] if down < 0 else picture
+
+
+# ---------------------------------------------------------------- sound
+
+
+def read_sound(request: Request, survey: Survey, origin: Fraction | None, result: Decoded) -> None:
+    """Fill in the first sound track that decodes, on the clock that starts at `origin` seconds."""
+    for number, index in enumerate(survey.audio):
+        with opened(request.path) as container:
+            stream = container.streams[index]
+            context = stream.codec_context
+            name = context.name if context else "unknown codec"
+            sound = Sound(request, origin)
+            if context is not None:
+                for frame in decoded(container, stream):
+                    if not sound.add(frame):
+                        break
+        if sound.rate is None:
+            survey.warnings.append(f"sound track {number + 1} ({name}) does not decode")
+            continue
+        survey.warnings += sound.warnings
+        if len(survey.audio) > 1:
+            survey.warnings.append(f"{len(survey.audio)} sound tracks: number {number + 1} is used")
+        sound.finish(result)
+        if result.audio is not None:
+            channels = "mono" if sound.channels == 1 else f"{sound.channels} channels"
+            result.facts["audio"] = f"{name}, {sound.rate} Hz, {channels}, {sound.seconds:.2f} s"
+        else:
+            result.facts["audio"] = "no sound in the span that was asked for"
+        result.facts.setdefault("seconds", sound.seconds)
+        return
+    result.facts["audio"] = "no sound track decodes" if survey.audio else "no audio track"
+
+
+class Sound:
+    """Pieces of one sound track, each put at the place that its stamp names."""
+
+    def __init__(self, request: Request, origin: Fraction | None) -> None:
+        self.request, self.origin = request, origin
+        self.rate: int | None = None
+        self.channels, self.tick = 0, 0.0
+        self.first: int | None = None  # stamp of the first frame
+        self.begin = 0.0  # seconds of the first sample on the clip's clock
+        self.place = 0  # samples so far, counted from `begin`
+        self.pieces: list[tuple[int, np.ndarray]] = []
+        self.warnings: list[str] = []
+
+    @property
+    def seconds(self) -> float:
+        """Length of the whole track."""
+        return self.place / (self.rate or 1)
+
+    def add(self, frame: Any) -> bool:
+        """Take one decoded frame; False when the rest of the track cannot be used."""
+        wave = waveform(frame)
+        if self.rate is None:
+            self.rate, self.channels, self.tick = frame.sample_rate, len(wave), float(frame.time_base)
+            self.first = frame.pts
+            if self.origin is not None and frame.pts is not None:
+                self.begin = float(frame.pts * frame.time_base - self.origin)
+        if (frame.sample_rate, len(wave)) != (self.rate, self.channels):
+            self.warnings.append(
+                f"the sound changes its rate or channels at {self.seconds:.2f} s: the rest is left out"
+            )
+            return False
+        if frame.pts is not None and self.first is not None:
+            ahead = (frame.pts - self.first) * self.tick - self.seconds
+            if ahead > GAP_SECONDS:
+                self.warnings.append(f"{ahead:.2f} s of sound are missing at {self.begin + self.seconds:.2f} s")
+                self.place += round(ahead * frame.sample_rate)
+        if self.request.mono and len(wave) > 1:
+            wave = wave.mean(0, keepdims=True)
+        self.keep(wave)
+        return True
+
+    def keep(self, wave: np.ndarray) -> None:
+        """Store the part of a piece (c n) that lies in the span asked for."""
+        rate = self.rate or 1
+        first = ceil(((self.request.start or 0) - self.begin) * rate) if self.request.start is not None else 0
+        last = inf if self.request.end is None else ceil((self.request.end - self.begin) * rate)
+        low, high = max(first - self.place, 0), min(last - self.place, wave.shape[1])
+        if low < high:
+            piece = wave[:, low : int(high)]
+            self.pieces.append((self.place + low, piece))
+            span = self.place + int(high) - self.pieces[0][0]
+            if span * len(wave) * 4 > MAX_BYTES:
+                cause = f"{span / rate:.0f} s of sound need more than {MAX_BYTES >> 30} GiB"
+                raise refuse(self.request.path, cause, "ask for a shorter span (start, end)")
+        self.place += wave.shape[1]
+
+    def finish(self, result: Decoded) -> None:
+        """Lay the pieces out; holes are silence."""
+        if not self.pieces or self.rate is None:
+            return
+        start, (last, tail) = self.pieces[0][0], self.pieces[-1]
+        sound = np.zeros((len(tail), last + tail.shape[1] - start), np.float32)
+        for place, piece in self.pieces:
+            sound[:, place - start : place - start + piece.shape[1]] = piece
+        if not np.isfinite(sound).all():
+            self.warnings.append("samples that are not numbers were set to silence")
+            sound = np.nan_to_num(sound, nan=0.0, posinf=0.0, neginf=0.0)
+        result.audio, result.rate = sound.clip(-1, 1), self.rate
+        result.audio_start = self.begin + start / self.rate
+
+
+def waveform(frame: Any) -> np.ndarray:
+    """Samples (c n) of one decoded frame as float32, full scale = 1."""
+    wave = frame.to_ndarray()
+    if frame.format.is_packed:
+        wave = rearrange(wave, "1 (n c) -> c n", c=frame.layout.nb_channels)
+    if wave.dtype == np.uint8:
+        return (wave.astype(np.float32) - 128) / 128
+    scale = 1 if wave.dtype.kind == "f" else -float(np.iinfo(wave.dtype).min)
+    return (wave / scale).astype(np.float32)

@@ -1,0 +1,309 @@
+"""Clips: decoded media on one clock.
+
+In: a media file (read in a worker process with a time limit), or arrays that the user already has. Out: a `Clip` with
+any subset of pictures, sound and further signals, and a `Report` of what was found. Also the two transforms that belong
+to media and not to a model: `preprocess` (pixels of a vision tower) and `resample` (sound). Knows nothing of models.
+
+Legend: t key frames, y x pixels, c channels, n samples, τ steps of a sensor.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from pave.errors import MediaError, SignalError
+
+TIMEOUT = 30.0  # seconds of decoding per file: a silent hang is the worst failure of a training run
+SINC_WIDTH = 6  # zero crossings on each side; with the roll-off these are the defaults of torchaudio, so that
+SINC_ROLLOFF = 0.99  # encoders trained on its resampled sound hear the same here
+MAX_KERNEL = 1 << 25  # numbers: two rates without a common step would need gigabytes of filter
+
+
+@dataclass(frozen=True)
+class Report:
+    """What reading a clip found. `print(report)` gives one line, and one more per warning."""
+
+    source: str = "arrays"
+    pictures: int = 0  # decodable pictures in the file
+    expected: int = 0  # pictures that the header or the coded packets promise
+    size: tuple[int, int] | None = None  # y x, after rotation
+    seconds: float = 0.0  # length of the pictures, or of the sound when there are none
+    audio: str = "no audio track"  # what the sound is, or why there is none
+    decoder: str = "none"
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        count = f"{self.pictures}" if self.pictures >= self.expected else f"{self.pictures} of {self.expected}"
+        size = f" of {self.size[1]}x{self.size[0]}" if self.size else ""
+        plural = "picture" if count == "1" else "pictures"
+        pictures = f"{count} {plural}{size}" if self.pictures else "no pictures"
+        head = f"{os.path.basename(self.source)}: {self.seconds:.2f} s, {pictures}; sound: {self.audio}"
+        return "\n".join([head, *(f"  warning: {text}" for text in self.warnings)])
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A sensor's stream: values (τ c) at times (τ,) in seconds on the clip's clock."""
+
+    values: Tensor
+    times: Tensor
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.times.shape != self.values.shape[:1]:
+            shapes = f"values {tuple(self.values.shape)} and times {tuple(self.times.shape)}"
+            raise SignalError(f"a signal needs values (τ c) and times (τ,), got {shapes}")
+        if not (self.values.isfinite().all() and self.times.isfinite().all()):
+            raise SignalError("a signal holds values or times that are not finite; drop those steps")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Decoded media on one clock; any stream may be absent, and only who needs it refuses."""
+
+    frames: Tensor | None = None  # uint8 (t 3 y x), upright
+    times: Tensor | None = None  # float64 (t,) seconds; the file's first picture is at 0
+    audio: Tensor | None = None  # float32 (c n) in [-1, 1]
+    rate: int | None = None  # Hz of `audio`
+    audio_start: float = 0.0  # seconds: the first sample on the clip's clock
+    signals: Mapping[str, Any] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | os.PathLike,
+        *,
+        frames: int | None = 32,
+        fps: float | None = None,
+        audio: bool = True,
+        audio_rate: int | None = 16000,
+        mono: bool = True,
+        start: float | None = None,
+        end: float | None = None,
+        timeout: float | None = TIMEOUT,
+    ) -> Clip:
+        """Read a video, sound or image file.
+
+        frames: key frames at equal distances in time; frame i is the picture on screen at
+            linspace(first stamp, last stamp, frames)[i], and that instant is its time. Pictures repeat when there are
+            fewer; a single picture gives one frame. 0: none. None: every picture, at its own time.
+        fps: pictures at this rate instead.
+        audio_rate: Hz that the sound is resampled to; None keeps the file's. mono: mean of the channels.
+        start, end: seconds on the file's clock; times stay those of the whole file.
+        timeout: seconds of wall clock, kept by killing a worker process; None decodes in this process, without a limit.
+        """
+        from pave.decode import Request, decode
+        from pave.worker import decode_within
+
+        # A worker's folder is the one it was started in, so names are made absolute (addresses are refused by name).
+        path = os.fsdecode(path)
+        full = path if "://" in path else os.path.abspath(path)
+        request = Request(full, frames, fps, audio, mono, start, end)
+        found = decode(request) if timeout is None else decode_within(request, timeout)
+        pictures = None if found.frames is None else rearrange(torch.from_numpy(found.frames), "t y x c -> t c y x")
+        sound, rate = None if found.audio is None else torch.from_numpy(found.audio), found.rate
+        if sound is not None and rate and audio_rate:
+            sound, rate = resample(sound, rate, audio_rate).clamp(-1, 1), audio_rate
+        facts: dict[str, Any] = {**found.facts, "warnings": tuple(found.facts["warnings"])}
+        return cls(
+            frames=None if pictures is None else pictures.contiguous(),
+            times=None if found.times is None else torch.from_numpy(found.times),
+            audio=sound,
+            rate=rate,
+            audio_start=found.audio_start,
+            report=Report(source=path, size=size_of(pictures), **facts),
+        )
+
+    @classmethod
+    def from_frames(
+        cls,
+        frames: Any = None,
+        times: Any = None,
+        audio: Any = None,
+        rate: int | None = None,
+        **signals: Any,
+    ) -> Clip:
+        """A clip from what the user already has.
+
+        frames: uint8 (t 3 y x) or (t y x 3), one picture (3 y x) or (y x 3), a PIL image, or a list of images.
+        times: seconds of the frames; without them the frames spread evenly over the sound, or stand 1 s apart.
+        audio: (n,) or (c n) float in [-1, 1] or int16, at `rate` Hz, starting at 0 s.
+        signals: further streams by name; a pair (values (τ c), times (τ,)) becomes a `Signal`.
+        """
+        pictures = None if frames is None else pictures_of(frames)
+        sound = None if audio is None else sound_of(audio, rate)
+        seconds = 0.0 if sound is None or rate is None else sound.shape[1] / rate
+        warnings, clock = [], None
+        if pictures is not None:
+            count = len(pictures)
+            if times is not None:
+                clock = times_of(times, count)
+            elif seconds:
+                clock = torch.linspace(0, seconds, count, dtype=torch.float64)
+            else:
+                clock = torch.arange(count, dtype=torch.float64)
+                warnings += ["no times were given: the frames are taken to be 1 s apart"] if count > 1 else []
+            seconds = float(clock[-1] - clock[0]) if count > 1 else 0.0
+        report = Report(
+            pictures=0 if pictures is None else len(pictures),
+            expected=0 if pictures is None else len(pictures),
+            size=size_of(pictures),
+            seconds=seconds,
+            audio="no audio was given" if sound is None else f"array, {rate} Hz, {sound.shape[1] / (rate or 1):.2f} s",
+            warnings=tuple(warnings),
+        )
+        return cls(pictures, clock, sound, rate if sound is not None else None, 0.0, signals_of(signals), report)
+
+
+def decode_many(
+    paths: Iterable[str | os.PathLike], *, workers: int = 1, timeout: float = TIMEOUT, **options: Any
+) -> Iterator[Clip | MediaError]:
+    """`Clip.read` of many files in `workers` processes: results in order, a MediaError in place of a bad file.
+
+    No more than two files per worker are read ahead, so that memory stays small however long the list is.
+    """
+    ahead: deque[Future[Clip | MediaError]] = deque()
+
+    def attempt(path: str | os.PathLike) -> Clip | MediaError:
+        try:
+            return Clip.read(path, timeout=timeout, **options)
+        except MediaError as error:
+            return error
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        for path in paths:
+            ahead.append(pool.submit(attempt, path))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def size_of(pictures: Tensor | None) -> tuple[int, int] | None:
+    """Height and width of pictures."""
+    return None if pictures is None else (pictures.shape[2], pictures.shape[3])
+
+
+def pictures_of(frames: Any) -> Tensor:
+    """Frames in any of the accepted forms as uint8 (t 3 y x)."""
+    if isinstance(frames, Sequence):
+        if not frames:
+            raise MediaError("frames is an empty list; give at least one picture")
+        parts = [pictures_of(picture) for picture in frames]
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise MediaError(
+                f"frames have {len({part.shape[1:] for part in parts})} different sizes; scale them to one"
+            )
+        return torch.cat(parts)
+    if hasattr(frames, "convert"):  # a PIL image; PIL need not be imported to know one
+        frames = np.asarray(frames.convert("RGB"))
+    pictures = torch.as_tensor(frames)
+    if pictures.dtype != torch.uint8:
+        raise MediaError(f"frames are {pictures.dtype}; give uint8 in 0..255, e.g. (x * 255).round().to(torch.uint8)")
+    pictures = pictures[None] if pictures.ndim == 3 else pictures
+    if pictures.ndim == 4 and pictures.shape[1] != 3 and pictures.shape[3] == 3:
+        pictures = rearrange(pictures, "t y x c -> t c y x")
+    if pictures.ndim != 4 or pictures.shape[1] != 3 or 0 in pictures.shape:
+        raise MediaError(f"frames have shape {tuple(torch.as_tensor(frames).shape)}; give (t 3 y x) or (t y x 3)")
+    return pictures.contiguous()
+
+
+def times_of(times: Any, count: int) -> Tensor:
+    """Seconds of the frames as float64 (t,), checked."""
+    clock = torch.as_tensor(times, dtype=torch.float64)
+    if clock.shape != (count,):
+        raise MediaError(f"times have shape {tuple(clock.shape)} but there are {count} frames; give one per frame")
+    if not clock.isfinite().all() or (clock.diff() < 0).any():
+        raise MediaError("times are not finite or run backwards; give seconds in rising order")
+    return clock
+
+
+def sound_of(audio: Any, rate: int | None) -> Tensor:
+    """Sound in any of the accepted forms as float32 (c n)."""
+    if not rate or rate < 0:
+        raise MediaError(f"audio needs its rate in Hz, got rate={rate}")
+    sound = torch.as_tensor(audio)
+    sound = sound[None] if sound.ndim == 1 else sound
+    if sound.ndim != 2 or sound.shape[0] > 64:
+        raise MediaError(f"audio has shape {tuple(sound.shape)}; give (n,) or (channels, n)")
+    if sound.dtype == torch.int16:
+        sound = sound.float() / 32768
+    if not sound.is_floating_point():
+        raise MediaError(f"audio is {sound.dtype}; give float in [-1, 1] or int16")
+    if not sound.isfinite().all():
+        raise SignalError("audio holds samples that are not finite; replace them first")
+    return sound.float().clamp(-1, 1)
+
+
+def signals_of(signals: Mapping[str, Any]) -> dict[str, Any]:
+    """Named streams; pairs become `Signal`s, anything else is left to the encoder that asks for it."""
+    return {
+        name: Signal(torch.as_tensor(value[0]).float(), torch.as_tensor(value[1], dtype=torch.float64))
+        if isinstance(value, tuple) and len(value) == 2
+        else value
+        for name, value in signals.items()
+    }
+
+
+def preprocess(frames: Tensor, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Frames uint8 (t 3 y x) -> float32 (t 3 *size), bit-equal to transformers' LlavaOnevisionVideoProcessor.
+
+    The resize is bicubic with antialias on uint8: on float32 it differs by up to 23/255. Mean and deviation are scaled
+    to 0..255 in float32 and not the pixels to 0..1: the same in exact arithmetic, not in the last bit.
+    """
+    if frames.dtype != torch.uint8 or frames.ndim != 4:
+        raise MediaError(f"frames are {frames.dtype} {tuple(frames.shape)}; preprocess needs uint8 (t 3 y x)")
+    if tuple(frames.shape[2:]) != tuple(size):
+        frames = F.interpolate(frames, size=tuple(size), mode="bicubic", align_corners=False, antialias=True)
+    shift, scale = (rearrange(torch.tensor(v, dtype=torch.float32) * 255.0, "c -> c 1 1") for v in (mean, std))
+    return frames.float().sub_(shift.to(frames.device)).div_(scale.to(frames.device))
+
+
+def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """Sound (... n) at another rate: band-limited interpolation with a Hann-windowed sinc.
+
+    y(m) = Σ_n x(n) · h(n / from_rate - m / to_rate), h the ideal low-pass at SINC_ROLLOFF of the lower Nyquist rate
+    under a Hann window of SINC_WIDTH zero crossings (J. O. Smith, Digital Audio Resampling). With the rates' ratio
+    reduced to from/to, h has only `to` different phases: one strided convolution with `to` output channels.
+    """
+    if from_rate == to_rate:
+        return audio
+    common = math.gcd(from_rate, to_rate)
+    step, phases = from_rate // common, to_rate // common
+    kernel, reach = sinc_kernel(step, phases)
+    length = audio.shape[-1]
+    flat = F.pad(audio.reshape(-1, 1, length), (reach, reach + step))
+    waves = F.conv1d(flat, kernel.to(audio), stride=step)
+    waves = rearrange(waves, "b phase n -> b (n phase)")[:, : math.ceil(length * phases / step)]
+    return waves.reshape(*audio.shape[:-1], -1)
+
+
+@lru_cache(maxsize=8)
+def sinc_kernel(step: int, phases: int) -> tuple[Tensor, int]:
+    """The filters (phase, 1, taps) of a ratio step:phases, made in float64, and how far they reach back."""
+    cutoff = min(step, phases) * SINC_ROLLOFF  # in units of common rate / 2
+    reach = math.ceil(SINC_WIDTH * step / cutoff)
+    if phases * (2 * reach + step) > MAX_KERNEL:
+        raise MediaError(f"sound rates {step} and {phases} (in lowest terms) have no common step; convert to 48000 Hz")
+    taps = torch.arange(-reach, reach + step, dtype=torch.float64) / step
+    shifts = torch.arange(phases, dtype=torch.float64) / phases
+    x = ((taps - shifts[:, None]) * cutoff).clamp(-SINC_WIDTH, SINC_WIDTH)  # in zero crossings of the sinc
+    window = torch.cos(x * math.pi / (2 * SINC_WIDTH)).square()
+    kernel = torch.special.sinc(x) * window * (cutoff / step)
+    return rearrange(kernel.float(), "phase tap -> phase 1 tap"), reach

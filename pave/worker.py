@@ -1,0 +1,183 @@
+"""Decoding with a wall-clock limit: in another process, because a hanging decoder can only be stopped by killing it.
+
+In: a `Request` and seconds. Out: its `Decoded`, or a MediaError after the limit. A worker imports PyAV and numpy only,
+serves many requests (starting one costs about 0.3 s), dies with its owner, and is replaced when it was killed.
+The processes are plain subprocesses, not multiprocessing: a user's script needs no `if __name__ == "__main__"`.
+
+Wire format: one line of JSON each way; the answer's arrays follow as raw bytes. No pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections import deque
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pave.errors import MediaError
+
+if TYPE_CHECKING:
+    from pave.decode import Decoded, Request
+
+START_SECONDS = 60.0  # a machine under heavy load may need long to start an interpreter; not counted as decoding
+BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pave.worker import serve; serve()"
+ARRAYS = ("frames", "times", "audio")
+
+
+class Stopped(Exception):
+    """The worker ended before it answered."""
+
+
+class Worker:
+    """One decoding process, used by one thread at a time."""
+
+    def __init__(self) -> None:
+        path = json.dumps([entry or os.getcwd() for entry in sys.path])
+        # -I: the worker finds exactly what its owner finds, whatever the folder or the environment holds.
+        command = [sys.executable, "-I", "-c", BOOT, path]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.owner = os.getpid()
+        self.late = False
+        weakref.finalize(self, end, self.process, self.owner)
+        try:
+            self.call({}, START_SECONDS)
+        except Stopped as error:
+            raise MediaError(f"the decoding process does not start ({error}); run `pave doctor`") from None
+
+    def call(self, request: dict[str, Any], seconds: float) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Send one request and wait for its answer; Stopped when the process dies or is killed after `seconds`."""
+        timer = threading.Timer(seconds, self.expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            answer = self.exchange(request | {"seconds": seconds})
+        except (OSError, EOFError, ValueError):
+            self.kill()
+            raise Stopped("killed" if self.late else f"exit status {self.process.returncode}") from None
+        except BaseException:  # Ctrl-C: an answer half read would be taken for the next one's
+            self.kill()
+            raise
+        finally:
+            timer.cancel()
+            timer.join()
+        if self.late:  # the answer and the limit came together
+            self.kill()
+            raise Stopped("killed")
+        return answer
+
+    def exchange(self, request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Write a request, read the answer and its arrays."""
+        inlet, outlet = self.process.stdin, self.process.stdout
+        assert inlet and outlet
+        inlet.write(json.dumps(request).encode() + b"\n")
+        inlet.flush()
+        line = outlet.readline()
+        if not line:
+            raise EOFError
+        answer, arrays = json.loads(line), {}
+        for name, (dtype, shape) in answer.get("arrays", {}).items():
+            arrays[name] = np.empty(shape, dtype)
+            fill(outlet, arrays[name])
+        return answer, arrays
+
+    def expire(self) -> None:
+        """Called by the timer."""
+        self.late = True
+        self.process.kill()
+
+    def kill(self) -> None:
+        """End the process and wait for it, so that no zombie and no open pipe stays."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe:
+                with suppress(OSError):  # a request that never reached the dead process
+                    pipe.close()
+
+
+def fill(pipe: Any, array: np.ndarray) -> None:
+    """Read an array's bytes from a pipe."""
+    if array.nbytes and pipe.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+        raise EOFError
+
+
+_idle: deque[Worker] = deque()  # append and pop are atomic: no lock that a fork could copy in its locked state
+
+
+def borrow() -> Worker:
+    """An idle worker of this process, or a new one. A forked child must not talk through its parent's pipes."""
+    while _idle:
+        try:
+            worker = _idle.pop()
+        except IndexError:  # another thread was faster
+            break
+        if worker.owner == os.getpid() and worker.process.poll() is None:
+            return worker
+    return Worker()
+
+
+def end(process: subprocess.Popen, owner: int) -> None:
+    """End a worker whose owner exits or forgot it; a forked copy of the owner leaves it alone."""
+    if owner == os.getpid() and process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def decode_within(request: Request, seconds: float) -> Decoded:
+    """`decode(request)` in a worker, killed for real after `seconds`."""
+    from pave.decode import Decoded
+
+    worker = borrow()
+    try:
+        answer, arrays = worker.call(asdict(request), seconds)
+    except Stopped as stopped:
+        if worker.late:
+            cause, remedy = (
+                f"decoding took longer than {seconds:g} s and was stopped",
+                "give a longer timeout or a part",
+            )
+        else:
+            cause, remedy = f"the decoder crashed on it ({stopped})", "the file is damaged: re-encode or leave it out"
+        raise MediaError(f"{request.path}: {cause}; {remedy}") from None
+    _idle.append(worker)
+    if "error" in answer:
+        raise MediaError(answer["error"])
+    return Decoded(**arrays, **answer["values"])
+
+
+def serve() -> None:
+    """The worker's side: answer requests from stdin until it closes."""
+    from pave.decode import Request, decode
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's affair
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not land among the answers
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        seconds, arrays, answer = request.pop("seconds"), {}, {}
+        if hasattr(signal, "setitimer"):  # should the owner die meanwhile, the kernel ends this process
+            signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 60)
+        if request:
+            try:
+                values = vars(decode(Request(**request)))
+                arrays = {name: values.pop(name) for name in ARRAYS if values[name] is not None}
+                answer = {"values": values, "arrays": {n: (a.dtype.str, a.shape) for n, a in arrays.items()}}
+            except MediaError as error:
+                answer = {"error": str(error)}
+            except MemoryError:
+                answer = {"error": f"{request['path']}: needs more memory than there is; ask for fewer frames"}
+        out.write(json.dumps(answer).encode() + b"\n")
+        for array in arrays.values():
+            out.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        out.flush()
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
