@@ -15,7 +15,7 @@ demo: .venv/installed
 
 # One thread per worker: the clips and models of the tests are too small to share between cores.
 test: .venv/installed
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) $(TESTS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(TESTS)
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
@@ -23,7 +23,7 @@ lint: .venv/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test-floor: .venv-floor/installed
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(FLOOR)/python -m pytest -q -n $(JOBS) $(TESTS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(FLOOR)/python -m pytest -q -n $(JOBS) --dist loadfile $(TESTS)
 
 bench: .venv/installed
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -82,7 +82,7 @@ def run(out: Path, *, clips: int, seed: int) -> list[Subject]:
 
 
 def _closing(model: PatchedModel) -> str:
-    millions = sum(parameter.numel() for parameter in model.base.model.parameters()) / 1e6
+    millions = sum(parameter.numel() for parameter in model.base.parameters()) / 1e6
     return CLOSING.format(seconds=world.SECONDS, size=world.SIZE, sounds=len(world.SOUNDS), millions=millions)
 
 
@@ -97,7 +97,7 @@ def _by_clip(jsonl: Path) -> list[list[dict]]:
 
 def _ask(model: PatchedModel, out: Path, rows: Sequence[dict], seed: int) -> Subject:
     path = out / rows[0]["video"]
-    clip = Clip.read(path, frames=model.base.frames)
+    clip = Clip.read(path, frames=model.host.frames)
     events = world.schedule(world.draw_scene(seed, SPLIT), world.draw_script(seed))
     asked = []
     for row in _varied(rows)[:PER_CLIP]:

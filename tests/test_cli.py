@@ -1,0 +1,166 @@
+"""The front door and the command: light until something heavy is asked for; every refusal is one helpful line."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import pave
+from pave import cli, doctor
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "peft", "matplotlib", "rich", "numpy")
+
+
+def python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def heavy_after(code: str) -> set[str]:
+    return set(python(f"import sys\n{code}\nprint(*[m for m in {HEAVY} if m in sys.modules])").split("\n")[-2].split())
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Run `pave WORDS` here; gives exit code, stdout and stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pave", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run
+
+
+def test_import_and_help_bring_nothing_heavy():
+    assert heavy_after("import pave; dir(pave)") == set()
+    assert (
+        heavy_after("sys.argv = ['pave', '--help']\nfrom pave.cli import main\ntry: main()\nexcept SystemExit: pass")
+        == set()
+    )
+
+
+def test_a_name_that_needs_torch_brings_torch():
+    assert "torch" in heavy_after("import pave; pave.Clip")
+
+
+def test_public_names_are_exactly_those_that_dir_lists_and_each_exists():
+    assert dir(pave) == sorted(pave.__all__)
+    assert all(getattr(pave, name) is not None for name in pave.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'lode'"):
+        _ = pave.lode  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_a_function_is_not_hidden_by_the_file_of_its_name(name):
+    module = importlib.import_module(f"pave.{name}")
+    assert getattr(pave, name) is getattr(module, name)
+    assert python(f"import pave.{name}; print(type(pave.{name}).__name__)") == "function\n"
+    assert python(f"import pave; print(type(pave.{name}).__name__)") == "function\n"
+
+
+def test_help_lists_the_verbs_that_work_today(command):
+    code, out, _ = command("--help")
+    verbs = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()]
+    assert (code, verbs) == (0, ["ask", "demo", "playroom", "doctor", "patch"])
+
+
+def test_a_mistyped_verb_is_guessed(command):
+    code, _, err = command("aks")
+    assert code == 2 and "Did you mean 'ask'?" in err
+
+
+def test_version_is_that_of_the_package(command):
+    assert command("--version") == (0, f"pave {pave.__version__}\n", "")
+
+
+@pytest.mark.parametrize("verb", ["info", "verify"])
+def test_an_unknown_patch_is_one_line_with_the_nearest_name(command, verb):
+    code, out, err = command("patch", verb, "audio-playrom")
+    assert code == (2 if verb == "info" else 1) and out == ""
+    assert "did you mean 'audio-playroom'?" in err and len(err.splitlines()) == 1
+
+
+def test_an_unknown_base_is_one_line(command, tmp_path):
+    code, out, err = command("ask", tmp_path / "a.mp4", "what?", "--base", "playrom")
+    assert code == 2 and out == "" and err.startswith("pave: ") and len(err.splitlines()) == 1
+    assert "'playroom'" in err
+
+
+def test_a_traceback_is_shown_to_those_who_ask_for_it(monkeypatch):
+    monkeypatch.setenv("PAVE_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["pave", "patch", "info", "nowhere"])
+    with pytest.raises(pave.PatchNotFound):
+        cli.main()
+
+
+def test_what_the_machine_refuses_is_one_line_too(command, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = command("playroom", tmp_path / "file" / "clips", "--clips", 1)
+    assert code == 2 and err.startswith("pave: ") and len(err.splitlines()) == 1
+
+
+def test_playroom_writes_clips_and_questions_of_the_channel_asked_for(command, tmp_path):
+    code, out, _ = command("playroom", tmp_path, "--clips", 3, "--channel", "audio", "--split", "val")
+    lines = [json.loads(line) for line in Path(out.strip()).read_text().splitlines()]
+    assert code == 0 and lines and {line["channel"] for line in lines} == {"audio"}
+    assert {line["video"] for line in lines} <= {f"clips/{clip.name}" for clip in (tmp_path / "clips").glob("*.mp4")}
+
+
+def test_playroom_knows_every_channel_of_the_world():
+    from pave.playroom.questions import CHANNELS
+
+    assert tuple(channel.value for channel in cli.Channel) == CHANNELS
+
+
+def test_playroom_refuses_a_split_that_does_not_exist(command, tmp_path):
+    code, _, err = command("playroom", tmp_path, "--split", "trian")
+    assert code == 2 and "'train', 'val', 'test'" in err and not list(tmp_path.iterdir())
+
+
+# What the doctor finds
+
+
+def test_doctor_finds_nothing_wrong_here_and_writes_nothing(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = command("doctor")
+    assert code == 0, out
+    assert "checks are fine" in out and "embedded base" in out and not list(tmp_path.iterdir())
+
+
+def test_doctor_names_the_remedy_for_a_package_that_is_too_old_or_missing():
+    old, missing = (doctor._package(Requirement(words)) for words in ("numpy>=99", "no-such-package-at-all>=1"))
+    assert not old.ok and "PAVE needs >=99" in old.finding and 'pip install "numpy>=99"' in str(old)
+    assert not missing.ok and missing.finding == "not installed"
+    assert doctor._package(Requirement("numpy>=1")).ok
+
+
+@pytest.mark.parametrize(
+    ("body", "ok"), [("raise RuntimeError('operator torchvision::nms does not exist')", False), ("", True)]
+)
+def test_doctor_finds_a_torchvision_that_would_break_transformers(tmp_path, monkeypatch, body, ok):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(body)
+    (tmp_path / "torchvision-0.1.dist-info").mkdir()
+    (tmp_path / "torchvision-0.1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    check = doctor._stays_out_of_the_way("torchvision")
+    assert check.ok is ok
+    assert ok or ("nms does not exist" in check.finding and "pip uninstall torchvision" in str(check))

@@ -1,0 +1,129 @@
+"""Recipes: an impossible value cannot exist, and every refusal names the key, the value and the remedy."""
+
+import json
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from pave.catalogue import list_patches
+from pave.config import FusionConfig, LoraConfig, PatchConfig, Recipe, parse, read_recipe
+from pave.errors import RecipeError
+
+RECIPE = {
+    "name": "audio-test",
+    "senses": {"audio": {"encoder": "logmel", "options": {"bands": 8}}},
+    "data": {"playroom": {"clips": 8}},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "patch.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+def test_a_short_recipe_is_whole_and_its_folder_is_as_good_as_its_file(recipe):
+    assert read_recipe(recipe) == read_recipe(recipe.parent)
+    assert read_recipe(recipe).senses["audio"].options == {"bands": 8}
+    assert read_recipe(recipe).fusion == FusionConfig()
+
+
+def test_an_override_changes_one_value_and_no_other(recipe):
+    changed = read_recipe(recipe, ["train.steps=7", "data.playroom.seed=3", "lora=null"])
+    assert (changed.train.steps, changed.data.playroom.seed, changed.lora) == (7, 3, None)
+    assert changed.train.batch == read_recipe(recipe).train.batch
+    assert changed.data.playroom.clips == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.stepz=3", "train.stepz: unknown key; did you mean 'steps'?"),
+        ("senses.audio.encodr=x", "did you mean 'encoder'?"),
+        ("train.steps=0", "train.steps=0: "),
+        ("train.steps=many", "train.steps='many': "),
+        ("train.fusion_lr=.nan", "train.fusion_lr="),
+        ("train.lora_lr=2", "less than or equal to 1"),
+        ("fusion.heads=3", "width=512 is not a multiple of heads=3"),
+        ("fusion.head=norm", "kind: folded has no head: norm; use kind: official"),
+        ("newline=both", "'end', 'grid' or 'none'"),
+        ("senses={}", "senses"),
+        ("name=No Spaces", "name='No Spaces'"),
+        ("data.train=x.jsonl", "exactly one of train"),
+        ("train.steps", "is not key.sub=value"),
+        ("name.x=1", "'name' holds a value, not a mapping"),
+        ("train.steps=[", "the value is not YAML"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_key_value_and_remedy(recipe, override, said):
+    with pytest.raises(RecipeError) as refused:
+        read_recipe(recipe, [override])
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1", "not YAML"),
+        ("- 1\n- 2\n", "got list"),
+        ("", "got NoneType"),
+        ("name: !!python/object:os.x {}", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path, text, said):
+    path = tmp_path / "patch.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as refused:
+        read_recipe(path)
+    assert said in str(refused.value) and str(path) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_missing_recipe_says_where_it_looked(tmp_path):
+    with pytest.raises(RecipeError, match="no such recipe"):
+        read_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(RecipeError, match="senses: missing; add it"):
+        parse(Recipe, {key: value for key, value in RECIPE.items() if key != "senses"}, "here")
+
+
+def test_a_config_cannot_be_changed_after_it_was_checked(recipe):
+    with pytest.raises(ValidationError):
+        read_recipe(recipe).train.steps = 5
+
+
+def test_lora_scaling_is_that_of_peft():
+    peft = pytest.importorskip("peft")
+    for rslora in (False, True):
+        ours = LoraConfig(r=4, lora_alpha=8, use_rslora=rslora)
+        theirs = peft.LoraConfig(r=4, lora_alpha=8, use_rslora=rslora)
+        assert ours.scaling == theirs.lora_alpha / (theirs.r**0.5 if theirs.use_rslora else theirs.r)
+
+
+def test_the_canonical_text_of_a_patch_config_does_not_depend_on_the_order_of_keys():
+    facts = {
+        "name": "p",
+        "base": {
+            "model_type": "llava_onevision",
+            "dim": 8,
+            "vision_dim": 6,
+            "tokens_per_frame": 4,
+            "frames": 2,
+            "fingerprint": "00",
+        },
+        "senses": {"audio": {"encoder": "logmel", "dim": 5}},
+        "fusion": {"width": 8, "heads": 2},
+    }
+    text = parse(PatchConfig, facts, "here").canonical()
+    assert text == parse(PatchConfig, dict(reversed(facts.items())), "here").canonical()
+    assert parse(PatchConfig, json.loads(text), "here").canonical() == text
+    assert " " not in text
+
+
+def test_every_recipe_of_the_catalogue_is_valid_and_named_like_its_folder():
+    assert list_patches()
+    for entry in list_patches():
+        assert entry.recipe.name == entry.name and entry.recipe.description and (entry.folder / "README.md").is_file()
