@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +18,8 @@ from torch import Tensor
 
 from pave.encoder import Encoder, EncoderSpec
 from pave.errors import EncoderError
+from pave.media import Clip, resample
 from pave.sidechannel import SideTokens
-
-if TYPE_CHECKING:
-    from pave.media import Clip
 
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: the 25 ms that speech recognition has settled on
@@ -81,15 +78,13 @@ class LogMel(Encoder):
             return None
         sound = clip.audio.to(torch.float32).mean(0)
         if clip.rate != SAMPLE_RATE:
-            from pave.media import resample
-
             sound = resample(sound[None], clip.rate, SAMPLE_RATE)[0]
         return SideTokens.regular(
             self.spectra(sound), rate=self.options.rate, start=clip.audio_start, meta={"encoder": self.spec.name}
         )
 
     def spectra(self, sound: Tensor) -> Tensor:
-        """Samples (n,) at 16 kHz to tokens (τ c) of about unit scale; silence is -1.5, a full-scale sine 2.5."""
+        """Samples (n,) at 16 kHz to tokens (τ c) of about unit scale; silence is -1.5, a full-scale sine about 2.6."""
         steps = max(1, (len(sound) + self.period // 2) // self.period)
         length = steps * self.period + WINDOW - self.hop
         before = (WINDOW - self.hop) // 2  # so that the windows of a token lie evenly about its centre

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
-from pave.rope import SECTIONS, cube_angles, neighbours, rotate, time_angles
+from pave.rope import SECTIONS, Turns, cube_turns, neighbours, rotate, time_turns
 from pave.sidechannel import SideBatch
 
 
@@ -103,7 +103,7 @@ class Folded(Fusion):
         k = rearrange(_segments(self.key(x), side), "bt n (h e) -> bt n h e", h=self.heads)
         v = rearrange(_segments(self.value(x), side), "bt n (h e) -> bt n h e", h=self.heads)
         if self.config.rope == "time":
-            k = rotate(k, time_angles(side, k.shape[1], k.shape[-1]))
+            k = rotate(k, time_turns(side, k.shape[-1]))
         null = repeat(self.null, "(h e) -> bt 1 h e", bt=len(k), h=self.heads)
         k = torch.cat([k, null], dim=1)
         v = F.pad(v * self.scale.to(v.dtype), (0, 0, 0, 0, 0, 1))
@@ -193,7 +193,7 @@ class Official(Fusion):
         # A softmax over nothing is not a number, and so is its gradient: such a key frame reads its padding in vain.
         keep = mask if mask is None or seen is None else mask | ~seen
         keep = None if keep is None else rearrange(keep, "bt n -> bt 1 1 n")
-        asked, answering = self._angles(side, z.shape[1])
+        asked, answering = self._turns(side, z.shape[1])
         for layer in self.cross_attn_layers:
             z = layer(z, memory, side, keep, asked, answering)
         update = self._head(z)
@@ -201,14 +201,11 @@ class Official(Fusion):
             update = update.masked_fill(~seen[..., None], 0)
         return rearrange(update, "(b t) s d -> b t s d", b=len(tokens)).to(tokens.dtype)
 
-    def _angles(self, side: SideBatch, s: int) -> tuple[Tensor | None, Tensor | None]:
-        """Angles of queries and of keys, None where they do not turn."""
+    def _turns(self, side: SideBatch, s: int) -> tuple[Turns | None, Turns | None]:
+        """Of queries and of keys, None where they do not turn."""
         if self.config.rope == "3d":
-            return cube_angles(side, s)
-        if self.config.rope == "time":
-            n = side.index.shape[2] * side.x.shape[2] * side.x.shape[3]
-            return None, time_angles(side, n, self.config.width // self.heads)
-        return None, None
+            return cube_turns(side, s)
+        return None, time_turns(side, self.config.width // self.heads) if self.config.rope == "time" else None
 
     def _head(self, z: Tensor) -> Tensor:
         inner, gelu, outer = self.output_mapping
@@ -243,8 +240,8 @@ class _Layer(nn.Module):
         memory: Tensor,
         side: SideBatch,
         keep: Tensor | None,
-        asked: Tensor | None,
-        answering: Tensor | None,
+        asked: Turns | None,
+        answering: Turns | None,
     ) -> Tensor:
         """z ((b t) s w) after one look at `memory` (b τ n e), whose keys turn by `answering` and queries by `asked`."""
         attn = self.attn

@@ -1,6 +1,6 @@
 """Rotary positions: how far a side token lies from the visual token that asks, as angles.
 
-In: a SideBatch and the number of visual tokens of a key frame. Out: angles for keys and queries, and the rotation.
+In: a SideBatch and the number of visual tokens of a key frame. Out: cosines and sines for keys and queries.
 Knows nothing of weights.
 
 b clips, t key frames, s visual tokens of a key frame, m steps in a segment, n side tokens in a segment, h w side grid,
@@ -25,9 +25,12 @@ SHORTEST, LONGEST = 0.25, 256.0
 BASE, SECTIONS = 10000.0, (16, 24, 24)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn channel pairs (i, i + e/2) of x (… e) by angles (… e/2)."""
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+Turns = tuple[Tensor, Tensor]  # cosines and sines (… e/2) of as many angles
+
+
+def rotate(x: Tensor, turns: Turns) -> Tensor:
+    """Turn channel pairs (i, i + e/2) of x (… e)."""
+    cos, sin = turns[0].to(x.dtype), turns[1].to(x.dtype)
     one, two = x.chunk(2, dim=-1)
     return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
 
@@ -62,20 +65,22 @@ def seconds_since(side: SideBatch) -> Tensor:
     return at(side.index) - side.key_times[..., None]
 
 
-def time_angles(side: SideBatch, n: int, e: int) -> Tensor:
-    """Angles ((b t) n 1 e/2) of each key's seconds since its key frame.
+def time_turns(side: SideBatch, e: int) -> Turns:
+    """Turns ((b t) n 1 e/2) of each key by its seconds since its key frame.
 
-    Only the difference of two rotations enters a score, so turning the few keys by it says all; it is taken in float64
-    before it is rounded, since an hour in seconds leaves no milliseconds in bfloat16.
+    Only the difference of two rotations enters a score, so turning the few keys by it says all. It is taken in float64,
+    since an hour in seconds leaves no milliseconds in bfloat16.
     """
-    since = seconds_since(side)
+    grid = side.x.shape[2] * side.x.shape[3]
+    since = rearrange(seconds_since(side), "b t m -> b t m 1")
     periods = torch.logspace(math.log2(SHORTEST), math.log2(LONGEST), e // 2, base=2, dtype=since.dtype)
-    angles = repeat(since, "b t m -> (b t) (m n) 1 1", n=n // since.shape[-1])
-    return (angles * (2 * math.pi / periods).to(angles.device)).to(torch.float32)
+    angles = since * (2 * math.pi / periods).to(since.device)
+    cos, sin = (repeat(x, "b t m e -> (b t) (m n) 1 e", n=grid) for x in (angles.cos(), angles.sin()))
+    return cos, sin
 
 
-def cube_angles(side: SideBatch, s: int) -> tuple[Tensor, Tensor]:
-    """The authors' 3-D angles of queries ((b t) s 1 64) and of keys ((b t) n 1 64), whole numbers on one cube.
+def cube_turns(side: SideBatch, s: int) -> tuple[Turns, Turns]:
+    """The authors' 3-D turns of queries ((b t) s 1 64) and of keys ((b t) n 1 64), whole numbers on one cube.
 
     The cube has as many steps as the longer of key frames and side channel, and as many rows and columns as the finer
     of both grids; coarser ones sit at the centres of its cells.
@@ -105,8 +110,8 @@ def cell_centres(count: int, size: int) -> Tensor:
     return ((2 * torch.arange(count, dtype=torch.float64) + 1) * (size / (2 * count))).floor()
 
 
-def _cube(t: Tensor, cells: Tensor) -> Tensor:
-    """Angles ((b t) (m h w) 1 64) from steps (b t m) and positions of rows and columns."""
+def _cube(t: Tensor, cells: Tensor) -> Turns:
+    """Turns ((b t) (m h w) 1 64) from steps (b t m) and positions of rows and columns."""
     m, n = t.shape[-1], len(cells)
     slots = sum(SECTIONS)
     # float32, as the authors' tables are
@@ -120,4 +125,5 @@ def _cube(t: Tensor, cells: Tensor) -> Tensor:
         dim=-1,
     )
     axis = torch.arange(3, device=t.device).repeat_interleave(torch.tensor(SECTIONS, device=t.device))
-    return rearrange(places[..., axis] * speeds, "bt n slot -> bt n 1 slot")
+    angles = rearrange(places[..., axis] * speeds, "bt n slot -> bt n 1 slot")
+    return angles.cos(), angles.sin()
