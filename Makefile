@@ -1,4 +1,4 @@
-# make demo | test | lint | test-floor | bench     each sets everything up on a fresh machine, then runs.
+# make demo | test | lint | examples | test-floor | bench     each sets everything up on a fresh machine, then runs.
 # make test PYTHON=python3.12 PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" TESTS=tests/test_cli.py
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ JOBS ?= 2
 BIN = .venv/bin
 FLOOR = .venv-floor/bin
 
-.PHONY: demo test lint test-floor bench clean
+.PHONY: demo test lint examples test-floor bench clean
 
 demo: .venv/installed
 	$(BIN)/pave demo
@@ -21,6 +21,9 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+examples: .venv/installed
+	for script in examples/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 test-floor: .venv-floor/installed
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(FLOOR)/python -m pytest -q -n $(JOBS) --dist loadfile $(TESTS)

@@ -32,9 +32,9 @@ def test_a_short_recipe_is_whole_and_its_folder_is_as_good_as_its_file(recipe):
 
 def test_an_override_changes_one_value_and_no_other(recipe):
     changed = read_recipe(recipe, ["train.steps=7", "data.playroom.seed=3", "lora=null"])
-    assert (changed.train.steps, changed.data.playroom.seed, changed.lora) == (7, 3, None)
+    assert changed.data.playroom and changed.data.playroom.seed == 3 and changed.data.playroom.clips == 8
+    assert (changed.train.steps, changed.lora) == (7, None)
     assert changed.train.batch == read_recipe(recipe).train.batch
-    assert changed.data.playroom.clips == 8
 
 
 @pytest.mark.parametrize(

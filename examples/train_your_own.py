@@ -1,0 +1,57 @@
+"""Train a patch on a folder of your own clips, apply it, and see what it has learned.
+
+    python examples/train_your_own.py [FOLDER]
+
+FOLDER holds `train.jsonl`, maybe `val.jsonl`, and the clips they name, one question a line:
+
+    {"id": "1", "video": "clips/1.mp4", "conversations": [{"from": "human", "value": "<video>\\nwhat do you hear?"},
+                                                          {"from": "gpt", "value": "a bell"}]}
+
+Without FOLDER it fills `runs/own` with small clips of the Playroom. The run is short, so that it fits into a minute of
+two CPU cores: enough to see the patch begin to listen. `pave-train FILE.yaml` does the same, with a progress bar.
+"""
+
+import sys
+from pathlib import Path
+
+import pave
+from pave.config import Recipe, parse
+from pave.playroom.writer import write_clips
+
+
+def recipe(folder: Path) -> Recipe:
+    """All that is needed to train; what is not said here has the default of new recipes."""
+    held_out = folder / "val.jsonl"
+    words = {
+        "name": "my-ears",
+        "description": "Hears whether there is a sound, and which.",
+        "base": "playroom",  # or "llava-hf/llava-onevision-qwen2-7b-ov-hf", on a machine with a large GPU
+        "senses": {"audio": {"encoder": "logmel", "options": {"bands": 48, "rate": 20}}},
+        "fusion": {"width": 64},
+        "data": {"train": folder / "train.jsonl", "val": held_out if held_out.exists() else None},
+        "train": {"steps": 60, "batch": 16, "eval_every": 60, "output": folder / "my-ears"},
+    }
+    return parse(Recipe, words, "this example")
+
+
+def main(folder: Path) -> None:
+    if not (folder / "train.jsonl").exists():
+        print(f"making clips in {folder}")
+        write_clips(folder, clips=160, split="train", channels=["audio"])
+        write_clips(folder, clips=24, split="val", channels=["audio"])
+
+    def show(step: int, steps: int, figures: dict[str, float]) -> None:
+        if step % 10 == 0 or step == steps:
+            print(f"step {step} of {steps}", *(f"{name} {value:.3f}" for name, value in figures.items()))
+
+    result = pave.train(recipe(folder), progress=show)
+
+    model = pave.load("playroom")
+    print(model.apply_patch(result.patch))
+    if (folder / "val.jsonl").exists():
+        print("held out, base\n", pave.evaluate(model, folder / "val.jsonl", patches=()), sep="")
+        print("held out, patched\n", pave.evaluate(model, folder / "val.jsonl"), sep="")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/own"))
