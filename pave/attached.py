@@ -9,8 +9,10 @@ b rows, t key frames, s visual tokens per key frame, d channels
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,8 @@ from torch.func import functional_call
 from pave.base import Base, Visual
 from pave.config import PatchConfig
 from pave.errors import PatchMismatch, PatchNotFound
-from pave.fusion import build_fusion
 from pave.lora import Lora, targets
+from pave.patch import fusion_of, misfits
 from pave.sidechannel import SideBatch
 
 
@@ -39,7 +41,23 @@ class PatchReport:
     base_match: str  # "exact", or in words what differs
     weight: float = 1.0
     enabled: bool = True
-    remarks: tuple[str, ...] = field(default=())
+    remarks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, attached: Attached, **facts: Any) -> PatchReport:
+        """The report of a patch that is inside; `facts` are those that its modules do not know."""
+        sizes = Counter[str]()
+        for path, parameter in attached.named_parameters():
+            sizes[path.partition(".")[0]] += parameter.numel()
+        known = {
+            "source": "training",
+            "sha256": "",
+            "bytes": sum(value.nbytes for value in attached.state_dict().values()),
+            "senses": {sense: each.encoder for sense, each in attached.config.senses.items()},
+            "base_match": "exact",
+        }
+        parts = {"params": sum(sizes.values()), "fusion_params": sizes["fusion"], "lora_params": sizes["lora"]}
+        return cls(**{"name": name, **parts, **known, **facts})
 
     def __str__(self) -> str:
         senses = ", ".join(f"{sense} ({encoder})" for sense, encoder in self.senses.items())
@@ -47,7 +65,8 @@ class PatchReport:
         lines = [
             f"patch {self.name}: {senses}; weight {self.weight:g}, {state}",
             f"  from {self.source}, sha256 {self.sha256[:16] or 'none yet'}",
-            f"  {self.params:,} parameters ({self.fusion_params:,} fusion, {self.lora_params:,} LoRA), {self.bytes:,} bytes",
+            f"  {self.params:,} parameters ({self.fusion_params:,} fusion, {self.lora_params:,} LoRA)"
+            f", {self.bytes:,} bytes",
             f"  base match: {self.base_match}",
             *(f"  note: {remark}" for remark in self.remarks),
         ]
@@ -62,6 +81,7 @@ class Attached(nn.Module):
         self.config = config
         self.fusion = nn.ModuleDict({sense: fusion_of(config, sense) for sense in config.senses})
         self.lora = Lora(config.lora, targets(config.lora, base.language_model)) if config.lora else None
+        self.device, self.dtype = base.device, base.dtype  # of the base, in which the patch computes
         self.inside = False
         self._calls = 0
         self._idle = threading.Condition()
@@ -97,38 +117,52 @@ class Attached(nn.Module):
             self._calls -= 1
             self._idle.notify_all()
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
+    def load(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """Take over all tensors of a patch; names and shapes must fit exactly."""
-        own = self.state_dict()
-        shapes = {name: tuple(value.shape) for name, value in own.items()}
-        given = {name: tuple(value.shape) for name, value in tensors.items()}
-        wrong = [f"{name} is {given.get(name, 'missing')}, expected {shape}" for name, shape in shapes.items()]
-        wrong = [line for line, name in zip(wrong, shapes, strict=True) if given.get(name) != shapes[name]]
-        wrong += [f"{name} is not part of it" for name in sorted(given.keys() - shapes.keys())]
+        wrong = misfits(self.state_dict(), tensors)
         if wrong:
-            cause = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-            raise PatchMismatch(self.config.name, f"tensors do not fit this base: {cause}", "apply it to its own base")
+            raise PatchMismatch(
+                source, f"tensors do not fit this base: {wrong}", "apply it to the base it was made for"
+            )
         self.load_state_dict(dict(tensors))
 
     def update(self, sense: str, visual: Visual, side: SideBatch) -> Tensor:
         """What a sense adds to the visual tokens (b t s d), in the dtype of these. Weights kept in float32 for
         training are cast here at every call, so that training computes what a loaded patch will."""
-        fusion, dtype = self.fusion[sense], visual.tokens.dtype
+        moved = side.to(visual.tokens.device, visual.tokens.dtype)
+        return self._run(sense, visual.tokens.dtype, (visual.vision, visual.tokens, moved))
+
+    def beside(self, sense: str, side: SideBatch) -> tuple[Tensor, Tensor]:
+        """What a sense puts beside the visual tokens (b t n d), and which of it is real (b t n)."""
+        return self._run(sense, self.dtype, (side.to(self.device, self.dtype),))
+
+    @property
+    def adds(self) -> bool:
+        """Whether the patch adds to the visual tokens, or puts further tokens beside them."""
+        return self.config.fusion.combine == "add"
+
+    def _run(self, sense: str, dtype: torch.dtype, arguments: tuple[object, ...]) -> Any:
+        fusion = self.fusion[sense]
         state = dict(fusion.named_parameters()) | dict(fusion.named_buffers())
-        arguments = (visual.vision, visual.tokens, side.to(visual.tokens.device, dtype))
         if all(value.dtype == dtype for value in state.values() if value.is_floating_point()):
             return fusion(*arguments)
         cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-        return functional_call(fusion, cast, arguments).to(dtype)
+        return functional_call(fusion, cast, arguments)
 
 
-def fusion_of(config: PatchConfig, sense: str) -> nn.Module:
-    """The untrained fusion of one sense, with the dimensions that the config records of its base."""
-    return build_fusion(
-        config.fusion,
-        side_dim=config.senses[sense].dim,
-        vision_dim=config.base.vision_dim,
-        visual_dim=config.base.dim,
-        tokens=config.base.tokens_per_frame,
-        frames=config.base.frames,
-    )
+def base_match(config: PatchConfig, base: Base, source: str, strict: bool) -> str:
+    """In words, how the base of a patch compares with this one; a PatchMismatch when it cannot be used here."""
+    made, here = config.base, base.facts()
+    named = f"{made.repo or made.model_type} ({made.fingerprint[:12]})"
+    for key in ("model_type", "dim", "vision_dim", "tokens_per_frame"):
+        if getattr(made, key) != getattr(here, key):
+            cause = f"was made for {named} with {key}={getattr(made, key)}, this base has {getattr(here, key)}"
+            raise PatchMismatch(source, cause, f"load {made.repo or 'its own base'} and apply it there")
+    if made.fingerprint == here.fingerprint:
+        return "exact"
+    other = f"{here.repo or here.model_type} ({here.fingerprint[:12]})"
+    cause = f"was made for the weights of {named}, this base is {other}, of the same dimensions"
+    if strict:
+        remedy = f"load {made.repo or 'its own base'}, or pass strict=False to use it here all the same"
+        raise PatchMismatch(source, cause, remedy)
+    return f"not its own base: {cause}"

@@ -22,26 +22,19 @@ from typing import Any, Literal
 
 import torch
 from einops import rearrange, repeat
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from pave.config import BaseFacts
 from pave.errors import BaseModelError, MediaError, nearest
 from pave.media import Clip, preprocess
+from pave.prompt import CHATML, Prompter
 
 Newline = Literal["end", "grid", "none"]
 
-VIDEO, QUESTION = "{video}", "{question}"
 EMBEDDED = Path(__file__).parent / "playroom" / "base"
-
-# LLaVA-OneVision's ChatML, as its authors train and evaluate it; the chat template of the converted checkpoints differs.
-CHATML = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    f"<|im_start|>user\n{VIDEO}\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-)
 
 
 @dataclass(frozen=True)
@@ -82,11 +75,10 @@ class Base(ABC):
     ) -> None:
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
         self.frames, self.mean, self.std = frames, tuple(mean), tuple(std)
-        self.template, self.repo, self.revision = template, repo, revision
-        self._special = tokenizer.get_added_vocab()
-        self._plain = _without_added_tokens(tokenizer)
+        self.repo, self.revision = repo, revision
+        self.prompter = Prompter(tokenizer, template)
+        self.encode_text, self.prompt, self.end = self.prompter.encode_text, self.prompter.prompt, self.prompter.end
         self._fingerprint: str | None = None
-        self._pieces(template)
 
     # What a family says of itself
 
@@ -146,7 +138,13 @@ class Base(ABC):
     @property
     def device(self) -> torch.device:
         """Where the language model reads its tokens."""
-        return self.model.get_input_embeddings().weight.device
+        return self._embedding.device
+
+    @property
+    def _embedding(self) -> Tensor:
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)  # every language model embeds its tokens
+        return weight
 
     @property
     def dtype(self) -> torch.dtype:
@@ -164,7 +162,7 @@ class Base(ABC):
     def encode(
         self, pixels: Sequence[Tensor], times: Sequence[Tensor] | None = None, chunk: int | None = None
     ) -> Visual:
-        """Key frames of b clips, each (t 3 y x), seen in one vision pass however ragged; `chunk` frames at a time if given."""
+        """Key frames of b clips, each (t 3 y x), in one vision pass however ragged; `chunk` bounds its frames."""
         counts = [len(clip) for clip in pixels]
         frames = torch.cat(list(pixels)).to(self.device, self.dtype)
         seen = [self.look(part) for part in frames.split(chunk or len(frames))]
@@ -178,68 +176,38 @@ class Base(ABC):
         """How many visual rows, newlines included, `frames` key frames take in the prompt."""
         return frames * self.tokens_per_frame + {"end": 1, "grid": frames * self.grid[0], "none": 0}[newline]
 
-    def pack(self, frames: Tensor, newline: Newline) -> Tensor:
+    def pack(self, frames: Tensor, newline: Newline, beside: Sequence[Sequence[Tensor]] = ()) -> Tensor:
         """Visual tokens (t s d) of one clip as rows (v d). end: one newline behind the last frame; grid: one behind
-        each grid row of each frame, as the authors of PAVE train."""
+        each grid row of each frame, as the authors of PAVE train. `beside`: further tokens, in groups (n d) that stand
+        before their key frame, or in one group before all."""
         end = self.newline.to(frames)
-        if newline == "end":
-            return torch.cat([rearrange(frames, "t s d -> (t s) d"), end[None]])
-        if newline == "none":
-            return rearrange(frames, "t s d -> (t s) d")
-        grid = rearrange(frames, "t (y x) d -> t y x d", y=self.grid[0])
-        ends = repeat(end, "d -> t y 1 d", t=len(frames), y=self.grid[0])
-        return rearrange(torch.cat([grid, ends], 2), "t y x d -> (t y x) d")
-
-    def encode_text(self, text: str) -> list[int]:
-        """Ids of plain text: whatever a user writes, `<video>` and `<|im_end|>` included, stays text."""
-        ids = self._plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
-        if not set(ids).isdisjoint(self._special.values()):
-            raise BaseModelError(f"the tokenizer of {self.repo or self.model_type} has no plain spelling of {text!r}")
-        return ids
-
-    def prompt(self, question: str, template: str = "") -> tuple[list[int], list[int]]:
-        """Ids before and behind the visual rows; an empty template means the base's own."""
-        before, behind = self._pieces(template or self.template)
-        return self._ids(before, question), self._ids(behind, question)
-
-    def _ids(self, pieces: Sequence[str], question: str) -> list[int]:
-        ids: list[int] = []
-        for piece in pieces:
-            special = self._special.get(piece)
-            ids += self.encode_text(piece.replace(QUESTION, question)) if special is None else [special]
-        return ids
-
-    def _pieces(self, template: str) -> tuple[list[str], list[str]]:
-        """A template split at its special tokens, before and behind the video: only these may become special ids."""
-        if template.count(VIDEO) != 1 or template.count(QUESTION) != 1:
-            raise BaseModelError(f"a prompt template holds {VIDEO} once and {QUESTION} once, got {template!r}")
-        special = "|".join(re.escape(token) for token in sorted(self._special, key=len, reverse=True))
-        before, behind = ([p for p in re.split(f"({special})", part) if p] for part in template.split(VIDEO))
-        lacking = [word for p in before + behind if p not in self._special for word in re.findall(r"<\|\w+\|>", p)]
-        if lacking:
-            raise BaseModelError(
-                f"the tokenizer does not know {', '.join(sorted(set(lacking)))} of its prompt template"
-            )
-        return before, behind
+        if newline == "grid":
+            grid = rearrange(frames, "t (y x) d -> t y x d", y=self.grid[0])
+            ends = repeat(end, "d -> t y 1 d", t=len(frames), y=self.grid[0])
+            frames = rearrange(torch.cat([grid, ends], 2), "t y x d -> t (y x) d")
+        rows = list(frames)
+        for groups in beside:
+            for i, group in zip(range(len(rows)), groups, strict=False):  # padded frames have groups too, all empty
+                rows[i] = torch.cat([group.to(rows[i]), rows[i]])
+        return torch.cat([*rows, end[None]] if newline == "end" else rows)
 
     @property
     def stops(self) -> list[int]:
         """Ids that end an answer: what the checkpoint says, and the end of a turn."""
-        told = self.model.generation_config.eos_token_id
-        told = [] if told is None else told if isinstance(told, list) else [told]
-        known = {self.tokenizer.eos_token_id, self.end, *told}
+        told: Any = self.model.generation_config and self.model.generation_config.eos_token_id
+        known = {self.end, self._eos, *(told if isinstance(told, list) else [told])}
         return sorted(token for token in known if token is not None)
 
     @property
-    def end(self) -> int:
-        """The id that ends a turn: the special token behind the question in the template."""
-        _, behind = self._pieces(self.template)
-        return next(self._special[piece] for piece in behind if piece in self._special)
+    def _eos(self) -> int | None:
+        token: Any = self.tokenizer.eos_token_id
+        return token
 
     @property
     def pad(self) -> int:
         """The id of padding, which no mask ever shows to the model."""
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.stops[0]
+        token: Any = self.tokenizer.pad_token_id
+        return self.stops[0] if token is None else token
 
     def fingerprint(self) -> str:
         """sha256 of the language model's weights as bfloat16, vocabulary rows cut to the tokenizer; computed once.
@@ -264,7 +232,7 @@ class Base(ABC):
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         rows = len(self.tokenizer)
-        embedding, head = self.model.get_input_embeddings().weight, self.model.get_output_embeddings().weight
+        embedding, head = self._embedding, getattr(self.model.get_output_embeddings(), "weight", self._embedding)
         for name, tensor in self.language_model.named_parameters():
             yield name, tensor[:rows] if tensor is embedding else tensor
         if head is not embedding:
@@ -282,14 +250,6 @@ class Base(ABC):
             frames=self.frames,
             fingerprint=self.fingerprint(),
         )
-
-
-def _without_added_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """The same tokenizer for plain text only. `split_special_tokens` would not do: it leaves tokens that were added
-    without the mark "special" alone."""
-    described = json.loads(tokenizer.backend_tokenizer.to_str())
-    described.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
-    return Tokenizer.from_str(json.dumps(described))
 
 
 def families() -> list[str]:

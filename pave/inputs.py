@@ -93,37 +93,53 @@ def sides_of(attached: Attached, clips: Sequence[ClipFeatures]) -> dict[str, Sid
     }
 
 
+def beside(uses: Sequence[Use], rows: int) -> list[list[list[Tensor]]]:
+    """Tokens that patches put beside the visual ones: for each row, for each sense, groups (n d), one per key frame or
+    one in all."""
+    found: list[list[list[Tensor]]] = [[] for _ in range(rows)]
+    for use in uses:
+        for sense, side in use.sides.items() if not use.attached.adds else ():
+            chosen = (use.sensing & side.present.cpu()).nonzero()[:, 0].tolist()
+            if chosen:
+                tokens, real = use.attached.beside(sense, side)
+                for i in chosen:
+                    found[i].append([group[mask] for group, mask in zip(tokens[i], real[i], strict=True)])
+    return found
+
+
 def tokenise(
-    base: Base, clips: Sequence[ClipFeatures], questions: Sequence[str], layouts: Sequence[tuple[Newline, str]]
+    base: Base, questions: Sequence[str], templates: Sequence[str], spans: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Ids and mask (b l) of one question per row, padded on the left.
+    """Ids and mask (b l) of one question per row behind `spans` visual rows, padded on the left.
 
     Ragged rows get the same number of placeholders: a beam search tells rows apart by counting them, and mixes rows up
     without a word otherwise. The spare ones stand in the left padding, where no mask shows them, and read zero rows.
     """
-    counts = [base.rows_of(len(clip.times), newline) for clip, (newline, _) in zip(clips, layouts, strict=True)]
-    spare = [max(counts) - count for count in counts]
-    rows = []
-    for question, count, (_, template) in zip(questions, counts, layouts, strict=True):
+    rows, length = [], 0
+    for question, template, span in zip(questions, templates, spans, strict=True):
         before, behind = base.prompt(question, template)
-        rows.append([*before, *[base.placeholder] * count, *behind])
-    length = max(len(row) + extra for row, extra in zip(rows, spare, strict=True))
+        rows.append([*before, *[base.placeholder] * span, *behind])
+        length = max(length, len(rows[-1]) + max(spans) - span)
     ids = torch.full((len(rows), length), base.pad)
     mask = torch.zeros(len(rows), length, dtype=torch.int64)
-    for i, (row, extra) in enumerate(zip(rows, spare, strict=True)):
+    for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
         start = length - len(row)
-        ids[i, start - extra : start] = base.placeholder
+        ids[i, start - (max(spans) - span) : start] = base.placeholder
         ids[i, start:] = torch.tensor(row)
         mask[i, start:] = 1
     return ids, mask
 
 
+def stack(clips: Sequence[ClipFeatures]) -> Visual:
+    """Clips as one padded batch."""
+    return Visual.stack([(clip.vision, clip.tokens, clip.times) for clip in clips])
+
+
 def layout(base: Base, patches: Sequence[Attached]) -> tuple[Newline, str]:
     """Newline layout and prompt template of a row; patches that disagree cannot share it."""
-    found = {(patch.config.newline, patch.config.prompt or base.template) for patch in patches} or {
-        ("end", base.template)
-    }
+    own = base.prompter.template
+    found: set[tuple[Newline, str]] = {(patch.config.newline, patch.config.prompt or own) for patch in patches}
     if len(found) > 1:
         names = ", ".join(f"{patch.config.name} (newline: {patch.config.newline})" for patch in patches)
         raise PatchMismatch(names, "these patches lay out the prompt differently", "use one of them per question")
-    return found.pop()
+    return found.pop() if found else ("end", own)

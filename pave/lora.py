@@ -10,7 +10,6 @@ b rows that a call asked for, B rows inside the base (b, or b times the beams), 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -22,7 +21,6 @@ from typing import Any
 import peft
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import save_file
 from torch import Tensor, nn

@@ -1,8 +1,9 @@
-"""Small real parts for every test: a seeded LLaVA-OneVision of a few layers, its byte-level tokenizer, clips with sound."""
+"""Small real parts for every test: a seeded LLaVA-OneVision of a few layers, its tokenizer, clips with sound."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -62,19 +63,19 @@ def make_base(tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype = torch.flo
             num_key_value_heads=2,
             max_position_embeddings=1024,
         ),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
+        image_token_index=tokenizer.get_added_vocab()["<image>"],
+        video_token_index=tokenizer.get_added_vocab()["<video>"],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         image_grid_pinpoints=[[SIDE, SIDE]],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlavaOnevisionForConditionalGeneration(config)
+        model: Any = LlavaOnevisionForConditionalGeneration(config)
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.15)
-    return build(model.to(dtype), tokenizer, frames=FRAMES)
+    return build(model.to(dtype=dtype), tokenizer, frames=FRAMES)
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ class LlavaOnevision(Base):
         tokens = rearrange(seen.pooler_output[0, :-1], "(t s) d -> t s d", t=len(pixels))
         layers = self.model.config.vision_feature_layer
         layers = [layers] if isinstance(layers, int) else layers
-        # hidden_states, not last_hidden_state: that one has passed SigLIP's post_layernorm, the projector's input has not.
+        # Not last_hidden_state: that has passed SigLIP's post_layernorm, the projector's input has not.
         features = torch.cat([seen.hidden_states[layer] for layer in layers], -1)
         if self.model.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]

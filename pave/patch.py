@@ -1,0 +1,181 @@
+"""Patches: config and tensors in one self-describing safetensors file.
+
+In: a config and tensors, or a file. Out: a file, or a patch that has been checked: every refusal is a PatchError that
+names file, cause and remedy. Files from outside are data: no pickle, no code. Knows nothing of models in memory.
+
+The file's `__metadata__` holds `pave.format`, `pave.config`, `pave.sha256` and maybe `pave.certificate`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pave import storage
+from pave.config import PatchConfig, parse
+from pave.errors import PatchDamaged, PatchFormatError, PatchMismatch, PatchNotFound, PaveError, RecipeError
+from pave.fusion import build_fusion
+from pave.storage import AGAIN, CODES
+
+FORMAT = 1
+FILE = "patch.safetensors"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Config and tensors of a patch; `certificate` is measured proof that it listens, when there is any."""
+
+    config: PatchConfig
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    certificate: Mapping[str, Any] | None = None
+    source: str = "memory"
+    stored: str = field(default="", repr=False)  # the config as its file says it: a later version may know more keys
+
+    @property
+    def text(self) -> str:
+        """The config as JSON, as it stands in the file."""
+        return self.stored or self.config.canonical()
+
+    @property
+    def sha256(self) -> str:
+        """Over the config and every tensor's name, dtype, shape and bytes."""
+        digest = hashlib.sha256(self.text.encode())
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(json.dumps([name, CODES[tensor.dtype], list(tensor.shape)]).encode())
+            digest.update(storage.raw(tensor))
+        return digest.hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def cast(self, dtype: torch.dtype) -> Patch:
+        """The same patch with its floating-point tensors in another dtype."""
+        cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self.tensors.items()}
+        return replace(self, tensors=cast)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file in one piece; whatever goes wrong, the old file stays. A folder gets `patch.safetensors`."""
+        path = Path(path)
+        path = path / FILE if path.is_dir() else path
+        check_tensors(self.config, self.tensors, path)
+        metadata = {"pave.format": str(FORMAT), "pave.config": self.text, "pave.sha256": self.sha256}
+        if self.certificate is not None:
+            metadata["pave.certificate"] = storage.canonical(self.certificate)
+        storage.write(path, self.tensors, metadata)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Patch:
+        """Read and check a patch file, or the `patch.safetensors` of a folder."""
+        path = file_of(path)
+        tensors, metadata = storage.read(path)
+        config, certificate = _config(path, metadata), metadata.get("pave.certificate")
+        proof = None if certificate is None else storage.parse_json(path, certificate, "certificate")
+        patch = cls(config, tensors, proof, str(path), metadata["pave.config"])
+        promised = metadata.get("pave.sha256", "")
+        if patch.sha256 != promised:
+            cause = f"its content has sha256 {patch.sha256[:16]}…, but it promises {promised[:16]}…"
+            raise PatchDamaged(path, cause, AGAIN)
+        check_tensors(config, tensors, path)
+        return patch
+
+
+def read_config(path: str | Path) -> PatchConfig:
+    """What a patch says of itself, from its header alone; tensors are not read and nothing is proved."""
+    path = file_of(path)
+    return _config(path, storage.read_metadata(path))
+
+
+def file_of(path: str | Path) -> Path:
+    """The patch file itself, for a file or for the folder that holds it."""
+    path = Path(path)
+    found = path / FILE if path.is_dir() and path.name != FILE else path
+    if not found.exists():
+        raise PatchNotFound(found, "no such file", "give a patch file, its folder, or a name of the catalogue")
+    if not found.is_file():
+        raise PatchDamaged(found, "is not a regular file", "give a patch file or the folder that holds one")
+    return found
+
+
+def fusion_of(config: PatchConfig, sense: str) -> nn.Module:
+    """The untrained fusion of one sense, with the dimensions that the config records of its base."""
+    return build_fusion(
+        config.fusion,
+        side_dim=config.senses[sense].dim,
+        vision_dim=config.base.vision_dim,
+        visual_dim=config.base.dim,
+        tokens=config.base.tokens_per_frame,
+        frames=config.base.frames,
+    )
+
+
+def misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """The first differences of names and shapes, in words; empty when there are none."""
+    want = {name: tuple(value.shape) for name, value in expected.items()}
+    have = {name: tuple(value.shape) for name, value in given.items()}
+    wrong = [f"{n} is {have.get(n, 'missing')}, expected {want[n]}" for n in want if have.get(n) != want[n]]
+    wrong += [f"{name} is not part of it" for name in sorted(have.keys() - want.keys())]
+    return "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+
+
+def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Names, shapes and finite values, as far as the config tells: LoRA's outer sizes are those of the base's layers,
+    and are checked when the patch is applied."""
+    fusion = {name: value for name, value in tensors.items() if not name.startswith("lora.")}
+    if config.fusion.layers > max(len(tensors), 2) or not all(sense.isidentifier() for sense in config.senses):
+        raise PatchDamaged(
+            source, f"its config is absurd: {config.fusion.layers} layers for {list(config.senses)}", AGAIN
+        )
+    try:
+        with torch.device("meta"):
+            parts = {sense: fusion_of(config, sense).state_dict() for sense in config.senses}
+    except (PaveError, RuntimeError, TypeError, OverflowError) as error:
+        raise PatchDamaged(source, f"no fusion can be built from its config ({error})", AGAIN) from None
+    expected = {f"fusion.{sense}.{name}": value for sense, state in parts.items() for name, value in state.items()}
+    wrong = misfits(expected, fusion) or _lora_misfits(config, {n: t for n, t in tensors.items() if n not in fusion})
+    if wrong:
+        raise PatchMismatch(source, f"tensors do not fit its own config: {wrong}", AGAIN)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in CODES:
+            raise PatchFormatError(source, f"{name} is {tensor.dtype}", f"use one of {', '.join(CODES.values())}")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            raise PatchDamaged(source, f"{bad} of {tensor.numel()} values of {name} are not finite", AGAIN)
+
+
+def _lora_misfits(config: PatchConfig, tensors: Mapping[str, Tensor]) -> str:
+    if config.lora is None:
+        return f"{min(tensors)} is not part of it" if tensors else ""
+    if not tensors:
+        return "it says lora but holds no lora tensor"
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        if leaf not in ("A", "B") or {f"{path}.A", f"{path}.B"} - tensors.keys():
+            return f"{name} is not half of a pair A, B"
+        if tensor.ndim != 2 or tensor.shape["AB".index(leaf)] != config.lora.r:
+            return f"{name} is {tuple(tensor.shape)}, expected rank {config.lora.r}"
+    return ""
+
+
+def _config(path: Path, metadata: Mapping[str, str]) -> PatchConfig:
+    version = metadata.get("pave.format")
+    if version is None:
+        raise PatchFormatError(path, "is safetensors, but says nothing of PAVE", "give a file written by PAVE")
+    if version != str(FORMAT):
+        newer = version.isdecimal() and int(version) > FORMAT
+        remedy = "update pave" if newer else AGAIN
+        raise PatchFormatError(path, f"has format {version!r}, this version of PAVE reads {FORMAT}", remedy)
+    try:
+        return parse(PatchConfig, storage.parse_json(path, metadata.get("pave.config", ""), "config"), path)
+    except RecipeError as error:
+        cause = str(error).removeprefix(f"{path}: ")
+        raise PatchDamaged(path, f"its config is not valid ({cause})", AGAIN) from None

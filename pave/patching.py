@@ -1,0 +1,197 @@
+"""Patches of a model: applied, reported on, weighed, trained, exported, and taken off again without a trace.
+
+In: a patch by name, folder, file or value; or a config to train. Out: a report, or the trainable parameters. LoRA is
+never merged into the base (merging and unmerging in bfloat16 changes weights). Knows nothing of media and questions.
+
+t key frames, s visual tokens per key frame, d channels
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from pave import catalogue
+from pave.attached import Attached, PatchReport, base_match
+from pave.config import PatchConfig
+from pave.errors import PatchError, PatchMismatch, PatchNotFound, nearest
+from pave.inputs import ClipFeatures
+from pave.lora import recompute_context
+from pave.patch import FILE, Patch
+from pave.steps import Steps
+
+
+class Patching(Steps):
+    """A base and the patches that go in and come off."""
+
+    def base_state_dict(self) -> dict[str, Tensor]:
+        """The base's weights under its own names, whatever is attached."""
+        return self.base.state_dict()
+
+    # Patches on and off
+
+    def apply_patch(
+        self,
+        source: str | Path | Patch,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        weight: float = 1.0,
+        strict: bool = True,
+    ) -> PatchReport:
+        """Put a patch in: a name of the catalogue, a folder, a file, or a `Patch`.
+
+        strict: refuse a patch that was made for other weights of the same dimensions.
+        """
+        patch = source if isinstance(source, Patch) else find_patch(source, revision)
+        config, name = patch.config, name or patch.config.name
+        match = base_match(config, self.host, patch.source, strict)
+        remarks = self._remarks(config, patch.source)
+        attached = self.attach(name, config, patch.tensors, trainable=False, source=patch.source)
+        facts = {"source": patch.source, "sha256": patch.sha256, "bytes": patch.nbytes, "base_match": match}
+        with self._lock:
+            self._applied[name] = attached, PatchReport.of(name, attached, **facts, remarks=remarks)
+        if weight != 1:
+            self.set_weight(name, weight)
+        return self.patches[name]
+
+    def remove_patch(self, name: str) -> None:
+        """Take a patch off; calls that run with it end first. The base is then as if it had never been there."""
+        with self._lock:
+            attached, _ = self._found(name)
+            del self._applied[name]
+        attached.leave()
+
+    def set_weight(self, name: str, weight: float) -> None:
+        """How strongly a patch acts, from the next call on; 1 as trained, 0 not at all."""
+        if not -1e3 < weight < 1e3:  # also refuses NaN
+            raise ValueError(
+                f"weight={weight} of patch {name}; 1 is as trained, 0 is off, useful ones lie within 0 to 2"
+            )
+        if weight not in (0, 1) and not self._found(name)[0].adds:
+            raise ValueError(
+                f"weight={weight}: {name} puts tokens beside the visual ones, which are there or not; 0 or 1"
+            )
+        self._change(name, weight=float(weight))
+
+    def enable(self, name: str) -> None:
+        """Let a patch act again on questions that name no patches."""
+        self._change(name, enabled=True)
+
+    def disable(self, name: str) -> None:
+        """Keep a patch applied, but use it only where a question names it."""
+        self._change(name, enabled=False)
+
+    def _change(self, name: str, **fields: Any) -> None:
+        with self._lock:
+            attached, report = self._found(name)
+            self._applied[name] = attached, replace(report, **fields)
+
+    def _remarks(self, config: PatchConfig, source: str) -> tuple[str, ...]:
+        """What a user should know; an encoder that has become another one since the training is refused."""
+        for sense, facts in config.senses.items():
+            spec = self.encoder(facts).spec
+            if spec.dim != facts.dim or (facts.preprocessing and spec.preprocessing != facts.preprocessing):
+                cause = f"its {sense} was trained on {facts.encoder} {facts.revision} ({facts.dim} channels)"
+                remedy = f"this one is {spec.revision} ({spec.dim} channels); use the version of PAVE that trained it"
+                raise PatchMismatch(source, cause, remedy)
+        if config.base.frames != self.host.frames:
+            return (f"trained with {config.base.frames} key frames, this base looks at {self.host.frames}",)
+        return ()
+
+    # A patch in training
+
+    def attach(
+        self,
+        name: str,
+        config: PatchConfig,
+        tensors: Mapping[str, Tensor] | None = None,
+        *,
+        trainable: bool = True,
+        source: str = "memory",
+    ) -> Attached:
+        """Put a patch in: untrained (it changes nothing yet), or with `tensors`. Trainable: its weights stay float32
+        and are cast at every call; otherwise they take the base's dtype once."""
+        base_match(config, self.host, source, strict=False)
+        with self._lock:
+            if name in self._applied:
+                raise PatchError(name, "a patch of this name is applied already", "remove it, or give another name=")
+            # An untrained patch draws its weights from torch's generator; a loaded one leaves the generator alone.
+            with torch.random.fork_rng(devices=[], enabled=tensors is not None):
+                attached = Attached(config, self.host)
+            if tensors is not None:
+                attached.load(tensors, source)
+            dtype = torch.float32 if trainable else self.host.dtype
+            attached.to(device=self.host.device, dtype=dtype).requires_grad_(trainable).eval()
+            attached.enter(self.host)
+            self._applied[name] = attached, PatchReport.of(name, attached)
+        return attached
+
+    def trainable(self, name: str) -> dict[str, dict[str, nn.Parameter]]:
+        """The parameters of a patch by part, "fusion" and "lora"."""
+        parts: dict[str, dict[str, nn.Parameter]] = {"fusion": {}, "lora": {}}
+        for path, parameter in self._found(name)[0].named_parameters():
+            parts[path.partition(".")[0]][path] = parameter
+        return parts
+
+    def calibrate(self, name: str, clips: Sequence[ClipFeatures]) -> None:
+        """Scale the untrained fusions to the visual tokens of some clips."""
+        tokens = torch.cat([rearrange(clip.tokens, "t s d -> (t s) d") for clip in clips])
+        fusions: Any = self._found(name)[0].fusion.values()
+        for fusion in fusions:
+            fusion.calibrate(tokens.float())
+
+    @contextmanager
+    def training(self, name: str) -> Iterator[None]:
+        """Within the block the patch is in training mode (dropout); the base stays in eval mode."""
+        attached = self._found(name)[0].train()
+        try:
+            yield
+        finally:
+            attached.eval()
+
+    def export(self, name: str) -> Patch:
+        """The patch as it is now, for `save`."""
+        attached, _ = self._found(name)
+        tensors = {path: value.detach().cpu().clone() for path, value in attached.state_dict().items()}
+        return Patch(attached.config, tensors)
+
+    def checkpoint_activations(self, enable: bool = True) -> None:
+        """Recompute the language model's layers in the backward pass instead of keeping them. Hugging Face does so in
+        train mode only, so the decoder's flag follows `enable`."""
+        base: Any = self.base
+        kind = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"  # the name before 5.23
+        if enable:
+            words = {"use_reentrant": False, "context_fn": recompute_context}
+            getattr(base, f"{kind}_checkpointing_enable")(words)
+        else:
+            getattr(base, f"{kind}_checkpointing_disable")()
+        self.host.language_model.train(enable)
+
+
+def find_patch(source: str | Path, revision: str | None = None) -> Patch:
+    """Load a patch by its name in the catalogue, its folder or its file."""
+    path = Path(source)
+    if revision is not None:
+        raise PatchNotFound(source, f"revision={revision!r} belongs to the Hub", "patches from the Hub arrive later")
+    if isinstance(source, str) and re.fullmatch(r"[a-z0-9][a-z0-9._-]*", source) and source in catalogue.names():
+        folder = catalogue.find(source)
+        if not (folder / FILE).is_file():
+            raise PatchNotFound(
+                source, "the catalogue has its recipe, not its weights", f"train it: pave-train {source}"
+            )
+        return replace(Patch.load(folder), source=source)
+    if path.exists():
+        return Patch.load(path)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(source)):
+        remedy = "patches from the Hub arrive in a later version: download it and give its folder"
+        raise PatchNotFound(source, "no such folder or file", remedy)
+    raise PatchNotFound(source, "no patch, folder or file of this name", nearest(str(source), catalogue.names()))

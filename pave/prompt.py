@@ -1,0 +1,81 @@
+"""Prompts: a template with one place for the video and one for the question -> token ids.
+
+In: a tokenizer, a template, what a user wrote. Out: ids before and behind the visual rows. Only the template can place
+special tokens: whatever a user writes, `<video>` and `<|im_end|>` included, stays text. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from pave.errors import BaseModelError
+
+VIDEO, QUESTION = "{video}", "{question}"
+
+# LLaVA-OneVision's ChatML as its authors train and evaluate it; the chat template of the converted checkpoints differs.
+CHATML = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    f"<|im_start|>user\n{VIDEO}\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+class Prompter:
+    """Templates and plain text as token ids."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: str = CHATML) -> None:
+        self.template = template
+        self.special: dict[str, int] = tokenizer.get_added_vocab()
+        self._reserved = set(self.special.values())
+        self._plain = _without_added_tokens(tokenizer)
+        self._pieces(template)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of plain text."""
+        # A lone surrogate, which JSON can smuggle in, has no UTF-8.
+        ids = self._plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
+        if not self._reserved.isdisjoint(ids):
+            raise BaseModelError(f"this tokenizer reads a special token in the plain text {text!r}; change the wording")
+        return ids
+
+    def prompt(self, question: str, template: str = "") -> tuple[list[int], list[int]]:
+        """Ids before and behind the visual rows; an empty template means the base's own."""
+        before, behind = self._pieces(template or self.template)
+        return self._ids(before, question), self._ids(behind, question)
+
+    @property
+    def end(self) -> int:
+        """The id that ends a turn: the first special token behind the question."""
+        _, behind = self._pieces(self.template)
+        return next(self.special[piece] for piece in behind if piece in self.special)
+
+    def _ids(self, pieces: Sequence[str], question: str) -> list[int]:
+        ids: list[int] = []
+        for piece in pieces:
+            special = self.special.get(piece)
+            ids += self.encode_text(piece.replace(QUESTION, question)) if special is None else [special]
+        return ids
+
+    def _pieces(self, template: str) -> tuple[list[str], list[str]]:
+        """A template split at its special tokens, before and behind the video."""
+        if template.count(VIDEO) != 1 or template.count(QUESTION) != 1:
+            raise BaseModelError(f"a prompt template holds {VIDEO} once and {QUESTION} once, got {template!r}")
+        special = "|".join(re.escape(token) for token in sorted(self.special, key=len, reverse=True))
+        before, behind = ([p for p in re.split(f"({special})", part) if p] for part in template.split(VIDEO))
+        plain = [piece for piece in before + behind if piece not in self.special]
+        lacking = sorted({word for piece in plain for word in re.findall(r"<\|\w+\|>", piece)})
+        if lacking:
+            raise BaseModelError(f"the tokenizer does not know {', '.join(lacking)} of its prompt template")
+        return before, behind
+
+
+def _without_added_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """The same tokenizer for plain text only. Hugging Face's `split_special_tokens` would not do: it leaves tokens
+    that were added without the mark "special" alone."""
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    described.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+    return Tokenizer.from_str(json.dumps(described))

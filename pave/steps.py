@@ -1,0 +1,278 @@
+"""The lower altitude of a patched model: encode, prepare, then forward or generate; tensors in, tensors out.
+
+In: clips and questions. Out: frozen features, `Inputs`, then what Hugging Face returns. Patches enter through the
+base's own `mm_encoder_outputs` argument and through hooks, so its class, names and weights never change. Knows nothing
+of files.
+
+b rows, t key frames, s visual tokens per key frame, n side tokens beside a key frame, d channels, v packed visual rows,
+l tokens of a row
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from pave.attached import Attached, PatchReport
+from pave.base import Base, Newline
+from pave.config import SenseConfig
+from pave.encoder import Encoder, load_encoder
+from pave.errors import PatchNotFound, SignalError, nearest
+from pave.inputs import ClipFeatures, Inputs, Use, beside, layout, sides_of, stack, tokenise
+from pave.lora import running
+from pave.media import Clip
+
+Names = Sequence[str] | Sequence[Sequence[str]] | None
+
+_off: ContextVar[frozenset[int]] = ContextVar("pave_patches_off", default=frozenset())  # ids of models
+
+
+class Steps:
+    """A base, the patches that are applied to it, and the steps from a clip to an answer."""
+
+    def __init__(self, host: Base) -> None:
+        self.host = host
+        self._applied: dict[str, tuple[Attached, PatchReport]] = {}
+        self._encoders: dict[str, Encoder] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The Hugging Face model itself; a direct call of it is a call without patches."""
+        return self.host.model
+
+    @property
+    def patches(self) -> Mapping[str, PatchReport]:
+        """What is applied, in order."""
+        with self._lock:
+            return MappingProxyType({name: report for name, (_, report) in self._applied.items()})
+
+    @contextmanager
+    def patches_off(self) -> Iterator[None]:
+        """Within the block, and in this thread only, the base answers, bit for bit."""
+        token = _off.set(_off.get() | {id(self)})
+        try:
+            yield
+        finally:
+            _off.reset(token)
+
+    def encoder(self, sense: SenseConfig) -> Encoder:
+        """The frozen encoder of a sense; built once."""
+        key = f"{sense.encoder} {sorted(sense.options.items())}"
+        with self._lock:
+            if key not in self._encoders:
+                self._encoders[key] = load_encoder(sense.encoder, **sense.options)
+            return self._encoders[key]
+
+    @torch.no_grad()
+    def encode(
+        self,
+        clips: Sequence[Clip],
+        senses: Sequence[SenseConfig | Encoder] | None = None,
+        chunk: int | None = None,
+    ) -> list[ClipFeatures]:
+        """What frozen networks see and hear in clips: one vision pass for all, one pass of each encoder per clip.
+        `senses` defaults to those of the applied patches; `chunk` bounds the frames of one vision pass."""
+        if senses is None:
+            with self._lock:
+                senses = [sense for attached, _ in self._applied.values() for sense in attached.config.senses.values()]
+        built = [sense if isinstance(sense, Encoder) else self.encoder(sense) for sense in senses]
+        encoders = {encoder.spec.preprocessing: encoder for encoder in built}
+        visual = self.host.encode([self.host.pixels(clip) for clip in clips], [_times(clip) for clip in clips], chunk)
+        features = []
+        for i, clip in enumerate(clips):
+            count = int(visual.frames[i])
+            sides = {key: encoder.encode(clip) for key, encoder in encoders.items()}
+            absent = {key: _why(clip, encoders[key]) for key, side in sides.items() if side is None}
+            parts = (visual.vision[i, :count], visual.tokens[i, :count], visual.times[i, :count])
+            features.append(ClipFeatures(*parts, sides, absent))
+        return features
+
+    def encode_clip(self, clip: Clip, senses: Sequence[SenseConfig | Encoder] | None = None) -> ClipFeatures:
+        """One clip, as CPU tensors for a cache."""
+        return self.encode([clip], senses)[0].to("cpu")
+
+    def prepare(
+        self, clips: Sequence[ClipFeatures | Clip], questions: Sequence[str], *, patches: Names = None
+    ) -> Inputs:
+        """Rows of one batch: a question about a clip each. `patches`: names for all rows, or one list per row; None:
+        all that are enabled. Patches and weights are those of this moment."""
+        if len(clips) != len(questions) or not clips:
+            raise ValueError(f"{len(clips)} clips and {len(questions)} questions; give one clip for every question")
+        with self._lock:
+            wanted = self._wanted(patches, len(clips))
+            found = {name: each for name, each in self._applied.items() if any(name in row for row in wanted)}
+        features = self._features(clips, [sense for each, _ in found.values() for sense in each.config.senses.values()])
+        uses = []
+        for name, (attached, report) in found.items():
+            rows = torch.tensor([name in row for row in wanted])
+            uses.append(Use(name, attached, report.weight, rows, sides_of(attached, features)))
+        layouts = [layout(self.host, [each for name, (each, _) in found.items() if name in row]) for row in wanted]
+        spans = self._spans(features, uses, [newline for newline, _ in layouts])
+        ids, mask = tokenise(self.host, questions, [template for _, template in layouts], spans)
+        return Inputs(ids, mask, stack(features), tuple(uses), tuple(newline for newline, _ in layouts))
+
+    def inputs(
+        self,
+        clips: Sequence[ClipFeatures],
+        patches: Sequence[str],
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+    ) -> Inputs:
+        """Rows that the caller has laid out, with as many placeholders for each clip as `visual_rows` says."""
+        uses, newline = self._use_all(clips, patches)
+        return Inputs(input_ids, attention_mask, stack(clips), uses, (newline,) * len(clips), position_ids)
+
+    def visual_rows(self, clips: Sequence[ClipFeatures], patches: Sequence[str]) -> list[int]:
+        """How many placeholders the prompt of each clip holds under these patches."""
+        uses, newline = self._use_all(clips, patches)
+        newlines: list[Newline] = [newline] * len(clips)
+        return self._spans(clips, uses, newlines)
+
+    def fused_tokens(self, inputs: Inputs) -> Tensor:
+        """Visual tokens (b t s d) plus what each patch adds on the rows that sense something. All patches look at the
+        base's own tokens; other rows keep theirs exactly."""
+        visual = inputs.visual.to(self.host.device, self.host.dtype)
+        total = visual.tokens
+        for use in self._live(inputs):
+            for sense, side in use.sides.items() if use.attached.adds else ():
+                rows = use.sensing & side.present.cpu()
+                if rows.any():
+                    update = use.attached.update(sense, visual, side) * use.weight
+                    chosen = rearrange(rows.to(total.device), "b -> b 1 1 1")
+                    total = total + update if rows.all() else torch.where(chosen, total + update, total)
+        return total
+
+    def forward(self, inputs: Inputs, *, labels: Tensor | None = None, logits_to_keep: int | Tensor = 0) -> ModelOutput:
+        """One pass of the base with its patches: a Hugging Face output with `logits` (b l vocabulary)."""
+        with self._calling(inputs):
+            base: Any = self.base
+            return base(
+                input_ids=inputs.input_ids.to(self.host.device),
+                attention_mask=inputs.attention_mask.to(self.host.device),
+                position_ids=inputs.positions().to(self.host.device),
+                mm_encoder_outputs=self.host.outputs(self._rows(inputs)),
+                labels=None if labels is None else labels.to(self.host.device),
+                logits_to_keep=logits_to_keep,
+                use_cache=False,
+            )
+
+    @torch.no_grad()
+    def generate(self, inputs: Inputs, **options: Any) -> Any:
+        """The base's own generate(), with Hugging Face's options; returns what that returns, prompt included."""
+        if inputs.attention_mask.dim() != 2:
+            shape = tuple(inputs.attention_mask.shape)
+            raise ValueError(f"generate needs a mask (b l), got {shape}; give one question per row")
+        options = {"eos_token_id": self.host.stops, "pad_token_id": self.host.pad, **options}
+        with self._calling(inputs):
+            base: Any = self.base
+            return base.generate(
+                input_ids=inputs.input_ids.to(self.host.device),
+                attention_mask=inputs.attention_mask.to(self.host.device),
+                mm_encoder_outputs=self.host.outputs(self._rows(inputs)),
+                **options,
+            )
+
+    def _live(self, inputs: Inputs) -> tuple[Use, ...]:
+        return () if id(self) in _off.get() else inputs.uses
+
+    @contextmanager
+    def _calling(self, inputs: Inputs) -> Iterator[None]:
+        """Hold the patches of a call in place and open their LoRAs for its rows."""
+        uses = self._live(inputs)
+        gates = {use.attached.lora: use.gate() for use in uses if use.attached.lora is not None}
+        with ExitStack() as held:
+            for use in uses:
+                use.attached.begin()
+                held.callback(use.attached.end)
+            with running({lora: gate for lora, gate in gates.items() if gate.weights.any()}):
+                yield
+
+    def _rows(self, inputs: Inputs) -> Tensor:
+        """Packed visual rows (b v d), shorter ones behind zero rows; or all rows in line (1 v d) when the prompts hold
+        no spare placeholders."""
+        fused = self.fused_tokens(inputs)
+        newline: Sequence[Newline] = inputs.newline or ("end",) * len(fused)
+        extra = beside(self._live(inputs), len(fused))
+        counts = inputs.visual.frames.tolist()
+        rows = [self.host.pack(fused[i, :count], newline[i], extra[i]) for i, count in enumerate(counts)]
+        held = (inputs.input_ids == self.host.placeholder).sum(-1).tolist()
+        lengths = [len(row) for row in rows]
+        if held == [max(lengths)] * len(rows):
+            return pad_sequence(rows, batch_first=True, padding_side="left")
+        if held == lengths:
+            return torch.cat(rows)[None]
+        raise ValueError(f"the prompts hold {held} visual placeholders, the clips need {lengths}; call prepare() again")
+
+    def _spans(self, clips: Sequence[ClipFeatures], uses: Sequence[Use], newlines: Sequence[Newline]) -> list[int]:
+        """Visual rows of each clip, tokens that stand beside the visual ones included."""
+        with torch.no_grad():
+            extra = beside(uses, len(clips))
+        beyond = [sum(len(group) for groups in row for group in groups) for row in extra]
+        rows = [self.host.rows_of(len(clip.times), newline) for clip, newline in zip(clips, newlines, strict=True)]
+        return [sum(pair) for pair in zip(rows, beyond, strict=True)]
+
+    def _use_all(self, clips: Sequence[ClipFeatures], patches: Sequence[str]) -> tuple[tuple[Use, ...], Newline]:
+        found = {name: self._found(name) for name in patches}
+        rows = torch.ones(len(clips), dtype=torch.bool)
+        uses = tuple(Use(n, each, report.weight, rows, sides_of(each, clips)) for n, (each, report) in found.items())
+        return uses, layout(self.host, [attached for attached, _ in found.values()])[0]
+
+    def _wanted(self, patches: Names, rows: int) -> list[tuple[str, ...]]:
+        """Names of patches per row."""
+        if id(self) in _off.get():
+            return [()] * rows
+        if patches is None:
+            return [tuple(name for name, report in self.patches.items() if report.enabled)] * rows
+        names = [patches] if isinstance(patches, str) else list(patches)
+        if all(isinstance(name, str) for name in names):
+            wanted = [tuple(map(str, names))] * rows
+        else:
+            wanted = [tuple(row) for row in names]
+        if len(wanted) != rows:
+            raise ValueError(f"{len(wanted)} lists of patches for {rows} rows; give one per row, or names for all")
+        for name in {name for row in wanted for name in row}:
+            self._found(name)
+        return wanted
+
+    def _found(self, name: str) -> tuple[Attached, PatchReport]:
+        with self._lock:
+            if name not in self._applied:
+                raise PatchNotFound(name, "no patch of this name is applied", nearest(name, self._applied))
+            return self._applied[name]
+
+    def _features(self, clips: Sequence[ClipFeatures | Clip], senses: Sequence[SenseConfig]) -> list[ClipFeatures]:
+        """Encode what is not encoded yet, each clip once."""
+        fresh = {id(clip): clip for clip in clips if isinstance(clip, Clip)}
+        seen = dict(zip(fresh, self.encode(list(fresh.values()), senses), strict=True)) if fresh else {}
+        features = [clip if isinstance(clip, ClipFeatures) else seen[id(clip)] for clip in clips]
+        for sense in senses:
+            key = self.encoder(sense).spec.preprocessing
+            if any(key not in clip.sides for clip in features):
+                raise SignalError(f"these features hold nothing of {sense.encoder}; encode the clips with this patch")
+        return features
+
+
+def _times(clip: Clip) -> Tensor:
+    if clip.times is None:
+        raise SignalError("the clip's frames have no times; give Clip.from_frames(frames, times=seconds)")
+    return clip.times
+
+
+def _why(clip: Clip, encoder: Encoder) -> str:
+    """Why an encoder found nothing to read."""
+    sense = encoder.spec.sense
+    return f"absent: {clip.report.audio}" if sense == "audio" else f"absent: the clip has no {sense}"

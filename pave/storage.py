@@ -1,0 +1,204 @@
+"""One canonical safetensors file: equal content is an equal file, and a file that is read has been checked.
+
+In: tensors and texts. Out: bytes on disk, written in one piece; or tensors and texts again, once everything that the
+header says of the bytes behind it is known to hold. Knows nothing of what the tensors are for.
+
+Layout: 8 bytes of header length, a JSON header (keys sorted, padded with spaces to 8 bytes; safetensors' own writer
+orders metadata at random), tensors by falling item size, then by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from pave.errors import PatchDamaged, PatchError
+
+AGAIN = "download or train it again"
+MAX_HEADER, MAX_BYTES = 16 << 20, 4 << 30  # bytes; a patch of a 7B base has a header of 0.1 MB and some 20 MB in all
+STALE = 3600.0  # seconds after which a temporary file can only be what a killed save left behind
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+# What people hand over instead of a patch, by its first bytes.
+IMPOSTORS = {
+    b"version https://git-lfs": (
+        "is a Git LFS pointer, not the file itself",
+        "run `git lfs pull`, or download it again",
+    ),
+    b"<": ("is a web page, not a patch", "download the file itself, not the page that shows it"),
+    b"PK\x03\x04": ("is a zip or a PyTorch pickle, which PAVE never opens", "convert it to safetensors first"),
+    b"\x80": ("is a pickle, which PAVE never opens", "convert it to safetensors first"),
+}
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the file in one piece; whatever goes wrong, the old one stays."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in order:
+        begin, end = end, end + tensors[name].nbytes
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": CODES[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = canonical(header).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(raw(tensors[name]))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file."""
+    with _opened(path) as file:
+        header, data = _header(path, file), file.read()
+    metadata = header.pop("__metadata__", {})
+    return {name: _tensor(entry, data) for name, entry in header.items()}, metadata
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone; tensors are not read."""
+    with _opened(path) as file:
+        return _header(path, file).get("__metadata__", {})
+
+
+def canonical(value: Mapping[str, Any]) -> str:
+    """The one JSON text of a value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def raw(tensor: Tensor) -> bytes:
+    """Little-endian bytes, as every machine that torch runs on has them."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def parse_json(path: Path, text: str | bytes, what: str) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) != len(pairs):
+            raise ValueError("a key stands in it twice")
+        return found
+
+    def never(word: str) -> Any:
+        raise ValueError(f"it holds {word}")
+
+    try:
+        found = json.loads(text, object_pairs_hook=once, parse_constant=never)
+    except (ValueError, RecursionError) as error:
+        raise PatchDamaged(path, f"its {what} is not JSON ({error})", AGAIN) from None
+    if not isinstance(found, dict):
+        raise PatchDamaged(path, f"its {what} is not a JSON object", AGAIN)
+    return found
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when the block ends well; a link stays a link."""
+    path = Path(os.path.realpath(path))
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        with fresh.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except OSError as error:
+        cause = f"cannot be written ({error.strerror or error})"
+        raise PatchError(path, cause, "free space or mend the rights; what was there before is untouched") from None
+    finally:
+        with suppress(OSError):
+            fresh.unlink()
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed saves have left; a save that is still running is younger."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE:
+                left.unlink()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise PatchError(path, f"cannot be read ({error.strerror or error})", "mend the file or its rights") from None
+
+
+def _header(path: Path, file: BinaryIO) -> dict[str, Any]:
+    """The header, once everything it says about the bytes behind it is known to hold."""
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(64)
+    for mark, (cause, remedy) in IMPOSTORS.items() if head[8:9] != b"{" else ():
+        if head.lstrip().startswith(mark):
+            raise PatchDamaged(path, cause, remedy)
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] != b"{" or size > MAX_BYTES or length > min(MAX_HEADER, size - 8):
+        cause = f"is no safetensors file: {size:,} bytes, its first 8 announce a header of {length:,}"
+        raise PatchDamaged(path, cause, AGAIN)
+    file.seek(8)
+    header = parse_json(path, file.read(length), "header")
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise PatchDamaged(path, "__metadata__ is not a mapping of texts", AGAIN)
+    cause = _offsets({name: entry for name, entry in header.items() if name != "__metadata__"}, size - 8 - length)
+    if cause:
+        raise PatchDamaged(path, cause, AGAIN)
+    return header
+
+
+def _offsets(entries: Mapping[str, Any], total: int) -> str:
+    """What is wrong with the places of the tensors: they must fill the data without holes and overlaps."""
+    spans = []
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            return f"{name!r} is not described by dtype, shape and data_offsets"
+        if entry["dtype"] not in DTYPES:
+            return f"{name!r} has the unknown dtype {entry['dtype']!r}"
+        numbers = [entry["shape"], entry["data_offsets"]]
+        if not all(isinstance(each, list) and all(type(n) is int and n >= 0 for n in each) for each in numbers):
+            return f"{name!r} has a shape or offsets that are not whole numbers"
+        if len(entry["data_offsets"]) != 2:
+            return f"{name!r} has {len(entry['data_offsets'])} offsets"
+        begin, end = entry["data_offsets"]
+        need = math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize
+        if end - begin != need:
+            return f"{name!r} of shape {entry['shape']} needs {need} bytes, its offsets hold {end - begin}"
+        spans.append((begin, end))
+    place = 0
+    for begin, end in sorted(spans):
+        if begin != place:
+            return f"tensors {'overlap' if begin < place else 'leave a hole'} at byte {begin}"
+        place = end
+    return (
+        "" if place == total else f"is cut short or too long: {total:,} bytes of tensors, the header tells of {place:,}"
+    )
+
+
+def _tensor(entry: Mapping[str, Any], data: bytes) -> Tensor:
+    begin, end = entry["data_offsets"]
+    flat = torch.frombuffer(bytearray(data[begin:end]), dtype=torch.uint8) if end > begin else torch.empty(0).byte()
+    return flat.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
