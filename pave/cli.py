@@ -204,7 +204,8 @@ def _patch_file(source: str) -> Path:
 def _quiet() -> None:
     """Advisory chatter of the libraries below stays out of the answer; what PAVE has to say, it says itself."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "" if sys.stderr.isatty() else "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _remark(words: object) -> None:

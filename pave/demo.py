@@ -7,6 +7,7 @@ it has just measured: files are written, read back, decoded, encoded and asked a
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -64,16 +66,16 @@ class Subject:
 
 def run(out: Path, *, clips: int, seed: int) -> list[Subject]:
     """Make, ask, show, draw."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 100)
     start = time.perf_counter()
     lines = writer.write_clips(out, clips, seed, SPLIT)
     console.print(f"{clips} clips with sound in {out / 'clips'} ({time.perf_counter() - start:.1f} s)")
     model = load(BASE)
-    console.print(model.apply_patch(PATCH), highlight=False)
+    console.print(f"{model.apply_patch(PATCH)}\n", highlight=False)
     start = time.perf_counter()
     seeds = writer.clip_seeds(clips, seed, SPLIT)
     subjects = [_ask(model, out, rows, number) for rows, number in zip(_by_clip(lines), seeds, strict=True)]
-    console.print(_table(subjects, width=console.width))
+    console.print(_table(subjects))
     console.print(_score(subjects, time.perf_counter() - start), highlight=False)
     picture = out / "demo.png"
     draw(max(subjects, key=_telling), picture)
@@ -124,10 +126,10 @@ def _telling(subject: Subject) -> tuple[bool, int, int]:
     return needs_both, len(subject.events), sum(asked.base != asked.patched for asked in subject.asked)
 
 
-def _table(subjects: Sequence[Subject], width: int) -> Table:
-    table = Table(title="What the clips are asked", title_style="bold", title_justify="left", width=min(width, 110))
-    for name in ("carried by", "question", "truth", "base", "patched"):
-        table.add_column(name, ratio=4 if name == "question" else None, no_wrap=name != "question")
+def _table(subjects: Sequence[Subject]) -> Table:
+    table = Table(title="What the clips are asked", title_style="bold", title_justify="left", box=box.SIMPLE_HEAD)
+    for name, widest in (("carried by", 11), ("question", 56), ("truth", 8), ("base", 10), ("patched", 10)):
+        table.add_column(name, max_width=widest, no_wrap=name != "question")
     for subject in subjects:
         for asked in subject.asked:
             answers = (_marked(answer, answer == asked.truth) for answer in (asked.base, asked.patched))
@@ -223,4 +225,5 @@ def _draw_answers(axes: Axes, asked: Asked) -> None:
         colour = INK if who == "truth" else RIGHT if answer == asked.truth else WRONG
         mark = "" if who == "truth" else "  ✓" if answer == asked.truth else "  ✗"
         axes.text(0.05, height, who, size=10, color=FAINT, va="center")
-        axes.text(0.30, height, answer + mark, size=12, color=colour, va="center", weight="bold")
+        words = textwrap.shorten(answer, 24, placeholder="…") + mark
+        axes.text(0.30, height, words, size=12, color=colour, va="center", weight="bold")
