@@ -121,7 +121,7 @@ def why_not_opened(path: str, error: Exception) -> tuple[str, str]:
         head = file.read(12)
     if head[4:8] == b"ftyp":
         return "is an MP4 whose index is missing or damaged", "it was probably cut short: fetch or record it again"
-    reason = str(error).split("'")[0].strip(" :[]0123456789") or type(error).__name__
+    reason = getattr(error, "strerror", None) or type(error).__name__
     return f"is not a media file that FFmpeg can open ({reason})", "name a video, sound or image file"
 
 

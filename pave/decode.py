@@ -13,13 +13,14 @@ Legend: t pictures, y x pixels, c channels, n samples. A stamp is a presentation
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import ceil, floor, inf
+from math import floor, inf
 from typing import Any, NamedTuple
 
 import numpy as np
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from einops import rearrange
 
@@ -105,11 +106,11 @@ def read_pictures(request: Request, survey: Survey, track: Track, result: Decode
     """Fill in pictures and their seconds. Returns the first stamp in seconds, None when none decodes."""
     path, packets = request.path, survey.packets
     stamps = sorted({p.stamp for p in packets if p.shown})
-    picks, found = None, {}
+    picks, found, flawed = None, {}, 0
     if stamps and stamps[0] > UNKNOWN:
         picks = pick(stamps, request, track)
         wanted = {*picks.stamps, stamps[0]}  # the first picture sets the clock, so it must decode too
-        found = collect(path, track, wanted, needed(packets, wanted))
+        found, flawed = collect(path, track, wanted, *needed(packets, wanted))
     if picks is None or not found.keys() >= {*picks.stamps, stamps[0]}:
         # Stamps are missing, or packets do not decode as announced: decode everything to learn what is really there.
         with opened(path) as container:
@@ -119,7 +120,9 @@ def read_pictures(request: Request, survey: Survey, track: Track, result: Decode
         if not stamps:
             return None
         picks = pick(stamps, request, track)
-        found = collect(path, track, {*picks.stamps, stamps[0]})
+        found, flawed = collect(path, track, {*picks.stamps, stamps[0]})
+    if flawed:
+        survey.warnings.append(f"damaged: {flawed} of the {len(found)} pictures read are flawed")
     if picks.stamps:
         result.frames = np.stack([found[s] for s in picks.stamps])
         result.times = np.array([float((t - stamps[0]) * track.base) for t in picks.targets])
@@ -136,7 +139,7 @@ def pick(stamps: list[int], request: Request, track: Track) -> Picks:
     shown = within(stamps, request, track)
     first, last = shown[0], shown[-1]
     if request.fps is not None:
-        step = 1 / (Fraction(request.fps).limit_denominator(100_000) * track.base)
+        step = 1 / (exact(request.fps) * track.base)
         count = int((last - first) / step) + 1
     elif request.frames is not None:
         count = request.frames if first < last else min(request.frames, 1)
@@ -153,9 +156,9 @@ def pick(stamps: list[int], request: Request, track: Track) -> Picks:
 
 def within(stamps: list[int], request: Request, track: Track) -> list[int]:
     """The stamps in [start, end); when the span falls between two pictures, the one that is on screen."""
-    start = stamps[0] + Fraction(request.start or 0) / track.base
+    start = stamps[0] + exact(request.start or 0) / track.base
     first = bisect_left(stamps, start)
-    last = len(stamps) if request.end is None else bisect_left(stamps, stamps[0] + Fraction(request.end) / track.base)
+    last = len(stamps) if request.end is None else bisect_left(stamps, stamps[0] + exact(request.end) / track.base)
     if first < last:
         return stamps[first:last]
     if start > stamps[-1] + track.gap / track.base:
@@ -165,43 +168,67 @@ def within(stamps: list[int], request: Request, track: Track) -> list[int]:
     return stamps[bisect_right(stamps, start) - 1 :][:1]
 
 
-def needed(packets: list[Packet], wanted: set[int]) -> list[bool]:
-    """Which packets must be decoded to see the wanted pictures: from the key packet before each up to its own.
+def exact(number: float) -> Fraction:
+    """What the user meant: 1.6 is 8/5, not the float a little above it. Good to a microsecond."""
+    return Fraction(number).limit_denominator(1_000_000)
 
-    A key packet with a later stamp does not do: the picture is then a leading one that refers to the group before.
+
+def needed(packets: list[Packet], wanted: set[int]) -> tuple[list[bool], set[int]]:
+    """Which packets must be decoded to see the wanted pictures, and the stamps at which decoding starts anew.
+
+    Each picture needs the packets from the key packet before it up to its own. A key packet with a later stamp does not
+    do: the picture is then a leading one, which refers to the group before.
     """
-    feed, covered, key = [False] * len(packets), 0, 0
+    feed, entries, covered = [False] * len(packets), set(), 0
     keys = [n for n, packet in enumerate(packets) if packet.key]
     for n in (n for n, packet in enumerate(packets) if packet.stamp in wanted):
         key = bisect_right(keys, n)
         while key and packets[keys[key - 1]].stamp > packets[n].stamp:
             key -= 1
-        begin = max(keys[key - 1] if key else 0, covered)
+        begin = keys[key - 1] if key else 0
+        if begin > covered:
+            entries.add(packets[begin].stamp)
+        begin = max(begin, covered)
         feed[begin : n + 1] = [True] * (n + 1 - begin)
-        covered = n + 1
-    return feed
+        covered = max(covered, n + 1)
+    return feed, entries
 
 
-def collect(path: str, track: Track, wanted: set, feed: list[bool] | None = None) -> dict[int, np.ndarray]:
-    """The wanted pictures (y x 3) by stamp. A picture whose size differs from the first one's is scaled to it."""
+def collect(
+    path: str, track: Track, wanted: set[int], feed: list[bool] | None = None, entries: Collection[int] = ()
+) -> tuple[dict[int, np.ndarray], int]:
+    """The wanted pictures (y x 3) by stamp, and how many of them the decoder calls flawed.
+
+    A picture whose size differs from the first one's is scaled to it.
+    """
     found: dict[int, np.ndarray] = {}
+    flawed = 0
+    missing = set(entries)
     size, scaler = {}, VideoReformatter()  # one for all pictures: setting it up costs more than a small picture
     with opened(path) as container:
         for stamp, frame in stamped(container, track, feed):
+            if frame.pict_type == PictureType.I:
+                missing.discard(stamp)
             if stamp in wanted and stamp not in found:
+                flawed += frame.is_corrupt
                 size = size or {"width": frame.width, "height": frame.height}
                 found[stamp] = upright(scaler.reformat(frame, format="rgb24", **size).to_ndarray(), frame)
                 if len(found) == len(wanted):
                     break
-    return found
+    # H.264 with gradual refresh marks entry points that need pictures from before: then everything must be decoded.
+    return ({}, 0) if missing else (found, flawed)
 
 
 def upright(picture: np.ndarray, frame: Any) -> np.ndarray:
     """Turn and mirror a picture (y x 3) as the display matrix of its file says; PyAV leaves that to us."""
-    if "DISPLAYMATRIX" not in frame.side_data:
+    try:
+        data = frame.side_data
+    except ValueError:  # PyAV 18 has no name for EXIF side data and gives up; it still tells the angle, not the mirror
+        return np.rot90(picture, round(frame.rotation / 90))
+    if "DISPLAYMATRIX" not in data:
         return picture
     # libavutil/display.h: nine int32, row-major; x' = a x + c y, y' = b x + d y, with y pointing down.
-    a, b, _, c, d = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)[:5].astype(float)
+    a, b, _, c, d = np.frombuffer(bytes(data["DISPLAYMATRIX"]), np.int32)[:5].astype(float)
     across, down = a, d
     if abs(b) > abs(a):
         picture, across, down = rearrange(picture, "y x c -> x y c"), c, b
@@ -285,8 +312,8 @@ class Sound:
     def keep(self, wave: np.ndarray) -> None:
         """Store the part of a piece (c n) that lies in the span asked for."""
         rate = self.rate or 1
-        first = ceil(((self.request.start or 0) - self.begin) * rate) if self.request.start is not None else 0
-        last = inf if self.request.end is None else ceil((self.request.end - self.begin) * rate)
+        first = 0 if self.request.start is None else round((self.request.start - self.begin) * rate)
+        last = inf if self.request.end is None else round((self.request.end - self.begin) * rate)
         low, high = max(first - self.place, 0), min(last - self.place, wave.shape[1])
         if low < high:
             piece = wave[:, low : int(high)]

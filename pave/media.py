@@ -200,6 +200,11 @@ def size_of(pictures: Tensor | None) -> tuple[int, int] | None:
     return None if pictures is None else (pictures.shape[2], pictures.shape[3])
 
 
+def tensor_of(values: Any) -> Tensor:
+    """A tensor of what numpy understands; arrays are copied, since they may be read-only or change later."""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+
+
 def pictures_of(frames: Any) -> Tensor:
     """Frames in any of the accepted forms as uint8 (t 3 y x)."""
     if isinstance(frames, Sequence):
@@ -212,21 +217,21 @@ def pictures_of(frames: Any) -> Tensor:
             )
         return torch.cat(parts)
     if hasattr(frames, "convert"):  # a PIL image; PIL need not be imported to know one
-        frames = np.asarray(frames.convert("RGB"))
-    pictures = torch.as_tensor(frames)
+        frames = frames.convert("RGB")
+    pictures = tensor_of(frames)
     if pictures.dtype != torch.uint8:
         raise MediaError(f"frames are {pictures.dtype}; give uint8 in 0..255, e.g. (x * 255).round().to(torch.uint8)")
     pictures = pictures[None] if pictures.ndim == 3 else pictures
     if pictures.ndim == 4 and pictures.shape[1] != 3 and pictures.shape[3] == 3:
         pictures = rearrange(pictures, "t y x c -> t c y x")
     if pictures.ndim != 4 or pictures.shape[1] != 3 or 0 in pictures.shape:
-        raise MediaError(f"frames have shape {tuple(torch.as_tensor(frames).shape)}; give (t 3 y x) or (t y x 3)")
+        raise MediaError(f"frames have shape {tuple(tensor_of(frames).shape)}; give (t 3 y x) or (t y x 3)")
     return pictures.contiguous()
 
 
 def times_of(times: Any, count: int) -> Tensor:
     """Seconds of the frames as float64 (t,), checked."""
-    clock = torch.as_tensor(times, dtype=torch.float64)
+    clock = tensor_of(times).double()
     if clock.shape != (count,):
         raise MediaError(f"times have shape {tuple(clock.shape)} but there are {count} frames; give one per frame")
     if not clock.isfinite().all() or (clock.diff() < 0).any():
@@ -238,7 +243,7 @@ def sound_of(audio: Any, rate: int | None) -> Tensor:
     """Sound in any of the accepted forms as float32 (c n)."""
     if not rate or rate < 0:
         raise MediaError(f"audio needs its rate in Hz, got rate={rate}")
-    sound = torch.as_tensor(audio)
+    sound = tensor_of(audio)
     sound = sound[None] if sound.ndim == 1 else sound
     if sound.ndim != 2 or sound.shape[0] > 64:
         raise MediaError(f"audio has shape {tuple(sound.shape)}; give (n,) or (channels, n)")
@@ -254,7 +259,7 @@ def sound_of(audio: Any, rate: int | None) -> Tensor:
 def signals_of(signals: Mapping[str, Any]) -> dict[str, Any]:
     """Named streams; pairs become `Signal`s, anything else is left to the encoder that asks for it."""
     return {
-        name: Signal(torch.as_tensor(value[0]).float(), torch.as_tensor(value[1], dtype=torch.float64))
+        name: Signal(tensor_of(value[0]).float(), tensor_of(value[1]).double())
         if isinstance(value, tuple) and len(value) == 2
         else value
         for name, value in signals.items()

@@ -143,7 +143,7 @@ def decode_within(request: Request, seconds: float) -> Decoded:
         if worker.late:
             cause, remedy = (
                 f"decoding took longer than {seconds:g} s and was stopped",
-                "give a longer timeout or a part",
+                "raise timeout= or read a part (start, end)",
             )
         else:
             cause, remedy = f"the decoder crashed on it ({stopped})", "the file is damaged: re-encode or leave it out"
