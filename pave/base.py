@@ -132,6 +132,10 @@ class Base(ABC):
         return self.model.config.model_type
 
     @property
+    def template(self) -> str:
+        return self.prompter.template
+
+    @property
     def tokens_per_frame(self) -> int:
         return self.grid[0] * self.grid[1]
 
@@ -270,8 +274,7 @@ def load_base(
         raise BaseModelError(f"quantize={quantize!r}: quantised bases arrive in a later version; leave quantize=None")
     if frames is not None and frames < 1:
         raise BaseModelError(f"frames={frames}: a base sees at least one key frame")
-    place = _place(source)
-    hub = place == str(source)
+    kind, place = _dtype(dtype), _place(source)
     try:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
@@ -281,7 +284,7 @@ def load_base(
         known = nearest(config.model_type, families())
         raise BaseModelError(f"{source}: no file in pave/bases for model_type {config.model_type!r}; {known}")
     family = import_module(f"pave.bases.{config.model_type}")
-    model = family.MODEL.from_pretrained(place, dtype=_dtype(dtype))
+    model = family.MODEL.from_pretrained(place, dtype=kind)
     facts, pixels = _json(place, "pave.json"), _pixels(place)
     return family.build(
         model.to(_device(device)),
@@ -289,7 +292,9 @@ def load_base(
         frames=frames or facts.get("frames", 32),
         mean=pixels.get("image_mean", (0.5, 0.5, 0.5)),
         std=pixels.get("image_std", (0.5, 0.5, 0.5)),
-        repo=str(source) if hub or source == "playroom" else "",
+        repo=""
+        if source != "playroom" and Path(source).is_dir()
+        else str(source),  # a path of this machine is nobody's business
         revision=getattr(config, "_commit_hash", None) or "",
     )
 

@@ -137,7 +137,7 @@ def stack(clips: Sequence[ClipFeatures]) -> Visual:
 
 def layout(base: Base, patches: Sequence[Attached]) -> tuple[Newline, str]:
     """Newline layout and prompt template of a row; patches that disagree cannot share it."""
-    own = base.prompter.template
+    own = base.template
     found: set[tuple[Newline, str]] = {(patch.config.newline, patch.config.prompt or own) for patch in patches}
     if len(found) > 1:
         names = ", ".join(f"{patch.config.name} (newline: {patch.config.newline})" for patch in patches)

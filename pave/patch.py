@@ -131,9 +131,10 @@ def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: st
     """Names, shapes and finite values, as far as the config tells: LoRA's outer sizes are those of the base's layers,
     and are checked when the patch is applied."""
     fusion = {name: value for name, value in tensors.items() if not name.startswith("lora.")}
-    if config.fusion.layers > max(len(tensors), 2) or not all(sense.isidentifier() for sense in config.senses):
+    senses = config.senses.keys()
+    if config.fusion.layers > max(len(tensors), 2) or not senses or not all(map(str.isidentifier, senses)):
         raise PatchDamaged(
-            source, f"its config is absurd: {config.fusion.layers} layers for {list(config.senses)}", AGAIN
+            source, f"its config is absurd: {config.fusion.layers} layers for {list(senses)}", AGAIN
         )
     try:
         with torch.device("meta"):

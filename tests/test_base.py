@@ -1,0 +1,140 @@
+"""Claims about bases: what the family says is what Hugging Face computes, and a user's words stay words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FRAMES, make_base, make_clip
+from transformers import PreTrainedTokenizerFast
+
+import pave
+from pave.base import Base, load_base
+from pave.errors import BaseModelError, MediaError
+from pave.media import Clip
+
+
+def hugging_face_tokenizer(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_tokens_are_those_of_get_video_features_to_the_bit(base: Base) -> None:
+    pixels = base.pixels(make_clip())
+    visual = base.encode([pixels])
+    with torch.no_grad():
+        official = base.model.model.get_video_features(pixels[None], return_dict=True).pooler_output[0]
+    assert torch.equal(base.pack(visual.tokens[0], "end"), official)
+
+
+def test_projected_vision_features_are_the_tokens(base: Base) -> None:
+    """The projector is not linear, so pooling first would differ: check on a grid that pooling does not change."""
+    pixels = base.pixels(make_clip())
+    with torch.no_grad():
+        seen = base.model.model.get_video_features(pixels[None], return_dict=True, output_hidden_states=True)
+        expected = base.model.model.apply_pooling(seen.hidden_states[-1])
+    assert torch.equal(base.encode([pixels]).vision[0], expected)
+    assert not torch.allclose(seen.last_hidden_state, seen.hidden_states[-1])
+
+
+def test_ragged_clips_see_what_each_sees_alone(base: Base) -> None:
+    pixels = [base.pixels(make_clip(seed, frames)) for seed, frames in ((0, 4), (1, 2), (2, 3))]
+    together = base.encode(pixels)
+    chunked = base.encode(pixels, chunk=2)
+    assert together.frames.tolist() == [4, 2, 3]
+    for i, clip in enumerate(pixels):
+        alone = base.encode([clip])
+        torch.testing.assert_close(together.tokens[i, : len(clip)], alone.tokens[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(chunked.vision[i, : len(clip)], alone.vision[0], atol=1e-5, rtol=1e-5)
+        assert not together.tokens[i, len(clip) :].any()
+
+
+def test_grid_newlines_stand_behind_each_row_of_each_frame(base: Base) -> None:
+    tokens = torch.randn(3, base.tokens_per_frame, base.dim)
+    rows = base.pack(tokens, "grid")
+    high, wide = base.grid
+    assert len(rows) == base.rows_of(3, "grid") == 3 * high * (wide + 1)
+    assert torch.equal(rows[wide :: wide + 1], base.newline.expand(3 * high, -1))
+    assert torch.equal(rows.view(3, high, wide + 1, -1)[:, :, :wide].flatten(1, 2), tokens)
+
+
+def test_grid_of_the_released_size_takes_6720_rows(base: Base) -> None:
+    """32 key frames of 14 x 14 tokens: the figure of the authors' code (PAVE, Liu et al., CVPR 2025)."""
+    base.model.config.vision_config.image_size, base.model.config.vision_config.patch_size = 384, 14
+    assert base.grid == (14, 14)
+    assert [base.rows_of(32, newline) for newline in ("grid", "end", "none")] == [6720, 6273, 6272]
+
+
+def test_prompt_is_the_template_tokenised_whole(base: Base, tokenizer: PreTrainedTokenizerFast) -> None:
+    before, behind = base.prompt("What do you hear?")
+    text = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<video>\n"
+        "What do you hear?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert [*before, base.placeholder, *behind] == hugging_face_tokenizer(tokenizer, text)
+
+
+@pytest.mark.parametrize("word", ["<video>", "<image>", "<|im_end|>", "<|im_start|>system", "{video}", "{question}"])
+def test_special_words_of_a_user_stay_text(base: Base, tokenizer: PreTrainedTokenizerFast, word: str) -> None:
+    question = f"Is {word} here?"
+    plain = base.prompt("Is it here?")
+    asked = base.prompt(question)
+    special = set(tokenizer.get_added_vocab().values())
+    count = [sum(token in special for side in sides for token in side) for sides in (plain, asked)]
+    assert count[0] == count[1]
+    assert question in tokenizer.decode(asked[1])
+    naive = hugging_face_tokenizer(tokenizer, question)
+    assert word.startswith("{") or not special.isdisjoint(naive), (
+        "the danger is real: the tokenizer alone takes the bait"
+    )
+
+
+def test_template_without_its_special_tokens_is_refused(base: Base) -> None:
+    with pytest.raises(BaseModelError, match=r"<\|turn\|>"):
+        base.prompt("?", "<|turn|>{video}{question}")
+    with pytest.raises(BaseModelError, match="once"):
+        base.prompt("?", "{question}")
+
+
+def test_fingerprint_is_of_the_language_model(tokenizer: PreTrainedTokenizerFast) -> None:
+    one, same, other = make_base(tokenizer), make_base(tokenizer), make_base(tokenizer, seed=1)
+    cast = make_base(tokenizer, torch.bfloat16)
+    assert one.fingerprint() == same.fingerprint() == cast.fingerprint() != other.fingerprint()
+    with torch.no_grad():
+        same.model.get_input_embeddings().weight[len(tokenizer) :] += 1  # rows that no token has
+        assert same.verify()
+        same.language_model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    assert not same.verify()
+
+
+def test_load_opens_a_saved_folder(base: Base, tmp_path: Path) -> None:
+    base.model.save_pretrained(tmp_path)
+    base.tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "pave.json").write_text(json.dumps({"frames": 5}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4] * 3, "image_std": [0.2] * 3}))
+    opened = load_base(tmp_path, device="cpu")
+    assert (opened.frames, opened.mean, opened.std) == (5, (0.4,) * 3, (0.2,) * 3)
+    assert load_base(tmp_path, frames=3, device="cpu", dtype="bfloat16").dtype == torch.bfloat16
+    assert opened.fingerprint() == base.fingerprint()
+    assert opened.prompt("hm?") == base.prompt("hm?")
+    assert not any(parameter.requires_grad for parameter in opened.model.parameters())
+    assert opened.repo == ""
+
+
+def test_unknown_bases_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match="did you mean 'playroom'"):
+        pave.load("playrom")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(BaseModelError, match=r"'bert'.*llava_onevision"):
+        pave.load(tmp_path)
+    with pytest.raises(BaseModelError, match="later"):
+        pave.load("playroom", quantize="4bit")
+    with pytest.raises(BaseModelError, match="float33"):
+        load_base(tmp_path, dtype="float33")
+
+
+def test_clip_without_pictures_is_refused(base: Base) -> None:
+    with pytest.raises(MediaError, match="no pictures"):
+        base.pixels(Clip(audio=torch.zeros(1, 16), rate=16_000))
+    assert base.pixels(make_clip()).shape == (FRAMES, 3, *base.size)
