@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pave.errors import PatchError, PaveError
+from pave.errors import PatchError, PatchNotFound, PaveError
 
 if TYPE_CHECKING:
     from pave.patch import Patch
@@ -196,9 +196,14 @@ def _patch_file(source: str) -> Path:
     from pave.catalogue import WEIGHTS, find
 
     path = Path(source)
-    if not path.exists():
-        path = find(source)
-    return path / WEIGHTS if path.is_dir() else path
+    if path.exists():
+        return path / WEIGHTS if path.is_dir() else path
+    file = find(source) / WEIGHTS
+    if not file.is_file():
+        raise PatchNotFound(
+            source, "the catalogue has its recipe, but no trained file", f"train it: pave-train {source}"
+        )
+    return file
 
 
 def _quiet() -> None:
