@@ -4,8 +4,9 @@ In: the visual tokens of b clips (before and after the base's projector) and the
 exactly zero at birth and wherever a key frame has no side token; or, for `combine: interleave | prefix`, projected side
 tokens to put beside the visual ones. Knows nothing of base models, encoders, packing or files.
 
-b clips, t key frames, s visual tokens of a key frame, τ time steps, m steps in a segment, n side tokens in a segment,
-h heads, e channels of a head, q pre-projector channels, c side channels, d channels of the language model
+b clips, t key frames, s visual tokens of a key frame, τ time steps, m steps of a segment, n side tokens of a step,
+k keys of a segment (m n, perhaps a null), h heads, e channels of a head, w = h e, q channels before the projector,
+c side channels, d channels of the language model. The code spares operators: on a GPU the start of each costs more than its maths.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
-from pave.rope import SECTIONS, Turns, cube_turns, neighbours, rotate, time_turns
+from pave.rope import SECTIONS, Turns, cube_turns, rotate, time_turns
 from pave.sidechannel import SideBatch
 
 
@@ -46,14 +47,14 @@ class Fusion(nn.Module, ABC):
             self.scale.copy_(tokens.detach().float().square().mean().sqrt())
 
     def _asking(self, vision: Tensor | None, tokens: Tensor) -> Tensor:
-        """What the queries are made of ((b t) s q), in the dtype of the weights."""
+        """What the queries are made of ((b t s) q), in the dtype of the weights."""
         dtype = next(self.parameters()).dtype
         if self.config.query == "projected":
-            return rearrange(tokens, "b t s d -> (b t) s d").to(dtype)
+            return tokens.flatten(0, 2).to(dtype)
         if self.config.query == "vision":
             if vision is None:
                 raise BaseModelError("the base gave no features from before its projector; use fusion.query: projected")
-            return rearrange(vision, "b t s q -> (b t) s q").to(dtype)
+            return vision.flatten(0, 2).to(dtype)
         b, t, s = tokens.shape[:3]
         frames, each = self.learnable_query.shape[:2]
         if t > frames or s != each:
@@ -61,7 +62,7 @@ class Fusion(nn.Module, ABC):
                 f"this fusion learned a query for each of {frames} × {each} visual tokens, but got {t} × {s}; "
                 f"ask with at most {frames} key frames, or train with fusion.query: vision"
             )
-        return repeat(self.learnable_query[:t], "t s w -> (b t) s w", b=b)
+        return repeat(self.learnable_query[:t], "t s w -> (b t s) w", b=b)
 
 
 class Folded(Fusion):
@@ -98,21 +99,22 @@ class Folded(Fusion):
         if not side.x.shape[1]:
             return torch.zeros_like(tokens)
         asking = self._asking(vision, tokens)
-        x = rearrange(side.x, "b τ h w c -> b τ (h w) c").to(asking.dtype)
-        x = F.rms_norm(x, x.shape[-1:], eps=1e-6)
-        k = rearrange(_segments(self.key(x), side), "bt n (h e) -> bt n h e", h=self.heads)
-        v = rearrange(_segments(self.value(x), side), "bt n (h e) -> bt n h e", h=self.heads)
+        x = F.rms_norm(side.x.flatten(0, 3).to(asking.dtype), side.x.shape[-1:], eps=1e-6)
+        segments = _Segments(side)
+        k = segments(self.key(x)).unflatten(-1, (self.heads, -1))
         if self.config.rope == "time":
-            k = rotate(k, time_turns(side, k.shape[-1]))
-        null = repeat(self.null, "(h e) -> bt 1 h e", bt=len(k), h=self.heads)
-        k = torch.cat([k, null], dim=1)
-        v = F.pad(v * self.scale.to(v.dtype), (0, 0, 0, 0, 0, 1))
-        mask = _mask(side)
+            k = rotate(k, time_turns(segments.seconds(), k.shape[-1]))
+        null = self.null.view(1, 1, self.heads, -1).expand(len(k), -1, -1, -1)
+        k = torch.cat([k.flatten(1, 2), null], dim=1) / math.sqrt(k.shape[-1])
+        v = (segments(self.value(x)) * self.scale.to(x.dtype)).view(len(k), -1, self.heads, k.shape[-1])
+        v = F.pad(v, (0, 0, 0, 0, 0, 1))
+        mask = segments.mask()
         mask = None if mask is None else F.pad(mask, (0, 1), value=True)
         if self.query is not None:
             asking = F.layer_norm(asking, asking.shape[-1:])
+        asking = asking.view(len(k), -1, asking.shape[-1])
         attend = self._attend_folded if self.folds(asking.shape[1], k.shape[1]) else self._attend
-        return rearrange(attend(asking, k, v, mask), "(b t) s d -> b t s d", b=len(tokens)).to(tokens.dtype)
+        return attend(asking, k, v, mask).view_as(tokens).to(tokens.dtype)
 
     def folds(self, s: int, n: int) -> bool:
         """Whether folding costs fewer multiplications per key frame of s visual tokens and n keys, null included."""
@@ -122,31 +124,31 @@ class Folded(Fusion):
         return folded < project + 2 * s * n * width + s * width * d
 
     def _attend_folded(self, asking: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Scores and update from asking (bt s q) and k, v (bt n h e): all matrices are made of side tokens."""
-        n, root = k.shape[1], math.sqrt(k.shape[-1])
+        """Update (bt s d) from asking (bt s q) and k, v (bt k h e): all matrices are made of side tokens."""
+        frames = len(k)
+        k, v = (rearrange(x, "bt k h e -> h (bt k) e") for x in (k, v))
         if self.query is None:
-            asked = rearrange(k / root, "bt n h e -> bt h e n")
-            heads = rearrange(asking, "bt s (h e) -> bt h s e", h=self.heads)
-            weights = rearrange(_masked(heads @ asked, mask, "bt n -> bt 1 1 n").softmax(-1), "bt h s n -> bt s (h n)")
+            asked = rearrange(k, "h (bt k) e -> bt h e k", bt=frames)
+            scores = rearrange(asking, "bt s (h e) -> bt h s e", h=self.heads) @ asked
+            scores = rearrange(_masked(scores, mask, "bt k -> bt 1 1 k"), "bt h s k -> bt s h k")
         else:
-            to_q = rearrange(self.query.weight, "(h e) q -> h e q", h=self.heads)
-            asked = torch.einsum("bnhe,heq->bhnq", k / root, to_q)
-            level = torch.einsum("bnhe,he->bhn", k / root, rearrange(self.query.bias, "(h e) -> h e", h=self.heads))
-            level = rearrange(_masked(level, mask, "bt n -> bt 1 n"), "bt h n -> bt 1 (h n)")
-            scores = torch.baddbmm(level, asking, rearrange(asked, "bt h n q -> bt q (h n)"))
-            weights = rearrange(scores, "bt s (h n) -> bt s h n", n=n).softmax(-1).flatten(2)
-        to_d = rearrange(self.out.weight, "d (h e) -> h e d", h=self.heads)
-        said = torch.einsum("bnhe,hed->bhnd", v, to_d)
-        return weights @ rearrange(said, "bt h n d -> bt (h n) d")
+            asked = torch.bmm(k, self.query.weight.unflatten(0, (self.heads, -1)))
+            level = torch.bmm(k, self.query.bias.view(self.heads, -1, 1))
+            level = rearrange(level, "h (bt k) 1 -> bt 1 h k", bt=frames)
+            level = _masked(level, mask, "bt k -> bt 1 1 k").flatten(2)
+            asked = rearrange(asked, "h (bt k) q -> bt (h k) q", bt=frames)
+            scores = torch.baddbmm(level, asking, asked.mT).unflatten(-1, (self.heads, -1))
+        said = torch.bmm(v, self.out.weight.T.unflatten(0, (self.heads, -1)))
+        said = rearrange(said, "h (bt k) d -> bt (h k) d", bt=frames)
+        return torch.bmm(scores.softmax(-1).flatten(2), said)
 
     def _attend(self, asking: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """The same in the usual order, for many side tokens."""
         q = asking if self.query is None else self.query(asking)
-        q = rearrange(q, "bt s (h e) -> bt h s e", h=self.heads)
-        k, v = rearrange(k, "bt n h e -> bt h n e"), rearrange(v, "bt n h e -> bt h n e")
-        keep = None if mask is None else rearrange(mask, "bt n -> bt 1 1 n")
-        read = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
-        return self.out(rearrange(read, "bt h s e -> bt s (h e)"))
+        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        keep = None if mask is None else mask[:, None, None]
+        read = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=keep, scale=1.0)
+        return self.out(read.transpose(1, 2).flatten(2))
 
 
 class Official(Fusion):
@@ -168,7 +170,7 @@ class Official(Fusion):
         self.input_mapping = nn.Linear(side_dim, embed)
         self.query_input_mapping = nn.Linear(self.query_dim, width) if config.query != "learnable" else None
         self.cross_attn_layers = nn.ModuleList(
-            _Layer(width, embed, self.heads, own=config.values == "own") for _ in range(config.layers)
+            _Layer(width, embed, own=config.values == "own") for _ in range(config.layers)
         )
         last = nn.Linear(2 * width, self.visual_dim)
         self.output_mapping = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), last)
@@ -187,30 +189,52 @@ class Official(Fusion):
             return torch.zeros_like(tokens)
         z = self._asking(vision, tokens)
         z = z if self.query_input_mapping is None else self.query_input_mapping(z)
-        memory = self.input_mapping(rearrange(side.x, "b τ h w c -> b τ (h w) c").to(z.dtype))
-        mask = _mask(side)
-        seen = None if mask is None or side.layout == "full" else mask.any(-1, keepdim=True)
-        # A softmax over nothing is not a number, and so is its gradient: such a key frame reads its padding in vain.
-        keep = mask if mask is None or seen is None else mask | ~seen
-        keep = None if keep is None else rearrange(keep, "bt n -> bt 1 1 n")
-        asked, answering = self._turns(side, z.shape[1])
-        for layer in self.cross_attn_layers:
-            z = layer(z, memory, side, keep, asked, answering)
-        update = self._head(z)
+        memory = self.input_mapping(side.x.flatten(0, 3).to(z.dtype))
+        segments = _Segments(side)
+        mask, keep, seen = segments.mask(), None, None
+        if mask is not None:
+            seen = None if side.layout == "full" else mask.any(-1)
+            # A softmax over nothing is not a number, nor is its gradient: such a key frame reads its padding in vain.
+            keep = mask if seen is None else mask | ~seen[:, None]
+            # Once as numbers for all layers: attention would turn truth values into them each time.
+            keep = torch.zeros_like(keep, dtype=z.dtype).masked_fill(~keep, -math.inf)[:, None, None]
+        asked, answering = self._turns(side, segments, tokens.shape[2])
+        k = self._answers("k_linear", memory, segments)
+        v = self._answers("v_linear", memory, segments) if self.config.values == "own" else k
+        k = k if answering is None else rotate(k, answering)
+        k, v = k.flatten(1, 2).transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
+        for i, layer in enumerate(self.cross_attn_layers):
+            own = slice(i * self.heads, (i + 1) * self.heads)
+            z = layer(z, k[:, own], v[:, own], keep, asked)
+        update = self._head(z).view(len(k), *tokens.shape[2:])
         if seen is not None:
-            update = update.masked_fill(~seen[..., None], 0)
-        return rearrange(update, "(b t) s d -> b t s d", b=len(tokens)).to(tokens.dtype)
+            update = update.masked_fill_(~seen[:, None, None], 0)
+        return update.view_as(tokens).to(tokens.dtype)
 
-    def _turns(self, side: SideBatch, s: int) -> tuple[Turns | None, Turns | None]:
+    def _turns(self, side: SideBatch, segments: _Segments, s: int) -> tuple[Turns | None, Turns | None]:
         """Of queries and of keys, None where they do not turn."""
         if self.config.rope == "3d":
             return cube_turns(side, s)
-        return None, time_turns(side, self.config.width // self.heads) if self.config.rope == "time" else None
+        if self.config.rope == "time":
+            return None, time_turns(segments.seconds(), self.config.width // self.heads)
+        return None, None
+
+    def _answers(self, linear: str, memory: Tensor, segments: _Segments) -> Tensor:
+        """Keys or values of all layers ((b t) m n (layer h) e) in one product: no layer changes what is answered."""
+        layers = range(self.config.layers)
+        weight, bias = (
+            torch.cat([self.get_parameter(f"cross_attn_layers.{i}.attn.{linear}.{part}") for i in layers])
+            for part in ("weight", "bias")
+        )
+        return segments(F.linear(memory, weight, bias)).unflatten(-1, (len(layers) * self.heads, -1))
 
     def _head(self, z: Tensor) -> Tensor:
         inner, gelu, outer = self.output_mapping
-        update = outer(F.dropout(gelu(inner(z)), self.config.dropout, self.training))
-        return self.output_norm(update) if self.config.head == "norm" else update * self.scale.to(update.dtype)
+        z = F.dropout(gelu(inner(z)), self.config.dropout, self.training)
+        if self.config.head == "norm":
+            return self.output_norm(outer(z))
+        scale = self.scale.to(z.dtype)  # on the weights, which are fewer than the visual tokens
+        return F.linear(z, outer.get_parameter("weight") * scale, outer.get_parameter("bias") * scale)
 
 
 class _Attention(nn.Module):
@@ -223,9 +247,8 @@ class _Attention(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, width: int, embed: int, heads: int, *, own: bool) -> None:
+    def __init__(self, width: int, embed: int, *, own: bool) -> None:
         super().__init__()
-        self.heads = heads
         self.attn = _Attention(width, embed, own=own)
         self.ffn = nn.Sequential(
             nn.LayerNorm(width),
@@ -234,30 +257,14 @@ class _Layer(nn.Module):
             nn.Linear(2 * width, width, bias=False),
         )
 
-    def forward(
-        self,
-        z: Tensor,
-        memory: Tensor,
-        side: SideBatch,
-        keep: Tensor | None,
-        asked: Turns | None,
-        answering: Turns | None,
-    ) -> Tensor:
-        """z ((b t) s w) after one look at `memory` (b τ n e), whose keys turn by `answering` and queries by `asked`."""
-        attn = self.attn
-        q = rearrange(attn.q_linear(z), "bt s (h e) -> bt s h e", h=self.heads)
-        k = v = self._segments(attn.k_linear(memory), side)
-        if attn.v_linear is not None:
-            v = self._segments(attn.v_linear(memory), side)
-        q = q if asked is None else rotate(q, asked)
-        k = k if answering is None else rotate(k, answering)
-        q, k, v = (rearrange(x, "bt n h e -> bt h n e") for x in (q, k, v))
+    def forward(self, z: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, asked: Turns | None) -> Tensor:
+        """z ((b t s) w) after one look at k and v (bt h k e), where `keep` (bt 1 1 k) is 0; else it is -inf."""
+        q = self.attn.q_linear(z).view(len(k), -1, k.shape[1], k.shape[3])
+        q = (q if asked is None else rotate(q, asked)).transpose(1, 2)
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
-        z = z + rearrange(read, "bt h s e -> bt s (h e)")
-        return z + self.ffn(z)
-
-    def _segments(self, x: Tensor, side: SideBatch) -> Tensor:
-        return rearrange(_stretched_segments(x, side), "bt n (h e) -> bt n h e", h=self.heads)
+        z = z + read.transpose(1, 2).reshape(z.shape)
+        norm, widen, gelu, narrow = self.ffn
+        return torch.addmm(z, gelu(widen(norm(z))), narrow.get_parameter("weight").T)
 
 
 class Beside(nn.Module):
@@ -284,18 +291,18 @@ class Beside(nn.Module):
     calibrate = Fusion.calibrate
 
     def forward(self, side: SideBatch) -> tuple[Tensor, Tensor]:
-        """Tokens (b t n d) in the dtype of the weights, and their mask (b t n)."""
-        b, steps, h, w = side.x.shape[:4]
-        x = rearrange(side.x, "b τ h w c -> b τ (h w) c").to(self.scale.dtype)
+        """Tokens (b t k d) in the dtype of the weights, and their mask (b t k)."""
+        x = side.x.flatten(0, 3).to(self.scale.dtype)
         tokens = self.project(F.rms_norm(x, x.shape[-1:], eps=1e-6)) * self.scale
-        real = torch.arange(steps, device=x.device) < side.steps[:, None]
-        real = repeat(real, "b τ -> b τ (h w)", h=h, w=w)
-        if side.valid is not None:
-            real = real & rearrange(side.valid, "b τ h w -> b τ (h w)")
-        if self.config.combine == "prefix":
-            return rearrange(tokens, "b τ n d -> b 1 (τ n) d"), rearrange(real, "b τ n -> b 1 (τ n)")
-        mask = repeat(side.mask, "b t m -> (b t) (m n)", n=h * w) & _segments(real[..., None], side)[..., 0]
-        return rearrange(_segments(tokens, side), "(b t) n d -> b t n d", b=b), rearrange(mask, "(b t) n -> b t n", b=b)
+        b, steps, h, w = side.x.shape[:4]
+        if self.config.combine == "interleave":
+            segments = _Segments(side)
+            tokens, mask = segments(tokens).unflatten(0, (b, -1)).flatten(2, 3), segments.mask()
+            real = tokens.new_ones(tokens.shape[:3], dtype=torch.bool) if mask is None else mask.unflatten(0, (b, -1))
+            return tokens, real
+        real = repeat(torch.arange(steps, device=x.device) < side.steps[:, None], "b τ -> b τ h w", h=h, w=w)
+        real = real if side.valid is None else real & side.valid
+        return tokens.view(b, 1, steps * h * w, -1), real.flatten(1)[:, None]
 
 
 def build_fusion(
@@ -315,34 +322,46 @@ def build_fusion(
     return kind(config, side_dim=side_dim, **dims)
 
 
-def _segments(x: Tensor, side: SideBatch) -> Tensor:
-    """Projected side tokens (b τ n e) of each key frame's segment, as ((b t) (m n) e)."""
-    if side.layout == "even":
-        return rearrange(x, "b (t m) n e -> (b t) (m n) e", t=side.index.shape[1])
-    rows = torch.arange(len(x), device=x.device)[:, None, None]
-    return rearrange(x[rows, side.index], "b t m n e -> (b t) (m n) e")
+class _Segments:
+    """Puts what was made of all side tokens into the segments of their key frames."""
 
+    def __init__(self, side: SideBatch) -> None:
+        b, t, m = side.index.shape
+        steps, h, w = side.x.shape[1:4]
+        self.side, self.shape = side, (b * t, m, h * w)
+        self.index = self.after = self.share = None
+        if side.layout != "even":
+            first = torch.arange(0, b * steps, steps, device=side.index.device).view(b, 1, 1)
+            self.index = (side.index + first).flatten()
+            if side.blend is not None:
+                self.after, self.share = (side.blend[0] + first).flatten(), side.blend[1].view(-1, 1)
 
-def _stretched_segments(x: Tensor, side: SideBatch) -> Tensor:
-    """As `_segments`, interpolated along time where a row has fewer steps than key frames under the index rule."""
-    if side.rule == "time" or not side.stretched:
-        return _segments(x, side)
-    before, after, share = neighbours(side)
-    rows = torch.arange(len(x), device=x.device)[:, None, None]
-    mixed = torch.lerp(x[rows, before], x[rows, after], share[..., None, None].to(x.dtype))
-    return rearrange(mixed, "b t m n e -> (b t) (m n) e")
+    def __call__(self, x: Tensor) -> Tensor:
+        """((b τ n) e) as ((b t) m n e)."""
+        return self._steps(x.reshape(self.side.times.numel(), -1)).view(*self.shape, x.shape[-1])
 
+    def seconds(self) -> Tensor:
+        """Of each step since its key frame ((b t) m)."""
+        return self._steps(self.side.times.view(-1, 1)).view(self.shape[:2]) - self.side.key_times.view(-1, 1)
 
-def _mask(side: SideBatch) -> Tensor | None:
-    """Which tokens of a segment are real ((b t) (m n)); None: all of them."""
-    if side.layout in ("even", "dense"):
-        return None
-    b, _, h, w = side.x.shape[:4]
-    mask = repeat(side.mask, "b t m -> b t m n", n=h * w)
-    if side.valid is not None:
-        rows = torch.arange(b, device=mask.device)[:, None, None]
-        mask = mask & rearrange(side.valid, "b τ h w -> b τ (h w)")[rows, side.index]
-    return rearrange(mask, "b t m n -> (b t) (m n)")
+    def mask(self) -> Tensor | None:
+        """Which tokens are real ((b t) (m n)); None: all of them."""
+        if self.side.layout in ("even", "dense"):
+            return None
+        mask = self.side.mask.view(*self.shape[:2], 1).expand(self.shape)
+        if self.side.valid is not None:
+            # What lies between two steps is real where both are.
+            mask = mask & (self(self.side.valid.reshape(-1, 1).double())[..., 0] > 1 - 1e-6)
+        return mask.flatten(1)
+
+    def _steps(self, x: Tensor) -> Tensor:
+        """((b τ) e) as ((b t m) e)."""
+        if self.index is None:
+            return x
+        picked = x.index_select(0, self.index)
+        if self.after is None or self.share is None:
+            return picked
+        return torch.lerp(picked, x.index_select(0, self.after), self.share.to(x.dtype))
 
 
 def _masked(scores: Tensor, mask: Tensor | None, pattern: str) -> Tensor:

@@ -73,7 +73,8 @@ class SideTokens:
 class SideBatch:
     """What a fusion reads: side tokens of b clips, padded, and which of them belong to which key frame.
 
-    `layout` and `stretched` only save work and waits for the device: their defaults are right for every batch.
+    A place of a segment holds step `index`; with `blend` = (after, share) it lies between two: index + share·(after −
+    index). `layout` only saves work and waits for the device: its default is right for every batch.
     """
 
     x: Tensor  # (b τ h w c), zero where padded or not valid
@@ -86,7 +87,7 @@ class SideBatch:
     rule: Rule
     # even: segment i is steps [i·m, (i+1)·m) of every row; dense: no segment is padded; full: none is empty
     layout: Literal["even", "dense", "full", "ragged"] = "ragged"
-    stretched: bool = True  # index rule: some row may have fewer time steps than key frames
+    blend: tuple[Tensor, Tensor] | None = None  # each (b t m); index rule, where a row has fewer steps than key frames
 
     @property
     def present(self) -> Tensor:
@@ -98,7 +99,8 @@ class SideBatch:
         names = ("times", "steps", "index", "mask", "key_times")
         moved: dict[str, Tensor] = {name: getattr(self, name).to(device) for name in names}
         valid = None if self.valid is None else self.valid.to(device)
-        return replace(self, x=self.x.to(device=device, dtype=dtype), valid=valid, **moved)
+        blend = None if self.blend is None else (self.blend[0].to(device), self.blend[1].to(device))
+        return replace(self, x=self.x.to(device=device, dtype=dtype), valid=valid, blend=blend, **moved)
 
 
 def segments_by_time(times: Tensor, key_times: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,13 +128,13 @@ def segments_by_time(times: Tensor, key_times: Tensor) -> tuple[Tensor, Tensor]:
 def segments_by_index(steps: int, frames: int) -> tuple[Tensor, Tensor]:
     """The authors' split: contiguous, and the first `steps % frames` segments get one step more; index and mask (t m).
 
-    With fewer steps than frames each key frame names the step nearest to it, first on first and last on last; a fusion
-    of kind `official` interpolates between neighbours instead, as the authors' code does.
+    With fewer steps than frames, first lies on first and last on last, and a key frame in between names the step before
+    it; `align` adds the step after it and how near that is, since the authors interpolate.
     """
     if frames < 1:
         raise SignalError("there are no key frames to align the side channel with")
     if 0 < steps < frames:
-        index = torch.linspace(0, steps - 1, frames, dtype=torch.float64).round().long()[:, None]
+        index = _stretch(steps, frames)[0][:, None]
         return index, torch.ones_like(index, dtype=torch.bool)
     counts = torch.full((frames,), steps // frames)
     counts[: steps % frames] += 1
@@ -158,21 +160,20 @@ def align(tokens: Sequence[SideTokens | None], key_times: Sequence[Tensor], rule
     valid = None
     if not all(bool(row.valid.all()) for row in present):
         valid = _pad([present[0].valid[:0] if row is None else row.valid for row in rows])
-    steps = torch.tensor([0 if row is None else len(row.x) for row in rows])
-    frames = [len(keys) for keys in key_times]
+    steps = [0 if row is None else len(row.x) for row in rows]
     index = _pad2([index for index, _ in segments])
     mask = _pad2([mask for _, mask in segments])
     return SideBatch(
         x=x,
         times=_pad([_clock(*each) for each in zip(rows, key_times, segments, strict=True)]),
-        steps=steps,
+        steps=torch.tensor(steps),
         index=index,
         mask=mask,
         valid=valid,
         key_times=_pad([keys.to(torch.float64) for keys in key_times]),
         rule=rule,
         layout=_layout(index, mask, valid, x.shape[1]),
-        stretched=rule == "index" and any(0 < n < t for n, t in zip(steps.tolist(), frames, strict=True)),
+        blend=_blend(index, steps, [len(keys) for keys in key_times]) if rule == "index" else None,
     )
 
 
@@ -184,6 +185,25 @@ def _segments(row: SideTokens | None, key_times: Tensor, rule: Rule) -> tuple[Te
     readable = row.valid.flatten(1).any(1).nonzero()[:, 0].cpu()  # an empty segment borrows only what can be read
     index, mask = segments_by_time(row.times[readable], key_times)
     return readable[index], mask
+
+
+def _stretch(steps: int, frames: int) -> tuple[Tensor, Tensor]:
+    """For each of more key frames than steps: the step before it, and the share of the step after that."""
+    place = torch.arange(frames, dtype=torch.float64) * (steps - 1) / (frames - 1)
+    before = place.long().clamp(max=max(0, steps - 2))
+    return before, place - before
+
+
+def _blend(index: Tensor, steps: list[int], frames: list[int]) -> tuple[Tensor, Tensor] | None:
+    """The step after each place, and its share; None when no row has fewer steps than key frames."""
+    if not any(0 < n < t for n, t in zip(steps, frames, strict=True)):
+        return None
+    after, share = index.clone(), torch.zeros(index.shape, dtype=torch.float64)
+    for row, (n, t) in enumerate(zip(steps, frames, strict=True)):
+        if 0 < n < t:
+            before, part = _stretch(n, t)
+            after[row, :t, 0], share[row, :t, 0] = (before + 1).clamp(max=n - 1), part
+    return after, share
 
 
 def _clock(row: SideTokens | None, key_times: Tensor, segment: tuple[Tensor, Tensor]) -> Tensor:

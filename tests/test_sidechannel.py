@@ -54,8 +54,12 @@ def test_segments_by_index_are_the_authors_split(steps, counts):
 
 
 def test_fewer_steps_than_key_frames_lie_first_on_first_and_last_on_last():
-    assert steps_of(*segments_by_index(2, 4)) == [[0], [0], [1], [1]]
-    assert steps_of(*segments_by_index(1, 3)) == [[0], [0], [0]]
+    batch = align([tokens(3), tokens(1), tokens(9)], [torch.arange(5.0)] * 3, "index")
+    assert batch.blend is not None
+    after, share = batch.blend
+    place = torch.lerp(batch.index[..., 0].double(), after[..., 0].double(), share[..., 0])
+    assert place[:2].tolist() == [[0, 0.5, 1, 1.5, 2], [0, 0, 0, 0, 0]]
+    assert torch.equal(after[2], batch.index[2])
 
 
 def test_key_frames_out_of_order_or_missing_are_refused():
@@ -146,10 +150,10 @@ def test_layout_promises_only_what_holds():
     assert align([tokens(16)] * 2, [keys, keys[:2]], "index").layout == "ragged"
 
 
-def test_only_the_index_rule_stretches():
-    assert align([tokens(3)], [KEYS], "index").stretched
-    assert not align([tokens(4)], [KEYS], "index").stretched
-    assert not align([tokens(3)], [KEYS], "time").stretched
+def test_only_the_index_rule_interpolates():
+    assert align([tokens(3)], [KEYS], "index").blend is not None
+    assert align([tokens(4)], [KEYS], "index").blend is None
+    assert align([tokens(3)], [KEYS], "time").blend is None
 
 
 def test_a_set_falls_back_to_the_index_rule_and_has_no_order():
