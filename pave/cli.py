@@ -217,15 +217,20 @@ def _remark(words: object) -> None:
     print(words, file=sys.stderr)
 
 
-def main() -> None:
-    """Run the command; what PAVE refuses, and what the machine refuses (a full disk), is one line and exit code 2."""
+def run_command(command: typer.Typer, name: str) -> None:
+    """Run a command; what PAVE refuses, and what the machine refuses (a full disk), is one line and exit code 2."""
     try:
-        app(prog_name="pave")
+        command(prog_name=name)
     except (PaveError, OSError) as error:
         if os.environ.get("PAVE_TRACEBACK"):
             raise
-        _remark(f"pave: {error}")
+        _remark(f"{name}: {error}")
         raise SystemExit(2) from None
+
+
+def main() -> None:
+    """Run `pave`."""
+    run_command(app, "pave")
 
 
 if __name__ == "__main__":

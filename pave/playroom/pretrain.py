@@ -30,9 +30,10 @@ from transformers import PreTrainedTokenizerFast
 from pave.data import IGNORE, Row, collate, pack
 from pave.playroom import draw
 from pave.playroom.questions import Question, video_questions
-from pave.playroom.words import make_tokenizer, story
+from pave.playroom.words import describe, make_tokenizer, story
 from pave.playroom.world import COLOURS, FPS, FRAMES, GRID, SHAPES, SIZE, Scene, draw_scene
 
+INIT = 0.08  # about 1/sqrt(128); with the library's 0.02, meant for wide models, attention starts far too flat
 TOKENS = GRID * GRID  # visual tokens of a frame: 8x8 patches, pooled two by two
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"  # ChatML, as LLaVA-OneVision
 
@@ -60,6 +61,7 @@ def new_base(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaOnevisionFor
             num_key_value_heads=2,
             max_position_embeddings=2048,
             tie_word_embeddings=True,
+            initializer_range=INIT,
             eos_token_id=ids["<|im_end|>"],
             pad_token_id=ids["<|endoftext|>"],
             bos_token_id=None,
@@ -119,10 +121,25 @@ def visual_tokens(base: LlavaOnevisionForConditionalGeneration, frames: Tensor) 
     return rearrange(out[:, :-1], "b (t s) d -> b t s d", s=TOKENS)
 
 
-def train_tower(base: LlavaOnevisionForConditionalGeneration, steps: int, seed: int, clips: int = 12) -> None:
-    """Dense labels through linear heads on the projected tokens; the heads are thrown away."""
+def word_vectors(base: LlavaOnevisionForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    """The language model's own vectors of what a token can show: shapes, colours, nothing and dim, as text has them."""
+    words = [" toy", *(f" {shape}" for shape in SHAPES), " nothing", *(f" {colour}" for colour in COLOURS)]
+    ids = [tokenizer(word).input_ids[-1] for word in words]
+    return base.get_input_embeddings().weight[ids].detach()
+
+
+def train_tower(
+    base: LlavaOnevisionForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    seed: int,
+    clips: int = 12,
+) -> None:
+    """Dense labels on the projected tokens. Shape and colour are told by the language model's own word vectors, so that
+    a token of a red ball looks to it like "red ball"; the linear head for square and light is thrown away."""
     sizes = (len(SHAPES) + 1, len(COLOURS) + 1, TOKENS, 2)
-    heads = nn.Linear(base.config.text_config.hidden_size, sum(sizes))
+    words = F.normalize(word_vectors(base, tokenizer), dim=-1)
+    heads = nn.Linear(base.config.text_config.hidden_size, sum(sizes[2:]))
     parts = [*base.model.vision_tower.parameters(), *base.model.multi_modal_projector.parameters(), *heads.parameters()]
     rng = np.random.default_rng(seed)
 
@@ -130,7 +147,8 @@ def train_tower(base: LlavaOnevisionForConditionalGeneration, steps: int, seed: 
         scenes = [draw_scene(10_000_000 + step * clips + i, "train") for i in range(clips)]
         tokens = visual_tokens(base, torch.stack([film(scene, rng) for scene in scenes]))
         truth = torch.stack([labels(scene) for scene in scenes])
-        scores = heads(tokens).split(sizes, -1)
+        told = F.rms_norm(tokens, tokens.shape[-1:])  # by direction alone: what a layer of the language model sees
+        scores = torch.cat([told @ words.T, heads(tokens)], -1).split(sizes, -1)
         # toys are few: empty squares would drown them
         weights = [torch.tensor([0.2] + [1.0] * (size - 1)) if k < 2 else None for k, size in enumerate(sizes)]
         losses = [
@@ -149,7 +167,7 @@ def train_tower(base: LlavaOnevisionForConditionalGeneration, steps: int, seed: 
         parameter.requires_grad_(False)
     with torch.no_grad():  # the size of a token must suit the language model's other embeddings
         tokens = visual_tokens(base, torch.stack([film(draw_scene(i, "train"), rng) for i in range(8)]))
-        scale = 1.0 / tokens.square().mean().sqrt()
+        scale = 1.5 * INIT / tokens.square().mean().sqrt()
         base.model.multi_modal_projector.linear_2.weight *= scale
         base.model.multi_modal_projector.linear_2.bias *= scale
 
@@ -165,6 +183,7 @@ class Practice:
         self.noise = np.random.default_rng(seed)
         self.video = base.config.video_token_id
         self.store: list[tuple[Scene, Tensor]] = []
+        self.known: dict[str, list[int]] = {}
 
     def watch(self, count: int) -> None:
         """Look at `count` new clips once; the tower is frozen, so their tokens can be kept."""
@@ -174,11 +193,16 @@ class Practice:
                 tokens = visual_tokens(self.base, torch.stack([film(scene, self.noise) for scene in scenes]))
                 self.store += list(zip(scenes, tokens.half(), strict=True))
 
+    def ids(self, text: str) -> list[int]:
+        if text not in self.known:
+            self.known[text] = self.tokenizer(text).input_ids
+        return self.known[text]
+
     def turns(self, questions: list[Question], lead: str = "\n") -> list[tuple[list[int], list[int]]]:
         return [
             (
-                self.tokenizer(f"{lead}{question.text}<|im_end|>\n<|im_start|>assistant\n").input_ids,
-                self.tokenizer(f"{question.answer}<|im_end|>").input_ids,
+                self.ids(f"{lead}{question.text}<|im_end|>\n<|im_start|>assistant\n"),
+                self.ids(f"{question.answer}<|im_end|>"),
             )
             for question in questions
         ]
@@ -190,7 +214,8 @@ class Practice:
         rows = []
         for scene, _ in chosen:
             known = list(video_questions(scene))
-            rows.append(pack(prefix, self.turns(self.rng.sample(known, min(asked, len(known))))))
+            turns = self.turns(self.rng.sample(known, min(asked, len(known))) + describe(scene, self.rng))
+            rows.append(pack(prefix, turns))
         return rows, torch.stack([tokens for _, tokens in chosen]).float()
 
     def stories(self, count: int) -> list[Row]:
@@ -224,7 +249,7 @@ class Practice:
         return self.base.lm_head(hidden[:, :-1][wanted != IGNORE]), wanted[wanted != IGNORE]
 
 
-def train_language(practice: Practice, steps: int, clips: int = 24, asked: int = 8, stories: int = 24) -> None:
+def train_language(practice: Practice, steps: int, clips: int = 24, asked: int = 8, stories: int = 10) -> None:
     """Questions about clips and about stories, in every step."""
     base = practice.base
     parts = [parameter for parameter in base.parameters() if parameter.requires_grad]
@@ -233,10 +258,10 @@ def train_language(practice: Practice, steps: int, clips: int = 24, asked: int =
         seen, wanted = practice.scores(*practice.clips(clips, asked))
         read, known = practice.scores(practice.stories(stories), None)
         right = [(seen.argmax(-1) == wanted).float().mean(), (read.argmax(-1) == known).float().mean()]
-        loss.note = " ".join(f"{2 * float(share) - 1:.3f}" for share in right)  # type: ignore[attr-defined]
-        return F.cross_entropy(seen, wanted) + F.cross_entropy(read, known)
+        loss.note = " ".join(f"{float(share):.3f}" for share in right)  # type: ignore[attr-defined]
+        return F.cross_entropy(seen, wanted) + 0.5 * F.cross_entropy(read, known)
 
-    _optimise(parts, loss, steps, rate=2e-3, name="language")
+    _optimise(parts, loss, steps, rate=2.5e-3, name="language")
 
 
 @torch.no_grad()
@@ -272,7 +297,7 @@ def _optimise(parts: list[nn.Parameter], loss: Callable[[int], Tensor], steps: i
         plan.step()
         if step % 25 == 24 or step == steps - 1:
             note = getattr(loss, "note", "")
-            print(f"{name} {step + 1}/{steps}  loss {float(value):.3f}  right {note}  {time.perf_counter() - begin:.0f} s", flush=True)
+            print(f"{name} {step + 1}/{steps}  loss {value.item():.3f}  right {note}  {time.perf_counter() - begin:.0f} s", flush=True)
 
 
 def main() -> None:
@@ -292,7 +317,7 @@ def main() -> None:
         base.model.vision_tower.requires_grad_(False)
         base.model.multi_modal_projector.requires_grad_(False)
     else:
-        train_tower(base, options.tower_steps, options.seed)
+        train_tower(base, tokenizer, options.tower_steps, options.seed)
         options.out.mkdir(parents=True, exist_ok=True)
         torch.save(base.state_dict(), tower)
     practice = Practice(base, tokenizer, options.seed)

@@ -34,6 +34,18 @@ def tell(scene: Scene, script: Script, seed: int) -> str:
     return " ".join([*still, *sentences])
 
 
+def describe(scene: Scene, rng: Random) -> list[Question]:
+    """Two ways to say what is seen, toys in any order. Not scored: while it says a word, the base learns to look up
+    what belongs to it, first by the word just said, and that is where answering begins."""
+    toys = rng.sample(scene.toys, len(scene.toys))
+    briefly = ", ".join(f"a {' then '.join(toy.colours)} {toy.shape}" for toy in toys)
+    fully = ". ".join(f"the {toy.shape} is {' then '.join(toy.colours)}" for toy in toys)
+    return [
+        Question("what do you see?", f"{briefly}.", "video", "describe"),
+        Question("describe the toys.", f"{fully}.", "video", "describe"),
+    ]
+
+
 def tellable(question: Question) -> bool:
     """Whether a story holds the answer."""
     return question.kind not in ("count", "way", "side")
@@ -75,5 +87,6 @@ def _corpus() -> list[str]:
         told, asked = story(seed)
         scene, script = draw_scene(seed, "train"), draw_script(seed)
         lines += [told, *(text for q in asked for text in (q.text, q.answer))]
-        lines += [text for q in draw_questions(scene, script, ("video",), seed) for text in (q.text, q.answer)]
+        shown = [*draw_questions(scene, script, ("video",), seed), *describe(scene, Random(seed))]
+        lines += [text for q in shown for text in (q.text, q.answer)]
     return lines

@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from itertools import combinations, permutations
 from random import Random
 from typing import Literal
@@ -157,9 +158,14 @@ def scripts() -> Iterator[tuple[Fraction, Script]]:
 
 def draw_script(seed: int) -> Script:
     """The script of a seed."""
-    rng = Random(f"script {seed}")
-    shares, known = zip(*scripts(), strict=True)
-    return rng.choices(known, [float(share) for share in shares])[0]
+    shares, known = _script_table()
+    return Random(f"script {seed}").choices(known, shares)[0]
+
+
+@cache
+def _script_table() -> tuple[list[float], list[Script]]:
+    table = list(scripts())
+    return [float(share) for share, _ in table], [script for _, script in table]
 
 
 def schedule(scene: Scene, script: Script) -> list[tuple[str, float]]:

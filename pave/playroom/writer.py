@@ -26,7 +26,8 @@ def write_clip(path: Path, scene: Scene, script: Script, seed: int, audio: bool 
     """One clip as mp4. `audio=False` leaves out the sound track altogether."""
     frames = draw.frames(scene, np.arange(int(SECONDS * FPS)) / FPS)
     with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", FPS, options={"crf": QUALITY, "preset": "veryfast", "threads": "1"})
+        video = container.add_stream("libx264", FPS, options={"crf": QUALITY, "preset": "veryfast"})
+        video.codec_context.thread_count = 1  # the only way to the same bytes every time
         video.height, video.width, video.pix_fmt = *frames.shape[1:3], "yuv420p"
         if audio:
             track = container.add_stream("aac", sound.RATE, layout="mono")

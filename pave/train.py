@@ -1,0 +1,279 @@
+"""Train a patch: recipe -> questions -> frozen features, seen once -> fusion and LoRA -> checkpoint -> patch file.
+
+    pave-train patches/audio-playroom/patch.yaml [key.sub=value ...] [--resume] [--smoke] [--dry-run]
+
+In: a recipe. Out: `patch.safetensors` and `metrics.json` in the recipe's `train.output`. The base never gets a
+gradient; its vision tower and the encoders run once per clip, and all questions of a clip share one prefill.
+Same seed, versions and thread count on a CPU give the same file, resumed or not.
+
+b clips of a step, t key frames, s visual tokens per key frame, d channels, l tokens of a row
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pave.checkpoint import read_checkpoint, write_checkpoint
+from pave.config import DataConfig, PatchConfig, Recipe, SenseFacts
+from pave.data import IGNORE, Example, collate, pack, read_jsonl
+from pave.errors import DataError, TrainingError
+from pave.features import FeatureStore
+from pave.inputs import ClipFeatures, Inputs
+from pave.model import PatchedModel, load
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One clip and everything that is asked about it."""
+
+    features: ClipFeatures
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind."""
+
+    patch: Path
+    metrics: dict[str, object]
+
+
+def train(recipe: Recipe, *, resume: bool = False, progress: Progress | None = None) -> Result:
+    """Train `recipe` and write the patch; `progress(step, steps, figures)` is called after every step."""
+    run = Run(recipe)
+    run.prepare()
+    if resume:
+        run.resume()
+    run.fit(progress or (lambda step, steps, figures: None))
+    return run.finish()
+
+
+class Run:
+    """One training run; the four steps of `train`, each callable on its own."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.options = recipe, recipe.train
+        self.folder = recipe.train.output
+        self.model: PatchedModel = load(recipe.base, dtype=recipe.train.dtype, frames=recipe.frames)
+        self.senses = {sense: self.model.encoder(config) for sense, config in recipe.senses.items()}
+        self.begin = 0
+        self.losses: list[float] = []
+        self.seconds = {"features": 0.0, "steps": 0.0}
+
+    def prepare(self) -> None:
+        """Read questions, see every clip once, attach an untrained patch."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        train_file, val_file = data_files(self.recipe.data, self.folder)
+        begin = time.perf_counter()
+        store = FeatureStore(self.model, list(self.senses.values()), self.folder / "features")
+        self.train_clips = _ask_all(store, train_file)
+        self.val_clips = _ask_all(store, val_file) if val_file else []
+        self.seconds["features"] = time.perf_counter() - begin
+        torch.manual_seed(self.options.seed)
+        self.model.attach(self.recipe.name, self.config(), trainable=True)
+        self.model.calibrate(self.recipe.name, [clip.features for clip in self.train_clips[: self.options.batch]])
+        self.parameters = self.model.trainable(self.recipe.name)
+        groups = [
+            {"params": list(self.parameters[part].values()), "lr": rate}
+            for part, rate in (("fusion", self.options.fusion_lr), ("lora", self.options.lora_lr))
+            if self.parameters[part]
+        ]
+        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=self.options.weight_decay)
+        self.rates = [group["lr"] for group in groups]
+
+    def config(self) -> PatchConfig:
+        """What the patch file will say of itself; no paths, no time stamps."""
+        recipe = self.recipe
+        senses = {}
+        for sense, config in recipe.senses.items():
+            spec = self.senses[sense].spec
+            senses[sense] = SenseFacts(
+                encoder=config.encoder,
+                options=dict(spec.options),
+                align=config.align,
+                dim=spec.dim,
+                grid=spec.grid,
+                revision=spec.revision,
+                licence=spec.licence,
+                preprocessing=spec.preprocessing,
+            )
+        return PatchConfig(
+            name=recipe.name,
+            description=recipe.description,
+            base=self.model.host.facts(),
+            newline=recipe.newline,
+            prompt=self.model.host.template,
+            senses=senses,
+            fusion=recipe.fusion,
+            lora=recipe.lora,
+            licence=recipe.licence,
+            keep_lora_when_absent=self.options.keep_lora_when_absent,
+            training={
+                "clips": len(self.train_clips),
+                "questions": sum(len(clip.examples) for clip in self.train_clips),
+                **self.options.model_dump(mode="json", exclude={"output", "keep_lora_when_absent"}),
+            },
+        )
+
+    def fit(self, progress: Progress) -> None:
+        """The steps. A checkpoint is written every so often, and the last good one stays whatever happens."""
+        for step in range(self.begin, self.options.steps):
+            begin = time.perf_counter()
+            torch.manual_seed(_mix(self.options.seed, step))  # dropout of a step, the same after a resume
+            loss = self.step(step)
+            self.losses.append(loss)
+            self.seconds["steps"] += time.perf_counter() - begin
+            figures = {"loss": loss, "rate": self.optimiser.param_groups[0]["lr"]}
+            if (step + 1) % self.options.eval_every == 0 and self.val_clips and step + 1 < self.options.steps:
+                figures["held-out"] = self.accuracy(self.val_clips)["all"]
+            if (step + 1) % self.options.checkpoint_every == 0:
+                self.save(step + 1)
+            progress(step + 1, self.options.steps, figures)
+
+    def step(self, step: int) -> float:
+        """One optimiser step; returns the loss."""
+        factor = _schedule(step, self.options.steps, self.options.warmup)
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        inputs, labels = self.batch(self._clips_of(step))
+        with self.model.training(self.recipe.name):
+            scores, wanted = self.scores(inputs, labels)
+            loss = F.cross_entropy(scores.float(), wanted)
+            if not loss.isfinite():
+                raise TrainingError(
+                    f"step {step + 1}: the loss is {loss.item()}; the last good checkpoint is in {self.folder}; "
+                    f"lower train.fusion_lr={self.options.fusion_lr} or train.lora_lr={self.options.lora_lr}"
+                )
+            self.optimiser.zero_grad()
+            loss.backward()
+        parts = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parts, self.options.max_grad_norm)
+        self.optimiser.step()
+        return loss.item()
+
+    def batch(self, clips: Sequence[Asked]) -> tuple[Inputs, Tensor]:
+        """Rows of several clips with all their questions, and the labels (b l)."""
+        host, name = self.model.host, self.recipe.name
+        features = [clip.features for clip in clips]
+        rows = []
+        for clip, count in zip(clips, self.model.visual_rows(features, [name]), strict=True):
+            before, _ = host.prompt("")
+            turns = [(host.prompt(example.question)[1], self.answer(example)) for example in clip.examples]
+            rows.append(pack([*before, *[host.placeholder] * count], turns))
+        tokens = collate(rows, host.pad)
+        labels = tokens.pop("labels")
+        return self.model.inputs(features, [name], **tokens), labels
+
+    def answer(self, example: Example) -> list[int]:
+        """The ids that are learned for an example: its answer and the end of the turn."""
+        return [*self.model.host.encode_text(example.answer), self.model.host.end]
+
+    def scores(self, inputs: Inputs, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits where a learned id is due (k vocabulary), and these ids (k)."""
+        wanted = labels[:, 1:].to(self.model.host.device)
+        columns = (wanted != IGNORE).any(0).nonzero()[:, 0]  # the head is wide: only columns that hold an answer
+        logits = self.model.forward(inputs, logits_to_keep=columns).logits
+        wanted = wanted[:, columns]
+        return logits[wanted != IGNORE], wanted[wanted != IGNORE]
+
+    @torch.no_grad()
+    def accuracy(self, clips: Sequence[Asked]) -> dict[str, float]:
+        """Share of questions whose whole answer is the greedy one, over all and by the data file's `channel`."""
+        tally: dict[str, list[bool]] = {"all": []}
+        for first in range(0, len(clips), self.options.batch):
+            part = clips[first : first + self.options.batch]
+            scores, wanted = self.scores(*self.batch(part))
+            hits = iter((scores.argmax(-1) == wanted).tolist())
+            for example in (example for clip in part for example in clip.examples):
+                right = all([next(hits) for _ in self.answer(example)])
+                for key in {"all", str(example.facts.get("channel", "all"))}:
+                    tally.setdefault(key, []).append(right)
+        return {key: sum(hits) / len(hits) for key, hits in tally.items()}
+
+    def _clips_of(self, step: int) -> list[Asked]:
+        """The clips of a step: every epoch is one shuffle of all, drawn from the seed and the epoch alone."""
+        count, size = len(self.train_clips), self.options.batch
+        places = range(step * size, (step + 1) * size)
+        orders = {epoch: _order(count, self.options.seed, epoch) for epoch in {place // count for place in places}}
+        return [self.train_clips[orders[place // count][place % count]] for place in places]
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint in one piece; an error leaves the one before."""
+        write_checkpoint(self.folder, step, self.parameters, self.optimiser, self._identity(), self.losses)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint of this very recipe; without one, begin at the start."""
+        self.begin, self.losses = read_checkpoint(self.folder, self.parameters, self.optimiser, self._identity())
+
+    def _identity(self) -> str:
+        return self.config().canonical()
+
+    def finish(self) -> Result:
+        """Export the patch and write down what was measured."""
+        metrics: dict[str, object] = {
+            "steps": self.options.steps,
+            "loss": [round(loss, 5) for loss in self.losses],
+            "seconds": {key: round(value, 1) for key, value in self.seconds.items()},
+        }
+        if self.val_clips:
+            held_out = self.accuracy(self.val_clips)
+            with self.model.patches_off():
+                base = self.accuracy(self.val_clips)
+            metrics["held_out"] = {key: {"base": base[key], "patched": held_out[key]} for key in held_out}
+        path = self.folder / "patch.safetensors"
+        self.model.export(self.recipe.name).save(path)
+        (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        return Result(path, metrics)
+
+
+def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:
+    """The JSONL files of a recipe; Playroom clips are written first."""
+    if data.playroom is None:
+        assert data.train is not None  # the config allows no third case
+        return data.train, data.val
+    from pave.playroom.writer import write_clips
+
+    world = data.playroom
+    counts = {"train": world.clips, "val": max(8, world.clips // 10)}
+    written = {split: write_clips(folder / "clips", counts[split], world.seed, split, world.channels) for split in counts}
+    return written["train"], written["val"]
+
+
+def _ask_all(store: FeatureStore, file: Path) -> list[Asked]:
+    """Every clip that can be read, with its questions."""
+    by_clip: dict[Path, list[Example]] = {}
+    for example in read_jsonl(file):
+        by_clip.setdefault(example.video, []).append(example)
+    seen = store.read(list(by_clip))
+    if not seen:
+        why = next(iter(store.refused.values()))
+        raise DataError(f"{file}: none of its {len(by_clip)} clips can be read; the first: {why}")
+    return [Asked(features, tuple(by_clip[path])) for path, features in seen.items()]
+
+
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(_mix(seed, epoch))).tolist()
+
+
+def _mix(seed: int, index: int) -> int:
+    """A seed for one step or epoch of a run."""
+    return (seed * 1_000_003 + index) % 2**63
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    warm = max(1, round(steps * warmup))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

@@ -1,0 +1,163 @@
+"""The `pave-train` command.
+
+    pave-train RECIPE [key.sub=value ...] [--resume] [--dry-run | --smoke]
+
+In: a recipe (a file, its folder, or a name of the catalogue) and overrides. Out: the folder `train.output` with
+`patch.safetensors` and `metrics.json`, and a progress bar on the way.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pave.cli import PLAIN, run_command
+from pave.config import Recipe, read_recipe
+
+if TYPE_CHECKING:
+    from pave.train import Progress, Result
+
+app = typer.Typer(**PLAIN)
+SMOKE = ("train.steps=2", "train.batch=4", "train.eval_every=1", "train.checkpoint_every=1")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A patch.yaml, its folder, or a catalogue name.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="As train.steps=100.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in train.output.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the resolved recipe and a sample as the loss sees it; write nothing.")
+    ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Two steps on a few clips, save, load, compare; keep nothing.")
+    ] = False,
+) -> None:
+    """Train a patch on a frozen video LLM."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    resolved = _read(recipe, overrides or [])
+    if dry_run:
+        _show(resolved)
+    elif smoke:
+        _smoke(recipe, overrides or [])
+    else:
+        result = _train(resolved, resume)
+        print(summary(result))
+
+
+def summary(result: Result) -> str:
+    """What a run reached, as a table."""
+    lines = []
+    held_out: Any = result.metrics.get("held_out", {})
+    if held_out:
+        lines.append(f"{'held-out questions':20} {'base':>6} {'patched':>8}")
+        lines += [f"{key:20} {each['base']:6.3f} {each['patched']:8.3f}" for key, each in held_out.items()]
+    seconds: Any = result.metrics["seconds"]
+    lines.append(f"features {seconds['features']:.0f} s, steps {seconds['steps']:.0f} s")
+    lines.append(f"{result.patch} ({result.patch.stat().st_size:,} bytes)")
+    return "\n".join(lines)
+
+
+def _read(recipe: str, overrides: list[str]) -> Recipe:
+    from pave.catalogue import find, names
+
+    known = recipe in names() and not Path(recipe).exists()
+    return read_recipe(find(recipe) if known else recipe, overrides)
+
+
+def _train(recipe: Recipe, resume: bool) -> Result:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from pave.train import train as run
+
+    console = Console(stderr=True)
+    console.print(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {recipe.train.batch} clips")
+    console.print("reading clips (each is seen once; what was seen before is kept)")
+    columns = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+    with Bar(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("training", total=recipe.train.steps, note="")
+        held_out = ""
+
+        def show(step: int, steps: int, figures: dict[str, float]) -> None:
+            nonlocal held_out
+            if "held-out" in figures:
+                held_out = f"  held-out {figures['held-out']:.3f}"
+            bar.update(task, completed=step, note=f"loss {figures['loss']:.3f}{held_out}")
+            if not sys.stderr.isatty() and (step % 50 == 0 or "held-out" in figures):
+                console.print(f"step {step}/{steps}  loss {figures['loss']:.3f}{held_out}")
+
+        progress: Progress = show
+        try:
+            return run(recipe, resume=resume, progress=progress)
+        except KeyboardInterrupt:
+            console.print(f"\nstopped; the last checkpoint is in {recipe.train.output}: go on with --resume")
+            raise SystemExit(130) from None
+
+
+def _smoke(recipe: str, overrides: list[str]) -> None:
+    """The whole way in small: features, two steps, checkpoint, patch file, and the same answers after loading it."""
+    import torch
+
+    from pave.patch import Patch
+    from pave.train import Run
+
+    with TemporaryDirectory() as folder:
+        small = ["data.playroom.clips=8"] if _read(recipe, overrides).data.playroom else []
+        resolved = _read(recipe, [*overrides, *SMOKE, *small, f"train.output={folder}"])
+        run = Run(resolved)
+        run.prepare()
+        run.fit(lambda step, steps, figures: print(f"step {step}: loss {figures['loss']:.3f}"))
+        result = run.finish()
+        inputs, labels = run.batch(run.train_clips[:2])
+        before = run.scores(inputs, labels)[0]
+        run.model.remove_patch(resolved.name)
+        run.model.attach(resolved.name, (patch := Patch.load(result.patch)).config, patch.tensors)
+        same = torch.equal(before, run.scores(*run.batch(run.train_clips[:2]))[0])
+        print(f"patch of {result.patch.stat().st_size:,} bytes, saved and loaded: logits {'equal' if same else 'DIFFER'}")
+        if not same:
+            raise SystemExit(1)
+
+
+def _show(recipe: Recipe) -> None:
+    """The composed recipe, and what the files hold; nothing is written."""
+    import yaml
+
+    from pave.data import read_jsonl
+    from pave.model import load
+
+    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).strip())
+    host = load(recipe.base, frames=recipe.frames).host
+    if recipe.data.train is None:
+        print("\nthe clips of this recipe are written when it runs")
+        return
+    examples = read_jsonl(recipe.data.train)
+    clips = {example.video for example in examples}
+    missing = sorted(str(clip) for clip in clips if not clip.is_file())
+    print(f"\n{recipe.data.train}: {len(examples)} questions about {len(clips)} clips, {len(missing)} of them missing")
+    for clip in missing[:5]:
+        print(f"  missing: {clip}")
+    first = examples[0]
+    before, behind = host.prompt(first.question)
+    learned = [*host.encode_text(first.answer), host.end]
+    rows = host.rows_of(host.frames, recipe.newline)
+    print(f"\nline {first.line} as the loss sees it ({len(before) + rows + len(behind) + len(learned)} tokens):")
+    print(f"  not learned: {host.tokenizer.decode(before)!r} + {rows} visual tokens + {host.tokenizer.decode(behind)!r}")
+    print(f"  learned:     {host.tokenizer.decode(learned)!r}")
+
+
+def main() -> None:
+    """Run the command; errors are one line and exit code 2, as those of `pave`."""
+    run_command(app, "pave-train")
+
+
+if __name__ == "__main__":
+    main()
