@@ -22,7 +22,6 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
-from transformers.utils.generic import ModelOutput
 
 from pave.attached import Attached, PatchReport
 from pave.base import Base, Newline
@@ -156,7 +155,7 @@ class Steps:
                     total = total + update if rows.all() else torch.where(chosen, total + update, total)
         return total
 
-    def forward(self, inputs: Inputs, *, labels: Tensor | None = None, logits_to_keep: int | Tensor = 0) -> ModelOutput:
+    def forward(self, inputs: Inputs, *, labels: Tensor | None = None, logits_to_keep: int | Tensor = 0) -> Any:
         """One pass of the base with its patches: a Hugging Face output with `logits` (b l vocabulary)."""
         with self._calling(inputs):
             base: Any = self.base

@@ -102,9 +102,9 @@ def test_fingerprint_is_of_the_language_model(tokenizer: PreTrainedTokenizerFast
     cast = make_base(tokenizer, torch.bfloat16)
     assert one.fingerprint() == same.fingerprint() == cast.fingerprint() != other.fingerprint()
     with torch.no_grad():
-        same.model.get_input_embeddings().weight[len(tokenizer) :] += 1  # rows that no token has
+        same.language_model.get_parameter("embed_tokens.weight")[len(tokenizer) :] += 1  # rows that no token has
         assert same.verify()
-        same.language_model.layers[0].mlp.up_proj.weight[0, 0] += 1
+        same.language_model.get_parameter("layers.0.mlp.up_proj.weight")[0, 0] += 1
     assert not same.verify()
 
 

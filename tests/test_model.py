@@ -417,7 +417,8 @@ def test_threads_do_not_mix_rows_and_removal_waits(one: PatchedModel) -> None:
     hears(one)
     hears(one, "more")
     awaken(one, "more", seed=3)
-    wanted = {names: logits(one, patches=list(names)) for names in ((), ("ears",), ("ears", "more"))}
+    choices: list[tuple[str, ...]] = [(), ("ears",), ("ears", "more")]
+    wanted = {names: logits(one, patches=list(names)) for names in choices}
     failures: list[object] = []
 
     def work(names: tuple[str, ...]) -> None:

@@ -49,7 +49,7 @@ def test_save_and_load_keep_everything(patch: Patch, tmp_path: Path) -> None:
 
 
 def test_equal_content_is_an_equal_file(patch: Patch, file: Path, tmp_path: Path) -> None:
-    shuffled = Patch(patch.config, dict(reversed(patch.tensors.items())))
+    shuffled = Patch(patch.config, dict(reversed(list(patch.tensors.items()))))
     assert shuffled.save(tmp_path / "b.safetensors").read_bytes() == file.read_bytes()
     other = {name: tensor + 1e-3 for name, tensor in patch.tensors.items()}
     assert Patch(patch.config, other).save(tmp_path / "c.safetensors").read_bytes() != file.read_bytes()
