@@ -69,17 +69,27 @@ class Run:
         self.senses = {sense: self.model.encoder(config) for sense, config in recipe.senses.items()}
         self.begin = 0
         self.losses: list[float] = []
-        self.seconds = {"features": 0.0, "steps": 0.0}
+        self.seconds = {"clips": 0.0, "features": 0.0, "steps": 0.0}
 
     def prepare(self) -> None:
         """Read questions, see every clip once, attach an untrained patch."""
+        self.see()
+        self.attach()
+
+    def see(self) -> None:
+        """Read questions and see every clip once."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        begin = time.perf_counter()
         train_file, val_file = data_files(self.recipe.data, self.folder)
+        self.seconds["clips"] = time.perf_counter() - begin
         begin = time.perf_counter()
         store = FeatureStore(self.model, list(self.senses.values()), self.folder / "features")
         self.train_clips = _ask_all(store, train_file)
         self.val_clips = _ask_all(store, val_file) if val_file else []
         self.seconds["features"] = time.perf_counter() - begin
+
+    def attach(self) -> None:
+        """Put an untrained patch into the model, scaled to the clips that were seen, and give it an optimiser."""
         torch.manual_seed(self.options.seed)
         self.model.attach(self.recipe.name, self.config(), trainable=True)
         self.model.calibrate(self.recipe.name, [clip.features for clip in self.train_clips[: self.options.batch]])
