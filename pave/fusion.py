@@ -6,7 +6,8 @@ tokens to put beside the visual ones. Knows nothing of base models, encoders, pa
 
 b clips, t key frames, s visual tokens of a key frame, τ time steps, m steps of a segment, n side tokens of a step,
 k keys of a segment (m n, perhaps a null), h heads, e channels of a head, w = h e, q channels before the projector,
-c side channels, d channels of the language model. The code spares operators: on a GPU the start of each costs more than its maths.
+c side channels, d channels of the language model. The code spares operators: on a GPU, to start one costs most of its
+time.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
 from pave.rope import SECTIONS, Turns, cube_turns, rotate, time_turns
+from pave.segments import Segments
 from pave.sidechannel import SideBatch
 
 
@@ -100,7 +102,7 @@ class Folded(Fusion):
             return torch.zeros_like(tokens)
         asking = self._asking(vision, tokens)
         x = F.rms_norm(side.x.flatten(0, 3).to(asking.dtype), side.x.shape[-1:], eps=1e-6)
-        segments = _Segments(side)
+        segments = Segments(side)
         k = segments(self.key(x)).unflatten(-1, (self.heads, -1))
         if self.config.rope == "time":
             k = rotate(k, time_turns(segments.seconds(), k.shape[-1]))
@@ -190,7 +192,7 @@ class Official(Fusion):
         z = self._asking(vision, tokens)
         z = z if self.query_input_mapping is None else self.query_input_mapping(z)
         memory = self.input_mapping(side.x.flatten(0, 3).to(z.dtype))
-        segments = _Segments(side)
+        segments = Segments(side)
         mask, keep, seen = segments.mask(), None, None
         if mask is not None:
             seen = None if side.layout == "full" else mask.any(-1)
@@ -211,7 +213,7 @@ class Official(Fusion):
             update = update.masked_fill_(~seen[:, None, None], 0)
         return update.view_as(tokens).to(tokens.dtype)
 
-    def _turns(self, side: SideBatch, segments: _Segments, s: int) -> tuple[Turns | None, Turns | None]:
+    def _turns(self, side: SideBatch, segments: Segments, s: int) -> tuple[Turns | None, Turns | None]:
         """Of queries and of keys, None where they do not turn."""
         if self.config.rope == "3d":
             return cube_turns(side, s)
@@ -219,7 +221,7 @@ class Official(Fusion):
             return None, time_turns(segments.seconds(), self.config.width // self.heads)
         return None, None
 
-    def _answers(self, linear: str, memory: Tensor, segments: _Segments) -> Tensor:
+    def _answers(self, linear: str, memory: Tensor, segments: Segments) -> Tensor:
         """Keys or values of all layers ((b t) m n (layer h) e) in one product: no layer changes what is answered."""
         layers = range(self.config.layers)
         weight, bias = (
@@ -296,7 +298,7 @@ class Beside(nn.Module):
         tokens = self.project(F.rms_norm(x, x.shape[-1:], eps=1e-6)) * self.scale
         b, steps, h, w = side.x.shape[:4]
         if self.config.combine == "interleave":
-            segments = _Segments(side)
+            segments = Segments(side)
             tokens, mask = segments(tokens).unflatten(0, (b, -1)).flatten(2, 3), segments.mask()
             real = tokens.new_ones(tokens.shape[:3], dtype=torch.bool) if mask is None else mask.unflatten(0, (b, -1))
             return tokens, real
@@ -320,48 +322,6 @@ def build_fusion(
         )
     kind = Folded if config.kind == "folded" else Official
     return kind(config, side_dim=side_dim, **dims)
-
-
-class _Segments:
-    """Puts what was made of all side tokens into the segments of their key frames."""
-
-    def __init__(self, side: SideBatch) -> None:
-        b, t, m = side.index.shape
-        steps, h, w = side.x.shape[1:4]
-        self.side, self.shape = side, (b * t, m, h * w)
-        self.index = self.after = self.share = None
-        if side.layout != "even":
-            first = torch.arange(0, b * steps, steps, device=side.index.device).view(b, 1, 1)
-            self.index = (side.index + first).flatten()
-            if side.blend is not None:
-                self.after, self.share = (side.blend[0] + first).flatten(), side.blend[1].view(-1, 1)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """((b τ n) e) as ((b t) m n e)."""
-        return self._steps(x.reshape(self.side.times.numel(), -1)).view(*self.shape, x.shape[-1])
-
-    def seconds(self) -> Tensor:
-        """Of each step since its key frame ((b t) m)."""
-        return self._steps(self.side.times.view(-1, 1)).view(self.shape[:2]) - self.side.key_times.view(-1, 1)
-
-    def mask(self) -> Tensor | None:
-        """Which tokens are real ((b t) (m n)); None: all of them."""
-        if self.side.layout in ("even", "dense"):
-            return None
-        mask = self.side.mask.view(*self.shape[:2], 1).expand(self.shape)
-        if self.side.valid is not None:
-            # What lies between two steps is real where both are.
-            mask = mask & (self(self.side.valid.reshape(-1, 1).double())[..., 0] > 1 - 1e-6)
-        return mask.flatten(1)
-
-    def _steps(self, x: Tensor) -> Tensor:
-        """((b τ) e) as ((b t m) e)."""
-        if self.index is None:
-            return x
-        picked = x.index_select(0, self.index)
-        if self.after is None or self.share is None:
-            return picked
-        return torch.lerp(picked, x.index_select(0, self.after), self.share.to(x.dtype))
 
 
 def _masked(scores: Tensor, mask: Tensor | None, pattern: str) -> Tensor:

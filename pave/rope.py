@@ -24,30 +24,31 @@ SHORTEST, LONGEST = 0.25, 256.0
 BASE, SECTIONS = 10000.0, (16, 24, 24)
 
 
-Turns = tuple[Tensor, Tensor]  # cosines and sines (… e/2) of as many angles
+# Cosines and sines (… e) of as many angles, those of the first half of the channels negated: the two channels of a pair
+# (i, i + e/2) turn one way and the other, and the cosine does not mind.
+Turns = tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, turns: Turns) -> Tensor:
     """Turn channel pairs (i, i + e/2) of x (… e)."""
     cos, sin = turns[0].to(x.dtype), turns[1].to(x.dtype)
-    one, two = x.chunk(2, dim=-1)
-    return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def time_turns(since: Tensor, e: int) -> Turns:
-    """Turns ((b t) m 1 1 e/2) of keys by their seconds `since` their key frame ((b t) m), in float64.
+    """Turns ((b t) m 1 1 e) of keys by their seconds `since` their key frame ((b t) m), in float64.
 
     Only the difference of two rotations enters a score, so turning the few keys by it says all. It is taken in float64,
     since an hour in seconds leaves no milliseconds in bfloat16.
     """
-    low, high = -math.log2(LONGEST), -math.log2(SHORTEST)
-    rounds = torch.logspace(high, low, e // 2, base=2, dtype=since.dtype, device=since.device)  # per second
-    angles = rearrange(since, "bt m -> bt m 1 1 1") * (2 * math.pi * rounds)
+    slow, fast = (math.log2(2 * math.pi / period) for period in (LONGEST, SHORTEST))
+    speeds = torch.logspace(fast, slow, e // 2, base=2, dtype=since.dtype, device=since.device)  # radians per second
+    angles = rearrange(since, "bt m -> bt m 1 1 1") * torch.cat([-speeds, speeds])
     return angles.cos(), angles.sin()
 
 
 def cube_turns(side: SideBatch, s: int) -> tuple[Turns, Turns]:
-    """The authors' 3-D turns of queries ((b t) s 1 64) and of keys ((b t) m n 1 64), whole numbers on one cube.
+    """The authors' 3-D turns of queries ((b t) s 1 e) and of keys ((b t) m n 1 e), whole numbers on one cube.
 
     The cube has as many steps as the longer of key frames and side channel, and as many rows and columns as the finer
     of both grids; coarser ones sit at the centres of its cells.
@@ -76,7 +77,7 @@ def cell_centres(count: int, size: int) -> Tensor:
 
 
 def _cube(t: Tensor, cells: Tensor) -> Turns:
-    """Turns ((b t) m (h w) 1 64) from steps (b t m) and positions of rows and columns."""
+    """Turns ((b t) m (h w) 1 e) from steps (b t m) and positions of rows and columns."""
     slots = sum(SECTIONS)
     # float32, as the authors' tables are
     speeds = 1 / BASE ** (torch.arange(0, 2 * slots, 2, device=t.device).float() / (2 * slots))
@@ -88,4 +89,5 @@ def _cube(t: Tensor, cells: Tensor) -> Turns:
     places = torch.stack(torch.broadcast_tensors(*axes), dim=-1)
     axis = torch.arange(3, device=t.device).repeat_interleave(torch.tensor(SECTIONS, device=t.device))
     angles = rearrange(places[..., axis] * speeds, "bt m h w slot -> bt m (h w) 1 slot")
+    angles = torch.cat([-angles, angles], dim=-1)
     return angles.cos(), angles.sin()

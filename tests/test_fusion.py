@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
@@ -285,6 +286,27 @@ def test_layout_only_saves_work(config):
         side = align([side_tokens(steps)], [keys(4)], rule)
         careful = SideBatch(side.x, side.times, side.steps, side.index, side.mask, None, side.key_times, side.rule)
         assert torch.allclose(fusion(vision, tokens, side), fusion(vision, tokens, careful), rtol=0, atol=1e-9)
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls of torch operators inside its block."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@every_rule
+@pytest.mark.parametrize("steps", [(16,), (11,), (3,), (240, 9, 3), (11,) * 9])
+@pytest.mark.parametrize("kind", ["folded", "official"])
+def test_a_hundred_operators_do_at_any_length_and_batch(kind, steps, rule):
+    fusion, (vision, tokens) = taught(KINDS[kind]), visual(len(steps) + 1)
+    side = align([*(side_tokens(n) for n in steps), None], [keys(4)] * (len(steps) + 1), rule)
+    with torch.no_grad(), Calls() as calls:
+        fusion(vision, tokens, side)
+    assert 0 < calls.count <= 100
 
 
 # what new recipes rely on

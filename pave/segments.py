@@ -1,0 +1,58 @@
+"""Segments: what was made of all side tokens, laid out by the key frames that read them.
+
+In: a SideBatch, then tensors with one row per side token. Out: the same rows, one group per key frame, and which of
+them are real. Each token is projected once and then picked, however many rows or key frames a batch has. Knows nothing
+of weights.
+
+b clips, t key frames, τ time steps, m steps of a segment, n = h w side tokens of a step, e channels of whatever is laid
+out
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pave.sidechannel import SideBatch
+
+
+class Segments:
+    """Puts what was made of all side tokens into the segments of their key frames."""
+
+    def __init__(self, side: SideBatch) -> None:
+        b, t, m = side.index.shape
+        steps, h, w = side.x.shape[1:4]
+        self.side, self.shape = side, (b * t, m, h * w)
+        self.index = self.after = self.share = None
+        if side.layout != "even":
+            first = torch.arange(0, b * steps, steps, device=side.index.device).view(b, 1, 1)
+            self.index = (side.index + first).flatten()
+            if side.blend is not None:
+                self.after, self.share = (side.blend[0] + first).flatten(), side.blend[1].view(-1, 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """((b τ n) e) as ((b t) m n e)."""
+        return self._steps(x.reshape(self.side.times.numel(), -1)).view(*self.shape, x.shape[-1])
+
+    def seconds(self) -> Tensor:
+        """Of each step since its key frame ((b t) m)."""
+        return self._steps(self.side.times.view(-1, 1)).view(self.shape[:2]) - self.side.key_times.view(-1, 1)
+
+    def mask(self) -> Tensor | None:
+        """Which tokens are real ((b t) (m n)); None: all of them."""
+        if self.side.layout in ("even", "dense"):
+            return None
+        mask = self.side.mask.view(*self.shape[:2], 1).expand(self.shape)
+        if self.side.valid is not None:
+            # What lies between two steps is real where both are.
+            mask = mask & (self(self.side.valid.reshape(-1, 1).double())[..., 0] > 1 - 1e-6)
+        return mask.flatten(1)
+
+    def _steps(self, x: Tensor) -> Tensor:
+        """((b τ) e) as ((b t m) e)."""
+        if self.index is None:
+            return x
+        picked = x.index_select(0, self.index)
+        if self.after is None or self.share is None:
+            return picked
+        return torch.lerp(picked, x.index_select(0, self.after), self.share.to(x.dtype))
