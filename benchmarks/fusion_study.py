@@ -1,6 +1,6 @@
 """Which fusion should new recipes use: `folded` or the authors' `official`? Equal data, steps, parameters and tuning.
 
-    python benchmarks/fusion_study.py            # tunes on one seed, then 5 seeds a kind; about half an hour on two cores
+    python benchmarks/fusion_study.py            # tunes on one seed, then 5 seeds a kind; half an hour
     python benchmarks/fusion_study.py --table    # what was found so far
 
 Every kind gets the same three learning rates on a seed that is used for nothing else; the rate with the best held-out
@@ -54,7 +54,9 @@ class Bench:
     def run(self, kind: str, rate: float, seed: int) -> dict[str, Any]:
         """One run of at most a minute: accuracy by channel and what it took."""
         words = [*KINDS[kind], *BUDGET, f"train.fusion_lr={rate}", f"train.seed={seed}", f"train.output={self.folder}"]
-        run = Run(read_recipe(find("audio-playroom"), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"]))
+        run = Run(
+            read_recipe(find("audio-playroom"), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"])
+        )
         if self.seen is None:
             run.see()
             self.seen = run
@@ -101,7 +103,8 @@ def main() -> None:
             scores = [score(run) for run in runs]
             spread = stdev(scores) if len(scores) > 1 else 0.0
             parts = "  ".join(f"{mean(run['accuracy'][c] for run in runs):{len(c)}.3f}" for c in CHANNELS)
-            print(f"{kind:23} {best[kind]:6g} {runs[0]['fusion_params']:8,} {len(runs):4}  {mean(scores):7.3f} ± {spread:.3f}  {parts}")
+            counts = f"{best[kind]:6g} {runs[0]['fusion_params']:8,} {len(runs):4}"
+            print(f"{kind:23} {counts}  {mean(scores):7.3f} ± {spread:.3f}  {parts}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in train.output.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the resolved recipe and a sample as the loss sees it; write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show the resolved recipe and a sample as the loss sees it; write nothing."),
     ] = False,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Two steps on a few clips, save, load, compare; keep nothing.")
@@ -59,6 +60,10 @@ def summary(result: Result) -> str:
     if held_out:
         lines.append(f"{'held-out questions':20} {'base':>6} {'patched':>8}")
         lines += [f"{key:20} {each['base']:6.3f} {each['patched']:8.3f}" for key, each in held_out.items()]
+    unreadable: Any = result.metrics["unreadable"]
+    if unreadable:
+        listed = result.patch.parent / "features" / "quarantine.jsonl"
+        lines.append(f"{len(unreadable)} clips cannot be read and were left out; {listed} says why")
     seconds: Any = result.metrics["seconds"]
     lines.append(f"features {seconds['features']:.0f} s, steps {seconds['steps']:.0f} s")
     lines.append(f"{result.patch} ({result.patch.stat().st_size:,} bytes)")
@@ -66,10 +71,10 @@ def summary(result: Result) -> str:
 
 
 def _read(recipe: str, overrides: list[str]) -> Recipe:
-    from pave.catalogue import find, names
+    from pave.catalogue import find
 
-    known = recipe in names() and not Path(recipe).exists()
-    return read_recipe(find(recipe) if known else recipe, overrides)
+    named = not Path(recipe).exists() and Path(recipe).suffix not in (".yaml", ".yml")
+    return read_recipe(find(recipe) if named else recipe, overrides)
 
 
 def _train(recipe: Recipe, resume: bool) -> Result:
@@ -77,12 +82,19 @@ def _train(recipe: Recipe, resume: bool) -> Result:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    from pave.checkpoint import last_checkpoint
     from pave.train import train as run
 
     console = Console(stderr=True)
     console.print(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {recipe.train.batch} clips")
     console.print("reading clips (each is seen once; what was seen before is kept)")
-    columns = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+    columns = [
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
     with Bar(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("training", total=recipe.train.steps, note="")
         held_out = ""
@@ -99,7 +111,7 @@ def _train(recipe: Recipe, resume: bool) -> Result:
         try:
             return run(recipe, resume=resume, progress=progress)
         except KeyboardInterrupt:
-            console.print(f"\nstopped; the last checkpoint is in {recipe.train.output}: go on with --resume")
+            console.print(f"\nstopped; {last_checkpoint(recipe.train.output)}", soft_wrap=True)
             raise SystemExit(130) from None
 
 
@@ -113,18 +125,21 @@ def _smoke(recipe: str, overrides: list[str]) -> None:
     with TemporaryDirectory() as folder:
         small = ["data.playroom.clips=8"] if _read(recipe, overrides).data.playroom else []
         resolved = _read(recipe, [*overrides, *SMOKE, *small, f"train.output={folder}"])
-        run = Run(resolved)
+        run = Run(resolved, clips=8)
         run.prepare()
         run.fit(lambda step, steps, figures: print(f"step {step}: loss {figures['loss']:.3f}"))
         result = run.finish()
-        inputs, labels = run.batch(run.train_clips[:2])
-        before = run.scores(inputs, labels)[0]
-        run.model.remove_patch(resolved.name)
-        run.model.attach(resolved.name, (patch := Patch.load(result.patch)).config, patch.tensors)
-        same = torch.equal(before, run.scores(*run.batch(run.train_clips[:2]))[0])
-        print(f"patch of {result.patch.stat().st_size:,} bytes, saved and loaded: logits {'equal' if same else 'DIFFER'}")
-        if not same:
-            raise SystemExit(1)
+        size = result.patch.stat().st_size
+        few, names = run.train_clips[:2], [resolved.name]
+        with torch.no_grad():
+            before, _ = run.scores(*run.batch(few, names))
+            run.model.remove_patch(resolved.name)
+            run.model.apply_patch(Patch.load(result.patch))
+            after, _ = run.scores(*run.batch(few, names))
+    same = torch.equal(before, after)
+    print(f"patch of {size:,} bytes, saved and loaded: logits {'equal' if same else 'DIFFER'}")
+    if not same:
+        raise SystemExit(1)
 
 
 def _show(recipe: Recipe) -> None:
@@ -150,7 +165,9 @@ def _show(recipe: Recipe) -> None:
     learned = [*host.encode_text(first.answer), host.end]
     rows = host.rows_of(host.frames, recipe.newline)
     print(f"\nline {first.line} as the loss sees it ({len(before) + rows + len(behind) + len(learned)} tokens):")
-    print(f"  not learned: {host.tokenizer.decode(before)!r} + {rows} visual tokens + {host.tokenizer.decode(behind)!r}")
+    print(
+        f"  not learned: {host.tokenizer.decode(before)!r} + {rows} visual tokens + {host.tokenizer.decode(behind)!r}"
+    )
     print(f"  learned:     {host.tokenizer.decode(learned)!r}")
 
 

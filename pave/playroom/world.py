@@ -17,7 +17,7 @@ from fractions import Fraction
 from functools import cache
 from itertools import combinations, permutations
 from random import Random
-from typing import Literal
+from typing import Literal, get_args
 
 SECONDS = 4.0
 FPS = 20
@@ -94,6 +94,8 @@ class Script:
 
 def draw_scene(seed: int, split: Split | None = None) -> Scene:
     """The scene of a seed; with `split`, the first one that belongs to it."""
+    if split not in (None, *get_args(Split)):
+        raise ValueError(f"split={split!r}; scenes belong to {', '.join(get_args(Split))}")
     rng = Random(f"scene {seed}")
     while True:
         scene = _scene(rng)
