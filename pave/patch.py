@@ -133,9 +133,7 @@ def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: st
     fusion = {name: value for name, value in tensors.items() if not name.startswith("lora.")}
     senses = config.senses.keys()
     if config.fusion.layers > max(len(tensors), 2) or not senses or not all(map(str.isidentifier, senses)):
-        raise PatchDamaged(
-            source, f"its config is absurd: {config.fusion.layers} layers for {list(senses)}", AGAIN
-        )
+        raise PatchDamaged(source, f"its config is absurd: {config.fusion.layers} layers for {list(senses)}", AGAIN)
     try:
         with torch.device("meta"):
             parts = {sense: fusion_of(config, sense).state_dict() for sense in config.senses}
