@@ -274,7 +274,7 @@ def load_base(
         raise BaseModelError(f"quantize={quantize!r}: quantised bases arrive in a later version; leave quantize=None")
     if frames is not None and frames < 1:
         raise BaseModelError(f"frames={frames}: a base sees at least one key frame")
-    kind, place = _dtype(dtype), _place(source)
+    kind, where, place = _dtype(dtype), _device(device), _place(source)
     try:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
@@ -287,14 +287,12 @@ def load_base(
     model = family.MODEL.from_pretrained(place, dtype=kind)
     facts, pixels = _json(place, "pave.json"), _pixels(place)
     return family.build(
-        model.to(_device(device)),
+        model.to(where),
         _tokenizer(place),
         frames=frames or facts.get("frames", 32),
         mean=pixels.get("image_mean", (0.5, 0.5, 0.5)),
         std=pixels.get("image_std", (0.5, 0.5, 0.5)),
-        repo=""
-        if source != "playroom" and Path(source).is_dir()
-        else str(source),  # a path of this machine is nobody's business
+        repo=_repo(source),
         revision=getattr(config, "_commit_hash", None) or "",
     )
 
@@ -314,6 +312,11 @@ def _place(source: str | Path) -> str:
     return str(source)
 
 
+def _repo(source: str | Path) -> str:
+    """What a patch file may say of where its base came from; a folder of this machine is nobody's business."""
+    return "" if source != "playroom" and Path(source).is_dir() else str(source)
+
+
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
     if found != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
@@ -322,9 +325,13 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 
 def _device(device: str | torch.device) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device  # only a tensor tells whether this torch and machine have it
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        cause = f"torch {torch.__version__} cannot use it on this machine"
+        raise BaseModelError(f"device={str(device)!r}: {cause}; give 'auto' or 'cpu'") from error
 
 
 def _json(place: str, name: str) -> Mapping[str, Any]:

@@ -1,51 +1,49 @@
-"""Checkpoints of a training run: one safetensors file, written in one piece, read without pickle.
+"""Checkpoints of a training run: one safetensors file, written in one piece, checked when it is read, without pickle.
 
-In: the trainable parameters, AdamW's moments, the losses so far and the identity of the run. Out: `checkpoint.safetensors`.
-Which clips and which dropout a step sees follows from seed and step alone, so no state of a random generator is kept.
+In: the trainable parameters, AdamW's state, the losses so far and the identity of the run. Out: a file. Which clips and
+which dropout a step sees follows from seed and step alone, so no state of a random generator is kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pave.errors import TrainingError
+from pave import storage
+from pave.errors import PatchError, TrainingError
 
 NAME = "checkpoint.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter that has ever had a gradient
 Parameters = Mapping[str, Mapping[str, torch.nn.Parameter]]
 
 
 def write_checkpoint(
-    folder: Path, step: int, parameters: Parameters, optimiser: torch.optim.Optimizer, identity: str, losses: list[float]
+    folder: Path,
+    step: int,
+    parameters: Parameters,
+    optimiser: torch.optim.Optimizer,
+    identity: str,
+    losses: list[float],
 ) -> Path:
     """Write to a temporary file, then rename: whoever dies in between leaves the checkpoint before."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in _flat(parameters).items():
-        tensors[f"value.{name}"] = parameter.detach().cpu()
-        for moment in MOMENTS:
-            if moment in optimiser.state.get(parameter, {}):
-                tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment].cpu()
+        state = optimiser.state.get(parameter, {})
+        tensors[f"value.{name}"] = parameter.detach()
+        tensors |= {f"{key}.{name}": state[key] for key in STATE if key in state}
     facts = {"step": str(step), "identity": _digest(identity), "losses": json.dumps(losses)}
-    part = folder / f".{NAME}.{os.getpid()}"
     try:
-        save_file(tensors, part, metadata=facts)
-        os.replace(part, folder / NAME)
-    except (OSError, SafetensorError) as error:
+        storage.write(folder / NAME, tensors, facts | {"sha256": storage.digest(facts, tensors)})
+    except PatchError as error:
         raise TrainingError(
-            f"{folder / NAME}: cannot be written at step {step} ({error}); the checkpoint before is kept: make room "
-            "and go on with --resume"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+            f"{folder / NAME}: {error.cause} at step {step}; what was there before is kept: make room and go on with "
+            "--resume"
+        ) from None
     return folder / NAME
 
 
@@ -57,20 +55,29 @@ def read_checkpoint(
     if not path.is_file():
         return 0, []
     try:
-        with safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-            if facts.get("identity") != _digest(identity):
-                raise TrainingError(
-                    f"{path} belongs to another recipe, base or data; start without --resume, or give another train.output"
-                )
-            step = int(facts["step"])
-            for name, parameter in _flat(parameters).items():
-                parameter.data.copy_(file.get_tensor(f"value.{name}"))
-                moments = {moment: file.get_tensor(f"{moment}.{name}").to(parameter.device) for moment in MOMENTS}
-                optimiser.state[parameter] = {"step": torch.tensor(float(step)), **moments}
-            return step, json.loads(facts["losses"])
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise TrainingError(f"{path} is damaged ({error}); delete it and start without --resume") from error
+        tensors, facts = storage.read(path)
+    except PatchError as error:
+        raise TrainingError(f"{path}: {error.cause}; delete it and start without --resume") from None
+    if facts.pop("sha256", "") != storage.digest(facts, tensors):
+        raise TrainingError(f"{path} is damaged; delete it and start without --resume")
+    values = {name: f"value.{name}" for name in _flat(parameters)}
+    if facts["identity"] != _digest(identity) or not tensors.keys() >= set(values.values()):
+        raise TrainingError(
+            f"{path} belongs to another recipe, base or data; start without --resume, or give another train.output"
+        )
+    for name, parameter in _flat(parameters).items():
+        parameter.data.copy_(tensors[values[name]])
+        state = {key: tensors[f"{key}.{name}"] for key in STATE if f"{key}.{name}" in tensors}
+        if state:  # AdamW counts its steps on the CPU
+            optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+    return int(facts["step"]), json.loads(facts["losses"])
+
+
+def last_checkpoint(folder: Path) -> str:
+    """In words, what is left of a run that has stopped."""
+    if (folder / NAME).is_file():
+        return f"the last good checkpoint is in {folder}, and --resume goes on from it"
+    return "no checkpoint has been written yet"
 
 
 def _flat(parameters: Parameters) -> dict[str, torch.nn.Parameter]:

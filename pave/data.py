@@ -40,30 +40,35 @@ def read_jsonl(path: str | Path) -> list[Example]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a JSONL file of lines with id, video and conversations")
     examples: list[Example] = []
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, text in enumerate(lines, 1):
-            if text.strip():
-                examples.extend(_examples(path, number, text))
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                examples.extend(_examples(path, number, line))
     if not examples:
-        raise DataError(f"{path}: holds no question; every line is one JSON object")
+        raise DataError(f"{path}: holds no question; write one JSON object a line")
     return examples
 
 
-def _examples(path: Path, number: int, text: str) -> Iterator[Example]:
+def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
     def broken(cause: str) -> DataError:
-        return DataError(f"{path}, line {number}: {cause}")
+        return DataError(f"{path}, line {number}: {cause}; mend or delete the line")
 
     try:
-        line = json.loads(text)
+        line = json.loads(raw.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
+    except UnicodeDecodeError as error:
+        raise broken(f"not UTF-8 (byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
-        raise broken(f"not JSON ({error.msg} at column {error.colno}); mend or delete the line") from None
+        raise broken(f"not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise broken("nested too deeply") from None
     if not isinstance(line, dict):
         raise broken(f"expected a JSON object, got {type(line).__name__}")
     video, turns = line.get("video"), line.get("conversations")
     if not isinstance(video, str) or not video:
         raise broken(f"needs 'video', the path of a media file; has the keys {sorted(line)}")
     if not isinstance(turns, list) or not turns or len(turns) % 2:
-        raise broken("needs 'conversations', a list of question and answer in turn")
+        have = f"{len(turns)} turns" if isinstance(turns, list) else type(turns).__name__
+        raise broken(f"needs 'conversations', a list of question and answer in turn, has {have}")
     facts = {key: value for key, value in line.items() if key not in ("video", "conversations")}
     for asked, answered in zip(turns[::2], turns[1::2], strict=True):
         for turn, speaker in ((asked, "human"), (answered, "gpt")):

@@ -8,8 +8,8 @@ A side channel can be `own`, `shuffled` between clips (does the patch really lis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -51,9 +51,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All samples of one run."""
+    """All samples of one run, and the clips that could not be read, with the reason; they are left out."""
 
     samples: tuple[Sample, ...]
+    refused: Mapping[Path, str] = field(default_factory=dict)
 
     def by(self, fact: str = "channel") -> dict[str, Score]:
         """Scores grouped by a fact of the data file, in the order of first appearance."""
@@ -71,6 +72,7 @@ class Evaluation:
         for name, score in self.by().items():
             optimum = "" if score.optimum is None else f"{score.optimum:.3f}"
             lines.append(f"{name:14} {score.accuracy:7.3f} {score.asked:6} {optimum:>13}")
+        lines += [f"left out: {why}" for why in self.refused.values()]
         return "\n".join(lines)
 
 
@@ -91,13 +93,15 @@ def evaluate(
     `features` (or the folder `cache`) saves looking at clips again. Clips that cannot be read are left out.
     """
     examples = read_jsonl(data) if isinstance(data, str | Path) else list(data)
+    paths = list(dict.fromkeys(example.video for example in examples))
+    refused: dict[Path, str] = {}
     if features is None:
-        paths = list(dict.fromkeys(example.video for example in examples))
-        encoders = [model.encoder(sense) for report in model.patches.values() for sense in report.senses.values()]
-        features = FeatureStore(model, encoders, cache).read(paths)
+        store = FeatureStore(model, model.encoders(), cache)
+        features, refused = store.read(paths), store.refused
     examples = [example for example in examples if example.video in features]
     if not examples:
-        raise DataError(f"{data}: no clip of it can be read")
+        why = next(iter(refused.values()), "no features were given for it")
+        raise DataError(f"none of the {len(paths)} clips to be asked about can be read; the first: {why}")
     features = _change(features, side, seed)
     samples: list[Sample] = []
     for part in _batches(examples, batch):
@@ -106,14 +110,14 @@ def evaluate(
         ids = model.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
         answers = model.host.tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
         samples += [Sample(example, answer) for example, answer in zip(part, answers, strict=True)]
-    return Evaluation(tuple(samples))
+    return Evaluation(tuple(samples), refused)
 
 
 def _change(features: dict[Path, ClipFeatures], side: Side, seed: int) -> dict[Path, ClipFeatures]:
     if side == "own":
         return features
     if side == "off":
-        return {path: replace(clip, sides={key: None for key in clip.sides}) for path, clip in features.items()}
+        return {path: replace(clip, sides=dict.fromkeys(clip.sides)) for path, clip in features.items()}
     paths = list(features)
     if len(paths) < 2:
         raise DataError("a side channel can be shuffled between two clips or more, got one")

@@ -25,6 +25,7 @@ from pave.media import Clip, decode_many
 from pave.sidechannel import SideTokens
 from pave.steps import Steps
 
+MAX_WORKERS = 8  # decoding processes; by then the vision tower is what takes the time
 PARTS = ("x", "times", "spans", "valid")
 
 
@@ -41,7 +42,8 @@ class FeatureStore:
         """Features of all files that can be read, in the order given."""
         found = {path: self._kept(path) for path in paths}
         fresh = [path for path, features in found.items() if features is None]
-        for path, clip in zip(fresh, decode_many(fresh, frames=self.model.host.frames), strict=True):
+        clips = decode_many(fresh, workers=min(MAX_WORKERS, os.cpu_count() or 1), frames=self.model.host.frames)
+        for path, clip in zip(fresh, clips, strict=True):
             found[path] = self._see(path, clip)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)

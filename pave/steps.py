@@ -74,6 +74,12 @@ class Steps:
                 self._encoders[key] = load_encoder(sense.encoder, **sense.options)
             return self._encoders[key]
 
+    def encoders(self) -> list[Encoder]:
+        """The frozen encoders of all applied patches, each once."""
+        with self._lock:
+            senses = [sense for attached, _ in self._applied.values() for sense in attached.config.senses.values()]
+        return list({encoder.spec.preprocessing: encoder for encoder in map(self.encoder, senses)}.values())
+
     @torch.no_grad()
     def encode(
         self,
@@ -83,9 +89,7 @@ class Steps:
     ) -> list[ClipFeatures]:
         """What frozen networks see and hear in clips: one vision pass for all, one pass of each encoder per clip.
         `senses` defaults to those of the applied patches; `chunk` bounds the frames of one vision pass."""
-        if senses is None:
-            with self._lock:
-                senses = [sense for attached, _ in self._applied.values() for sense in attached.config.senses.values()]
+        senses = self.encoders() if senses is None else senses
         built = [sense if isinstance(sense, Encoder) else self.encoder(sense) for sense in senses]
         encoders = {encoder.spec.preprocessing: encoder for encoder in built}
         visual = self.host.encode([self.host.pixels(clip) for clip in clips], [_times(clip) for clip in clips], chunk)
@@ -132,14 +136,16 @@ class Steps:
         position_ids: Tensor | None = None,
     ) -> Inputs:
         """Rows that the caller has laid out, with as many placeholders for each clip as `visual_rows` says."""
-        uses, newline = self._use_all(clips, patches)
+        uses = self._use_all(clips, patches)
+        newline, _ = layout(self.host, [use.attached for use in uses])
         return Inputs(input_ids, attention_mask, stack(clips), uses, (newline,) * len(clips), position_ids)
 
     def visual_rows(self, clips: Sequence[ClipFeatures], patches: Sequence[str]) -> list[int]:
         """How many placeholders the prompt of each clip holds under these patches."""
-        uses, newline = self._use_all(clips, patches)
-        newlines: list[Newline] = [newline] * len(clips)
-        return self._spans(clips, uses, newlines)
+        attached = [self._found(name)[0] for name in patches]
+        besides = [name for name, each in zip(patches, attached, strict=True) if not each.adds]  # others take no room
+        newlines: list[Newline] = [layout(self.host, attached)[0]] * len(clips)
+        return self._spans(clips, self._use_all(clips, besides), newlines)
 
     def fused_tokens(self, inputs: Inputs) -> Tensor:
         """Visual tokens (b t s d) plus what each patch adds on the rows that sense something. All patches look at the
@@ -224,11 +230,10 @@ class Steps:
         rows = [self.host.rows_of(len(clip.times), newline) for clip, newline in zip(clips, newlines, strict=True)]
         return [sum(pair) for pair in zip(rows, beyond, strict=True)]
 
-    def _use_all(self, clips: Sequence[ClipFeatures], patches: Sequence[str]) -> tuple[tuple[Use, ...], Newline]:
+    def _use_all(self, clips: Sequence[ClipFeatures], patches: Sequence[str]) -> tuple[Use, ...]:
         found = {name: self._found(name) for name in patches}
         rows = torch.ones(len(clips), dtype=torch.bool)
-        uses = tuple(Use(n, each, report.weight, rows, sides_of(each, clips)) for n, (each, report) in found.items())
-        return uses, layout(self.host, [attached for attached, _ in found.values()])[0]
+        return tuple(Use(n, each, report.weight, rows, sides_of(each, clips)) for n, (each, report) in found.items())
 
     def _wanted(self, patches: Names, rows: int) -> list[tuple[str, ...]]:
         """Names of patches per row."""

@@ -9,6 +9,7 @@ orders metadata at random), tensors by falling item size, then by name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -85,6 +86,15 @@ def read_metadata(path: Path) -> dict[str, str]:
 def canonical(value: Mapping[str, Any]) -> str:
     """The one JSON text of a value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(facts: str | Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over a text, or texts by name, and every tensor's name, dtype, shape and bytes."""
+    found = hashlib.sha256((facts if isinstance(facts, str) else canonical(facts)).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(json.dumps([name, CODES[tensor.dtype], list(tensor.shape)]).encode())
+        found.update(raw(tensor))
+    return found.hexdigest()
 
 
 def raw(tensor: Tensor) -> bytes:

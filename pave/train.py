@@ -16,13 +16,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pave.checkpoint import read_checkpoint, write_checkpoint
+from pave.checkpoint import last_checkpoint, read_checkpoint, write_checkpoint
 from pave.config import DataConfig, PatchConfig, Recipe, SenseFacts
 from pave.data import IGNORE, Example, collate, pack, read_jsonl
 from pave.errors import DataError, TrainingError
@@ -30,6 +31,8 @@ from pave.features import FeatureStore
 from pave.inputs import ClipFeatures, Inputs
 from pave.model import PatchedModel, load
 
+# Said elsewhere in the patch, or without influence on its weights.
+UNRECORDED = {"output", "keep_lora_when_absent", "eval_every", "checkpoint_every"}
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
@@ -60,15 +63,16 @@ def train(recipe: Recipe, *, resume: bool = False, progress: Progress | None = N
 
 
 class Run:
-    """One training run; the four steps of `train`, each callable on its own."""
+    """One training run; the four steps of `train`, each callable on its own. `clips`: how many to use; None: all."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.options = recipe, recipe.train
+    def __init__(self, recipe: Recipe, clips: int | None = None) -> None:
+        self.recipe, self.options, self.limit = recipe, recipe.train, clips
         self.folder = recipe.train.output
         self.model: PatchedModel = load(recipe.base, dtype=recipe.train.dtype, frames=recipe.frames)
         self.senses = {sense: self.model.encoder(config) for sense, config in recipe.senses.items()}
         self.begin = 0
         self.losses: list[float] = []
+        self.refused: dict[Path, str] = {}  # clips that cannot be read, and why
         self.seconds = {"clips": 0.0, "features": 0.0, "steps": 0.0}
 
     def prepare(self) -> None:
@@ -84,9 +88,16 @@ class Run:
         self.seconds["clips"] = time.perf_counter() - begin
         begin = time.perf_counter()
         store = FeatureStore(self.model, list(self.senses.values()), self.folder / "features")
-        self.train_clips = _ask_all(store, train_file)
-        self.val_clips = _ask_all(store, val_file) if val_file else []
+        self.train_clips = _ask_all(store, train_file, self.limit)
+        self.val_clips = _ask_all(store, val_file, self.limit) if val_file else []
+        self.refused = store.refused
         self.seconds["features"] = time.perf_counter() - begin
+        if not self.options.keep_lora_when_absent and not any(_perceives(clip.features) for clip in self.train_clips):
+            why = "; ".join(sorted({why for clip in self.train_clips for why in clip.features.absent.values()})[:3])
+            raise DataError(
+                f"{train_file}: none of its {len(self.train_clips)} clips has {' or '.join(self.senses)} ({why}), so "
+                "there is nothing to learn from; give clips that have"
+            )
 
     def attach(self) -> None:
         """Put an untrained patch into the model, scaled to the clips that were seen, and give it an optimiser."""
@@ -132,7 +143,7 @@ class Run:
             training={
                 "clips": len(self.train_clips),
                 "questions": sum(len(clip.examples) for clip in self.train_clips),
-                **self.options.model_dump(mode="json", exclude={"output", "keep_lora_when_absent"}),
+                **self.options.model_dump(mode="json", exclude=UNRECORDED),
             },
         )
 
@@ -147,7 +158,7 @@ class Run:
             figures = {"loss": loss, "rate": self.optimiser.param_groups[0]["lr"]}
             if (step + 1) % self.options.eval_every == 0 and self.val_clips and step + 1 < self.options.steps:
                 figures["held-out"] = self.accuracy(self.val_clips)["all"]
-            if (step + 1) % self.options.checkpoint_every == 0:
+            if (step + 1) % self.options.checkpoint_every == 0 or step + 1 == self.options.steps:
                 self.save(step + 1)
             progress(step + 1, self.options.steps, figures)
 
@@ -156,34 +167,36 @@ class Run:
         factor = _schedule(step, self.options.steps, self.options.warmup)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        inputs, labels = self.batch(self._clips_of(step))
+        inputs, labels = self.batch(self._clips_of(step), [self.recipe.name])
         with self.model.training(self.recipe.name):
             scores, wanted = self.scores(inputs, labels)
             loss = F.cross_entropy(scores.float(), wanted)
-            if not loss.isfinite():
-                raise TrainingError(
-                    f"step {step + 1}: the loss is {loss.item()}; the last good checkpoint is in {self.folder}; "
-                    f"lower train.fusion_lr={self.options.fusion_lr} or train.lora_lr={self.options.lora_lr}"
-                )
             self.optimiser.zero_grad()
-            loss.backward()
+            if loss.requires_grad:  # not where all clips of the step lack the sense: they get the base's answers
+                loss.backward()
         parts = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parts, self.options.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parts, self.options.max_grad_norm)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise TrainingError(
+                f"step {step + 1}: the loss is {loss.item():.4g}, its gradient {norm.item():.4g} long; lower "
+                f"train.fusion_lr={self.options.fusion_lr} or train.lora_lr={self.options.lora_lr}; "
+                f"{last_checkpoint(self.folder)}"
+            )
         self.optimiser.step()
         return loss.item()
 
-    def batch(self, clips: Sequence[Asked]) -> tuple[Inputs, Tensor]:
+    def batch(self, clips: Sequence[Asked], patches: Sequence[str]) -> tuple[Inputs, Tensor]:
         """Rows of several clips with all their questions, and the labels (b l)."""
-        host, name = self.model.host, self.recipe.name
+        host = self.model.host
         features = [clip.features for clip in clips]
         rows = []
-        for clip, count in zip(clips, self.model.visual_rows(features, [name]), strict=True):
+        for clip, count in zip(clips, self.model.visual_rows(features, patches), strict=True):
             before, _ = host.prompt("")
             turns = [(host.prompt(example.question)[1], self.answer(example)) for example in clip.examples]
             rows.append(pack([*before, *[host.placeholder] * count], turns))
         tokens = collate(rows, host.pad)
         labels = tokens.pop("labels")
-        return self.model.inputs(features, [name], **tokens), labels
+        return self.model.inputs(features, patches, **tokens), labels
 
     def answer(self, example: Example) -> list[int]:
         """The ids that are learned for an example: its answer and the end of the turn."""
@@ -198,15 +211,16 @@ class Run:
         return logits[wanted != IGNORE], wanted[wanted != IGNORE]
 
     @torch.no_grad()
-    def accuracy(self, clips: Sequence[Asked]) -> dict[str, float]:
+    def accuracy(self, clips: Sequence[Asked], patched: bool = True) -> dict[str, float]:
         """Share of questions whose whole answer is the greedy one, over all and by the data file's `channel`."""
+        patches = [self.recipe.name] if patched else []
         tally: dict[str, list[bool]] = {"all": []}
         for first in range(0, len(clips), self.options.batch):
             part = clips[first : first + self.options.batch]
-            scores, wanted = self.scores(*self.batch(part))
+            scores, wanted = self.scores(*self.batch(part, patches))
             hits = iter((scores.argmax(-1) == wanted).tolist())
             for example in (example for clip in part for example in clip.examples):
-                right = all([next(hits) for _ in self.answer(example)])
+                right = all(tuple(islice(hits, len(self.answer(example)))))  # takes them all, even after a miss
                 for key in {"all", str(example.facts.get("channel", "all"))}:
                     tally.setdefault(key, []).append(right)
         return {key: sum(hits) / len(hits) for key, hits in tally.items()}
@@ -227,7 +241,9 @@ class Run:
         self.begin, self.losses = read_checkpoint(self.folder, self.parameters, self.optimiser, self._identity())
 
     def _identity(self) -> str:
-        return self.config().canonical()
+        """What makes this run this run: its config and every question, in order."""
+        asked = [(e.video.name, e.question, e.answer) for clip in self.train_clips for e in clip.examples]
+        return self.config().canonical() + json.dumps(asked)
 
     def finish(self) -> Result:
         """Export the patch and write down what was measured."""
@@ -235,12 +251,11 @@ class Run:
             "steps": self.options.steps,
             "loss": [round(loss, 5) for loss in self.losses],
             "seconds": {key: round(value, 1) for key, value in self.seconds.items()},
+            "unreadable": {str(path): why for path, why in self.refused.items()},
         }
         if self.val_clips:
-            held_out = self.accuracy(self.val_clips)
-            with self.model.patches_off():
-                base = self.accuracy(self.val_clips)
-            metrics["held_out"] = {key: {"base": base[key], "patched": held_out[key]} for key in held_out}
+            base, patched = (self.accuracy(self.val_clips, each) for each in (False, True))
+            metrics["held_out"] = {key: {"base": base[key], "patched": patched[key]} for key in patched}
         path = self.folder / "patch.safetensors"
         self.model.export(self.recipe.name).save(path)
         (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
@@ -256,20 +271,26 @@ def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:
 
     world = data.playroom
     counts = {"train": world.clips, "val": max(8, world.clips // 10)}
-    written = {split: write_clips(folder / "clips", counts[split], world.seed, split, world.channels) for split in counts}
+    written = {
+        split: write_clips(folder / "clips", counts[split], world.seed, split, world.channels) for split in counts
+    }
     return written["train"], written["val"]
 
 
-def _ask_all(store: FeatureStore, file: Path) -> list[Asked]:
+def _ask_all(store: FeatureStore, file: Path, limit: int | None) -> list[Asked]:
     """Every clip that can be read, with its questions."""
     by_clip: dict[Path, list[Example]] = {}
     for example in read_jsonl(file):
         by_clip.setdefault(example.video, []).append(example)
-    seen = store.read(list(by_clip))
+    paths = list(by_clip)[:limit]
+    seen = store.read(paths)
     if not seen:
-        why = next(iter(store.refused.values()))
-        raise DataError(f"{file}: none of its {len(by_clip)} clips can be read; the first: {why}")
+        raise DataError(f"{file}: none of its {len(paths)} clips can be read; the first: {store.refused[paths[0]]}")
     return [Asked(features, tuple(by_clip[path])) for path, features in seen.items()]
+
+
+def _perceives(features: ClipFeatures) -> bool:
+    return any(side is not None and len(side.x) for side in features.sides.values())
 
 
 def _order(count: int, seed: int, epoch: int) -> list[int]:
