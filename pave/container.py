@@ -55,6 +55,7 @@ class Survey:
     promised: float | None = None  # seconds that the header announces
     reached: float = 0.0  # seconds that packets cover
     frames: int = 0  # pictures that the header announces, 0 when it does not
+    cut: int = 0  # pictures that an edit list cuts off
     warnings: list[str] = field(default_factory=list)
 
 
@@ -146,7 +147,9 @@ def walk(path: str) -> Survey:
             for packet in container.demux():
                 note(packet, survey, begin, ticks)
         except FFmpegError as error:
-            survey.warnings.append(f"reading stopped at {survey.reached:.2f} s: {type(error).__name__}")
+            survey.warnings.append(f"reading stopped at {survey.reached:.2f} s: {error.strerror}")
+        except IndexError:
+            survey.warnings.append("a track that begins in the middle of the file is left out")  # PyAV 18 ends so
     return survey
 
 
@@ -156,6 +159,7 @@ def note(packet: Any, survey: Survey, begin: float, ticks: list[float]) -> None:
         return
     index, stamp = packet.stream_index, packet.pts
     if survey.video is not None and index == survey.video.index:
+        survey.cut += packet.is_discard
         shown = not (packet.is_discard or packet.is_corrupt)
         survey.packets.append(Packet(UNKNOWN if stamp is None else stamp, packet.is_keyframe, shown))
     if stamp is not None:
@@ -201,8 +205,8 @@ def decoded(container: Any, stream: Any, feed: list[bool] | None = None) -> Iter
             elif packet.size or dirty:
                 dirty = True
                 yield from tried(context, packet)
-    except FFmpegError:
-        return  # the survey met the same end and has warned
+    except (FFmpegError, IndexError):  # the survey met the same end
+        yield from tried(context, None) if dirty else ()
 
 
 def tried(context: Any, packet: Any) -> list[Any]:

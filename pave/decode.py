@@ -86,9 +86,9 @@ def check_window(request: Request) -> None:
     start, end = request.start or 0.0, request.end
     if request.frames is not None and request.frames < 0:
         raise refuse(request.path, f"frames={request.frames} was asked", "ask for 0 or more")
-    if request.fps is not None and not 0 < request.fps <= 1e6:
-        raise refuse(request.path, f"fps={request.fps} was asked", "ask for a rate above 0")
-    if not 0 <= start < float("inf") or (end is not None and not end > start):
+    if request.fps is not None and not 1e-3 <= request.fps <= 1e6:
+        raise refuse(request.path, f"fps={request.fps} was asked", "ask for a rate from 0.001 to a million")
+    if not 0 <= start < inf or (end is not None and not start < end < inf):
         raise refuse(request.path, f"the span {start} s to {end} s is empty", "ask for 0 <= start < end")
 
 
@@ -106,6 +106,7 @@ def read_pictures(request: Request, survey: Survey, track: Track, result: Decode
     """Fill in pictures and their seconds. Returns the first stamp in seconds, None when none decodes."""
     path, packets = request.path, survey.packets
     stamps = sorted({p.stamp for p in packets if p.shown})
+    expected = max(survey.frames, len(packets)) - survey.cut
     picks, found, flawed = None, {}, 0
     if stamps and stamps[0] > UNKNOWN:
         picks = pick(stamps, request, track)
@@ -115,8 +116,8 @@ def read_pictures(request: Request, survey: Survey, track: Track, result: Decode
         # Stamps are missing, or packets do not decode as announced: decode everything to learn what is really there.
         with opened(path) as container:
             stamps = sorted({stamp for stamp, _ in stamped(container, track)})
-        if len(stamps) < len(packets):
-            survey.warnings.append(f"damaged: {len(stamps)} of {len(packets)} coded pictures decode")
+        if len(stamps) < len(packets) - survey.cut:
+            survey.warnings.append(f"damaged: {len(stamps)} of {len(packets) - survey.cut} coded pictures decode")
         if not stamps:
             return None
         picks = pick(stamps, request, track)
@@ -127,7 +128,7 @@ def read_pictures(request: Request, survey: Survey, track: Track, result: Decode
         result.frames = np.stack([found[s] for s in picks.stamps])
         result.times = np.array([float((t - stamps[0]) * track.base) for t in picks.targets])
     seconds = float((stamps[-1] - stamps[0]) * track.base + track.gap)
-    result.facts |= {"pictures": len(stamps), "expected": max(survey.frames, len(packets)), "seconds": seconds}
+    result.facts |= {"pictures": len(stamps), "expected": expected, "seconds": seconds}
     return stamps[0] * track.base
 
 
@@ -334,8 +335,8 @@ class Sound:
             sound[:, place - start : place - start + piece.shape[1]] = piece
         if not np.isfinite(sound).all():
             self.warnings.append("samples that are not numbers were set to silence")
-            sound = np.nan_to_num(sound, nan=0.0, posinf=0.0, neginf=0.0)
-        result.audio, result.rate = sound.clip(-1, 1), self.rate
+            np.nan_to_num(sound, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        result.audio, result.rate = np.clip(sound, -1, 1, out=sound), self.rate
         result.audio_start = self.begin + start / self.rate
 
 

@@ -61,6 +61,8 @@ class Worker:
         try:
             answer = self.exchange(request | {"seconds": seconds})
         except (OSError, EOFError, ValueError):
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)  # its own end says more than ours
             self.kill()
             raise Stopped("killed" if self.late else f"exit status {self.process.returncode}") from None
         except BaseException:  # Ctrl-C: an answer half read would be taken for the next one's
