@@ -1,0 +1,221 @@
+"""How fast is a fusion at the sizes of a 7B base on CPU? Beside a literal loop and a plain matrix product, in one run.
+
+    python benchmarks/fusion_speed.py            # all sizes, writes benchmarks/results/fusion_speed.json
+    python benchmarks/fusion_speed.py --small    # batch 1 and three rounds, writes nothing
+
+Every round times ours, the loop and the matrix product one after the other, and only ratios inside a round count:
+other work on the machine slows all three. The loop does the same maths per clip and per key frame, in the same order
+of products; the matrix product has as many FLOPs. `operators` counts calls of torch operators.
+
+A folded fusion does so little that writing its update (90 MB per clip, fresh pages) takes longer than its maths, so its
+rate is given twice: of the FLOPs it does (`rate_of_product`), and of those its equations ask for as they are written,
+query and output projections on every visual token (`rate_as_written`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pave.config import FusionConfig
+from pave.fusion import Folded, Official, build_fusion
+from pave.rope import LONGEST, SHORTEST
+from pave.sidechannel import SideBatch, SideTokens, align
+
+RESULTS = Path(__file__).parent / "results" / "fusion_speed.json"
+FRAMES, TOKENS, VISION, VISUAL, SIDE = 32, 196, 1152, 3584, 1024  # LLaVA-OneVision 7B, encoders of 1024 channels
+SIZES = {"audio 120x1x1": (120, 1), "video 240x2x2": (240, 2), "3-D 32x24x24": (32, 24)}
+KINDS = {
+    "official": FusionConfig(kind="official", values="shared", rope="off", head="norm"),
+    "folded": FusionConfig(kind="folded"),
+}
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls of torch operators inside its block."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def side_batch(steps: int, grid: int, batch: int) -> SideBatch:
+    """Tokens of a 60 s clip, split by index as in the authors' experiments."""
+    keys = torch.linspace(0, 60, FRAMES)
+    rows = [SideTokens.regular(torch.randn(steps, grid, grid, SIDE), rate=steps / 60) for _ in range(batch)]
+    return align(rows, [keys] * batch, "index")
+
+
+def official_loop(fusion: Any, vision: Tensor, side: SideBatch) -> Tensor:
+    """The authors' maths for one clip and one key frame after the other."""
+    heads, rows = fusion.heads, []
+    for clip in range(len(vision)):
+        for frame in range(FRAMES):
+            steps = side.index[clip, frame][side.mask[clip, frame]]
+            z = fusion.query_input_mapping(vision[clip, frame])
+            memory = fusion.input_mapping(side.x[clip, steps].flatten(0, 2))
+            for layer in fusion.cross_attn_layers:
+                q = layer.attn.q_linear(z).unflatten(-1, (heads, -1)).transpose(0, 1)
+                k = layer.attn.k_linear(memory).unflatten(-1, (heads, -1)).transpose(0, 1)
+                read = F.scaled_dot_product_attention(q[None], k[None], k[None])[0]
+                z = z + read.transpose(0, 1).flatten(1)
+                z = z + layer.ffn(z)
+            rows.append(fusion.output_norm(fusion.output_mapping(z)))
+    return torch.stack(rows).unflatten(0, vision.shape[:2])
+
+
+def folded_loop(fusion: Any, vision: Tensor, side: SideBatch) -> Tensor:
+    """The equations of the folded fusion for one clip and one key frame after the other."""
+    heads, e, rows = fusion.heads, fusion.config.width // fusion.heads, []
+    periods = torch.logspace(math.log2(SHORTEST), math.log2(LONGEST), e // 2, base=2, dtype=torch.float64)
+    to_q = fusion.query.weight.unflatten(0, (heads, e))
+    to_d = fusion.out.weight.T.unflatten(0, (heads, e))
+    for clip in range(len(vision)):
+        for frame in range(FRAMES):
+            steps = side.index[clip, frame][side.mask[clip, frame]]
+            x = side.x[clip, steps]
+            since = (side.times[clip, steps] - side.key_times[clip, frame])[:, None, None] * (2 * math.pi / periods)
+            cos, sin = (f.float().repeat_interleave(x.shape[1] ** 2, 0) for f in (since.cos(), since.sin()))
+            x = F.rms_norm(x.flatten(0, 2), x.shape[-1:], eps=1e-6)
+            one, two = fusion.key(x).unflatten(-1, (heads, e)).chunk(2, dim=-1)
+            k = torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
+            k = torch.cat([k, fusion.null.view(1, heads, e)]).transpose(0, 1) / math.sqrt(e)
+            v = F.pad(fusion.value(x).unflatten(-1, (heads, e)).transpose(0, 1), (0, 0, 0, 1)) * fusion.scale
+            y = F.layer_norm(vision[clip, frame], (VISION,))
+            if fusion.folds(len(y), k.shape[1]):
+                level = (k @ fusion.query.bias.view(heads, e, 1)).flatten()
+                scores = torch.addmm(level, y, (k @ to_q).flatten(0, 1).T)
+                rows.append(scores.unflatten(-1, (heads, -1)).softmax(-1).flatten(1) @ (v @ to_d).flatten(0, 1))
+            else:
+                q = fusion.query(y).unflatten(-1, (heads, e)).transpose(0, 1)
+                read = F.scaled_dot_product_attention(q[None], k[None], v[None], scale=1.0)[0]
+                rows.append(fusion.out(read.transpose(0, 1).flatten(1)))
+    return torch.stack(rows).unflatten(0, vision.shape[:2])
+
+
+def official_flops(fusion: Official, side: SideBatch) -> float:
+    """Of the matrix products: two per multiplication."""
+    width, layers = fusion.config.width, fusion.config.layers
+    queries = len(side.x) * FRAMES * TOKENS
+    keys = side.x[..., 0].numel()
+    attention = 2 * TOKENS * keys * width
+    per_layer = 5 * queries * width**2 + keys * width**2 + attention
+    head = 2 * queries * width * (width + VISUAL)
+    return 2 * (queries * VISION * width + keys * SIDE * width + layers * per_layer + head)
+
+
+def folded_flops(fusion: Folded, side: SideBatch, *, folds: bool) -> float:
+    width, heads = fusion.config.width, fusion.heads
+    frames = len(side.x) * FRAMES
+    keys = side.x[..., 0].numel()
+    made = keys * (2 * SIDE * width + width**2)
+    keys += frames  # the null keys
+    if folds:
+        return 2 * (made + keys * (width + TOKENS * heads) * (VISION + VISUAL))
+    return 2 * (made + frames * TOKENS * width * (VISION + VISUAL) + 2 * TOKENS * keys * width)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(kind: str, size: str, batch: int, rounds: int) -> dict[str, float | int | str]:
+    """One line of the table."""
+    torch.manual_seed(0)
+    fusion = build_fusion(
+        KINDS[kind], side_dim=SIDE, vision_dim=VISION, visual_dim=VISUAL, tokens=TOKENS, frames=FRAMES
+    ).eval()
+    for parameter in fusion.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    side = side_batch(*SIZES[size], batch)
+    vision, tokens = torch.randn(batch, FRAMES, TOKENS, VISION), torch.zeros(batch, FRAMES, TOKENS, VISUAL)
+    if isinstance(fusion, Official):
+        flops = written = official_flops(fusion, side)
+        loop = partial(official_loop, fusion, vision, side)
+    else:
+        assert isinstance(fusion, Folded)
+        folds = fusion.folds(TOKENS, side.index.shape[2] * SIZES[size][1] ** 2 + 1)
+        flops, written = (folded_flops(fusion, side, folds=choice) for choice in (folds, False))
+        loop = partial(folded_loop, fusion, vision, side)
+    left = torch.randn(batch * FRAMES * TOKENS, VISION)
+    right = torch.randn(VISION, max(1, round(flops / (2 * left.numel()))))
+    ways = {"ours": lambda: fusion(vision, tokens, side), "loop": loop, "product": lambda: left @ right}
+    with Calls() as calls:
+        ours = fusion(vision, tokens, side)
+    difference = (ours - loop()).abs().max() / ours.abs().max()
+    del ours
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, call in ways.items():
+            took[name].append(seconds(call))
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(took["ours"], took[name], strict=True))
+        for name in ("loop", "product")
+    }
+    return {
+        "kind": kind,
+        "size": size,
+        "batch": batch,
+        "gflops": round(flops / 1e9, 2),
+        "gflops_as_written": round(written / 1e9, 2),
+        "operators": calls.count,
+        "seconds_median": round(statistics.median(took["ours"]), 4),
+        "time_of_loop": round(ratios["loop"], 3),  # below 1: faster than the loop
+        "rate_of_product": round(1 / ratios["product"], 3),  # 1: as fast as one matrix product of as many FLOPs
+        "rate_as_written": round(written / flops / ratios["product"], 3),
+        "relative_difference_to_loop": float(f"{float(difference):.1e}"),
+    }
+
+
+def machine() -> dict[str, str | int]:
+    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown")
+    return {
+        "cpu": model,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else [f"model name: {platform.processor()}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time both kinds of fusion at the sizes of a 7B base.")
+    parser.add_argument("--small", action="store_true", help="batch 1 and three rounds; writes nothing")
+    parser.add_argument("--rounds", metavar="N", type=int, default=11, help="interleaved repeats; default: %(default)s")
+    arguments = parser.parse_args()
+    batches, rounds = ((1,), 3) if arguments.small else ((1, 4), arguments.rounds)
+    lines = []
+    for kind in KINDS:
+        for size in SIZES:
+            for batch in batches:
+                with torch.no_grad():
+                    lines.append(measure(kind, size, batch, rounds))
+                print(*(f"{key}={value}" for key, value in lines[-1].items()), flush=True)
+    if not arguments.small:
+        report = {"machine": machine(), "rounds": rounds, "lines": lines}
+        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
