@@ -72,6 +72,9 @@ def test_rows_of_weight_zero_keep_their_exact_logits(base: Base, lora: Lora) -> 
     everybody = logits(base.model, {lora: all_rows()})
     mixed = logits(base.model, {lora: Gate.of(torch.tensor([0.0, 1.0]))})
     assert torch.equal(mixed[0], before[0])
+    for pair in list(lora.pairs().values())[:1]:
+        pair.B.data.fill_(float("inf"))
+    assert torch.equal(logits(base.model, {lora: Gate.of(torch.tensor([0.0, 1.0]))})[0], before[0])
     assert torch.equal(mixed[1], everybody[1])
     assert not torch.allclose(everybody[0], before[0], atol=1e-3)
 

@@ -293,6 +293,10 @@ def test_rows_with_different_patches_equal_rows_that_all_have_them(one: PatchedM
 def test_ragged_batches_answer_like_single_questions(one: PatchedModel) -> None:
     hears(one)
     many = [make_clip(0), make_clip(1, frames=2), make_clip(2, frames=3, sound=False)]
+    padded = one.prepare(many, ["Well?", *QUESTIONS])
+    assert [int(row[mask.bool()][0]) for row, mask in zip(padded.positions(), padded.attention_mask, strict=True)] == [
+        0
+    ] * 3
     for options in ({}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}):
         returned = options.get("num_return_sequences", 1)
         questions = ["Well?", *QUESTIONS]
