@@ -66,7 +66,7 @@ def ask(
     device: Annotated[str, typer.Option(metavar="DEVICE", help="'auto', 'cpu', 'cuda', ...")] = "auto",
 ) -> None:
     """Ask a frozen video LLM about VIDEO."""
-    _quiet()
+    quiet()
     from pave.model import load
 
     model = load(base, dtype=dtype, device=device, frames=frames)
@@ -90,7 +90,7 @@ def demo(
 
     Makes clips with sound, asks the base and the patched base the same questions, and draws a picture of it.
     """
-    _quiet()
+    quiet()
     from pave.demo import run
 
     run(out, clips=clips, seed=seed)
@@ -124,7 +124,7 @@ def doctor() -> None:
 
     Looks at this machine, this installation, the embedded base and the catalogue. Writes nothing.
     """
-    _quiet()
+    quiet()
     from pave.doctor import examine
 
     checks = []
@@ -206,7 +206,7 @@ def _patch_file(source: str) -> Path:
     return file
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Advisory chatter of the libraries below stays out of the answer; what PAVE has to say, it says itself."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():

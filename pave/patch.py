@@ -8,8 +8,6 @@ The file's `__metadata__` holds `pave.format`, `pave.config`, `pave.sha256` and 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,11 +44,7 @@ class Patch:
     @property
     def sha256(self) -> str:
         """Over the config and every tensor's name, dtype, shape and bytes."""
-        digest = hashlib.sha256(self.text.encode())
-        for name, tensor in sorted(self.tensors.items()):
-            digest.update(json.dumps([name, CODES[tensor.dtype], list(tensor.shape)]).encode())
-            digest.update(storage.raw(tensor))
-        return digest.hexdigest()
+        return storage.digest(self.text, self.tensors)
 
     @property
     def nbytes(self) -> int:

@@ -8,7 +8,6 @@ In: a recipe (a file, its folder, or a name of the catalogue) and overrides. Out
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pave.cli import PLAIN, run_command
+from pave.cli import PLAIN, quiet, run_command
 from pave.config import Recipe, read_recipe
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a patch on a frozen video LLM."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quiet()
     resolved = _read(recipe, overrides or [])
     if dry_run:
         _show(resolved)

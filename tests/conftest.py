@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +23,12 @@ from transformers import (
 
 from pave.base import Base
 from pave.bases.llava_onevision import build
-from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
+from pave.config import FusionConfig, LoraConfig, PatchConfig, Recipe, SenseFacts, read_recipe
 from pave.encoder import load_encoder
 from pave.media import Clip
 from pave.model import PatchedModel
+from pave.playroom.world import draw_scene, draw_script
+from pave.playroom.writer import write_clip, write_clips
 
 FRAMES, SIDE = 4, 56  # key frames of a clip; pixels a side: a 4 x 4 patch grid, pooled to 2 x 2 visual tokens
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
@@ -130,3 +136,69 @@ def awaken(model: PatchedModel, name: str, scale: float = 0.5, seed: int = 1) ->
         if not parameter.any():
             noise = torch.randn(parameter.shape, generator=draw)
             parameter.data.copy_(scale * noise)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A folder as a user has it: `base/`, `patch.yaml`, `train.jsonl` about six clips with sound, and `mixed.jsonl`,
+    which adds two clips without a sound track. Features of its clips are kept in `features/`."""
+    folder = tmp_path_factory.mktemp("workshop")
+    (folder / "features").mkdir()
+    write_base(folder / "base", tokenizer)
+    lines = write_clips(folder, 6, split="train", channels=("audio",)).read_text().splitlines(keepends=True)
+    for seed in range(2):
+        write_clip(folder / f"clips/deaf-{seed}.mp4", draw_scene(seed), draw_script(seed), seed, audio=False)
+        lines.insert(3 * seed, write_line(f"clips/deaf-{seed}.mp4", "is there a beep?", "no"))
+    (folder / "mixed.jsonl").write_text("".join(lines))
+    (folder / "patch.yaml").write_text(f"""\
+name: ears
+base: {folder / "base"}
+senses:
+  audio: {{encoder: logmel, options: {{bands: 16, rate: 5}}}}
+fusion: {{width: 32, heads: 2}}
+lora: {{r: 4}}
+data: {{train: {folder / "train.jsonl"}}}
+train: {{steps: 4, batch: 3, checkpoint_every: 2}}
+""")
+    return folder
+
+
+def write_base(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Path:
+    """The small base as a folder that `pave.load` opens."""
+    base = make_base(tokenizer, seed=seed)
+    base.model.save_pretrained(folder)
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "pave.json").write_text(json.dumps({"frames": FRAMES}))
+    return folder
+
+
+def write_line(video: str, *turns: str, **facts: object) -> str:
+    """One line of a data file: questions and answers in turn."""
+    spoken = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(turns)]
+    return json.dumps({"id": video, "video": video, "conversations": spoken} | facts) + "\n"
+
+
+@pytest.fixture
+def recipe(workshop: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """The workshop's recipe with overrides and an output folder of its own; its clips have been seen already."""
+
+    def make(*overrides: str, output: str = "out") -> Recipe:
+        folder = tmp_path / output
+        if not folder.exists():
+            folder.mkdir()
+            (folder / "features").symlink_to(workshop / "features")
+        return read_recipe(workshop, [f"train.output={folder}", *overrides])
+
+    return make
+
+
+@contextmanager
+def full_disk(size: int = 1024) -> Iterator[None]:
+    """Within the block no file of this process can grow beyond `size` bytes."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,0 +1,188 @@
+"""Claims about data files and packed rows: every broken line is named; packing changes no answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import awaken, make_base, make_clip, make_config, write_line
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from pave.data import IGNORE, Row, collate, pack, read_jsonl
+from pave.errors import DataError
+from pave.inputs import ClipFeatures
+from pave.model import PatchedModel
+
+QUESTIONS = (("What do you hear?", "a horn"), ("How often?", "three times or four"), ("Is there a bell?", "no"))
+
+
+def test_a_line_is_one_question_with_its_facts(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(
+        write_line("clips/1.mp4", "<video>\n What do you hear? ", " a horn\n", channel="audio", optimum=0.5)
+    )
+    (example,) = read_jsonl(file)
+    assert (example.question, example.answer) == ("What do you hear?", "a horn")
+    assert example.video == tmp_path / "clips/1.mp4"
+    assert example.facts == {"id": "clips/1.mp4", "channel": "audio", "optimum": 0.5}
+
+
+def test_a_line_of_several_turns_is_several_questions(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(
+        "\n" + write_line("1.mp4", "<video>\none?", "1", "two?", "2") + "\n" + write_line("2.mp4", "?", "3")
+    )
+    found = [(example.question, example.answer, example.line) for example in read_jsonl(file)]
+    assert found == [("one?", "1", 2), ("two?", "2", 2), ("?", "3", 4)]
+
+
+def test_paths_are_relative_to_the_file_or_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.jsonl").write_text(write_line("1.mp4", "?", "a") + write_line("/else/2.mp4", "?", "a"))
+    monkeypatch.chdir(tmp_path)
+    assert [example.video for example in read_jsonl("set/a.jsonl")] == [Path("set/1.mp4"), Path("/else/2.mp4")]
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("\ufeff" + write_line("1.mp4", "Grüße?", "ja"), "utf-8")
+    assert read_jsonl(file)[0].question == "Grüße?"
+
+
+GOOD = {"video": "1.mp4", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a"}]}
+HUMAN, GPT = GOOD["conversations"]
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("{'video': 1}", "not JSON.*column 2"),
+        (json.dumps(GOOD)[:-5], "not JSON"),
+        ("[" * 100_000, "nested"),
+        (b'{"video": "\xff"}', "not UTF-8 .byte 12"),
+        ("[1]", "expected a JSON object, got list"),
+        ("7", "expected a JSON object, got int"),
+        (GOOD | {"video": None}, r"needs 'video'.*\['conversations', 'video'\]"),
+        (GOOD | {"video": ""}, "needs 'video'"),
+        ({"image": "1.png"}, r"needs 'video'.*\['image'\]"),
+        ({"video": "1.mp4"}, "needs 'conversations'.*has NoneType"),
+        (GOOD | {"conversations": []}, "has 0 turns"),
+        (GOOD | {"conversations": [HUMAN, GPT, HUMAN]}, "has 3 turns"),
+        (GOOD | {"conversations": [GPT, HUMAN]}, "'from': 'human'.*got"),
+        (GOOD | {"conversations": [HUMAN, HUMAN]}, "'from': 'gpt'.*got"),
+        (GOOD | {"conversations": ["?", "a"]}, "'from': 'human'.*got '[?]'"),
+        (GOOD | {"conversations": [HUMAN, {"from": "gpt", "value": 3}]}, "'from': 'gpt'.*got"),
+        (GOOD | {"conversations": [HUMAN | {"value": "<video>\n"}, GPT]}, "must not be empty"),
+        (GOOD | {"conversations": [HUMAN, GPT | {"value": " "}]}, "must not be empty"),
+    ],
+)
+def test_a_broken_line_is_named_with_its_number_and_a_remedy(tmp_path: Path, line: object, cause: str) -> None:
+    file = tmp_path / "a.jsonl"
+    raw = line if isinstance(line, bytes) else (line if isinstance(line, str) else json.dumps(line)).encode()
+    file.write_bytes(write_line("1.mp4", "?", "a").encode() + b"\n" + raw + b"\n")
+    with pytest.raises(DataError, match=f"(?s)a.jsonl, line 3: .*{cause}.*mend or delete"):
+        read_jsonl(file)
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_an_empty_file_and_a_missing_one_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "empty.jsonl").write_text(text)
+    with pytest.raises(DataError, match=r"empty.jsonl: holds no question; write"):
+        read_jsonl(tmp_path / "empty.jsonl")
+    for missing in (tmp_path / "no.jsonl", tmp_path):
+        with pytest.raises(DataError, match="no such file; give"):
+            read_jsonl(missing)
+
+
+# Packed rows
+
+
+class Asker:
+    """A small base with a patch that acts, and two clips of different length."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.model = PatchedModel(make_base(tokenizer))
+        self.model.attach("ears", make_config(self.model.host))
+        awaken(self.model, "ears")
+        self.clips = self.model.encode([make_clip(0, 4), make_clip(1, 2)])
+
+    def row(self, clip: ClipFeatures, asked: Sequence[tuple[str, str]]) -> Row:
+        host = self.model.host
+        (before, _), (count,) = host.prompt(""), self.model.visual_rows([clip], ["ears"])
+        turns = [(host.prompt(question)[1], [*host.encode_text(answer), host.end]) for question, answer in asked]
+        return pack([*before, *[host.placeholder] * count], turns)
+
+    @torch.no_grad()
+    def logits(self, clips: Sequence[ClipFeatures], tokens: dict[str, Tensor]) -> list[Tensor]:
+        """For each row, logits where an answer is due, in the order of the row."""
+        words = {name: value for name, value in tokens.items() if name != "labels"}
+        logits = self.model.forward(self.model.inputs(clips, ["ears"], **words)).logits
+        due = tokens["labels"].roll(-1, 1) != IGNORE
+        return [row[mask] for row, mask in zip(logits, due, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def asker(tokenizer: PreTrainedTokenizerFast) -> Asker:
+    return Asker(tokenizer)
+
+
+def alone(asker: Asker, clip: ClipFeatures, asked: tuple[str, str]) -> Tensor:
+    """A question in a row of its own, under the base's own causal mask."""
+    row = asker.row(clip, [asked])
+    words = {"input_ids": row.ids[None], "attention_mask": torch.ones(1, len(row.ids)), "labels": row.labels[None]}
+    return asker.logits([clip], words)[0]
+
+
+def test_packed_answers_get_the_logits_of_a_row_of_their_own(asker: Asker) -> None:
+    """Ragged rows: clips of 4 and 2 key frames with 3 questions and 1, so that the second is padded on the left."""
+    rows = [asker.row(asker.clips[0], QUESTIONS), asker.row(asker.clips[1], QUESTIONS[1:2])]
+    tokens = collate(rows, asker.model.host.pad)
+    assert len(rows[1].ids) < tokens["input_ids"].shape[1]
+    packed = asker.logits(asker.clips, tokens)
+    expected = [torch.cat([alone(asker, asker.clips[0], asked) for asked in QUESTIONS])]
+    expected.append(alone(asker, asker.clips[1], QUESTIONS[1]))
+    for found, want in zip(packed, expected, strict=True):
+        torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lost", ["attention_mask", "position_ids"])
+def test_without_its_mask_or_positions_a_packed_answer_would_be_another(asker: Asker, lost: str) -> None:
+    tokens = collate([asker.row(asker.clips[0], QUESTIONS)], asker.model.host.pad)
+    length = tokens["input_ids"].shape[1]
+    plain = {"attention_mask": torch.ones(1, 1, length, length, dtype=torch.bool).tril()}
+    plain["position_ids"] = torch.arange(length)[None]
+    right, wrong = (asker.logits(asker.clips[:1], tokens | change)[0] for change in ({}, {lost: plain[lost]}))
+    first = len(asker.model.host.encode_text(QUESTIONS[0][1])) + 1
+    torch.testing.assert_close(right[:first], wrong[:first], atol=1e-5, rtol=1e-5)
+    assert (right[first:] - wrong[first:]).abs().max() > 1e-2
+
+
+def test_only_answers_are_learned_and_all_of_them(asker: Asker) -> None:
+    host = asker.model.host
+    row = asker.row(asker.clips[0], QUESTIONS)
+    learned = row.labels[row.labels != IGNORE].tolist()
+    assert learned == [token for _, answer in QUESTIONS for token in [*host.encode_text(answer), host.end]]
+    assert torch.equal(row.labels[row.labels != IGNORE], row.ids[row.labels != IGNORE])
+
+
+def test_padding_sees_nothing_and_is_never_seen(asker: Asker) -> None:
+    rows = [asker.row(asker.clips[0], QUESTIONS), asker.row(asker.clips[1], QUESTIONS[:1])]
+    mask = collate(rows, 0)["attention_mask"][1, 0]
+    padding = len(rows[0].ids) - len(rows[1].ids)
+    assert torch.equal(mask[:padding], torch.eye(len(mask), dtype=torch.bool)[:padding])
+    assert not mask[padding:, :padding].any()
+
+
+def test_a_longer_batch_changes_no_row(asker: Asker) -> None:
+    """The opposite of leaking: a neighbour of any kind leaves an answer alone, another clip does not."""
+    rows = [asker.row(clip, QUESTIONS) for clip in asker.clips]
+    both = asker.logits(asker.clips, collate(rows, asker.model.host.pad))[1]
+    one = asker.logits(asker.clips[1:], collate(rows[1:], asker.model.host.pad))[0]
+    torch.testing.assert_close(both, one, atol=1e-5, rtol=1e-5)
+    other = replace(asker.clips[1], tokens=asker.clips[0].tokens[:2], vision=asker.clips[0].vision[:2])
+    assert (asker.logits([other], collate(rows[1:], asker.model.host.pad))[0] - one).abs().max() > 1e-2

@@ -1,0 +1,355 @@
+"""Claims about training: the same seed is the same file, killed or not; the base stays; who hears nothing learns
+nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import full_disk, write_base, write_line
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from pave.checkpoint import NAME
+from pave.config import Recipe, read_recipe
+from pave.errors import DataError, RecipeError, TrainingError
+from pave.patch import Patch, read_config
+from pave.storage import read_metadata
+from pave.train import Run, train
+
+Make = Callable[..., Recipe]
+ROOT = Path(__file__).parents[1]
+DROPOUT = ("fusion.dropout=0.2", "lora.lora_dropout=0.2")
+
+
+def quiet(step: int, steps: int, figures: dict[str, float]) -> None:
+    """Nobody watches."""
+
+
+def prepared(recipe: Recipe) -> Run:
+    run = Run(recipe)
+    run.prepare()
+    return run
+
+
+def trained(recipe: Recipe) -> Run:
+    run = prepared(recipe)
+    run.fit(quiet)
+    return run
+
+
+@torch.no_grad()
+def logits(run: Run, count: int = 8) -> Tensor:
+    """Logits of every position of the first clips' packed rows."""
+    inputs, _ = run.batch(run.train_clips[:count], [run.recipe.name])
+    return run.model.forward(inputs).logits
+
+
+@pytest.fixture(scope="module")
+def whole(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The patch file of an uninterrupted run with dropout, which has seen its clips itself."""
+    output = tmp_path_factory.mktemp("whole")
+    recipe = read_recipe(workshop, [f"train.output={output}", *DROPOUT])
+    return train(recipe).patch.read_bytes()
+
+
+# Determinism, resuming
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(recipe: Make, whole: bytes) -> None:
+    """Once from fresh features, once from kept ones, in another folder."""
+    assert train(recipe(*DROPOUT)).patch.read_bytes() == whole
+    other = train(recipe(*DROPOUT, "train.seed=1", output="other")).patch
+    assert Patch.load(other).tensors.keys() == Patch.load(recipe().train.output).tensors.keys()
+    assert other.read_bytes() != whole
+
+
+def test_dropout_is_really_there(recipe: Make, whole: bytes) -> None:
+    output = recipe().train.output
+    (output / "whole.safetensors").write_bytes(whole)
+    dropped, plain = Patch.load(output / "whole.safetensors").tensors, Patch.load(train(recipe()).patch).tensors
+    for part in ("fusion", "lora"):
+        assert any(not torch.equal(dropped[name], plain[name]) for name in plain if name.startswith(part))
+
+
+def test_looking_and_saving_change_nothing(recipe: Make, workshop: Path, whole: bytes) -> None:
+    """Held-out questions are asked after every step, and every step is saved."""
+    busy = recipe(*DROPOUT, "train.eval_every=1", "train.checkpoint_every=1", f"data.val={workshop / 'mixed.jsonl'}")
+    assert train(busy).patch.read_bytes() == whole
+
+
+KILLED = """
+import os, signal, sys
+from pave.config import read_recipe
+from pave.train import train
+def progress(step, steps, figures):
+    if step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(read_recipe(sys.argv[1], sys.argv[2:]), progress=progress)
+"""
+
+
+def test_a_killed_and_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
+    recipe: Make, workshop: Path, whole: bytes
+) -> None:
+    output = recipe().train.output
+    words = [str(workshop), f"train.output={output}", *DROPOUT]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *words], cwd=ROOT, capture_output=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert (output / NAME).is_file() and not (output / "patch.safetensors").exists()
+    steps = []
+    result = train(recipe(*DROPOUT), resume=True, progress=lambda step, *_: steps.append(step))
+    assert steps == [3, 4], "the checkpoint of step 2 is used"
+    assert result.patch.read_bytes() == whole
+    assert isinstance(result.metrics["loss"], list) and len(result.metrics["loss"]) == 4
+
+
+def test_a_finished_run_is_resumed_without_a_step(recipe: Make, whole: bytes) -> None:
+    train(recipe(*DROPOUT))
+    (recipe().train.output / "patch.safetensors").unlink()
+    result = train(recipe(*DROPOUT), resume=True, progress=lambda *_: pytest.fail("nothing is left to do"))
+    assert result.patch.read_bytes() == whole
+
+
+def test_resuming_with_another_recipe_base_or_data_is_refused(
+    recipe: Make, workshop: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    train(recipe())
+    lines = (workshop / "train.jsonl").read_text().splitlines(keepends=True)
+    line = json.loads(lines[0])
+    line["conversations"][1]["value"] = "another answer"
+    (workshop / "altered.jsonl").write_text("".join([json.dumps(line) + "\n", *lines[1:]]))
+    other_base = write_base(tmp_path / "base", tokenizer, seed=1)
+    for change in ("lora.r=2", "train.seed=3", f"base={other_base}", f"data.train={workshop / 'altered.jsonl'}"):
+        with pytest.raises(TrainingError, match="another recipe, base or data"):
+            train(recipe(change), resume=True)
+    assert prepared(recipe("train.checkpoint_every=1")).resume() is None, "how often it is saved does not matter"
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_run_can_start_anew(recipe: Make, whole: bytes) -> None:
+    file = recipe().train.output / NAME
+    train(recipe(*DROPOUT))
+    broken = bytearray(file.read_bytes())
+    broken[len(broken) // 2] ^= 1
+    file.write_bytes(broken)
+    with pytest.raises(TrainingError, match="is damaged; delete it and start without --resume"):
+        train(recipe(*DROPOUT), resume=True)
+    assert train(recipe(*DROPOUT)).patch.read_bytes() == whole
+
+
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(recipe: Make) -> None:
+    output = recipe().train.output
+
+    def fill(step: int, steps: int, figures: dict[str, float]) -> None:
+        if step == 2:
+            disk.__enter__()
+
+    disk = full_disk()
+    with pytest.raises(TrainingError, match=r"at step 4.*--resume"):
+        try:
+            train(recipe(), progress=fill)
+        finally:
+            disk.__exit__(None, None, None)
+    assert sorted(file.name for file in output.iterdir()) == [NAME, "features"]
+    assert read_metadata(output / NAME)["step"] == "2"
+    assert train(recipe(), resume=True).patch.is_file()
+
+
+def test_every_epoch_sees_every_clip_once(recipe: Make) -> None:
+    run = prepared(recipe("train.batch=4"))
+    count = len(run.train_clips)
+    drawn = [id(clip) for step in range(count) for clip in run._clips_of(step)]
+    epochs = [drawn[i : i + count] for i in range(0, len(drawn), count)]
+    assert all(len(set(epoch)) == count for epoch in epochs) and len(epochs) == 4
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+# What is learned
+
+
+def test_the_loss_falls_and_the_base_stays_bit_for_bit(recipe: Make) -> None:
+    run = prepared(recipe("train.steps=12", "train.batch=6", "train.checkpoint_every=100"))
+    before = {name: value.clone() for name, value in run.model.base_state_dict().items()}
+    run.fit(quiet)
+    assert run.losses[-1] < 0.6 * run.losses[0]
+    after = run.model.base_state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.grad is None for parameter in run.model.base.parameters())
+    assert not any(module.training for module in run.model.base.modules())
+    assert run.accuracy(run.train_clips)["all"] > run.accuracy(run.train_clips, patched=False)["all"]
+
+
+def test_a_patch_that_is_saved_and_loaded_answers_as_the_trained_one(recipe: Make, workshop: Path) -> None:
+    run = trained(recipe("train.steps=8"))
+    result, trained_logits, accuracy = run.finish(), logits(run), run.accuracy(run.train_clips)
+    run.model.remove_patch("ears")
+    run.model.apply_patch(result.patch)
+    assert torch.equal(logits(run), trained_logits)
+    assert run.accuracy(run.train_clips) == accuracy
+    run.model.set_weight("ears", 0.5)
+    assert not torch.equal(logits(run), trained_logits), "the comparison can fail"
+
+
+def test_a_patch_file_holds_no_path_and_no_time(recipe: Make, workshop: Path) -> None:
+    file = train(recipe()).patch
+    content = file.read_bytes()
+    for path in (workshop, recipe().train.output, Path.home()):
+        assert str(path).encode() not in content
+    config = read_config(file)
+    assert config.base.repo == "" and config.training["clips"] == 6 and config.training["steps"] == 4
+
+
+# Rows without sound
+
+
+@pytest.fixture
+def mixed(recipe: Make, workshop: Path) -> Callable[..., Recipe]:
+    """A user's own file in which two of eight clips have no sound track: the first and the fourth line."""
+    return lambda *words: recipe(f"data.train={workshop / 'mixed.jsonl'}", "train.batch=8", *words)
+
+
+def deaf_rows(run: Run) -> Tensor:
+    return torch.tensor([all(side is None for side in clip.features.sides.values()) for clip in run.train_clips])
+
+
+def test_rows_without_sound_get_the_base_logits_while_training(mixed: Make) -> None:
+    run = trained(mixed())
+    deaf = deaf_rows(run)
+    assert deaf.sum() == 2
+    with run.model.training("ears"):
+        patched = logits(run)
+    with run.model.patches_off():
+        base = logits(run)
+    assert torch.equal(patched[deaf], base[deaf])
+    assert all(not torch.equal(patched[i], base[i]) for i in (~deaf).nonzero()[:, 0])
+
+
+def test_lora_stays_on_without_sound_where_the_recipe_says_so(mixed: Make) -> None:
+    run = trained(mixed("train.keep_lora_when_absent=true"))
+    patch = Patch.load(run.finish().patch)
+    assert patch.config.keep_lora_when_absent is True
+    deaf = deaf_rows(run)
+    run.model.remove_patch("ears")
+    run.model.apply_patch(patch)
+    patched = logits(run)
+    with run.model.patches_off():
+        base = logits(run)
+    assert all(not torch.equal(patched[i], base[i]) for i in deaf.nonzero()[:, 0])
+
+
+def test_a_step_without_any_sound_changes_nothing(mixed: Make) -> None:
+    run = trained(mixed())
+    run.train_clips = [clip for clip, deaf in zip(run.train_clips, deaf_rows(run), strict=True) if deaf]
+    before = run.model.export("ears")
+    loss = run.step(0)
+    after = run.model.export("ears")
+    assert loss > 0 and after.sha256 == before.sha256
+
+
+def test_a_run_with_such_steps_can_be_resumed(mixed: Make) -> None:
+    """One clip a step, so that some steps hear nothing and AdamW counts fewer steps than the run."""
+    words = ("train.batch=1", "train.steps=8")
+    bytes_ = train(mixed(*words)).patch.read_bytes()
+
+    def stop(step: int, steps: int, figures: dict[str, float]) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(mixed(*words), progress=stop)
+    assert train(mixed(*words), resume=True).patch.read_bytes() == bytes_
+
+
+def test_data_in_which_no_clip_has_sound_is_refused(recipe: Make, workshop: Path) -> None:
+    file = workshop / "deaf.jsonl"
+    file.write_text("".join(write_line(f"clips/deaf-{i}.mp4", "?", "no") for i in range(2)))
+    with pytest.raises(DataError, match=r"none of its 2 clips has audio .absent: no audio track.*nothing to learn"):
+        train(recipe(f"data.train={file}"))
+    assert train(recipe(f"data.train={file}", "train.keep_lora_when_absent=true")).patch.is_file()
+
+
+# What stops a run
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_rates_named(recipe: Make) -> None:
+    wild = recipe("lora.lora_alpha=1e30", "train.lora_lr=1", "train.fusion_lr=0.5", "train.checkpoint_every=1")
+    with pytest.raises(TrainingError, match=r"step \d.*train.fusion_lr=0.5 or train.lora_lr=1.0"):
+        train(wild)
+    if (wild.train.output / NAME).exists():
+        run = prepared(wild)
+        run.resume()
+        assert all(parameter.isfinite().all() for part in run.parameters.values() for parameter in part.values())
+
+
+def test_clips_that_cannot_be_read_are_left_out_and_told(recipe: Make, workshop: Path) -> None:
+    file = workshop / "broken.jsonl"
+    (workshop / "clips" / "broken.mp4").write_text("no film")
+    lines = [write_line(f"clips/{name}.mp4", "is there a beep?", "no") for name in ("broken", "gone")]
+    file.write_text("".join(lines) + (workshop / "train.jsonl").read_text())
+    result = train(recipe(f"data.train={file}"))
+    unreadable = result.metrics["unreadable"]
+    assert isinstance(unreadable, dict) and [Path(path).stem for path in unreadable] == ["broken", "gone"]
+    assert read_config(result.patch).training["clips"] == 6
+    quarantine = (result.patch.parent / "features" / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["why"] for line in quarantine] == list(unreadable.values())
+
+
+def test_a_file_of_which_no_clip_can_be_read_is_refused(recipe: Make, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(write_line("gone.mp4", "?", "a"))
+    with pytest.raises(DataError, match=r"none of its 1 clips can be read; the first: .*gone\.mp4"):
+        train(recipe(f"data.train={tmp_path / 'a.jsonl'}"))
+
+
+def test_a_lora_target_that_no_layer_has_is_refused(recipe: Make) -> None:
+    with pytest.raises(RecipeError, match="no layer is called wonder_proj"):
+        train(recipe("lora.target_modules=[wonder_proj]"))
+
+
+# What a run leaves behind
+
+
+def test_metrics_hold_losses_and_held_out_scores_by_channel(recipe: Make, workshop: Path) -> None:
+    seen = []
+    words = recipe(f"data.val={workshop / 'mixed.jsonl'}", "train.eval_every=2")
+    result = train(words, progress=lambda *each: seen.append(each))
+    assert [step for step, _, _ in seen] == [1, 2, 3, 4] and {steps for _, steps, _ in seen} == {4}
+    assert ["held-out" in figures for _, _, figures in seen] == [False, True, False, False], "the end has its own"
+    metrics = json.loads((words.train.output / "metrics.json").read_text())
+    assert metrics == result.metrics
+    assert metrics["loss"] == [round(figures["loss"], 5) for _, _, figures in seen]
+    assert set(metrics["held_out"]) == {"all", "audio"} and set(metrics["held_out"]["all"]) == {"base", "patched"}
+
+
+@pytest.mark.parametrize("combine", ["prefix", "interleave"])
+def test_tokens_beside_the_visual_ones_are_trained_and_compared_with_the_base(
+    recipe: Make, workshop: Path, combine: str
+) -> None:
+    result = train(recipe(f"fusion.combine={combine}", f"data.val={workshop / 'mixed.jsonl'}"))
+    assert set(result.metrics["held_out"]) >= {"all"}  # type: ignore[call-overload]
+
+
+def test_bfloat16_bases_train_their_patch_in_float32(recipe: Make) -> None:
+    run = trained(recipe("train.dtype=bfloat16"))
+    assert run.model.host.dtype == torch.bfloat16
+    assert {value.dtype for value in run.model.export("ears").tensors.values()} == {torch.float32}
+    trained_logits = logits(run)
+    patch = run.finish().patch
+    run.model.remove_patch("ears")
+    run.model.apply_patch(patch)
+    assert torch.equal(logits(run), trained_logits)
+
+
+def test_playroom_clips_are_written_and_held_out(recipe: Make, workshop: Path) -> None:
+    words = recipe("data.train=null", "data.playroom={clips: 8, channels: [audio]}", "train.steps=1")
+    result = train(words)
+    assert {file.name for file in (words.train.output / "clips").glob("*.jsonl")} == {"train.jsonl", "val.jsonl"}
+    assert "held_out" in result.metrics and os.path.getsize(result.patch) > 1000
+    shutil.rmtree(words.train.output / "clips")

@@ -1,0 +1,173 @@
+"""Claims about `pave-train`: what it shows is what it does, what it refuses is one line, what it is told to stop stays
+resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import write_line
+
+from pave import train_cli
+from pave.checkpoint import NAME
+from pave.config import read_recipe
+from pave.train import Run
+
+ROOT = Path(__file__).parents[1]
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run `pave-train WORDS` here; gives exit code, stdout and stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pave-train", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            train_cli.main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run
+
+
+def everything(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_run_says_what_it_reached_and_can_be_resumed(command: Command, workshop: Path, tmp_path: Path) -> None:
+    words = (workshop, f"train.output={tmp_path / 'out'}", f"data.val={workshop / 'train.jsonl'}", "train.steps=2")
+    code, out, err = command(*words)
+    assert code == 0 and "Traceback" not in err
+    patch = tmp_path / "out" / "patch.safetensors"
+    assert out.splitlines()[-1] == f"{patch} ({patch.stat().st_size:,} bytes)"
+    held_out = json.loads((tmp_path / "out" / "metrics.json").read_text())["held_out"]
+    for row in out.splitlines()[1 : 1 + len(held_out)]:
+        name, base, patched = row.split()
+        assert held_out[name] == pytest.approx({"base": float(base), "patched": float(patched)}, abs=1e-3)
+    assert command(*words, "--resume")[:2] == (0, out) or "steps 0 s" in command(*words, "--resume")[1]
+
+
+def test_overrides_are_what_dry_run_shows_and_nothing_is_written(
+    command: Command, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = everything(workshop)
+    words = ("train.steps=7", "senses.audio.options.bands=24", "lora=null", f"data.train={workshop / 'mixed.jsonl'}")
+    code, out, _ = command(workshop / "patch.yaml", *words, "--dry-run")
+    assert code == 0
+    assert "steps: 7\n" in out and "bands: 24\n" in out and "lora: null\n" in out
+    assert "8 clips, 0 of them missing" in out and "line 1 as the loss sees it" in out
+    assert "'no<|im_end|>'" in out and "17 visual tokens" in out, "what is learned, behind 4 x 4 tokens and a newline"
+    assert everything(workshop) == before and not list(tmp_path.iterdir())
+
+
+def test_dry_run_names_clips_that_are_missing(command: Command, workshop: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(write_line("gone.mp4", "?", "a"))
+    code, out, _ = command(workshop, f"data.train={tmp_path / 'a.jsonl'}", "--dry-run")
+    assert code == 0 and "1 of them missing" in out and f"missing: {tmp_path / 'gone.mp4'}" in out
+
+
+def test_a_name_of_the_catalogue_is_a_recipe(command: Command, workshop: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    words = ("audio-playroom", f"base={workshop / 'base'}", f"train.output={output}")
+    code, out, _ = command(*words, "--dry-run")
+    assert code == 0 and out.startswith("name: audio-playroom\n") and "written when it runs" in out
+    assert not output.exists()
+
+
+def test_smoke_goes_the_whole_way_and_keeps_nothing(
+    command: Command, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = everything(workshop)
+    code, out, _ = command("audio-playroom", f"base={workshop / 'base'}", "--smoke")
+    assert code == 0 and "saved and loaded: logits equal" in out
+    assert [line.split(":")[0] for line in out.splitlines()[:2]] == ["step 1", "step 2"]
+    assert everything(workshop) == before and not list(tmp_path.iterdir())
+
+
+# Refusals
+
+
+def refused(answer: tuple[int, str, str]) -> str:
+    """The one line of a refusal."""
+    code, out, err = answer
+    assert code == 2 and out == "" and err.startswith("pave-train: ") and len(err.splitlines()) == 1, (code, out, err)
+    return err
+
+
+@pytest.mark.parametrize(
+    ("word", "cause"),
+    [
+        ("train.stepps=3", "train.stepps: unknown key; did you mean 'steps'?"),
+        ("trian.steps=3", "trian: unknown key; did you mean 'train'?"),
+        ("senses.audio.encodr=x", "did you mean 'encoder'?"),
+        ("train.steps", "'train.steps' is not key.sub=value"),
+        ("train.steps=0", "train.steps=0: "),
+        ("train.steps=[", "the value is not YAML"),
+        ("name.sub=1", "'name' holds a value"),
+        ("base=playrom", "did you mean 'playroom'?"),
+        ("senses.audio.encoder=logmell", "did you mean 'logmel'?"),
+        ("senses.audio.options={bends: 3}", "did you mean 'bands'?"),
+        ("data.train=no.jsonl", "no.jsonl: no such file"),
+    ],
+)
+def test_a_wrong_word_is_one_line_with_the_remedy(
+    command: Command, workshop: Path, tmp_path: Path, word: str, cause: str
+) -> None:
+    assert cause in refused(command(workshop, f"train.output={tmp_path / 'out'}", word))
+    assert not (tmp_path / "out" / "patch.safetensors").exists()
+
+
+def test_an_unknown_recipe_is_one_line(command: Command, tmp_path: Path) -> None:
+    assert "did you mean 'audio-playroom'?" in refused(command("audio-playrom"))
+    assert "no such recipe" in refused(command(tmp_path / "gone.yaml"))
+    assert "no such recipe" in refused(command(tmp_path))
+
+
+def test_a_broken_line_is_one_line_with_its_number(command: Command, workshop: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(write_line("1.mp4", "?", "a") + "{\n")
+    words = (workshop, f"data.train={tmp_path / 'a.jsonl'}", f"train.output={tmp_path / 'out'}")
+    assert "a.jsonl, line 2: not JSON" in refused(command(*words))
+    assert "a.jsonl, line 2: not JSON" in command(*words, "--dry-run")[2]
+
+
+# In a process of its own
+
+
+def test_help_brings_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['pave-train', '--help']\nfrom pave.train_cli import main\ntry: main()\n"
+        "except SystemExit: pass\nprint(*[m for m in ('torch', 'transformers', 'numpy', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "--resume" in done.stdout and done.stdout.splitlines()[-1] == "", done.stdout + done.stderr
+
+
+def test_ctrl_c_leaves_the_last_good_checkpoint_and_says_how_to_go_on(workshop: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    words = [str(workshop), f"train.output={output}", "train.steps=100000", "train.checkpoint_every=1"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "pave.train_cli", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not (output / NAME).exists() and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(started.pid, signal.SIGINT)
+    _, err = started.communicate(timeout=300)
+    assert started.returncode == 130, err
+    assert f"the last good checkpoint is in {output}, and --resume goes on from it" in err
+    assert "Traceback" not in err
+    assert not [file for file in output.iterdir() if file.name.startswith(".")], "no half-written file"
+    run = Run(read_recipe(workshop, words[1:]))
+    run.prepare()
+    run.resume()
+    assert run.begin == len(run.losses) >= 1
