@@ -219,12 +219,8 @@ def _signals(inputs: Inputs, clip: ClipFeatures, row: int) -> dict[str, str]:
     for use in inputs.uses:
         for sense, facts in use.attached.config.senses.items() if use.rows[row] else ():
             side = clip.sides[facts.preprocessing]
-            heard = (
-                ""
-                if side is None
-                else f"present: {len(side.x)} steps from {side.times[0]:.2f} s"
-                if len(side.x)
-                else ""
-            )
-            found[sense] = heard or clip.absent.get(facts.preprocessing, "absent: nothing in it can be read")
+            if side is not None and len(side.x):
+                found[sense] = f"present: {len(side.x)} steps from {side.times[0]:.2f} s"
+            else:
+                found[sense] = clip.absent.get(facts.preprocessing, "absent: nothing in it can be read")
     return found

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import chain
 from random import Random
 
-from pave.playroom.world import COLOURS, PHASES, SOUNDS, WAYS, Scene, Script, scripts
+from pave.playroom.world import COLOURS, PHASES, SOUNDS, Scene, Script, scripts
 
 CHANNELS = ("video", "audio", "audio+video", "order")
 NUMBERS = ("none", "one", "two", "three", "four")
@@ -39,11 +39,8 @@ def video_questions(scene: Scene) -> Iterator[Question]:
         yield Question(f"what colour is the {toy.shape}?", toy.colours[0], "video", "colour")
         yield Question(f"what shape is the {toy.colours[0]} toy?", toy.shape, "video", "shape")
     for toy in scene.toys:
-        if toy.way:
-            yield Question(f"which way does the {toy.shape} move?", toy.way, "video", "way")
-        else:
-            side = "left" if toy.square[1] < 2 else "right"
-            yield Question(f"is the {toy.shape} on the left or on the right?", side, "video", "side")
+        if not toy.way:  # who moves may change sides
+            yield Question(f"is the {toy.shape} on the left or on the right?", toy.side, "video", "side")
     for word, colour in (("first", changer.colours[0]), ("last", changer.colours[-1])):
         yield Question(f"what colour is the {changer.shape} {word}?", colour, "video", "colour-at")
     dim = changer.colours[scene.dim_phase]
@@ -122,7 +119,6 @@ def optimum_from_question(question: Question) -> Fraction:
         "count": 3,
         "colour": len(COLOURS),
         "shape": 6,
-        "way": len(WAYS),
         "side": 2,
         "colour-at": len(COLOURS),
         "colour-dim": len(COLOURS),

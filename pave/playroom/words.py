@@ -48,7 +48,7 @@ def describe(scene: Scene, rng: Random) -> list[Question]:
 
 def tellable(question: Question) -> bool:
     """Whether a story holds the answer."""
-    return question.kind not in ("count", "way", "side")
+    return question.kind not in ("count", "side")
 
 
 def story(seed: int) -> tuple[str, list[Question]]:
@@ -82,7 +82,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _corpus() -> list[str]:
-    lines = ["system\nyou are a helpful assistant.", "user\n", "assistant\n"] * 100
+    lines = ["system\nyou are a helpful assistant.", "user\n", "assistant\n", " left right up down"] * 100
     for seed in range(600):
         told, asked = story(seed)
         scene, script = draw_scene(seed, "train"), draw_script(seed)

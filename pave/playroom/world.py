@@ -48,6 +48,11 @@ class Toy:
         signs = tuple((part > 0) - (part < 0) for part in step)
         return next((word for word, way in WAYS.items() if way == signs), None)
 
+    @property
+    def side(self) -> str:
+        """The word for the half of the rug it starts on."""
+        return "left" if self.square[1] < GRID // 2 else "right"
+
 
 @dataclass(frozen=True)
 class Scene:
