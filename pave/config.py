@@ -78,7 +78,13 @@ class PlayroomData(Config):
 
     clips: Annotated[int, Field(ge=8)] = 1200
     seed: int = 0
-    channels: tuple[Literal["video", "audio", "audio+video", "order"], ...] = ("video", "audio", "audio+video", "order")
+    channels: tuple[Literal["video", "audio", "audio+video", "order", "caption"], ...] = (
+        "video",
+        "audio",
+        "audio+video",
+        "order",
+        "caption",
+    )
 
 
 class DataConfig(Config):

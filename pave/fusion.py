@@ -43,10 +43,14 @@ class Fusion(nn.Module, ABC):
     def forward(self, vision: Tensor | None, tokens: Tensor, side: SideBatch) -> Tensor:
         """The update (b t s d) of `tokens` (b t s d), in their dtype; `vision` is (b t s q)."""
 
-    def calibrate(self, tokens: Tensor) -> None:
-        """Make one step of the zero-initialised output as large as visual tokens (… d) are: `scale` is their RMS."""
+    def calibrate(self, tokens: Tensor, side: Tensor) -> None:
+        """Fit an untrained fusion to visual tokens (… d), whose RMS becomes its `scale`, and to side tokens (n c), whose
+        mean and deviation it divides out, where it has these."""
         if "scale" in self._buffers:
             self.scale.copy_(tokens.detach().float().square().mean().sqrt())
+        for module in self.children():
+            if isinstance(module, Standard):
+                module.fit(side)
 
     def _asking(self, vision: Tensor | None, tokens: Tensor) -> Tensor:
         """What the queries are made of ((b t s) q), in the dtype of the weights."""
@@ -67,13 +71,37 @@ class Fusion(nn.Module, ABC):
         return repeat(self.learnable_query[:t], "t s w -> (b t s) w", b=b)
 
 
+class Standard(nn.Module):
+    """x̂ = (x − mean) · gain, per channel. Both are measured before training and then stay, so that silence is as quiet
+    as it was, which no LayerNorm keeps; without them a large constant in all channels hides what changes, and a patch
+    learns to hear several times more slowly, or not at all."""
+
+    mean: Tensor
+    gain: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("gain", torch.ones(dim))
+
+    def fit(self, x: Tensor) -> None:
+        """Measure tokens (n c); a channel that hardly ever changes is not blown up."""
+        if len(x) > 1:
+            deviation, mean = torch.std_mean(x.double(), 0)
+            self.mean.copy_(mean)
+            self.gain.copy_(1 / deviation.clamp(min=max(0.1 * deviation.mean().item(), 1e-6)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) * self.gain
+
+
 class Folded(Fusion):
     """Projections move to the few side tokens, and a query that finds nothing to read abstains.
 
     With y a visual token before the projector, x_j the side tokens of its key frame, Δ_j their time minus the key
     frame's, R a rotation (rope), and one learned key k_∅ per head:
 
-        k_j = W_k x̂_j + b_k          x̂ = x / rms(x): unlike LayerNorm it does not blow silence up to full loudness
+        k_j = W_k x̂_j + b_k          x̂ as `Standard` has it
         v_j = W_2 GELU(W_1 x̂_j + b_1) + b_2
         q   = W_q ŷ + b_q            ŷ = LayerNorm(y) without gain
         a   = softmax_j(q · R(Δ_j) k_j / √e,  q · k_∅ / √e)
@@ -88,6 +116,7 @@ class Folded(Fusion):
         super().__init__(config, **dims)
         width = config.width
         self.query = nn.Linear(self.query_dim, width) if config.query != "learnable" else None
+        self.standard = Standard(side_dim)
         self.key = nn.Linear(side_dim, width)
         self.value = nn.Sequential(
             nn.Linear(side_dim, width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(width, width)
@@ -101,7 +130,7 @@ class Folded(Fusion):
         if not side.x.shape[1]:
             return torch.zeros_like(tokens)
         asking = self._asking(vision, tokens)
-        x = F.rms_norm(side.x.flatten(0, 3).to(asking.dtype), side.x.shape[-1:], eps=1e-6)
+        x = self.standard(side.x.flatten(0, 3).to(asking.dtype))
         segments = Segments(side)
         k = segments(self.key(x)).unflatten(-1, (self.heads, -1))
         if self.config.rope == "time":
@@ -272,7 +301,7 @@ class _Layer(nn.Module):
 class Beside(nn.Module):
     """The concatenation baseline: side tokens as tokens of the language model, to be put beside the visual ones.
 
-        token = scale · (W_2 GELU(W_1 x̂ + b_1) + b_2),   x̂ = x / rms(x)
+        token = scale · (W_2 GELU(W_1 x̂ + b_1) + b_2),   x̂ as `Standard` has it
 
     Out: tokens (b t n d) and which of them are real (b t n); for `prefix` all steps come once, as one group (t = 1).
     """
@@ -282,6 +311,7 @@ class Beside(nn.Module):
     def __init__(self, config: FusionConfig, *, side_dim: int, visual_dim: int) -> None:
         super().__init__()
         self.config = config
+        self.standard = Standard(side_dim)
         self.project = nn.Sequential(
             nn.Linear(side_dim, config.width),
             nn.GELU(),
@@ -295,7 +325,7 @@ class Beside(nn.Module):
     def forward(self, side: SideBatch) -> tuple[Tensor, Tensor]:
         """Tokens (b t k d) in the dtype of the weights, and their mask (b t k)."""
         x = side.x.flatten(0, 3).to(self.scale.dtype)
-        tokens = self.project(F.rms_norm(x, x.shape[-1:], eps=1e-6)) * self.scale
+        tokens = self.project(self.standard(x)) * self.scale
         b, steps, h, w = side.x.shape[:4]
         if self.config.combine == "interleave":
             segments = Segments(side)

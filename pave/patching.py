@@ -143,11 +143,14 @@ class Patching(Steps):
         return parts
 
     def calibrate(self, name: str, clips: Sequence[ClipFeatures]) -> None:
-        """Scale the untrained fusions to the visual tokens of some clips."""
-        tokens = torch.cat([rearrange(clip.tokens, "t s d -> (t s) d") for clip in clips])
-        fusions: Any = self._found(name)[0].fusion.values()
-        for fusion in fusions:
-            fusion.calibrate(tokens.float())
+        """Fit the untrained fusions to what is seen and heard in some clips."""
+        tokens = torch.cat([rearrange(clip.tokens, "t s d -> (t s) d") for clip in clips]).float()
+        attached = self._found(name)[0]
+        for sense, facts in attached.config.senses.items():
+            sides = [side for clip in clips if (side := clip.sides[facts.preprocessing]) is not None]
+            heard = [side.x[side.valid] for side in sides] or [tokens.new_zeros(0, facts.dim)]
+            fusion: Any = attached.fusion[sense]
+            fusion.calibrate(tokens, torch.cat(heard).float())
 
     @contextmanager
     def training(self, name: str) -> Iterator[None]:

@@ -33,6 +33,7 @@ from pave.model import PatchedModel, load
 
 # Said elsewhere in the patch, or without influence on its weights.
 UNRECORDED = {"output", "keep_lora_when_absent", "eval_every", "checkpoint_every"}
+CALIBRATION = 16  # clips that an untrained fusion is fitted to
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
@@ -103,7 +104,8 @@ class Run:
         """Put an untrained patch into the model, scaled to the clips that were seen, and give it an optimiser."""
         torch.manual_seed(self.options.seed)
         self.model.attach(self.recipe.name, self.config(), trainable=True)
-        self.model.calibrate(self.recipe.name, [clip.features for clip in self.train_clips[: self.options.batch]])
+        heard = [clip.features for clip in self.train_clips if _perceives(clip.features)]
+        self.model.calibrate(self.recipe.name, (heard or [self.train_clips[0].features])[:CALIBRATION])
         self.parameters = self.model.trainable(self.recipe.name)
         groups = [
             {"params": list(self.parameters[part].values()), "lr": rate}
@@ -270,11 +272,12 @@ def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:
     from pave.playroom.writer import write_clips
 
     world = data.playroom
-    counts = {"train": world.clips, "val": max(8, world.clips // 10)}
-    written = {
-        split: write_clips(folder / "clips", counts[split], world.seed, split, world.channels) for split in counts
-    }
-    return written["train"], written["val"]
+    clips = folder / "clips"
+    asked = [channel for channel in world.channels if channel != "caption"]  # nobody is asked to tell everything
+    return (
+        write_clips(clips, world.clips, world.seed, "train", world.channels),
+        write_clips(clips, max(8, world.clips // 10), world.seed, "val", asked),
+    )
 
 
 def _ask_all(store: FeatureStore, file: Path, limit: int | None) -> list[Asked]:

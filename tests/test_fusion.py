@@ -44,6 +44,7 @@ def taught(config: FusionConfig, seed: int = 0) -> Fusion:
     assert isinstance(fusion, Fusion)
     for parameter in fusion.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
+    fusion.calibrate(random(3, 12), random(50, 6) * 2 + 1)
     return fusion
 
 
@@ -130,7 +131,7 @@ def literal_folded(fusion: Folded, vision: Tensor, side: SideBatch) -> Tensor:
         for j in range(t):
             steps = side.index[i, j][side.mask[i, j]]
             x = side.x[i, steps].flatten(0, 2)
-            x = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+            x = (x - fusion.standard.mean) * fusion.standard.gain
             since = (side.times[i, steps] - side.key_times[i, j]).repeat_interleave(len(x) // max(1, len(steps)))
             q = ask(F.layer_norm(vision[i, j], vision.shape[-1:]))
             k, v = fusion.key(x), fusion.value(x)
@@ -341,9 +342,27 @@ def test_only_time_since_the_key_frame_counts_even_after_an_hour():
 
 def test_calibration_sets_the_scale_of_a_first_step_and_is_saved():
     fusion = build_fusion(KINDS["folded"], **DIMS)
-    fusion.calibrate(torch.full((2, 3, 12), 4.0, dtype=torch.bfloat16))
-    assert fusion.state_dict()["scale"] == 4
-    assert not any(name == "scale" for name, _ in fusion.named_parameters())
+    before = set(fusion.state_dict())
+    fusion.calibrate(torch.full((2, 3, 12), 4.0, dtype=torch.bfloat16), random(50, 6).float())
+    assert fusion.state_dict()["scale"] == 4 and set(fusion.state_dict()) == before
+    assert not {"scale", "standard.mean", "standard.gain"} & {name for name, _ in fusion.named_parameters()}
+
+
+def test_calibrated_side_tokens_have_mean_zero_and_deviation_one_but_dead_channels_stay_dead():
+    fusion = build_fusion(KINDS["folded"], **DIMS).double()
+    heard = random(500, 6) * torch.tensor([1.0, 2, 3, 4, 5, 0]) + 7
+    fusion.calibrate(random(3, 12), heard)
+    fitted = fusion.standard(heard)
+    assert torch.allclose(fitted.mean(0), torch.zeros(6, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(fitted.std(0)[:5], torch.ones(5, dtype=torch.float64), atol=1e-6)
+    assert fitted[:, 5].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_side_tokens_too_few_to_measure_are_taken_as_they_are(count):
+    fusion = build_fusion(KINDS["folded"], **DIMS)
+    fusion.calibrate(random(3, 12), random(count, 6))
+    assert torch.equal(fusion.standard.gain, torch.ones(6)) and not fusion.standard.mean.any()
 
 
 @pytest.mark.parametrize("combine", ["interleave", "prefix"])
@@ -351,6 +370,7 @@ def test_concatenation_hands_back_projected_tokens_and_which_are_real(combine):
     config = FusionConfig(width=16, heads=2, combine=combine)
     beside = build_fusion(config, **DIMS).double()
     assert isinstance(beside, Beside)
+    beside.calibrate(visual(1)[1], random(50, 6) + 3)
     rows = [side_tokens(8), None, side_tokens(5)]
     side = align(rows, [keys(4)] * 3, "time")
     out, mask = beside(side)
@@ -358,7 +378,7 @@ def test_concatenation_hands_back_projected_tokens_and_which_are_real(combine):
     borrowed = 4 if combine == "interleave" else 0  # the last key frame of the third clip has no step of its own
     assert mask.flatten(1).sum(1).tolist() == [32, 0, 20 + borrowed]
     x = rows[2].x.flatten(0, 2)
-    want = beside.project(x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt())
+    want = beside.project((x - beside.standard.mean) * beside.standard.gain)
     assert torch.allclose(out[2][mask[2]][:20], want, rtol=0, atol=1e-9)
 
 

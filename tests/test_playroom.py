@@ -13,7 +13,9 @@ import pytest
 
 from pave.playroom import draw, sound
 from pave.playroom.questions import (
+    CAPTION,
     CHANNELS,
+    captions,
     draw_questions,
     optimum_from_question,
     optimum_without_sound,
@@ -86,7 +88,7 @@ def test_without_eyes_and_ears_no_kind_is_easier_than_its_number_of_answers():
 
 def test_every_choice_of_questions_is_drawn_whatever_its_answer():
     for _, script in scripts():
-        for choice in sound_questions(draw_scene(1), script):
+        for choice in (*sound_questions(draw_scene(1), script), *captions(draw_scene(1), script)):
             assert sum(share for share, _ in choice) == 1
 
 
@@ -181,4 +183,26 @@ def test_stories_use_only_scenes_of_the_train_split_and_tell_every_answer():
     for seed in range(100):
         told, questions = story(seed)
         for question in questions:
-            assert question.answer in told or question.answer in ("yes", "no", "nothing", "one", "two", "three")
+            for word in question.answer.replace(",", "").split():
+                assert word in told or word in ("yes", "no", "nothing", "one", "two", "three")
+
+
+def test_captions_tell_everything_and_cannot_be_guessed():
+    scene = draw_scene(6)
+    colours = scene.changer.colours
+    for _, script in scripts():
+        (heard,), (seen,), each = ([question for _, question in choice] for choice in captions(scene, script))
+        sounds = [sound for sound, _ in script.events]
+        assert heard.answer.split() == (sounds or ["nothing"])
+        phases = [phase.split() for phase in seen.answer.split(", ")]
+        assert tuple(phase[0] for phase in phases) == colours
+        assert [word for phase in phases for word in phase[1:] if word != "nothing"] == sounds
+        pairs = sorted(f"{sound} {colours[phase]}" for sound, phase in script.events) or ["nothing"]
+        assert all(sorted(question.answer.split(", ")) == pairs for question in each)
+        assert all(optimum_without_sound(scene, question.text) < 0.1 for question in (heard, seen, *each))
+
+
+def test_captions_are_written_only_where_asked_for(tmp_path):
+    for channels, want in ((CHANNELS, set()), ((*CHANNELS, CAPTION), {"told", "told-seen", "told-each"})):
+        lines = write_clips(tmp_path, 2, split="train", channels=channels).read_text().splitlines()
+        assert {json.loads(line)["kind"] for line in lines} & {"told", "told-seen", "told-each"} == want

@@ -7,12 +7,14 @@
 2. Both are frozen. The language model describes what is seen, answers questions about it, and reads stories in words
    that use the whole vocabulary, so that it can say every answer. It never hears a sound.
 3. The tower learns to tell places too, in the words left, right, up and down.
-4. The language model goes on with questions and stories alone.
+4. The language model goes on with questions and stories, and with subtitles: the names of sounds as words between key
+   frames, as large video LLMs meet interleaved text. A base that never read words among pictures could not be taught
+   to read a sound there: added to visual tokens, the very vectors of these words said nothing to it.
 
 What made it learn, each seen to matter: weights that start at the scale of a narrow model; visual tokens that point
 where the language model's own words point; descriptions, in which looking up starts with the word just said, and no
-descriptions later, since their order is chance. With places told from the start, it learned where a toy is before it
-learned its colour, and never got over that.
+descriptions later: toys come in any order, so most of their loss is chance. With places told from the start, it
+learned where a toy is before it learned its colour, and never got over that.
 
 b clips, t key frames, s visual tokens per key frame, d channels, l tokens of a row
 """
@@ -22,7 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -41,14 +43,27 @@ from transformers import (
 
 from pave.data import IGNORE, Row, collate, pack
 from pave.playroom import draw
-from pave.playroom.questions import Question, video_questions
+from pave.playroom.questions import CAPTION, CHANNELS, Question, draw_questions, video_questions
+from pave.playroom.sound import TONE_SECONDS
 from pave.playroom.words import describe, make_tokenizer, story
-from pave.playroom.world import COLOURS, FPS, FRAMES, GRID, SHAPES, SIZE, Scene, draw_scene
+from pave.playroom.world import COLOURS, FPS, FRAMES, GRID, SHAPES, SIZE, Scene, draw_scene, draw_script, schedule
 
 INIT = 0.08  # about 1/sqrt(128); with the library's 0.02, meant for wide models, attention starts far too flat
-STEPS = (400, 1500, 200, 600)  # of the four parts
+Shown = tuple[list[int], list[Question]]  # the ids of a clip's key frames and what stands between them; what is asked
 Loss = tuple[Tensor, list[Tensor]]  # and shares of right answers, to look at
 PLACE = 3.0  # how far left and right, up and down are told, beside 11 for the whole of a normalised token
+# Twice: steps and rate of the tower, then steps, rate and mixture of the language model.
+PARTS = (
+    ((400, 1.5e-3), [(1500, 2.5e-3, {"described": 24, "stories": 10})]),
+    (
+        (200, 6e-4),
+        [
+            (600, 1.5e-3, {"asked": 24, "stories": 10}),
+            (600, 2e-3, {"asked": 8, "stories": 32}),
+            (600, 2e-3, {"asked": 8, "subtitled": 16, "stories": 8}),
+        ],
+    ),
+)
 TOKENS = GRID * GRID  # visual tokens of a frame: 8x8 patches, pooled two by two
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"  # ChatML, as LLaVA-OneVision
 
@@ -234,17 +249,38 @@ class Practice:
             for question in questions
         ]
 
-    def clips(self, count: int, described: bool) -> tuple[list[Row], Tensor]:
-        """Rows about clips that were watched, and their visual tokens (b t s d): eight questions and descriptions, or
-        all questions."""
+    def clips(self, count: int, show: Callable[[Scene], Shown]) -> tuple[list[Row], Tensor]:
+        """Rows about clips that were watched, as `show` wants them, and their visual tokens (b t s d)."""
         chosen = self.rng.sample(self.store, count)
-        prefix = self.tokenizer(SYSTEM).input_ids + [self.video] * (FRAMES * TOKENS + 1)
         rows = []
         for scene, _ in chosen:
-            known = list(video_questions(scene))
-            asked = self.rng.sample(known, min(8, len(known))) + describe(scene, self.rng) if described else known
-            rows.append(pack(prefix, self.turns(asked)))
+            frames, questions = show(scene)
+            rows.append(pack([*self.ids(SYSTEM), *frames, self.video], self.turns(questions)))
         return rows, torch.stack([tokens for _, tokens in chosen]).float()
+
+    @property
+    def frames(self) -> list[int]:
+        return [self.video] * (FRAMES * TOKENS)
+
+    def described(self, scene: Scene) -> Shown:
+        """With descriptions and some questions."""
+        known = list(video_questions(scene))
+        return self.frames, self.rng.sample(known, min(8, len(known))) + describe(scene, self.rng)
+
+    def asked(self, scene: Scene) -> Shown:
+        """With all questions about what is seen."""
+        return self.frames, list(video_questions(scene))
+
+    def subtitled(self, scene: Scene) -> Shown:
+        """With the names of sounds as words behind the key frames where they would be heard, and all questions."""
+        seed = self.rng.randrange(10**9)
+        script = draw_script(seed)
+        words: list[list[int]] = [[] for _ in range(FRAMES)]
+        times = draw.key_times(FRAMES, FPS)
+        for name, start in schedule(scene, script):
+            words[int(abs(times - start - TONE_SECONDS / 2).argmin())] += self.ids(f" {name}")
+        layout = [token for said in words for token in [*[self.video] * TOKENS, *said]]
+        return layout, draw_questions(scene, script, (*CHANNELS, CAPTION), seed)
 
     def stories(self, count: int) -> list[Row]:
         rows = []
@@ -277,20 +313,21 @@ class Practice:
         return self.base.lm_head(hidden[:, :-1][wanted != IGNORE]), wanted[wanted != IGNORE]
 
 
-def train_language(
-    practice: Practice, steps: int, rate: float, described: bool, clips: int = 24, stories: int = 10
-) -> None:
-    """Questions about clips and about stories, in every step. Descriptions open the way; but toys come in any order, so
-    most of their loss is chance, and without them questions are learned to the end much faster."""
+def train_language(practice: Practice, steps: int, rate: float, mix: Mapping[str, int]) -> None:
+    """Every step sees so many clips of each form, and so many stories."""
     parts = [parameter for parameter in practice.base.parameters() if parameter.requires_grad]
 
     def loss(step: int) -> Loss:
-        seen, wanted = practice.scores(*practice.clips(clips, described))
-        read, known = practice.scores(practice.stories(stories), None)
-        right = [(seen.argmax(-1) == wanted).float().mean(), (read.argmax(-1) == known).float().mean()]
-        return F.cross_entropy(seen, wanted) + 0.5 * F.cross_entropy(read, known), right
+        total, right = torch.zeros(()), []
+        for form, count in mix.items():
+            told = form == "stories"
+            batch = (practice.stories(count), None) if told else practice.clips(count, getattr(practice, form))
+            scores, wanted = practice.scores(*batch)
+            total = total + F.cross_entropy(scores, wanted) * (0.5 if told else 1)
+            right.append((scores.argmax(-1) == wanted).float().mean())
+        return total, right
 
-    _optimise(parts, loss, steps, rate, name="describing" if described else "asking")
+    _optimise(parts, loss, steps, rate, name=" + ".join(mix))
 
 
 @torch.no_grad()
@@ -340,12 +377,13 @@ def main() -> None:
     tokenizer = make_tokenizer()
     base = new_base(tokenizer, options.seed)
     print(f"{sum(p.numel() for p in base.parameters()) / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}")
-    steps = [max(1, int(count * options.part)) for count in STEPS]
-    for turn, places in enumerate((False, True)):
-        train_tower(base, tokenizer, steps[2 * turn], (1.5e-3, 6e-4)[turn], options.seed + turn, places)
+    for turn, (tower, language) in enumerate(PARTS):
+        steps, rate = tower
+        train_tower(base, tokenizer, max(1, int(steps * options.part)), rate, options.seed + turn, places=turn > 0)
         practice = Practice(base, tokenizer, options.seed + turn)
         practice.watch(options.clips)
-        train_language(practice, steps[2 * turn + 1], (2.5e-3, 1.5e-3)[turn], described=not turn)
+        for steps, rate, mix in language:
+            train_language(practice, max(1, int(steps * options.part)), rate, mix)
     tally = accuracy(practice, (draw_scene(seed, "val") for seed in range(20_000_000, 20_000_400)))
     for kind, (right, asked) in sorted(tally.items()):
         print(f"{kind:12} {right / asked:.3f} of {asked}")

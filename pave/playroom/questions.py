@@ -11,12 +11,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, permutations
 from random import Random
 
 from pave.playroom.world import COLOURS, PHASES, SOUNDS, Scene, Script, scripts
 
 CHANNELS = ("video", "audio", "audio+video", "order")
+CAPTION = "caption"  # not asked when answers are counted; one tells much more of a clip than a word does
 NUMBERS = ("none", "one", "two", "three", "four")
 HEAR = ("what sound do you hear?", "what do you hear?")
 
@@ -82,8 +83,25 @@ def sound_questions(scene: Scene, script: Script) -> Iterator[Choice]:
             ]
 
 
+def captions(scene: Scene, script: Script) -> Iterator[Choice]:
+    """All that is heard, in order, alone and beside what is seen; and sound by sound in any order, which teaches to look
+    up what belongs to a sound that has just been named. For training."""
+    colours, shape = scene.changer.colours, scene.changer.shape
+    heard = [[sound for sound, at in script.events if at == phase] for phase in range(PHASES)]
+    told = " ".join(chain.from_iterable(heard)) or "nothing"
+    yield [(Fraction(1), Question("what do you hear, first to last?", told, CAPTION, "told"))]
+    told = ", ".join(f"{colour} {' '.join(here or ['nothing'])}" for colour, here in zip(colours, heard, strict=True))
+    yield [(Fraction(1), Question("what do you see and hear, first to last?", told, CAPTION, "told-seen"))]
+    orders = list(permutations(f"{sound} {colours[phase]}" for sound, phase in script.events))
+    text = f"what colour is the {shape} when you hear what sound?"
+    yield [
+        (Fraction(1, len(orders)), Question(text, ", ".join(order) or "nothing", CAPTION, "told-each"))
+        for order in orders
+    ]
+
+
 def draw_questions(scene: Scene, script: Script, channels: Collection[str], seed: int) -> list[Question]:
-    """Two questions about what is seen and every choice about what is heard, cut to `channels`.
+    """Two questions about what is seen, every choice about what is heard, and captions, cut to `channels`.
 
     Whether a choice is asked never depends on how it would come out: the selection itself must tell nothing.
     """
@@ -91,7 +109,7 @@ def draw_questions(scene: Scene, script: Script, channels: Collection[str], seed
     seen = list(video_questions(scene))
     kinds = rng.sample(sorted({question.kind for question in seen}), 2)
     drawn = [rng.choice([question for question in seen if question.kind == kind]) for kind in kinds]
-    for choice in sound_questions(scene, script):
+    for choice in chain(sound_questions(scene, script), captions(scene, script)):
         shares, questions = zip(*choice, strict=True)
         drawn.append(rng.choices(questions, [float(share) for share in shares])[0])
     return [question for question in drawn if question.channel in channels]
@@ -108,7 +126,7 @@ def _answers(scene: Scene) -> dict[str, dict[str, Fraction]]:
     """What could be heard in a scene: question -> answer -> probability, over every script."""
     answers: dict[str, dict[str, Fraction]] = defaultdict(lambda: defaultdict(Fraction))
     for script_share, script in scripts():
-        for share, question in chain.from_iterable(sound_questions(scene, script)):
+        for share, question in chain(*sound_questions(scene, script), *captions(scene, script)):
             answers[question.text][question.answer] += script_share * share
     return answers
 

@@ -10,7 +10,7 @@ from random import Random
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pave.playroom.questions import CHANNELS, Question, draw_questions
+from pave.playroom.questions import CAPTION, CHANNELS, Question, draw_questions
 from pave.playroom.world import PHASES, Scene, Script, draw_scene, draw_script
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
@@ -54,7 +54,7 @@ def tellable(question: Question) -> bool:
 def story(seed: int) -> tuple[str, list[Question]]:
     """A story of the train split and what can be asked about it."""
     scene, script = draw_scene(seed, "train"), draw_script(seed)
-    asked = [question for question in draw_questions(scene, script, CHANNELS, seed) if tellable(question)]
+    asked = [question for question in draw_questions(scene, script, (*CHANNELS, CAPTION), seed) if tellable(question)]
     return tell(scene, script, seed), asked
 
 
