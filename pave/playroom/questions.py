@@ -68,7 +68,7 @@ def sound_questions(scene: Scene, script: Script) -> Iterator[Choice]:
     if script.kind == "one":
         text = f"how many times do you hear the {heard[0]}?"
         yield [(Fraction(1), Question(text, NUMBERS[len(sounds)], "audio", "times"))]
-    if script.kind == "three" or len(sounds) == 1:
+    if len(heard) == len(sounds):  # a sound that comes twice has no one colour
         for sound, phase in script.events:
             text = f"what colour is the {scene.changer.shape} when you hear the {sound}?"
             yield [(Fraction(1), Question(text, scene.changer.colours[phase], "audio+video", "colour-when"))]
