@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
@@ -254,7 +255,7 @@ class Official(Fusion):
         """Keys or values of all layers ((b t) m n (layer h) e) in one product: no layer changes what is answered."""
         layers = range(self.config.layers)
         weight, bias = (
-            torch.cat([self.get_parameter(f"cross_attn_layers.{i}.attn.{linear}.{part}") for i in layers])
+            torch.cat([_weight(self, f"cross_attn_layers.{i}.attn.{linear}.{part}") for i in layers])
             for part in ("weight", "bias")
         )
         return segments(F.linear(memory, weight, bias)).unflatten(-1, (len(layers) * self.heads, -1))
@@ -265,7 +266,7 @@ class Official(Fusion):
         if self.config.head == "norm":
             return self.output_norm(outer(z))
         scale = self.scale.to(z.dtype)  # on the weights, which are fewer than the visual tokens
-        return F.linear(z, outer.get_parameter("weight") * scale, outer.get_parameter("bias") * scale)
+        return F.linear(z, _weight(outer, "weight") * scale, _weight(outer, "bias") * scale)
 
 
 class _Attention(nn.Module):
@@ -295,7 +296,7 @@ class _Layer(nn.Module):
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
         z = z + read.transpose(1, 2).reshape(z.shape)
         norm, widen, gelu, narrow = self.ffn
-        return torch.addmm(z, gelu(widen(norm(z))), narrow.get_parameter("weight").T)
+        return torch.addmm(z, gelu(widen(norm(z))), _weight(narrow, "weight").T)
 
 
 class Beside(nn.Module):
@@ -352,6 +353,13 @@ def build_fusion(
         )
     kind = Folded if config.kind == "folded" else Official
     return kind(config, side_dim=side_dim, **dims)
+
+
+def _weight(module: nn.Module, path: str) -> Tensor:
+    """A weight by its path; inside a functional call it is no parameter, only a tensor in the place of one."""
+    weight = attrgetter(path)(module)
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _masked(scores: Tensor, mask: Tensor | None, pattern: str) -> Tensor:

@@ -84,7 +84,7 @@ def _train(recipe: Recipe, resume: bool) -> Result:
     from pave.checkpoint import last_checkpoint
     from pave.train import train as run
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
     console.print(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {recipe.train.batch} clips")
     console.print("reading clips (each is seen once; what was seen before is kept)")
     columns = [

@@ -378,7 +378,7 @@ def test_concatenation_hands_back_projected_tokens_and_which_are_real(combine):
     borrowed = 4 if combine == "interleave" else 0  # the last key frame of the third clip has no step of its own
     assert mask.flatten(1).sum(1).tolist() == [32, 0, 20 + borrowed]
     x = rows[2].x.flatten(0, 2)
-    want = beside.project((x - beside.standard.mean) * beside.standard.gain)
+    want = beside.scale * beside.project((x - beside.standard.mean) * beside.standard.gain)
     assert torch.allclose(out[2][mask[2]][:20], want, rtol=0, atol=1e-9)
 
 
