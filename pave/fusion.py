@@ -45,8 +45,8 @@ class Fusion(nn.Module, ABC):
         """The update (b t s d) of `tokens` (b t s d), in their dtype; `vision` is (b t s q)."""
 
     def calibrate(self, tokens: Tensor, side: Tensor) -> None:
-        """Fit an untrained fusion to visual tokens (… d), whose RMS becomes its `scale`, and to side tokens (n c), whose
-        mean and deviation it divides out, where it has these."""
+        """Fit an untrained fusion, where it has these, to visual tokens (… d), whose RMS becomes its `scale`, and to
+        side tokens (n c), whose mean and deviation it divides out."""
         if "scale" in self._buffers:
             self.scale.copy_(tokens.detach().float().square().mean().sqrt())
         for module in self.children():

@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain, permutations
+from math import lcm
 from random import Random
 
 from pave.playroom.world import COLOURS, PHASES, SOUNDS, Scene, Script, scripts
@@ -49,6 +50,7 @@ def video_questions(scene: Scene) -> Iterator[Question]:
 
 
 Choice = list[tuple[Fraction, Question]]
+CHOICES = 120  # a multiple of the denominators of all choices: 1, 2, 4, 6, 8, 10 and the orders of up to three sounds
 
 
 def sound_questions(scene: Scene, script: Script) -> Iterator[Choice]:
@@ -84,8 +86,8 @@ def sound_questions(scene: Scene, script: Script) -> Iterator[Choice]:
 
 
 def captions(scene: Scene, script: Script) -> Iterator[Choice]:
-    """All that is heard, in order, alone and beside what is seen; and sound by sound in any order, which teaches to look
-    up what belongs to a sound that has just been named. For training."""
+    """All that is heard, in order, alone and beside what is seen; and sound by sound in any order, which teaches to
+    look up what belongs to a sound that has just been named. For training."""
     colours, shape = scene.changer.colours, scene.changer.shape
     heard = [[sound for sound, at in script.events if at == phase] for phase in range(PHASES)]
     told = " ".join(chain.from_iterable(heard)) or "nothing"
@@ -118,17 +120,25 @@ def draw_questions(scene: Scene, script: Script, channels: Collection[str], seed
 def optimum_without_sound(scene: Scene, text: str) -> Fraction:
     """The best chance of a right answer for one who sees all and hears nothing: exact, over every script."""
     answers = _answers(scene).get(text)
-    return max(answers.values()) / sum(answers.values()) if answers else Fraction(1)
+    return Fraction(max(answers.values()), sum(answers.values())) if answers else Fraction(1)
 
 
 @lru_cache(maxsize=64)
-def _answers(scene: Scene) -> dict[str, dict[str, Fraction]]:
-    """What could be heard in a scene: question -> answer -> probability, over every script."""
-    answers: dict[str, dict[str, Fraction]] = defaultdict(lambda: defaultdict(Fraction))
-    for script_share, script in scripts():
+def _answers(scene: Scene) -> dict[str, dict[str, int]]:
+    """What could be heard in a scene: question -> answer -> weight, over every script."""
+    answers: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for weight, script in _weighted_scripts():
         for share, question in chain(*sound_questions(scene, script), *captions(scene, script)):
-            answers[question.text][question.answer] += script_share * share
+            answers[question.text][question.answer] += weight * (CHOICES * share.numerator // share.denominator)
     return answers
+
+
+@cache
+def _weighted_scripts() -> list[tuple[int, Script]]:
+    """Every script with its probability as an integer, which add up many times faster than fractions do."""
+    table = list(scripts())
+    whole = lcm(*(share.denominator for share, _ in table))
+    return [(whole * share.numerator // share.denominator, script) for share, script in table]
 
 
 def optimum_from_question(question: Question) -> Fraction:
