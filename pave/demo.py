@@ -218,7 +218,7 @@ def _draw_answers(axes: Axes, asked: Asked) -> None:
         (0.01, 0.02), 0.98, 0.96, boxstyle="round,pad=0,rounding_size=0.04", fc="#f5f6f9", ec="#dde0e8"
     )
     axes.add_patch(card)
-    question = "\n".join(textwrap.wrap(asked.question, 40))
+    question = "\n".join(textwrap.wrap(asked.question, 36))
     axes.text(0.05, 0.91, question, size=11, color=INK, weight="bold", va="top", linespacing=1.3)
     rows = ((0.50, "truth", asked.truth), (0.32, "base", asked.base), (0.14, "patched", asked.patched))
     for height, who, answer in rows:
