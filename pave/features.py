@@ -104,8 +104,8 @@ class FeatureStore:
         sides: dict[str, SideTokens | None] = dict.fromkeys(json.loads(facts["sides"]))
         for key, kind in kinds.items():
             sides[key] = SideTokens(*(tensors[f"{key}.{part}"] for part in PARTS), kind=kind)
-        core = (tensors[name] for name in ("vision", "tokens", "times"))
-        return ClipFeatures(*core, sides, json.loads(facts["absent"]))
+        absent = json.loads(facts["absent"])
+        return ClipFeatures(tensors["vision"], tensors["tokens"], tensors["times"], sides, absent)
 
 
 def _eyes(base: Base) -> str:

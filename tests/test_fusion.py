@@ -350,6 +350,7 @@ def test_calibration_sets_the_scale_of_a_first_step_and_is_saved():
 
 def test_calibrated_side_tokens_have_mean_zero_and_deviation_one_but_dead_channels_stay_dead():
     fusion = build_fusion(KINDS["folded"], **DIMS).double()
+    assert isinstance(fusion, Folded)
     heard = random(500, 6) * torch.tensor([1.0, 2, 3, 4, 5, 0]) + 7
     fusion.calibrate(random(3, 12), heard)
     fitted = fusion.standard(heard)
@@ -361,6 +362,7 @@ def test_calibrated_side_tokens_have_mean_zero_and_deviation_one_but_dead_channe
 @pytest.mark.parametrize("count", [0, 1])
 def test_side_tokens_too_few_to_measure_are_taken_as_they_are(count):
     fusion = build_fusion(KINDS["folded"], **DIMS)
+    assert isinstance(fusion, Folded)
     fusion.calibrate(random(3, 12), random(count, 6))
     assert torch.equal(fusion.standard.gain, torch.ones(6)) and not fusion.standard.mean.any()
 

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ from pave.playroom.words import describe, make_tokenizer, story
 from pave.playroom.world import COLOURS, FPS, FRAMES, GRID, SHAPES, SIZE, Scene, draw_scene, draw_script, schedule
 
 INIT = 0.08  # about 1/sqrt(128); with the library's 0.02, meant for wide models, attention starts far too flat
+Network = Any  # a LlavaOnevisionForConditionalGeneration; its attributes have no types
 Shown = tuple[list[int], list[Question]]  # the ids of a clip's key frames and what stands between them; what is asked
 Loss = tuple[Tensor, list[Tensor]]  # and shares of right answers, to look at
 PLACE = 3.0  # how far left and right, up and down are told, beside 11 for the whole of a normalised token
@@ -68,10 +70,10 @@ TOKENS = GRID * GRID  # visual tokens of a frame: 8x8 patches, pooled two by two
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"  # ChatML, as LLaVA-OneVision
 
 
-def new_base(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaOnevisionForConditionalGeneration:
+def new_base(tokenizer: PreTrainedTokenizerFast, seed: int) -> Network:
     """The untrained network."""
     torch.manual_seed(seed)
-    ids = {
+    ids: Any = {
         token: tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<video>", "<|im_end|>", "<|endoftext|>")
     }
     config = LlavaOnevisionConfig(
@@ -147,22 +149,20 @@ def labels(scene: Scene) -> Tensor:
     return out
 
 
-def visual_tokens(base: LlavaOnevisionForConditionalGeneration, frames: Tensor) -> Tensor:
+def visual_tokens(base: Network, frames: Tensor) -> Tensor:
     """Frames (b t 3 y x) as the tokens that the language model reads (b t s d), without the newline."""
     out = base.model.get_video_features(normalise(frames), return_dict=True).pooler_output
     return rearrange(out[:, :-1], "b (t s) d -> b t s d", s=TOKENS)
 
 
-def word_vectors(
-    base: LlavaOnevisionForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, words: Sequence[str]
-) -> Tensor:
+def word_vectors(base: Network, tokenizer: PreTrainedTokenizerFast, words: Sequence[str]) -> Tensor:
     """The directions of the language model's own vectors of `words`, as they are within a text (k d)."""
     ids = [tokenizer(f" {word}").input_ids[-1] for word in words]
     return F.normalize(base.get_input_embeddings().weight[ids].detach(), dim=-1)
 
 
 def train_tower(
-    base: LlavaOnevisionForConditionalGeneration,
+    base: Network,
     tokenizer: PreTrainedTokenizerFast,
     steps: int,
     rate: float,
@@ -220,10 +220,10 @@ def train_tower(
 class Practice:
     """Batches for the language model: clips with questions, and stories with questions."""
 
-    def __init__(self, base: LlavaOnevisionForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, seed: int):
+    def __init__(self, base: Network, tokenizer: PreTrainedTokenizerFast, seed: int):
         self.base, self.tokenizer, self.rng = base, tokenizer, Random(seed)
         self.noise = np.random.default_rng(seed)
-        self.video = base.config.video_token_id
+        self.video, self.pad = base.config.video_token_id, int(base.config.text_config.pad_token_id)
         self.store: list[tuple[Scene, Tensor]] = []
         self.known: dict[str, list[int]] = {}
 
@@ -302,7 +302,7 @@ class Practice:
 
     def scores(self, rows: list[Row], tokens: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits at the places that are asked for (k vocabulary) and what should stand there (k)."""
-        batch = collate(rows, self.tokenizer.pad_token_id)
+        batch = collate(rows, self.pad)
         hidden = self.base.model.language_model(
             inputs_embeds=self.embed(batch, tokens),
             attention_mask=batch["attention_mask"],

@@ -117,9 +117,9 @@ def _scene(rng: Random) -> Scene:
     toys = []
     for i, (shape, square) in enumerate(zip(shapes, squares, strict=True)):
         own = tuple(colours[:PHASES]) if i == 0 else (colours[PHASES + i - 1],)
-        goals = _goals(square, squares) if i == mover else []
+        goals = _goals(square, squares) if i == mover else {}
         # the way is drawn before the square, so that every way is as likely as the rug allows
-        way = rng.choice(sorted(goals)) if goals else None
+        way: str = rng.choice(sorted(goals)) if goals else ""
         toys.append(Toy(shape, own, square, rng.choice(goals[way]) if way else square))
     return Scene(
         toys=tuple(toys),
