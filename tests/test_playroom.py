@@ -11,7 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from pave.playroom import draw, sound
+from pave.media import Clip
+from pave.playroom import draw, signs, sound
 from pave.playroom.questions import (
     CAPTION,
     CHANNELS,
@@ -24,7 +25,7 @@ from pave.playroom.questions import (
     video_questions,
 )
 from pave.playroom.words import make_tokenizer, story
-from pave.playroom.world import SOUNDS, Script, draw_scene, draw_script, schedule, scripts
+from pave.playroom.world import FPS, FRAMES, GRID, SOUNDS, Script, draw_scene, draw_script, schedule, scripts
 from pave.playroom.writer import clip_seeds, write_clip, write_clips
 
 
@@ -148,6 +149,34 @@ def test_every_sound_is_heard_where_it_is_scheduled_and_nowhere_else(name):
     loud = np.abs(track) > 0.05
     times = np.flatnonzero(loud) / sound.RATE
     assert len(times) and start - 0.01 <= times.min() and times.max() <= start + 0.35
+
+
+def test_a_sound_lies_in_the_file_where_it_was_drawn(tmp_path):
+    scene, script = draw_scene(2), Script("one", (("beep", 1),))
+    ((_, start),) = schedule(scene, script)
+    write_clip(tmp_path / "clip.mp4", scene, script, 2)
+    clip = Clip.read(tmp_path / "clip.mp4", frames=0, audio_rate=None)
+    assert clip.audio is not None and clip.rate == sound.RATE and clip.audio_start == 0
+    first = (clip.audio[0].abs() > 0.05).nonzero().min().item() / clip.rate
+    assert start <= first < start + 0.01, (start, first)
+
+
+def test_cards_tell_every_sound_in_its_order_and_cover_no_toy():
+    for seed in range(100):
+        scene, script = draw_scene(seed), draw_script(seed)
+        shown = signs.cards(scene, script)
+        assert [name for names in shown for name in names] == [name for name, _ in script.events]
+        times = draw.key_times(FRAMES, FPS)
+        bare = draw.frames(scene, times)
+        signed = bare.copy()
+        signs.put_up(signed, scene, shown)
+        for told, names, time, before, after in zip(signs.told(shown), shown, times, bare, signed, strict=True):
+            assert told == [name for _ in range(GRID) for name in np.repeat(names or [None], GRID // len(names or [0]))]
+            changed = (before != after).any(-1).reshape(GRID, draw.CELL, GRID, draw.CELL).any((1, 3))
+            assert changed.sum() == len(names)
+            for toy in scene.toys:
+                row, column = draw.place(toy, scene.move_at, time)
+                assert not changed[round(row), round(column)]
 
 
 def test_both_sounds_of_a_pair_lie_within_one_second():

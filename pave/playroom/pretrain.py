@@ -6,10 +6,11 @@
    end with the language model instead, the same network stays near 58 % on video questions.
 2. Both are frozen. The language model describes what is seen, answers questions about it, and reads stories in words
    that use the whole vocabulary, so that it can say every answer. It never hears a sound.
-3. The tower learns to tell places too, in the words left, right, up and down.
-4. The language model goes on with questions and stories, and with subtitles: the names of sounds as words between key
-   frames, as large video LLMs meet interleaved text. A base that never read words among pictures could not be taught
-   to read a sound there: added to visual tokens, the very vectors of these words said nothing to it.
+3. The tower learns to tell places too, in the words left, right, up and down, and cards on the rug that show a picture
+   of a horn or a bell (`signs.py`).
+4. The language model goes on with questions and stories, and answers "what do you hear?" from such cards, as a large
+   video LLM knows a bell by sight. A base that knew these words from text alone could not be taught by a patch to find
+   them among pictures: added to visual tokens, the very vectors of the words said nothing to it.
 
 What made it learn, each seen to matter: weights that start at the scale of a narrow model; visual tokens that point
 where the language model's own words point; descriptions, in which looking up starts with the word just said, and no
@@ -43,15 +44,14 @@ from transformers import (
 )
 
 from pave.data import IGNORE, Row, collate, pack
-from pave.playroom import draw
+from pave.playroom import draw, signs
 from pave.playroom.questions import CAPTION, CHANNELS, Question, draw_questions, video_questions
-from pave.playroom.sound import TONE_SECONDS
+from pave.playroom.signs import NO_CARDS, Cards
 from pave.playroom.words import describe, make_tokenizer, story
-from pave.playroom.world import COLOURS, FPS, FRAMES, GRID, SHAPES, SIZE, Scene, draw_scene, draw_script, schedule
+from pave.playroom.world import COLOURS, FPS, FRAMES, GRID, SHAPES, SIZE, SOUNDS, Scene, draw_scene, draw_script
 
 INIT = 0.08  # about 1/sqrt(128); with the library's 0.02, meant for wide models, attention starts far too flat
 Network = Any  # a LlavaOnevisionForConditionalGeneration; its attributes have no types
-Shown = tuple[list[int], list[Question]]  # the ids of a clip's key frames and what stands between them; what is asked
 Loss = tuple[Tensor, list[Tensor]]  # and shares of right answers, to look at
 PLACE = 3.0  # how far left and right, up and down are told, beside 11 for the whole of a normalised token
 # Twice: steps and rate of the tower, then steps, rate and mixture of the language model.
@@ -61,8 +61,7 @@ PARTS = (
         (200, 6e-4),
         [
             (600, 1.5e-3, {"asked": 24, "stories": 10}),
-            (600, 2e-3, {"asked": 8, "stories": 32}),
-            (600, 2e-3, {"asked": 8, "subtitled": 16, "stories": 8}),
+            (1000, 2e-3, {"asked": 8, "signed": 16, "stories": 8}),
         ],
     ),
 )
@@ -114,9 +113,10 @@ def new_base(tokenizer: PreTrainedTokenizerFast, seed: int) -> Network:
 # ---- 1. the tower learns to see ------------------------------------------------------------------------------------
 
 
-def film(scene: Scene, rng: np.random.Generator) -> Tensor:
+def film(scene: Scene, shown: Cards, rng: np.random.Generator) -> Tensor:
     """Key frames as a camera and a codec leave them: uint8 (t 3 y x), colour at half resolution."""
     frames = draw.frames(scene, draw.key_times(FRAMES, FPS)).astype(np.float32)
+    signs.put_up(frames, scene, shown)
     grey = frames @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
     colour = frames - grey[..., None]
     coarse = colour.reshape(len(frames), SIZE // 2, 2, SIZE // 2, 2, 3).mean((2, 4))
@@ -129,11 +129,12 @@ def normalise(frames: Tensor) -> Tensor:
     return (frames.float() - 127.5) / 127.5
 
 
-def labels(scene: Scene) -> Tensor:
-    """For every visual token: shape, colour (0: none, IGNORE: a toy on its way), square, light. int64 (t s 4)."""
+def labels(scene: Scene, shown: Cards) -> Tensor:
+    """For every visual token: shape, colour (0: none, IGNORE: a toy on its way), square, light, card. int64 (t s 5)."""
     times = draw.key_times(FRAMES, FPS)
-    out = torch.zeros(FRAMES, TOKENS, 4, dtype=torch.int64)
+    out = torch.zeros(FRAMES, TOKENS, 5, dtype=torch.int64)
     out[:, :, 2] = torch.arange(TOKENS)
+    out[:, :, 4] = torch.tensor([[SOUNDS.index(name) + 1 if name else 0 for name in row] for row in signs.told(shown)])
     for i, when in enumerate(times):
         out[i, :, 3] = int(draw.is_dim(scene, when))
         for toy in scene.toys:
@@ -167,15 +168,16 @@ def train_tower(
     steps: int,
     rate: float,
     seed: int,
-    places: bool,
+    everything: bool,
     clips: int = 12,
 ) -> None:
-    """Dense labels on the projected tokens. Shape, colour and, with `places`, place are told by the language model's
-    own word vectors, so that a token of a red ball looks to it like "red ball"; the linear head for square and light is
-    thrown away."""
+    """Dense labels on the projected tokens. Shape, colour and, with `everything`, place and cards are told by the
+    language model's own word vectors, so that a token of a red ball looks to it like "red ball"; the linear head for
+    square and light is thrown away. A card is told by all tokens of its frame."""
     torch.manual_seed(seed)
     sizes = (len(SHAPES) + 1, len(COLOURS) + 1, TOKENS, 2)
     words = word_vectors(base, tokenizer, ["toy", *SHAPES, "nothing", *COLOURS])
+    sounds = word_vectors(base, tokenizer, SOUNDS)
     left, right, up, down = word_vectors(base, tokenizer, ["left", "right", "up", "down"])
     axes = F.normalize(torch.stack([down - up, right - left]), dim=-1)
     squares = PLACE * torch.cartesian_prod(*[torch.linspace(-1, 1, GRID)] * 2)  # (s 2)
@@ -186,12 +188,16 @@ def train_tower(
 
     def loss(step: int) -> Loss:
         scenes = [draw_scene(10_000_000 + step * clips + i, "train") for i in range(clips)]
-        tokens = visual_tokens(base, torch.stack([film(scene, rng) for scene in scenes]))
-        truth = torch.stack([labels(scene) for scene in scenes])
+        shown = [signs.cards(scene, draw_script(scene.seed)) if everything else NO_CARDS for scene in scenes]
+        tokens = visual_tokens(base, torch.stack([film(*clip, rng) for clip in zip(scenes, shown, strict=True)]))
+        truth = torch.stack([labels(*clip) for clip in zip(scenes, shown, strict=True)])
         told = F.rms_norm(tokens, tokens.shape[-1:])  # by direction alone: what a layer of the language model sees
-        scores = torch.cat([told @ words.T, heads(tokens)], -1).split(sizes, -1)
-        # toys are few: empty squares would drown them
-        weights = [torch.tensor([0.2] + [1.0] * (size - 1)) if k < 2 else None for k, size in enumerate(sizes)]
+        scores = list(torch.cat([told @ words.T, heads(tokens)], -1).split(sizes, -1))
+        if everything:
+            scores.append(F.pad(told @ sounds.T, (1, 0)))
+        # toys and cards are few: empty squares would drown them
+        weights = [torch.tensor([0.2] + [1.0] * (score.shape[-1] - 1)) for score in scores]
+        weights[2:4] = None, None
         losses = [
             F.cross_entropy(score.flatten(0, 2), truth[..., k].flatten(), weight, ignore_index=IGNORE)
             for k, (score, weight) in enumerate(zip(scores, weights, strict=True))
@@ -201,14 +207,14 @@ def train_tower(
             ((score.argmax(-1) == truth[..., k]) & (truth[..., k] > 0)).sum() / (truth[..., k] > 0).sum()
             for k, score in enumerate(scores)
         ]
-        total = torch.stack(losses).sum() + 0.2 * wrong * places
+        total = torch.stack(losses).sum() + 0.2 * wrong * everything
         return total, [*right, 1 - wrong / squares.square().mean()]
 
     _optimise(parts, loss, steps, rate, name="tower")
     for parameter in eyes:
         parameter.requires_grad_(False)
     with torch.no_grad():  # the size of a token must suit the language model's other embeddings
-        tokens = visual_tokens(base, torch.stack([film(draw_scene(i, "train"), rng) for i in range(8)]))
+        tokens = visual_tokens(base, torch.stack([film(draw_scene(i, "train"), NO_CARDS, rng) for i in range(8)]))
         scale = 1.5 * INIT / tokens.square().mean().sqrt()
         base.model.multi_modal_projector.linear_2.weight *= scale
         base.model.multi_modal_projector.linear_2.bias *= scale
@@ -224,16 +230,19 @@ class Practice:
         self.base, self.tokenizer, self.rng = base, tokenizer, Random(seed)
         self.noise = np.random.default_rng(seed)
         self.video, self.pad = base.config.video_token_id, int(base.config.text_config.pad_token_id)
-        self.store: list[tuple[Scene, Tensor]] = []
+        self.store: dict[bool, list[tuple[int, Tensor]]] = {False: [], True: []}
         self.known: dict[str, list[int]] = {}
 
-    def watch(self, count: int) -> None:
-        """Look at `count` new clips once; the tower is frozen, so their tokens can be kept."""
-        with torch.no_grad():
-            for first in range(0, count, 32):
-                scenes = [draw_scene(len(self.store) + i, "train") for i in range(min(32, count - first))]
-                tokens = visual_tokens(self.base, torch.stack([film(scene, self.noise) for scene in scenes]))
-                self.store += list(zip(scenes, tokens.half(), strict=True))
+    @torch.no_grad()
+    def watch(self, count: int, signed: bool = False) -> None:
+        """Look at `count` new clips once, with cards or without; the tower is frozen, so their tokens can be kept."""
+        store = self.store[signed]
+        for first in range(0, count, 32):
+            seeds = range(len(store), len(store) + min(32, count - first))
+            clips = [(draw_scene(seed, "train"), draw_script(seed)) for seed in seeds]
+            shown = [signs.cards(*clip) if signed else NO_CARDS for clip in clips]
+            films = [film(scene, cards, self.noise) for (scene, _), cards in zip(clips, shown, strict=True)]
+            store += list(zip(seeds, visual_tokens(self.base, torch.stack(films)).half(), strict=True))
 
     def ids(self, text: str) -> list[int]:
         if text not in self.known:
@@ -249,38 +258,21 @@ class Practice:
             for question in questions
         ]
 
-    def clips(self, count: int, show: Callable[[Scene], Shown]) -> tuple[list[Row], Tensor]:
-        """Rows about clips that were watched, as `show` wants them, and their visual tokens (b t s d)."""
-        chosen = self.rng.sample(self.store, count)
-        rows = []
-        for scene, _ in chosen:
-            frames, questions = show(scene)
-            rows.append(pack([*self.ids(SYSTEM), *frames, self.video], self.turns(questions)))
+    def clips(self, count: int, form: str) -> tuple[list[Row], Tensor]:
+        """Rows about clips that were watched, with the questions of a form, and their visual tokens (b t s d)."""
+        chosen = self.rng.sample(self.store[form == "signed"], count)
+        prefix = [*self.ids(SYSTEM), *[self.video] * (FRAMES * TOKENS + 1)]
+        rows = [pack(prefix, self.turns(self.questions(seed, form))) for seed, _ in chosen]
         return rows, torch.stack([tokens for _, tokens in chosen]).float()
 
-    @property
-    def frames(self) -> list[int]:
-        return [self.video] * (FRAMES * TOKENS)
-
-    def described(self, scene: Scene) -> Shown:
-        """With descriptions and some questions."""
+    def questions(self, seed: int, form: str) -> list[Question]:
+        """described: some questions about what is seen, and descriptions. asked: all questions about what is seen.
+        signed: questions about what is seen and what the cards tell."""
+        scene = draw_scene(seed, "train")
+        if form == "signed":
+            return draw_questions(scene, draw_script(seed), (*CHANNELS, CAPTION), self.rng.randrange(10**9))
         known = list(video_questions(scene))
-        return self.frames, self.rng.sample(known, min(8, len(known))) + describe(scene, self.rng)
-
-    def asked(self, scene: Scene) -> Shown:
-        """With all questions about what is seen."""
-        return self.frames, list(video_questions(scene))
-
-    def subtitled(self, scene: Scene) -> Shown:
-        """With the names of sounds as words behind the key frames where they would be heard, and all questions."""
-        seed = self.rng.randrange(10**9)
-        script = draw_script(seed)
-        words: list[list[int]] = [[] for _ in range(FRAMES)]
-        times = draw.key_times(FRAMES, FPS)
-        for name, start in schedule(scene, script):
-            words[int(abs(times - start - TONE_SECONDS / 2).argmin())] += self.ids(f" {name}")
-        layout = [token for said in words for token in [*[self.video] * TOKENS, *said]]
-        return layout, draw_questions(scene, script, (*CHANNELS, CAPTION), seed)
+        return known if form == "asked" else self.rng.sample(known, min(8, len(known))) + describe(scene, self.rng)
 
     def stories(self, count: int) -> list[Row]:
         rows = []
@@ -321,7 +313,7 @@ def train_language(practice: Practice, steps: int, rate: float, mix: Mapping[str
         total, right = torch.zeros(()), []
         for form, count in mix.items():
             told = form == "stories"
-            batch = (practice.stories(count), None) if told else practice.clips(count, getattr(practice, form))
+            batch = (practice.stories(count), None) if told else practice.clips(count, form)
             scores, wanted = practice.scores(*batch)
             total = total + F.cross_entropy(scores, wanted) * (0.5 if told else 1)
             right.append((scores.argmax(-1) == wanted).float().mean())
@@ -338,7 +330,9 @@ def accuracy(practice: Practice, scenes: Iterator[Scene]) -> dict[str, tuple[int
     for scene in scenes:
         questions = list(video_questions(scene))
         row = pack(prefix, practice.turns(questions))
-        scores, wanted = practice.scores([row], visual_tokens(practice.base, film(scene, practice.noise)[None]))
+        scores, wanted = practice.scores(
+            [row], visual_tokens(practice.base, film(scene, NO_CARDS, practice.noise)[None])
+        )
         hits = (scores.argmax(-1) == wanted)[::2]  # an answer is one word and <|im_end|>
         for question, hit in zip(questions, hits.tolist(), strict=True):
             right, asked = tally.get(question.kind, (0, 0))
@@ -379,9 +373,11 @@ def main() -> None:
     print(f"{sum(p.numel() for p in base.parameters()) / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}")
     for turn, (tower, language) in enumerate(PARTS):
         steps, rate = tower
-        train_tower(base, tokenizer, max(1, int(steps * options.part)), rate, options.seed + turn, places=turn > 0)
+        train_tower(base, tokenizer, max(1, int(steps * options.part)), rate, options.seed + turn, everything=turn > 0)
         practice = Practice(base, tokenizer, options.seed + turn)
         practice.watch(options.clips)
+        if turn:
+            practice.watch(options.clips, signed=True)
         for steps, rate, mix in language:
             train_language(practice, max(1, int(steps * options.part)), rate, mix)
     tally = accuracy(practice, (draw_scene(seed, "val") for seed in range(20_000_000, 20_000_400)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from zlib import crc32
 
@@ -41,6 +42,7 @@ def write_clip(path: Path, scene: Scene, script: Script, seed: int, audio: bool 
             samples = sound.samples(scene, script, seed)
             frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
             frame.sample_rate = sound.RATE
+            frame.pts, frame.time_base = 0, Fraction(1, sound.RATE)  # without them the sound lies 64 ms late
             container.mux(track.encode(frame))
             container.mux(track.encode())
 

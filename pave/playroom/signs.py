@@ -1,0 +1,66 @@
+"""Sounds as pictures: cards on the rug, as a film for the deaf might show them. Practice for the embedded base only.
+
+In: a `Scene` and a `Script`. Out: key frames with cards, and what they tell. So a base that never hears learns to
+look up colours and orders by a sound's name; the clips that are asked about have no cards.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pave.playroom import draw
+from pave.playroom.sound import TONE_SECONDS
+from pave.playroom.world import FPS, FRAMES, GRID, Scene, Script, Toy, schedule
+
+PIXEL = 2  # a card is seven by seven of these: a picture of five by five and a dark rim
+PICTURES = {
+    "beep": ("  #  ", "  #  ", "#####", "  #  ", "  #  "),
+    "horn": ("    #", "  ###", "#####", "  ###", "    #"),
+    "bell": ("  #  ", " ### ", " ### ", "#####", "  #  "),
+    "drum": ("#####", "#   #", "#   #", "#   #", "#####"),
+    "hiss": ("# # #", " # # ", "# # #", " # # ", "# # #"),
+    "siren": ("#   #", "#   #", "# # #", "#   #", "#   #"),
+}
+Cards = list[tuple[str, ...]]  # for every key frame none, one, or two sounds, the earlier one on the left
+NO_CARDS: Cards = [()] * FRAMES
+
+
+def cards(scene: Scene, script: Script) -> Cards:
+    """The sounds of a script, each at the key frame nearest to its middle."""
+    times = draw.key_times(FRAMES, FPS)
+    shown = list(NO_CARDS)
+    for name, start in schedule(scene, script):
+        at = int(abs(times - start - TONE_SECONDS / 2).argmin())
+        shown[at] = (*shown[at], name)
+    return shown
+
+
+def put_up(frames: np.ndarray, scene: Scene, shown: Cards) -> None:
+    """Draw the cards into key frames (t y x 3): one anywhere, two in the left and in the right half."""
+    rng = np.random.default_rng([scene.seed, 1])
+    free = sorted({(row, column) for row in range(GRID) for column in range(GRID)} - _taken(scene.toys))
+    halves = [[square for square in free if (square[1] < GRID // 2) == left] for left in (True, False)]
+    for frame, names in zip(frames, shown, strict=True):
+        places = halves if len(names) == 2 else [free]
+        for name, squares in zip(names, places, strict=False):
+            row, column = squares[rng.integers(len(squares))]
+            y, x = np.array([row, column]) * draw.CELL + rng.integers(0, 3, 2)
+            picture = np.pad([[mark == "#" for mark in line] for line in PICTURES[name]], 1)
+            card = picture.repeat(PIXEL, 0).repeat(PIXEL, 1)
+            frame[y : y + len(card), x : x + len(card)] = np.where(card, 235, 10)[..., None]
+
+
+def told(shown: Cards) -> list[list[str | None]]:
+    """What every square tells, row by row (t s): of two cards, the one in its half."""
+    rows = [[names[0]] * (GRID // 2) + [names[-1]] * (GRID // 2) if names else [None] * GRID for names in shown]
+    return [row * GRID for row in rows]
+
+
+def _taken(toys: tuple[Toy, ...]) -> set[tuple[int, int]]:
+    """Squares on which a toy stands or over which it moves."""
+    return {
+        (row, column)
+        for toy in toys
+        for row in range(min(toy.square[0], toy.goal[0]), max(toy.square[0], toy.goal[0]) + 1)
+        for column in range(min(toy.square[1], toy.goal[1]), max(toy.square[1], toy.goal[1]) + 1)
+    }
