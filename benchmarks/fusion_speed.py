@@ -15,18 +15,17 @@ query and output projections on every visual token (`rate_as_written`).
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from study import Study
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -35,7 +34,6 @@ from pave.fusion import Folded, Official, build_fusion
 from pave.rope import LONGEST, SHORTEST
 from pave.sidechannel import SideBatch, SideTokens, align
 
-RESULTS = Path(__file__).parent / "results" / "fusion_speed.json"
 FRAMES, TOKENS, VISION, VISUAL, SIDE = 32, 196, 1152, 3584, 1024  # LLaVA-OneVision 7B, encoders of 1024 channels
 SIZES = {"audio 120x1x1": (120, 1), "video 240x2x2": (240, 2), "3-D 32x24x24": (32, 24)}
 KINDS = {
@@ -91,7 +89,7 @@ def folded_loop(fusion: Any, vision: Tensor, side: SideBatch) -> Tensor:
             x = side.x[clip, steps]
             since = (side.times[clip, steps] - side.key_times[clip, frame])[:, None, None] * (2 * math.pi / periods)
             cos, sin = (f.float().repeat_interleave(x.shape[1] ** 2, 0) for f in (since.cos(), since.sin()))
-            x = F.rms_norm(x.flatten(0, 2), x.shape[-1:], eps=1e-6)
+            x = fusion.standard(x.flatten(0, 2))
             one, two = fusion.key(x).unflatten(-1, (heads, e)).chunk(2, dim=-1)
             k = torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
             k = torch.cat([k, fusion.null.view(1, heads, e)]).transpose(0, 1) / math.sqrt(e)
@@ -160,6 +158,8 @@ def measure(kind: str, size: str, batch: int, rounds: int) -> dict[str, float | 
     with Calls() as calls:
         ours = fusion(vision, tokens, side)
     difference = (ours - loop()).abs().max() / ours.abs().max()
+    if difference > 1e-4:
+        raise SystemExit(f"{kind}, {size}: the loop computes something else (relative difference {difference:.1e})")
     del ours
     took: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -170,9 +170,6 @@ def measure(kind: str, size: str, batch: int, rounds: int) -> dict[str, float | 
         for name in ("loop", "product")
     }
     return {
-        "kind": kind,
-        "size": size,
-        "batch": batch,
         "gflops": round(flops / 1e9, 2),
         "gflops_as_written": round(written / 1e9, 2),
         "operators": calls.count,
@@ -184,37 +181,23 @@ def measure(kind: str, size: str, batch: int, rounds: int) -> dict[str, float | 
     }
 
 
-def machine() -> dict[str, str | int]:
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown")
-    return {
-        "cpu": model,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else [f"model name: {platform.processor()}"]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time both kinds of fusion at the sizes of a 7B base.")
     parser.add_argument("--small", action="store_true", help="batch 1 and three rounds; writes nothing")
     parser.add_argument("--rounds", metavar="N", type=int, default=11, help="interleaved repeats; default: %(default)s")
     arguments = parser.parse_args()
     batches, rounds = ((1,), 3) if arguments.small else ((1, 4), arguments.rounds)
-    lines = []
-    for kind in KINDS:
-        for size in SIZES:
-            for batch in batches:
-                with torch.no_grad():
-                    lines.append(measure(kind, size, batch, rounds))
-                print(*(f"{key}={value}" for key, value in lines[-1].items()), flush=True)
-    if not arguments.small:
-        report = {"machine": machine(), "rounds": rounds, "lines": lines}
-        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    study = Study("fusion_speed")
+    for kind, size, batch in product(KINDS, SIZES, batches):
+        key = f"{kind}, {size}, batch {batch}"
+        if arguments.small or key not in study:
+            with torch.no_grad():
+                line = measure(kind, size, batch, rounds)
+            if not arguments.small:
+                study.add(key, {"rounds": rounds, **line})
+        else:
+            line = study.runs[key]
+        print(f"{key}:", *(f"{name}={value}" for name, value in line.items()), flush=True)
 
 
 if __name__ == "__main__":

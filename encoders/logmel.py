@@ -2,7 +2,7 @@
 
 In: the sound of a clip at any rate. Out: `rate` tokens per second, each the mean log-mel spectrum of its time (with
 `stack` > 1: of the consecutive parts of it, one after the other). All constants are fixed, no statistics of the clip
-are taken: loudness stays readable, and nothing of the later sound leaks into an earlier token.
+are taken: loudness stays readable, and a token knows nothing that comes later than half a window after it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pave.sidechannel import SideTokens
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: the 25 ms that speech recognition has settled on
 FFT = 1024  # zero padded: with the 31 Hz bins of 512, the lowest of 64 bands would hear no bin at all
+PART = 4096  # windows at once
 MAX_HOP = 200  # samples: half a window, so that no sound falls between two frames
 
 
@@ -39,6 +40,14 @@ class Options:
     stack: int = 1  # consecutive spectra inside one token
 
     def __post_init__(self) -> None:
+        for name, kind in (("bands", int), ("rate", int), ("stack", int)):
+            if not isinstance(getattr(self, name), kind):
+                raise EncoderError(f"logmel counts {name} in whole numbers, got {getattr(self, name)!r}")
+        for name in ("fmin", "fmax", "floor"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise EncoderError(f"logmel needs a finite number for {name}, got {value!r}")
+            object.__setattr__(self, name, float(value))  # 50 and 50.0 are one option, and one cache
         if self.bands < 1 or self.stack < 1 or self.floor <= 0:
             raise EncoderError(f"logmel needs bands ≥ 1, stack ≥ 1 and floor > 0, got {asdict(self)}")
         if not 0 <= self.fmin < self.fmax <= SAMPLE_RATE / 2:
@@ -79,9 +88,7 @@ class LogMel(Encoder):
         sound = clip.audio.to(torch.float32).mean(0)
         if clip.rate != SAMPLE_RATE:
             sound = resample(sound[None], clip.rate, SAMPLE_RATE)[0]
-        return SideTokens.regular(
-            self.spectra(sound), rate=self.options.rate, start=clip.audio_start, meta={"encoder": self.spec.name}
-        )
+        return SideTokens.regular(self.spectra(sound), rate=self.options.rate, start=clip.audio_start)
 
     def spectra(self, sound: Tensor) -> Tensor:
         """Samples (n,) at 16 kHz to tokens (τ c) of about unit scale; silence is -1.5, a full-scale sine about 2.6."""
@@ -89,12 +96,16 @@ class LogMel(Encoder):
         length = steps * self.period + WINDOW - self.hop
         before = (WINDOW - self.hop) // 2  # so that the windows of a token lie evenly about its centre
         sound = F.pad(sound, (before, length - before - len(sound)))  # a negative padding cuts
-        frames = sound.unfold(0, WINDOW, self.hop) * self.window
-        power = torch.view_as_real(torch.fft.rfft(frames, n=FFT)).square().sum(-1) @ self.filters
-        log = torch.log10(power + self.options.floor)
+        parts = sound.unfold(0, WINDOW, self.hop).split(PART)  # an hour at once would take gigabytes
+        log = torch.cat([torch.log10(self._power(part) + self.options.floor) for part in parts])
         log = reduce(log, "(τ stack part) band -> τ stack band", "mean", τ=steps, stack=self.options.stack)
         # Fixed: -8 … 0 is what the default floor leaves of log10 power, and everyday sound lies about -5.
         return rearrange((log + 5) / 2, "τ stack band -> τ (stack band)")
+
+    def _power(self, frames: Tensor) -> Tensor:
+        """Samples (τ window) to power in every band (τ band)."""
+        spectrum = torch.fft.rfft(frames * self.window, n=FFT)
+        return torch.view_as_real(spectrum).square().sum(-1) @ self.filters
 
     @cached_property
     def window(self) -> Tensor:

@@ -129,12 +129,12 @@ class Attached(nn.Module):
     def update(self, sense: str, visual: Visual, side: SideBatch) -> Tensor:
         """What a sense adds to the visual tokens (b t s d), in the dtype of these. Weights kept in float32 for
         training are cast here at every call, so that training computes what a loaded patch will."""
-        moved = side.to(visual.tokens.device, visual.tokens.dtype)
+        moved = side.to(visual.tokens.device)
         return self._run(sense, visual.tokens.dtype, (visual.vision, visual.tokens, moved))
 
     def beside(self, sense: str, side: SideBatch) -> tuple[Tensor, Tensor]:
         """What a sense puts beside the visual tokens (b t n d), and which of it is real (b t n)."""
-        return self._run(sense, self.dtype, (side.to(self.device, self.dtype),))
+        return self._run(sense, self.dtype, (side.to(self.device),))
 
     @property
     def adds(self) -> bool:
@@ -143,11 +143,10 @@ class Attached(nn.Module):
 
     def _run(self, sense: str, dtype: torch.dtype, arguments: tuple[object, ...]) -> Any:
         fusion = self.fusion[sense]
-        state = dict(fusion.named_parameters()) | dict(fusion.named_buffers())
-        if all(value.dtype == dtype for value in state.values() if value.is_floating_point()):
+        weights = dict(fusion.named_parameters())
+        if all(weight.dtype == dtype for weight in weights.values()):
             return fusion(*arguments)
-        cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-        return functional_call(fusion, cast, arguments)
+        return functional_call(fusion, {name: weight.to(dtype) for name, weight in weights.items()}, arguments)
 
 
 def base_match(config: PatchConfig, base: Base, source: str, strict: bool) -> str:

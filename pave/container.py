@@ -24,6 +24,7 @@ from pave.errors import MediaError
 
 MAX_SIDE = 16384  # pixels: larger pictures are damaged headers or attacks, not video
 UNKNOWN = -(1 << 62)  # below every real stamp
+RAW_SOUND = ("mp3", "aac", "ac3", "eac3")  # without a header: the length is a guess from the bit rate
 THREADS_FROM = 640 * 360  # pixels: below, threads cost more than they save
 
 
@@ -139,7 +140,7 @@ def walk(path: str) -> Survey:
             survey.frames = pictures[0].frames if "mp4" in survey.kind else 0  # AVI counts ticks, not pictures
         if len(pictures) > 1:
             survey.warnings.append(f"{len(pictures)} video tracks: the first is used")
-        if container.duration and "mp3" not in survey.kind:  # an MP3's length is a guess from its bit rate
+        if container.duration and survey.kind not in RAW_SOUND:
             survey.promised = container.duration / av.time_base
         begin = (container.start_time or 0) / av.time_base
         ticks = [float(stream.time_base or 0) for stream in container.streams]

@@ -137,6 +137,8 @@ def pick(stamps: list[int], request: Request, track: Track) -> Picks:
 
     Stamps are sorted. The arithmetic is exact: a rounding error of linspace would show the picture before.
     """
+    if request.frames == 0 and request.fps is None:
+        return Picks([], [])
     shown = within(stamps, request, track)
     first, last = shown[0], shown[-1]
     if request.fps is not None:
@@ -164,7 +166,7 @@ def within(stamps: list[int], request: Request, track: Track) -> list[int]:
         return stamps[first:last]
     if start > stamps[-1] + track.gap / track.base:
         seconds = float((stamps[-1] - stamps[0]) * track.base + track.gap)
-        cause = f"start={request.start} s lies behind its last picture ({seconds:.2f} s)"
+        cause = f"start={request.start:g} s lies behind its last picture ({seconds:.2f} s)"
         raise refuse(request.path, cause, "ask for an earlier span")
     return stamps[bisect_right(stamps, start) - 1 :][:1]
 
@@ -284,18 +286,21 @@ class Sound:
 
     @property
     def seconds(self) -> float:
-        """Length of the whole track."""
+        """Length of the track as far as it was read."""
         return self.place / (self.rate or 1)
 
     def add(self, frame: Any) -> bool:
-        """Take one decoded frame; False when the rest of the track cannot be used."""
+        """Take one decoded frame; False when the rest of the track is not wanted or cannot be used."""
         wave = waveform(frame)
+        channels = len(wave)
+        if self.request.mono:
+            wave = wave.mean(0, keepdims=True)
         if self.rate is None:
-            self.rate, self.channels, self.tick = frame.sample_rate, len(wave), float(frame.time_base)
+            self.rate, self.channels, self.tick = frame.sample_rate, channels, float(frame.time_base)
             self.first = frame.pts
             if self.origin is not None and frame.pts is not None:
                 self.begin = float(frame.pts * frame.time_base - self.origin)
-        if (frame.sample_rate, len(wave)) != (self.rate, self.channels):
+        if frame.sample_rate != self.rate or (channels != self.channels and not self.request.mono):
             self.warnings.append(
                 f"the sound changes its rate or channels at {self.seconds:.2f} s: the rest is left out"
             )
@@ -305,10 +310,8 @@ class Sound:
             if ahead > GAP_SECONDS:
                 self.warnings.append(f"{ahead:.2f} s of sound are missing at {self.begin + self.seconds:.2f} s")
                 self.place += round(ahead * frame.sample_rate)
-        if self.request.mono and len(wave) > 1:
-            wave = wave.mean(0, keepdims=True)
         self.keep(wave)
-        return True
+        return self.request.end is None or self.begin + self.seconds < self.request.end
 
     def keep(self, wave: np.ndarray) -> None:
         """Store the part of a piece (c n) that lies in the span asked for."""

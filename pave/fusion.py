@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from operator import attrgetter
 
 import torch
@@ -75,7 +76,8 @@ class Fusion(nn.Module, ABC):
 class Standard(nn.Module):
     """x̂ = (x − mean) · gain, per channel. Both are measured before training and then stay, so that silence is as quiet
     as it was, which no LayerNorm keeps; without them a large constant in all channels hides what changes, and a patch
-    learns to hear several times more slowly, or not at all."""
+    learns to hear several times more slowly, or not at all. The subtraction needs float32, whatever the fusion's dtype:
+    a constant a hundred times the deviation would leave bfloat16 nothing."""
 
     mean: Tensor
     gain: Tensor
@@ -93,7 +95,15 @@ class Standard(nn.Module):
             self.gain.copy_(1 / deviation.clamp(min=max(0.1 * deviation.mean().item(), 1e-6)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) * self.gain
+        return (x.to(torch.promote_types(x.dtype, torch.float32)) - self.mean) * self.gain
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Standard:
+        """Moves, but never changes its dtype."""
+        measured = {name: value for name, value in self.named_buffers() if not value.is_meta}
+        super()._apply(fn, recurse)
+        for name, value in measured.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
 
 
 class Folded(Fusion):
@@ -131,7 +141,7 @@ class Folded(Fusion):
         if not side.x.shape[1]:
             return torch.zeros_like(tokens)
         asking = self._asking(vision, tokens)
-        x = self.standard(side.x.flatten(0, 3).to(asking.dtype))
+        x = self.standard(side.x.flatten(0, 3)).to(asking.dtype)
         segments = Segments(side)
         k = segments(self.key(x)).unflatten(-1, (self.heads, -1))
         if self.config.rope == "time":
@@ -325,8 +335,8 @@ class Beside(nn.Module):
 
     def forward(self, side: SideBatch) -> tuple[Tensor, Tensor]:
         """Tokens (b t k d) in the dtype of the weights, and their mask (b t k)."""
-        x = side.x.flatten(0, 3).to(self.scale.dtype)
-        tokens = self.project(self.standard(x)) * self.scale
+        x = self.standard(side.x.flatten(0, 3)).to(_weight(self, "project.0.weight").dtype)
+        tokens = self.project(x) * self.scale.to(x.dtype)
         b, steps, h, w = side.x.shape[:4]
         if self.config.combine == "interleave":
             segments = Segments(side)

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Integral
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from pave.errors import MediaError, SignalError
 TIMEOUT = 30.0  # seconds of decoding per file: a silent hang is the worst failure of a training run
 SINC_WIDTH = 6  # zero crossings on each side; with the roll-off these are the defaults of torchaudio, so that
 SINC_ROLLOFF = 0.99  # encoders trained on its resampled sound hear the same here
+LOUDEST = 16.0  # times full scale, far above any overshoot: such sound is in another unit
 MAX_KERNEL = 1 << 25  # numbers: two rates without a common step would need gigabytes of filter
 
 
@@ -111,11 +114,13 @@ class Clip:
         # A worker's folder is the one it was started in, so names are made absolute (addresses are refused by name).
         path = os.fsdecode(path)
         full = path if "://" in path else os.path.abspath(path)
-        request = Request(full, frames, fps, audio, mono, start, end)
+        whole = None if frames is None else index(frames)
+        fps, start, end = (None if value is None else float(value) for value in (fps, start, end))
+        request = Request(full, whole, fps, audio, mono, start, end)
         found = decode(request) if timeout is None else decode_within(request, timeout)
         pictures = None if found.frames is None else rearrange(torch.from_numpy(found.frames), "t y x c -> t c y x")
         sound, rate = None if found.audio is None else torch.from_numpy(found.audio), found.rate
-        if sound is not None and rate and audio_rate:
+        if sound is not None and rate and audio_rate is not None:
             sound, rate = resample(sound, rate, audio_rate).clamp(-1, 1), audio_rate
         facts: dict[str, Any] = {**found.facts, "warnings": tuple(found.facts["warnings"])}
         return cls(
@@ -207,6 +212,8 @@ def tensor_of(values: Any) -> Tensor:
 
 def pictures_of(frames: Any) -> Tensor:
     """Frames in any of the accepted forms as uint8 (t 3 y x)."""
+    if isinstance(frames, str | os.PathLike):
+        raise MediaError(f"{os.fspath(frames)!r} is a path, not pictures; read it with Clip.read")
     if isinstance(frames, Sequence):
         if not frames:
             raise MediaError("frames is an empty list; give at least one picture")
@@ -241,11 +248,11 @@ def times_of(times: Any, count: int) -> Tensor:
 
 def sound_of(audio: Any, rate: int | None) -> Tensor:
     """Sound in any of the accepted forms as float32 (c n)."""
-    if not rate or rate < 0:
-        raise MediaError(f"audio needs its rate in Hz, got rate={rate}")
+    if not isinstance(rate, Integral) or rate < 1:
+        raise MediaError(f"audio needs its rate, a whole number of Hz, got rate={rate}")
     sound = tensor_of(audio)
     sound = sound[None] if sound.ndim == 1 else sound
-    if sound.ndim != 2 or sound.shape[0] > 64:
+    if sound.ndim != 2 or not 1 <= sound.shape[0] <= 64:
         raise MediaError(f"audio has shape {tuple(sound.shape)}; give (n,) or (channels, n)")
     if sound.dtype == torch.int16:
         sound = sound.float() / 32768
@@ -253,6 +260,8 @@ def sound_of(audio: Any, rate: int | None) -> Tensor:
         raise MediaError(f"audio is {sound.dtype}; give float in [-1, 1] or int16")
     if not sound.isfinite().all():
         raise SignalError("audio holds samples that are not finite; replace them first")
+    if sound.numel() and (peak := sound.abs().max().item()) > LOUDEST:
+        raise MediaError(f"audio has a sample of {peak:.4g}; give float in [-1, 1], of 16-bit numbers divided by 32768")
     return sound.float().clamp(-1, 1)
 
 
@@ -287,7 +296,9 @@ def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
     under a Hann window of SINC_WIDTH zero crossings (J. O. Smith, Digital Audio Resampling). With the rates' ratio
     reduced to from/to, h has only `to` different phases: one strided convolution with `to` output channels.
     """
-    if from_rate == to_rate:
+    if not all(isinstance(rate, Integral) and rate > 0 for rate in (from_rate, to_rate)):
+        raise MediaError(f"sound cannot go from {from_rate} to {to_rate} Hz; rates are whole numbers above 0")
+    if from_rate == to_rate or not audio.numel():
         return audio
     common = math.gcd(from_rate, to_rate)
     step, phases = from_rate // common, to_rate // common

@@ -35,8 +35,11 @@ class Segments:
         return self._steps(x.reshape(self.side.times.numel(), -1)).view(*self.shape, x.shape[-1])
 
     def seconds(self) -> Tensor:
-        """Of each step since its key frame ((b t) m)."""
-        return self._steps(self.side.times.view(-1, 1)).view(self.shape[:2]) - self.side.key_times.view(-1, 1)
+        """Of each step since its key frame ((b t) m); 0 in a set, whose steps have no time."""
+        seconds = self._steps(self.side.times.view(-1, 1)).view(self.shape[:2]) - self.side.key_times.view(-1, 1)
+        if self.side.sets is None:
+            return seconds
+        return seconds.masked_fill(self.side.sets.repeat_interleave(self.side.key_times.shape[1])[:, None], 0)
 
     def mask(self) -> Tensor | None:
         """Which tokens are real ((b t) (m n)); None: all of them."""

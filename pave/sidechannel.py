@@ -8,9 +8,9 @@ b clips, t key frames, τ time steps of the side channel, m time steps in a segm
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -31,7 +31,6 @@ class SideTokens:
     spans: Tensor  # (τ 2) first and last second that a token has heard or seen, float64
     valid: Tensor  # (τ h w) bool
     kind: Literal["sequence", "set"] = "sequence"  # set: the times mean nothing, alignment falls back to the index rule
-    meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", self.times.to("cpu", torch.float64))
@@ -57,16 +56,14 @@ class SideTokens:
             )
 
     @classmethod
-    def regular(
-        cls, x: Tensor, *, rate: float, start: float = 0.0, meta: Mapping[str, Any] | None = None
-    ) -> SideTokens:
+    def regular(cls, x: Tensor, *, rate: float, start: float = 0.0) -> SideTokens:
         """Tokens (τ c) or (τ h w c) at `rate` per second: token i covers start + [i, i + 1) / rate."""
         if not rate > 0:
             raise SignalError(f"rate={rate} tokens per second; it must be above 0")
         x = rearrange(x, "τ c -> τ 1 1 c") if x.ndim == 2 else x
         edges = start + torch.arange(len(x) + 1, dtype=torch.float64) / rate
         spans = torch.stack([edges[:-1], edges[1:]], dim=-1)
-        return cls(x, spans.mean(-1), spans, torch.ones(x.shape[:3], dtype=torch.bool), meta=meta or {})
+        return cls(x, spans.mean(-1), spans, torch.ones(x.shape[:3], dtype=torch.bool))
 
 
 @dataclass(frozen=True)
@@ -84,10 +81,10 @@ class SideBatch:
     mask: Tensor  # (b t m) bool, False where padded
     valid: Tensor | None  # (b τ h w) bool; None: all real tokens are valid
     key_times: Tensor  # (b t) seconds, float64
-    rule: Rule
     # even: segment i is steps [i·m, (i+1)·m) of every row; dense: no segment is padded; full: none is empty
     layout: Literal["even", "dense", "full", "ragged"] = "ragged"
     blend: tuple[Tensor, Tensor] | None = None  # each (b t m); index rule, where a row has fewer steps than key frames
+    sets: Tensor | None = None  # (b,) which rows are sets, whose times mean nothing; None: no row
 
     @property
     def present(self) -> Tensor:
@@ -98,9 +95,9 @@ class SideBatch:
         """The same batch elsewhere; `dtype` is that of the tokens, times stay float64."""
         names = ("times", "steps", "index", "mask", "key_times")
         moved: dict[str, Tensor] = {name: getattr(self, name).to(device) for name in names}
-        valid = None if self.valid is None else self.valid.to(device)
+        valid, sets = (None if value is None else value.to(device) for value in (self.valid, self.sets))
         blend = None if self.blend is None else (self.blend[0].to(device), self.blend[1].to(device))
-        return replace(self, x=self.x.to(device=device, dtype=dtype), valid=valid, blend=blend, **moved)
+        return replace(self, x=self.x.to(device=device, dtype=dtype), valid=valid, sets=sets, blend=blend, **moved)
 
 
 def segments_by_time(times: Tensor, key_times: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,15 +162,15 @@ def align(tokens: Sequence[SideTokens | None], key_times: Sequence[Tensor], rule
     mask = _pad2([mask for _, mask in segments])
     return SideBatch(
         x=x,
-        times=_pad([_clock(*each) for each in zip(rows, key_times, segments, strict=True)]),
+        times=_pad([torch.zeros(0, dtype=torch.float64) if row is None else row.times for row in rows]),
         steps=torch.tensor(steps),
         index=index,
         mask=mask,
         valid=valid,
         key_times=_pad([keys.to(torch.float64) for keys in key_times]),
-        rule=rule,
         layout=_layout(index, mask, valid, x.shape[1]),
         blend=_blend(index, steps, [len(keys) for keys in key_times]) if rule == "index" else None,
+        sets=torch.tensor([row is not None and row.kind == "set" for row in rows]) if "set" in kinds else None,
     )
 
 
@@ -204,18 +201,6 @@ def _blend(index: Tensor, steps: list[int], frames: list[int]) -> tuple[Tensor, 
             before, part = _stretch(n, t)
             after[row, :t, 0], share[row, :t, 0] = (before + 1).clamp(max=n - 1), part
     return after, share
-
-
-def _clock(row: SideTokens | None, key_times: Tensor, segment: tuple[Tensor, Tensor]) -> Tensor:
-    """Seconds of each step; in a set, which has no order, those of the key frame that reads it."""
-    if row is None:
-        return torch.zeros(0, dtype=torch.float64)
-    if row.kind == "sequence":
-        return row.times
-    index, mask = segment
-    times = torch.zeros_like(row.times)
-    times[index[mask]] = key_times.to(torch.float64)[:, None].expand_as(index)[mask]
-    return times
 
 
 def _pack(segment: Tensor, frames: int) -> tuple[Tensor, Tensor]:

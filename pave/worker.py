@@ -177,6 +177,9 @@ def serve() -> None:
                 answer = {"error": str(error)}
             except MemoryError:
                 answer = {"error": f"{request['path']}: needs more memory than there is; ask for fewer frames"}
+            except Exception as error:
+                cause = f"{type(error).__name__}: {error}"
+                answer = {"error": f"{request['path']}: {cause}; this is a bug of PAVE, not of the file: report it"}
         out.write(json.dumps(answer).encode() + b"\n")
         for array in arrays.values():
             out.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")

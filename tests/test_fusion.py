@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
-from pave.fusion import Beside, Folded, Fusion, Official, build_fusion
+from pave.fusion import Beside, Folded, Fusion, Official, Standard, build_fusion
 from pave.rope import LONGEST, SHORTEST, cell_centres
 from pave.sidechannel import Rule, SideBatch, SideTokens, align
 
@@ -285,7 +285,7 @@ def test_layout_only_saves_work(config):
     cases: list[tuple[int, Rule]] = [(8, "index"), (11, "index"), (3, "time")]
     for steps, rule in cases:
         side = align([side_tokens(steps)], [keys(4)], rule)
-        careful = SideBatch(side.x, side.times, side.steps, side.index, side.mask, None, side.key_times, side.rule)
+        careful = SideBatch(side.x, side.times, side.steps, side.index, side.mask, None, side.key_times)
         assert torch.allclose(fusion(vision, tokens, side), fusion(vision, tokens, careful), rtol=0, atol=1e-9)
 
 
@@ -338,6 +338,16 @@ def test_only_time_since_the_key_frame_counts_even_after_an_hour():
         early_update = fusion(vision, tokens, align([row], [keys(4)], "time"))
         late_update = fusion(vision, tokens, align([late], [keys(4).double() + 3600], "time"))
         assert torch.allclose(early_update, late_update, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_large_constant_in_the_signal_costs_no_precision(dtype):
+    x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0)) * 700 + 7e4
+    standard = Standard(6)
+    standard.fit(x)
+    want = standard(x)
+    assert torch.allclose(want.std(0), torch.ones(6), atol=1e-3) and standard.mean.abs().min() > 6e4
+    assert torch.equal(standard.to(dtype)(x), want) and standard.mean.dtype == torch.float32
 
 
 def test_calibration_sets_the_scale_of_a_first_step_and_is_saved():

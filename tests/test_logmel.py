@@ -42,6 +42,14 @@ def test_silence_is_present_and_has_one_fixed_value():
     assert side.x.unique().tolist() == [-1.5]
 
 
+def test_long_sound_is_taken_in_parts_without_a_seam():
+    sound = torch.rand(1, 90 * RATE, generator=torch.Generator().manual_seed(0)) - 0.5
+    encoder = load_encoder("logmel")
+    whole, half = encoder.encode(clip(sound)), encoder.encode(clip(sound[:, : 45 * RATE]))
+    assert whole is not None and half is not None
+    assert torch.allclose(whole.x[: len(half.x) - 1], half.x[:-1], atol=1e-5)
+
+
 def test_a_clip_without_sound_is_absent():
     frames = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     assert load_encoder("logmel").encode(Clip.from_frames(frames)) is None

@@ -21,10 +21,10 @@ from PIL import Image, ImageOps
 from safetensors import safe_open
 from torch import Tensor
 
-from pave.decode import Request
+from pave.decode import Request, waveform
 from pave.errors import MediaError, SignalError
 from pave.media import Clip, Signal, decode_many, preprocess, resample
-from pave.worker import Stopped, Worker, borrow
+from pave.worker import Stopped, Worker, borrow, decode_within
 
 GOLDEN = Path(__file__).parent / "golden" / "pixels_llava_onevision.safetensors"
 
@@ -213,6 +213,37 @@ def test_channels_are_averaged_or_kept(tmp_path):
     assert torch.allclose(mono.audio, both.audio.mean(0, keepdim=True), atol=1e-6)
 
 
+def test_a_track_that_turns_from_mono_to_stereo_is_heard_to_its_end(tmp_path):
+    parts = [
+        write_clip(tmp_path / "1.ts", None, audio=click(2, 1.0), audio_codec="mp2"),
+        write_clip(tmp_path / "2.ts", None, audio=np.stack([click(2, 1.0)] * 2), audio_codec="mp2", start=2.0),
+    ]
+    (tmp_path / "both.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    mono = read(tmp_path / "both.ts", audio_rate=None)
+    assert mono.audio is not None and mono.audio.shape[1] / 48000 == pytest.approx(4, abs=0.1)
+    for at in (1.0, 3.0):
+        here = mono.audio[0, round((at - 0.2) * 48000) : round((at + 0.3) * 48000)]
+        assert here.abs().max() > 0.3
+    kept = read(tmp_path / "both.ts", audio_rate=None, mono=False)
+    assert kept.audio is not None and kept.audio.shape[1] / 48000 == pytest.approx(2, abs=0.1)
+    assert any("changes its rate or channels at 2" in warning for warning in kept.report.warnings)
+
+
+def test_the_sound_behind_a_span_is_not_decoded(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "a.m4a", None, audio=click(20, 0.5))
+    pieces = []
+    monkeypatch.setattr("pave.decode.waveform", lambda frame: pieces.append(frame) or waveform(frame))
+    part = read(path, start=0.0, end=1.0)
+    assert part.audio is not None and part.audio.shape[1] == 16000 and heard(part) == pytest.approx(0.5, abs=0.01)
+    assert sum(frame.samples for frame in pieces) < 1.2 * 48000
+
+
+def test_sound_may_be_asked_for_where_there_are_no_pictures(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", counting_frames(25), audio=click(4, 3.0))
+    late = read(path, frames=0, start=2, end=3.9)
+    assert late.frames is None and heard(late) == pytest.approx(3.0, abs=0.01)
+
+
 def slow_resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
     """The definition, one output sample at a time: a sinc at 0.99 of the lower Nyquist rate, six zero crossings."""
     cutoff = 0.99 * min(from_rate, to_rate)
@@ -383,6 +414,15 @@ def test_decoding_past_its_time_is_killed_and_the_next_file_is_read(tmp_path, lo
     assert numbers(Clip.read(write_clip(tmp_path / "a.mp4", counting_frames(5)), frames=1)) == [0]
 
 
+def test_a_fault_of_ours_is_not_blamed_on_the_file(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", counting_frames(5))
+    with pytest.raises(MediaError, match=r"a.mp4: TypeError: .* bug of PAVE, not of the file"):
+        decode_within(Request(str(path), frames="5"), 30)  # pyright: ignore[reportArgumentType]
+    assert numbers(Clip.read(path, frames=np.int64(1), start=np.float32(0))) == [0]
+    with pytest.raises(TypeError, match="integer"):
+        Clip.read(path, frames=2.5)  # pyright: ignore[reportArgumentType]
+
+
 def test_a_worker_that_died_is_replaced(tmp_path):
     path = write_clip(tmp_path / "a.mp4", counting_frames(5))
     worker = Worker()
@@ -481,7 +521,11 @@ def test_arrays_that_cannot_be_a_clip_are_refused_with_the_numbers():
         ({"frames": [planes[0], planes[0, :, :4]]}, MediaError, "2 different sizes"),
         ({"frames": planes, "times": [0, 1]}, MediaError, r"\(2,\) but there are 4"),
         ({"frames": planes, "times": [0, 2, 1, 3]}, MediaError, "backwards"),
+        ({"frames": "kitchen.mp4"}, MediaError, "'kitchen.mp4' is a path"),
         ({"audio": torch.zeros(9)}, MediaError, "rate=None"),
+        ({"audio": torch.zeros(9), "rate": 16000.5}, MediaError, "rate=16000.5"),
+        ({"audio": torch.zeros(0, 9), "rate": 16000}, MediaError, r"\(0, 9\)"),
+        ({"audio": torch.full((9,), 2e4), "rate": 16000}, MediaError, "2e\\+04"),
         ({"audio": torch.full((9,), math.nan), "rate": 16000}, SignalError, "not finite"),
         ({"heart": (torch.zeros(3, 2), torch.zeros(4))}, SignalError, r"\(3, 2\) and times \(4,\)"),
         ({"heart": (torch.full((3, 2), math.inf), torch.zeros(3))}, SignalError, "not finite"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pave.errors import SignalError
+from pave.segments import Segments
 from pave.sidechannel import SideTokens, align, segments_by_index, segments_by_time
 
 KEYS = torch.tensor([0.0, 1.0, 3.0, 3.5])
@@ -159,9 +160,15 @@ def test_only_the_index_rule_interpolates():
 def test_a_set_falls_back_to_the_index_rule_and_has_no_order():
     row = tokens(6)
     unordered = SideTokens(row.x, torch.zeros(6), row.spans, row.valid, kind="set")
-    batch = align([unordered], [torch.tensor([0.0, 1.0, 5.0])], "time")
-    assert batch.rule == "index"
-    assert batch.times[0].tolist() == [0, 0, 1, 1, 5, 5]
+    for steps in (6, 2):
+        batch = align(
+            [SideTokens(*(part[:steps] for part in (unordered.x, row.times, row.spans, row.valid)), kind="set")] * 2,
+            [torch.tensor([0.0, 1.0, 5.0]), torch.tensor([3.0, 4.0, 9.0])],
+            "time",
+        )
+        by_index = align([tokens(steps)] * 2, [KEYS[:3]] * 2, "index")
+        assert torch.equal(batch.index, by_index.index)
+        assert (Segments(batch).seconds() == 0).all() and (Segments(by_index).seconds() != 0).any()
     with pytest.raises(SignalError, match="with and without times"):
         align([unordered, row], [KEYS, KEYS], "time")
 

@@ -1,6 +1,6 @@
 """Train the Playroom's embedded base, once, from nothing: a real LLaVA-OneVision of 1.5 million parameters.
 
-    python -m pave.playroom.pretrain OUT      # about three quarters of an hour on two cores
+    python -m pave.playroom.pretrain OUT      # about an hour and a quarter on two cores
 
 1. The vision tower and the projector learn to label every visual token: shape, colour, square, light. Learned end to
    end with the language model instead, the same network stays near 58 % on video questions.
@@ -54,16 +54,17 @@ INIT = 0.08  # about 1/sqrt(128); with the library's 0.02, meant for wide models
 Network = Any  # a LlavaOnevisionForConditionalGeneration; its attributes have no types
 Loss = tuple[Tensor, list[Tensor]]  # and shares of right answers, to look at
 PLACE = 3.0  # how far left and right, up and down are told, beside 11 for the whole of a normalised token
-# Twice: steps and rate of the tower, then steps, rate and mixture of the language model.
+# Turn by turn: steps and rate of the tower, then steps, rate and mixture of the language model.
 PARTS = (
     ((400, 1.5e-3), [(1500, 2.5e-3, {"described": 24, "stories": 10})]),
     (
-        (200, 6e-4),
+        (400, 1e-3),
         [
             (600, 1.5e-3, {"asked": 24, "stories": 10}),
             (1000, 2e-3, {"asked": 8, "signed": 16, "stories": 8}),
         ],
     ),
+    (None, [(400, 1.5e-3, {"asked": 24, "signed": 8}), (400, 2.5e-3, {"asked": 24, "signed": 8})]),
 )
 TOKENS = GRID * GRID  # visual tokens of a frame: 8x8 patches, pooled two by two
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"  # ChatML, as LLaVA-OneVision
@@ -372,8 +373,10 @@ def main() -> None:
     base = new_base(tokenizer, options.seed)
     print(f"{sum(p.numel() for p in base.parameters()) / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}")
     for turn, (tower, language) in enumerate(PARTS):
-        steps, rate = tower
-        train_tower(base, tokenizer, max(1, int(steps * options.part)), rate, options.seed + turn, everything=turn > 0)
+        if tower:
+            steps, rate = tower
+            steps = max(1, int(steps * options.part))
+            train_tower(base, tokenizer, steps, rate, options.seed + turn, everything=turn > 0)
         practice = Practice(base, tokenizer, options.seed + turn)
         practice.watch(options.clips)
         if turn:
