@@ -60,6 +60,7 @@ class FeatureStore:
         except (MediaError, SignalError) as error:
             self.refused[path] = str(error)
             return None
+        self.refused.pop(path, None)
         if self.folder is not None:
             self._keep(self._file(self.folder, path), features)
         return features
@@ -109,9 +110,10 @@ class FeatureStore:
 
 
 def _eyes(base: Base) -> str:
-    """sha256 of all that decides how a base sees: its numbers of frames and pixels, and every weight but the language
-    model's."""
-    facts = json.dumps([base.frames, *base.size, *base.mean, *base.std, str(base.dtype)])
-    speech = {id(parameter) for parameter in base.language_model.parameters()}
-    parameters = base.model.named_parameters()
-    return storage.digest(facts, {name: value for name, value in parameters if id(value) not in speech})
+    """sha256 of all that decides how a base sees: its numbers of frames and pixels, its config of vision, and every
+    tensor but the language model's."""
+    config = {key: value for key, value in base.model.config.to_dict().items() if key.startswith("vision")}
+    facts = json.dumps([base.frames, *base.size, *base.mean, *base.std, str(base.dtype), config], default=str)
+    speech = {id(tensor) for tensor in base.language_model.state_dict(keep_vars=True).values()}
+    tensors = base.model.state_dict(keep_vars=True).items()
+    return storage.digest(facts, {name: tensor for name, tensor in tensors if id(tensor) not in speech})

@@ -109,11 +109,13 @@ def test_another_encoder_option_or_base_is_another_look(
     wide = store(model, tmp_path, bands=8).read(films[:1])[films[0]]
     (side,) = wide.sides.values()
     assert side is not None and side.x.shape[-1] == 8 and len(kept(tmp_path) - first) == 1
-    for change in ("vision_tower", "multi_modal_projector", "frames"):
+    for change in ("vision_tower", "multi_modal_projector", "frames", "layer"):
         before = kept(tmp_path)
         other = PatchedModel(make_base(tokenizer))
         if change == "frames":
             other.host.frames = FRAMES - 1
+        elif change == "layer":
+            other.base.config.vision_feature_layer = -2
         else:
             next(getattr(other.base.model, change).parameters()).data += 0.5
         features = store(other, tmp_path).read(films[:1])[films[0]]
@@ -141,10 +143,11 @@ def test_a_damaged_kept_file_is_looked_at_again_and_mended(
     whole = file.read_bytes()
     flipped = bytearray(whole)
     flipped[-5] ^= 1
-    file.write_bytes({"empty": b"", "cut": whole[:-1], "bit": bytes(flipped), "text": b"not a file"}[damage])
+    damaged = {"empty": b"", "cut": whole[:-1], "bit": bytes(flipped), "text": b"not a file"}[damage]
+    file.write_bytes(damaged)
     assert equal(fresh, store(model, tmp_path).read(films[:1])[films[0]])
+    assert file.read_bytes() != damaged and len(file.read_bytes()) == len(whole)
     assert equal(fresh, store(model, tmp_path).read(films[:1])[films[0]])
-    assert file.read_bytes() != b"not a file" and len(file.read_bytes()) == len(whole)
 
 
 def test_what_cannot_be_read_is_in_quarantine_and_the_rest_goes_on(

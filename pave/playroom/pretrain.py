@@ -64,7 +64,7 @@ PARTS = (
             (1000, 2e-3, {"asked": 8, "signed": 16, "stories": 8}),
         ],
     ),
-    (None, [(400, 1.5e-3, {"asked": 24, "signed": 8}), (400, 2.5e-3, {"asked": 24, "signed": 8})]),
+    (None, [(400, 1.5e-3, {"asked": 24, "signed": 8})]),
 )
 TOKENS = GRID * GRID  # visual tokens of a frame: 8x8 patches, pooled two by two
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"  # ChatML, as LLaVA-OneVision
