@@ -47,7 +47,7 @@ from pave.data import IGNORE, Row, collate, pack
 from pave.playroom import draw, signs
 from pave.playroom.questions import CAPTION, CHANNELS, Question, draw_questions, video_questions
 from pave.playroom.signs import NO_CARDS, Cards
-from pave.playroom.words import describe, make_tokenizer, story
+from pave.playroom.words import describe, make_tokenizer, sides, story
 from pave.playroom.world import COLOURS, FPS, FRAMES, GRID, SHAPES, SIZE, SOUNDS, Scene, draw_scene, draw_script
 
 INIT = 0.08  # about 1/sqrt(128); with the library's 0.02, meant for wide models, attention starts far too flat
@@ -64,7 +64,7 @@ PARTS = (
             (1000, 2e-3, {"asked": 8, "signed": 16, "stories": 8}),
         ],
     ),
-    (None, [(400, 1.5e-3, {"asked": 24, "signed": 8})]),
+    (None, [(400, 1.5e-3, {"asked": 24, "signed": 8}), (300, 1.5e-3, {"placed": 24, "signed": 8})]),
 )
 TOKENS = GRID * GRID  # visual tokens of a frame: 8x8 patches, pooled two by two
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"  # ChatML, as LLaVA-OneVision
@@ -268,12 +268,14 @@ class Practice:
 
     def questions(self, seed: int, form: str) -> list[Question]:
         """described: some questions about what is seen, and descriptions. asked: all questions about what is seen.
-        signed: questions about what is seen and what the cards tell."""
+        placed: and the sides of all toys, one after the other. signed: about what is seen and what the cards tell."""
         scene = draw_scene(seed, "train")
         if form == "signed":
             return draw_questions(scene, draw_script(seed), (*CHANNELS, CAPTION), self.rng.randrange(10**9))
         known = list(video_questions(scene))
-        return known if form == "asked" else self.rng.sample(known, min(8, len(known))) + describe(scene, self.rng)
+        if form == "described":
+            return self.rng.sample(known, min(8, len(known))) + describe(scene, self.rng)
+        return known + sides(scene, self.rng) if form == "placed" else known
 
     def stories(self, count: int) -> list[Row]:
         rows = []

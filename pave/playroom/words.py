@@ -46,6 +46,13 @@ def describe(scene: Scene, rng: Random) -> list[Question]:
     ]
 
 
+def sides(scene: Scene, rng: Random) -> list[Question]:
+    """The half of the rug on which every toy that stays is, toys in any order. Not scored either."""
+    still = [toy for toy in scene.toys if not toy.way]
+    told = ", ".join(f"{toy.shape} {toy.side}" for toy in rng.sample(still, len(still)))
+    return [Question("which toy is on the left or on the right?", told, "video", "describe")]
+
+
 def tellable(question: Question) -> bool:
     """Whether a story holds the answer."""
     return question.kind not in ("count", "side")
