@@ -32,7 +32,7 @@ from pave.evaluate import Evaluation, Sample, evaluate
 from pave.features import FeatureStore
 from pave.patch import Patch
 from pave.playroom.writer import write_clips
-from pave.train import Asked, Run, data_files, train
+from pave.train import Asked, Run, data_files
 
 SEEDS = (0, 1, 2)
 TEST_CLIPS = 400
@@ -46,14 +46,14 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def video_only(recipe: Recipe) -> Run:
+def video_only(recipe: Recipe, clips: Sequence[Asked]) -> Run:
     """The recipe without ears: no clip has a sound, and LoRA runs all the same."""
     output = recipe.train.output.with_name(f"{recipe.train.output.name}-video-only")
+    output.mkdir(parents=True, exist_ok=True)
     options = recipe.train.model_copy(update={"keep_lora_when_absent": True, "output": output})
     run = Run(recipe.model_copy(update={"train": options}))
-    run.prepare()
-    run.train_clips = [Asked(deaf(clip), clip.examples) for clip in run.train_clips]
-    run.val_clips = []
+    run.train_clips = [Asked(deaf(clip), clip.examples) for clip in clips]
+    run.attach()
     run.fit(lambda step, steps, figures: None)
     return run
 
@@ -81,7 +81,8 @@ def run_seed(seed: int, folder: Path, overrides: Sequence[str], test_clips: int)
     )
     train_file, _ = data_files(recipe.data, output)  # written beforehand: writing is not training
     begin = time.perf_counter()
-    result = train(recipe)
+    run = Run(recipe)
+    result = run.whole(resume=False, progress=lambda step, steps, figures: None)
     seconds = time.perf_counter() - begin
     test = read_jsonl(write_clips(folder / "test", test_clips, 0, "test"))
     patch = Patch.load(result.patch)
@@ -94,12 +95,13 @@ def run_seed(seed: int, folder: Path, overrides: Sequence[str], test_clips: int)
         "base": evaluate(hearing.model, test, patches=(), features=features),
         "patched": evaluate(hearing.model, test, features=features),
         "shuffled": evaluate(hearing.model, test, features=features, side="shuffled"),
-        "video-only": evaluate(video_only(recipe).model, test, features=features, side="off"),
+        "video-only": evaluate(video_only(recipe, run.train_clips).model, test, features=features, side="off"),
         "text-only": text_only(train_file, test),
     }
     return {
         "seconds": round(seconds, 1),
         "seconds_by_part": result.metrics["seconds"],
+        "base": patch.config.base.fingerprint[:12],
         "patch_bytes": result.patch.stat().st_size,
         "sha256": patch.sha256,
         **{name: figures(evaluation) for name, evaluation in scores.items()},
@@ -110,17 +112,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="few clips and steps; writes no result")
     parser.add_argument("--folder", type=Path, default=Path(gettempdir()) / "pave-playroom-audio")
-    parser.add_argument("overrides", nargs="*", help="as for pave-train; changes what is measured")
     options = parser.parse_args()
     if options.small:
-        small = ["data.playroom.clips=16", "train.steps=4", "train.batch=8", *options.overrides]
+        small = ["data.playroom.clips=16", "train.steps=4", "train.batch=8"]
         show("small", run_seed(0, options.folder / "small", small, 8))
         return
     study = Study("playroom_audio")
     for seed in SEEDS:
         key = f"seed {seed}"
         if key not in study:
-            study.add(key, run_seed(seed, options.folder, options.overrides, TEST_CLIPS))
+            study.add(key, run_seed(seed, options.folder, (), TEST_CLIPS))
         show(key, study.runs[key])
 
 

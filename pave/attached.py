@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from pave.base import Base, Visual
 from pave.config import PatchConfig
-from pave.errors import PatchMismatch, PatchNotFound
+from pave.errors import PatchMismatch, PatchNotFound, RecipeError
 from pave.lora import Lora, targets
 from pave.patch import fusion_of, misfits
 from pave.sidechannel import SideBatch
@@ -50,11 +50,9 @@ class PatchReport:
         for path, parameter in attached.named_parameters():
             sizes[path.partition(".")[0]] += parameter.numel()
         known = {
-            "source": "training",
             "sha256": "",
             "bytes": sum(value.nbytes for value in attached.state_dict().values()),
             "senses": {sense: each.encoder for sense, each in attached.config.senses.items()},
-            "base_match": "exact",
         }
         parts = {"params": sum(sizes.values()), "fusion_params": sizes["fusion"], "lora_params": sizes["lora"]}
         return cls(**{"name": name, **parts, **known, **facts})
@@ -79,6 +77,9 @@ class Attached(nn.Module):
     def __init__(self, config: PatchConfig, base: Base) -> None:
         super().__init__()
         self.config = config
+        for sense in config.senses:
+            if hasattr(nn.ModuleDict, sense):
+                raise RecipeError(f"senses.{sense}: torch keeps this name for itself; call it {sense}_signal")
         self.fusion = nn.ModuleDict({sense: fusion_of(config, sense) for sense in config.senses})
         self.lora = Lora(config.lora, targets(config.lora, base.language_model)) if config.lora else None
         self.device, self.dtype = base.device, base.dtype  # of the base, in which the patch computes
@@ -162,6 +163,7 @@ def base_match(config: PatchConfig, base: Base, source: str, strict: bool) -> st
     other = f"{here.repo or here.model_type} ({here.fingerprint[:12]})"
     cause = f"was made for the weights of {named}, this base is {other}, of the same dimensions"
     if strict:
-        remedy = f"load {made.repo or 'its own base'}, or pass strict=False to use it here all the same"
+        again = "train it again, or update pave" if made.repo == here.repo else f"load {made.repo or 'its own base'}"
+        remedy = f"{again}; or pass strict=False to use it here all the same"
         raise PatchMismatch(source, cause, remedy)
     return f"not its own base: {cause}"

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 from einops import rearrange, repeat
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -222,10 +223,6 @@ class Base(ABC):
             self._fingerprint = self._hash()
         return self._fingerprint
 
-    def verify(self) -> bool:
-        """Hash the weights again: are they still those of the fingerprint?"""
-        return self._hash() == self.fingerprint()
-
     def _hash(self) -> str:
         digest = hashlib.sha256()
         for name, tensor in sorted(self._weights()):
@@ -284,17 +281,32 @@ def load_base(
         known = nearest(config.model_type, families())
         raise BaseModelError(f"{source}: no file in pave/bases for model_type {config.model_type!r}; {known}")
     family = import_module(f"pave.bases.{config.model_type}")
-    model = family.MODEL.from_pretrained(place, dtype=kind)
-    facts, pixels = _json(place, "pave.json"), _pixels(place)
-    return family.build(
+    half = kind == torch.float16  # holds less than the checkpoint, so that its fingerprint would be another one
+    try:
+        model, loaded = family.MODEL.from_pretrained(place, dtype="auto" if half else kind, output_loading_info=True)
+        tokenizer, facts, pixels = _tokenizer(place), _json(place, "pave.json"), _pixels(place)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise BaseModelError(f"{source}: cannot be read ({cause}); fetch it again") from None
+    lost = sorted(loaded["missing_keys"])
+    if lost:
+        raise BaseModelError(f"{source}: {len(lost)} of its weights are missing ({lost[0]} …); fetch it again")
+    known = facts.get("frames", 32)
+    if not isinstance(known, int) or known < 1:
+        raise BaseModelError(f"{source}: its pave.json says frames={known!r}; a base sees at least one key frame")
+    base = family.build(
         model.to(where),
-        _tokenizer(place),
-        frames=frames or facts.get("frames", 32),
+        tokenizer,
+        frames=frames or known,
         mean=pixels.get("image_mean", (0.5, 0.5, 0.5)),
         std=pixels.get("image_std", (0.5, 0.5, 0.5)),
         repo=_repo(source),
         revision=getattr(config, "_commit_hash", None) or "",
     )
+    if half:
+        base.fingerprint()
+        model.to(torch.float16)
+    return base
 
 
 def _place(source: str | Path) -> str:

@@ -6,6 +6,7 @@ enough to ship. Opens no weights and knows nothing of tensors, so listing costs 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,25 @@ def find(name: str) -> Path:
         remedy = f"{nearest(name, known)}; or give a folder or a file"
         raise PatchNotFound(name, "no patch of this name in the catalogue", remedy)
     return folder() / name
+
+
+def locate(source: str | Path) -> Path:
+    """The file of a patch: of a name of the catalogue, of a folder, or the file itself."""
+    path = Path(source)
+    if isinstance(source, str) and source in names():
+        file = find(source) / WEIGHTS
+        if not file.is_file():
+            raise PatchNotFound(
+                source, "the catalogue has its recipe, but no trained file", f"train it: pave-train {source}"
+            )
+        return file
+    if path.exists():
+        return path / WEIGHTS if path.is_dir() and path.name != WEIGHTS else path
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(source)):
+        remedy = "patches from the Hub arrive in a later version: download it and give its folder"
+        raise PatchNotFound(source, "no such folder or file", remedy)
+    remedy = f"{nearest(str(source), names())}; or give a folder or a file"
+    raise PatchNotFound(source, "no patch, folder or file of this name", remedy)
 
 
 def list_patches() -> list[CatalogueEntry]:

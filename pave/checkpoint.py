@@ -73,13 +73,6 @@ def read_checkpoint(
     return int(facts["step"]), json.loads(facts["losses"])
 
 
-def last_checkpoint(folder: Path) -> str:
-    """In words, what is left of a run that has stopped."""
-    if (folder / NAME).is_file():
-        return f"the last good checkpoint is in {folder}, and --resume goes on from it"
-    return "no checkpoint has been written yet"
-
-
 def _flat(parameters: Parameters) -> dict[str, torch.nn.Parameter]:
     return {f"{part}.{name}": parameter for part, named in parameters.items() for name, parameter in named.items()}
 

@@ -10,14 +10,11 @@ import os
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from pave.errors import PatchError, PatchNotFound, PaveError
-
-if TYPE_CHECKING:
-    from pave.patch import Patch
+from pave.errors import PatchError, PaveError
 
 Split = Literal["train", "val", "test"]
 
@@ -148,7 +145,9 @@ def patch_list() -> None:
 @patch_app.command("info")
 def patch_info(source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder or a file.")]) -> None:
     """Show what a patch says of itself. Reads the header only."""
-    file = _patch_file(source)  # before torch is imported: a mistyped name is told at once
+    from pave.catalogue import locate
+
+    file = locate(source)  # before torch is imported: a mistyped name is told at once
     from pave.patch import read_config
 
     config = read_config(file)
@@ -167,43 +166,25 @@ def patch_info(source: Annotated[str, typer.Argument(metavar="PATCH", help="A na
 
 @patch_app.command("verify")
 def patch_verify(
-    sources: Annotated[list[str], typer.Argument(metavar="PATCH...", help="Names, folders or files.")],
+    sources: Annotated[list[str], typer.Argument(metavar="PATCH", help="Names, folders or files.")],
 ) -> None:
     """Check patch files, byte by byte.
 
     Every byte against the file's own hash, every tensor against its config.
     """
+    from pave.catalogue import locate
+    from pave.patch import Patch
+
     wrong = 0
     for source in sources:
         try:
-            file, patch = _open_patch(source)
+            file = locate(source)
+            patch = Patch.load(file)
             print(f"{source}: ok, {len(patch.tensors)} tensors, {file.stat().st_size:,} bytes")
         except PatchError as error:
             wrong += 1
             print(error, file=sys.stderr)
     raise typer.Exit(1 if wrong else 0)
-
-
-def _open_patch(source: str) -> tuple[Path, Patch]:
-    file = _patch_file(source)
-    from pave.patch import Patch
-
-    return file, Patch.load(file)
-
-
-def _patch_file(source: str) -> Path:
-    """A catalogue name, a folder or a file -> the file."""
-    from pave.catalogue import WEIGHTS, find
-
-    path = Path(source)
-    if path.exists():
-        return path / WEIGHTS if path.is_dir() else path
-    file = find(source) / WEIGHTS
-    if not file.is_file():
-        raise PatchNotFound(
-            source, "the catalogue has its recipe, but no trained file", f"train it: pave-train {source}"
-        )
-    return file
 
 
 def quiet() -> None:

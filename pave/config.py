@@ -23,6 +23,9 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+SenseName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
 class SenseConfig(Config):
     """One side channel of a patch: which signal, read by which encoder, put on which key frame how."""
 
@@ -51,8 +54,12 @@ class FusionConfig(Config):
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
         if self.rope == "time" and (self.width // self.heads) % 2:
             raise ValueError(f"rope: time needs an even head size, got {self.width}/{self.heads}")
+        if self.combine != "add":
+            for key in ("kind", "layers", "query", "values", "head"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"combine: {self.combine} has no {key}; it puts tokens beside the visual ones")
         if self.kind == "folded":
-            for key, only in (("head", "linear"), ("values", "own")):
+            for key, only in (("head", "linear"), ("values", "own"), ("layers", 2)):
                 if getattr(self, key) != only:
                     raise ValueError(f"kind: folded has no {key}: {getattr(self, key)}; use kind: official")
         return self
@@ -65,7 +72,15 @@ class LoraConfig(Config):
     lora_alpha: Annotated[float, Field(gt=0)] = 16
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     use_rslora: bool = False
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
 
     @property
     def scaling(self) -> float:
@@ -86,6 +101,12 @@ class PlayroomData(Config):
         "caption",
     )
 
+    @model_validator(mode="after")
+    def _asks(self) -> PlayroomData:
+        if not set(self.channels) - {"caption"}:
+            raise ValueError("channels needs one beside caption, for held-out questions")
+        return self
+
 
 class DataConfig(Config):
     """Either files of your own (JSONL), or clips of the Playroom."""
@@ -97,7 +118,12 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
         if (self.train is None) == (self.playroom is None):
-            raise ValueError("data needs exactly one of train: FILE.jsonl and playroom: {...}")
+            raise ValueError(
+                "data needs exactly one of train: FILE.jsonl and playroom: {...}; "
+                "data.playroom=null leaves the Playroom"
+            )
+        if self.playroom and self.val:
+            raise ValueError("data.playroom writes its own held-out questions; leave out val")
         return self
 
 
@@ -106,15 +132,18 @@ class TrainConfig(Config):
 
     steps: Annotated[int, Field(ge=1)] = 300
     batch: Annotated[int, Field(ge=1)] = 32  # clips per step; all questions of a clip share its prefill
-    fusion_lr: Annotated[float, Field(gt=0, le=1)] = 1e-2
+    fusion_lr: Annotated[float, Field(gt=0, le=1)] = 3e-3
     lora_lr: Annotated[float, Field(gt=0, le=1)] = 3e-3
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the steps
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen base; the patch itself always trains in float32
     eval_every: Annotated[int, Field(ge=1)] = 100  # steps between looks at the held-out questions
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    gradient_checkpointing: bool = (
+        False  # recompute the language model's layers instead of keeping them: slower, smaller
+    )
     keep_lora_when_absent: bool = False  # recorded in the patch, then holds at inference too
     output: Path = Path("runs/patch")
 
@@ -127,7 +156,7 @@ class Recipe(Config):
     base: str = "playroom"
     frames: Annotated[int, Field(ge=1)] | None = None  # key frames; None: what the base was trained with
     newline: Literal["end", "grid", "none"] = "end"
-    senses: Annotated[dict[str, SenseConfig], Field(min_length=1)]
+    senses: Annotated[dict[SenseName, SenseConfig], Field(min_length=1)]
     fusion: FusionConfig = FusionConfig()
     lora: LoraConfig | None = LoraConfig()
     licence: str = "apache-2.0"
@@ -141,7 +170,7 @@ class SenseFacts(SenseConfig):
     dim: Annotated[int, Field(ge=1)]  # channels of one side token
     revision: str = ""
     licence: str = ""
-    preprocessing: str = ""  # sha256 of the encoder's resolved options
+    preprocessing: Annotated[str, Field(min_length=1)]  # sha256 of the encoder's resolved options
     grid: tuple[int, int] = (1, 1)
 
 
@@ -190,7 +219,8 @@ def parse(kind: type[C], data: Mapping[str, Any], source: str | Path) -> C:
 
 
 def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read `patch.yaml`, then apply `key.sub=value` overrides (values are YAML)."""
+    """Read `patch.yaml`, then apply `key.sub=value` overrides (values are YAML). Data files that the recipe names are
+    found from its own folder, those of overrides from here."""
     path = Path(path)
     path = path / "patch.yaml" if path.is_dir() else path
     try:
@@ -203,6 +233,10 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}); mend that line") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, got {type(data).__name__}")
+    files = data.get("data")
+    for key in ("train", "val") if isinstance(files, dict) else ():
+        if isinstance(files.get(key), str):
+            files[key] = str(path.parent / files[key])
     for override in overrides:
         _override(data, override)
     return parse(Recipe, data, path)
@@ -213,6 +247,8 @@ def _override(data: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise RecipeError(f"{override!r} is not key.sub=value; write for example train.steps=100")
     *parents, last = key.split(".")
+    if not all((*parents, last)):
+        raise RecipeError(f"{override!r} has an empty part; write for example train.steps=100")
     for parent in parents:
         if not isinstance(data.setdefault(parent, {}), dict):
             raise RecipeError(f"{key}: {parent!r} holds a value, not a mapping")

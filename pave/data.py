@@ -9,6 +9,7 @@ b clips, l tokens of a row
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,7 @@ def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
     except UnicodeDecodeError as error:
         raise broken(f"not UTF-8 (byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
-        raise broken(f"not JSON ({error.msg} at column {error.colno})") from None
+        raise broken(f"not JSON ({error.msg} at column {error.pos + 1})") from None
     except RecursionError:
         raise broken("nested too deeply") from None
     if not isinstance(line, dict):
@@ -66,6 +67,8 @@ def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
     video, turns = line.get("video"), line.get("conversations")
     if not isinstance(video, str) or not video:
         raise broken(f"needs 'video', the path of a media file; has the keys {sorted(line)}")
+    if not _nameable(video):
+        raise broken(f"'video' is {video!r}, which no file can be called")
     if not isinstance(turns, list) or not turns or len(turns) % 2:
         have = f"{len(turns)} turns" if isinstance(turns, list) else type(turns).__name__
         raise broken(f"needs 'conversations', a list of question and answer in turn, has {have}")
@@ -80,6 +83,13 @@ def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
         if not question.strip() or not answered["value"].strip():
             raise broken("question and answer must not be empty")
         yield Example(path.parent / video, question.strip(), answered["value"].strip(), number, facts)
+
+
+def _nameable(path: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 @dataclass(frozen=True)

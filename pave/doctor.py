@@ -30,8 +30,8 @@ class Check:
     remedy: str = ""
 
     def __str__(self) -> str:
-        line = f"{'ok   ' if self.ok else 'WRONG'}  {self.name:<16} {self.finding}"
-        return line if self.ok or not self.remedy else f"{line}\n{'':24}-> {self.remedy}"
+        line = f"{'ok   ' if self.ok else 'WRONG'}  {self.name:<22} {self.finding}"
+        return line if self.ok or not self.remedy else f"{line}\n{'':30}-> {self.remedy}"
 
 
 def examine() -> Iterator[Check]:
@@ -154,11 +154,15 @@ def _catalogue() -> list[str]:
 
 
 def _patch(name: str) -> str:
+    from pave.attached import base_match
+    from pave.base import load_base
     from pave.catalogue import WEIGHTS, find
     from pave.patch import Patch
 
     file = find(name) / WEIGHTS
     patch = Patch.load(file)
+    if patch.config.base.repo == "playroom":
+        base_match(patch.config, load_base("playroom"), str(file), strict=True)
     return f"{len(patch.tensors)} tensors, {file.stat().st_size / 1e6:.2f} MB, its own hash fits"
 
 

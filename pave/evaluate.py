@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Literal, get_args
 
 from pave.data import Example, read_jsonl
 from pave.errors import DataError
@@ -85,13 +85,16 @@ def evaluate(
     features: dict[Path, ClipFeatures] | None = None,
     cache: Path | None = None,
     batch: int = 32,
-    max_new_tokens: int = 8,
+    max_new_tokens: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Ask every question of `data` (a JSONL file or examples); `patches=()` asks the base, None all enabled patches.
 
     `features` (or the folder `cache`) saves looking at clips again. Clips that cannot be read are left out.
+    max_new_tokens: None has room for the longest of the right answers.
     """
+    if side not in get_args(Side):
+        raise ValueError(f"side={side!r}; a side channel can be {', '.join(get_args(Side))}")
     examples = read_jsonl(data) if isinstance(data, str | Path) else list(data)
     paths = list(dict.fromkeys(example.video for example in examples))
     refused: dict[Path, str] = {}
@@ -103,6 +106,8 @@ def evaluate(
         why = next(iter(refused.values()), "no features were given for it")
         raise DataError(f"none of the {len(paths)} clips to be asked about can be read; the first: {why}")
     features = _change(features, side, seed)
+    if max_new_tokens is None:
+        max_new_tokens = 1 + max(len(model.host.encode_text(example.answer)) for example in examples)
     samples: list[Sample] = []
     for part in _batches(examples, batch):
         clips = [features[example.video] for example in part]

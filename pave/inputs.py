@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pave.base import Base, Newline, Visual
-from pave.errors import PatchMismatch
+from pave.errors import PatchMismatch, SignalError
 from pave.lora import Gate
 from pave.sidechannel import SideBatch, SideTokens, align
 
@@ -57,10 +57,16 @@ class Use:
         present = torch.stack([side.present.cpu() for side in self.sides.values()]).any(0)
         return self.rows & present & bool(self.weight)
 
-    def gate(self) -> Gate:
-        """Rows on which the patch's LoRA runs: those that sense something, unless the patch was trained otherwise."""
+    @property
+    def acting(self) -> Tensor:
+        """Rows that the patch changes (b,): those that sense something, unless it was trained otherwise. All other rows
+        are the base's own, their layout included."""
         keep = self.attached.config.keep_lora_when_absent
-        return Gate.of(self.weight * (self.rows if keep else self.sensing))
+        return self.rows & bool(self.weight) if keep else self.sensing
+
+    def gate(self) -> Gate:
+        """How strongly the patch's LoRA runs on each row."""
+        return Gate.of((self.weight * self.acting).to(self.attached.device))
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,13 @@ class Inputs:
         return (self.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def sides_of(attached: Attached, clips: Sequence[ClipFeatures]) -> dict[str, SideBatch]:
-    """The senses of a patch over the rows of a batch, aligned with the key frames of each row."""
+def sides_of(attached: Attached, clips: Sequence[ClipFeatures], rows: Tensor) -> dict[str, SideBatch]:
+    """The senses of a patch over the rows of a batch, aligned with the key frames of each row. Where `rows` (b,) asks
+    for the patch, the clip must have been encoded for it."""
     clocks = [clip.times.cpu() for clip in clips]
+    for facts in attached.config.senses.values():
+        if any(asks and facts.preprocessing not in clip.sides for clip, asks in zip(clips, rows.tolist(), strict=True)):
+            raise SignalError(f"these features hold nothing of {facts.encoder}; encode the clips with this patch")
     return {
         sense: align([clip.sides.get(facts.preprocessing) for clip in clips], clocks, facts.align)
         for sense, facts in attached.config.senses.items()

@@ -55,8 +55,7 @@ class Pair(nn.Module):
         self.A = nn.Parameter(torch.empty(config.r, inputs))
         self.B = nn.Parameter(torch.zeros(outputs, config.r))
         self.scaling, self.dropout = config.scaling, config.lora_dropout
-        if not self.A.is_meta:
-            nn.init.kaiming_uniform_(self.A, a=5**0.5)  # PEFT's own start: A as nn.Linear, B zero
+        nn.init.kaiming_uniform_(self.A, a=5**0.5)  # PEFT's own start: A as nn.Linear, B zero
 
     def forward(self, x: Tensor, out: Tensor, gate: Gate) -> Tensor:
         """`out` (B l out) with the low-rank update of x (B l in) on the rows that the gate opens."""
@@ -169,14 +168,3 @@ def save_peft(folder: str | Path, config: LoraConfig, tensors: Mapping[str, Tens
         renamed[f"base_model.model.{prefix}.{path}.lora_{leaf}.weight"] = tensor.detach().cpu().contiguous()
     save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     to_peft(config, prefix).save_pretrained(str(folder))
-
-
-def read_peft_names(names: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """PEFT's keys -> ours."""
-    ours = {}
-    for name, tensor in names.items():
-        path, _, leaf = name.removeprefix(f"base_model.model.{prefix}.").removesuffix(".weight").rpartition(".lora_")
-        if leaf not in ("A", "B"):
-            raise RecipeError(f"{name}: not a key of a PEFT LoRA of {prefix}")
-        ours[f"{path}.{leaf}"] = tensor
-    return ours

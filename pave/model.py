@@ -12,8 +12,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextvars import copy_context
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ class PatchedModel(Patching):
                 failures.append(error)
                 streamer.end()  # wakes the reader up
 
-        thread = threading.Thread(target=copy_context().run, args=(work,), daemon=True)
+        thread = threading.Thread(target=work, daemon=True)
         thread.start()
         try:
             yield from (piece for piece in streamer if piece)
@@ -136,20 +136,24 @@ class PatchedModel(Patching):
     def _prepare_rows(
         self, rows: Sequence[Sequence[Any] | Mapping[str, Any]]
     ) -> tuple[Inputs, list[dict[str, str]], dict[str, float]]:
-        """Read, encode and lay out; a clip that stands in several rows is read and seen once."""
+        """Read, encode and lay out; a clip that stands in several rows is read once, and seen once where its signals
+        are its own."""
         asked = [_row(row) for row in rows]
+        with self._lock:
+            wanted = self._wanted([row["patches"] for row in asked], len(asked))
+            senses = [s for n in dict.fromkeys(sum(wanted, ())) for s in self._found(n)[0].config.senses.values()]
         begin = time.perf_counter()
         clips: dict[Any, Clip] = {}
         for row in asked:
-            key = row["clip"] if isinstance(row["clip"], str | Path) else id(row["clip"])
+            given, signals = row["clip"], self._checked(row["signals"])
+            if signals and not isinstance(given, str | Path | Clip):
+                row["clip"] = _from_frames(given, signals)
+                continue
+            key = given if isinstance(given, str | Path) else id(given)
             if key not in clips:
-                clips[key] = self._clip(row["clip"])
-            row["clip"] = self._with_signals(clips[key], row["signals"]) if row["signals"] else clips[key]
+                clips[key] = self._clip(given)
+            row["clip"] = _with_signals(clips[key], signals) if signals else clips[key]
         read = time.perf_counter()
-        default = tuple(name for name, report in self.patches.items() if report.enabled)
-        wanted = [default if row["patches"] is None else _names(row["patches"]) for row in asked]
-        with self._lock:
-            senses = [s for n in dict.fromkeys(sum(wanted, ())) for s in self._found(n)[0].config.senses.values()]
         features = self._features([row["clip"] for row in asked], senses)
         encoded = time.perf_counter()
         inputs = self.prepare(features, [row["question"] for row in asked], patches=wanted)
@@ -164,27 +168,17 @@ class PatchedModel(Patching):
             return Clip.read(clip, frames=self.host.frames)
         return Clip.from_frames(clip)
 
-    def _with_signals(self, clip: Clip, signals: Mapping[str, Any]) -> Clip:
-        """The clip with streams that were handed over; a stream that no applied patch reads is an error."""
-        read = {
-            self.encoder(sense).spec.sense
-            for each, _ in self._applied.values()
-            for sense in each.config.senses.values()
-        }
+    def _checked(self, signals: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Streams that were handed over; one that no applied patch reads is an error."""
+        read = {encoder.spec.sense for encoder in self.encoders()} if signals else set()
         for name in signals:
             if name not in read:
                 raise SignalError(f"no applied patch reads the signal {name!r}; {nearest(name, read)}")
-        others = {name: value for name, value in signals.items() if name != "audio"}
-        clip = replace(clip, signals={**clip.signals, **Clip.from_frames(**others).signals}) if others else clip
-        if "audio" not in signals:
-            return clip
-        if signals["audio"] is None:
-            report = replace(clip.report, audio="left out by the caller")
-            return replace(clip, audio=None, rate=None, audio_start=0.0, report=report)
-        sound, rate = signals["audio"]
-        heard = Clip.from_frames(audio=sound, rate=rate)
-        report = replace(clip.report, audio=heard.report.audio)
-        return replace(clip, audio=heard.audio, rate=heard.rate, audio_start=0.0, report=report)
+        heard = signals.get("audio")
+        pair = isinstance(heard, tuple | list) and len(heard) == 2 and isinstance(heard[1], Integral)
+        if heard is not None and not pair:
+            raise SignalError("audio= is a pair, (samples, rate in Hz), or None to leave the clip's own sound out")
+        return signals
 
 
 class _Closed(StoppingCriteria):
@@ -205,12 +199,33 @@ def _row(row: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
         row = dict(zip(("clip", "question", "patches"), row, strict=False))
     signals = {key: value for key, value in row.items() if key not in ("clip", "question", "patches")}
     if "clip" not in row or not isinstance(row.get("question"), str):
-        raise ValueError(f"a row needs clip and question, a text; got the keys {sorted(row)}")
-    return {"clip": row["clip"], "question": row["question"], "patches": row.get("patches"), "signals": signals}
+        got = {key: type(value).__name__ for key, value in row.items()}
+        raise ValueError(f"a row needs clip and question, a text; got {got}")
+    patches = row.get("patches")
+    patches = (patches,) if isinstance(patches, str) else patches
+    return {"clip": row["clip"], "question": row["question"], "patches": patches, "signals": signals}
 
 
-def _names(patches: str | Sequence[str]) -> tuple[str, ...]:
-    return (patches,) if isinstance(patches, str) else tuple(patches)
+def _from_frames(frames: Any, signals: Mapping[str, Any]) -> Clip:
+    """Frames without a clock of their own, spread over the sound that came with them."""
+    others = {name: value for name, value in signals.items() if name != "audio"}
+    sound, rate = signals.get("audio") or (None, None)
+    return Clip.from_frames(frames, audio=sound, rate=rate, **others)
+
+
+def _with_signals(clip: Clip, signals: Mapping[str, Any]) -> Clip:
+    """The clip with streams that were handed over in place of its own."""
+    others = {name: value for name, value in signals.items() if name != "audio"}
+    clip = replace(clip, signals={**clip.signals, **Clip.from_frames(**others).signals}) if others else clip
+    if "audio" not in signals:
+        return clip
+    if signals["audio"] is None:
+        report = replace(clip.report, audio="left out by the caller")
+        return replace(clip, audio=None, rate=None, audio_start=0.0, report=report)
+    sound, rate = signals["audio"]
+    heard = Clip.from_frames(audio=sound, rate=rate)
+    report = replace(clip.report, audio=heard.report.audio)
+    return replace(clip, audio=heard.audio, rate=heard.rate, audio_start=0.0, report=report)
 
 
 def _signals(inputs: Inputs, clip: ClipFeatures, row: int) -> dict[str, str]:
@@ -219,7 +234,7 @@ def _signals(inputs: Inputs, clip: ClipFeatures, row: int) -> dict[str, str]:
     for use in inputs.uses:
         for sense, facts in use.attached.config.senses.items() if use.rows[row] else ():
             side = clip.sides[facts.preprocessing]
-            if side is not None and len(side.x):
+            if side is not None and side.present:
                 found[sense] = f"present: {len(side.x)} steps from {side.times[0]:.2f} s"
             else:
                 found[sense] = clip.absent.get(facts.preprocessing, "absent: nothing in it can be read")

@@ -9,7 +9,7 @@ The file's `__metadata__` holds `pave.format`, `pave.config`, `pave.sha256` and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,13 @@ class Patch:
     tensors: Mapping[str, Tensor] = field(repr=False)
     certificate: Mapping[str, Any] | None = None
     source: str = "memory"
-    stored: str = field(default="", repr=False)  # the config as its file says it: a later version may know more keys
+    stored: str = field(default="", repr=False)  # the config as its file says it: an older one may know fewer keys
 
     @property
     def text(self) -> str:
         """The config as JSON, as it stands in the file."""
-        return self.stored or self.config.canonical()
+        kept = self.stored and PatchConfig.model_validate_json(self.stored) == self.config
+        return self.stored if kept else self.config.canonical()
 
     @property
     def sha256(self) -> str:
@@ -50,11 +51,6 @@ class Patch:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
-
-    def cast(self, dtype: torch.dtype) -> Patch:
-        """The same patch with its floating-point tensors in another dtype."""
-        cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self.tensors.items()}
-        return replace(self, tensors=cast)
 
     def save(self, path: str | Path) -> Path:
         """Write the file in one piece; whatever goes wrong, the old file stays. A folder gets `patch.safetensors`."""
@@ -138,9 +134,9 @@ def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: st
     if wrong:
         raise PatchMismatch(source, f"tensors do not fit its own config: {wrong}", AGAIN)
     for name, tensor in tensors.items():
-        if tensor.dtype not in CODES:
-            raise PatchFormatError(source, f"{name} is {tensor.dtype}", f"use one of {', '.join(CODES.values())}")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.dtype not in CODES or not tensor.is_floating_point():
+            raise PatchFormatError(source, f"{name} is {tensor.dtype}", "patches hold floating-point tensors")
+        if not tensor.isfinite().all():
             bad = int((~tensor.isfinite()).sum())
             raise PatchDamaged(source, f"{bad} of {tensor.numel()} values of {name} are not finite", AGAIN)
 

@@ -8,10 +8,10 @@ t key frames, s visual tokens per key frame, d channels
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from pave import catalogue
 from pave.attached import Attached, PatchReport, base_match
 from pave.config import PatchConfig
-from pave.errors import PatchError, PatchMismatch, PatchNotFound, nearest
+from pave.errors import PatchError, PatchMismatch, PatchNotFound
 from pave.inputs import ClipFeatures
 from pave.lora import recompute_context
-from pave.patch import FILE, Patch
+from pave.patch import Patch, check_tensors
 from pave.steps import Steps
 
 
@@ -53,14 +53,15 @@ class Patching(Steps):
         """
         patch = source if isinstance(source, Patch) else find_patch(source, revision)
         config, name = patch.config, name or patch.config.name
-        match = base_match(config, self.host, patch.source, strict)
-        remarks = self._remarks(config, patch.source)
-        attached = self.attach(name, config, patch.tensors, trainable=False, source=patch.source)
-        facts = {"source": patch.source, "sha256": patch.sha256, "bytes": patch.nbytes, "base_match": match}
-        with self._lock:
-            self._applied[name] = attached, PatchReport.of(name, attached, **facts, remarks=remarks)
-        if weight != 1:
-            self.set_weight(name, weight)
+        facts = {
+            "weight": checked_weight(config, name, weight),
+            "base_match": base_match(config, self.host, patch.source, strict),
+            "remarks": self._remarks(config, patch.source),
+            "sha256": patch.sha256,
+            "bytes": patch.nbytes,
+        }
+        check_tensors(config, patch.tensors, patch.source)
+        self.attach(name, config, patch.tensors, trainable=False, source=patch.source, **facts)
         return self.patches[name]
 
     def remove_patch(self, name: str) -> None:
@@ -72,15 +73,7 @@ class Patching(Steps):
 
     def set_weight(self, name: str, weight: float) -> None:
         """How strongly a patch acts, from the next call on; 1 as trained, 0 not at all."""
-        if not -1e3 < weight < 1e3:  # also refuses NaN
-            raise ValueError(
-                f"weight={weight} of patch {name}; 1 is as trained, 0 is off, useful ones lie within 0 to 2"
-            )
-        if weight not in (0, 1) and not self._found(name)[0].adds:
-            raise ValueError(
-                f"weight={weight}: {name} puts tokens beside the visual ones, which are there or not; 0 or 1"
-            )
-        self._change(name, weight=float(weight))
+        self._change(name, weight=checked_weight(self._found(name)[0].config, name, weight))
 
     def enable(self, name: str) -> None:
         """Let a patch act again on questions that name no patches."""
@@ -99,7 +92,7 @@ class Patching(Steps):
         """What a user should know; an encoder that has become another one since the training is refused."""
         for sense, facts in config.senses.items():
             spec = self.encoder(facts).spec
-            if spec.dim != facts.dim or (facts.preprocessing and spec.preprocessing != facts.preprocessing):
+            if spec.dim != facts.dim or spec.preprocessing != facts.preprocessing:
                 cause = f"its {sense} was trained on {facts.encoder} {facts.revision} ({facts.dim} channels)"
                 remedy = f"this one is {spec.revision} ({spec.dim} channels); use the version of PAVE that trained it"
                 raise PatchMismatch(source, cause, remedy)
@@ -117,10 +110,12 @@ class Patching(Steps):
         *,
         trainable: bool = True,
         source: str = "memory",
+        **facts: Any,
     ) -> Attached:
         """Put a patch in: untrained (it changes nothing yet), or with `tensors`. Trainable: its weights stay float32
-        and are cast at every call; otherwise they take the base's dtype once."""
-        base_match(config, self.host, source, strict=False)
+        and are cast at every call; otherwise they take the base's dtype once. `facts`: what the report shall say."""
+        if "base_match" not in facts:
+            facts["base_match"] = base_match(config, self.host, source, strict=False)
         with self._lock:
             if name in self._applied:
                 raise PatchError(name, "a patch of this name is applied already", "remove it, or give another name=")
@@ -132,7 +127,7 @@ class Patching(Steps):
             dtype = torch.float32 if trainable else self.host.dtype
             attached.to(device=self.host.device, dtype=dtype).requires_grad_(trainable).eval()
             attached.enter(self.host)
-            self._applied[name] = attached, PatchReport.of(name, attached)
+            self._applied[name] = attached, PatchReport.of(name, attached, source=source, **facts)
         return attached
 
     def trainable(self, name: str) -> dict[str, dict[str, nn.Parameter]]:
@@ -180,21 +175,18 @@ class Patching(Steps):
         self.host.language_model.train(enable)
 
 
+def checked_weight(config: PatchConfig, name: str, weight: float) -> float:
+    """A weight that this patch can have, or a ValueError."""
+    if not isinstance(weight, Real) or not -1e3 < weight < 1e3:  # also refuses NaN
+        raise ValueError(f"weight={weight!r} of patch {name}; 1 is as trained, 0 is off, useful ones lie within 0 to 2")
+    if weight not in (0, 1) and config.fusion.combine != "add":
+        raise ValueError(f"weight={weight}: {name} puts tokens beside the visual ones, which are there or not; 0 or 1")
+    return float(weight)
+
+
 def find_patch(source: str | Path, revision: str | None = None) -> Patch:
     """Load a patch by its name in the catalogue, its folder or its file."""
-    path = Path(source)
     if revision is not None:
         raise PatchNotFound(source, f"revision={revision!r} belongs to the Hub", "patches from the Hub arrive later")
-    if isinstance(source, str) and re.fullmatch(r"[a-z0-9][a-z0-9._-]*", source) and source in catalogue.names():
-        folder = catalogue.find(source)
-        if not (folder / FILE).is_file():
-            raise PatchNotFound(
-                source, "the catalogue has its recipe, not its weights", f"train it: pave-train {source}"
-            )
-        return replace(Patch.load(folder), source=source)
-    if path.exists():
-        return Patch.load(path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(source)):
-        remedy = "patches from the Hub arrive in a later version: download it and give its folder"
-        raise PatchNotFound(source, "no such folder or file", remedy)
-    raise PatchNotFound(source, "no patch, folder or file of this name", nearest(str(source), catalogue.names()))
+    patch = Patch.load(catalogue.locate(source))
+    return replace(patch, source=str(source)) if source in catalogue.names() else patch

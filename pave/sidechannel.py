@@ -55,6 +55,11 @@ class SideTokens:
                 f"({self.times[first]:.2f} s); mend the signal or mark them as not valid"
             )
 
+    @property
+    def present(self) -> bool:
+        """Whether there is a token to read; silence is present."""
+        return bool(self.valid.any())
+
     @classmethod
     def regular(cls, x: Tensor, *, rate: float, start: float = 0.0) -> SideTokens:
         """Tokens (τ c) or (τ h w c) at `rate` per second: token i covers start + [i, i + 1) / rate."""
@@ -142,7 +147,7 @@ def align(tokens: Sequence[SideTokens | None], key_times: Sequence[Tensor], rule
     """One row per clip; None, or a channel without a valid token, is an absent row. Ragged τ and t are padded."""
     if len(tokens) != len(key_times):
         raise SignalError(f"{len(tokens)} side channels for {len(key_times)} clips; give None for a clip that has none")
-    rows = [None if row is None or not row.valid.any() else row for row in tokens]
+    rows = [None if row is None or not row.present else row for row in tokens]
     present = [row for row in rows if row is not None]
     shapes = {tuple(row.x.shape[1:]) for row in present}
     if len(shapes) > 1:

@@ -32,7 +32,7 @@ from pave.inputs import ClipFeatures, Inputs, Use, beside, layout, sides_of, sta
 from pave.lora import running
 from pave.media import Clip
 
-Names = Sequence[str] | Sequence[Sequence[str]] | None
+Names = str | Sequence[str] | Sequence[str | Sequence[str] | None] | None
 
 _off: ContextVar[frozenset[int]] = ContextVar("pave_patches_off", default=frozenset())  # ids of models
 
@@ -111,8 +111,8 @@ class Steps:
     ) -> Inputs:
         """Rows of one batch: a question about a clip each. `patches`: names for all rows, or one list per row; None:
         all that are enabled. Patches and weights are those of this moment."""
-        if len(clips) != len(questions) or not clips:
-            raise ValueError(f"{len(clips)} clips and {len(questions)} questions; give one clip for every question")
+        if len(clips) != len(questions) or not clips or not all(isinstance(question, str) for question in questions):
+            raise ValueError(f"{len(clips)} clips and {len(questions)} questions; give a text for every clip")
         with self._lock:
             wanted = self._wanted(patches, len(clips))
             found = {name: each for name, each in self._applied.items() if any(name in row for row in wanted)}
@@ -120,8 +120,8 @@ class Steps:
         uses = []
         for name, (attached, report) in found.items():
             rows = torch.tensor([name in row for row in wanted])
-            uses.append(Use(name, attached, report.weight, rows, sides_of(attached, features)))
-        layouts = [layout(self.host, [each for name, (each, _) in found.items() if name in row]) for row in wanted]
+            uses.append(Use(name, attached, report.weight, rows, sides_of(attached, features, rows)))
+        layouts = self._layouts(uses, len(features))
         spans = self._spans(features, uses, [newline for newline, _ in layouts])
         ids, mask = tokenise(self.host, questions, [template for _, template in layouts], spans)
         return Inputs(ids, mask, stack(features), tuple(uses), tuple(newline for newline, _ in layouts))
@@ -137,15 +137,13 @@ class Steps:
     ) -> Inputs:
         """Rows that the caller has laid out, with as many placeholders for each clip as `visual_rows` says."""
         uses = self._use_all(clips, patches)
-        newline, _ = layout(self.host, [use.attached for use in uses])
-        return Inputs(input_ids, attention_mask, stack(clips), uses, (newline,) * len(clips), position_ids)
+        newlines = tuple(newline for newline, _ in self._layouts(uses, len(clips)))
+        return Inputs(input_ids, attention_mask, stack(clips), uses, newlines, position_ids)
 
     def visual_rows(self, clips: Sequence[ClipFeatures], patches: Sequence[str]) -> list[int]:
         """How many placeholders the prompt of each clip holds under these patches."""
-        attached = [self._found(name)[0] for name in patches]
-        besides = [name for name, each in zip(patches, attached, strict=True) if not each.adds]  # others take no room
-        newlines: list[Newline] = [layout(self.host, attached)[0]] * len(clips)
-        return self._spans(clips, self._use_all(clips, besides), newlines)
+        uses = self._use_all(clips, patches)
+        return self._spans(clips, uses, [newline for newline, _ in self._layouts(uses, len(clips))])
 
     def fused_tokens(self, inputs: Inputs) -> Tensor:
         """Visual tokens (b t s d) plus what each patch adds on the rows that sense something. All patches look at the
@@ -181,6 +179,11 @@ class Steps:
         if inputs.attention_mask.dim() != 2:
             shape = tuple(inputs.attention_mask.shape)
             raise ValueError(f"generate needs a mask (b l), got {shape}; give one question per row")
+        held = (inputs.input_ids == self.host.placeholder).sum(-1)
+        if len(held.unique()) > 1:  # a beam search tells rows apart by their number, and would mix them up
+            raise ValueError(
+                f"rows hold {held.tolist()} visual placeholders, generate needs as many in all; use prepare()"
+            )
         options = {"eos_token_id": self.host.stops, "pad_token_id": self.host.pad, **options}
         with self._calling(inputs):
             base: Any = self.base
@@ -222,6 +225,10 @@ class Steps:
             return torch.cat(rows)[None]
         raise ValueError(f"the prompts hold {held} visual placeholders, the clips need {lengths}; call prepare() again")
 
+    def _layouts(self, uses: Sequence[Use], rows: int) -> list[tuple[Newline, str]]:
+        """Newline and prompt template of each row, as the patches that act on it want them."""
+        return [layout(self.host, [use.attached for use in uses if use.acting[i]]) for i in range(rows)]
+
     def _spans(self, clips: Sequence[ClipFeatures], uses: Sequence[Use], newlines: Sequence[Newline]) -> list[int]:
         """Visual rows of each clip, tokens that stand beside the visual ones included."""
         with torch.no_grad():
@@ -233,21 +240,20 @@ class Steps:
     def _use_all(self, clips: Sequence[ClipFeatures], patches: Sequence[str]) -> tuple[Use, ...]:
         found = {name: self._found(name) for name in patches}
         rows = torch.ones(len(clips), dtype=torch.bool)
-        return tuple(Use(n, each, report.weight, rows, sides_of(each, clips)) for n, (each, report) in found.items())
+        return tuple(
+            Use(name, each, report.weight, rows, sides_of(each, clips, rows)) for name, (each, report) in found.items()
+        )
 
     def _wanted(self, patches: Names, rows: int) -> list[tuple[str, ...]]:
-        """Names of patches per row."""
+        """Names of patches per row; a row of None asks for all that are enabled."""
         if id(self) in _off.get():
             return [()] * rows
-        if patches is None:
-            return [tuple(name for name, report in self.patches.items() if report.enabled)] * rows
-        names = [patches] if isinstance(patches, str) else list(patches)
-        if all(isinstance(name, str) for name in names):
-            wanted = [tuple(map(str, names))] * rows
-        else:
-            wanted = [tuple(row) for row in names]
-        if len(wanted) != rows:
-            raise ValueError(f"{len(wanted)} lists of patches for {rows} rows; give one per row, or names for all")
+        enabled = tuple(name for name, report in self.patches.items() if report.enabled)
+        if patches is None or isinstance(patches, str) or all(isinstance(name, str) for name in patches):
+            patches = [patches] * rows
+        if len(patches) != rows:
+            raise ValueError(f"{len(patches)} lists of patches for {rows} rows; give one per row, or names for all")
+        wanted = [enabled if row is None else (row,) if isinstance(row, str) else tuple(row) for row in patches]
         for name in {name for row in wanted for name in row}:
             self._found(name)
         return wanted
@@ -263,10 +269,6 @@ class Steps:
         fresh = {id(clip): clip for clip in clips if isinstance(clip, Clip)}
         seen = dict(zip(fresh, self.encode(list(fresh.values()), senses), strict=True)) if fresh else {}
         features = [clip if isinstance(clip, ClipFeatures) else seen[id(clip)] for clip in clips]
-        for sense in senses:
-            key = self.encoder(sense).spec.preprocessing
-            if any(key not in clip.sides for clip in features):
-                raise SignalError(f"these features hold nothing of {sense.encoder}; encode the clips with this patch")
         return features
 
 

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pave.checkpoint import last_checkpoint, read_checkpoint, write_checkpoint
+from pave.attached import Attached
+from pave.checkpoint import read_checkpoint, write_checkpoint
 from pave.config import DataConfig, PatchConfig, Recipe, SenseFacts
 from pave.data import IGNORE, Example, collate, pack, read_jsonl
 from pave.errors import DataError, TrainingError
@@ -32,7 +33,7 @@ from pave.inputs import ClipFeatures, Inputs
 from pave.model import PatchedModel, load
 
 # Said elsewhere in the patch, or without influence on its weights.
-UNRECORDED = {"output", "keep_lora_when_absent", "eval_every", "checkpoint_every"}
+UNRECORDED = {"output", "keep_lora_when_absent", "eval_every", "checkpoint_every", "gradient_checkpointing"}
 CALIBRATION = 16  # clips that an untrained fusion is fitted to
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -55,12 +56,7 @@ class Result:
 
 def train(recipe: Recipe, *, resume: bool = False, progress: Progress | None = None) -> Result:
     """Train `recipe` and write the patch; `progress(step, steps, figures)` is called after every step."""
-    run = Run(recipe)
-    run.prepare()
-    if resume:
-        run.resume()
-    run.fit(progress or (lambda step, steps, figures: None))
-    return run.finish()
+    return Run(recipe).whole(resume, progress or (lambda step, steps, figures: None))
 
 
 class Run:
@@ -71,10 +67,22 @@ class Run:
         self.folder = recipe.train.output
         self.model: PatchedModel = load(recipe.base, dtype=recipe.train.dtype, frames=recipe.frames)
         self.senses = {sense: self.model.encoder(config) for sense, config in recipe.senses.items()}
-        self.begin = 0
+        self.begin = self.kept = 0  # the step to start at; that of the last checkpoint of this run
+        self.train_clips: list[Asked] = []
+        self.val_clips: list[Asked] = []
         self.losses: list[float] = []
         self.refused: dict[Path, str] = {}  # clips that cannot be read, and why
         self.seconds = {"clips": 0.0, "features": 0.0, "steps": 0.0}
+        with torch.device("meta"):
+            Attached(self.config(), self.model.host)  # what cannot be built is refused before any clip is seen
+
+    def whole(self, resume: bool, progress: Progress) -> Result:
+        """All of it, one after the other."""
+        self.prepare()
+        if resume:
+            self.resume()
+        self.fit(progress)
+        return self.finish()
 
     def prepare(self) -> None:
         """Read questions, see every clip once, attach an untrained patch."""
@@ -89,8 +97,9 @@ class Run:
         self.seconds["clips"] = time.perf_counter() - begin
         begin = time.perf_counter()
         store = FeatureStore(self.model, list(self.senses.values()), self.folder / "features")
-        self.train_clips = _ask_all(store, train_file, self.limit)
-        self.val_clips = _ask_all(store, val_file, self.limit) if val_file else []
+        asked = [read_jsonl(file) for file in (train_file, val_file) if file]  # both, before anything is looked at
+        self.train_clips = _ask_all(store, train_file, asked[0], self.limit)
+        self.val_clips = _ask_all(store, val_file, asked[1], self.limit) if val_file else []
         self.refused = store.refused
         self.seconds["features"] = time.perf_counter() - begin
         if not self.options.keep_lora_when_absent and not any(_perceives(clip.features) for clip in self.train_clips):
@@ -106,6 +115,7 @@ class Run:
         self.model.attach(self.recipe.name, self.config(), trainable=True)
         heard = [clip.features for clip in self.train_clips if _perceives(clip.features)]
         self.model.calibrate(self.recipe.name, (heard or [self.train_clips[0].features])[:CALIBRATION])
+        self.model.checkpoint_activations(self.options.gradient_checkpointing)
         self.parameters = self.model.trainable(self.recipe.name)
         groups = [
             {"params": list(self.parameters[part].values()), "lr": rate}
@@ -182,7 +192,7 @@ class Run:
             raise TrainingError(
                 f"step {step + 1}: the loss is {loss.item():.4g}, its gradient {norm.item():.4g} long; lower "
                 f"train.fusion_lr={self.options.fusion_lr} or train.lora_lr={self.options.lora_lr}; "
-                f"{last_checkpoint(self.folder)}"
+                f"{self.left()}"
             )
         self.optimiser.step()
         return loss.item()
@@ -237,10 +247,18 @@ class Run:
     def save(self, step: int) -> None:
         """Write the checkpoint in one piece; an error leaves the one before."""
         write_checkpoint(self.folder, step, self.parameters, self.optimiser, self._identity(), self.losses)
+        self.kept = step
 
     def resume(self) -> None:
         """Go on from the checkpoint of this very recipe; without one, begin at the start."""
         self.begin, self.losses = read_checkpoint(self.folder, self.parameters, self.optimiser, self._identity())
+        self.kept = self.begin
+
+    def left(self) -> str:
+        """In words, what is left of a run that has stopped."""
+        if not self.kept:
+            return "no checkpoint of this run has been written yet"
+        return f"the last good checkpoint, of step {self.kept}, is in {self.folder}, and --resume goes on from it"
 
     def _identity(self) -> str:
         """What makes this run this run: its config and every question, in order."""
@@ -280,10 +298,10 @@ def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:
     )
 
 
-def _ask_all(store: FeatureStore, file: Path, limit: int | None) -> list[Asked]:
+def _ask_all(store: FeatureStore, file: Path, examples: Sequence[Example], limit: int | None) -> list[Asked]:
     """Every clip that can be read, with its questions."""
     by_clip: dict[Path, list[Example]] = {}
-    for example in read_jsonl(file):
+    for example in examples:
         by_clip.setdefault(example.video, []).append(example)
     paths = list(by_clip)[:limit]
     seen = store.read(paths)
@@ -293,7 +311,7 @@ def _ask_all(store: FeatureStore, file: Path, limit: int | None) -> list[Asked]:
 
 
 def _perceives(features: ClipFeatures) -> bool:
-    return any(side is not None and len(side.x) for side in features.sides.values())
+    return any(side is not None and side.present for side in features.sides.values())
 
 
 def _order(count: int, seed: int, epoch: int) -> list[int]:

@@ -28,9 +28,7 @@ SMOKE = ("train.steps=2", "train.batch=4", "train.eval_every=1", "train.checkpoi
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A patch.yaml, its folder, or a catalogue name.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="As train.steps=100.")
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="As train.steps=100.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in train.output.")] = False,
     dry_run: Annotated[
         bool,
@@ -81,8 +79,7 @@ def _train(recipe: Recipe, resume: bool) -> Result:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    from pave.checkpoint import last_checkpoint
-    from pave.train import train as run
+    from pave.train import Run
 
     console = Console(stderr=True, soft_wrap=True)
     console.print(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {recipe.train.batch} clips")
@@ -103,14 +100,16 @@ def _train(recipe: Recipe, resume: bool) -> Result:
             if "held-out" in figures:
                 held_out = f"  held-out {figures['held-out']:.3f}"
             bar.update(task, completed=step, note=f"loss {figures['loss']:.3f}{held_out}")
-            if not sys.stderr.isatty() and (step % 50 == 0 or "held-out" in figures):
+            if not sys.stderr.isatty() and (step % 50 == 0 or step == steps or "held-out" in figures):
                 console.print(f"step {step}/{steps}  loss {figures['loss']:.3f}{held_out}")
 
         progress: Progress = show
+        run = None
         try:
-            return run(recipe, resume=resume, progress=progress)
+            run = Run(recipe)
+            return run.whole(resume, progress)
         except KeyboardInterrupt:
-            console.print(f"\nstopped; {last_checkpoint(recipe.train.output)}", soft_wrap=True)
+            console.print(f"\nstopped; {run.left() if run else 'nothing has been written yet'}", soft_wrap=True)
             raise SystemExit(130) from None
 
 
@@ -146,14 +145,16 @@ def _show(recipe: Recipe) -> None:
     import yaml
 
     from pave.data import read_jsonl
-    from pave.model import load
+    from pave.train import Run
 
-    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).strip())
-    host = load(recipe.base, frames=recipe.frames).host
+    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).strip())
+    host = Run(recipe).model.host
     if recipe.data.train is None:
         print("\nthe clips of this recipe are written when it runs")
         return
     examples = read_jsonl(recipe.data.train)
+    if recipe.data.val:
+        read_jsonl(recipe.data.val)
     clips = {example.video for example in examples}
     missing = sorted(str(clip) for clip in clips if not clip.is_file())
     print(f"\n{recipe.data.train}: {len(examples)} questions about {len(clips)} clips, {len(missing)} of them missing")

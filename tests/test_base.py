@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import FRAMES, make_base, make_clip
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 import pave
-from pave.base import Base, load_base
+from pave.base import EMBEDDED, Base, load_base
 from pave.errors import BaseModelError, MediaError
 from pave.media import Clip
 
@@ -98,14 +100,37 @@ def test_template_without_its_special_tokens_is_refused(base: Base) -> None:
 
 
 def test_fingerprint_is_of_the_language_model(tokenizer: PreTrainedTokenizerFast) -> None:
-    one, same, other = make_base(tokenizer), make_base(tokenizer), make_base(tokenizer, seed=1)
+    one, longer, changed, other = (make_base(tokenizer, seed=seed) for seed in (0, 0, 0, 1))
     cast = make_base(tokenizer, torch.bfloat16)
-    assert one.fingerprint() == same.fingerprint() == cast.fingerprint() != other.fingerprint()
     with torch.no_grad():
-        same.language_model.get_parameter("embed_tokens.weight")[len(tokenizer) :] += 1  # rows that no token has
-        assert same.verify()
-        same.language_model.get_parameter("layers.0.mlp.up_proj.weight")[0, 0] += 1
-    assert not same.verify()
+        longer.language_model.get_parameter("embed_tokens.weight")[len(tokenizer) :] += 1  # rows that no token has
+        changed.language_model.get_parameter("layers.0.mlp.up_proj.weight")[0, 0] += 1
+    assert one.fingerprint() == longer.fingerprint() == cast.fingerprint()
+    assert len({base.fingerprint() for base in (one, changed, other)}) == 3
+
+
+def test_a_base_in_half_precision_is_still_itself() -> None:
+    half = load_base("playroom", dtype="float16")
+    assert half.dtype == torch.float16 and half.fingerprint() == load_base("playroom").fingerprint()
+
+
+def test_a_base_with_missing_or_damaged_files_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(EMBEDDED, tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(weights)
+    whole = weights.read_bytes()
+    name = next(name for name in tensors if "vision_tower" in name)
+    save_file({key: value for key, value in tensors.items() if key != name}, weights, {"format": "pt"})
+    with pytest.raises(BaseModelError, match=r"1 of its weights are missing .*vision_tower.*fetch it again"):
+        load_base(tmp_path / "base")
+    weights.write_bytes(whole[:-1000])
+    with pytest.raises(BaseModelError, match="cannot be read"):
+        load_base(tmp_path / "base")
+    weights.write_bytes(whole)
+    for damaged in ('{"frames": "8"}', "{"):
+        (tmp_path / "base" / "pave.json").write_text(damaged)
+        with pytest.raises(BaseModelError, match=r"frames='8'|cannot be read"):
+            load_base(tmp_path / "base")
 
 
 def test_load_opens_a_saved_folder(base: Base, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from conftest import full_disk
 from torch import nn
 
-from pave.checkpoint import NAME, last_checkpoint, read_checkpoint, write_checkpoint
+from pave.checkpoint import NAME, read_checkpoint, write_checkpoint
 from pave.errors import TrainingError
 
 LOSSES = [0.1 + 0.2, 1 / 3]  # neither has a short decimal form
@@ -74,12 +74,6 @@ def test_equal_runs_write_equal_bytes(tmp_path: Path) -> None:
 def test_no_checkpoint_is_a_beginning(tmp_path: Path) -> None:
     fresh, run = Trained(0), Trained(0)
     assert run.read(tmp_path) == (0, []) and same(fresh, run) and not run.optimiser.state
-    assert last_checkpoint(tmp_path) == "no checkpoint has been written yet"
-
-
-def test_what_is_left_of_a_run_is_told(tmp_path: Path) -> None:
-    Trained(1).write(tmp_path, 1)
-    assert str(tmp_path) in last_checkpoint(tmp_path) and "--resume" in last_checkpoint(tmp_path)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_the_canonical_text_of_a_patch_config_does_not_depend_on_the_order_of_ke
             "frames": 2,
             "fingerprint": "00",
         },
-        "senses": {"audio": {"encoder": "logmel", "dim": 5}},
+        "senses": {"audio": {"encoder": "logmel", "dim": 5, "preprocessing": "00"}},
         "fusion": {"width": 8, "heads": 2},
     }
     text = parse(PatchConfig, facts, "here").canonical()

@@ -1,6 +1,6 @@
 """The laws of DESIGN.md, each beside its opposite, and what a question can be.
 
-Every law is looked at in float32 and bfloat16, through forward and through generate (greedy, beams).
+Laws are looked at in float32 and bfloat16, through forward and through generate (greedy, beams).
 """
 
 from __future__ import annotations
@@ -8,9 +8,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import itertools
+import math
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,14 +200,19 @@ def test_checkpointing_gives_the_same_gradients(one: PatchedModel) -> None:
     attached = one.attach("ears", make_config(one.host))
     awaken(one, "ears")
     calls = [one.prepare(clips(), QUESTIONS, patches=rows) for rows in (["ears"], [["ears"], []])]
-    gradients = []
+    gradients, counted = [], []
+    layer = one.host.language_model.get_submodule("layers.0.mlp")
     for enable in (False, True):
         one.checkpoint_activations(enable)
         attached.zero_grad()
-        sum(one.forward(call).logits.square().mean() for call in calls).backward()  # type: ignore[union-attr]
+        passes = itertools.count(1)
+        with hooked(layer, lambda *_, passes=passes: next(passes)):
+            sum(one.forward(call).logits.square().mean() for call in calls).backward()  # type: ignore[union-attr]
+        counted.append(next(passes) - 1)
         gradients.append(
             {name: each.grad.clone() for name, each in attached.named_parameters() if each.grad is not None}
         )
+    assert counted == [2, 4], "every layer runs again for the gradient of each call"
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
     one.checkpoint_activations(False)
@@ -417,6 +426,18 @@ def test_patches_off_reaches_this_thread_only(one: PatchedModel) -> None:
     assert torch.equal(seen[0], full)
 
 
+@contextmanager
+def hooked(layer: torch.nn.Module, call: Callable[..., None]) -> Iterator[None]:
+    def before(*each: object) -> None:  # what a hook returns would take the place of the layer's input
+        call(*each)
+
+    handle = layer.register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def test_threads_do_not_mix_rows_and_removal_waits(one: PatchedModel) -> None:
     hears(one)
     hears(one, "more")
@@ -437,10 +458,26 @@ def test_threads_do_not_mix_rows_and_removal_waits(one: PatchedModel) -> None:
         thread.join()
     assert not failures
     stale = one.prepare(clips(), QUESTIONS)
-    begun = one.stream(clips()[0], QUESTIONS[0], patches=["ears", "more"])
-    next(begun, "")
-    one.remove_patch("more")
-    list(begun)
+    inside, go_on = threading.Event(), threading.Event()
+    late: list[torch.Tensor] = []
+
+    def block(*_: object) -> None:
+        inside.set()
+        assert go_on.wait(30)
+
+    both = ("ears", "more")
+    with hooked(one.host.language_model.get_submodule("layers.0"), block):
+        call = threading.Thread(target=lambda: late.append(logits(one, patches=list(both))))
+        call.start()
+        assert inside.wait(30)
+        removal = threading.Thread(target=one.remove_patch, args=("more",))
+        removal.start()
+        removal.join(0.3)
+        assert removal.is_alive(), "a call still runs with it"
+        go_on.set()
+        call.join()
+    removal.join()
+    assert torch.equal(late[0], wanted[both]) and list(one.patches) == ["ears"]
     with pytest.raises(PatchNotFound, match="removed"):
         one.forward(stale)
 
@@ -591,10 +628,93 @@ def test_stream_says_what_ask_says(one: PatchedModel) -> None:
 
 def test_a_closed_stream_ends_its_generation(one: PatchedModel) -> None:
     running = threading.active_count()
-    pieces = one.stream(clips()[0], QUESTIONS[0], max_new_tokens=900)
-    next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == running
+    steps: list[int] = []
+    with hooked(one.host.language_model.get_submodule("layers.0"), lambda *_: steps.append(1)):
+        pieces = one.stream(clips()[0], QUESTIONS[0], max_new_tokens=900)
+        next(pieces)
+        pieces.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == running and len(steps) < 450
+
+
+def test_a_stream_keeps_the_patches_it_was_asked_with(one: PatchedModel) -> None:
+    plain = one.ask(clips()[0], QUESTIONS[0])
+    hears(one)
+    patched = one.ask(clips()[0], QUESTIONS[0])
+    with one.patches_off():
+        off = one.stream(clips()[0], QUESTIONS[0])
+    on = one.stream(clips()[0], QUESTIONS[0])
+    with one.patches_off():
+        assert "".join(on).strip() == patched
+    assert "".join(off).strip() == plain
+
+
+def test_frames_spread_over_the_sound_that_comes_with_them(one: PatchedModel) -> None:
+    hears(one)
+    clip = make_clip()
+    assert clip.audio is not None and clip.frames is not None
+    apart = one.stream(clip.frames, QUESTIONS[0], audio=(clip.audio, 16000))
+    together = one.ask(Clip.from_frames(clip.frames, audio=clip.audio, rate=16000), QUESTIONS[0])
+    assert "".join(apart).strip() == together
+    prepared = [
+        one._prepare_rows([{"clip": given, "question": "?", **signals}])[0].uses[0].sides["audio"]
+        for given, signals in (
+            (clip.frames, {"audio": (clip.audio, 16000)}),
+            (Clip.from_frames(clip.frames, audio=clip.audio, rate=16000), {}),
+        )
+    ]
+    assert torch.equal(prepared[0].key_times, prepared[1].key_times)
+    with pytest.raises(SignalError, match="pair"):
+        one.ask(clip, QUESTIONS[0], audio=clip.audio)
+
+
+def test_a_weight_that_is_refused_leaves_no_patch(one: PatchedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    donor = PatchedModel(make_base(tokenizer))
+    hears(donor)
+    patch = donor.export("ears")
+    for weight in (math.nan, "1", 1e4):
+        with pytest.raises(ValueError, match="weight="):
+            one.apply_patch(patch, weight=weight)  # type: ignore[arg-type]
+    assert not one.patches and one.apply_patch(patch, weight=0.5).weight == 0.5
+
+
+def test_a_patch_in_memory_is_checked_like_a_file(one: PatchedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    donor = PatchedModel(make_base(tokenizer))
+    hears(donor)
+    patch = donor.export("ears")
+    for bad, cause in ((torch.full_like, "not finite"), (lambda value, _: value.to(torch.int8), "int8")):
+        tensors = {name: bad(value, math.nan) for name, value in patch.tensors.items()}
+        with pytest.raises(PatchError, match=cause):
+            one.apply_patch(replace(patch, tensors=tensors))
+    assert not one.patches
+
+
+def test_a_row_on_which_a_patch_does_not_act_is_laid_out_as_the_base_does(one: PatchedModel) -> None:
+    silent = make_clip(1, sound=False)
+    plain = one.prepare([silent], QUESTIONS[:1])
+    hears(one, newline="grid")
+    for weight, expected in ((1, ("grid", "end")), (0, ("end", "end"))):
+        one.set_weight("ears", weight)
+        inputs = one.prepare([make_clip(0), silent], QUESTIONS[:1] * 2)
+        assert inputs.newline == expected
+    alone = one.prepare([silent], QUESTIONS[:1])
+    assert torch.equal(alone.input_ids, plain.input_ids) and torch.equal(
+        one.forward(alone).logits, one.forward(plain).logits
+    )
+
+
+def test_features_that_were_encoded_without_a_sense_are_refused_where_it_is_asked_for(one: PatchedModel) -> None:
+    before = one.encode([make_clip()])[0]
+    hears(one)
+    with pytest.raises(SignalError, match="hold nothing of logmel"):
+        one.prepare([before], QUESTIONS[:1])
+    mixed = one.prepare([before, make_clip(1)], QUESTIONS[:1] * 2, patches=[[], ["ears"]])
+    assert mixed.uses[0].sensing.tolist() == [False, True]
+
+
+def test_a_row_without_names_asks_for_all_that_are_enabled(one: PatchedModel) -> None:
+    hears(one)
+    inputs = one.prepare([make_clip()] * 3, QUESTIONS[:1] * 3, patches=[None, "ears", []])
+    assert inputs.uses[0].rows.tolist() == [True, True, False]
 
 
 def test_an_error_in_a_stream_reaches_the_reader(one: PatchedModel) -> None:

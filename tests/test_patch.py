@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,17 @@ def test_safetensors_reads_our_file(patch: Patch, file: Path) -> None:
 
 
 def test_half_precision_and_odd_sizes_survive(patch: Patch, tmp_path: Path) -> None:
-    half = patch.cast(torch.bfloat16)
-    mixed = Patch(patch.config, {**half.tensors, "fusion.audio.scale": torch.tensor(2.5)})
+    half = {name: tensor.to(torch.bfloat16) for name, tensor in patch.tensors.items()}
+    mixed = Patch(patch.config, {**half, "fusion.audio.scale": torch.tensor(2.5)})
     loaded = Patch.load(mixed.save(tmp_path / "m.safetensors"))
     assert same(loaded, mixed)
     assert loaded.tensors["fusion.audio.scale"].dtype == torch.float32
     assert load_file(tmp_path / "m.safetensors").keys() == mixed.tensors.keys()
+
+
+def test_another_config_is_saved_as_it_is(patch: Patch, file: Path, tmp_path: Path) -> None:
+    renamed = replace(Patch.load(file), config=patch.config.model_copy(update={"name": "renamed"}))
+    assert Patch.load(renamed.save(tmp_path / "r.safetensors")).config.name == "renamed"
 
 
 def test_a_folder_stands_for_its_patch(patch: Patch, tmp_path: Path) -> None:

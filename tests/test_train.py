@@ -280,13 +280,22 @@ def test_data_in_which_no_clip_has_sound_is_refused(recipe: Make, workshop: Path
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_rates_named(recipe: Make) -> None:
-    wild = recipe("lora.lora_alpha=1e30", "train.lora_lr=1", "train.fusion_lr=0.5", "train.checkpoint_every=1")
-    with pytest.raises(TrainingError, match=r"step \d.*train.fusion_lr=0.5 or train.lora_lr=1.0"):
-        train(wild)
-    if (wild.train.output / NAME).exists():
-        run = prepared(wild)
-        run.resume()
-        assert all(parameter.isfinite().all() for part in run.parameters.values() for parameter in part.values())
+    spoiled = prepared(recipe("train.steps=2", "train.checkpoint_every=1"))
+    cause = r"step {}.*train.fusion_lr=\S+ or train.lora_lr=\S+; {}"
+
+    def spoil(step: int, *_: object) -> None:
+        next(iter(spoiled.parameters["lora"].values())).data.fill_(torch.inf)
+
+    with pytest.raises(TrainingError, match=cause.format(2, "the last good checkpoint, of step 1, is in")):
+        spoiled.fit(spoil)
+    again = prepared(spoiled.recipe)
+    again.resume()
+    assert again.begin == 1
+    assert all(parameter.isfinite().all() for part in again.parameters.values() for parameter in part.values())
+    fresh = prepared(spoiled.recipe)  # into the same folder, where the checkpoint of another run lies
+    next(iter(fresh.parameters["lora"].values())).data.fill_(torch.inf)
+    with pytest.raises(TrainingError, match=cause.format(1, "no checkpoint of this run")):
+        fresh.fit(spoil)
 
 
 def test_clips_that_cannot_be_read_are_left_out_and_told(recipe: Make, workshop: Path) -> None:

@@ -10,7 +10,8 @@
    of a horn or a bell (`signs.py`).
 4. The language model goes on with questions and stories, and answers "what do you hear?" from such cards, as a large
    video LLM knows a bell by sight. A base that knew these words from text alone could not be taught by a patch to find
-   them among pictures: added to visual tokens, the very vectors of the words said nothing to it.
+   them among pictures: added to visual tokens, the very vectors of the words said nothing to it. Last, it says the side
+   of one toy after the other; from questions alone it went on telling every fifth side wrongly.
 
 What made it learn, each seen to matter: weights that start at the scale of a narrow model; visual tokens that point
 where the language model's own words point; descriptions, in which looking up starts with the word just said, and no
