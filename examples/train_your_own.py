@@ -2,7 +2,7 @@
 
     python examples/train_your_own.py [FOLDER]
 
-FOLDER holds `train.jsonl`, maybe `val.jsonl`, and the clips they name, one question a line:
+FOLDER holds `train.jsonl`, maybe `val.jsonl`, and the clips they name, one question a line (broken here to fit):
 
     {"id": "1", "video": "clips/1.mp4", "conversations": [{"from": "human", "value": "<video>\\nwhat do you hear?"},
                                                           {"from": "gpt", "value": "a bell"}]}

@@ -11,8 +11,10 @@ import pave
 from pave.data import Example, read_jsonl
 from pave.errors import DataError
 from pave.evaluate import Evaluation, Sample, Side, _change, evaluate
+from pave.features import FeatureStore
 from pave.inputs import ClipFeatures
 from pave.model import PatchedModel, load
+from pave.playroom.writer import write_clips
 
 CLIPS = 5
 
@@ -148,3 +150,19 @@ def test_the_base_alone_can_be_asked(workshop: Path, tmp_path: Path) -> None:
     bare = load(workshop / "base", device="cpu")
     asked = read_jsonl(workshop / "train.jsonl")[:2]
     assert len(evaluate(bare, asked, max_new_tokens=2).samples) == 2
+
+
+def test_the_shipped_patch_hears_and_the_base_still_sees(tmp_path: Path) -> None:
+    model = pave.load("playroom")
+    assert model.apply_patch("audio-playroom").base_match == "exact"
+    asked = read_jsonl(write_clips(tmp_path, 32, seed=5, split="test"))
+    features = FeatureStore(model, model.encoders()).read(list(dict.fromkeys(example.video for example in asked)))
+    own, shuffled = (evaluate(model, asked, features=features, side=side).by() for side in ("own", "shuffled"))
+    base = evaluate(model, asked, features=features, patches=()).by()
+    for channel in ("audio", "audio+video", "order"):
+        optimum = own[channel].optimum
+        assert optimum is not None and own[channel].accuracy > 0.85, channel
+        assert max(base[channel].accuracy, shuffled[channel].accuracy) < optimum + 0.15 < 0.7, channel
+    assert base["video"].accuracy > 0.95 and own["video"].accuracy > base["video"].accuracy - 0.05
+    with pytest.raises(ValueError, match="own, shuffled, off"):
+        evaluate(model, asked, features=features, side="shufled")  # type: ignore[arg-type]
