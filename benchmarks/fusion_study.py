@@ -40,7 +40,7 @@ KINDS = {
 }
 RATES = (1e-3, 3e-3, 1e-2)
 TUNING_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
-BUDGET = ["train.steps=120", "train.batch=12", "data.playroom.clips=800", "data.playroom.seed=7"]
+BUDGET = ["train.steps=100", "train.batch=12", "data.playroom.clips=800", "data.playroom.seed=7"]
 CHANNELS = ("audio", "audio+video", "order")
 
 
