@@ -234,9 +234,10 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, got {type(data).__name__}")
     files = data.get("data")
-    for key in ("train", "val") if isinstance(files, dict) else ():
-        if isinstance(files.get(key), str):
-            files[key] = str(path.parent / files[key])
+    if isinstance(files, dict):
+        data["data"] = {
+            k: str(path.parent / v) if k != "playroom" and isinstance(v, str) else v for k, v in files.items()
+        }
     for override in overrides:
         _override(data, override)
     return parse(Recipe, data, path)

@@ -137,8 +137,8 @@ class Steps:
     ) -> Inputs:
         """Rows that the caller has laid out, with as many placeholders for each clip as `visual_rows` says."""
         uses = self._use_all(clips, patches)
-        newlines = tuple(newline for newline, _ in self._layouts(uses, len(clips)))
-        return Inputs(input_ids, attention_mask, stack(clips), uses, newlines, position_ids)
+        newlines: list[Newline] = [newline for newline, _ in self._layouts(uses, len(clips))]
+        return Inputs(input_ids, attention_mask, stack(clips), uses, tuple(newlines), position_ids)
 
     def visual_rows(self, clips: Sequence[ClipFeatures], patches: Sequence[str]) -> list[int]:
         """How many placeholders the prompt of each clip holds under these patches."""
@@ -249,11 +249,11 @@ class Steps:
         if id(self) in _off.get():
             return [()] * rows
         enabled = tuple(name for name, report in self.patches.items() if report.enabled)
-        if patches is None or isinstance(patches, str) or all(isinstance(name, str) for name in patches):
-            patches = [patches] * rows
-        if len(patches) != rows:
-            raise ValueError(f"{len(patches)} lists of patches for {rows} rows; give one per row, or names for all")
-        wanted = [enabled if row is None else (row,) if isinstance(row, str) else tuple(row) for row in patches]
+        same = patches is None or isinstance(patches, str) or all(isinstance(name, str) for name in patches)
+        each: Sequence[Any] = [patches] * rows if same else patches or ()
+        if len(each) != rows:
+            raise ValueError(f"{len(each)} lists of patches for {rows} rows; give one per row, or names for all")
+        wanted = [enabled if row is None else _names(row) for row in each]
         for name in {name for row in wanted for name in row}:
             self._found(name)
         return wanted
@@ -270,6 +270,10 @@ class Steps:
         seen = dict(zip(fresh, self.encode(list(fresh.values()), senses), strict=True)) if fresh else {}
         features = [clip if isinstance(clip, ClipFeatures) else seen[id(clip)] for clip in clips]
         return features
+
+
+def _names(row: Any) -> tuple[str, ...]:
+    return (row,) if isinstance(row, str) else tuple(row)
 
 
 def _times(clip: Clip) -> Tensor:

@@ -418,7 +418,7 @@ def test_a_fault_of_ours_is_not_blamed_on_the_file(tmp_path):
     path = write_clip(tmp_path / "a.mp4", counting_frames(5))
     with pytest.raises(MediaError, match=r"a.mp4: TypeError: .* bug of PAVE, not of the file"):
         decode_within(Request(str(path), frames="5"), 30)  # pyright: ignore[reportArgumentType]
-    assert numbers(Clip.read(path, frames=np.int64(1), start=np.float32(0))) == [0]
+    assert numbers(Clip.read(path, frames=np.int64(1), start=np.float32(0))) == [0]  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="integer"):
         Clip.read(path, frames=2.5)  # pyright: ignore[reportArgumentType]
 

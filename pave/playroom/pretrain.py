@@ -198,8 +198,10 @@ def train_tower(
         if everything:
             scores.append(F.pad(told @ sounds.T, (1, 0)))
         # toys and cards are few: empty squares would drown them
-        weights = [torch.tensor([0.2] + [1.0] * (score.shape[-1] - 1)) for score in scores]
-        weights[2:4] = None, None
+        weights = [
+            None if k in (2, 3) else torch.tensor([0.2] + [1.0] * (score.shape[-1] - 1))
+            for k, score in enumerate(scores)
+        ]
         losses = [
             F.cross_entropy(score.flatten(0, 2), truth[..., k].flatten(), weight, ignore_index=IGNORE)
             for k, (score, weight) in enumerate(zip(scores, weights, strict=True))

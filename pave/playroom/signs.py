@@ -52,8 +52,8 @@ def put_up(frames: np.ndarray, scene: Scene, shown: Cards) -> None:
 
 def told(shown: Cards) -> list[list[str | None]]:
     """What every square tells, row by row (t s): of two cards, the one in its half."""
-    rows = [[names[0]] * (GRID // 2) + [names[-1]] * (GRID // 2) if names else [None] * GRID for names in shown]
-    return [row * GRID for row in rows]
+    halves = [(names[0], names[-1]) if names else (None, None) for names in shown]
+    return [([left] * (GRID // 2) + [right] * (GRID // 2)) * GRID for left, right in halves]
 
 
 def _taken(toys: tuple[Toy, ...]) -> set[tuple[int, int]]:
