@@ -92,16 +92,17 @@ def folded_loop(fusion: Any, vision: Tensor, side: SideBatch) -> Tensor:
             x = fusion.standard(x.flatten(0, 2))
             one, two = fusion.key(x).unflatten(-1, (heads, e)).chunk(2, dim=-1)
             k = torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
-            k = torch.cat([k, fusion.null.view(1, heads, e)]).transpose(0, 1) / math.sqrt(e)
+            k = torch.cat([k, fusion.null.view(1, heads, e)]).transpose(0, 1)
             v = F.pad(fusion.value(x).unflatten(-1, (heads, e)).transpose(0, 1), (0, 0, 0, 1)) * fusion.scale
             y = F.layer_norm(vision[clip, frame], (VISION,))
             if fusion.folds(len(y), k.shape[1]):
+                k = k / math.sqrt(e)
                 level = (k @ fusion.query.bias.view(heads, e, 1)).flatten()
                 scores = torch.addmm(level, y, (k @ to_q).flatten(0, 1).T)
                 rows.append(scores.unflatten(-1, (heads, -1)).softmax(-1).flatten(1) @ (v @ to_d).flatten(0, 1))
             else:
                 q = fusion.query(y).unflatten(-1, (heads, e)).transpose(0, 1)
-                read = F.scaled_dot_product_attention(q[None], k[None], v[None], scale=1.0)[0]
+                read = F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
                 rows.append(fusion.out(read.transpose(0, 1).flatten(1)))
     return torch.stack(rows).unflatten(0, vision.shape[:2])
 

@@ -48,7 +48,7 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
 
 def video_only(recipe: Recipe, clips: Sequence[Asked]) -> Run:
     """The recipe without ears: no clip has a sound, and LoRA runs all the same."""
-    output = recipe.train.output.with_name(f"{recipe.train.output.name}-video-only")
+    output = recipe.output.with_name(f"{recipe.output.name}-video-only")
     output.mkdir(parents=True, exist_ok=True)
     options = recipe.train.model_copy(update={"keep_lora_when_absent": True, "output": output})
     run = Run(recipe.model_copy(update={"train": options}))

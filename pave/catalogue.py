@@ -7,6 +7,7 @@ enough to ship. Opens no weights and knows nothing of tensors, so listing costs 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,12 @@ def locate(source: str | Path) -> Path:
         raise PatchNotFound(source, "no such folder or file", remedy)
     remedy = f"{nearest(str(source), names())}; or give a folder or a file"
     raise PatchNotFound(source, "no patch, folder or file of this name", remedy)
+
+
+def recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a name of the catalogue, of a folder, or the file itself."""
+    named = not Path(source).exists() and Path(source).suffix not in (".yaml", ".yml")
+    return read_recipe(find(str(source)) if named else source, overrides)
 
 
 def list_patches() -> list[CatalogueEntry]:

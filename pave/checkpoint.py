@@ -6,10 +6,10 @@ which dropout a step sees follows from seed and step alone, so no state of a ran
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from pave.errors import PatchError, TrainingError
 NAME = "checkpoint.safetensors"
 STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter that has ever had a gradient
 Parameters = Mapping[str, Mapping[str, torch.nn.Parameter]]
+Identity = Mapping[str, Any]  # what makes a run this run, as JSON has it
 
 
 def write_checkpoint(
@@ -27,7 +28,7 @@ def write_checkpoint(
     step: int,
     parameters: Parameters,
     optimiser: torch.optim.Optimizer,
-    identity: str,
+    identity: Identity,
     losses: list[float],
 ) -> Path:
     """Write to a temporary file, then rename: whoever dies in between leaves the checkpoint before."""
@@ -36,7 +37,7 @@ def write_checkpoint(
         state = optimiser.state.get(parameter, {})
         tensors[f"value.{name}"] = parameter.detach()
         tensors |= {f"{key}.{name}": state[key] for key in STATE if key in state}
-    facts = {"step": str(step), "identity": _digest(identity), "losses": json.dumps(losses)}
+    facts = {"step": str(step), "identity": storage.canonical(identity), "losses": json.dumps(losses)}
     try:
         storage.write(folder / NAME, tensors, facts | {"sha256": storage.digest(facts, tensors)})
     except PatchError as error:
@@ -48,7 +49,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(
-    folder: Path, parameters: Parameters, optimiser: torch.optim.Optimizer, identity: str
+    folder: Path, parameters: Parameters, optimiser: torch.optim.Optimizer, identity: Identity
 ) -> tuple[int, list[float]]:
     """Restore a run in place; returns the step to go on with and the losses so far. (0, []) without a checkpoint."""
     path = folder / NAME
@@ -61,9 +62,13 @@ def read_checkpoint(
     if facts.pop("sha256", "") != storage.digest(facts, tensors):
         raise TrainingError(f"{path} is damaged; delete it and start without --resume")
     values = {name: f"value.{name}" for name in _flat(parameters)}
-    if facts["identity"] != _digest(identity) or not tensors.keys() >= set(values.values()):
+    there, here = dict(_leaves(json.loads(facts["identity"]))), dict(_leaves(identity))
+    other = [key for key in there | here if there.get(key) != here.get(key)]
+    if other or not tensors.keys() >= set(values.values()):
+        named = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in other[:3])
         raise TrainingError(
-            f"{path} belongs to another recipe, base or data; start without --resume, or give another train.output"
+            f"{path} belongs to another recipe, base or data ({named or 'it lacks tensors'}); start without --resume, "
+            "or give another train.output"
         )
     for name, parameter in _flat(parameters).items():
         parameter.data.copy_(tensors[values[name]])
@@ -77,5 +82,10 @@ def _flat(parameters: Parameters) -> dict[str, torch.nn.Parameter]:
     return {f"{part}.{name}": parameter for part, named in parameters.items() for name, parameter in named.items()}
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings with its dotted key; sequences are values, and tuples what JSON makes of them."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}" if key else name)
+    else:
+        yield key, list(value) if isinstance(value, tuple) else value

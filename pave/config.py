@@ -145,7 +145,7 @@ class TrainConfig(Config):
         False  # recompute the language model's layers instead of keeping them: slower, smaller
     )
     keep_lora_when_absent: bool = False  # recorded in the patch, then holds at inference too
-    output: Path = Path("runs/patch")
+    output: Path | None = None  # None: runs/<name of the recipe>
 
 
 class Recipe(Config):
@@ -162,6 +162,11 @@ class Recipe(Config):
     licence: str = "apache-2.0"
     data: DataConfig
     train: TrainConfig = TrainConfig()
+
+    @property
+    def output(self) -> Path:
+        """The folder that a run writes to."""
+        return self.train.output or Path("runs") / self.name
 
 
 class SenseFacts(SenseConfig):

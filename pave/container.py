@@ -35,6 +35,7 @@ class Track(NamedTuple):
     base: Fraction  # seconds of one tick
     gap: Fraction  # usual seconds between two pictures
     size: tuple[int, int]  # y x
+    unsorted: bool  # its stamps number the pictures as they are coded, not as they are shown
 
 
 class Packet(NamedTuple):
@@ -136,7 +137,7 @@ def walk(path: str) -> Survey:
             kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
             raise refuse(path, f"holds neither pictures nor sound (only {kinds})", "name a video, sound or image file")
         if pictures:
-            survey.video = track_of(path, pictures[0])
+            survey.video = track_of(path, pictures[0], survey.kind)
             survey.frames = pictures[0].frames if "mp4" in survey.kind else 0  # AVI counts ticks, not pictures
         if len(pictures) > 1:
             survey.warnings.append(f"{len(pictures)} video tracks: the first is used")
@@ -162,13 +163,14 @@ def note(packet: Any, survey: Survey, begin: float, ticks: list[float]) -> None:
     if survey.video is not None and index == survey.video.index:
         survey.cut += packet.is_discard
         shown = not (packet.is_discard or packet.is_corrupt)
-        survey.packets.append(Packet(UNKNOWN if stamp is None else stamp, packet.is_keyframe, shown))
+        told = UNKNOWN if stamp is None or survey.video.unsorted else stamp
+        survey.packets.append(Packet(told, packet.is_keyframe, shown))
     if stamp is not None:
         survey.reached = max(survey.reached, (stamp + (packet.duration or 0)) * ticks[index] - begin)
 
 
-def track_of(path: str, stream: Any) -> Track:
-    """The header of a video track; pictures that no camera makes are refused here."""
+def track_of(path: str, stream: Any, kind: str) -> Track:
+    """The header of a video track in a container of this kind; pictures that no camera makes are refused here."""
     context = stream.codec_context
     if context is None:
         raise refuse(path, "its video track uses a codec unknown to this FFmpeg", "re-encode it as H.264")
@@ -176,19 +178,26 @@ def track_of(path: str, stream: Any) -> Track:
         cause = f"its pictures are {context.width}x{context.height} pixels, more than {MAX_SIDE} a side"
         raise refuse(path, cause, "scale it down first")
     pace = stream.average_rate or stream.guessed_rate
-    return Track(stream.index, stream.time_base, 1 / pace if pace else Fraction(0), (context.height, context.width))
+    gap, size = 1 / pace if pace else Fraction(0), (context.height, context.width)
+    return Track(stream.index, stream.time_base, gap, size, kind == "avi" and bool(context.has_b_frames))
 
 
 def stamped(container: Any, track: Track, feed: list[bool] | None = None) -> Iterator[tuple[int, Any]]:
-    """Decoded pictures with their stamps; a stream without stamps gets them from its frame rate."""
+    """Decoded pictures with their stamps, which rise. A stream without stamps gets them from its frame rate; AVI, which
+    has none for pictures that are not coded in order, from the packet that pushed a picture out."""
     stream = container.streams[track.index]
     if track.size[0] * track.size[1] < THREADS_FROM:
         stream.codec_context.thread_count = 1
     else:
         stream.codec_context.thread_type = "AUTO"
-    stamp, step = None, max(round(track.gap / track.base), 1)
+    stamp, step, first = None, max(round(track.gap / track.base), 1), None
     for frame in decoded(container, stream, feed):
-        stamp = frame.pts if frame.pts is not None else 0 if stamp is None else stamp + step
+        told = frame.pts
+        if track.unsorted:
+            first = frame.dts if first is None else first
+            told = None if frame.dts is None or first is None else frame.dts - first
+            step = told - stamp if told is not None and stamp is not None else step
+        stamp = told if told is not None else 0 if stamp is None else stamp + step
         yield stamp, frame
 
 

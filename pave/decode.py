@@ -215,19 +215,19 @@ def collect(
             if stamp in wanted and stamp not in found:
                 flawed += frame.is_corrupt
                 size = size or {"width": frame.width, "height": frame.height}
-                found[stamp] = upright(scaler.reformat(frame, format="rgb24", **size).to_ndarray(), frame)
+                found[stamp] = upright(scaler.reformat(frame, format="rgb24", **size).to_ndarray(), frame, path)
                 if len(found) == len(wanted):
                     break
     # H.264 with gradual refresh marks entry points that need pictures from before: then everything must be decoded.
     return ({}, 0) if missing else (found, flawed)
 
 
-def upright(picture: np.ndarray, frame: Any) -> np.ndarray:
+def upright(picture: np.ndarray, frame: Any, path: str) -> np.ndarray:
     """Turn and mirror a picture (y x 3) as the display matrix of its file says; PyAV leaves that to us."""
     try:
         data = frame.side_data
-    except ValueError:  # PyAV 18 has no name for EXIF side data and gives up; it still tells the angle, not the mirror
-        return np.rot90(picture, round(frame.rotation / 90))
+    except ValueError:  # PyAV 18 has no name for EXIF side data and gives up; the angle that it tells knows no mirror
+        return exif_turned(picture, path, round(frame.rotation / 90))
     if "DISPLAYMATRIX" not in data:
         return picture
     # libavutil/display.h: nine int32, row-major; x' = a x + c y, y' = b x + d y, with y pointing down.
@@ -237,6 +237,21 @@ def upright(picture: np.ndarray, frame: Any) -> np.ndarray:
         picture, across, down = rearrange(picture, "y x c -> x y c"), c, b
     picture = picture[:, ::-1] if across < 0 else picture
     return picture[::-1] if down < 0 else picture
+
+
+def exif_turned(picture: np.ndarray, path: str, quarters: int) -> np.ndarray:
+    """A photograph as its EXIF orientation says (EXIF 2.32, tag 0x0112): mirrored, then turned; by `quarters`, against
+    the clock, where Pillow cannot read the file."""
+    from PIL import Image  # seldom needed, and a worker starts fast
+
+    try:
+        with Image.open(path) as image:
+            orientation = image.getexif().get(0x0112, 1)
+    except OSError:
+        return np.rot90(picture, quarters)
+    if orientation in (2, 4, 5, 7):
+        picture = picture[:, ::-1]
+    return np.rot90(picture, {3: 2, 4: 2, 5: 1, 6: -1, 7: -1, 8: 1}.get(orientation, 0))
 
 
 # ---------------------------------------------------------------- sound

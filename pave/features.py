@@ -10,16 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from pave import storage
 from pave.base import Base
 from pave.encoder import Encoder
-from pave.errors import DataError, MediaError, SignalError
+from pave.errors import DataError, MediaError, PatchError, SignalError
 from pave.inputs import ClipFeatures
 from pave.media import Clip, decode_many
 from pave.sidechannel import SideTokens
@@ -27,10 +24,12 @@ from pave.steps import Steps
 
 MAX_WORKERS = 8  # decoding processes; by then the vision tower is what takes the time
 PARTS = ("x", "times", "spans", "valid")
+Seeing = Callable[[int, int], None]  # how many clips are seen, of how many
 
 
 class FeatureStore:
-    """Features of one base and one set of encoders; in a folder, or with `folder=None` kept nowhere."""
+    """Features of one base and one set of encoders. In a folder, where they stay until they are touched, so that more
+    clips than memory can be learned from; with `folder=None` kept in memory only."""
 
     def __init__(self, model: Steps, encoders: Sequence[Encoder], folder: Path | None = None) -> None:
         self.model, self.encoders, self.folder = model, list(encoders), folder
@@ -38,13 +37,15 @@ class FeatureStore:
         eyes = "" if folder is None else _eyes(model.host)
         self._looker = json.dumps([eyes, *(encoder.spec.preprocessing for encoder in encoders)])
 
-    def read(self, paths: Sequence[Path]) -> dict[Path, ClipFeatures]:
-        """Features of all files that can be read, in the order given."""
+    def read(self, paths: Sequence[Path], seeing: Seeing | None = None) -> dict[Path, ClipFeatures]:
+        """Features of all files that can be read, in the order given; `seeing` is called after every look."""
         found = {path: self._kept(path) for path in paths}
         fresh = [path for path, features in found.items() if features is None]
         clips = decode_many(fresh, workers=min(MAX_WORKERS, os.cpu_count() or 1), frames=self.model.host.frames)
-        for path, clip in zip(fresh, clips, strict=True):
+        for left, (path, clip) in zip(range(len(fresh), 0, -1), zip(fresh, clips, strict=True), strict=True):
             found[path] = self._see(path, clip)
+            if seeing:
+                seeing(len(found) - left + 1, len(found))
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps({"file": str(path), "why": why}) for path, why in self.refused.items()]
@@ -61,9 +62,10 @@ class FeatureStore:
             self.refused[path] = str(error)
             return None
         self.refused.pop(path, None)
-        if self.folder is not None:
-            self._keep(self._file(self.folder, path), features)
-        return features
+        if self.folder is None:
+            return features
+        self._keep(self._file(self.folder, path), features)
+        return self._kept(path)
 
     def _file(self, folder: Path, path: Path) -> Path:
         """Where a clip's features are kept: named by its place, size and time of change, and by who looked at it."""
@@ -76,28 +78,20 @@ class FeatureStore:
         present = {key: side for key, side in features.sides.items() if side is not None}
         for key, side in present.items():
             tensors |= {f"{key}.{part}": getattr(side, part) for part in PARTS}
-        tensors = {name: value.contiguous() for name, value in tensors.items()}
         facts = {"absent": json.dumps(dict(features.absent)), "sides": json.dumps(sorted(features.sides))}
         facts["kinds"] = json.dumps({key: side.kind for key, side in present.items()})
-        part = target.with_suffix(f".{os.getpid()}.part")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, part, facts | {"sha256": storage.digest(facts, tensors)})
-            os.replace(part, target)
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{target.parent}: features cannot be kept there ({error}); make room") from None
-        finally:
-            part.unlink(missing_ok=True)
+            storage.write(target, tensors, facts | {"sha256": storage.digest(facts, tensors)})
+        except PatchError as error:
+            raise DataError(f"{target.parent}: features cannot be kept there ({error.cause}); make room") from None
 
     def _kept(self, path: Path) -> ClipFeatures | None:
         """What was kept for this very file; None for what must be seen (again), a damaged file included."""
         if self.folder is None:
             return None
         try:
-            with safe_open(self._file(self.folder, path), "pt") as file:
-                facts: dict[str, str] = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        except (OSError, SafetensorError):
+            tensors, facts = storage.read(self._file(self.folder, path), mapped=True)
+        except (OSError, PatchError):  # the first: the clip itself is gone
             return None
         if facts.pop("sha256", "") != storage.digest(facts, tensors):
             return None

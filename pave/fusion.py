@@ -95,7 +95,7 @@ class Standard(nn.Module):
             self.gain.copy_(1 / deviation.clamp(min=max(0.1 * deviation.mean().item(), 1e-6)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x.to(torch.promote_types(x.dtype, torch.float32)) - self.mean) * self.gain
+        return (x.to(torch.promote_types(x.dtype, torch.float32)) - self.mean).mul_(self.gain)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Standard:
         """Moves, but never changes its dtype."""
@@ -147,8 +147,8 @@ class Folded(Fusion):
         if self.config.rope == "time":
             k = rotate(k, time_turns(segments.seconds(), k.shape[-1]))
         null = self.null.view(1, 1, self.heads, -1).expand(len(k), -1, -1, -1)
-        k = torch.cat([k.flatten(1, 2), null], dim=1) / math.sqrt(k.shape[-1])
-        v = (segments(self.value(x)) * self.scale.to(x.dtype)).view(len(k), -1, self.heads, k.shape[-1])
+        k = torch.cat([k.flatten(1, 2), null], dim=1)
+        v = segments(self.value(x).mul_(self.scale.to(x.dtype))).view(len(k), -1, self.heads, k.shape[-1])
         v = F.pad(v, (0, 0, 0, 0, 0, 1))
         mask = segments.mask()
         mask = None if mask is None else F.pad(mask, (0, 1), value=True)
@@ -168,7 +168,7 @@ class Folded(Fusion):
     def _attend_folded(self, asking: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Update (bt s d) from asking (bt s q) and k, v (bt k h e): all matrices are made of side tokens."""
         frames = len(k)
-        k, v = (rearrange(x, "bt k h e -> h (bt k) e") for x in (k, v))
+        k, v = (rearrange(x, "bt k h e -> h (bt k) e") for x in (k / math.sqrt(k.shape[-1]), v))
         if self.query is None:
             asked = rearrange(k, "h (bt k) e -> bt h e k", bt=frames)
             scores = rearrange(asking, "bt s (h e) -> bt h s e", h=self.heads) @ asked
@@ -189,7 +189,7 @@ class Folded(Fusion):
         q = asking if self.query is None else self.query(asking)
         q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         keep = None if mask is None else mask[:, None, None]
-        read = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=keep, scale=1.0)
+        read = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=keep)
         return self.out(read.transpose(1, 2).flatten(2))
 
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,12 +70,18 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             file.write(raw(tensors[name]))
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file."""
+def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file. `mapped`: the system brings tensors into memory when they are touched, and may
+    forget them again; nobody may shorten the file meanwhile."""
     with _opened(path) as file:
-        header, data = _header(path, file), file.read()
-    metadata = header.pop("__metadata__", {})
-    return {name: _tensor(entry, data) for name, entry in header.items()}, metadata
+        header = _header(path, file)
+        metadata, begin = header.pop("__metadata__", {}), file.tell()
+        if mapped:
+            size = os.fstat(file.fileno()).st_size
+            data = torch.from_file(str(path), size=size, dtype=torch.uint8)  # keeps no file open
+        else:
+            data, begin = torch.from_numpy(np.frombuffer(bytearray(file.read()), np.uint8)), 0
+    return {name: _tensor(entry, data[begin:], mapped) for name, entry in header.items()}, metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -208,7 +215,8 @@ def _offsets(entries: Mapping[str, Any], total: int) -> str:
     )
 
 
-def _tensor(entry: Mapping[str, Any], data: bytes) -> Tensor:
+def _tensor(entry: Mapping[str, Any], data: Tensor, mapped: bool) -> Tensor:
     begin, end = entry["data_offsets"]
-    flat = torch.frombuffer(bytearray(data[begin:end]), dtype=torch.uint8) if end > begin else torch.empty(0).byte()
-    return flat.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    dtype, flat = DTYPES[entry["dtype"]], data[begin:end]
+    aligned = flat.storage_offset() % dtype.itemsize == 0
+    return (flat if mapped and aligned else flat.clone()).view(dtype).reshape(entry["shape"])

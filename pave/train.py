@@ -11,6 +11,7 @@ b clips of a step, t key frames, s visual tokens per key frame, d channels, l to
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -23,12 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pave import catalogue
 from pave.attached import Attached
-from pave.checkpoint import read_checkpoint, write_checkpoint
+from pave.checkpoint import Identity, read_checkpoint, write_checkpoint
 from pave.config import DataConfig, PatchConfig, Recipe, SenseFacts
 from pave.data import IGNORE, Example, collate, pack, read_jsonl
-from pave.errors import DataError, TrainingError
-from pave.features import FeatureStore
+from pave.errors import DataError, RecipeError, TrainingError
+from pave.features import FeatureStore, Seeing
 from pave.inputs import ClipFeatures, Inputs
 from pave.model import PatchedModel, load
 
@@ -54,8 +56,10 @@ class Result:
     metrics: dict[str, object]
 
 
-def train(recipe: Recipe, *, resume: bool = False, progress: Progress | None = None) -> Result:
-    """Train `recipe` and write the patch; `progress(step, steps, figures)` is called after every step."""
+def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progress | None = None) -> Result:
+    """Train `recipe` (itself, its file or folder, or a name of the catalogue) and write the patch;
+    `progress(step, steps, figures)` is called after every step."""
+    recipe = recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe)
     return Run(recipe).whole(resume, progress or (lambda step, steps, figures: None))
 
 
@@ -64,7 +68,9 @@ class Run:
 
     def __init__(self, recipe: Recipe, clips: int | None = None) -> None:
         self.recipe, self.options, self.limit = recipe, recipe.train, clips
-        self.folder = recipe.train.output
+        self.folder = recipe.output
+        if self.folder.exists() and not self.folder.is_dir():
+            raise RecipeError(f"train.output={self.folder}: is a file; give a folder")
         self.model: PatchedModel = load(recipe.base, dtype=recipe.train.dtype, frames=recipe.frames)
         self.senses = {sense: self.model.encoder(config) for sense, config in recipe.senses.items()}
         self.begin = self.kept = 0  # the step to start at; that of the last checkpoint of this run
@@ -76,20 +82,20 @@ class Run:
         with torch.device("meta"):
             Attached(self.config(), self.model.host)  # what cannot be built is refused before any clip is seen
 
-    def whole(self, resume: bool, progress: Progress) -> Result:
+    def whole(self, resume: bool, progress: Progress, seeing: Seeing | None = None) -> Result:
         """All of it, one after the other."""
-        self.prepare()
+        self.prepare(seeing)
         if resume:
             self.resume()
         self.fit(progress)
         return self.finish()
 
-    def prepare(self) -> None:
+    def prepare(self, seeing: Seeing | None = None) -> None:
         """Read questions, see every clip once, attach an untrained patch."""
-        self.see()
+        self.see(seeing)
         self.attach()
 
-    def see(self) -> None:
+    def see(self, seeing: Seeing | None = None) -> None:
         """Read questions and see every clip once."""
         self.folder.mkdir(parents=True, exist_ok=True)
         begin = time.perf_counter()
@@ -98,8 +104,8 @@ class Run:
         begin = time.perf_counter()
         store = FeatureStore(self.model, list(self.senses.values()), self.folder / "features")
         asked = [read_jsonl(file) for file in (train_file, val_file) if file]  # both, before anything is looked at
-        self.train_clips = _ask_all(store, train_file, asked[0], self.limit)
-        self.val_clips = _ask_all(store, val_file, asked[1], self.limit) if val_file else []
+        self.train_clips = _ask_all(store, train_file, asked[0], self.limit, seeing)
+        self.val_clips = _ask_all(store, val_file, asked[1], self.limit, seeing) if val_file else []
         self.refused = store.refused
         self.seconds["features"] = time.perf_counter() - begin
         if not self.options.keep_lora_when_absent and not any(_perceives(clip.features) for clip in self.train_clips):
@@ -260,10 +266,11 @@ class Run:
             return "no checkpoint of this run has been written yet"
         return f"the last good checkpoint, of step {self.kept}, is in {self.folder}, and --resume goes on from it"
 
-    def _identity(self) -> str:
+    def _identity(self) -> Identity:
         """What makes this run this run: its config and every question, in order."""
         asked = [(e.video.name, e.question, e.answer) for clip in self.train_clips for e in clip.examples]
-        return self.config().canonical() + json.dumps(asked)
+        questions = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        return {**self.config().model_dump(mode="json"), "questions": questions[:12]}
 
     def finish(self) -> Result:
         """Export the patch and write down what was measured."""
@@ -298,13 +305,15 @@ def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:
     )
 
 
-def _ask_all(store: FeatureStore, file: Path, examples: Sequence[Example], limit: int | None) -> list[Asked]:
+def _ask_all(
+    store: FeatureStore, file: Path, examples: Sequence[Example], limit: int | None, seeing: Seeing | None
+) -> list[Asked]:
     """Every clip that can be read, with its questions."""
     by_clip: dict[Path, list[Example]] = {}
     for example in examples:
         by_clip.setdefault(example.video, []).append(example)
     paths = list(by_clip)[:limit]
-    seen = store.read(paths)
+    seen = store.read(paths, seeing)
     if not seen:
         raise DataError(f"{file}: none of its {len(paths)} clips can be read; the first: {store.refused[paths[0]]}")
     return [Asked(features, tuple(by_clip[path])) for path, features in seen.items()]

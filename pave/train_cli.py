@@ -9,14 +9,15 @@ In: a recipe (a file, its folder, or a name of the catalogue) and overrides. Out
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pave import catalogue
 from pave.cli import PLAIN, quiet, run_command
-from pave.config import Recipe, read_recipe
+from pave.config import Recipe
+from pave.errors import RecipeError
 
 if TYPE_CHECKING:
     from pave.train import Progress, Result
@@ -40,7 +41,9 @@ def train(
 ) -> None:
     """Train a patch on a frozen video LLM."""
     quiet()
-    resolved = _read(recipe, overrides or [])
+    if resume + dry_run + smoke > 1:
+        raise RecipeError("--resume, --dry-run and --smoke exclude each other; give one of them")
+    resolved = catalogue.recipe(recipe, overrides or [])
     if dry_run:
         _show(resolved)
     elif smoke:
@@ -67,13 +70,6 @@ def summary(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _read(recipe: str, overrides: list[str]) -> Recipe:
-    from pave.catalogue import find
-
-    named = not Path(recipe).exists() and Path(recipe).suffix not in (".yaml", ".yml")
-    return read_recipe(find(recipe) if named else recipe, overrides)
-
-
 def _train(recipe: Recipe, resume: bool) -> Result:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -81,33 +77,38 @@ def _train(recipe: Recipe, resume: bool) -> Result:
 
     from pave.train import Run
 
-    console = Console(stderr=True, soft_wrap=True)
+    console = Console(stderr=True, soft_wrap=True, markup=False)
     console.print(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {recipe.train.batch} clips")
     console.print("reading clips (each is seen once; what was seen before is kept)")
     columns = [
-        TextColumn("training"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     ]
     with Bar(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("training", total=recipe.train.steps, note="")
+        clips = bar.add_task("clips", total=None, note="")
+        steps = bar.add_task("training", total=recipe.train.steps, note="", start=False)
         held_out = ""
 
-        def show(step: int, steps: int, figures: dict[str, float]) -> None:
+        def seeing(done: int, total: int) -> None:
+            bar.update(clips, completed=done, total=total)
+
+        def show(step: int, total: int, figures: dict[str, float]) -> None:
             nonlocal held_out
             if "held-out" in figures:
                 held_out = f"  held-out {figures['held-out']:.3f}"
-            bar.update(task, completed=step, note=f"loss {figures['loss']:.3f}{held_out}")
-            if not sys.stderr.isatty() and (step % 50 == 0 or step == steps or "held-out" in figures):
-                console.print(f"step {step}/{steps}  loss {figures['loss']:.3f}{held_out}")
+            bar.start_task(steps)
+            bar.update(steps, completed=step, note=f"loss {figures['loss']:.3f}{held_out}")
+            if not sys.stderr.isatty() and (step % 50 == 0 or step == total or "held-out" in figures):
+                console.print(f"step {step}/{total}  loss {figures['loss']:.3f}{held_out}")
 
         progress: Progress = show
         run = None
         try:
             run = Run(recipe)
-            return run.whole(resume, progress)
+            return run.whole(resume, progress, seeing)
         except KeyboardInterrupt:
             console.print(f"\nstopped; {run.left() if run else 'nothing has been written yet'}", soft_wrap=True)
             raise SystemExit(130) from None
@@ -121,8 +122,8 @@ def _smoke(recipe: str, overrides: list[str]) -> None:
     from pave.train import Run
 
     with TemporaryDirectory() as folder:
-        small = ["data.playroom.clips=8"] if _read(recipe, overrides).data.playroom else []
-        resolved = _read(recipe, [*overrides, *SMOKE, *small, f"train.output={folder}"])
+        small = ["data.playroom.clips=8"] if catalogue.recipe(recipe, overrides).data.playroom else []
+        resolved = catalogue.recipe(recipe, [*overrides, *SMOKE, *small, f"train.output={folder}"])
         run = Run(resolved, clips=8)
         run.prepare()
         run.fit(lambda step, steps, figures: print(f"step {step}: loss {figures['loss']:.3f}"))

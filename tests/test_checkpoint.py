@@ -10,9 +10,10 @@ import torch
 from conftest import full_disk
 from torch import nn
 
-from pave.checkpoint import NAME, read_checkpoint, write_checkpoint
+from pave.checkpoint import NAME, Identity, read_checkpoint, write_checkpoint
 from pave.errors import TrainingError
 
+ME = {"lora": {"r": 2, "target_modules": ("q", "k")}, "questions": "a1"}
 LOSSES = [0.1 + 0.2, 1 / 3]  # neither has a short decimal form
 
 
@@ -35,9 +36,9 @@ class Trained:
             self.optimiser.step()
 
     def write(self, folder: Path, step: int) -> Path:
-        return write_checkpoint(folder, step, self.parameters, self.optimiser, "me", LOSSES)
+        return write_checkpoint(folder, step, self.parameters, self.optimiser, ME, LOSSES)
 
-    def read(self, folder: Path, identity: str = "me") -> tuple[int, list[float]]:
+    def read(self, folder: Path, identity: Identity = ME) -> tuple[int, list[float]]:
         return read_checkpoint(folder, self.parameters, self.optimiser, identity)
 
     def values(self) -> list[torch.Tensor]:
@@ -89,8 +90,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(tmp_path: Pat
 def test_another_run_is_refused(tmp_path: Path) -> None:
     Trained(2).write(tmp_path, 2)
     fresh, run = Trained(0), Trained(0)
-    with pytest.raises(TrainingError, match="another recipe, base or data; start without --resume"):
-        run.read(tmp_path, "somebody else")
+    with pytest.raises(TrainingError, match=r"\(lora.r: 2 there, 3 here; seed: None there, 1 here\); start without"):
+        run.read(tmp_path, {**ME, "lora": {**ME["lora"], "r": 3}, "seed": 1})
     assert same(fresh, run)
     run.parameters["lora"]["q.C"] = nn.Parameter(torch.zeros(1))
     with pytest.raises(TrainingError, match="another recipe"):

@@ -18,6 +18,7 @@ from pave.features import PARTS, FeatureStore
 from pave.inputs import ClipFeatures
 from pave.model import PatchedModel
 
+MAPS = Path("/proc/self/maps")
 KEY = load_encoder("logmel", bands=16, rate=5).spec.preprocessing
 
 
@@ -70,6 +71,17 @@ def test_kept_features_are_fresh_ones_bit_for_bit(model: PatchedModel, films: li
         assert equal(fresh[film], again[film]) and equal(fresh[film], nowhere[film])
     assert not equal(fresh[films[0]], fresh[films[1]]), "the comparison can fail"
     assert fresh[films[0]].vision.shape[0] == FRAMES
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux tells what a process maps")
+def test_features_in_a_folder_lie_there_and_not_in_memory(
+    model: PatchedModel, films: list[Path], tmp_path: Path
+) -> None:
+    for _ in range(2):  # fresh ones, and those of another run
+        found = store(model, tmp_path).read(films)
+        assert found and all(file.name in MAPS.read_text() for file in kept(tmp_path))
+        del found
+        assert not any(file.name in MAPS.read_text() for file in kept(tmp_path))
 
 
 def test_a_clip_without_sound_stays_one_and_says_why(model: PatchedModel, films: list[Path], tmp_path: Path) -> None:
@@ -144,6 +156,7 @@ def test_a_damaged_kept_file_is_looked_at_again_and_mended(
     flipped = bytearray(whole)
     flipped[-5] ^= 1
     damaged = {"empty": b"", "cut": whole[:-1], "bit": bytes(flipped), "text": b"not a file"}[damage]
+    file.unlink()  # a new file: the features that are held map the old one
     file.write_bytes(damaged)
     assert equal(fresh, store(model, tmp_path).read(films[:1])[films[0]])
     assert file.read_bytes() != damaged and len(file.read_bytes()) == len(whole)

@@ -68,12 +68,12 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_another(recipe: Make
     """Once from fresh features, once from kept ones, in another folder."""
     assert train(recipe(*DROPOUT)).patch.read_bytes() == whole
     other = train(recipe(*DROPOUT, "train.seed=1", output="other")).patch
-    assert Patch.load(other).tensors.keys() == Patch.load(recipe().train.output).tensors.keys()
+    assert Patch.load(other).tensors.keys() == Patch.load(recipe().output).tensors.keys()
     assert other.read_bytes() != whole
 
 
 def test_dropout_is_really_there(recipe: Make, whole: bytes) -> None:
-    output = recipe().train.output
+    output = recipe().output
     (output / "whole.safetensors").write_bytes(whole)
     dropped, plain = Patch.load(output / "whole.safetensors").tensors, Patch.load(train(recipe()).patch).tensors
     for part in ("fusion", "lora"):
@@ -100,7 +100,7 @@ train(read_recipe(sys.argv[1], sys.argv[2:]), progress=progress)
 def test_a_killed_and_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
     recipe: Make, workshop: Path, whole: bytes
 ) -> None:
-    output = recipe().train.output
+    output = recipe().output
     words = [str(workshop), f"train.output={output}", *DROPOUT]
     killed = subprocess.run([sys.executable, "-c", KILLED, *words], cwd=ROOT, capture_output=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -114,7 +114,7 @@ def test_a_killed_and_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
 
 def test_a_finished_run_is_resumed_without_a_step(recipe: Make, whole: bytes) -> None:
     train(recipe(*DROPOUT))
-    (recipe().train.output / "patch.safetensors").unlink()
+    (recipe().output / "patch.safetensors").unlink()
     result = train(recipe(*DROPOUT), resume=True, progress=lambda *_: pytest.fail("nothing is left to do"))
     assert result.patch.read_bytes() == whole
 
@@ -135,7 +135,7 @@ def test_resuming_with_another_recipe_base_or_data_is_refused(
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_run_can_start_anew(recipe: Make, whole: bytes) -> None:
-    file = recipe().train.output / NAME
+    file = recipe().output / NAME
     train(recipe(*DROPOUT))
     broken = bytearray(file.read_bytes())
     broken[len(broken) // 2] ^= 1
@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_run_can_start_anew(recipe: Make
 
 
 def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(recipe: Make) -> None:
-    output = recipe().train.output
+    output = recipe().output
 
     def fill(step: int, steps: int, figures: dict[str, float]) -> None:
         if step == 2:
@@ -161,6 +161,22 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(recipe: Make) -> No
     assert sorted(file.name for file in output.iterdir()) == [NAME, "features"]
     assert read_metadata(output / NAME)["step"] == "2"
     assert train(recipe(), resume=True).patch.is_file()
+
+
+def test_a_recipe_may_be_named_by_its_file_and_clips_are_counted_as_they_are_seen(
+    recipe: Make, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = train(workshop / "patch.yaml")
+    assert result.patch == Path("runs") / recipe().name / "patch.safetensors" and result.patch.is_file()
+    seen: list[tuple[int, int]] = []
+    fresh = Run(recipe(f"train.output={tmp_path / 'fresh'}"))
+    fresh.see(lambda done, total: seen.append((done, total)))
+    assert seen == [(i + 1, len(fresh.train_clips)) for i in range(len(fresh.train_clips))]
+    (next(fresh.folder.glob("features/*.safetensors"))).unlink()
+    seen.clear()
+    fresh.see(lambda done, total: seen.append((done, total)))
+    assert seen == [(len(fresh.train_clips),) * 2], "what is kept is not looked at"
 
 
 def test_every_epoch_sees_every_clip_once(recipe: Make) -> None:
@@ -201,7 +217,7 @@ def test_a_patch_that_is_saved_and_loaded_answers_as_the_trained_one(recipe: Mak
 def test_a_patch_file_holds_no_path_and_no_time(recipe: Make, workshop: Path) -> None:
     file = train(recipe()).patch
     content = file.read_bytes()
-    for path in (workshop, recipe().train.output, Path.home()):
+    for path in (workshop, recipe().output, Path.home()):
         assert str(path).encode() not in content
     config = read_config(file)
     assert config.base.repo == "" and config.training["clips"] == 6 and config.training["steps"] == 4
@@ -331,7 +347,7 @@ def test_metrics_hold_losses_and_held_out_scores_by_channel(recipe: Make, worksh
     result = train(words, progress=lambda *each: seen.append(each))
     assert [step for step, _, _ in seen] == [1, 2, 3, 4] and {steps for _, steps, _ in seen} == {4}
     assert ["held-out" in figures for _, _, figures in seen] == [False, True, False, False], "the end has its own"
-    metrics = json.loads((words.train.output / "metrics.json").read_text())
+    metrics = json.loads((words.output / "metrics.json").read_text())
     assert metrics == result.metrics
     assert metrics["loss"] == [round(figures["loss"], 5) for _, _, figures in seen]
     assert set(metrics["held_out"]) == {"all", "audio"} and set(metrics["held_out"]["all"]) == {"base", "patched"}
@@ -359,6 +375,6 @@ def test_bfloat16_bases_train_their_patch_in_float32(recipe: Make) -> None:
 def test_playroom_clips_are_written_and_held_out(recipe: Make, workshop: Path) -> None:
     words = recipe("data.train=null", "data.playroom={clips: 8, channels: [audio]}", "train.steps=1")
     result = train(words)
-    assert {file.name for file in (words.train.output / "clips").glob("*.jsonl")} == {"train.jsonl", "val.jsonl"}
+    assert {file.name for file in (words.output / "clips").glob("*.jsonl")} == {"train.jsonl", "val.jsonl"}
     assert "held_out" in result.metrics and os.path.getsize(result.patch) > 1000
-    shutil.rmtree(words.train.output / "clips")
+    shutil.rmtree(words.output / "clips")

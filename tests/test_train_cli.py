@@ -139,6 +139,17 @@ def test_an_unknown_recipe_is_one_line(command: Command, tmp_path: Path) -> None
     assert "no such recipe" in refused(command(tmp_path))
 
 
+def test_what_excludes_each_other_and_a_file_for_a_folder_are_refused(
+    command: Command, workshop: Path, tmp_path: Path
+) -> None:
+    assert "exclude each other" in refused(command(workshop, "--dry-run", "--smoke"))
+    (tmp_path / "out").write_text("mine")
+    assert f"{tmp_path / 'out'}: is a file; give a folder" in refused(
+        command(workshop, f"train.output={tmp_path / 'out'}")
+    )
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_a_broken_line_is_one_line_with_its_number(command: Command, workshop: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(write_line("1.mp4", "?", "a") + "{\n")
     words = (workshop, f"data.train={tmp_path / 'a.jsonl'}", f"train.output={tmp_path / 'out'}")

@@ -16,6 +16,7 @@ from zlib import crc32
 import av
 import numpy as np
 
+from pave.errors import DataError
 from pave.playroom import draw, sound
 from pave.playroom.questions import CHANNELS, Question, draw_questions, optimum_without_sound
 from pave.playroom.world import FPS, SECONDS, Scene, Script, Split, draw_scene, draw_script
@@ -23,6 +24,7 @@ from pave.playroom.world import FPS, SECONDS, Scene, Script, Split, draw_scene, 
 # x264's constant rate factor: at 64 x 64 pixels a clip takes about 60 kB. One thread and no macroblock tree, which was
 # seen to write other bytes in 5 of 60 runs, are the way to the same bytes every time.
 CODEC = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
+WORLD = 1  # another number with every change of what is drawn, played or coded: old files are then not taken for new
 
 
 def write_clip(path: Path, scene: Scene, script: Script, seed: int, audio: bool = True) -> None:
@@ -57,11 +59,16 @@ def write_clips(
     folder: str | Path, clips: int, seed: int = 0, split: Split = "train", channels: Collection[str] = CHANNELS
 ) -> Path:
     """Write clips and their questions; returns the JSONL file. What lies there complete is kept."""
+    if clips < 1 or not set(channels):
+        raise DataError(f"clips={clips}, channels={sorted(channels)}: ask for one or more")
     folder = Path(folder)
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     seeds = list(clip_seeds(clips, seed, split))
     with ThreadPoolExecutor(2) as pool:  # the codecs release the interpreter
         lines = [line for found in pool.map(lambda s: _write(folder, s, split, channels), seeds) for line in found]
+    if not lines:
+        asked = ", ".join(channels)
+        raise DataError(f"{folder}: not one of its {clips} clips has a question about {asked}; ask for more clips")
     target = folder / f"{split}.jsonl"
     target.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return target
@@ -69,11 +76,14 @@ def write_clips(
 
 def _write(folder: Path, seed: int, split: Split, channels: Collection[str]) -> list[dict]:
     scene, script = draw_scene(seed, split), draw_script(seed)
-    name = f"clips/{split}-{seed}.mp4"
+    name = f"clips/{split}-{seed}-{crc32(f'{WORLD} {scene} {script}'.encode()):08x}.mp4"
     if not (folder / name).is_file():
         part = folder / f"{name}.part.mp4"
-        write_clip(part, scene, script, seed)
-        part.replace(folder / name)
+        try:
+            write_clip(part, scene, script, seed)
+            part.replace(folder / name)
+        finally:
+            part.unlink(missing_ok=True)
     return [
         _line(f"{split}-{seed}-{i}", name, scene, question)
         for i, question in enumerate(draw_questions(scene, script, channels, seed))
