@@ -37,7 +37,7 @@ def recipe(folder: Path) -> Recipe:
 def main(folder: Path) -> None:
     if not (folder / "train.jsonl").exists():
         print(f"making clips in {folder}")
-        write_clips(folder, clips=160, split="train", channels=["audio"])
+        write_clips(folder, clips=240, split="train", channels=["audio", "caption"])
         write_clips(folder, clips=24, split="val", channels=["audio"])
 
     def show(step: int, steps: int, figures: dict[str, float]) -> None:

@@ -173,7 +173,11 @@ def test_ctrl_c_leaves_the_last_good_checkpoint_and_says_how_to_go_on(workshop: 
     output = tmp_path / "out"
     words = [str(workshop), f"train.output={output}", "train.steps=100000", "train.checkpoint_every=1"]
     started = subprocess.Popen(
-        [sys.executable, "-m", "pave.train_cli", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "pave.train_cli", *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job in the background ignores it
     )
     deadline = time.monotonic() + 300
     while not (output / NAME).exists() and started.poll() is None and time.monotonic() < deadline:
