@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ class PatchReport:
 
 
 class Attached(nn.Module):
-    """One patch in one model. While a call runs on it, its hooks stay."""
+    """One patch in one model. Its hooks hang while it is inside, and while a call runs that was prepared with it."""
 
     def __init__(self, config: PatchConfig, base: Base) -> None:
         super().__init__()
@@ -83,49 +83,66 @@ class Attached(nn.Module):
         self.fusion = nn.ModuleDict({sense: fusion_of(config, sense) for sense in config.senses})
         self.lora = Lora(config.lora, targets(config.lora, base.language_model)) if config.lora else None
         self.device, self.dtype = base.device, base.dtype  # of the base, in which the patch computes
-        self.inside = False
-        self._calls = 0
+        self.place: Literal["inside", "replaced", "removed"] = "removed"
+        self._layers, self._calls = (base.language_model,), 0  # in a tuple, so that torch takes it for no part of ours
         self._idle = threading.Condition()
-        self._leave: Callable[[], None] = lambda: None
+        self._leave: Callable[[], None] | None = None
 
-    def enter(self, base: Base) -> None:
-        """Hang the hooks."""
-        if self.lora is not None:
-            self._leave = self.lora.enter(base.language_model)
-        self.inside = True
+    def enter(self) -> None:
+        """Come in, to stay."""
+        self.place = "inside"
+        self._hang()
+
+    def give_way(self) -> None:
+        """Another version takes the name. Calls that were prepared with this one still run with it; nobody waits."""
+        with self._idle:
+            self.place = "replaced"
+            self._settle()
 
     def leave(self) -> None:
-        """Take the hooks off, once calls that are still running in other threads have ended."""
+        """Go, once calls that are still running in other threads have ended."""
         with self._idle:
-            self.inside = False
+            self.place = "removed"
             self._idle.wait_for(lambda: not self._calls)
-        self._leave()
+            self._settle()
 
     def begin(self) -> None:
         """A call starts to use the patch."""
         with self._idle:
-            if not self.inside:
+            if self.place == "removed":
                 raise PatchNotFound(
                     self.config.name,
                     "these inputs were prepared with a patch that has been removed",
                     "prepare them again",
                 )
+            self._hang()
             self._calls += 1
 
     def end(self) -> None:
         """A call has ended."""
         with self._idle:
             self._calls -= 1
+            self._settle()
             self._idle.notify_all()
 
+    def _hang(self) -> None:
+        if self.lora is not None and self._leave is None:
+            self._leave = self.lora.enter(self._layers[0])
+
+    def _settle(self) -> None:
+        """Take the hooks off when nothing needs them any more."""
+        if self._leave is not None and self.place != "inside" and not self._calls:
+            self._leave()
+            self._leave = None
+
     def load(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Take over all tensors of a patch; names and shapes must fit exactly."""
-        wrong = misfits(self.state_dict(), tensors)
+        """Take over all tensors of a patch, themselves and not copies; names and shapes must fit exactly."""
+        wrong = misfits(self.state_dict(), {name: tuple(value.shape) for name, value in tensors.items()})
         if wrong:
             raise PatchMismatch(
                 source, f"tensors do not fit this base: {wrong}", "apply it to the base it was made for"
             )
-        self.load_state_dict(dict(tensors))
+        self.load_state_dict(dict(tensors), assign=True)
 
     def update(self, sense: str, visual: Visual, side: SideBatch) -> Tensor:
         """What a sense adds to the visual tokens (b t s d), in the dtype of these. Weights kept in float32 for

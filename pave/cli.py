@@ -187,6 +187,27 @@ def patch_verify(
     raise typer.Exit(1 if wrong else 0)
 
 
+@patch_app.command("shrink")
+def patch_shrink(
+    source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder or a file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, or a folder for it.")],
+    bits: Annotated[int, typer.Option(metavar="N", help="Store matrices in 8 or 4 bits.")] = 4,
+    rank: Annotated[int, typer.Option(metavar="N", min=1, help="Keep at most N ranks of the LoRA.")] = 8,
+) -> None:
+    """Write a patch for a fraction of its bytes.
+
+    It is applied like any other. Evaluate it before you share it: how much it keeps depends on the patch.
+    """
+    from pave.catalogue import locate
+
+    file = locate(source)
+    from pave.patch import Patch
+
+    written = Patch.load(file).shrink(bits, rank).save(out)
+    before, after = file.stat().st_size, written.stat().st_size
+    print(f"{written}: {after:,} bytes, {after / before:.0%} of the {before:,} of {file}")
+
+
 def quiet() -> None:
     """Advisory chatter of the libraries below stays out of the answer; what PAVE has to say, it says itself."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

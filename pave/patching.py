@@ -9,7 +9,7 @@ t key frames, s visual tokens per key frame, d channels
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -52,17 +52,38 @@ class Patching(Steps):
         strict: refuse a patch that was made for other weights of the same dimensions.
         """
         patch = source if isinstance(source, Patch) else find_patch(source, revision)
-        config, name = patch.config, name or patch.config.name
-        facts = {
-            "weight": checked_weight(config, name, weight),
-            "base_match": base_match(config, self.host, patch.source, strict),
-            "remarks": self._remarks(config, patch.source),
-            "sha256": patch.sha256,
-            "bytes": patch.nbytes,
-        }
-        check_tensors(config, patch.tensors, patch.source)
-        self.attach(name, config, patch.tensors, trainable=False, source=patch.source, **facts)
+        name = name or patch.config.name
+        facts = {"weight": checked_weight(patch.config, name, weight), **self._vetted(patch, strict)}
+        weights = patch.weights(self.host.dtype)
+        self.attach(name, patch.config, weights, trainable=False, source=patch.source, **facts)
         return self.patches[name]
+
+    def swap_patch(
+        self, name: str, source: str | Path | Patch, *, revision: str | None = None, strict: bool = True
+    ) -> PatchReport:
+        """Put another patch in the place of `name`, which keeps its weight and its switch. Questions that have been
+        prepared end with the version they began with; a compiled base compiles nothing anew for a patch of equal shapes.
+        """
+        patch = source if isinstance(source, Patch) else find_patch(source, revision)
+        facts = self._vetted(patch, strict)
+        fresh = self._built(patch.config, patch.weights(self.host.dtype), patch.source, trainable=False)
+        with self._lock:
+            old, before = self._found(name)
+            checked_weight(patch.config, name, before.weight)
+            report = PatchReport.of(
+                name, fresh, source=patch.source, weight=before.weight, enabled=before.enabled, **facts
+            )
+            fresh.enter()
+            self._applied[name] = fresh, report
+        old.give_way()
+        return report
+
+    def _vetted(self, patch: Patch, strict: bool) -> dict[str, Any]:
+        """Facts of a patch for its report, once it is known to be sound and to belong here."""
+        match = base_match(patch.config, self.host, patch.source, strict)
+        remarks = self._remarks(patch.config, patch.source)
+        check_tensors(patch.config, patch.tensors, patch.source)
+        return {"base_match": match, "remarks": remarks, "sha256": patch.sha256, "bytes": patch.nbytes}
 
     def remove_patch(self, name: str) -> None:
         """Take a patch off; calls that run with it end first. The base is then as if it had never been there."""
@@ -119,16 +140,21 @@ class Patching(Steps):
         with self._lock:
             if name in self._applied:
                 raise PatchError(name, "a patch of this name is applied already", "remove it, or give another name=")
-            # An untrained patch draws its weights from torch's generator; a loaded one leaves the generator alone.
-            with torch.random.fork_rng(devices=[], enabled=tensors is not None):
-                attached = Attached(config, self.host)
-            if tensors is not None:
-                attached.load(tensors, source)
-            dtype = torch.float32 if trainable else self.host.dtype
-            attached.to(device=self.host.device, dtype=dtype).requires_grad_(trainable).eval()
-            attached.enter(self.host)
+            attached = self._built(config, tensors, source, trainable=trainable)
+            attached.enter()
             self._applied[name] = attached, PatchReport.of(name, attached, source=source, **facts)
         return attached
+
+    def _built(
+        self, config: PatchConfig, tensors: Mapping[str, Tensor] | None, source: str, *, trainable: bool
+    ) -> Attached:
+        """A patch that is ready to come in."""
+        with nullcontext() if tensors is None else torch.device("meta"):  # a loaded patch draws no random weights
+            attached = Attached(config, self.host)
+        if tensors is not None:
+            attached.load({name: value.clone() if trainable else value for name, value in tensors.items()}, source)
+        dtype = torch.float32 if trainable else self.host.dtype
+        return attached.to(device=self.host.device, dtype=dtype).requires_grad_(trainable).eval()
 
     def trainable(self, name: str) -> dict[str, dict[str, nn.Parameter]]:
         """The parameters of a patch by part, "fusion" and "lora"."""

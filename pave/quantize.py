@@ -1,41 +1,41 @@
-"""Small storage: the weights of a patch in 8 or 4 bits, its LoRA cut to fewer ranks.
+"""Small storage: matrices in 8 or 4 bits, low-rank pairs cut to fewer ranks.
 
-In: a patch. Out: a patch whose file is a fraction of it and which is applied like any other. Deterministic. A matrix
-`name` becomes codes `name` (int8, or two 4-bit codes in a byte) and `name.scale` (bfloat16), one scale for every group of
-columns of a row; everything else stays as it is. Knows nothing of files and models.
+In: float tensors by name. Out: what a file holds of them. A matrix `name` becomes codes `name` (int8, or two 4-bit codes
+in a byte) and `name.scales` (bfloat16), one for every group along its longer side; everything else stays as it is.
+Deterministic. Knows nothing of files, patches and models.
 
-r rows, c columns, g groups of a row
+o rows, c columns, g groups, r ranks
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from pave.errors import PatchError
-from pave.patch import Patch
-
-GROUP = 64  # columns that share a scale, at most
-SMALLEST = 256  # numbers: below, codes and scales save nothing worth having
-SHARE = {"bits": 4, "rank": 8}  # one complete patch of a 7B base within 20 MB
-SCALE = ".scale"
+GROUP = 64  # numbers that share a scale, at most
+LEAST_GROUP = 8  # below, a matrix is left alone: the scales would weigh as much as they save
+SMALLEST = 64  # numbers of a matrix that is worth the trouble
+SCALES = ".scales"
+SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the scale that no number overflows; a few cut-off peaks may cost less
 
 
 def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Codes and scales (r g) of a matrix (r c): w ≈ code · scale.
+    """Codes and scales of a matrix (o c), (o g) for a wide one and (g c) for a high one: w ≈ code · scale.
 
     The number of largest magnitude in a group gets the code with the most room, -2^(bits-1), so that all codes are in
-    use; of some scales a little smaller, the one with the least squared error is taken.
+    use; of some scales the one with the least squared error is taken.
     """
+    if weight.shape[0] > weight.shape[1]:
+        codes, scales = quantise(weight.T, bits)
+        return codes.T.contiguous(), scales.T.contiguous()
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    groups = rearrange(weight.float(), "r (g c) -> r g c", c=group_of(weight.shape[1]))
+    groups = rearrange(weight.float(), "o (g c) -> o g c", c=group_of(weight.shape[1]))
     peak = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
     best, codes, scale = None, torch.zeros_like(groups), torch.ones_like(peak)
-    for share in (1.0, 0.95, 0.9, 0.85, 0.8):
+    for share in SHARES:
         tried = (peak * share / low).bfloat16().float()
         tried = tried.where(tried != 0, 1.0)  # a group of zeros
         rounded = (groups / tried).round().clamp(low, high)
@@ -43,31 +43,33 @@ def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         better = torch.ones_like(error, dtype=torch.bool) if best is None else error < best
         best = error if best is None else torch.where(better, error, best)
         codes, scale = torch.where(better, rounded, codes), torch.where(better, tried, scale)
-    whole = rearrange(codes, "r g c -> r (g c)").to(torch.int8)
+    whole = rearrange(codes, "o g c -> o (g c)").to(torch.int8)
     return (whole if bits == 8 else pack(whole)), scale[..., 0].bfloat16()
 
 
 def dequantise(codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The matrix (r c) that codes and scales (r g) stand for."""
+    """The matrix that codes and scales stand for."""
+    if len(scale) != len(codes):
+        return dequantise(codes.T, scale.T, dtype).T.contiguous()
     whole = unpack(codes) if codes.dtype == torch.uint8 else codes
-    groups = rearrange(whole.float(), "r (g c) -> r g c", g=scale.shape[1])
-    return rearrange(groups * scale.float()[..., None], "r g c -> r (g c)").to(dtype)
+    groups = rearrange(whole.float(), "o (g c) -> o g c", g=scale.shape[1])
+    return rearrange(groups * scale.float()[..., None], "o g c -> o (g c)").to(dtype)
 
 
 def pack(codes: Tensor) -> Tensor:
-    """Codes -8 … 7 (r c) in pairs: the even column in the low half of a byte (r c/2)."""
+    """Codes -8 … 7 (o c) in pairs: the even column in the low half of a byte (o c/2)."""
     even, odd = ((codes[:, first::2].to(torch.int16) & 15) for first in (0, 1))
     return (even | odd << 4).to(torch.uint8)
 
 
 def unpack(pairs: Tensor) -> Tensor:
-    """Codes (r c) of bytes (r c/2)."""
-    signed = pairs.view(torch.int8)
+    """Codes (o c) of bytes (o c/2)."""
+    signed = pairs.contiguous().view(torch.int8)
     return torch.stack([signed << 4 >> 4, signed >> 4], -1).flatten(1)
 
 
 def group_of(columns: int) -> int:
-    """The largest group that divides a row, up to GROUP columns."""
+    """The largest group that divides a row, up to GROUP."""
     return next(size for size in range(min(GROUP, columns), 0, -1) if columns % size == 0)
 
 
@@ -75,9 +77,9 @@ def shrunk(tensors: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
     """Tensors as they are stored: large matrices as codes and scales, all else as it was."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        fits = tensor.ndim == 2 and tensor.numel() >= SMALLEST and tensor.shape[1] % 2 == 0
-        if fits and group_of(tensor.shape[1]) >= 8:
-            found[name], found[name + SCALE] = quantise(tensor, bits)
+        long = max(tensor.shape, default=0)
+        if tensor.ndim == 2 and tensor.numel() >= SMALLEST and long % 2 == 0 and group_of(long) >= LEAST_GROUP:
+            found[name], found[name + SCALES] = quantise(tensor, bits)
         else:
             found[name] = tensor
     return found
@@ -86,7 +88,50 @@ def shrunk(tensors: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
 def restored(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Tensors as a model uses them; what was never quantised keeps its dtype."""
     return {
-        name: dequantise(tensor, tensors[name + SCALE], dtype) if name + SCALE in tensors else tensor
+        name: dequantise(tensor, tensors[name + SCALES], dtype) if name + SCALES in tensors else tensor
         for name, tensor in tensors.items()
-        if not name.endswith(SCALE)
+        if not name.endswith(SCALES)
     }
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of what `restored` would give, without doing it."""
+    found = {}
+    for name, tensor in tensors.items():
+        if not name.endswith(SCALES):
+            sides = list(tensor.shape)
+            if tensor.dtype == torch.uint8 and tensor.ndim == 2 and name + SCALES in tensors:
+                sides[len(tensors[name + SCALES]) == len(tensor)] *= 2
+            found[name] = tuple(sides)
+    return found
+
+
+def flaw(name: str, tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with a stored tensor, in words; empty when it can be used."""
+    tensor, scales = tensors[name], tensors.get(name + SCALES)
+    if name.endswith(SCALES) and name.removesuffix(SCALES) not in tensors:
+        return "has no codes"
+    if scales is not None:
+        if tensor.dtype not in (torch.int8, torch.uint8) or tensor.ndim != 2 or scales.ndim != 2:
+            return f"is {tensor.dtype} of shape {tuple(tensor.shape)}, with scales of shape {tuple(scales.shape)}"
+        along = int(len(scales) == len(tensor))  # the side that groups run along
+        numbers = tensor.shape[along] * (2 if tensor.dtype == torch.uint8 else 1)
+        if scales.shape[1 - along] != tensor.shape[1 - along] or not scales.numel() or numbers % scales.shape[along]:
+            return f"has scales of shape {tuple(scales.shape)} for codes of shape {tuple(tensor.shape)}"
+    elif not tensor.is_floating_point():
+        return f"is {tensor.dtype}, and has no scales"
+    elif not tensor.isfinite().all():
+        return f"holds {int((~tensor.isfinite()).sum())} values that are not finite, of {tensor.numel()}"
+    elif name.endswith(SCALES) and tensor.numel() and tensor.abs().max() > 1e30:
+        return "has a scale beyond 1e30"
+    return ""
+
+
+def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best pair (rank c), (o rank) for a product B·A of a (r c) and b (o r), in the sense of least squares; both share
+    the singular values evenly."""
+    left, upper = torch.linalg.qr(b.double())
+    right, lower = torch.linalg.qr(a.double().T)
+    u, s, v = torch.linalg.svd(upper @ lower.T)
+    root = s[:rank].sqrt()
+    return ((v[:rank] * root[:, None]) @ right.T).to(a.dtype), (left @ u[:, :rank] * root).to(b.dtype)

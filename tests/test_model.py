@@ -482,6 +482,91 @@ def test_threads_do_not_mix_rows_and_removal_waits(one: PatchedModel) -> None:
         one.forward(stale)
 
 
+def other_ears(one: PatchedModel, **changes: Any) -> Patch:
+    """A patch of the same shapes as `hears` applies, with other weights."""
+    donor = PatchedModel(one.host)
+    donor.attach("ears", make_config(one.host, **changes), trainable=False)
+    awaken(donor, "ears", seed=5)
+    patch = donor.export("ears")
+    donor.remove_patch("ears")
+    return patch
+
+
+def test_a_swapped_patch_acts_from_the_next_question_on(one: PatchedModel) -> None:
+    logits(one)  # Hugging Face keeps things of a first call
+    before, patch = portrait(one), other_ears(one)
+    one.apply_patch(patch, name="alone")
+    wanted = logits(one)
+    one.remove_patch("alone")
+    hears(one)
+    first, prepared = logits(one), one.prepare(clips(), QUESTIONS)
+    one.set_weight("ears", 0.5)
+    half = logits(one)
+    report = one.swap_patch("ears", patch)
+    assert (report.weight, report.sha256) == (0.5, patch.sha256) and list(one.patches) == ["ears"]
+    assert not torch.equal(logits(one), half)
+    one.set_weight("ears", 1.0)
+    assert torch.equal(logits(one), wanted) and not torch.equal(wanted, first)
+    assert torch.equal(one.forward(prepared).logits, first), "what was prepared keeps its version"
+    assert torch.equal(logits(one), wanted)
+    one.remove_patch("ears")
+    assert alike(before, portrait(one))
+    assert torch.equal(one.forward(prepared).logits, first) and alike(before, portrait(one)), "and leaves no trace"
+
+
+def test_a_swap_does_not_wait_for_a_running_question_which_ends_as_it_began(one: PatchedModel) -> None:
+    hears(one)
+    first, patch = logits(one), other_ears(one)
+    inside, go_on, late = threading.Event(), threading.Event(), []
+
+    def block(*_: object) -> None:
+        inside.set()
+        assert go_on.wait(30)
+
+    with hooked(one.host.language_model.get_submodule("layers.0"), block):
+        call = threading.Thread(target=lambda: late.append(logits(one)))
+        call.start()
+        assert inside.wait(30)
+        one.swap_patch("ears", patch)
+        assert call.is_alive()
+        go_on.set()
+        call.join()
+    assert torch.equal(late[0], first) and not torch.equal(logits(one), first)
+
+
+def test_a_swap_that_is_refused_leaves_the_patch_that_was_there(one: PatchedModel) -> None:
+    hears(one)
+    first, patch = logits(one), other_ears(one)
+    tensors = {name: value * math.nan for name, value in patch.tensors.items()}
+    with pytest.raises(PatchError, match="not finite"):
+        one.swap_patch("ears", replace(patch, tensors=tensors))
+    with pytest.raises(PatchNotFound, match="did you mean 'ears'"):
+        one.swap_patch("eers", patch)
+    one.set_weight("ears", 0.5)
+    beside = other_ears(one, fusion=FusionConfig(width=32, heads=2, combine="prefix"))
+    with pytest.raises(ValueError, match="beside"):
+        one.swap_patch("ears", beside)
+    one.set_weight("ears", 1)
+    assert torch.equal(logits(one), first) and len(one.base.model.language_model.layers[0].mlp.up_proj._forward_hooks) == 1
+
+
+def test_two_versions_of_one_patch_live_under_two_names_and_any_order_is_the_same_sum(one: PatchedModel) -> None:
+    hears(one)
+    one.apply_patch(other_ears(one), name="newer")
+    both = logits(one)
+    assert not torch.equal(both, logits(one, patches=["ears"])) and list(one.patches) == ["ears", "newer"]
+    again = PatchedModel(one.host)
+    patches = [(name, one.export(name)) for name in ("newer", "ears")]
+    for name in ("ears", "newer"):
+        one.remove_patch(name)
+    for name, patch in patches:
+        again.apply_patch(patch, name=name)
+    turned = logits(again)
+    torch.testing.assert_close(turned, both, atol=1e-4, rtol=1e-4)
+    for name, _ in patches:
+        again.remove_patch(name)
+
+
 def test_patches_with_different_layouts_cannot_share_a_row(one: PatchedModel) -> None:
     hears(one)
     hears(one, "grid", newline="grid")
