@@ -145,6 +145,7 @@ class TrainConfig(Config):
         False  # recompute the language model's layers instead of keeping them: slower, smaller
     )
     keep_lora_when_absent: bool = False  # recorded in the patch, then holds at inference too
+    on_top_of: tuple[str, ...] = ()  # patches that are applied, frozen, while this one is trained
     output: Path | None = None  # None: runs/<name of the recipe>
 
 
@@ -225,7 +226,7 @@ def parse(kind: type[C], data: Mapping[str, Any], source: str | Path) -> C:
 
 def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read `patch.yaml`, then apply `key.sub=value` overrides (values are YAML). Data files that the recipe names are
-    found from its own folder, those of overrides from here."""
+    found from its own folder, and so are patches that it builds on; those of overrides from here."""
     path = Path(path)
     path = path / "patch.yaml" if path.is_dir() else path
     try:
@@ -243,6 +244,10 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         data["data"] = {
             k: str(path.parent / v) if k != "playroom" and isinstance(v, str) else v for k, v in files.items()
         }
+    train = data.get("train")
+    if isinstance(train, dict) and isinstance(train.get("on_top_of"), list):
+        below = [str(path.parent / each) if (path.parent / str(each)).exists() else each for each in train["on_top_of"]]
+        data["train"] = {**train, "on_top_of": below}
     for override in overrides:
         _override(data, override)
     return parse(Recipe, data, path)

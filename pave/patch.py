@@ -61,7 +61,9 @@ class Patch:
         """The same patch for a fraction of the bytes: matrices in codes of 8 or 4 `bits`, LoRA cut to at most `rank`. The
         defaults bring a whole patch of a 7B base below 20 MB. What was measured of the larger one is not proved here."""
         if bits not in (4, 8) or (rank is not None and rank < 1):
-            raise PatchError(self.source, f"bits={bits}, rank={rank}", "store in 4 or 8 bits, and keep one rank or more")
+            raise PatchError(
+                self.source, f"bits={bits}, rank={rank}", "store in 4 or 8 bits, and keep one rank or more"
+            )
         config, tensors = self.config, self.weights()
         if config.lora is not None and rank is not None and rank < config.lora.r:
             pairs = [name.removesuffix(".A") for name in tensors if name.startswith("lora.") and name.endswith(".A")]

@@ -117,9 +117,15 @@ class Patching(Steps):
                 cause = f"its {sense} was trained on {facts.encoder} {facts.revision} ({facts.dim} channels)"
                 remedy = f"this one is {spec.revision} ({spec.dim} channels); use the version of PAVE that trained it"
                 raise PatchMismatch(source, cause, remedy)
+        remarks = []
         if config.base.frames != self.host.frames:
-            return (f"trained with {config.base.frames} key frames, this base looks at {self.host.frames}",)
-        return ()
+            remarks.append(f"trained with {config.base.frames} key frames, this base looks at {self.host.frames}")
+        here = {report.sha256 for report in self.patches.values()}
+        below = config.training.get("on_top_of")
+        for name, sha256 in below.items() if isinstance(below, dict) else ():
+            if sha256 not in here:
+                remarks.append(f"trained on top of {name} (sha256 {str(sha256)[:16]}), which is not applied here")
+        return tuple(remarks)
 
     # A patch in training
 

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -57,6 +58,11 @@ class Steps:
         with self._lock:
             return MappingProxyType({name: report for name, (_, report) in self._applied.items()})
 
+    def attached(self) -> list[Attached]:
+        """The modules of all applied patches, in order."""
+        with self._lock:
+            return [attached for attached, _ in self._applied.values()]
+
     @contextmanager
     def patches_off(self) -> Iterator[None]:
         """Within the block, and in this thread only, the base answers, bit for bit."""
@@ -76,8 +82,7 @@ class Steps:
 
     def encoders(self) -> list[Encoder]:
         """The frozen encoders of all applied patches, each once."""
-        with self._lock:
-            senses = [sense for attached, _ in self._applied.values() for sense in attached.config.senses.values()]
+        senses = [sense for attached in self.attached() for sense in attached.config.senses.values()]
         return list({encoder.spec.preprocessing: encoder for encoder in map(self.encoder, senses)}.values())
 
     @torch.no_grad()
@@ -113,36 +118,32 @@ class Steps:
         all that are enabled. Patches and weights are those of this moment."""
         if len(clips) != len(questions) or not clips or not all(isinstance(question, str) for question in questions):
             raise ValueError(f"{len(clips)} clips and {len(questions)} questions; give a text for every clip")
-        with self._lock:
-            wanted = self._wanted(patches, len(clips))
-            found = {name: each for name, each in self._applied.items() if any(name in row for row in wanted)}
-        features = self._features(clips, [sense for each, _ in found.values() for sense in each.config.senses.values()])
-        uses = []
-        for name, (attached, report) in found.items():
-            rows = torch.tensor([name in row for row in wanted])
-            uses.append(Use(name, attached, report.weight, rows, sides_of(attached, features, rows)))
+        asked = self._asked(patches, len(clips))
+        features = self._features(clips, [sense for each in asked for sense in each.attached.config.senses.values()])
+        uses = _perceived(asked, features)
         layouts = self._layouts(uses, len(features))
         spans = self._spans(features, uses, [newline for newline, _ in layouts])
         ids, mask = tokenise(self.host, questions, [template for _, template in layouts], spans)
-        return Inputs(ids, mask, stack(features), tuple(uses), tuple(newline for newline, _ in layouts))
+        return Inputs(ids, mask, stack(features), uses, tuple(newline for newline, _ in layouts))
 
     def inputs(
         self,
         clips: Sequence[ClipFeatures],
-        patches: Sequence[str],
+        patches: Names,
         *,
         input_ids: Tensor,
         attention_mask: Tensor,
         position_ids: Tensor | None = None,
     ) -> Inputs:
-        """Rows that the caller has laid out, with as many placeholders for each clip as `visual_rows` says."""
-        uses = self._use_all(clips, patches)
+        """Rows that the caller has laid out, with as many placeholders for each clip as `visual_rows` says; `patches` as
+        in `prepare`."""
+        uses = _perceived(self._asked(patches, len(clips)), clips)
         newlines: list[Newline] = [newline for newline, _ in self._layouts(uses, len(clips))]
         return Inputs(input_ids, attention_mask, stack(clips), uses, tuple(newlines), position_ids)
 
-    def visual_rows(self, clips: Sequence[ClipFeatures], patches: Sequence[str]) -> list[int]:
+    def visual_rows(self, clips: Sequence[ClipFeatures], patches: Names) -> list[int]:
         """How many placeholders the prompt of each clip holds under these patches."""
-        uses = self._use_all(clips, patches)
+        uses = _perceived(self._asked(patches, len(clips)), clips)
         return self._spans(clips, uses, [newline for newline, _ in self._layouts(uses, len(clips))])
 
     def fused_tokens(self, inputs: Inputs) -> Tensor:
@@ -237,12 +238,15 @@ class Steps:
         rows = [self.host.rows_of(len(clip.times), newline) for clip, newline in zip(clips, newlines, strict=True)]
         return [sum(pair) for pair in zip(rows, beyond, strict=True)]
 
-    def _use_all(self, clips: Sequence[ClipFeatures], patches: Sequence[str]) -> tuple[Use, ...]:
-        found = {name: self._found(name) for name in patches}
-        rows = torch.ones(len(clips), dtype=torch.bool)
-        return tuple(
-            Use(name, each, report.weight, rows, sides_of(each, clips, rows)) for name, (each, report) in found.items()
-        )
+    def _asked(self, patches: Names, rows: int) -> list[Use]:
+        """The patches that some row asks for, as they are at this moment; what they perceive is not known yet."""
+        with self._lock:
+            wanted = self._wanted(patches, rows)
+            return [
+                Use(name, attached, report.weight, asking, {})
+                for name, (attached, report) in self._applied.items()
+                if (asking := torch.tensor([name in row for row in wanted])).any()
+            ]
 
     def _wanted(self, patches: Names, rows: int) -> list[tuple[str, ...]]:
         """Names of patches per row; a row of None asks for all that are enabled."""
@@ -270,6 +274,10 @@ class Steps:
         seen = dict(zip(fresh, self.encode(list(fresh.values()), senses), strict=True)) if fresh else {}
         features = [clip if isinstance(clip, ClipFeatures) else seen[id(clip)] for clip in clips]
         return features
+
+
+def _perceived(asked: Sequence[Use], clips: Sequence[ClipFeatures]) -> tuple[Use, ...]:
+    return tuple(replace(use, sides=sides_of(use.attached, clips, use.rows)) for use in asked)
 
 
 def _names(row: Any) -> tuple[str, ...]:

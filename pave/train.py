@@ -31,11 +31,19 @@ from pave.config import DataConfig, PatchConfig, Recipe, SenseFacts
 from pave.data import IGNORE, Example, collate, pack, read_jsonl
 from pave.errors import DataError, RecipeError, TrainingError
 from pave.features import FeatureStore, Seeing
-from pave.inputs import ClipFeatures, Inputs
+from pave.inputs import ClipFeatures, Inputs, layout
 from pave.model import PatchedModel, load
+from pave.steps import Names
 
 # Said elsewhere in the patch, or without influence on its weights.
-UNRECORDED = {"output", "keep_lora_when_absent", "eval_every", "checkpoint_every", "gradient_checkpointing"}
+UNRECORDED = {
+    "output",
+    "keep_lora_when_absent",
+    "eval_every",
+    "checkpoint_every",
+    "gradient_checkpointing",
+    "on_top_of",
+}
 CALIBRATION = 16  # clips that an untrained fusion is fitted to
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -72,15 +80,17 @@ class Run:
         if self.folder.exists() and not self.folder.is_dir():
             raise RecipeError(f"train.output={self.folder}: is a file; give a folder")
         self.model: PatchedModel = load(recipe.base, dtype=recipe.train.dtype, frames=recipe.frames)
+        self.below = [self.model.apply_patch(each) for each in recipe.train.on_top_of]  # frozen
         self.senses = {sense: self.model.encoder(config) for sense, config in recipe.senses.items()}
+        self.names = [*(report.name for report in self.below), recipe.name]
         self.begin = self.kept = 0  # the step to start at; that of the last checkpoint of this run
         self.train_clips: list[Asked] = []
         self.val_clips: list[Asked] = []
         self.losses: list[float] = []
         self.refused: dict[Path, str] = {}  # clips that cannot be read, and why
         self.seconds = {"clips": 0.0, "features": 0.0, "steps": 0.0}
-        with torch.device("meta"):
-            Attached(self.config(), self.model.host)  # what cannot be built is refused before any clip is seen
+        with torch.device("meta"):  # what cannot be built, or not beside the others, is refused before any clip is seen
+            layout(self.model.host, [*self.model.attached(), Attached(self.config(), self.model.host)])
 
     def whole(self, resume: bool, progress: Progress, seeing: Seeing | None = None) -> Result:
         """All of it, one after the other."""
@@ -102,13 +112,14 @@ class Run:
         train_file, val_file = data_files(self.recipe.data, self.folder)
         self.seconds["clips"] = time.perf_counter() - begin
         begin = time.perf_counter()
-        store = FeatureStore(self.model, list(self.senses.values()), self.folder / "features")
+        encoders = {each.spec.preprocessing: each for each in (*self.model.encoders(), *self.senses.values())}
+        store = FeatureStore(self.model, list(encoders.values()), self.folder / "features")
         asked = [read_jsonl(file) for file in (train_file, val_file) if file]  # both, before anything is looked at
         self.train_clips = _ask_all(store, train_file, asked[0], self.limit, seeing)
         self.val_clips = _ask_all(store, val_file, asked[1], self.limit, seeing) if val_file else []
         self.refused = store.refused
         self.seconds["features"] = time.perf_counter() - begin
-        if not self.options.keep_lora_when_absent and not any(_perceives(clip.features) for clip in self.train_clips):
+        if not self.options.keep_lora_when_absent and not any(map(self._perceives, self.train_clips)):
             why = "; ".join(sorted({why for clip in self.train_clips for why in clip.features.absent.values()})[:3])
             raise DataError(
                 f"{train_file}: none of its {len(self.train_clips)} clips has {' or '.join(self.senses)} ({why}), so "
@@ -119,8 +130,8 @@ class Run:
         """Put an untrained patch into the model, scaled to the clips that were seen, and give it an optimiser."""
         torch.manual_seed(self.options.seed)
         self.model.attach(self.recipe.name, self.config(), trainable=True)
-        heard = [clip.features for clip in self.train_clips if _perceives(clip.features)]
-        self.model.calibrate(self.recipe.name, (heard or [self.train_clips[0].features])[:CALIBRATION])
+        heard = list(filter(self._perceives, self.train_clips)) or self.train_clips
+        self.model.calibrate(self.recipe.name, [clip.features for clip in heard[:CALIBRATION]])
         self.model.checkpoint_activations(self.options.gradient_checkpointing)
         self.parameters = self.model.trainable(self.recipe.name)
         groups = [
@@ -162,6 +173,7 @@ class Run:
                 "clips": len(self.train_clips),
                 "questions": sum(len(clip.examples) for clip in self.train_clips),
                 **self.options.model_dump(mode="json", exclude=UNRECORDED),
+                **({"on_top_of": {each.name: each.sha256 for each in self.below}} if self.below else {}),
             },
         )
 
@@ -185,7 +197,7 @@ class Run:
         factor = _schedule(step, self.options.steps, self.options.warmup)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        inputs, labels = self.batch(self._clips_of(step), [self.recipe.name])
+        inputs, labels = self.batch(self._clips_of(step), self.names)
         with self.model.training(self.recipe.name):
             scores, wanted = self.scores(inputs, labels)
             loss = F.cross_entropy(scores.float(), wanted)
@@ -203,8 +215,8 @@ class Run:
         self.optimiser.step()
         return loss.item()
 
-    def batch(self, clips: Sequence[Asked], patches: Sequence[str]) -> tuple[Inputs, Tensor]:
-        """Rows of several clips with all their questions, and the labels (b l)."""
+    def batch(self, clips: Sequence[Asked], patches: Names) -> tuple[Inputs, Tensor]:
+        """Rows of several clips with all their questions, and the labels (b l). `patches`: names for all, or per clip."""
         host = self.model.host
         features = [clip.features for clip in clips]
         rows = []
@@ -231,7 +243,7 @@ class Run:
     @torch.no_grad()
     def accuracy(self, clips: Sequence[Asked], patched: bool = True) -> dict[str, float]:
         """Share of questions whose whole answer is the greedy one, over all and by the data file's `channel`."""
-        patches = [self.recipe.name] if patched else []
+        patches = self.names if patched else self.names[:-1]
         tally: dict[str, list[bool]] = {"all": []}
         for first in range(0, len(clips), self.options.batch):
             part = clips[first : first + self.options.batch]
@@ -265,6 +277,11 @@ class Run:
         if not self.kept:
             return "no checkpoint of this run has been written yet"
         return f"the last good checkpoint, of step {self.kept}, is in {self.folder}, and --resume goes on from it"
+
+    def _perceives(self, clip: Asked) -> bool:
+        """Whether a clip has one of the senses that are trained."""
+        sides = (clip.features.sides[encoder.spec.preprocessing] for encoder in self.senses.values())
+        return any(side is not None and side.present for side in sides)
 
     def _identity(self) -> Identity:
         """What makes this run this run: its config and every question, in order."""
@@ -317,10 +334,6 @@ def _ask_all(
     if not seen:
         raise DataError(f"{file}: none of its {len(paths)} clips can be read; the first: {store.refused[paths[0]]}")
     return [Asked(features, tuple(by_clip[path])) for path, features in seen.items()]
-
-
-def _perceives(features: ClipFeatures) -> bool:
-    return any(side is not None and side.present for side in features.sides.values())
 
 
 def _order(count: int, seed: int, epoch: int) -> list[int]:

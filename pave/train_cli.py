@@ -129,7 +129,7 @@ def _smoke(recipe: str, overrides: list[str]) -> None:
         run.fit(lambda step, steps, figures: print(f"step {step}: loss {figures['loss']:.3f}"))
         result = run.finish()
         size = result.patch.stat().st_size
-        few, names = run.train_clips[:2], [resolved.name]
+        few, names = run.train_clips[:2], run.names
         with torch.no_grad():
             before, _ = run.scores(*run.batch(few, names))
             run.model.remove_patch(resolved.name)

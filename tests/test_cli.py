@@ -132,6 +132,15 @@ def test_playroom_refuses_a_split_that_does_not_exist(command, tmp_path):
     assert code == 2 and "'train', 'val', 'test'" in err and not list(tmp_path.iterdir())
 
 
+def test_a_patch_is_shrunk_and_still_sound(command, tmp_path):
+    code, out, _ = command("patch", "shrink", "audio-playroom", tmp_path / "small.safetensors")
+    assert code == 0 and "of the 560,684 of" in out
+    assert (tmp_path / "small.safetensors").stat().st_size < 100_000
+    assert command("patch", "verify", tmp_path / "small.safetensors")[0] == 0
+    code, _, err = command("patch", "shrink", "audio-playroom", tmp_path / "no.safetensors", "--bits", 5)
+    assert code == 2 and "bits=5" in err and not (tmp_path / "no.safetensors").exists()
+
+
 # What the doctor finds
 
 

@@ -547,7 +547,9 @@ def test_a_swap_that_is_refused_leaves_the_patch_that_was_there(one: PatchedMode
     with pytest.raises(ValueError, match="beside"):
         one.swap_patch("ears", beside)
     one.set_weight("ears", 1)
-    assert torch.equal(logits(one), first) and len(one.base.model.language_model.layers[0].mlp.up_proj._forward_hooks) == 1
+    assert (
+        torch.equal(logits(one), first) and len(one.base.model.language_model.layers[0].mlp.up_proj._forward_hooks) == 1
+    )
 
 
 def test_two_versions_of_one_patch_live_under_two_names_and_any_order_is_the_same_sum(one: PatchedModel) -> None:

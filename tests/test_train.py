@@ -16,14 +16,18 @@ import pytest
 import torch
 from conftest import full_disk, write_base, write_line
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
+from pave.base import load_base
 from pave.checkpoint import NAME
 from pave.config import Recipe, read_recipe
-from pave.errors import DataError, RecipeError, TrainingError
+from pave.errors import DataError, PatchMismatch, PatchNotFound, RecipeError, TrainingError
+from pave.model import PatchedModel
 from pave.patch import Patch, read_config
+from pave.steps import Names
 from pave.storage import read_metadata
-from pave.train import Run, train
+from pave.train import Asked, Run, train
 
 Make = Callable[..., Recipe]
 ROOT = Path(__file__).parents[1]
@@ -177,6 +181,61 @@ def test_a_recipe_may_be_named_by_its_file_and_clips_are_counted_as_they_are_see
     seen.clear()
     fresh.see(lambda done, total: seen.append((done, total)))
     assert seen == [(len(fresh.train_clips),) * 2], "what is kept is not looked at"
+
+
+def test_a_patch_is_trained_on_top_of_another_that_stays_as_it_is(recipe: Make, workshop: Path, tmp_path: Path) -> None:
+    below = train(recipe("name=below", output="below")).patch
+    kept = below.read_bytes()
+    words = ("name=above", "senses={fine: {encoder: logmel, options: {bands: 8, rate: 20}}}")
+    run = trained(recipe(*words, f"train.on_top_of=[{below}]", output="above"))
+    assert list(run.model.patches) == run.names == ["below", "above"]
+    frozen = run.model.attached()[0]
+    assert all(parameter.grad is None for parameter in frozen.parameters())
+    assert Patch.load(below).sha256 == run.model.patches["below"].sha256 and below.read_bytes() == kept
+    result = run.finish()
+    alone = train(recipe(*words, output="alone")).patch
+    first, second = Patch.load(result.patch), Patch.load(alone)
+    assert any(not torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+    assert first.config.training["on_top_of"] == {"below": Patch.load(below).sha256}
+    assert "on_top_of" not in second.config.training and str(tmp_path) not in first.text
+    model = PatchedModel(load_base(recipe().base))
+    (remark,) = model.apply_patch(result.patch).remarks
+    assert "trained on top of below" in remark and "not applied" in remark
+    model.remove_patch("above")
+    model.apply_patch(below)
+    assert model.apply_patch(result.patch).remarks == ()
+    with pytest.raises(TrainingError, match=r"training.on_top_of.below: '\w+' there, None here"):
+        train(recipe(*words, output="above"), resume=True)
+
+
+def test_patches_that_cannot_share_a_row_are_refused_before_clips_are_seen(recipe: Make, tmp_path: Path) -> None:
+    below = train(recipe("name=below", "newline=grid", output="below")).patch
+    with pytest.raises(PatchMismatch, match="lay out the prompt differently"):
+        Run(recipe(f"train.on_top_of=[{below}]"))
+
+
+def test_rows_of_a_step_may_ask_for_different_patches(recipe: Make) -> None:
+    run = prepared(recipe())
+    name = run.recipe.name
+    for parameter in run.parameters["lora"].values():
+        parameter.data.normal_(generator=torch.Generator().manual_seed(0))
+    clips = run.train_clips[:2]
+
+    def gradient(clips: list[Asked], patches: Names) -> dict[str, Tensor]:
+        scores, wanted = run.scores(*run.batch(clips, patches))
+        cross_entropy(scores.float(), wanted, reduction="sum").backward()
+        found = {path: each.grad.clone() for path, each in run.parameters["lora"].items() if each.grad is not None}
+        run.optimiser.zero_grad()
+        return found
+
+    mixed, first = gradient(clips, [[name], []]), gradient(clips[:1], [name])
+    assert mixed.keys() == first.keys() and mixed
+    both = gradient(clips, [name])
+    whole = sum(each.square().sum() for each in first.values())
+    apart = [sum((each - found[path]).square().sum() for path, each in first.items()) for found in (mixed, both)]
+    assert apart[0] < 1e-6 * whole and apart[1] > 1e-2 * whole
+    with pytest.raises(PatchNotFound, match="no patch of this name is applied"):
+        gradient(clips, [[name], ["eers"]])
 
 
 def test_every_epoch_sees_every_clip_once(recipe: Make) -> None:

@@ -177,7 +177,9 @@ def test_ctrl_c_leaves_the_last_good_checkpoint_and_says_how_to_go_on(workshop: 
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job in the background ignores it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # a job in the background ignores it
     )
     deadline = time.monotonic() + 300
     while not (output / NAME).exists() and started.poll() is None and time.monotonic() < deadline:
