@@ -58,8 +58,10 @@ class Patch:
         return quantize.restored(self.tensors, dtype)
 
     def shrink(self, bits: int = SHARE_BITS, rank: int | None = SHARE_RANK) -> Patch:
-        """The same patch for a fraction of the bytes: matrices in codes of 8 or 4 `bits`, LoRA cut to at most `rank`. The
-        defaults bring a whole patch of a 7B base below 20 MB. What was measured of the larger one is not proved here."""
+        """The same patch for a fraction of the bytes: matrices in codes of 8 or 4 `bits`, LoRA cut to at most `rank`.
+
+        The defaults bring a whole patch of a 7B base below 20 MB. A certificate of the larger patch proves nothing of
+        the smaller one, and is left out."""
         if bits not in (4, 8) or (rank is not None and rank < 1):
             raise PatchError(
                 self.source, f"bits={bits}, rank={rank}", "store in 4 or 8 bits, and keep one rank or more"

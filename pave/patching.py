@@ -62,8 +62,7 @@ class Patching(Steps):
         self, name: str, source: str | Path | Patch, *, revision: str | None = None, strict: bool = True
     ) -> PatchReport:
         """Put another patch in the place of `name`, which keeps its weight and its switch. Questions that have been
-        prepared end with the version they began with; a compiled base compiles nothing anew for a patch of equal shapes.
-        """
+        prepared end with the version they began with; a compiled base compiles nothing anew for equal shapes."""
         patch = source if isinstance(source, Patch) else find_patch(source, revision)
         facts = self._vetted(patch, strict)
         fresh = self._built(patch.config, patch.weights(self.host.dtype), patch.source, trainable=False)

@@ -1,7 +1,7 @@
 """Small storage: matrices in 8 or 4 bits, low-rank pairs cut to fewer ranks.
 
-In: float tensors by name. Out: what a file holds of them. A matrix `name` becomes codes `name` (int8, or two 4-bit codes
-in a byte) and `name.scales` (bfloat16), one for every group along its longer side; everything else stays as it is.
+In: float tensors by name. Out: what a file holds of them. A matrix `name` becomes codes `name` (int8, or two codes of 4
+bits in a byte) and `name.scales` (bfloat16), one for every group along its longer side; all else stays as it is.
 Deterministic. Knows nothing of files, patches and models.
 
 o rows, c columns, g groups, r ranks
@@ -128,8 +128,8 @@ def flaw(name: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best pair (rank c), (o rank) for a product B·A of a (r c) and b (o r), in the sense of least squares; both share
-    the singular values evenly."""
+    """The pair (rank c), (o rank) whose product is nearest to B·A of a (r c) and b (o r), by least squares; both get the
+    square roots of the singular values."""
     left, upper = torch.linalg.qr(b.double())
     right, lower = torch.linalg.qr(a.double().T)
     u, s, v = torch.linalg.svd(upper @ lower.T)

@@ -135,8 +135,8 @@ class Steps:
         attention_mask: Tensor,
         position_ids: Tensor | None = None,
     ) -> Inputs:
-        """Rows that the caller has laid out, with as many placeholders for each clip as `visual_rows` says; `patches` as
-        in `prepare`."""
+        """Rows that the caller has laid out, with as many placeholders for each clip as `visual_rows` says; `patches`
+        as in `prepare`."""
         uses = _perceived(self._asked(patches, len(clips)), clips)
         newlines: list[Newline] = [newline for newline, _ in self._layouts(uses, len(clips))]
         return Inputs(input_ids, attention_mask, stack(clips), uses, tuple(newlines), position_ids)

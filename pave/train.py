@@ -216,7 +216,7 @@ class Run:
         return loss.item()
 
     def batch(self, clips: Sequence[Asked], patches: Names) -> tuple[Inputs, Tensor]:
-        """Rows of several clips with all their questions, and the labels (b l). `patches`: names for all, or per clip."""
+        """Rows of several clips with all their questions, and labels (b l). `patches`: names for all, or per clip."""
         host = self.model.host
         features = [clip.features for clip in clips]
         rows = []

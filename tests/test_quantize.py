@@ -1,4 +1,4 @@
-"""Claims about small storage: every code is in use, what is stored is what is applied, and a cut pair is the best one."""
+"""Claims about small storage: every code is in use, what is stored is applied, and a cut pair is the best one."""
 
 from __future__ import annotations
 
