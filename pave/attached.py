@@ -58,7 +58,7 @@ class PatchReport:
         return cls(**{"name": name, **parts, **known, **facts})
 
     def __str__(self) -> str:
-        senses = ", ".join(f"{sense} ({encoder})" for sense, encoder in self.senses.items())
+        senses = ", ".join(f"{sense} ({encoder})" for sense, encoder in self.senses.items()) or "no sense"
         state = "on" if self.enabled else "off"
         lines = [
             f"patch {self.name}: {senses}; weight {self.weight:g}, {state}",
@@ -175,6 +175,8 @@ def base_match(config: PatchConfig, base: Base, source: str, strict: bool) -> st
         if getattr(made, key) != getattr(here, key):
             cause = f"was made for {named} with {key}={getattr(made, key)}, this base has {getattr(here, key)}"
             raise PatchMismatch(source, cause, f"load {made.repo or 'its own base'} and apply it there")
+    if not made.fingerprint:
+        return "unknown: it does not record the weights it was made for"
     if made.fingerprint == here.fingerprint:
         return "exact"
     other = f"{here.repo or here.model_type} ({here.fingerprint[:12]})"

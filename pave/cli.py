@@ -208,6 +208,28 @@ def patch_shrink(
     print(f"{written}: {after:,} bytes, {after / before:.0%} of the {before:,} of {file}")
 
 
+@patch_app.command("export-peft")
+def patch_export_peft(
+    source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder or a file.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where adapter_config.json and its weights are written.")
+    ],
+    base: Annotated[str, typer.Option(metavar="BASE", help="'playroom', a folder, or a Hub id.")] = "playroom",
+) -> None:
+    """Write the LoRA of a patch for PEFT.
+
+    PeftModel.from_pretrained opens it. The fusion, which perceives, stays behind: PEFT has no place for it.
+    """
+    quiet()
+    from pave.model import load
+    from pave.peft_folder import export_peft
+
+    model = load(base)
+    report = model.apply_patch(source)
+    export_peft(model.export(report.name), model.host, out)
+    print(f"{out}: {report.lora_params:,} parameters of LoRA; the fusion ({report.fusion_params:,}) has no place in it")
+
+
 def quiet() -> None:
     """Advisory chatter of the libraries below stays out of the answer; what PAVE has to say, it says itself."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -54,14 +54,14 @@ class Use:
     @property
     def sensing(self) -> Tensor:
         """Rows that ask for the patch and have at least one of its senses (b,)."""
-        present = torch.stack([side.present.cpu() for side in self.sides.values()]).any(0)
-        return self.rows & present & bool(self.weight)
+        present = [side.present.cpu() for side in self.sides.values()]
+        return self.rows & torch.stack([torch.zeros_like(self.rows), *present]).any(0) & bool(self.weight)
 
     @property
     def acting(self) -> Tensor:
-        """Rows that the patch changes (b,): those that sense something, unless it was trained otherwise. All other rows
-        are the base's own, their layout included."""
-        keep = self.attached.config.keep_lora_when_absent
+        """Rows that the patch changes (b,): those that sense something, unless it was trained otherwise or has no sense.
+        All other rows are the base's own, their layout included."""
+        keep = self.attached.config.keep_lora_when_absent or not self.sides
         return self.rows & bool(self.weight) if keep else self.sensing
 
     def gate(self) -> Gate:

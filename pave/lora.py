@@ -15,14 +15,12 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import check_target_module_exists
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pave.config import LoraConfig
@@ -155,16 +153,3 @@ def targets(config: LoraConfig, language_model: nn.Module) -> dict[str, tuple[in
         exist = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise RecipeError(f"lora.target_modules: no layer is called {', '.join(idle)}; the language model has {exist}")
     return found
-
-
-def save_peft(folder: str | Path, config: LoraConfig, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Write `<path>.{A,B}` tensors as the two files that PeftModel.from_pretrained opens; `prefix` is the path of the
-    language model inside the base."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    renamed = {}
-    for name, tensor in tensors.items():
-        path, _, leaf = name.rpartition(".")
-        renamed[f"base_model.model.{prefix}.{path}.lora_{leaf}.weight"] = tensor.detach().cpu().contiguous()
-    save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    to_peft(config, prefix).save_pretrained(str(folder))

@@ -152,7 +152,8 @@ def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: st
     shapes = quantize.shapes(tensors)
     fusion = {name: shape for name, shape in shapes.items() if not name.startswith("lora.")}
     senses = config.senses.keys()
-    if config.fusion.layers > max(len(tensors), 2) or not senses or not all(map(str.isidentifier, senses)):
+    nothing = not senses and config.lora is None
+    if config.fusion.layers > max(len(tensors), 2) or nothing or not all(map(str.isidentifier, senses)):
         raise PatchDamaged(source, f"its config is absurd: {config.fusion.layers} layers for {list(senses)}", AGAIN)
     try:
         with torch.device("meta"):

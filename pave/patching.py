@@ -26,6 +26,7 @@ from pave.errors import PatchError, PatchMismatch, PatchNotFound
 from pave.inputs import ClipFeatures
 from pave.lora import recompute_context
 from pave.patch import Patch, check_tensors
+from pave.peft_folder import is_peft, load_peft
 from pave.steps import Steps
 
 
@@ -51,7 +52,7 @@ class Patching(Steps):
 
         strict: refuse a patch that was made for other weights of the same dimensions.
         """
-        patch = source if isinstance(source, Patch) else find_patch(source, revision)
+        patch = self.find_patch(source, revision)
         name = name or patch.config.name
         facts = {"weight": checked_weight(patch.config, name, weight), **self._vetted(patch, strict)}
         weights = patch.weights(self.host.dtype)
@@ -63,7 +64,7 @@ class Patching(Steps):
     ) -> PatchReport:
         """Put another patch in the place of `name`, which keeps its weight and its switch. Questions that have been
         prepared end with the version they began with; a compiled base compiles nothing anew for equal shapes."""
-        patch = source if isinstance(source, Patch) else find_patch(source, revision)
+        patch = self.find_patch(source, revision)
         facts = self._vetted(patch, strict)
         fresh = self._built(patch.config, patch.weights(self.host.dtype), patch.source, trainable=False)
         with self._lock:
@@ -76,6 +77,20 @@ class Patching(Steps):
             self._applied[name] = fresh, report
         old.give_way()
         return report
+
+    def find_patch(self, source: str | Path | Patch, revision: str | None = None) -> Patch:
+        """A patch by its name in the catalogue, its folder or its file; or a plain LoRA in a folder of PEFT's."""
+        if isinstance(source, Patch):
+            return source
+        if revision is not None:
+            raise PatchNotFound(
+                source, f"revision={revision!r} belongs to the Hub", "patches from the Hub arrive later"
+            )
+        path = catalogue.locate(source)
+        if not path.exists() and is_peft(path.parent):
+            return load_peft(path.parent, self.host)
+        patch = Patch.load(path)
+        return replace(patch, source=str(source)) if source in catalogue.names() else patch
 
     def _vetted(self, patch: Patch, strict: bool) -> dict[str, Any]:
         """Facts of a patch for its report, once it is known to be sound and to belong here."""
@@ -213,11 +228,3 @@ def checked_weight(config: PatchConfig, name: str, weight: float) -> float:
     if weight not in (0, 1) and config.fusion.combine != "add":
         raise ValueError(f"weight={weight}: {name} puts tokens beside the visual ones, which are there or not; 0 or 1")
     return float(weight)
-
-
-def find_patch(source: str | Path, revision: str | None = None) -> Patch:
-    """Load a patch by its name in the catalogue, its folder or its file."""
-    if revision is not None:
-        raise PatchNotFound(source, f"revision={revision!r} belongs to the Hub", "patches from the Hub arrive later")
-    patch = Patch.load(catalogue.locate(source))
-    return replace(patch, source=str(source)) if source in catalogue.names() else patch

@@ -128,8 +128,8 @@ def flaw(name: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The pair (rank c), (o rank) whose product is nearest to B·A of a (r c) and b (o r), by least squares; both get the
-    square roots of the singular values."""
+    """The pair (rank c), (o rank) whose product is nearest to B·A of a (r c) and b (o r), by least squares; both get
+    the square roots of the singular values."""
     left, upper = torch.linalg.qr(b.double())
     right, lower = torch.linalg.qr(a.double().T)
     u, s, v = torch.linalg.svd(upper @ lower.T)

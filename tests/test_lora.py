@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from pave.base import Base
 from pave.config import LoraConfig
 from pave.errors import RecipeError
-from pave.lora import Gate, Lora, running, save_peft, targets
+from pave.lora import Gate, Lora, running, targets
+from pave.peft_folder import save_peft
 
 CONFIG = LoraConfig(r=4, lora_alpha=6)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,42 @@ def make_tensors(model: PatchedModel) -> dict[str, Tensor]:
     tensors = dict(other.export("ears").tensors)
     other.remove_patch("ears")
     return tensors
+
+
+def test_two_hundred_random_changes_leave_no_trace(one: PatchedModel) -> None:
+    """Applied, swapped, weighed, switched and removed in any order, with questions between them."""
+    reference = logits(one)
+    patches = [other_ears(one), other_ears(one, lora=LoraConfig(r=2, lora_alpha=3)), other_ears(one, lora=None)]
+    before, rng, bare, told = portrait(one), Random(0), 0, set()
+
+    def change() -> None:
+        here = list(one.patches)
+        free = [name for name in "abc" if name not in here]
+        verb = rng.choice(["apply", "swap", "weight", "enable", "disable", "remove", "remove"])
+        if verb == "apply" and free:
+            one.apply_patch(rng.choice(patches), name=rng.choice(free))
+        elif here:
+            name = rng.choice(here)
+            match verb:
+                case "swap":
+                    one.swap_patch(name, rng.choice(patches))
+                case "weight":
+                    one.set_weight(name, rng.choice([0.0, 0.5, 1.0, 2.0]))
+                case "enable" | "disable":
+                    getattr(one, verb)(name)
+                case "remove":
+                    one.remove_patch(name)
+
+    for _ in range(200):
+        change()
+        answer = logits(one)
+        told.add(torch.equal(answer, reference))
+        if not one.patches:
+            bare += 1
+            assert torch.equal(answer, reference) and alike(before, portrait(one))
+    for name in list(one.patches):
+        one.remove_patch(name)
+    assert bare > 20 and told == {True, False} and alike(before, portrait(one))
 
 
 def test_memory_returns(one: PatchedModel) -> None:

@@ -1,0 +1,114 @@
+"""PEFT's adapter folders, in and out: the LoRA of a patch for `PeftModel`, and a plain LoRA as a patch without a sense.
+
+In: a patch's LoRA, or a folder with `adapter_config.json` and `adapter_model.safetensors`. Out: the other one. What PEFT
+can say and a patch cannot (DoRA, biases, whole modules, ranks by layer) is refused, never left out in silence. A pickle
+is never opened.
+
+r ranks
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pave import storage
+from pave.base import Base
+from pave.config import FusionConfig, LoraConfig, PatchConfig, parse
+from pave.errors import PatchDamaged, PatchFormatError, PatchMismatch, PatchNotFound
+from pave.lora import to_peft
+from pave.patch import Patch
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<leaf>[AB])(?:\.default)?\.weight")
+# What changes the numbers beyond B·A·x·scaling, and the values at which it does not.
+PLAIN = {
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),  # others change the base's weights as well
+    **dict.fromkeys(("use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"), (False,)),
+    **dict.fromkeys(("modules_to_save", "layer_replication", "trainable_token_indices", "alora_invocation_tokens"), ()),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern", "target_parameters", "exclude_modules"), ()),
+}
+
+
+def is_peft(folder: Path) -> bool:
+    """Whether a folder holds an adapter of PEFT."""
+    return (folder / CONFIG).is_file()
+
+
+def save_peft(folder: str | Path, config: LoraConfig, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Write `<path>.{A,B}` tensors as the two files that PeftModel.from_pretrained opens; `prefix` is the path of the
+    language model inside the base."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    renamed = {}
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        renamed[f"base_model.model.{prefix}.{path}.lora_{leaf}.weight"] = tensor.detach().cpu().contiguous()
+    save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
+    to_peft(config, prefix).save_pretrained(str(folder))
+
+
+def export_peft(patch: Patch, base: Base, folder: str | Path) -> None:
+    """The LoRA of a patch as a folder for PEFT. Its fusion, which is what perceives, has no place there."""
+    if patch.config.lora is None:
+        raise PatchMismatch(patch.source, "has no LoRA", "there is nothing that PEFT could load")
+    tensors = {name.removeprefix("lora."): value for name, value in patch.weights().items() if name.startswith("lora.")}
+    prefix = next(name for name, module in base.model.named_modules() if module is base.language_model)
+    save_peft(folder, patch.config.lora, tensors, prefix)
+
+
+def load_peft(folder: str | Path, base: Base) -> Patch:
+    """A plain LoRA of PEFT as a patch for this base. PEFT records no hash of the base's weights, so whether they are those
+    that it was trained on cannot be told: `base_match` will say so."""
+    folder = Path(folder)
+    said = _config(folder / CONFIG)
+    pairs = _pairs(folder / WEIGHTS, base)
+    words = {key: said[key] for key in ("r", "lora_alpha", "lora_dropout", "use_rslora") if key in said}
+    lora = parse(LoraConfig, {**words, "target_modules": sorted({name.rpartition(".")[0] for name in pairs})}, folder)
+    config = PatchConfig(
+        name=re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower()).strip("-._") or "lora",
+        description="A LoRA of PEFT: no sense, it acts on every question.",
+        base=base.facts().model_copy(update={"repo": "", "revision": "", "fingerprint": ""}),
+        senses={},
+        fusion=FusionConfig(),
+        lora=lora,
+        licence="",
+    )
+    return Patch(config, {f"lora.{name}": tensor for name, tensor in pairs.items()}, source=str(folder))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    said = storage.parse_json(path, path.read_bytes(), "text")
+    if said.get("peft_type") != "LORA":
+        raise PatchFormatError(path, f"peft_type is {said.get('peft_type')!r}", "only plain LoRA can be a patch")
+    for key, plain in PLAIN.items():
+        if said.get(key) and said[key] not in plain:
+            raise PatchFormatError(path, f"{key}={said[key]!r} is more than a plain LoRA", "merge it with PEFT instead")
+    return said
+
+
+def _pairs(path: Path, base: Base) -> dict[str, Tensor]:
+    """`<path inside the language model>.{A,B}` of every tensor."""
+    if not path.is_file():
+        remedy = "save it again with safe_serialization=True: pickles are never opened"
+        raise PatchNotFound(path, "no such file", remedy)
+    layers = {name for name, module in base.language_model.named_modules() if isinstance(module, nn.Linear)}
+    tensors, _ = storage.read(path)
+    found: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        match = KEY.fullmatch(key)
+        if match is None:
+            raise PatchDamaged(path, f"{key!r} is not the weight of a LoRA pair", "save it again with PEFT")
+        parts = match["path"].split(".")
+        inside = next((".".join(parts[i:]) for i in range(len(parts)) if ".".join(parts[i:]) in layers), None)
+        if inside is None or "vision" in match["path"]:
+            cause = f"{match['path']} is no layer of this base's language model"
+            raise PatchMismatch(path, cause, "a patch changes only the language model; load the base it was made for")
+        found[f"{inside}.{match['leaf']}"] = tensor
+    return found
