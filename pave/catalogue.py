@@ -6,7 +6,6 @@ enough to ship. Opens no weights and knows nothing of tensors, so listing costs 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pave.config import Recipe, read_recipe
 from pave.errors import PatchNotFound, nearest
 
 WEIGHTS = "patch.safetensors"
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of a plain LoRA, as PEFT writes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,13 @@ def find(name: str) -> Path:
     return folder() / name
 
 
+def is_peft(folder: Path) -> bool:
+    """Whether a folder holds an adapter of PEFT and no patch."""
+    return (folder / PEFT_CONFIG).is_file() and not (folder / WEIGHTS).exists()
+
+
 def locate(source: str | Path) -> Path:
-    """The file of a patch: of a name of the catalogue, of a folder, or the file itself."""
+    """The file of a patch on this machine: of a name of the catalogue, of a folder, or the file itself."""
     path = Path(source)
     if isinstance(source, str) and source in names():
         file = find(source) / WEIGHTS
@@ -69,9 +74,6 @@ def locate(source: str | Path) -> Path:
         return file
     if path.exists():
         return path / WEIGHTS if path.is_dir() and path.name != WEIGHTS else path
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(source)):
-        remedy = "patches from the Hub arrive in a later version: download it and give its folder"
-        raise PatchNotFound(source, "no such folder or file", remedy)
     remedy = f"{nearest(str(source), names())}; or give a folder or a file"
     raise PatchNotFound(source, "no patch, folder or file of this name", remedy)
 

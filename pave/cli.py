@@ -32,7 +32,7 @@ class Channel(str, Enum):  # Typer takes a list of an Enum, but not yet of a Lit
 PLAIN = {"rich_markup_mode": None, "no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
 
 app = typer.Typer(help="Give a frozen video LLM a new sense.", **PLAIN)
-patch_app = typer.Typer(help="Look at patches: those of the catalogue, and files of your own.", **PLAIN)
+patch_app = typer.Typer(help="Look at patches, make them small, share them.", **PLAIN)
 app.add_typer(patch_app, name="patch")
 
 
@@ -143,16 +143,16 @@ def patch_list() -> None:
 
 
 @patch_app.command("info")
-def patch_info(source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder or a file.")]) -> None:
-    """Show what a patch says of itself. Reads the header only."""
-    from pave.catalogue import locate
+def patch_info(
+    source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder, a file, or user/repo of the Hub.")],
+) -> None:
+    """Show what a patch says of itself. Reads the header only, also on the Hub."""
+    from pave.hub import info
 
-    file = locate(source)  # before torch is imported: a mistyped name is told at once
-    from pave.patch import read_config
-
-    config = read_config(file)
+    config, place = info(source)
+    size = f" ({place.path.stat().st_size:,} bytes)" if place.path.is_file() else ""
     print(f"{config.name}: {config.description}")
-    print(f"  file     {file} ({file.stat().st_size:,} bytes)")
+    print(f"  file     {place.path if not place.repo else place.source}{size}")
     print(f"  base     {config.base.model_type} {config.base.repo} (weights {config.base.fingerprint[:12]})")
     print(f"           {config.base.frames} key frames of {config.base.tokens_per_frame} tokens, dim {config.base.dim}")
     for sense, facts in config.senses.items():
@@ -162,29 +162,108 @@ def patch_info(source: Annotated[str, typer.Argument(metavar="PATCH", help="A na
     print(f"  licence  {config.licence}")
     for key, value in config.training.items():
         print(f"  trained  {key}: {value}")
+    if place.remark:
+        _remark(place.remark)
 
 
 @patch_app.command("verify")
 def patch_verify(
-    sources: Annotated[list[str], typer.Argument(metavar="PATCH", help="Names, folders or files.")],
+    sources: Annotated[list[str], typer.Argument(metavar="PATCH", help="Names, folders, files, or user/repo.")],
 ) -> None:
     """Check patch files, byte by byte.
 
     Every byte against the file's own hash, every tensor against its config.
     """
-    from pave.catalogue import locate
-    from pave.patch import Patch
+    from pave.hub import locate
 
     wrong = 0
     for source in sources:
         try:
-            file = locate(source)
-            patch = Patch.load(file)
-            print(f"{source}: ok, {len(patch.tensors)} tensors, {file.stat().st_size:,} bytes")
+            place = locate(source)
+            patch = place.load()
+            print(f"{source}: ok, {len(patch.tensors)} tensors, {place.path.stat().st_size:,} bytes")
         except PatchError as error:
             wrong += 1
             print(error, file=sys.stderr)
     raise typer.Exit(1 if wrong else 0)
+
+
+@patch_app.command("pull")
+def patch_pull(
+    repo: Annotated[str, typer.Argument(metavar="USER/REPO[@REVISION]", help="A patch on the Hub, or an alias.")],
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also put a copy there.")] = None,
+) -> None:
+    """Fetch a patch from the Hub and check it."""
+    from pave.hub import locate
+
+    place = locate(repo)
+    patch = place.load()
+    if place.remark:
+        _remark(place.remark)
+    print(f"{place.source}: commit {place.commit or 'none'}, sha256 {patch.sha256}")
+    if out is None:
+        print(place.path)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        print(patch.save(out))
+
+
+@patch_app.command("push")
+def patch_push(
+    source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder or a file.")],
+    repo: Annotated[str, typer.Argument(metavar="USER/REPO", help="Made when it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repo private.")] = False,
+    example: Annotated[
+        bool, typer.Option("--example", help="Ask a Playroom question first, and show it in the card.")
+    ] = False,
+    message: Annotated[str, typer.Option(metavar="TEXT", help="Of the commit.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the card and the files; send nothing.")] = False,
+) -> None:
+    """Share a patch on the Hub.
+
+    Writes repo, card and file in one commit. Refuses folders of this machine and secrets in what would be public.
+    """
+    quiet()
+    from pave.hub import locate, push, replay
+
+    patch = locate(source).load()
+    shown = replay(patch) if example else None
+    pushed = push(patch, repo, private=private, example=shown, message=message, dry_run=dry_run)
+    if dry_run:
+        print(pushed.card)
+    for name, size in pushed.files.items():
+        _remark(f"{'would send' if dry_run else 'sent'} {name} ({size:,} bytes)")
+    if pushed.kept_card:
+        _remark("the card on the Hub is somebody's own work and was left alone")
+    if not dry_run:
+        print(f"{pushed.url} commit {pushed.commit}")
+
+
+@patch_app.command("search")
+def patch_search(
+    words: Annotated[str, typer.Argument(metavar="[WORDS]", help="In names.")] = "",
+    sense: Annotated[str, typer.Option(metavar="SENSE", help="As audio or depth.")] = "",
+    base: Annotated[str, typer.Option(metavar="USER/REPO", help="Made for this base.")] = "",
+) -> None:
+    """Find patches on the Hub."""
+    from pave.hub import search
+
+    for found in search(words, sense=sense, base=base):
+        print(f"{found['id']}  {found['downloads']} downloads  {' '.join(found['tags'])}{'  gated' * found['gated']}")
+
+
+@patch_app.command("alias")
+def patch_alias(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="The short name.")] = "",
+    target: Annotated[str, typer.Argument(metavar="[PATCH]", help="What it stands for; without it, forget NAME.")] = "",
+) -> None:
+    """Give a patch a short name of your own; without arguments, list them."""
+    from pave.hub import aliases, set_alias
+
+    if name:
+        set_alias(name, target or None)
+    for known, stands_for in sorted(aliases().items()):
+        print(f"{known}: {stands_for}")
 
 
 @patch_app.command("shrink")
@@ -198,14 +277,12 @@ def patch_shrink(
 
     It is applied like any other. Evaluate it before you share it: how much it keeps depends on the patch.
     """
-    from pave.catalogue import locate
+    from pave.hub import locate
 
-    file = locate(source)
-    from pave.patch import Patch
-
-    written = Patch.load(file).shrink(bits, rank).save(out)
-    before, after = file.stat().st_size, written.stat().st_size
-    print(f"{written}: {after:,} bytes, {after / before:.0%} of the {before:,} of {file}")
+    place = locate(source)
+    written = place.load().shrink(bits, rank).save(out)
+    before, after = place.path.stat().st_size, written.stat().st_size
+    print(f"{written}: {after:,} bytes, {after / before:.0%} of the {before:,} of {place.path}")
 
 
 @patch_app.command("export-peft")

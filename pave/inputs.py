@@ -59,8 +59,8 @@ class Use:
 
     @property
     def acting(self) -> Tensor:
-        """Rows that the patch changes (b,): those that sense something, unless it was trained otherwise or has no sense.
-        All other rows are the base's own, their layout included."""
+        """Rows that the patch changes (b,): those that sense something, unless it was trained otherwise or has no
+        sense. All other rows are the base's own, their layout included."""
         keep = self.attached.config.keep_lora_when_absent or not self.sides
         return self.rows & bool(self.weight) if keep else self.sensing
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from pave import quantize, storage
+from pave.catalogue import WEIGHTS as FILE
 from pave.config import PatchConfig, parse
 from pave.errors import PatchDamaged, PatchError, PatchFormatError, PatchMismatch, PatchNotFound, PaveError, RecipeError
 from pave.fusion import build_fusion
 from pave.storage import AGAIN, CODES
 
 FORMAT = 1
-FILE = "patch.safetensors"
 SHARE_BITS, SHARE_RANK = 4, 8  # see `Patch.shrink`
 
 
@@ -93,7 +93,7 @@ class Patch:
         """Read and check a patch file, or the `patch.safetensors` of a folder."""
         path = file_of(path)
         tensors, metadata = storage.read(path)
-        config, certificate = _config(path, metadata), metadata.get("pave.certificate")
+        config, certificate = config_of(path, metadata), metadata.get("pave.certificate")
         proof = None if certificate is None else storage.parse_json(path, certificate, "certificate")
         patch = cls(config, tensors, proof, str(path), metadata["pave.config"])
         promised = metadata.get("pave.sha256", "")
@@ -107,7 +107,7 @@ class Patch:
 def read_config(path: str | Path) -> PatchConfig:
     """What a patch says of itself, from its header alone; tensors are not read and nothing is proved."""
     path = file_of(path)
-    return _config(path, storage.read_metadata(path))
+    return config_of(path, storage.read_metadata(path))
 
 
 def file_of(path: str | Path) -> Path:
@@ -180,7 +180,8 @@ def _lora_misfits(config: PatchConfig, shapes: Mapping[str, tuple[int, ...]]) ->
     return ""
 
 
-def _config(path: Path, metadata: Mapping[str, str]) -> PatchConfig:
+def config_of(path: Path, metadata: Mapping[str, str]) -> PatchConfig:
+    """The config in a header's metadata, checked; `path` is what the error will name."""
     version = metadata.get("pave.format")
     if version is None:
         raise PatchFormatError(path, "is safetensors, but says nothing of PAVE", "give a file written by PAVE")

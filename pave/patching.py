@@ -19,14 +19,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from pave import catalogue
+from pave import catalogue, hub
 from pave.attached import Attached, PatchReport, base_match
 from pave.config import PatchConfig
-from pave.errors import PatchError, PatchMismatch, PatchNotFound
+from pave.errors import PatchError, PatchMismatch
 from pave.inputs import ClipFeatures
 from pave.lora import recompute_context
 from pave.patch import Patch, check_tensors
-from pave.peft_folder import is_peft, load_peft
+from pave.peft_folder import load_peft
 from pave.steps import Steps
 
 
@@ -48,13 +48,14 @@ class Patching(Steps):
         weight: float = 1.0,
         strict: bool = True,
     ) -> PatchReport:
-        """Put a patch in: a name of the catalogue, a folder, a file, or a `Patch`.
+        """Put a patch in: a name of the catalogue, `user/repo` on the Hub, a folder, a file, or a `Patch`.
 
+        revision: branch, tag or commit on the Hub, as in `user/repo@revision`.
         strict: refuse a patch that was made for other weights of the same dimensions.
         """
-        patch = self.find_patch(source, revision)
+        patch, found = self.find_patch(source, revision)
         name = name or patch.config.name
-        facts = {"weight": checked_weight(patch.config, name, weight), **self._vetted(patch, strict)}
+        facts = {"weight": checked_weight(patch.config, name, weight), **self._vetted(patch, found, strict)}
         weights = patch.weights(self.host.dtype)
         self.attach(name, patch.config, weights, trainable=False, source=patch.source, **facts)
         return self.patches[name]
@@ -64,8 +65,8 @@ class Patching(Steps):
     ) -> PatchReport:
         """Put another patch in the place of `name`, which keeps its weight and its switch. Questions that have been
         prepared end with the version they began with; a compiled base compiles nothing anew for equal shapes."""
-        patch = self.find_patch(source, revision)
-        facts = self._vetted(patch, strict)
+        patch, found = self.find_patch(source, revision)
+        facts = self._vetted(patch, found, strict)
         fresh = self._built(patch.config, patch.weights(self.host.dtype), patch.source, trainable=False)
         with self._lock:
             old, before = self._found(name)
@@ -78,24 +79,20 @@ class Patching(Steps):
         old.give_way()
         return report
 
-    def find_patch(self, source: str | Path | Patch, revision: str | None = None) -> Patch:
-        """A patch by its name in the catalogue, its folder or its file; or a plain LoRA in a folder of PEFT's."""
+    def find_patch(self, source: str | Path | Patch, revision: str | None = None) -> tuple[Patch, str]:
+        """A patch by what it is called (catalogue, alias, folder, file, or `user/repo@revision` on the Hub), and so a
+        plain LoRA in a folder of PEFT's; and a remark on how it was found."""
         if isinstance(source, Patch):
-            return source
-        if revision is not None:
-            raise PatchNotFound(
-                source, f"revision={revision!r} belongs to the Hub", "patches from the Hub arrive later"
-            )
-        path = catalogue.locate(source)
-        if not path.exists() and is_peft(path.parent):
-            return load_peft(path.parent, self.host)
-        patch = Patch.load(path)
-        return replace(patch, source=str(source)) if source in catalogue.names() else patch
+            return source, ""
+        place = hub.locate(source, revision)
+        if catalogue.is_peft(place.path):
+            return replace(load_peft(place.path, self.host), source=place.source), place.remark
+        return place.load(), place.remark
 
-    def _vetted(self, patch: Patch, strict: bool) -> dict[str, Any]:
+    def _vetted(self, patch: Patch, found: str, strict: bool) -> dict[str, Any]:
         """Facts of a patch for its report, once it is known to be sound and to belong here."""
         match = base_match(patch.config, self.host, patch.source, strict)
-        remarks = self._remarks(patch.config, patch.source)
+        remarks = (*([found] if found else []), *self._remarks(patch.config, patch.source))
         check_tensors(patch.config, patch.tensors, patch.source)
         return {"base_match": match, "remarks": remarks, "sha256": patch.sha256, "bytes": patch.nbytes}
 

@@ -1,8 +1,8 @@
-"""PEFT's adapter folders, in and out: the LoRA of a patch for `PeftModel`, and a plain LoRA as a patch without a sense.
+"""PEFT's adapter folders, in and out: a patch's LoRA for `PeftModel`, and a plain LoRA as a patch without a sense.
 
-In: a patch's LoRA, or a folder with `adapter_config.json` and `adapter_model.safetensors`. Out: the other one. What PEFT
-can say and a patch cannot (DoRA, biases, whole modules, ranks by layer) is refused, never left out in silence. A pickle
-is never opened.
+In: a patch's LoRA, or a folder with `adapter_config.json` and `adapter_model.safetensors`. Out: the other one. What
+PEFT can say and a patch cannot (DoRA, biases, whole modules, ranks by layer) is refused, never left out in silence. A
+pickle is never opened.
 
 r ranks
 """
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from pave import storage
 from pave.base import Base
+from pave.catalogue import PEFT_CONFIG, PEFT_WEIGHTS
 from pave.config import FusionConfig, LoraConfig, PatchConfig, parse
 from pave.errors import PatchDamaged, PatchFormatError, PatchMismatch, PatchNotFound
 from pave.lora import to_peft
 from pave.patch import Patch
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<leaf>[AB])(?:\.default)?\.weight")
 # What changes the numbers beyond B·A·x·scaling, and the values at which it does not.
 PLAIN = {
@@ -36,11 +36,6 @@ PLAIN = {
 }
 
 
-def is_peft(folder: Path) -> bool:
-    """Whether a folder holds an adapter of PEFT."""
-    return (folder / CONFIG).is_file()
-
-
 def save_peft(folder: str | Path, config: LoraConfig, tensors: Mapping[str, Tensor], prefix: str) -> None:
     """Write `<path>.{A,B}` tensors as the two files that PeftModel.from_pretrained opens; `prefix` is the path of the
     language model inside the base."""
@@ -50,7 +45,7 @@ def save_peft(folder: str | Path, config: LoraConfig, tensors: Mapping[str, Tens
     for name, tensor in tensors.items():
         path, _, leaf = name.rpartition(".")
         renamed[f"base_model.model.{prefix}.{path}.lora_{leaf}.weight"] = tensor.detach().cpu().contiguous()
-    save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(renamed, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
     to_peft(config, prefix).save_pretrained(str(folder))
 
 
@@ -64,11 +59,11 @@ def export_peft(patch: Patch, base: Base, folder: str | Path) -> None:
 
 
 def load_peft(folder: str | Path, base: Base) -> Patch:
-    """A plain LoRA of PEFT as a patch for this base. PEFT records no hash of the base's weights, so whether they are those
-    that it was trained on cannot be told: `base_match` will say so."""
+    """A plain LoRA of PEFT as a patch for this base. PEFT records no hash of the base's weights, so whether they are
+    those that it was trained on cannot be told: `base_match` will say so."""
     folder = Path(folder)
-    said = _config(folder / CONFIG)
-    pairs = _pairs(folder / WEIGHTS, base)
+    said = _config(folder / PEFT_CONFIG)
+    pairs = _pairs(folder / PEFT_WEIGHTS, base)
     words = {key: said[key] for key in ("r", "lora_alpha", "lora_dropout", "use_rslora") if key in said}
     lora = parse(LoraConfig, {**words, "target_modules": sorted({name.rpartition(".")[0] for name in pairs})}, folder)
     config = PatchConfig(

@@ -227,7 +227,7 @@ WRONG: dict[str, tuple[type[PatchError], Callable[[Patch], Patch]]] = {
     "no lora in the config": (PatchMismatch, lambda p: changed(p, lora=None)),
     "other fusion": (PatchMismatch, lambda p: changed(p, fusion=FusionConfig(kind="official", width=32, heads=2))),
     "a million layers": (PatchDamaged, lambda p: changed(p, fusion=FusionConfig(kind="official", layers=10**6))),
-    "no sense": (PatchDamaged, lambda p: changed(p, senses={})),
+    "no sense": (PatchMismatch, lambda p: changed(p, senses={})),
     "NaN": (
         PatchDamaged,
         lambda p: Patch(p.config, {**p.tensors, some(p, "lora."): p.tensors[some(p, "lora.")] * float("nan")}),

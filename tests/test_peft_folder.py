@@ -15,9 +15,11 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
+from pave.catalogue import PEFT_CONFIG as CONFIG
+from pave.catalogue import PEFT_WEIGHTS as WEIGHTS
 from pave.errors import PatchError
 from pave.model import PatchedModel
-from pave.peft_folder import CONFIG, WEIGHTS, export_peft, load_peft
+from pave.peft_folder import export_peft, load_peft
 
 WORDS = torch.randint(10, 200, (2, 9), generator=torch.Generator().manual_seed(1))
 

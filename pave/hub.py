@@ -1,0 +1,404 @@
+"""Patches on the Hugging Face Hub, and what any name of a patch stands for.
+
+In: a name of the catalogue, an alias, a folder, a file, or `user/repo@revision`. Out: a checked patch; or, the other
+way, a repo with a card and `patch.safetensors`. A name of the Hub is resolved to one commit first, and every file comes
+from that commit; what arrives is checked against the patch's own sha256, since the Hub's client checks sizes only.
+Mirrors (HF_ENDPOINT), tokens, the cache and offline mode (HF_HUB_OFFLINE) are those of `huggingface_hub`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of httpx or httpx2, as the client's version has it
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+)
+
+from pave import catalogue
+from pave.catalogue import PEFT_CONFIG, PEFT_WEIGHTS
+from pave.catalogue import WEIGHTS as FILE
+from pave.errors import PatchDamaged, PatchError, PatchNotFound, nearest
+
+if TYPE_CHECKING:  # torch comes when a patch is opened, not when its name is looked up
+    from pave.config import PatchConfig
+    from pave.patch import Patch
+
+NAME = re.compile(r"(?:hf://)?(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+TIMEOUT = 10.0  # seconds for an answer of the Hub; some calls of its client would wait for ever
+ATTEMPTS = 3  # of a download whose connection breaks; the client itself goes on where some kinds of break happened
+CARD = "README.md"
+OURS = "<!-- This card was written by PAVE. Without this line, the next push leaves the card alone. -->"
+# What has no business in public: folders of a machine, and the beginnings of well-known kinds of access tokens.
+PRIVATE = re.compile(
+    r"(?:/home/|/root/|/Users/|/tmp/|/mnt/|[A-Z]:\\)[\w.\\/-]*|hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{12,}"
+    r"|gh[pousr]_[A-Za-z0-9]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a patch lies on this machine, and where it came from."""
+
+    path: Path  # a patch file, or a folder of PEFT's
+    source: str  # for people: a name of the catalogue, a path, or user/repo@commit
+    remark: str = ""
+    repo: str = ""
+    commit: str = ""
+
+    def load(self) -> Patch:
+        """The patch, checked. A damaged copy in the cache of the Hub is fetched once more."""
+        from pave.patch import Patch
+
+        try:
+            patch = Patch.load(self.path)
+        except PatchDamaged:
+            if not self.repo or constants.HF_HUB_OFFLINE:
+                raise
+            _fetch(self.repo, self.path.name, self.commit, force_download=True)
+            try:
+                patch = Patch.load(self.path)
+            except PatchDamaged as error:
+                raise PatchDamaged(
+                    self.source, error.cause, "it arrives like this from the Hub: ask its authors"
+                ) from None
+        return replace(patch, source=self.source)
+
+
+def locate(source: str | Path, revision: str | None = None) -> Place:
+    """What a name stands for: catalogue, alias, folder or file, Hub; in this order. Fetches what is on the Hub only."""
+    text = str(source)
+    if text in catalogue.names():
+        if revision:
+            raise PatchNotFound(text, f"is part of PAVE and has no revision {revision!r}", "leave out revision=")
+        return Place(catalogue.locate(text), text)
+    text = aliases().get(text, text)
+    if Path(text).exists():
+        path = catalogue.locate(Path(text))
+        return Place(path.parent if not path.exists() and catalogue.is_peft(path.parent) else path, text)
+    name = NAME.fullmatch(text)
+    if name is None:
+        known = nearest(text, [*catalogue.names(), *aliases()])
+        raise PatchNotFound(text, "no patch, folder or file of this name", f"{known}; or give user/repo of the Hub")
+    return pull(name["repo"], revision or name["revision"])
+
+
+def pull(repo: str, revision: str | None = None) -> Place:
+    """Fetch a patch of the Hub into its cache. revision: branch, tag or commit; None: main."""
+    commit, remark = _commit(repo, revision)
+    try:
+        path = Path(_fetch(repo, FILE, commit))
+    except PatchNotFound as lacking:
+        try:
+            _fetch(repo, PEFT_CONFIG, commit)
+            path = Path(_fetch(repo, PEFT_WEIGHTS, commit)).parent
+        except PatchNotFound:
+            raise lacking from None
+    return Place(path, f"{repo}@{commit[:12]}", remark, repo, commit)
+
+
+def info(source: str | Path, revision: str | None = None) -> tuple[PatchConfig, Place]:
+    """What a patch says of itself. On the Hub, only the header is read."""
+    from pave.patch import config_of, read_config
+
+    text = aliases().get(str(source), str(source))
+    name = NAME.fullmatch(text)
+    if name is None or text in catalogue.names() or Path(text).exists():
+        place = locate(source, revision)
+        return read_config(place.path), place
+    repo = name["repo"]
+    commit, remark = _commit(repo, revision or name["revision"])
+    place = Place(Path(repo) / FILE, f"{repo}@{commit[:12]}", remark, repo, commit)
+    cached = try_to_load_from_cache(repo, FILE, revision=commit)
+    if isinstance(cached, str):
+        return read_config(cached), replace(place, path=Path(cached))
+    with _told(repo, commit):
+        found = _again(lambda: HfApi().parse_safetensors_file_metadata(repo, FILE, revision=commit, timeout=TIMEOUT))
+    return config_of(place.path, found.metadata), place
+
+
+def search(words: str = "", *, sense: str = "", base: str = "", limit: int = 20) -> list[dict[str, Any]]:
+    """Patches on the Hub by words, sense and base: id, downloads, senses, base, licence."""
+    tags = ["pave", *([sense] if sense else []), *([f"base_model:{base}"] if base else [])]
+    with _told("search", None):
+        found = _again(lambda: list(HfApi().list_models(filter=tags, search=words or None, limit=limit, full=True)))
+    return [
+        {"id": each.id, "downloads": each.downloads or 0, "tags": list(each.tags or []), "gated": bool(each.gated)}
+        for each in found
+    ]
+
+
+# ---------------------------------------------------------------- out
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What was, or would be, put on the Hub."""
+
+    repo: str
+    commit: str  # empty for a dry run
+    files: Mapping[str, int]  # bytes by name
+    card: str
+    url: str = ""
+    kept_card: bool = False
+
+
+def push(
+    source: str | Path | Patch,
+    repo: str,
+    *,
+    private: bool = False,
+    example: Mapping[str, Any] | None = None,
+    message: str = "",
+    dry_run: bool = False,
+) -> Pushed:
+    """Put a patch on the Hub: repo, card and file, in one commit. A card that somebody has made their own is kept."""
+    if not NAME.fullmatch(repo) or "@" in repo:
+        raise PatchError(repo, "is no name of a repo on the Hub", "give user/repo")
+    patch = locate(source).load() if isinstance(source, str | Path) else source
+    text = card(patch, repo, example)
+    with TemporaryDirectory() as folder:
+        data = patch.save(Path(folder) / FILE).read_bytes()
+    refuse_private(text + patch.text + json.dumps(patch.certificate), repo)
+    files = {CARD: len(text.encode()), FILE: len(data)}
+    if dry_run:
+        return Pushed(repo, "", files, text)
+    api = HfApi()
+    with _told(repo, None):
+        url = str(api.create_repo(repo, private=private, exist_ok=True))
+        head = api.model_info(repo, timeout=TIMEOUT, files_metadata=True)
+        kept = _foreign_card(repo, head)
+        added = [] if kept else [CommitOperationAdd(CARD, text.encode())]
+        added.append(CommitOperationAdd(FILE, data))
+        said = message or f"{patch.config.name}, sha256 {patch.sha256[:16]}"
+        try:
+            commit = api.create_commit(repo, added, commit_message=said, parent_commit=head.sha).oid
+        except HTTPError:  # the answer was lost: the commit may be there
+            commit = api.model_info(repo, timeout=TIMEOUT).sha or ""
+            if commit == head.sha:
+                raise
+    back = Place(Path(_fetch(repo, FILE, commit)), repo, repo=repo, commit=commit).load()
+    if back.sha256 != patch.sha256:
+        raise PatchError(repo, f"commit {commit[:12]} holds another patch than was pushed", "push again")
+    return Pushed(repo, commit, files, text, url, kept)
+
+
+def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> str:
+    """README.md of a patch from its own facts. `example`: what `replay` gave."""
+    config, fusion, lora = patch.config, patch.config.fusion, patch.config.lora
+    base = config.base.repo or config.base.model_type
+    facts: dict[str, Any] = {"library_name": "pave", "license": config.licence.lower() or "unknown"}
+    if NAME.fullmatch(config.base.repo):
+        facts |= {"base_model": config.base.repo, "base_model_relation": "adapter"}
+    facts |= {"pipeline_tag": "video-text-to-text", "tags": ["pave", "video-patch", *sorted(config.senses)]}
+    if example:
+        facts["pave_example"] = dict(example)
+    rows = [
+        ("base", f"{base}, weights {config.base.fingerprint[:12] or 'not recorded'}"),
+        ("key frames", f"{config.base.frames} of {config.base.tokens_per_frame} visual tokens"),
+        *((f"sense {name}", f"{each.encoder} {each.options or ''}".strip()) for name, each in config.senses.items()),
+        ("fusion", f"{fusion.kind}, width {fusion.width}, {fusion.heads} heads" if config.senses else "none"),
+        ("LoRA", f"r={lora.r}, alpha={lora.lora_alpha:g}" if lora else "none"),
+        ("file", f"{patch.nbytes:,} bytes of tensors, sha256 {patch.sha256[:16]}"),
+        *((f"trained: {key}", str(value)) for key, value in config.training.items()),
+    ]
+    lines = ["---", yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).strip(), "---", OURS, ""]
+    lines += [f"# {config.name}", "", config.description or "A patch for a frozen video LLM.", ""]
+    lines += ["```python", "import pave", "", f'model = pave.load("{base}")', f'print(model.apply_patch("{repo}"))']
+    lines += ['model.ask("clip.mp4", "What do you hear?")', "```", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in rows]
+    if example:
+        made = f"pave playroom clips --clips 1 --seed {example['seed']} --split {example['split']}"
+        ask = f'pave ask clips/{example["video"]} "{example["question"]}" --patch {repo}'
+        lines += ["", "## Replay it", "", "```sh", made, ask, "```", ""]
+        lines += [f"The patched base answers `{example['patched']}`, the base alone `{example['base']}`."]
+    return "\n".join(lines) + "\n"
+
+
+def replay(patch: Patch, seed: int = 0) -> dict[str, Any]:
+    """One question about a Playroom clip that anybody can make again, and both answers to it, as they are now."""
+    from pave.data import read_jsonl
+    from pave.model import load
+    from pave.playroom.writer import write_clips
+
+    model = load("playroom")
+    name = model.apply_patch(patch).name
+    with TemporaryDirectory() as folder:
+        for attempt in range(seed, seed + 20):
+            examples = read_jsonl(write_clips(Path(folder) / str(attempt), 1, attempt, "test"))
+            for example in examples:
+                base, patched = model.ask_batch([(example.video, example.question, asked) for asked in ([], [name])])
+                if patched == example.answer != base:
+                    video = example.video.relative_to(Path(folder) / str(attempt)).as_posix()
+                    said = {"question": example.question, "base": str(base), "patched": str(patched)}
+                    return {"seed": attempt, "split": "test", "video": video, **said}
+    raise PatchError(patch.source, "is no better than the base in any of 20 clips", "there is no example to show")
+
+
+def refuse_private(text: str, repo: str) -> None:
+    """Refuse to publish folders of this machine and secrets."""
+    found = sorted({match[0] for match in PRIVATE.finditer(text)})
+    home = str(Path.home())
+    if len(home) > 1 and home in text:
+        found.append(home)
+    if found:
+        shown = ", ".join(
+            each if each.startswith(("/", home)) or ":\\" in each else f"{each[:6]}…" for each in found[:3]
+        )
+        raise PatchError(repo, f"its card or config holds what is private ({shown})", "take it out of the recipe")
+
+
+def _foreign_card(repo: str, head: Any) -> bool:
+    """Whether the repo has a card that somebody has made their own."""
+    if CARD not in {file.rfilename for file in head.siblings or []}:
+        return False
+    return OURS not in Path(_fetch(repo, CARD, head.sha)).read_text("utf-8")
+
+
+# ---------------------------------------------------------------- names of one's own
+
+
+def aliases() -> dict[str, str]:
+    """Names of one's own: alias -> what it stands for."""
+    try:
+        found = json.loads(_alias_file().read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(target) for name, target in found.items()} if isinstance(found, dict) else {}
+
+
+def set_alias(name: str, target: str | None) -> None:
+    """Give `target` the short name `name`; None takes the name away."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in catalogue.names():
+        raise PatchError(
+            name, "cannot be an alias", "take small letters, digits, dots and dashes, and no catalogue name"
+        )
+    known = aliases()
+    if target is None and known.pop(name, None) is None:
+        raise PatchNotFound(name, "is no alias", nearest(name, known))
+    if target is not None:
+        known[name] = str(Path(target).resolve()) if Path(target).exists() else target
+    from pave.storage import replacing
+
+    with replacing(_alias_file()) as file:
+        file.write(json.dumps(known, indent=1, sort_keys=True).encode())
+
+
+def _alias_file() -> Path:
+    return Path(os.environ.get("PAVE_HOME") or Path.home() / ".config" / "pave") / "aliases.json"
+
+
+# ---------------------------------------------------------------- the client, made clear
+
+
+def _commit(repo: str, revision: str | None) -> tuple[str, str]:
+    """The commit that a revision names, and a remark when it could not be asked for."""
+    if revision and COMMIT.fullmatch(revision):
+        return revision, ""
+    reason = "offline"
+    if not constants.HF_HUB_OFFLINE:
+        with _told(repo, revision):
+            try:
+                return _again(lambda: HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)).sha or "", ""
+            except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError):
+                raise
+            except (HTTPError, HfHubHTTPError, OSError, ValueError) as error:
+                if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+                    raise
+                reason = f"the Hub cannot be reached: {type(error).__name__}"
+    commit = _cached_commit(repo, revision)
+    if commit is None:
+        name = f"{repo}@{revision or 'main'}"
+        raise PatchNotFound(name, f"is not in the cache ({reason})", "go online once, or give a folder")
+    return commit, f"{reason}; this is the copy of commit {commit[:12]} in the cache"
+
+
+def _cached_commit(repo: str, revision: str | None) -> str | None:
+    """The commit of a complete copy: of this revision; without one, the newest copy there is."""
+    for name in (FILE, PEFT_WEIGHTS):
+        found = try_to_load_from_cache(repo, name, revision=revision or "main")
+        if isinstance(found, str):
+            return Path(found).parent.name
+    if revision is not None:
+        return None
+    copies = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots").glob(f"*/{FILE}")
+    newest = max((copy for copy in copies if copy.exists()), key=lambda copy: copy.lstat().st_mtime, default=None)
+    return newest.parent.name if newest else None
+
+
+def _fetch(repo: str, name: str, commit: str, **options: Any) -> str:
+    """A file of a commit, from the cache or the Hub."""
+    words = {"revision": commit, "library_name": "pave", "etag_timeout": TIMEOUT, **options}
+    with _told(repo, commit):
+        return _again(lambda: hf_hub_download(repo, name, **words))
+
+
+def _again(call: Callable[[], T]) -> T:
+    """Call, and call again where the connection broke or a file came in the wrong length."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return call()
+        except HTTPError:
+            pass
+        except OSError as error:
+            if type(error) is not OSError or error.errno is not None:  # the client's own check of lengths has neither
+                raise
+        time.sleep(attempt)
+    return call()
+
+
+@contextmanager
+def _told(repo: str, revision: str | None) -> Iterator[None]:
+    """What the client raises, in the words of PAVE."""
+    name = f"{repo}@{revision[:12]}" if revision else repo
+    try:
+        yield
+    except GatedRepoError:
+        page = f"{constants.ENDPOINT}/{repo}"
+        raise PatchError(name, "its authors ask for your consent", f"agree on {page}, then `hf auth login`") from None
+    except RepositoryNotFoundError:
+        remedy = "check the name; for a private repo, `hf auth login`"
+        raise PatchNotFound(name, "no such repo on the Hub, or it is private", remedy) from None
+    except RevisionNotFoundError:
+        raise PatchNotFound(
+            name, f"the repo has no revision {revision!r}", "give a branch, a tag or a commit"
+        ) from None
+    except LocalEntryNotFoundError as error:
+        cause = f"cannot be fetched, and is not in the cache ({_first_line(error)})"
+        raise PatchError(name, cause, "check the connection and HF_HUB_OFFLINE, and try again") from None
+    except EntryNotFoundError as error:
+        raise PatchNotFound(name, f"lacks a file ({_first_line(error)})", f"a patch is a repo with {FILE}") from None
+    except SafetensorsParsingError as error:
+        raise PatchDamaged(name, f"its header cannot be read ({_first_line(error)})", "ask its authors") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        remedy = "`hf auth login` with a token that may" if status in (401, 403) else "try again later"
+        raise PatchError(name, f"the Hub answers {status} ({_first_line(error)})", remedy) from None
+    except (HTTPError, json.JSONDecodeError) as error:
+        cause = f"the connection to {constants.ENDPOINT} breaks ({type(error).__name__})"
+        raise PatchError(name, cause, "check the connection, and try again") from None
+    except OSError as error:
+        raise PatchError(name, f"cannot be fetched ({_first_line(error)})", "try again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
