@@ -70,18 +70,16 @@ class Place:
         from pave.patch import Patch
 
         try:
-            patch = Patch.load(self.path)
+            return Patch.load(self.path, self.source)
         except PatchDamaged:
             if not self.repo or constants.HF_HUB_OFFLINE:
                 raise
-            _fetch(self.repo, self.path.name, self.commit, force_download=True)
-            try:
-                patch = Patch.load(self.path)
-            except PatchDamaged as error:
-                raise PatchDamaged(
-                    self.source, error.cause, "it arrives like this from the Hub: ask its authors"
-                ) from None
-        return replace(patch, source=self.source)
+        _fetch(self.repo, self.path.name, self.commit, force_download=True)
+        try:
+            return Patch.load(self.path, self.source)
+        except PatchDamaged as error:
+            remedy = "it arrives like this from the Hub: ask its authors"
+            raise PatchDamaged(self.source, error.cause, remedy) from None
 
 
 def locate(source: str | Path, revision: str | None = None) -> Place:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,16 @@ class Patch:
         kept = self.stored and PatchConfig.model_validate_json(self.stored) == self.config
         return self.stored if kept else self.config.canonical()
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Over the config and every tensor's name, dtype, shape and bytes."""
+        """Over the config and every tensor's name, dtype, shape and bytes; tensors of a patch stay as they are."""
         return storage.digest(self.text, self.tensors)
+
+    @cached_property
+    def sound(self) -> bool:
+        """True, or an error that says what is wrong with the tensors; looked at once."""
+        check_tensors(self.config, self.tensors, self.source)
+        return True
 
     @property
     def nbytes(self) -> int:
@@ -82,25 +89,27 @@ class Patch:
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         check_tensors(self.config, self.tensors, path)
-        metadata = {"pave.format": str(FORMAT), "pave.config": self.text, "pave.sha256": self.sha256}
+        sha256 = storage.digest(self.text, self.tensors)
+        metadata = {"pave.format": str(FORMAT), "pave.config": self.text, "pave.sha256": sha256}
         if self.certificate is not None:
             metadata["pave.certificate"] = storage.canonical(self.certificate)
         storage.write(path, self.tensors, metadata)
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> Patch:
-        """Read and check a patch file, or the `patch.safetensors` of a folder."""
+    def load(cls, path: str | Path, source: str = "") -> Patch:
+        """Read and check a patch file, or the `patch.safetensors` of a folder. source: how people know it, if not by
+        its path."""
         path = file_of(path)
         tensors, metadata = storage.read(path)
         config, certificate = config_of(path, metadata), metadata.get("pave.certificate")
         proof = None if certificate is None else storage.parse_json(path, certificate, "certificate")
-        patch = cls(config, tensors, proof, str(path), metadata["pave.config"])
+        patch = cls(config, tensors, proof, source or str(path), metadata["pave.config"])
         promised = metadata.get("pave.sha256", "")
         if patch.sha256 != promised:
             cause = f"its content has sha256 {patch.sha256[:16]}…, but it promises {promised[:16]}…"
             raise PatchDamaged(path, cause, AGAIN)
-        check_tensors(config, tensors, path)
+        assert patch.sound
         return patch
 
 

@@ -25,7 +25,7 @@ from pave.config import PatchConfig
 from pave.errors import PatchError, PatchMismatch
 from pave.inputs import ClipFeatures
 from pave.lora import recompute_context
-from pave.patch import Patch, check_tensors
+from pave.patch import Patch
 from pave.peft_folder import load_peft
 from pave.steps import Steps
 
@@ -93,7 +93,7 @@ class Patching(Steps):
         """Facts of a patch for its report, once it is known to be sound and to belong here."""
         match = base_match(patch.config, self.host, patch.source, strict)
         remarks = (*([found] if found else []), *self._remarks(patch.config, patch.source))
-        check_tensors(patch.config, patch.tensors, patch.source)
+        assert patch.sound
         return {"base_match": match, "remarks": remarks, "sha256": patch.sha256, "bytes": patch.nbytes}
 
     def remove_patch(self, name: str) -> None:

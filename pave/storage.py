@@ -81,7 +81,7 @@ def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[s
             data = torch.from_file(str(path), size=size, dtype=torch.uint8)  # keeps no file open
         else:
             data, begin = torch.from_numpy(np.frombuffer(bytearray(file.read()), np.uint8)), 0
-    return {name: _tensor(entry, data[begin:], mapped) for name, entry in header.items()}, metadata
+    return {name: _tensor(entry, data[begin:]) for name, entry in header.items()}, metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -215,8 +215,8 @@ def _offsets(entries: Mapping[str, Any], total: int) -> str:
     )
 
 
-def _tensor(entry: Mapping[str, Any], data: Tensor, mapped: bool) -> Tensor:
+def _tensor(entry: Mapping[str, Any], data: Tensor) -> Tensor:
     begin, end = entry["data_offsets"]
     dtype, flat = DTYPES[entry["dtype"]], data[begin:end]
     aligned = flat.storage_offset() % dtype.itemsize == 0
-    return (flat if mapped and aligned else flat.clone()).view(dtype).reshape(entry["shape"])
+    return (flat if aligned else flat.clone()).view(dtype).reshape(entry["shape"])

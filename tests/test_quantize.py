@@ -134,7 +134,7 @@ def some(patch: Patch) -> str:
         ("no scales", "has no scales"),
         ("no codes", "has no codes"),
         ("nan", "not finite"),
-        ("huge", "beyond 1e30"),
+        ("huge", r"or beyond 1e\+30"),
         ("rows", "for codes of shape"),
         ("columns", "for codes of shape"),
         ("float codes", "with scales of shape"),
