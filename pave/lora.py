@@ -53,7 +53,8 @@ class Pair(nn.Module):
         self.A = nn.Parameter(torch.empty(config.r, inputs))
         self.B = nn.Parameter(torch.zeros(outputs, config.r))
         self.scaling, self.dropout = config.scaling, config.lora_dropout
-        nn.init.kaiming_uniform_(self.A, a=5**0.5)  # PEFT's own start: A as nn.Linear, B zero
+        if not self.A.is_meta:  # else it waits for the values of a file
+            nn.init.kaiming_uniform_(self.A, a=5**0.5)  # PEFT's own start: A as nn.Linear, B zero
 
     def forward(self, x: Tensor, out: Tensor, gate: Gate) -> Tensor:
         """`out` (B l out) with the low-rank update of x (B l in) on the rows that the gate opens."""

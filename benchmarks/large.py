@@ -1,0 +1,72 @@
+"""Models and patches in the dimensions of real ones, without their weights: memory that is never touched costs nothing.
+
+In: a name of a size. Out: a `PatchedModel` whose weights are whatever lies in memory, and patches of random weights.
+Good for sizes and times of everything but answers.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config, SiglipVisionConfig
+
+from pave.base import load_base
+from pave.bases.llava_onevision import LlavaOnevision
+from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
+from pave.encoder import load_encoder
+from pave.model import PatchedModel
+from pave.patch import Patch
+
+SIZES = {  # of the language models: channels, inner channels, layers, heads, key heads, vocabulary (Qwen2, config.json)
+    "0.5B": (896, 4864, 24, 14, 2, 151936),
+    "7B": (3584, 18944, 28, 28, 4, 152064),
+}
+SIDE = 1024  # channels of a side token, as those of ImageBind
+
+
+def empty_model(size: str) -> PatchedModel:
+    """A LLaVA-OneVision of these dimensions in bfloat16 with one layer of vision. It has no weights to take a
+    fingerprint of, so it is given one."""
+    hidden, inner, layers, heads, key_heads, vocabulary = SIZES[size]
+    text = Qwen2Config(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        vocab_size=vocabulary,
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=1152,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=16,
+        image_size=384,
+        patch_size=14,
+    )
+    config = LlavaOnevisionConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
+    with torch.device("meta"):
+        model = LlavaOnevisionForConditionalGeneration(config)
+    base = LlavaOnevision(model.to(torch.bfloat16).to_empty(device="cpu"), load_base("playroom").tokenizer)
+    base._fingerprint = "0" * 64
+    return PatchedModel(base)
+
+
+def random_patch(model: PatchedModel, fusion: FusionConfig, rank: int, channels: int = SIDE) -> Patch:
+    """A patch for this model with seeded random weights everywhere. `channels` of a side token: with those of its
+    encoder, 64, it can be applied."""
+    name, spec = "large", load_encoder("logmel").spec
+    facts = SenseFacts(encoder="logmel", options=dict(spec.options), dim=channels, preprocessing=spec.preprocessing)
+    config = PatchConfig(
+        name=name,
+        base=model.host.facts(),
+        senses={"audio": facts},
+        fusion=fusion,
+        lora=LoraConfig(r=rank, lora_alpha=rank),
+    )
+    torch.manual_seed(0)
+    attached = model.attach(name, config)
+    for parameter in attached.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    patch = model.export(name)
+    model.remove_patch(name)
+    return patch

@@ -1,0 +1,190 @@
+"""How long does a patch take to come, to change and to go, beside PEFT? And does it go without a trace?
+
+    python benchmarks/patch_life.py            # writes benchmarks/results/patch_life.json
+    python benchmarks/patch_life.py --small    # few rounds and changes; writes nothing
+
+Each round does the same to ours and to PEFT's on one embedded base, one after the other; only ratios inside a round
+count. PEFT loads the LoRA of the same patch from its own files; ours reads the whole patch, fusion included, checks
+hashes, base and values, and loads it. `cold` opens a shrunk patch of a 7B base that the system's cache has forgotten.
+`changes` applies, swaps, weighs, switches and removes at random, asks in between, and looks at every weight, hook and
+answer whenever no patch is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from large import empty_model, random_patch
+from peft import PeftModel
+from peft.utils.hotswap import hotswap_adapter
+from study import Study
+
+from pave.catalogue import find
+from pave.config import FusionConfig
+from pave.data import read_jsonl
+from pave.media import Clip
+from pave.model import PatchedModel, load
+from pave.patch import Patch
+from pave.peft_folder import export_peft
+from pave.playroom.writer import write_clips
+from pave.storage import digest
+
+
+def seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def beside_peft(rounds: int, folder: Path) -> dict[str, Any]:
+    """Milliseconds, and ours as a share of PEFT's."""
+    file = find("audio-playroom") / "patch.safetensors"
+    ours, patch = load("playroom"), Patch.load(file)
+    other = patch.shrink(bits=8, rank=None)
+    export_peft(patch, ours.host, folder / "lora")
+    base: Any = load("playroom").base
+    theirs: Any = PeftModel.from_pretrained(base, str(folder / "lora"))
+    took: dict[str, list[float]] = {}
+
+    def add(name: str, call: Callable[[], object]) -> None:
+        took.setdefault(name, []).append(seconds(call))
+
+    for _ in range(rounds):
+        add("apply from file", lambda: ours.apply_patch(file))
+        add("peft load_adapter", lambda: theirs.load_adapter(str(folder / "lora"), "two"))
+        add("swap in memory", lambda: ours.swap_patch("audio-playroom", other))
+        add("swap from file", lambda: ours.swap_patch("audio-playroom", file))
+        add("peft hotswap_adapter", lambda: hotswap_adapter(theirs, str(folder / "lora"), "default"))
+        add("disable", lambda: ours.disable("audio-playroom"))
+        add("remove", lambda: ours.remove_patch("audio-playroom"))
+        add("peft delete_adapter", lambda: theirs.delete_adapter("two"))
+        add("apply in memory", lambda: ours.apply_patch(patch))
+        ours.remove_patch("audio-playroom")
+    pairs = {
+        "apply from file": "peft load_adapter",
+        "swap from file": "peft hotswap_adapter",
+        "remove": "peft delete_adapter",
+    }
+    shares = {
+        f"{mine}, of {peft}": statistics.median(a / b for a, b in zip(took[mine], took[peft], strict=True))
+        for mine, peft in pairs.items()
+    }
+    return {
+        "rounds": rounds,
+        "milliseconds": {name: round(1000 * statistics.median(each), 3) for name, each in took.items()},
+        "share": {name: round(value, 3) for name, value in shares.items()},
+    }
+
+
+def cold(rounds: int, folder: Path) -> dict[str, Any]:
+    """Milliseconds to apply a shrunk patch of a 7B base from disk, and of reading and hashing its bytes alone."""
+    import hashlib
+
+    model = empty_model("7B")
+    fusion = FusionConfig(kind="official", values="shared", rope="off", head="norm")
+    file = random_patch(model, fusion, 16, channels=64).shrink().save(folder / "large.safetensors")
+    whole, bare = [], []
+    for _ in range(rounds):
+        for times, call in ((bare, lambda: hashlib.sha256(file.read_bytes()).digest()), (whole, None)):
+            handle = os.open(file, os.O_RDONLY)
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+            times.append(seconds(call or (lambda: model.apply_patch(file))))
+        model.remove_patch("large")
+    middle = {name: round(1000 * statistics.median(each), 1) for name, each in (("apply", whole), ("bytes", bare))}
+    return {"rounds": rounds, "bytes": file.stat().st_size, "milliseconds": middle}
+
+
+def changes(count: int, folder: Path) -> dict[str, Any]:
+    """Random changes with real questions between them."""
+    model, patch = load("playroom"), Patch.load(find("audio-playroom"))
+    patches = [patch, patch.shrink(), patch.shrink(8, 2)]
+    example = read_jsonl(write_clips(folder, 1, 0, "test", ("audio",)))[0]
+    seen = model.encode([Clip.read(example.video, frames=model.host.frames)], list(patch.config.senses.values()))
+
+    def ask() -> torch.Tensor:
+        with torch.no_grad():
+            return model.forward(model.prepare(seen, [example.question])).logits
+
+    reference, rng, bare, other = ask(), Random(0), 0, 0
+    before = trace(model)
+    for _ in range(count):
+        change(model, patches, rng)
+        answer = ask()
+        if model.patches:
+            other += not torch.equal(answer, reference)
+        else:
+            bare += 1
+            if not torch.equal(answer, reference) or trace(model) != before:
+                raise SystemExit("a removed patch has left a trace")
+    return {"changes": count, "times_without_a_patch": bare, "answers_that_a_patch_changed": other}
+
+
+def change(model: PatchedModel, patches: list[Patch], rng: Random) -> None:
+    here = list(model.patches)
+    free = [name for name in "abc" if name not in here]
+    verb = rng.choice(["apply", "swap", "weight", "switch", "remove", "remove"])
+    if verb == "apply" and free:
+        model.apply_patch(rng.choice(patches), name=rng.choice(free))
+    elif here:
+        name = rng.choice(here)
+        match verb:
+            case "swap":
+                model.swap_patch(name, rng.choice(patches))
+            case "weight":
+                model.set_weight(name, rng.choice([0.0, 0.5, 1.0, 2.0]))
+            case "switch":
+                rng.choice([model.enable, model.disable])(name)
+            case "remove":
+                model.remove_patch(name)
+
+
+def trace(model: PatchedModel) -> str:
+    """One text for all that a guest could leave behind: weights, names, types, modes and hooks."""
+    hooks = [
+        (
+            name,
+            type(module).__name__,
+            module.training,
+            *(len(v) for k, v in vars(module).items() if k.endswith("_hooks")),
+        )
+        for name, module in model.base.named_modules()
+    ]
+    wanted = [(name, each.requires_grad, each.grad is None) for name, each in model.base.named_parameters()]
+    return digest(repr((hooks, wanted)), model.base.state_dict())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="few rounds and changes; writes no result")
+    small = parser.parse_args().small
+    study = Study("patch_life")
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            "beside PEFT": lambda: beside_peft(3 if small else 30, folder),
+            "cold, 7B": lambda: cold(2 if small else 15, folder),
+            "changes": lambda: changes(50 if small else 10_000, folder),
+        }
+        for key, part in parts.items():
+            if small or key not in study:
+                figures = part()
+                if not small:
+                    study.add(key, figures)
+            else:
+                figures = study.runs[key]
+            print(key, figures, flush=True)
+
+
+if __name__ == "__main__":
+    main()

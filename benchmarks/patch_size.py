@@ -1,0 +1,168 @@
+"""How small can a patch be, and what does it lose? Real files of 7B and 0.5B dimensions, and accuracy on the Playroom.
+
+    python benchmarks/patch_size.py              # both parts, writes benchmarks/results/patch_size.json and .png
+    python benchmarks/patch_size.py --small      # one seed, few clips; writes nothing
+
+Sizes: seeded random weights in the shapes of a Qwen2 of 7B and of 0.5B, side tokens of 1024 channels, LoRA of all seven
+projections. Accuracy: the recipe `audio-playroom`, trained with five seeds on their own clips (those of
+`playroom_audio.py` are used where they lie), asked about one set of held-out clips. `kept` is the share of the gain on
+what is heard (audio, audio+video, order together) that a smaller patch keeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any
+
+import torch
+from large import SIZES, empty_model, random_patch
+from study import RESULTS, Study
+
+from pave.catalogue import find
+from pave.config import FusionConfig, read_recipe
+from pave.data import Example, read_jsonl
+from pave.evaluate import Evaluation, evaluate
+from pave.features import FeatureStore
+from pave.inputs import ClipFeatures
+from pave.model import PatchedModel, load
+from pave.patch import Patch
+from pave.playroom.writer import write_clips
+from pave.train import train
+
+FUSIONS = {
+    "folded": FusionConfig(),
+    "official": FusionConfig(kind="official", values="shared", rope="off", head="norm"),
+}
+SEEDS = range(5)
+STORED = (
+    (8, None),
+    (4, None),
+    (8, 4),
+    (4, 4),
+    (4, 2),
+    (4, 1),
+)  # bits, ranks of 8; (4, 8) is what `shrink` does unasked
+HEARD = ("audio", "audio+video", "order")
+
+
+def size(base: str, fusion: str, rank: int) -> dict[str, Any]:
+    """Bytes of one patch as it is trained, and of its default `shrink`; and how long that takes."""
+    patch = random_patch(empty_model(base), FUSIONS[fusion], rank)
+    begin = time.perf_counter()
+    small = patch.shrink()
+    seconds = time.perf_counter() - begin
+    with TemporaryDirectory() as folder:
+        written = small.save(Path(folder) / "small.safetensors").stat().st_size
+    numbers = sum(tensor.numel() for tensor in patch.tensors.values())
+    return {"numbers": numbers, "float32": patch.nbytes, "shrunk": written, "seconds_to_shrink": round(seconds, 1)}
+
+
+def trained(seed: int, folder: Path, small: bool) -> Patch:
+    """The patch of one seed, trained now unless it lies there."""
+    output = folder / f"seed-{seed}"
+    if not (output / "patch.safetensors").is_file():
+        words = ["data.playroom.clips=16", "train.steps=4", "train.batch=8"] if small else []
+        words += [f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}"]
+        train(read_recipe(find("audio-playroom"), words))
+    return Patch.load(output)
+
+
+def frontier(model: PatchedModel, patch: Patch, asked: list[Example], seen: dict[Path, ClipFeatures]) -> dict[str, Any]:
+    """Bytes and accuracy of a patch in several sizes."""
+
+    def ask(each: Patch | None) -> Evaluation:
+        if each is None:
+            return evaluate(model, asked, patches=(), features=seen)
+        model.apply_patch(each, name="now")
+        try:
+            return evaluate(model, asked, patches=["now"], features=seen)
+        finally:
+            model.remove_patch("now")
+
+    def heard(evaluation: Evaluation) -> float:
+        return replace(evaluation, samples=tuple(s for s in evaluation.samples if is_heard(s.example))).accuracy
+
+    base, whole = heard(ask(None)), ask(patch)
+    rows = {"as trained": (patch, whole)}
+    for bits, rank in STORED:
+        small = patch.shrink(bits, rank)
+        rows[f"{bits} bits, rank {rank or 8}"] = small, ask(small)
+    return {
+        name: {
+            "bytes": each.nbytes,
+            "kept": round((heard(evaluation) - base) / (heard(whole) - base), 4) if heard(whole) != base else None,
+            **{channel: round(score.accuracy, 4) for channel, score in evaluation.by().items()},
+        }
+        for name, (each, evaluation) in rows.items()
+    }
+
+
+def is_heard(example: Example) -> bool:
+    return example.facts["channel"] in HEARD
+
+
+def draw(study: Study, path: Path) -> None:
+    """Bytes against the share of the gain that is kept, one point per seed and size."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    runs = [run for key, run in study.runs.items() if key.startswith("playroom")]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for i, name in enumerate(runs[0]):
+        found = [(run[name]["bytes"] / 1000, 100 * run[name]["kept"]) for run in runs]
+        axes.scatter(*zip(*found, strict=True), s=28, label=name, color=f"C{i}", alpha=0.8)
+    axes.axhline(99, color="grey", lw=0.8, ls="--")
+    axes.set(xscale="log", xlabel="tensors of the patch, kB", ylabel="gain kept, %", title="audio-playroom, smaller")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="one seed, few clips and steps; writes no result")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the seeds; default: all %(default)s")
+    parser.add_argument("--folder", type=Path, default=Path(gettempdir()) / "pave-playroom-audio")
+    options = parser.parse_args()
+    study = Study("patch_size")
+    for base in ("0.5B",) if options.small else SIZES:
+        for fusion in FUSIONS:
+            for rank in (16, 64):
+                key = f"{base}, {fusion}, LoRA r={rank}"
+                if options.small or key not in study:
+                    figures = size(base, fusion, rank)
+                    if options.small:
+                        print(key, figures)
+                        continue
+                    study.add(key, figures)
+                print(key, study.runs[key], flush=True)
+    folder = options.folder / "small" if options.small else options.folder
+    test = folder / "test-small"
+    asked = read_jsonl(write_clips(test, 8 if options.small else 150, 0, "test"))
+    model = load("playroom")
+    for seed in SEEDS[:1] if options.small else SEEDS[: options.seeds]:
+        key = f"playroom, seed {seed}"
+        if options.small or key not in study:
+            patch = trained(seed, folder, options.small)
+            encoders = [model.encoder(each) for each in patch.config.senses.values()]
+            seen = FeatureStore(model, encoders, test / "features").read(list(dict.fromkeys(e.video for e in asked)))
+            found = frontier(model, patch, asked, seen)
+            if not options.small:
+                study.add(key, found)
+        else:
+            found = study.runs[key]
+        for name, row in found.items():
+            print(key, name, row, flush=True)
+    if not options.small:
+        draw(study, RESULTS / "patch_size.png")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
