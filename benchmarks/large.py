@@ -6,6 +6,8 @@ Good for sizes and times of everything but answers.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
@@ -45,7 +47,7 @@ def empty_model(size: str) -> PatchedModel:
     )
     config = LlavaOnevisionConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
     with torch.device("meta"):
-        model = LlavaOnevisionForConditionalGeneration(config)
+        model: Any = LlavaOnevisionForConditionalGeneration(config)
     base = LlavaOnevision(model.to(torch.bfloat16).to_empty(device="cpu"), load_base("playroom").tokenizer)
     base._fingerprint = "0" * 64
     return PatchedModel(base)

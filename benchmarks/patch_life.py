@@ -105,6 +105,31 @@ def cold(rounds: int, folder: Path) -> dict[str, Any]:
     return {"rounds": rounds, "bytes": file.stat().st_size, "milliseconds": middle}
 
 
+def sixteen(rounds: int, folder: Path) -> dict[str, Any]:
+    """Milliseconds of a forward pass of 16 rows: without patches, with one for all, with one each, with two for all."""
+    model, patch = load("playroom"), Patch.load(find("audio-playroom"))
+    for number in range(16):
+        model.apply_patch(patch, name=f"{number}")
+    examples = {each.video: each for each in read_jsonl(write_clips(folder / "16", 16, 0, "test"))}
+    seen = model.encode([Clip.read(path, frames=model.host.frames) for path in examples])
+    questions = [each.question for each in examples.values()]
+    ways: dict[str, list[list[str]]] = {
+        "none": [[]] * 16,
+        "one for all": [["0"]] * 16,
+        "one each": [[f"{number}"] for number in range(16)],
+        "two for all": [["0", "1"]] * 16,
+    }
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, patches in ways.items():
+            inputs = model.prepare(seen, questions, patches=patches)
+            with torch.no_grad():
+                took[name].append(seconds(lambda inputs=inputs: model.forward(inputs)))
+    share = statistics.median(a / b for a, b in zip(took["one each"], took["one for all"], strict=True))
+    middle = {name: round(1000 * statistics.median(each), 1) for name, each in took.items()}
+    return {"rounds": rounds, "milliseconds": middle, "one each, of one for all": round(share, 3)}
+
+
 def changes(count: int, folder: Path) -> dict[str, Any]:
     """Random changes with real questions between them."""
     model, patch = load("playroom"), Patch.load(find("audio-playroom"))
@@ -173,6 +198,7 @@ def main() -> None:
         folder = Path(name)
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "beside PEFT": lambda: beside_peft(3 if small else 30, folder),
+            "sixteen rows": lambda: sixteen(3 if small else 31, folder),
             "cold, 7B": lambda: cold(2 if small else 15, folder),
             "changes": lambda: changes(50 if small else 10_000, folder),
         }

@@ -119,6 +119,9 @@ def draw(study: Study, path: Path) -> None:
         axes.scatter(*zip(*found, strict=True), s=28, label=name, color=f"C{i}", alpha=0.8)
     axes.axhline(99, color="grey", lw=0.8, ls="--")
     axes.set(xscale="log", xlabel="tensors of the patch, kB", ylabel="gain kept, %", title="audio-playroom, smaller")
+    ticks = [30, 50, 75, 100, 150, 300, 550]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=140)
     plt.close(figure)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from torch.func import functional_call
 from pave.base import Base, Visual
 from pave.config import PatchConfig
 from pave.errors import PatchMismatch, PatchNotFound, RecipeError
-from pave.lora import Lora, targets
+from pave.lora import Lora, Loras, targets
 from pave.patch import fusion_of, misfits
 from pave.sidechannel import SideBatch
 
@@ -84,13 +84,12 @@ class Attached(nn.Module):
         self.lora = Lora(config.lora, targets(config.lora, base.language_model)) if config.lora else None
         self.device, self.dtype = base.device, base.dtype  # of the base, in which the patch computes
         self.place: Literal["inside", "replaced", "removed"] = "removed"
-        self._layers, self._calls = (base.language_model,), 0  # in a tuple, so that torch takes it for no part of ours
+        self._calls, self._hung, self._loras = 0, False, Loras(nn.Identity())
         self._idle = threading.Condition()
-        self._leave: Callable[[], None] | None = None
 
-    def enter(self) -> None:
+    def enter(self, loras: Loras) -> None:
         """Come in, to stay."""
-        self.place = "inside"
+        self.place, self._loras = "inside", loras
         self._hang()
 
     def give_way(self) -> None:
@@ -126,14 +125,15 @@ class Attached(nn.Module):
             self._idle.notify_all()
 
     def _hang(self) -> None:
-        if self.lora is not None and self._leave is None:
-            self._leave = self.lora.enter(self._layers[0])
+        if self.lora is not None and not self._hung:
+            self._loras.add(self.lora)
+            self._hung = True
 
     def _settle(self) -> None:
         """Take the hooks off when nothing needs them any more."""
-        if self._leave is not None and self.place != "inside" and not self._calls:
-            self._leave()
-            self._leave = None
+        if self.lora is not None and self._hung and self.place != "inside" and not self._calls:
+            self._loras.remove(self.lora)
+            self._hung = False
 
     def load(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """Take over all tensors of a patch, themselves and not copies; names and shapes must fit exactly."""

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pave.base import Base, Newline, Visual
 from pave.errors import PatchMismatch, SignalError
-from pave.lora import Gate
 from pave.sidechannel import SideBatch, SideTokens, align
 
 if TYPE_CHECKING:
@@ -64,9 +63,10 @@ class Use:
         keep = self.attached.config.keep_lora_when_absent or not self.sides
         return self.rows & bool(self.weight) if keep else self.sensing
 
-    def gate(self) -> Gate:
-        """How strongly the patch's LoRA runs on each row."""
-        return Gate.of((self.weight * self.acting).to(self.attached.device))
+    @property
+    def strength(self) -> Tensor:
+        """How strongly the patch's LoRA runs on each row (b,)."""
+        return self.weight * self.acting
 
 
 @dataclass(frozen=True)

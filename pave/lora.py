@@ -10,7 +10,8 @@ b rows that a call asked for, B rows inside the base (b, or b times the beams), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,31 +23,54 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from pave.config import LoraConfig
 from pave.errors import RecipeError
 
 
 @dataclass(frozen=True)
-class Gate:
-    """How much each row of one call wants of one LoRA. A row of weight 0 keeps its exact output."""
+class Turn:
+    """What each row of a layer's input gets at once."""
 
-    weights: Tensor  # float32 (b,)
-    every: bool  # no row has weight 0: nothing to select
+    chosen: Tensor | None  # int64 (B,): which of the LoRAs; None: the only one
+    factors: Tensor  # float32 (B,): weight times scaling, 0 for a row that gets nothing
+    every: bool  # no factor is zero: nothing to select
 
-    @classmethod
-    def of(cls, weights: Tensor) -> Gate:
-        return cls(weights.float(), bool((weights != 0).all()))
+
+class Call:
+    """How much each row of one call wants of each LoRA, float32 (b,). A row of weight 0 keeps its exact output."""
+
+    def __init__(self, gates: Mapping[Lora, Tensor]) -> None:
+        self.gates = {lora: weights.float().cpu() for lora, weights in gates.items()}
+        self._turns: dict[object, list[Turn]] = {}
+
+    def turns(self, loras: tuple[Lora, ...], count: int, device: torch.device) -> list[Turn]:
+        """LoRAs dealt out to `count` rows: in the first turn each row gets the first that it wants, and so on. Made
+        once for all layers, since a GPU would have to be waited for."""
+        key = (loras, count, device)
+        if key not in self._turns:
+            every = torch.stack([self.gates[lora] * lora.config.scaling for lora in loras])  # (loras b)
+            every = every.repeat_interleave(count // every.shape[1], 1)
+            turn = (every != 0).cumsum(0) * (every != 0)  # 1 for the first that a row wants, 2 for the second, ...
+            found = []
+            for number in range(1, int(turn.max()) + 1):
+                mine = turn == number
+                chosen = mine.int().argmax(0)
+                factors = every.gather(0, chosen[None])[0] * mine.any(0)
+                whose = None if len(loras) == 1 else chosen.to(device)
+                found.append(Turn(whose, factors.to(device), bool(mine.any(0).all())))
+            self._turns[key] = found
+        return self._turns[key]
 
 
 # Which LoRAs run in this thread and call. Hooks that find themselves absent do nothing: a direct call of the base is
 # the base, whatever is attached.
-_active: ContextVar[Mapping[Lora, Gate]] = ContextVar("pave_lora", default={})  # noqa: B039 (never mutated)
+_active: ContextVar[Call] = ContextVar("pave_lora", default=Call({}))  # noqa: B039 (never changes: it has no LoRAs)
 
 
 class Pair(nn.Module):
-    """One layer's A (r in) and B (out r). Compute follows the layer's dtype: weights kept in float32 for training are
-    cast at every call, those of a loaded patch have been cast once."""
+    """One layer's A (r in) and B (out r)."""
 
     def __init__(self, config: LoraConfig, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -56,14 +80,10 @@ class Pair(nn.Module):
         if not self.A.is_meta:  # else it waits for the values of a file
             nn.init.kaiming_uniform_(self.A, a=5**0.5)  # PEFT's own start: A as nn.Linear, B zero
 
-    def forward(self, x: Tensor, out: Tensor, gate: Gate) -> Tensor:
-        """`out` (B l out) with the low-rank update of x (B l in) on the rows that the gate opens."""
-        weights = gate.weights.to(x.device).repeat_interleave(len(x) // len(gate.weights))
-        weights = weights.view(-1, *[1] * (x.dim() - 1))
-        inner = F.linear(F.dropout(x, self.dropout, self.training), self.A.to(x))
-        # The factor meets the r inner channels, in float32, the same way for every mixture of rows (law 6).
-        update = F.linear((inner * (weights * self.scaling)).to(x.dtype), self.B.to(x))
-        return out + update if gate.every else torch.where(weights != 0, out + update, out)
+    @property
+    def kind(self) -> object:
+        """Pairs of one kind can be computed together: of equal rank, and those with dropout each on its own."""
+        return id(self) if self.dropout and self.training else len(self.A)
 
 
 class Lora(nn.Module):
@@ -72,6 +92,7 @@ class Lora(nn.Module):
     def __init__(self, config: LoraConfig, layers: Mapping[str, tuple[int, int]]) -> None:
         super().__init__()
         self.config = config
+        self.pairs: dict[str, Pair] = {}  # by module path
         for path, (inputs, outputs) in layers.items():
             *parents, last = path.split(".")
             place: nn.Module = self
@@ -79,34 +100,75 @@ class Lora(nn.Module):
                 if name not in place._modules:
                     place.add_module(name, nn.Module())
                 place = place._modules[name]  # type: ignore[assignment]
-            place.add_module(last, Pair(config, inputs, outputs))
+            self.pairs[path] = Pair(config, inputs, outputs)
+            place.add_module(last, self.pairs[path])
 
-    def pairs(self) -> dict[str, Pair]:
-        """Module path -> pair."""
-        return {name: module for name, module in self.named_modules() if isinstance(module, Pair)}
 
-    def enter(self, language_model: nn.Module) -> Callable[[], None]:
-        """Hang one hook on every target layer; the returned function takes them all off again."""
-        handles = [
-            language_model.get_submodule(path).register_forward_hook(partial(self._hook, pair))
-            for path, pair in self.pairs().items()
-        ]
+class Loras:
+    """The LoRAs that are inside a language model: one hook on each of their layers, however many there are."""
 
-        def leave() -> None:
-            for handle in handles:
-                handle.remove()
+    def __init__(self, language_model: nn.Module) -> None:
+        self._layers = language_model
+        self._inside: list[Lora] = []
+        self._hooks: dict[str, RemovableHandle] = {}
+        self._lock = threading.Lock()
 
-        return leave
+    def add(self, lora: Lora) -> None:
+        """Let a LoRA in. It does nothing until a call runs with it."""
+        with self._lock:
+            self._inside = [*self._inside, lora]
+            for path in lora.pairs.keys() - self._hooks.keys():
+                layer = self._layers.get_submodule(path)
+                self._hooks[path] = layer.register_forward_hook(partial(self._hook, path))
 
-    def _hook(self, pair: Pair, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        gate = _active.get().get(self)
-        return None if gate is None else pair(inputs[0], output, gate)
+    def remove(self, lora: Lora) -> None:
+        """Let a LoRA go, and take off the hooks that no other needs."""
+        with self._lock:
+            self._inside = [each for each in self._inside if each is not lora]
+            needed = {path for each in self._inside for path in each.pairs}
+            for path in self._hooks.keys() - needed:
+                self._hooks.pop(path).remove()
+
+    def _hook(self, path: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        call, inside = _active.get(), self._inside
+        acting = [lora for lora in call.gates if lora in inside and path in lora.pairs]
+        return updated(inputs[0], output, path, acting, call) if acting else None
+
+
+def updated(x: Tensor, out: Tensor, path: str, acting: Sequence[Lora], call: Call) -> Tensor:
+    """`out` (B l out) with the low-rank updates of x (B l in), each on the rows that want it.
+
+    One product per row, whatever the rows want: so every mixture of rows gives the same bits (law 6), and sixteen rows
+    with a patch each cost what sixteen with one do. Compute follows the layer's dtype: weights kept in float32 for
+    training are cast at every call, those of a loaded patch have been cast once.
+    """
+    kinds: dict[object, list[Lora]] = {}
+    for lora in acting:
+        kinds.setdefault(lora.pairs[path].kind, []).append(lora)
+    rows = x.reshape(len(x), -1, x.shape[-1])
+    for loras in kinds.values():
+        pairs = [lora.pairs[path] for lora in loras]
+        for turn in call.turns(tuple(loras), len(x), x.device):
+            a, b = (_chosen([getattr(pair, name).to(x) for pair in pairs], turn) for name in "AB")
+            inner = torch.bmm(F.dropout(rows, pairs[0].dropout, pairs[0].training), a.mT)
+            # The factor meets the r inner channels, in float32.
+            update = torch.bmm((inner * turn.factors[:, None, None]).to(x.dtype), b.mT).view_as(out)
+            wanted = turn.factors.view(-1, *[1] * (out.dim() - 1)) != 0
+            out = out + update if turn.every else torch.where(wanted, out + update, out)
+    return out
+
+
+def _chosen(weights: Sequence[Tensor], turn: Turn) -> Tensor:
+    """One matrix per row."""
+    if turn.chosen is None:
+        return weights[0].expand(len(turn.factors), *weights[0].shape)
+    return torch.stack(list(weights))[turn.chosen]
 
 
 @contextmanager
-def running(gates: Mapping[Lora, Gate]) -> Iterator[None]:
-    """Within the block, and in this context only, these LoRAs run with these gates; all others are off."""
-    token = _active.set(dict(gates))
+def running(call: Call) -> Iterator[None]:
+    """Within the block, and in this context only, the LoRAs of this call run; all others are off."""
+    token = _active.set(call)
     try:
         yield
     finally:
@@ -116,8 +178,8 @@ def running(gates: Mapping[Lora, Gate]) -> Iterator[None]:
 def recompute_context() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """`context_fn` of torch.utils.checkpoint: the recomputation runs in the backward pass, maybe in autograd's own
     thread, where the context of the forward call is gone; it must find the same LoRAs."""
-    gates = _active.get()
-    return running(gates), running(gates)
+    call = _active.get()
+    return running(call), running(call)
 
 
 def to_peft(config: LoraConfig, prefix: str = "") -> peft.LoraConfig:

@@ -74,7 +74,7 @@ class Patching(Steps):
             report = PatchReport.of(
                 name, fresh, source=patch.source, weight=before.weight, enabled=before.enabled, **facts
             )
-            fresh.enter()
+            fresh.enter(self._loras)
             self._applied[name] = fresh, report
         old.give_way()
         return report
@@ -158,7 +158,7 @@ class Patching(Steps):
             if name in self._applied:
                 raise PatchError(name, "a patch of this name is applied already", "remove it, or give another name=")
             attached = self._built(config, tensors, source, trainable=trainable)
-            attached.enter()
+            attached.enter(self._loras)
             self._applied[name] = attached, PatchReport.of(name, attached, source=source, **facts)
         return attached
 

@@ -30,7 +30,7 @@ from pave.config import SenseConfig
 from pave.encoder import Encoder, load_encoder
 from pave.errors import PatchNotFound, SignalError, nearest
 from pave.inputs import ClipFeatures, Inputs, Use, beside, layout, sides_of, stack, tokenise
-from pave.lora import running
+from pave.lora import Call, Loras, running
 from pave.media import Clip
 
 Names = str | Sequence[str] | Sequence[str | Sequence[str] | None] | None
@@ -45,6 +45,7 @@ class Steps:
         self.host = host
         self._applied: dict[str, tuple[Attached, PatchReport]] = {}
         self._encoders: dict[str, Encoder] = {}
+        self._loras = Loras(host.language_model)
         self._lock = threading.RLock()
 
     @property
@@ -202,12 +203,12 @@ class Steps:
     def _calling(self, inputs: Inputs) -> Iterator[None]:
         """Hold the patches of a call in place and open their LoRAs for its rows."""
         uses = self._live(inputs)
-        gates = {use.attached.lora: use.gate() for use in uses if use.attached.lora is not None}
+        gates = {use.attached.lora: use.strength for use in uses if use.attached.lora is not None}
         with ExitStack() as held:
             for use in uses:
                 use.attached.begin()
                 held.callback(use.attached.end)
-            with running({lora: gate for lora, gate in gates.items() if gate.weights.any()}):
+            with running(Call({lora: strength for lora, strength in gates.items() if strength.any()})):
                 yield
 
     def _rows(self, inputs: Inputs) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from pave.base import Base
 from pave.config import LoraConfig
 from pave.errors import RecipeError
-from pave.lora import Gate, Lora, running, targets
+from pave.lora import Call, Lora, Loras, running, targets
 from pave.peft_folder import save_peft
 
 CONFIG = LoraConfig(r=4, lora_alpha=6)
@@ -25,7 +25,7 @@ CONFIG = LoraConfig(r=4, lora_alpha=6)
 def lora(base: Base) -> Lora:
     made = Lora(CONFIG, targets(CONFIG, base.language_model)).eval()
     draw = torch.Generator().manual_seed(0)
-    for pair in made.pairs().values():
+    for pair in made.pairs.values():
         pair.B.data.copy_(0.3 * torch.randn(pair.B.shape, generator=draw))
     return made
 
@@ -34,13 +34,13 @@ def ids(rows: int = 2) -> Tensor:
     return torch.randint(10, 200, (rows, 7), generator=torch.Generator().manual_seed(3))
 
 
-def logits(model: Any, gates: dict[Lora, Gate] | None = None, rows: int = 2) -> Tensor:
-    with torch.no_grad(), running(gates or {}):
+def logits(model: Any, gates: dict[Lora, Tensor] | None = None, rows: int = 2) -> Tensor:
+    with torch.no_grad(), running(Call(gates or {})):
         return model(input_ids=ids(rows)).logits
 
 
-def all_rows(rows: int = 2) -> Gate:
-    return Gate.of(torch.ones(rows))
+def all_rows(rows: int = 2) -> Tensor:
+    return torch.ones(rows)
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -48,10 +48,10 @@ def test_logits_are_those_of_peft(tokenizer: PreTrainedTokenizerFast, tmp_path: 
     config = LoraConfig(r=4, lora_alpha=6, use_rslora=rslora)
     base = make_base(tokenizer)
     lora = Lora(config, targets(config, base.language_model)).eval()
-    for pair in lora.pairs().values():
+    for pair in lora.pairs.values():
         nn.init.normal_(pair.B, std=0.3)
     before = logits(base.model)
-    lora.enter(base.language_model)
+    Loras(base.language_model).add(lora)
     ours = logits(base.model, {lora: all_rows()})
     save_peft(tmp_path, config, lora.state_dict(), "model.language_model")
     theirs = logits(PeftModel.from_pretrained(make_base(tokenizer).model, str(tmp_path)).eval())
@@ -63,29 +63,29 @@ def test_peft_finds_the_same_layers_and_none_in_the_vision_tower(base: Base, lor
     save_peft(tmp_path, CONFIG, lora.state_dict(), "model.language_model")
     peft_model = PeftModel.from_pretrained(base.model, str(tmp_path))
     found = {name.partition(".lora_A")[0] for name, _ in peft_model.named_parameters() if ".lora_A" in name}
-    assert found == {f"base_model.model.model.language_model.{path}" for path in lora.pairs()}
+    assert found == {f"base_model.model.model.language_model.{path}" for path in lora.pairs}
     assert len(found) == 2 * 7
 
 
 def test_rows_of_weight_zero_keep_their_exact_logits(base: Base, lora: Lora) -> None:
     before = logits(base.model)
-    lora.enter(base.language_model)
+    Loras(base.language_model).add(lora)
     everybody = logits(base.model, {lora: all_rows()})
-    mixed = logits(base.model, {lora: Gate.of(torch.tensor([0.0, 1.0]))})
+    mixed = logits(base.model, {lora: torch.tensor([0.0, 1.0])})
     assert torch.equal(mixed[0], before[0])
-    for pair in list(lora.pairs().values())[:1]:
+    for pair in list(lora.pairs.values())[:1]:
         pair.B.data.fill_(float("inf"))
-    assert torch.equal(logits(base.model, {lora: Gate.of(torch.tensor([0.0, 1.0]))})[0], before[0])
+    assert torch.equal(logits(base.model, {lora: torch.tensor([0.0, 1.0])})[0], before[0])
     assert torch.equal(mixed[1], everybody[1])
     assert not torch.allclose(everybody[0], before[0], atol=1e-3)
 
 
 def test_rows_follow_their_beams(base: Base, lora: Lora) -> None:
-    lora.enter(base.language_model)
+    Loras(base.language_model).add(lora)
     wide = ids(2).repeat_interleave(3, 0)
-    with torch.no_grad(), running({lora: Gate.of(torch.tensor([1.0, 0.0]))}):
+    with torch.no_grad(), running(Call({lora: torch.tensor([1.0, 0.0])})):
         beams = base.model(input_ids=wide).logits
-    narrow = logits(base.model, {lora: Gate.of(torch.tensor([1.0, 0.0]))})
+    narrow = logits(base.model, {lora: torch.tensor([1.0, 0.0])})
     torch.testing.assert_close(beams, narrow.repeat_interleave(3, 0), atol=1e-4, rtol=1e-4)
 
 
@@ -96,10 +96,11 @@ def test_two_loras_sum_whatever_their_order(tokenizer: PreTrainedTokenizerFast) 
         torch.manual_seed(5)
         pair = [Lora(CONFIG, targets(CONFIG, base.language_model)).eval() for _ in range(2)]
         for lora in pair:
-            for one in lora.pairs().values():
+            for one in lora.pairs.values():
                 nn.init.normal_(one.B, std=0.2)
+        inside = Loras(base.language_model)
         for place in order:
-            pair[place].enter(base.language_model)
+            inside.add(pair[place])
         both = logits(base.model, {lora: all_rows() for lora in pair})
         single = logits(base.model, {pair[0]: all_rows()})
         assert not torch.allclose(both, single, atol=1e-3)
@@ -109,10 +110,11 @@ def test_two_loras_sum_whatever_their_order(tokenizer: PreTrainedTokenizerFast) 
 
 def test_hooks_without_a_call_do_nothing_and_leave_nothing(base: Base, lora: Lora) -> None:
     before = logits(base.model)
-    leave = lora.enter(base.language_model)
+    inside = Loras(base.language_model)
+    inside.add(lora)
     assert torch.equal(logits(base.model), before)
     assert sum(len(module._forward_hooks) for module in base.language_model.modules()) == 14
-    leave()
+    inside.remove(lora)
     assert sum(len(module._forward_hooks) for module in base.model.modules()) == 0
 
 
@@ -135,9 +137,9 @@ def test_a_target_that_matches_nothing_is_refused(base: Base) -> None:
 def test_dropout_acts_in_training_only(base: Base) -> None:
     config = LoraConfig(r=4, lora_dropout=0.5)
     lora = Lora(config, targets(config, base.language_model))
-    for pair in lora.pairs().values():
+    for pair in lora.pairs.values():
         nn.init.normal_(pair.B, std=0.3)
-    lora.enter(base.language_model)
+    Loras(base.language_model).add(lora)
     gates = {lora: all_rows()}
     assert not torch.equal(logits(base.model, gates), logits(base.model, gates))
     lora.eval()
