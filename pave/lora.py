@@ -76,7 +76,7 @@ class Pair(nn.Module):
         super().__init__()
         self.A = nn.Parameter(torch.empty(config.r, inputs))
         self.B = nn.Parameter(torch.zeros(outputs, config.r))
-        self.scaling, self.dropout = config.scaling, config.lora_dropout
+        self.dropout = config.lora_dropout
         if not self.A.is_meta:  # else it waits for the values of a file
             nn.init.kaiming_uniform_(self.A, a=5**0.5)  # PEFT's own start: A as nn.Linear, B zero
 
@@ -129,6 +129,7 @@ class Loras:
             for path in self._hooks.keys() - needed:
                 self._hooks.pop(path).remove()
 
+    @torch.compiler.disable  # a compiled base is compiled once, whatever patches come and go
     def _hook(self, path: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         call, inside = _active.get(), self._inside
         acting = [lora for lora in call.gates if lora in inside and path in lora.pairs]

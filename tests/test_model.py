@@ -571,6 +571,34 @@ def test_a_swap_does_not_wait_for_a_running_question_which_ends_as_it_began(one:
     assert torch.equal(late[0], first) and not torch.equal(logits(one), first)
 
 
+def test_a_compiled_base_is_not_compiled_again_for_another_patch(one: PatchedModel) -> None:
+    hears(one)
+    first, patch = logits(one), other_ears(one)
+    torch._dynamo.reset()
+    model: Any = one.host.language_model
+    model.compile(backend="eager", dynamic=True)
+    for _ in range(2):
+        torch.testing.assert_close(logits(one), first, atol=1e-5, rtol=1e-5)
+        logits(one, patches=[])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        one.swap_patch("ears", patch)
+        assert not torch.allclose(logits(one), first, atol=1e-3)
+        one.set_weight("ears", 0.5)
+        logits(one)
+        one.apply_patch(other_ears(one, lora=LoraConfig(r=2, lora_alpha=3)), name="more")
+        logits(one)
+        one.remove_patch("more")
+        one.disable("ears")
+        logits(one)
+    model._compiled_call_impl = None
+    one.enable("ears")
+    one.set_weight("ears", 1.0)
+    swapped = logits(one)
+    one.remove_patch("ears")
+    one.apply_patch(patch)
+    assert torch.equal(logits(one), swapped)
+
+
 def test_a_swap_that_is_refused_leaves_the_patch_that_was_there(one: PatchedModel) -> None:
     hears(one)
     first, patch = logits(one), other_ears(one)
