@@ -99,6 +99,12 @@ def model(tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype) -> PatchedMode
     return PatchedModel(make_base(tokenizer, dtype))
 
 
+@pytest.fixture
+def one(tokenizer: PreTrainedTokenizerFast) -> PatchedModel:
+    """A model in float32, for what does not depend on the dtype."""
+    return PatchedModel(make_base(tokenizer))
+
+
 def make_clip(seed: int = 0, frames: int = FRAMES, sound: bool = True) -> Clip:
     """Noise to look at; a tone in noise to listen to, one second per key frame."""
     draw = torch.Generator().manual_seed(seed)

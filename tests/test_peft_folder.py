@@ -24,11 +24,6 @@ from pave.peft_folder import export_peft, load_peft
 WORDS = torch.randint(10, 200, (2, 9), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture
-def one(tokenizer: PreTrainedTokenizerFast) -> PatchedModel:
-    return PatchedModel(make_base(tokenizer))
-
-
 def logits(model: PatchedModel, **how: Any) -> torch.Tensor:
     with torch.no_grad():
         return model.forward(model.prepare([make_clip(0), make_clip(1, sound=False)], ["Well?", "And?"], **how)).logits

@@ -1,0 +1,75 @@
+"""A model with patches, for tests: what is asked of it, patches that act, and everything that a guest could change."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from conftest import awaken, make_clip, make_config
+from torch import Tensor
+
+from pave.media import Clip
+from pave.model import PatchedModel
+from pave.patch import Patch
+
+QUESTIONS = ("What do you hear?", "And now, at the end of the clip?")
+
+
+def clips() -> list[Clip]:
+    return [make_clip(0), make_clip(1)]
+
+
+def logits(model: PatchedModel, **how: Any) -> Tensor:
+    with torch.no_grad():
+        return model.forward(model.prepare(clips(), QUESTIONS, **how)).logits
+
+
+def hears(model: PatchedModel, name: str = "ears", **changes: Any) -> None:
+    """Apply a patch whose weights act."""
+    model.attach(name, make_config(model.host, name, **changes), trainable=False)
+    awaken(model, name)
+
+
+def other_ears(one: PatchedModel, **changes: Any) -> Patch:
+    """A patch of the same shapes as `hears` applies, with other weights."""
+    donor = PatchedModel(one.host)
+    donor.attach("ears", make_config(one.host, **changes), trainable=False)
+    awaken(donor, "ears", seed=5)
+    patch = donor.export("ears")
+    donor.remove_patch("ears")
+    return patch
+
+
+def portrait(model: PatchedModel) -> dict[str, Any]:
+    """Everything about the base that a guest could leave changed."""
+    base = model.base
+    parts: dict[str, Any] = {"state": {name: tensor.clone() for name, tensor in base.state_dict().items()}}
+    parts["parameters"] = {n: (id(p), p.requires_grad, p.grad is None) for n, p in base.named_parameters()}
+    parts["buffers"] = {name: buffer.clone() for name, buffer in base.named_buffers()}
+    for name, module in base.named_modules():
+        hooks = {key: len(value) for key, value in vars(module).items() if key.endswith("_hooks") and value is not None}
+        others = {key: id(value) for key, value in vars(module).items()}
+        parts[name] = (type(module), id(module), module.training, hooks, others, id(module.forward.__func__))
+    parts["generation"] = base.generation_config.to_dict()
+    parts["config"] = base.config.to_dict()
+    return parts
+
+
+def alike(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, Tensor):
+        return torch.equal(one, other) and one.dtype == other.dtype
+    return one == other
+
+
+@contextmanager
+def hooked(layer: torch.nn.Module, call: Callable[..., None]) -> Iterator[None]:
+    def before(*each: object) -> None:  # what a hook returns would take the place of the layer's input
+        call(*each)
+
+    handle = layer.register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
