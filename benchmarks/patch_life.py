@@ -106,8 +106,18 @@ def cold(rounds: int, folder: Path) -> dict[str, Any]:
 
 
 def sixteen(rounds: int, folder: Path) -> dict[str, Any]:
-    """Milliseconds of a forward pass of 16 rows: without patches, with one for all, with one each, with two for all."""
-    model, patch = load("playroom"), Patch.load(find("audio-playroom"))
+    """Milliseconds of a forward pass of 16 rows: without patches, with one for all, with one each, with two for all;
+    and the same of patches that are LoRA alone, which is what weighs in a large model."""
+    whole = Patch.load(find("audio-playroom"))
+    lora = {name: tensor for name, tensor in whole.tensors.items() if name.startswith("lora.")}
+    bare = Patch(whole.config.model_copy(update={"senses": {}}), lora)
+    return {"rounds": rounds} | {
+        name: rows_of_sixteen(patch, rounds, folder) for name, patch in (("whole", whole), ("LoRA alone", bare))
+    }
+
+
+def rows_of_sixteen(patch: Patch, rounds: int, folder: Path) -> dict[str, Any]:
+    model = load("playroom")
     for number in range(16):
         model.apply_patch(patch, name=f"{number}")
     examples = {each.video: each for each in read_jsonl(write_clips(folder / "16", 16, 0, "test"))}
@@ -127,7 +137,7 @@ def sixteen(rounds: int, folder: Path) -> dict[str, Any]:
                 took[name].append(seconds(lambda inputs=inputs: model.forward(inputs)))
     share = statistics.median(a / b for a, b in zip(took["one each"], took["one for all"], strict=True))
     middle = {name: round(1000 * statistics.median(each), 1) for name, each in took.items()}
-    return {"rounds": rounds, "milliseconds": middle, "one each, of one for all": round(share, 3)}
+    return {"milliseconds": middle, "one each, of one for all": round(share, 3)}
 
 
 def changes(count: int, folder: Path) -> dict[str, Any]:

@@ -299,6 +299,26 @@ def test_ragged_batches_answer_like_single_questions(one: PatchedModel) -> None:
             assert torch.equal(together[i * returned : (i + 1) * returned, : alone.shape[1]], alone)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
+def test_rows_with_different_patches_generate_what_they_would_alone(one: PatchedModel, options: dict[str, int]) -> None:
+    hears(one)
+    hears(one, "more", lora=LoraConfig(r=2, lora_alpha=3))
+    awaken(one, "more", seed=7)
+    many = [make_clip(0), make_clip(1, frames=2), make_clip(2, frames=3), make_clip(3, sound=False)]
+    questions, sets = ["Well?", *QUESTIONS, "And?"], [["ears"], [], ["more", "ears"], ["more"]]
+    returned, told = options.get("num_return_sequences", 1), []
+    inputs = one.prepare(many, questions, patches=sets)
+    together = one.generate(inputs, max_new_tokens=6, do_sample=False, **options)[:, inputs.input_ids.shape[1] :]
+    for i, (clip, question, names) in enumerate(zip(many, questions, sets, strict=True)):
+        single = one.prepare([clip], [question], patches=names)
+        alone = one.generate(single, max_new_tokens=6, do_sample=False, **options)[:, single.input_ids.shape[1] :]
+        assert torch.equal(together[i * returned : (i + 1) * returned, : alone.shape[1]], alone)
+        told.append(alone[0].tolist())
+    with pytest.raises(PatchNotFound, match="no patch of this name is applied"):
+        one.prepare(many, questions, patches=[["ears"], [], ["moer"], []])
+    assert len({str(each) for each in told}) > 1
+
+
 # Law 7
 
 
