@@ -119,7 +119,7 @@ class Loras:
             self._inside = [*self._inside, lora]
             for path in lora.pairs.keys() - self._hooks.keys():
                 layer = self._layers.get_submodule(path)
-                self._hooks[path] = layer.register_forward_hook(partial(self._hook, path))
+                self._hooks[path] = layer.register_forward_hook(partial(_hook, self, path))
 
     def remove(self, lora: Lora) -> None:
         """Let a LoRA go, and take off the hooks that no other needs."""
@@ -129,11 +129,16 @@ class Loras:
             for path in self._hooks.keys() - needed:
                 self._hooks.pop(path).remove()
 
-    @torch.compiler.disable  # a compiled base is compiled once, whatever patches come and go
-    def _hook(self, path: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        call, inside = _active.get(), self._inside
-        acting = [lora for lora in call.gates if lora in inside and path in lora.pairs]
-        return updated(inputs[0], output, path, acting, call) if acting else None
+    def acting(self, path: str) -> list[Lora]:
+        """Those that run in the call of this moment and have a pair for this layer."""
+        inside = self._inside
+        return [lora for lora in _active.get().gates if lora in inside and path in lora.pairs]
+
+
+@torch.compiler.disable  # a compiled base is compiled once, whatever patches come and go
+def _hook(loras: Loras, path: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    acting = loras.acting(path)
+    return updated(inputs[0], output, path, acting, _active.get()) if acting else None
 
 
 def updated(x: Tensor, out: Tensor, path: str, acting: Sequence[Lora], call: Call) -> Tensor:
