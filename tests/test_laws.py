@@ -211,6 +211,24 @@ def test_training_computes_what_the_loaded_patch_will(model: PatchedModel) -> No
     assert torch.equal(logits(model), trained)
 
 
+# Law 4
+
+
+def test_a_key_frame_hears_its_own_moment_only(model: PatchedModel) -> None:
+    hears(model)
+    clip = make_clip(0)
+    assert clip.audio is not None and clip.times is not None and clip.rate is not None
+    before = model.fused_tokens(model.prepare([clip], QUESTIONS[:1]))
+    for frame, moment in enumerate(clip.times.tolist()):
+        sound = clip.audio.clone()
+        sound[:, max(0, round((moment - 0.1) * clip.rate)) : round((moment + 0.1) * clip.rate)] = 0
+        other = dataclasses.replace(clip, audio=sound)
+        after = model.fused_tokens(model.prepare([other], QUESTIONS[:1]))
+        changed = [not torch.equal(one, two) for one, two in zip(before[0], after[0], strict=True)]
+        assert changed == [i == frame for i in range(len(changed))]
+        assert not torch.equal(logits(model), model.forward(model.prepare([other, make_clip(1)], QUESTIONS)).logits)
+
+
 # Law 5
 
 
