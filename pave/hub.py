@@ -71,15 +71,17 @@ class Place:
 
         try:
             return Patch.load(self.path, self.source)
-        except PatchDamaged:
-            if not self.repo or constants.HF_HUB_OFFLINE:
+        except PatchError as error:
+            if not self.repo:
                 raise
+            if constants.HF_HUB_OFFLINE or not isinstance(error, PatchDamaged):
+                raise type(error)(self.source, error.cause, error.remedy) from None
         _fetch(self.repo, self.path.name, self.commit, force_download=True)
         try:
             return Patch.load(self.path, self.source)
-        except PatchDamaged as error:
+        except PatchError as error:
             remedy = "it arrives like this from the Hub: ask its authors"
-            raise PatchDamaged(self.source, error.cause, remedy) from None
+            raise type(error)(self.source, error.cause, remedy) from None
 
 
 def locate(source: str | Path, revision: str | None = None) -> Place:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import awaken, make_base, make_config
+from damage import DAMAGE
 from hub_server import HubServer
 from huggingface_hub import HfApi, constants
 from transformers import PreTrainedTokenizerFast
@@ -279,6 +281,17 @@ def test_a_branch_that_moves_meanwhile_gives_one_commit(
     assert place.commit == first != repo.branches["main"] and place.load().sha256 == patches[0].sha256
 
 
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_patch_that_is_damaged_on_the_hub_is_refused_by_name(
+    server: HubServer, api: HfApi, data: list[bytes], kind: str
+) -> None:
+    expected, damage = DAMAGE[kind]
+    server.create(EARS, {WEIGHTS: damage(data[0])})
+    with pytest.raises(expected) as refused:
+        hub.locate(EARS).load()
+    assert EARS in refused.value.file and refused.value.cause and refused.value.remedy
+
+
 def test_a_spoiled_copy_in_the_cache_is_fetched_again(
     server: HubServer, api: HfApi, patches: list[Patch], data: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +334,20 @@ def test_a_hub_that_is_gone_leaves_the_copy_with_a_remark(
     one.remove_patch("ears")
     with pytest.raises(PatchNotFound, match="cannot be reached"):
         hub.pull("tester/other")
+
+
+def test_processes_that_share_a_cold_cache_all_get_the_patch(
+    server: HubServer, patches: list[Patch], data: list[bytes], tmp_path: Path
+) -> None:
+    server.create(EARS, {WEIGHTS: data[0]})
+    code = f"""
+        import json
+        from pave import hub
+        print(json.dumps(hub.locate("{EARS}").load().sha256))
+        """
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: server.run(tmp_path / "cache", code), range(4)))
+    assert found == [patches[0].sha256] * 4
 
 
 def test_a_repo_that_is_gone_is_not_served_from_the_cache_in_silence(
