@@ -377,7 +377,9 @@ def _told(repo: str, revision: str | None) -> Iterator[None]:
         raise PatchError(name, "its authors ask for your consent", f"agree on {page}, then `hf auth login`") from None
     except RepositoryNotFoundError:
         remedy = "check the name; for a private repo, `hf auth login`"
-        raise PatchNotFound(name, "no such repo on the Hub, or it is private", remedy) from None
+        raise PatchNotFound(
+            name, "no such folder here, and no such repo on the Hub, or it is private", remedy
+        ) from None
     except RevisionNotFoundError:
         raise PatchNotFound(
             name, f"the repo has no revision {revision!r}", "give a branch, a tag or a commit"

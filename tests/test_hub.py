@@ -356,7 +356,7 @@ def test_a_repo_that_is_gone_is_not_served_from_the_cache_in_silence(
     server.create(EARS, {WEIGHTS: data[0]})
     hub.pull(EARS)
     del server.repos[EARS]
-    with pytest.raises(PatchNotFound, match="no such repo"):
+    with pytest.raises(PatchNotFound, match="no such repo on the Hub"):
         hub.pull(EARS)
 
 
