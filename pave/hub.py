@@ -137,7 +137,7 @@ def info(source: str | Path, revision: str | None = None) -> tuple[PatchConfig, 
 
 
 def search(words: str = "", *, sense: str = "", base: str = "", limit: int = 20) -> list[dict[str, Any]]:
-    """Patches on the Hub by words, sense and base: id, downloads, senses, base, licence."""
+    """Patches on the Hub by words, sense and base: id, downloads, tags, and whether their authors ask for consent."""
     tags = ["pave", *([sense] if sense else []), *([f"base_model:{base}"] if base else [])]
     with _told("search", None):
         found = _again(lambda: list(HfApi().list_models(filter=tags, search=words or None, limit=limit, full=True)))
