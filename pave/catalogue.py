@@ -6,6 +6,7 @@ enough to ship. Opens no weights and knows nothing of tensors, so listing costs 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from pave.config import Recipe, read_recipe
 from pave.errors import PatchNotFound, nearest
 
 WEIGHTS = "patch.safetensors"
+HUB_NAME = re.compile(
+    r"(?:hf://)?(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?"
+)  # user/repo@revision
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of a plain LoRA, as PEFT writes it
 
 

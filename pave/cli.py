@@ -224,7 +224,8 @@ def patch_push(
     Writes repo, card and file in one commit. Refuses folders of this machine and secrets in what would be public.
     """
     quiet()
-    from pave.hub import locate, push, replay
+    from pave.card import replay
+    from pave.hub import locate, push
 
     patch = locate(source).load()
     shown = replay(patch) if example else None

@@ -19,7 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -33,6 +32,8 @@ from huggingface_hub.errors import (
 )
 
 from pave import catalogue
+from pave.card import OURS, card, refuse_private
+from pave.catalogue import HUB_NAME as NAME
 from pave.catalogue import PEFT_CONFIG, PEFT_WEIGHTS
 from pave.catalogue import WEIGHTS as FILE
 from pave.errors import PatchDamaged, PatchError, PatchNotFound, nearest
@@ -41,17 +42,10 @@ if TYPE_CHECKING:  # torch comes when a patch is opened, not when its name is lo
     from pave.config import PatchConfig
     from pave.patch import Patch
 
-NAME = re.compile(r"(?:hf://)?(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT = 10.0  # seconds for an answer of the Hub; some calls of its client would wait for ever
 ATTEMPTS = 3  # of a download whose connection breaks; the client itself goes on where some kinds of break happened
 CARD = "README.md"
-OURS = "<!-- This card was written by PAVE. Without this line, the next push leaves the card alone. -->"
-# What has no business in public: folders of a machine, and the beginnings of well-known kinds of access tokens.
-PRIVATE = re.compile(
-    r"(?:/home/|/root/|/Users/|/tmp/|/mnt/|[A-Z]:\\)[\w.\\/-]*|hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{12,}"
-    r"|gh[pousr]_[A-Za-z0-9]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY"
-)
 T = TypeVar("T")
 
 
@@ -200,71 +194,6 @@ def push(
     if back.sha256 != patch.sha256:
         raise PatchError(repo, f"commit {commit[:12]} holds another patch than was pushed", "push again")
     return Pushed(repo, commit, files, text, url, kept)
-
-
-def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> str:
-    """README.md of a patch from its own facts. `example`: what `replay` gave."""
-    config, fusion, lora = patch.config, patch.config.fusion, patch.config.lora
-    base = config.base.repo or config.base.model_type
-    facts: dict[str, Any] = {"library_name": "pave", "license": config.licence.lower() or "unknown"}
-    if NAME.fullmatch(config.base.repo):
-        facts |= {"base_model": config.base.repo, "base_model_relation": "adapter"}
-    facts |= {"pipeline_tag": "video-text-to-text", "tags": ["pave", "video-patch", *sorted(config.senses)]}
-    if example:
-        facts["pave_example"] = dict(example)
-    rows = [
-        ("base", f"{base}, weights {config.base.fingerprint[:12] or 'not recorded'}"),
-        ("key frames", f"{config.base.frames} of {config.base.tokens_per_frame} visual tokens"),
-        *((f"sense {name}", f"{each.encoder} {each.options or ''}".strip()) for name, each in config.senses.items()),
-        ("fusion", f"{fusion.kind}, width {fusion.width}, {fusion.heads} heads" if config.senses else "none"),
-        ("LoRA", f"r={lora.r}, alpha={lora.lora_alpha:g}" if lora else "none"),
-        ("file", f"{patch.nbytes:,} bytes of tensors, sha256 {patch.sha256[:16]}"),
-        *((f"trained: {key}", str(value)) for key, value in config.training.items()),
-    ]
-    lines = ["---", yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).strip(), "---", OURS, ""]
-    lines += [f"# {config.name}", "", config.description or "A patch for a frozen video LLM.", ""]
-    lines += ["```python", "import pave", "", f'model = pave.load("{base}")', f'print(model.apply_patch("{repo}"))']
-    lines += ['model.ask("clip.mp4", "What do you hear?")', "```", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in rows]
-    if example:
-        made = f"pave playroom clips --clips 1 --seed {example['seed']} --split {example['split']}"
-        ask = f'pave ask clips/{example["video"]} "{example["question"]}" --patch {repo}'
-        lines += ["", "## Replay it", "", "```sh", made, ask, "```", ""]
-        lines += [f"The patched base answers `{example['patched']}`, the base alone `{example['base']}`."]
-    return "\n".join(lines) + "\n"
-
-
-def replay(patch: Patch, seed: int = 0) -> dict[str, Any]:
-    """One question about a Playroom clip that anybody can make again, and both answers to it, as they are now."""
-    from pave.data import read_jsonl
-    from pave.model import load
-    from pave.playroom.writer import write_clips
-
-    model = load("playroom")
-    name = model.apply_patch(patch).name
-    with TemporaryDirectory() as folder:
-        for attempt in range(seed, seed + 20):
-            examples = read_jsonl(write_clips(Path(folder) / str(attempt), 1, attempt, "test"))
-            for example in examples:
-                base, patched = model.ask_batch([(example.video, example.question, asked) for asked in ([], [name])])
-                if patched == example.answer != base:
-                    video = example.video.relative_to(Path(folder) / str(attempt)).as_posix()
-                    said = {"question": example.question, "base": str(base), "patched": str(patched)}
-                    return {"seed": attempt, "split": "test", "video": video, **said}
-    raise PatchError(patch.source, "is no better than the base in any of 20 clips", "there is no example to show")
-
-
-def refuse_private(text: str, repo: str) -> None:
-    """Refuse to publish folders of this machine and secrets."""
-    found = sorted({match[0] for match in PRIVATE.finditer(text)})
-    home = str(Path.home())
-    if len(home) > 1 and home in text:
-        found.append(home)
-    if found:
-        shown = ", ".join(
-            each if each.startswith(("/", home)) or ":\\" in each else f"{each[:6]}…" for each in found[:3]
-        )
-        raise PatchError(repo, f"its card or config holds what is private ({shown})", "take it out of the recipe")
 
 
 def _foreign_card(repo: str, head: Any) -> bool:

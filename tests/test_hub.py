@@ -19,7 +19,7 @@ from hub_server import HubServer
 from huggingface_hub import HfApi, constants
 from transformers import PreTrainedTokenizerFast
 
-from pave import catalogue, hub
+from pave import card, catalogue, hub
 from pave.catalogue import WEIGHTS
 from pave.config import BaseFacts
 from pave.errors import PatchDamaged, PatchError, PatchNotFound
@@ -208,10 +208,10 @@ def test_a_lost_answer_to_a_commit_that_happened_is_no_error(
 
 def test_an_example_can_be_replayed(server: HubServer, api: HfApi, tmp_path: Path) -> None:
     patch = hub.locate("audio-playroom").load()
-    example = hub.replay(patch)
-    card = hub.card(patch, EARS, example)
-    assert example["base"] != example["patched"] and f"`{example['patched']}`" in card
-    said = yaml.safe_load(card.split("---")[1])["pave_example"]
+    example = card.replay(patch)
+    text = card.card(patch, EARS, example)
+    assert example["base"] != example["patched"] and f"`{example['patched']}`" in text
+    said = yaml.safe_load(text.split("---")[1])["pave_example"]
     assert said == example
     write_clips(tmp_path / "clips", 1, said["seed"], said["split"])
     model = load("playroom")
