@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pave.base import Base, Visual
+from pave.base import Base
 from pave.config import PatchConfig
 from pave.errors import PatchMismatch, PatchNotFound, RecipeError
-from pave.lora import Lora, Loras, targets
+from pave.lora import Lora, Loras, blank_lora, targets
 from pave.patch import fusion_of, misfits
-from pave.sidechannel import SideBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +72,17 @@ class PatchReport:
 class Attached(nn.Module):
     """One patch in one model. Its hooks hang while it is inside, and while a call runs that was prepared with it."""
 
-    def __init__(self, config: PatchConfig, base: Base) -> None:
+    def __init__(self, config: PatchConfig, base: Base, *, blank: bool = False) -> None:
+        """Untrained; or blank, on the meta device, to be filled by `load`."""
         super().__init__()
         self.config = config
         for sense in config.senses:
             if hasattr(nn.ModuleDict, sense):
                 raise RecipeError(f"senses.{sense}: torch keeps this name for itself; call it {sense}_signal")
-        self.fusion = nn.ModuleDict({sense: fusion_of(config, sense) for sense in config.senses})
-        self.lora = Lora(config.lora, targets(config.lora, base.language_model)) if config.lora else None
+        self.fusion = nn.ModuleDict({sense: fusion_of(config, sense, blank=blank) for sense in config.senses})
+        self.lora = None
+        if config.lora:
+            self.lora = (blank_lora if blank else Lora)(config.lora, targets(config.lora, base.language_model))
         self.device, self.dtype = base.device, base.dtype  # of the base, in which the patch computes
         self.place: Literal["inside", "replaced", "removed"] = "removed"
         self._calls, self._hung, self._loras = 0, False, Loras(nn.Identity())
@@ -150,27 +151,20 @@ class Attached(nn.Module):
             else:
                 modules[path]._buffers[leaf] = value
 
-    def update(self, sense: str, visual: Visual, side: SideBatch) -> Tensor:
-        """What a sense adds to the visual tokens (b t s d), in the dtype of these. Weights kept in float32 for
-        training are cast here at every call, so that training computes what a loaded patch will."""
-        moved = side.to(visual.tokens.device)
-        return self._run(sense, visual.tokens.dtype, (visual.vision, visual.tokens, moved))
-
-    def beside(self, sense: str, side: SideBatch) -> tuple[Tensor, Tensor]:
-        """What a sense puts beside the visual tokens (b t n d), and which of it is real (b t n)."""
-        return self._run(sense, self.dtype, (side.to(self.device),))
+    def fusing(self, sense: str) -> Callable[..., Any]:
+        """The fusion of a sense, to be called on as many rows as there are. Weights kept in float32 for training are
+        cast here, so that training computes what a loaded patch will."""
+        fusion = self.fusion[sense]
+        weights = dict(fusion.named_parameters())
+        if all(weight.dtype == self.dtype for weight in weights.values()):
+            return fusion
+        cast = {name: weight.to(self.dtype) for name, weight in weights.items()}
+        return lambda *arguments: functional_call(fusion, cast, arguments)
 
     @property
     def adds(self) -> bool:
         """Whether the patch adds to the visual tokens, or puts further tokens beside them."""
         return self.config.fusion.combine == "add"
-
-    def _run(self, sense: str, dtype: torch.dtype, arguments: tuple[object, ...]) -> Any:
-        fusion = self.fusion[sense]
-        weights = dict(fusion.named_parameters())
-        if all(weight.dtype == dtype for weight in weights.values()):
-            return fusion(*arguments)
-        return functional_call(fusion, {name: weight.to(dtype) for name, weight in weights.items()}, arguments)
 
 
 def base_match(config: PatchConfig, base: Base, source: str, strict: bool) -> str:

@@ -52,6 +52,16 @@ class Visual:
         move = {"device": device, "dtype": dtype}
         return Visual(self.vision.to(**move), self.tokens.to(**move), self.frames.to(device), self.times.to(device))
 
+    def rows(self) -> list[Visual]:
+        """Each clip as a batch of its own, without padding."""
+        counts = self.frames.tolist()
+        parts = (self.vision, self.tokens, self.frames, self.times)
+        alone = zip(*(part.split(1) for part in parts), strict=True)
+        return [
+            Visual(vision[:, :n], tokens[:, :n], frames, times[:, :n])
+            for n, (vision, tokens, frames, times) in zip(counts, alone, strict=True)
+        ]
+
     @staticmethod
     def stack(clips: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Visual:
         """Collate (vision, tokens, times) of single clips."""

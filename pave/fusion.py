@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from pave.blank import blank
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
 from pave.rope import SECTIONS, Turns, cube_turns, rotate, time_turns
@@ -363,6 +364,9 @@ def build_fusion(
         )
     kind = Folded if config.kind == "folded" else Official
     return kind(config, side_dim=side_dim, **dims)
+
+
+blank_fusion = blank(build_fusion)
 
 
 def _weight(module: nn.Module, path: str) -> Tensor:

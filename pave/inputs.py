@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pave.base import Base, Newline, Visual
+from pave.config import SenseFacts
 from pave.errors import PatchMismatch, SignalError
 from pave.sidechannel import SideBatch, SideTokens, align
 
@@ -48,13 +49,13 @@ class Use:
     attached: Attached
     weight: float
     rows: Tensor  # bool (b,) on the CPU: rows that ask for the patch
-    sides: Mapping[str, SideBatch]  # sense -> side channel of all rows
+    sides: Mapping[str, tuple[SideBatch | None, ...]]  # sense -> side channel of each row, None where it has none
 
     @property
     def sensing(self) -> Tensor:
         """Rows that ask for the patch and have at least one of its senses (b,)."""
-        present = [side.present.cpu() for side in self.sides.values()]
-        return self.rows & torch.stack([torch.zeros_like(self.rows), *present]).any(0) & bool(self.weight)
+        found = [any(sides[i] is not None for sides in self.sides.values()) for i in range(len(self.rows))]
+        return self.rows & torch.tensor(found) & bool(self.weight)
 
     @property
     def acting(self) -> Tensor:
@@ -90,17 +91,22 @@ class Inputs:
         return (self.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def sides_of(attached: Attached, clips: Sequence[ClipFeatures], rows: Tensor) -> dict[str, SideBatch]:
-    """The senses of a patch over the rows of a batch, aligned with the key frames of each row. Where `rows` (b,) asks
+def sides_of(
+    attached: Attached, clips: Sequence[ClipFeatures], rows: Tensor
+) -> dict[str, tuple[SideBatch | None, ...]]:
+    """The senses of a patch in each row of a batch, aligned with the key frames of the row. Where `rows` (b,) asks
     for the patch, the clip must have been encoded for it."""
-    clocks = [clip.times.cpu() for clip in clips]
-    for facts in attached.config.senses.values():
-        if any(asks and facts.preprocessing not in clip.sides for clip, asks in zip(clips, rows.tolist(), strict=True)):
-            raise SignalError(f"these features hold nothing of {facts.encoder}; encode the clips with this patch")
     return {
-        sense: align([clip.sides.get(facts.preprocessing) for clip in clips], clocks, facts.align)
+        sense: tuple(_side(facts, clip) if asks else None for clip, asks in zip(clips, rows.tolist(), strict=True))
         for sense, facts in attached.config.senses.items()
     }
+
+
+def _side(facts: SenseFacts, clip: ClipFeatures) -> SideBatch | None:
+    if facts.preprocessing not in clip.sides:
+        raise SignalError(f"these features hold nothing of {facts.encoder}; encode the clips with this patch")
+    side = clip.sides[facts.preprocessing]
+    return align([side], [clip.times.cpu()], facts.align) if side is not None and side.present else None
 
 
 def beside(uses: Sequence[Use], rows: int) -> list[list[list[Tensor]]]:
@@ -108,12 +114,12 @@ def beside(uses: Sequence[Use], rows: int) -> list[list[list[Tensor]]]:
     one in all."""
     found: list[list[list[Tensor]]] = [[] for _ in range(rows)]
     for use in uses:
-        for sense, side in use.sides.items() if not use.attached.adds else ():
-            chosen = (use.sensing & side.present.cpu()).nonzero()[:, 0].tolist()
-            if chosen:
-                tokens, real = use.attached.beside(sense, side)
-                for i in chosen:
-                    found[i].append([group[mask] for group, mask in zip(tokens[i], real[i], strict=True)])
+        for sense, sides in use.sides.items() if use.weight and not use.attached.adds else ():
+            fusion = use.attached.fusing(sense)
+            for i, side in enumerate(sides):
+                if side is not None:
+                    tokens, real = fusion(side.to(use.attached.device))
+                    found[i].append([group[mask] for group, mask in zip(tokens[0], real[0], strict=True)])
     return found
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import peft
@@ -25,8 +25,11 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from pave.blank import blank
 from pave.config import LoraConfig
 from pave.errors import RecipeError
+
+Layers = tuple[tuple[str, int, int], ...]  # module path inside the language model, channels in and out
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,7 @@ class Pair(nn.Module):
         self.A = nn.Parameter(torch.empty(config.r, inputs))
         self.B = nn.Parameter(torch.zeros(outputs, config.r))
         self.dropout = config.lora_dropout
-        if not self.A.is_meta:  # else it waits for the values of a file
-            nn.init.kaiming_uniform_(self.A, a=5**0.5)  # PEFT's own start: A as nn.Linear, B zero
+        nn.init.kaiming_uniform_(self.A, a=5**0.5)  # PEFT's own start: A as nn.Linear, B zero
 
     @property
     def kind(self) -> object:
@@ -89,19 +91,25 @@ class Pair(nn.Module):
 class Lora(nn.Module):
     """All pairs of one patch; a state_dict key is `<module path inside the language model>.{A,B}`."""
 
-    def __init__(self, config: LoraConfig, layers: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, config: LoraConfig, layers: Layers) -> None:
         super().__init__()
         self.config = config
-        self.pairs: dict[str, Pair] = {}  # by module path
-        for path, (inputs, outputs) in layers.items():
+        for path, inputs, outputs in layers:
             *parents, last = path.split(".")
             place: nn.Module = self
             for name in parents:
                 if name not in place._modules:
                     place.add_module(name, nn.Module())
                 place = place._modules[name]  # type: ignore[assignment]
-            self.pairs[path] = Pair(config, inputs, outputs)
-            place.add_module(last, self.pairs[path])
+            place.add_module(last, Pair(config, inputs, outputs))
+
+    @cached_property
+    def pairs(self) -> dict[str, Pair]:
+        """By module path."""
+        return {path: module for path, module in self.named_modules() if isinstance(module, Pair)}
+
+
+blank_lora = blank(Lora)
 
 
 class Loras:
@@ -208,17 +216,13 @@ def to_peft(config: LoraConfig, prefix: str = "") -> peft.LoraConfig:
         raise RecipeError(f"lora: PEFT refuses it ({error})") from None
 
 
-def targets(config: LoraConfig, language_model: nn.Module) -> dict[str, tuple[int, int]]:
-    """The layers that a LoRA enters: module path -> (in, out) channels. Every target word must match something."""
+def targets(config: LoraConfig, language_model: nn.Module) -> Layers:
+    """The layers that a LoRA enters. Every target word must match something."""
     words = to_peft(config)
-    linear = {
-        name: (module.in_features, module.out_features)
-        for name, module in language_model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    found = {name: shape for name, shape in linear.items() if check_target_module_exists(words, name)}
+    linear = {name: layer for name, layer in language_model.named_modules() if isinstance(layer, nn.Linear)}
+    found = [name for name in linear if check_target_module_exists(words, name)]
     idle = [word for word in config.target_modules if not any(n == word or n.endswith(f".{word}") for n in found)]
     if idle or not found:
         exist = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise RecipeError(f"lora.target_modules: no layer is called {', '.join(idle)}; the language model has {exist}")
-    return found
+    return tuple((name, linear[name].in_features, linear[name].out_features) for name in found)

@@ -21,7 +21,7 @@ from pave import quantize, storage
 from pave.catalogue import WEIGHTS as FILE
 from pave.config import PatchConfig, parse
 from pave.errors import PatchDamaged, PatchError, PatchFormatError, PatchMismatch, PatchNotFound, PaveError, RecipeError
-from pave.fusion import build_fusion
+from pave.fusion import blank_fusion, build_fusion
 from pave.storage import AGAIN, CODES
 
 FORMAT = 1
@@ -130,9 +130,10 @@ def file_of(path: str | Path) -> Path:
     return found
 
 
-def fusion_of(config: PatchConfig, sense: str) -> nn.Module:
-    """The untrained fusion of one sense, with the dimensions that the config records of its base."""
-    return build_fusion(
+def fusion_of(config: PatchConfig, sense: str, *, blank: bool = False) -> nn.Module:
+    """The untrained fusion of one sense, with the dimensions that the config records of its base; blank: on the meta
+    device, for weights to come."""
+    return (blank_fusion if blank else build_fusion)(
         config.fusion,
         side_dim=config.senses[sense].dim,
         vision_dim=config.base.vision_dim,
@@ -165,8 +166,7 @@ def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: st
     if config.fusion.layers > max(len(tensors), 2) or nothing or not all(map(str.isidentifier, senses)):
         raise PatchDamaged(source, f"its config is absurd: {config.fusion.layers} layers for {list(senses)}", AGAIN)
     try:
-        with torch.device("meta"):
-            parts = {sense: fusion_of(config, sense).state_dict() for sense in config.senses}
+        parts = {sense: fusion_of(config, sense, blank=True).state_dict() for sense in config.senses}
     except (PaveError, RuntimeError, TypeError, OverflowError) as error:
         raise PatchDamaged(source, f"no fusion can be built from its config ({error})", AGAIN) from None
     expected = {f"fusion.{sense}.{name}": value for sense, state in parts.items() for name, value in state.items()}

@@ -9,7 +9,7 @@ t key frames, s visual tokens per key frame, d channels
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -166,8 +166,7 @@ class Patching(Steps):
         self, config: PatchConfig, tensors: Mapping[str, Tensor] | None, source: str, *, trainable: bool
     ) -> Attached:
         """A patch that is ready to come in."""
-        with nullcontext() if tensors is None else torch.device("meta"):  # a loaded patch draws no random weights
-            attached = Attached(config, self.host)
+        attached = Attached(config, self.host, blank=tensors is not None)
         if tensors is not None:
             attached.load({name: value.clone() if trainable else value for name, value in tensors.items()}, source)
         dtype = torch.float32 if trainable else self.host.dtype

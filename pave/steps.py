@@ -19,7 +19,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
@@ -147,19 +146,22 @@ class Steps:
         uses = _perceived(self._asked(patches, len(clips)), clips)
         return self._spans(clips, uses, [newline for newline, _ in self._layouts(uses, len(clips))])
 
-    def fused_tokens(self, inputs: Inputs) -> Tensor:
-        """Visual tokens (b t s d) plus what each patch adds on the rows that sense something. All patches look at the
-        base's own tokens; other rows keep theirs exactly."""
-        visual = inputs.visual.to(self.host.device, self.host.dtype)
-        total = visual.tokens
+    def fused_tokens(self, inputs: Inputs) -> list[Tensor]:
+        """Visual tokens (t s d) of each row, plus what patches add where they sense something. All patches look at the
+        base's own tokens; other rows keep theirs exactly.
+
+        Fusion runs row by row: the bits of a row hang on nothing else in its batch (law 6), sixteen rows with a patch
+        each cost what sixteen with one do, and no padding is computed. One row of a real clip fills a device."""
+        visual = inputs.visual.to(self.host.device, self.host.dtype).rows()
+        fused = [row.tokens for row in visual]
         for use in self._live(inputs):
-            for sense, side in use.sides.items() if use.attached.adds else ():
-                rows = use.sensing & side.present.cpu()
-                if rows.any():
-                    update = use.attached.update(sense, visual, side) * use.weight
-                    chosen = rearrange(rows.to(total.device), "b -> b 1 1 1")
-                    total = total + update if rows.all() else torch.where(chosen, total + update, total)
-        return total
+            for sense, sides in use.sides.items() if use.weight and use.attached.adds else ():
+                fusion = use.attached.fusing(sense)
+                for i, (row, side) in enumerate(zip(visual, sides, strict=True)):
+                    if side is not None:
+                        update = fusion(row.vision, row.tokens, side.to(row.tokens.device))
+                        fused[i] = fused[i] + update * use.weight
+        return [tokens[0] for tokens in fused]
 
     def forward(self, inputs: Inputs, *, labels: Tensor | None = None, logits_to_keep: int | Tensor = 0) -> Any:
         """One pass of the base with its patches: a Hugging Face output with `logits` (b l vocabulary)."""
@@ -217,8 +219,7 @@ class Steps:
         fused = self.fused_tokens(inputs)
         newline: Sequence[Newline] = inputs.newline or ("end",) * len(fused)
         extra = beside(self._live(inputs), len(fused))
-        counts = inputs.visual.frames.tolist()
-        rows = [self.host.pack(fused[i, :count], newline[i], extra[i]) for i, count in enumerate(counts)]
+        rows = [self.host.pack(*row) for row in zip(fused, newline, extra, strict=True)]
         held = (inputs.input_ids == self.host.placeholder).sum(-1).tolist()
         lengths = [len(row) for row in rows]
         if held == [max(lengths)] * len(rows):

@@ -58,6 +58,8 @@ def portrait(model: PatchedModel) -> dict[str, Any]:
 def alike(one: Any, other: Any) -> bool:
     if isinstance(one, dict):
         return list(one) == list(other) and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(alike, one, other))
     if isinstance(one, Tensor):
         return torch.equal(one, other) and one.dtype == other.dtype
     return one == other

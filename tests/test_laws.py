@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -218,13 +218,13 @@ def test_a_key_frame_hears_its_own_moment_only(model: PatchedModel) -> None:
     hears(model)
     clip = make_clip(0)
     assert clip.audio is not None and clip.times is not None and clip.rate is not None
-    before = model.fused_tokens(model.prepare([clip], QUESTIONS[:1]))
+    before = model.fused_tokens(model.prepare([clip], QUESTIONS[:1]))[0]
     for frame, moment in enumerate(clip.times.tolist()):
         sound = clip.audio.clone()
         sound[:, max(0, round((moment - 0.1) * clip.rate)) : round((moment + 0.1) * clip.rate)] = 0
         other = dataclasses.replace(clip, audio=sound)
-        after = model.fused_tokens(model.prepare([other], QUESTIONS[:1]))
-        changed = [not torch.equal(one, two) for one, two in zip(before[0], after[0], strict=True)]
+        after = model.fused_tokens(model.prepare([other], QUESTIONS[:1]))[0]
+        changed = [not torch.equal(one, two) for one, two in zip(before, after, strict=True)]
         assert changed == [i == frame for i in range(len(changed))]
         assert not torch.equal(logits(model), model.forward(model.prepare([other, make_clip(1)], QUESTIONS)).logits)
 
@@ -256,7 +256,7 @@ def test_lora_may_stay_when_the_recipe_says_so(one: PatchedModel) -> None:
     hears(one, keep_lora_when_absent=True)
     inputs = one.prepare(silent, QUESTIONS)
     assert not torch.equal(one.forward(inputs).logits, before)
-    assert torch.equal(one.fused_tokens(inputs), inputs.visual.tokens), "fusion is skipped all the same"
+    assert alike(one.fused_tokens(inputs), list(inputs.visual.tokens)), "fusion is skipped all the same"
 
 
 def test_a_partly_present_row_runs_with_the_missing_sense_masked(one: PatchedModel) -> None:
@@ -273,8 +273,8 @@ def test_a_partly_present_row_runs_with_the_missing_sense_masked(one: PatchedMod
     partly = [dataclasses.replace(features[0], sides=sides)]
     nothing = [dataclasses.replace(features[0], sides=dict.fromkeys(sides))]
     both, part, none = (one.prepare(each, QUESTIONS[:1]) for each in (features, partly, nothing))
-    tokens = [one.fused_tokens(each) for each in (both, part, none)]
-    assert torch.equal(tokens[2], features[0].tokens[None])
+    tokens = [one.fused_tokens(each)[0] for each in (both, part, none)]
+    assert torch.equal(tokens[2], features[0].tokens)
     assert not torch.equal(tokens[1], tokens[2])
     assert not torch.equal(tokens[0], tokens[1])
     with torch.no_grad():
@@ -296,6 +296,27 @@ def test_rows_with_different_patches_equal_rows_that_all_have_them(one: PatchedM
     assert not torch.equal(mixed[1], logits(one, patches=["ears"])[1])
     off = logits(one, patches=[[], ["ears"]])
     assert torch.equal(off[0], logits(one, patches=[])[0])
+
+
+@pytest.mark.parametrize("kind", ["folded", "official"])
+def test_what_is_added_to_a_row_does_not_hang_on_its_batch(
+    one: PatchedModel, kind: Literal["folded", "official"]
+) -> None:
+    shape = FusionConfig(kind=kind, width=64, heads=4)
+    for seed, name in enumerate(("ears", "more")):
+        one.attach(name, make_config(one.host, fusion=shape))
+        awaken(one, name, seed=seed)
+    long, short, mute = make_clip(0), make_clip(1, FRAMES - 1), make_clip(2, sound=False)
+    seen = one.encode([long, short, mute])
+    ways = [[["ears"], ["ears", "more"], ["more"]], [["ears"]] * 3, [["more"], ["ears", "more"], []]]
+    batches = [one.fused_tokens(one.prepare(seen, QUESTIONS[:1] * 3, patches=way)) for way in ways]
+    alone = [
+        one.fused_tokens(one.prepare([clip], QUESTIONS[:1], patches=names))[0]
+        for clip, names in zip(seen, ways[0], strict=True)
+    ]
+    assert alike(batches[0], alone)
+    assert torch.equal(batches[1][0], alone[0]) and torch.equal(batches[2][1], alone[1])
+    assert torch.equal(batches[1][2], seen[2].tokens) and not torch.equal(batches[1][1], alone[1])
 
 
 def test_ragged_batches_answer_like_single_questions(one: PatchedModel) -> None:

@@ -126,7 +126,7 @@ def test_names_follow_the_language_model(base: Base, lora: Lora) -> None:
 
 def test_targets_may_be_full_paths(base: Base) -> None:
     config = LoraConfig(target_modules=("layers.1.self_attn.q_proj",))
-    assert list(targets(config, base.language_model)) == ["layers.1.self_attn.q_proj"]
+    assert [path for path, _, _ in targets(config, base.language_model)] == ["layers.1.self_attn.q_proj"]
 
 
 def test_a_target_that_matches_nothing_is_refused(base: Base) -> None:

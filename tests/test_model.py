@@ -203,7 +203,7 @@ def test_frames_spread_over_the_sound_that_comes_with_them(one: PatchedModel) ->
             (Clip.from_frames(clip.frames, audio=clip.audio, rate=16000), {}),
         )
     ]
-    assert torch.equal(prepared[0].key_times, prepared[1].key_times)
+    assert torch.equal(*(side.key_times for (side,) in prepared if side))
     with pytest.raises(SignalError, match="pair"):
         one.ask(clip, QUESTIONS[0], audio=clip.audio)
 
