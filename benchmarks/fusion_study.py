@@ -51,9 +51,9 @@ class Bench:
         self.folder = folder
         self.seen: Run | None = None
 
-    def run(self, kind: str, rate: float, seed: int) -> dict[str, Any]:
-        """One run of at most a minute: accuracy by channel and what it took."""
-        words = [*KINDS[kind], *BUDGET, f"train.fusion_lr={rate}", f"train.seed={seed}", f"train.output={self.folder}"]
+    def start(self, words: list[str]) -> Run:
+        """A run within the budget, before its first step."""
+        words = [*words, *BUDGET, f"train.output={self.folder}"]
         run = Run(
             read_recipe(find("audio-playroom"), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"])
         )
@@ -62,6 +62,11 @@ class Bench:
             self.seen = run
         run.train_clips, run.val_clips = self.seen.train_clips, self.seen.val_clips
         run.attach()
+        return run
+
+    def run(self, kind: str, rate: float, seed: int) -> dict[str, Any]:
+        """One run of at most a minute: accuracy by channel and what it took."""
+        run = self.start([*KINDS[kind], f"train.fusion_lr={rate}", f"train.seed={seed}"])
         begin = time.perf_counter()
         run.fit(lambda step, steps, figures: None)
         report = run.model.patches["audio-playroom"]
