@@ -1,4 +1,4 @@
-"""How little of the language model must a patch tune? LoRA of several ranks and targets, and three of PEFT's tiny tuners.
+"""How little of the language model must a patch tune? LoRA of several shapes, three of PEFT's tiny tuners.
 
     python benchmarks/tuner_study.py            # three rates on one seed, then 3 seeds a tuner; about 45 minutes
     python benchmarks/tuner_study.py --table    # table and plot of what was found so far

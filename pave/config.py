@@ -201,7 +201,7 @@ class PatchConfig(Config):
     base: BaseFacts
     newline: Literal["end", "grid", "none"] = "end"
     prompt: str = ""  # template with {video} and {question}
-    senses: dict[str, SenseFacts]
+    senses: dict[SenseName, SenseFacts]
     fusion: FusionConfig
     lora: LoraConfig | None = None
     licence: str = "apache-2.0"

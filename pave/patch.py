@@ -161,10 +161,9 @@ def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: st
             raise PatchDamaged(source, f"{name} {flaw}", AGAIN)
     shapes = quantize.shapes(tensors)
     fusion = {name: shape for name, shape in shapes.items() if not name.startswith("lora.")}
-    senses = config.senses.keys()
-    nothing = not senses and config.lora is None
-    if config.fusion.layers > max(len(tensors), 2) or nothing or not all(map(str.isidentifier, senses)):
-        raise PatchDamaged(source, f"its config is absurd: {config.fusion.layers} layers for {list(senses)}", AGAIN)
+    if config.fusion.layers > max(len(tensors), 2) or not (config.senses or config.lora):
+        cause = f"its config is absurd: {config.fusion.layers} layers for {list(config.senses)}"
+        raise PatchDamaged(source, cause, AGAIN)
     try:
         parts = {sense: fusion_of(config, sense, blank=True).state_dict() for sense in config.senses}
     except (PaveError, RuntimeError, TypeError, OverflowError) as error:

@@ -1,12 +1,21 @@
-"""Ways in which a patch file can be damaged: what becomes of its bytes, and the error that must name it."""
+"""Ways in which a patch file can be damaged: what becomes of its bytes, and the error that must name it.
+
+`DAMAGE` holds accidents, and files that somebody has made to do harm: the latter carry the sha256 of what they hold.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
-from pave.errors import PatchDamaged, PatchError, PatchFormatError
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pave import storage
+from pave.errors import PatchDamaged, PatchError, PatchFormatError, PatchMismatch
 
 
 def split(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -48,9 +57,69 @@ def first(header: dict[str, Any]) -> dict[str, Any]:
     return next(entry for name, entry in header.items() if name != "__metadata__" and entry["data_offsets"][0] == 0)
 
 
+def with_entry(**values: Any) -> Callable[[bytes], bytes]:
+    """The first tensor, described otherwise."""
+    return with_header(lambda header: first(header).update(values))
+
+
+def with_sides(shape: list[int]) -> Callable[[bytes], bytes]:
+    """A further tensor without a byte."""
+    return with_header(lambda header: header.update(x={"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}))
+
+
+def resigned(change: Callable[[dict[str, Any], dict[str, Tensor]], object]) -> Callable[[bytes], bytes]:
+    """Another content with its own sha256: `change` gets config and tensors."""
+
+    def damaged(data: bytes) -> bytes:
+        metadata, tensors = split(data)[0]["__metadata__"], load(data)
+        config = json.loads(metadata["pave.config"])
+        change(config, tensors)
+        metadata["pave.config"] = json.dumps(config)
+        metadata["pave.sha256"] = storage.digest(metadata["pave.config"], tensors)
+        return save(tensors, metadata)
+
+    return damaged
+
+
+def with_value(value: float, name: str = "") -> Callable[[bytes], bytes]:
+    return resigned(lambda config, tensors: tensors[name or a_half(tensors)].view(-1)[:1].fill_(value))
+
+
+def with_tensor(change: Callable[[Tensor], Tensor]) -> Callable[[bytes], bytes]:
+    """One half of a LoRA pair, changed."""
+
+    def replaced(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        tensors[a_half(tensors)] = change(tensors[a_half(tensors)]).contiguous()
+
+    return resigned(replaced)
+
+
+def with_part(part: str, **values: Any) -> Callable[[bytes], bytes]:
+    """A config that says something else of `fusion`, `lora` or `base` than the tensors do."""
+    return resigned(lambda config, tensors: config[part].update(values))
+
+
+def with_codes(codes: Tensor, scales: Tensor) -> Callable[[bytes], bytes]:
+    def coded(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        name = a_half(tensors)
+        tensors[name], tensors[f"{name}.scales"] = codes, scales
+
+    return resigned(coded)
+
+
+def a_half(tensors: dict[str, Tensor]) -> str:
+    return min(name for name in tensors if name.startswith("lora.") and name.endswith(".A"))
+
+
 def flip(place: int) -> Callable[[bytes], bytes]:
     return lambda data: data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
 
+
+def rename(config: dict[str, Any], sense: str) -> None:
+    config["senses"][sense] = config["senses"].pop("audio")
+
+
+ONE = torch.ones(1, 1)
 
 DAMAGE: dict[str, tuple[type[PatchError], Callable[[bytes], bytes]]] = {
     "empty": (PatchDamaged, lambda data: b""),
@@ -93,4 +162,63 @@ DAMAGE: dict[str, tuple[type[PatchError], Callable[[bytes], bytes]]] = {
     "no format": (PatchFormatError, with_header(lambda header: header["__metadata__"].pop("pave.format"))),
     "newer format": (PatchFormatError, with_metadata(format="2")),
     "strange format": (PatchFormatError, with_metadata(format="one")),
+    "all zero": (PatchDamaged, lambda data: bytes(len(data))),
+    "tensors all zero": (PatchDamaged, lambda data: data[: -len(split(data)[1])] + bytes(len(split(data)[1]))),
+    "header of no bytes": (PatchDamaged, lambda data: bytes(8) + data[8:]),
+    "header longer than the file": (PatchDamaged, lambda data: len(data).to_bytes(8, "little") + data[8:]),
+    "header of 2^64 bytes": (PatchDamaged, lambda data: b"\xff" * 8 + data[8:]),
+    "length the other way round": (PatchDamaged, lambda data: data[7::-1] + data[8:]),
+    "header is nothing": (PatchDamaged, lambda data: join("null", b"")),
+    "header of spaces": (PatchDamaged, lambda data: join(" " * 64, b"")),
+    "byte order mark": (PatchDamaged, lambda data: join("\ufeff{}", b"")),
+    "two headers": (PatchDamaged, lambda data: join("{}{}", b"")),
+    "number of 10,000 digits": (PatchDamaged, lambda data: join('{"a":' + "9" * 10_000 + "}", b"")),
+    "dtype is a number": (PatchDamaged, with_entry(dtype=32)),
+    "dtype is a list": (PatchDamaged, with_entry(dtype=["F32"])),
+    "dtype of the same size": (PatchDamaged, with_entry(dtype="I32")),
+    "no dtype": (PatchDamaged, with_header(lambda header: first(header).pop("dtype"))),
+    "a key too many": (PatchDamaged, with_entry(colour="red")),
+    "shape is a number": (PatchDamaged, with_entry(shape=8)),
+    "shape is a text": (PatchDamaged, with_entry(shape="8")),
+    "shape holds true": (PatchDamaged, with_entry(shape=[True])),
+    "shape of 100,000 sides": (PatchDamaged, with_header(lambda header: first(header)["shape"].extend([1] * 100_000))),
+    "nothing of a huge shape": (PatchDamaged, with_sides([0, 2**62, 2**62])),
+    "nothing of a shape beyond 64 bits": (PatchDamaged, with_sides([0, 2**70])),
+    "offsets the other way round": (PatchDamaged, with_header(lambda header: first(header)["data_offsets"].reverse())),
+    "offsets beyond the file": (PatchDamaged, with_entry(data_offsets=[2**63, 2**63 + 4])),
+    "offsets are a text": (PatchDamaged, with_entry(data_offsets="04")),
+    "three offsets": (PatchDamaged, with_entry(data_offsets=[0, 4, 8])),
+    "half a character in a name": (PatchDamaged, with_header(lambda header: header.update({"\ud800": first(header)}))),
+    "half a character in the config": (PatchDamaged, with_config("description", "\ud800")),
+    "half a character in the metadata": (PatchDamaged, with_metadata(config='{"name": "\ud800"}')),
+    "tensor under another name": (PatchDamaged, with_header(lambda header: header.update(x=header.pop(max(header))))),
+    "certificate is a list": (PatchDamaged, with_metadata(certificate="[]")),
+    "signed, NaN": (PatchDamaged, with_value(math.nan)),
+    "signed, infinite": (PatchDamaged, with_value(-math.inf)),
+    "signed, 1e38": (PatchDamaged, with_value(1e38)),
+    "signed, whole numbers": (PatchDamaged, with_tensor(lambda tensor: tensor.int())),
+    "signed, transposed": (PatchMismatch, with_tensor(lambda tensor: tensor.T)),
+    "signed, flat": (PatchMismatch, with_tensor(lambda tensor: tensor.flatten())),
+    "signed, of another rank": (PatchMismatch, with_tensor(lambda tensor: tensor[1:])),
+    "signed, empty": (PatchMismatch, with_tensor(lambda tensor: tensor[:0])),
+    "signed, half a pair": (PatchMismatch, resigned(lambda config, tensors: tensors.pop(a_half(tensors)))),
+    "signed, no tensors": (PatchMismatch, resigned(lambda config, tensors: tensors.clear())),
+    "signed, one more": (PatchMismatch, resigned(lambda config, tensors: tensors.update(x=torch.zeros(2)))),
+    "signed, LoRA it does not tell of": (PatchMismatch, resigned(lambda config, tensors: config.pop("lora"))),
+    "signed, sense it does not tell of": (PatchMismatch, resigned(lambda config, tensors: config["senses"].clear())),
+    "signed, codes without scales": (PatchDamaged, with_tensor(lambda tensor: tensor.char())),
+    "signed, scales without codes": (PatchDamaged, resigned(lambda config, tensors: tensors.update({"x.scales": ONE}))),
+    "signed, scales of another shape": (PatchDamaged, with_codes(torch.ones(4, 48).char(), torch.ones(3, 5))),
+    "signed, scale not finite": (PatchDamaged, with_codes(torch.ones(4, 48).char(), torch.full((4, 1), math.inf))),
+    "signed, no scale at all": (PatchDamaged, with_codes(torch.ones(4, 48).char(), torch.ones(4, 0))),
+    "signed, a billion layers": (PatchDamaged, with_part("fusion", kind="official", layers=10**9)),
+    "signed, a wide fusion": (PatchMismatch, with_part("fusion", width=2**20)),
+    "signed, wider than can be": (PatchDamaged, with_part("fusion", width=2**62)),
+    "signed, heads that do not divide": (PatchDamaged, with_part("fusion", heads=7)),
+    "signed, another kind": (PatchMismatch, with_part("fusion", kind="official")),
+    "signed, rank of nothing": (PatchDamaged, with_part("lora", r=0)),
+    "signed, base of negative size": (PatchDamaged, with_part("base", dim=-4)),
+    "signed, base beyond 64 bits": (PatchDamaged, with_part("base", dim=2**70)),
+    "signed, sense that is a path": (PatchDamaged, resigned(lambda config, tensors: rename(config, "../up"))),
+    "signed, sense that is a method": (PatchDamaged, resigned(lambda config, tensors: rename(config, "__class__"))),
 }
