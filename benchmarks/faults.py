@@ -1,4 +1,4 @@
-"""What becomes of patches when bytes, disks and processes fail? Counts that must be zero, in many tries.
+"""What becomes of patches when bytes, disks, processes and connections fail? Many tries of each; no count may be BAD.
 
     python benchmarks/faults.py            # writes benchmarks/results/faults.json; some minutes
     python benchmarks/faults.py --small    # a few tries of each; writes nothing
@@ -6,7 +6,9 @@
 mutated: files changed at random, half in the header, half in the data; each must be refused by a PatchError, or hold
 the very tensors and config that were written. killed: a process that saves one patch over another, again and again, is
 killed with SIGKILL at a random instant; the file must be the one or the other, whole. full: the disk ends somewhere in
-a save. writers: two processes save to one file at once.
+a save. writers: two processes save to one file at once. cold: 16 processes ask at once for a patch of the Hub that none
+has. killed downloads: a process is killed at a random instant of a download, and another asks again. broken downloads:
+what the Hub sends is spoiled in a random way, once or for good; the patch must be right, or refused by a PatchError.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -29,6 +33,10 @@ from typing import Any
 import torch
 from study import Study
 
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from hub_server import FAULTS, HubServer
+
+from pave import hub
 from pave.config import BaseFacts, FusionConfig, LoraConfig, PatchConfig, SenseFacts
 from pave.errors import PatchError
 from pave.patch import Patch, fusion_of
@@ -44,6 +52,35 @@ while True:
     for patch in patches:
         patch.save(target)
 """
+
+# Forks a process for every line that it reads, {"cache": folder, "answer": file}: it asks for the patch and writes what
+# it got. So processes begin at once, and a thousand cost no imports.
+ASKER = """
+import json, os, signal, sys
+from pathlib import Path
+from huggingface_hub import constants
+from pave import hub
+from pave.errors import PatchError
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print("ready", flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    if child := os.fork():
+        print(child, flush=True)
+        continue
+    constants.HF_HUB_CACHE = asked["cache"]
+    try:
+        got = hub.locate("tester/small").load().sha256
+    except PatchError as error:
+        got = "REFUSED: " + error.cause
+    except BaseException as error:
+        got = "FOREIGN " + repr(error)
+    part = Path(asked["answer"] + ".part")
+    part.write_text(got)
+    part.rename(asked["answer"])
+    os._exit(0)
+"""
+PATCH = "tester/small"
 
 
 def made(seed: int, width: int = 8, dim: int = 16) -> Patch:
@@ -105,13 +142,13 @@ def mutated(tries: int, folder: Path) -> dict[str, Any]:
         except PatchError as error:
             found[type(error).__name__] += 1
             if not (error.file and error.cause and error.remedy):
-                found["without cause or remedy"] += 1
+                found["BAD: without cause or remedy"] += 1
         except Exception as error:
-            found[f"FOREIGN {type(error).__name__}"] += 1
+            found[f"BAD: {type(error).__name__}"] += 1
         else:
-            found["unharmed" if patch.sha256 == right[which] else "ACCEPTED WITH OTHER CONTENT"] += 1
+            found["unharmed" if patch.sha256 == right[which] else "BAD: accepted with other content"] += 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return {"tries": tries, **dict(sorted(found.items())), "peak_memory_MB": peak}
+    return {"tries": tries, **counts(found), "peak_memory_MB": peak}
 
 
 def killed(tries: int, folder: Path) -> dict[str, Any]:
@@ -127,8 +164,8 @@ def killed(tries: int, folder: Path) -> dict[str, Any]:
     for file in left:  # those of a killed save count as such after an hour
         os.utime(file, (0, 0))
     Patch.load(names[0]).save(target)
-    swept = not [file for file in folder.iterdir() if file.name.startswith(".target")]
-    return {"tries": tries, **dict(sorted(found.items())), "left_by_kills": len(left), "swept_by_next_save": swept}
+    found["BAD: not swept"] += len([file for file in folder.iterdir() if file.name.startswith(".target")])
+    return {"tries": tries, **counts(found), "left_by_kills_and_swept_by_the_next_save": len(left)}
 
 
 def full(tries: int, folder: Path) -> dict[str, Any]:
@@ -142,14 +179,14 @@ def full(tries: int, folder: Path) -> dict[str, Any]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (rng.randrange(1, names[0].stat().st_size), limit[1]))
         try:
             new.save(target)
-            found["SAVED"] += 1
+            found["BAD: saved"] += 1
         except PatchError:
             found["refused"] += 1
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         found[f"file: {verdict(target, {old.sha256})}"] += 1
-    left = len([file for file in folder.iterdir() if file.name.startswith(".target")])
-    return {"tries": tries, **dict(sorted(found.items())), "left": left}
+    found["BAD: left behind"] += len([file for file in folder.iterdir() if file.name.startswith(".target")])
+    return {"tries": tries, **counts(found)}
 
 
 def writers(tries: int, folder: Path) -> dict[str, Any]:
@@ -160,10 +197,114 @@ def writers(tries: int, folder: Path) -> dict[str, Any]:
         for _ in range(tries):
             time.sleep(0.02)
             found[verdict(target, whole)] += 1
-        alive = one.poll() is None and other.poll() is None
+        found["BAD: a writer has ended"] += (one.poll() is not None) + (other.poll() is not None)
         one.kill()
         other.kill()
-    return {"looks": tries, **dict(sorted(found.items())), "both_writers_alive": alive}
+    return {"looks": tries, **counts(found)}
+
+
+def cold(rounds: int, folder: Path) -> dict[str, Any]:
+    found = Counter[str]()
+    with hub_of_one(folder) as (server, right), Asker(server) as asker:
+        for number in range(rounds):
+            answers = [folder / f"{number}-{each}" for each in range(16)]
+            for answer in answers:
+                asker.ask(folder / f"cache-{number}", answer)
+            found.update("whole" if got(answer) == right else f"BAD: {got(answer)}" for answer in answers)
+        sent = len([one for one in server.asked("GET", "/store*") if one.status == 200])
+    return {"rounds": rounds, "processes": 16, **counts(found), "times_the_file_was_sent": sent}
+
+
+def killed_downloads(tries: int, folder: Path) -> dict[str, Any]:
+    rng, found = Random(0), Counter[str]()
+    with hub_of_one(folder) as (server, right), Asker(server) as asker:
+        for number in range(tries):
+            cache, one, two = (folder / f"{kind}-{number}" for kind in ("cache", "one", "two"))
+            slow = server.fail("slow", "/store*", seconds=0.4)
+            child = asker.ask(cache, one)
+            time.sleep(rng.uniform(0.0, 1.0))
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            begun = one.exists() or any(file.stat().st_size for file in cache.rglob("*.incomplete"))
+            found["ended before" if one.exists() else "killed in the file" if begun else "killed before the file"] += 1
+            slow.times = 0
+            asker.ask(cache, two)
+            found["whole" if got(two) == right else f"BAD: {got(two)}"] += 1
+            left = [file for file in cache.rglob("*") if file.suffix in (".incomplete", ".tmp")]
+            found["left behind"] += len(left)
+            shutil.rmtree(cache)
+    return {"tries": tries, **counts(found)}
+
+
+def broken_downloads(tries: int, folder: Path) -> dict[str, Any]:
+    rng, found = Random(0), Counter[str]()
+    kinds = sorted(FAULTS - {"moved", "hang"})  # one moves nothing here; the other is silence until a time is up
+    with hub_of_one(folder) as (server, right):
+        for number in range(tries):
+            kind, places = rng.choice(kinds), ("*", "/store*", "/api*", "*/resolve/*")
+            fault = server.fail(kind, rng.choice(places), method=rng.choice(("GET", "HEAD")), times=rng.choice((1, 99)))
+            fault.at, fault.by, fault.seconds = rng.randrange(9_000_000), rng.randrange(1, 99), 0.1
+            fault.code = rng.choice((401, 403, 404, 429, 500, 502, 503))
+            with server.client(folder / f"cache-{number % 2}", timeout=1):
+                try:
+                    found["whole" if hub.locate(PATCH).load().sha256 == right else "BAD: another"] += 1
+                except PatchError as error:
+                    found["refused" if error.file and error.cause and error.remedy else "BAD: without remedy"] += 1
+                except Exception as error:
+                    found[f"BAD: {type(error).__name__}"] += 1
+            server.faults.clear()
+            if number % 2:
+                shutil.rmtree(folder / "cache-1", ignore_errors=True)
+    return {"tries": tries, **counts(found)}
+
+
+@contextmanager
+def hub_of_one(folder: Path) -> Iterator[tuple[HubServer, str]]:
+    """A Hub on the loopback that has one patch of some megabytes, and the sha256 of the patch."""
+    patch = made(0, 1024, 1024)
+    with HubServer() as server:
+        server.create(PATCH, {"patch.safetensors": patch.save(folder / "patch.safetensors").read_bytes()})
+        yield server, patch.sha256
+
+
+class Asker:
+    """A process whose forks ask for the patch."""
+
+    def __init__(self, server: HubServer) -> None:
+        told = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        settings = {**os.environ, **told, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+        settings |= {"PYTHONPATH": str(Path(__file__).parents[1])}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen([sys.executable, "-c", ASKER], stdin=pipe, stdout=pipe, text=True, env=settings)
+
+    def __enter__(self) -> Asker:
+        assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def ask(self, cache: Path, answer: Path) -> int:
+        """Let a process of its own ask; its number."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"cache": str(cache), "answer": str(answer)}) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+
+def got(answer: Path) -> str:
+    """What a process got, once it is there."""
+    end = time.monotonic() + 120
+    while not answer.exists():
+        if time.monotonic() > end:
+            return "no answer within two minutes"
+        time.sleep(0.005)
+    return answer.read_text()
+
+
+def counts(found: Counter[str]) -> dict[str, int]:
+    return {name: count for name, count in sorted(found.items()) if count}
 
 
 def two_large(folder: Path) -> list[Path]:
@@ -183,9 +324,20 @@ def saver(names: list[Path], target: Path) -> subprocess.Popen[bytes]:
 
 def verdict(file: Path, whole: set[str]) -> str:
     try:
-        return "whole" if Patch.load(file).sha256 in whole else "ANOTHER"
+        return "whole" if Patch.load(file).sha256 in whole else "BAD: another"
     except PatchError as error:
-        return f"BROKEN: {error.cause}"
+        return f"BAD: {error.cause}"
+
+
+PARTS: dict[str, tuple[Callable[[int, Path], dict[str, Any]], int, int]] = {  # few tries and many
+    "mutated": (mutated, 2000, 100_000),
+    "killed": (killed, 5, 200),
+    "full": (full, 5, 20),
+    "writers": (writers, 20, 300),
+    "cold": (cold, 1, 20),
+    "killed downloads": (killed_downloads, 5, 200),
+    "broken downloads": (broken_downloads, 20, 500),
+}
 
 
 def main() -> None:
@@ -194,13 +346,7 @@ def main() -> None:
     small = parser.parse_args().small
     torch.set_num_threads(1)
     study = Study("faults")
-    parts: dict[str, tuple[Callable[[int, Path], dict[str, Any]], int, int]] = {
-        "mutated": (mutated, 2000, 100_000),
-        "killed": (killed, 5, 200),
-        "full": (full, 5, 20),
-        "writers": (writers, 20, 300),
-    }
-    for key, (part, few, many) in parts.items():
+    for key, (part, few, many) in PARTS.items():
         if small or key not in study:
             with TemporaryDirectory() as folder:
                 figures = part(few if small else many, Path(folder))
@@ -209,6 +355,8 @@ def main() -> None:
         else:
             figures = study.runs[key]
         print(key, json.dumps(figures), flush=True)
+        if any(name.startswith("BAD") for name in figures):
+            raise SystemExit(1)
 
 
 if __name__ == "__main__":

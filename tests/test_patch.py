@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
-from conftest import awaken, make_base, make_config
+from conftest import awaken, full_disk, make_base, make_config
 from damage import DAMAGE, with_metadata
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -185,25 +187,41 @@ def leftovers(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if name.endswith(".tmp")]
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Files of this process cannot grow over 4 kB, as on a full disk."""
-    import resource
-    import signal
-
-    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    signal.signal(signal.SIGXFSZ, handler)
+def another(patch: Patch) -> Patch:
+    return Patch(patch.config, {name: tensor + 1 for name, tensor in patch.tensors.items()})
 
 
-def test_a_full_disk_keeps_the_old_file(patch: Patch, file: Path, small_files: None) -> None:
+def test_a_full_disk_keeps_the_old_file(patch: Patch, file: Path) -> None:
     before = file.read_bytes()
-    with pytest.raises(PatchError, match="untouched"):
-        Patch(patch.config, {name: tensor + 1 for name, tensor in patch.tensors.items()}).save(file)
+    with full_disk(4096), pytest.raises(PatchError, match="untouched"):
+        another(patch).save(file)
     assert file.read_bytes() == before
     assert not leftovers(file.parent)
+
+
+@contextmanager
+def read_only(folder: str) -> Iterator[None]:
+    """Within the block nothing can be written there; root, who may write everywhere, is somebody else meanwhile."""
+    me = os.geteuid()
+    os.chmod(folder, 0o555)
+    if me == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+        os.chmod(folder, 0o755)
+
+
+def test_a_folder_that_is_read_only_keeps_the_old_file(patch: Patch) -> None:
+    with TemporaryDirectory() as name:  # pytest's own folders cannot even be entered by others
+        file = patch.save(Path(name) / "patch.safetensors")
+        with (
+            read_only(name),
+            pytest.raises(PatchError, match=r"cannot be written \(Permission denied\).*mend the rights"),
+        ):
+            another(patch).save(file)
+        assert same(Patch.load(file), patch) and os.listdir(name) == [file.name]
 
 
 def test_a_link_stays_a_link(patch: Patch, tmp_path: Path) -> None:
