@@ -135,11 +135,16 @@ def doctor() -> None:
 
 @patch_app.command("list")
 def patch_list() -> None:
-    """List the patches of the catalogue."""
+    """List the patches that are at hand: of the catalogue, names of your own, and what was fetched from the Hub."""
     from pave.catalogue import list_patches
+    from pave.hub import aliases, downloaded
 
     for entry in list_patches():
         print(entry)
+    for name, target in sorted(aliases().items()):
+        print(f"{name}: alias of {target}")
+    for place in downloaded():
+        print(f"{place.source}: fetched from the Hub [{place.path.stat().st_size:,} bytes]")
 
 
 @patch_app.command("info")

@@ -141,6 +141,16 @@ def search(words: str = "", *, sense: str = "", base: str = "", limit: int = 20)
     ]
 
 
+def downloaded() -> list[Place]:
+    """Patches of the Hub that lie in its cache, the newest first; they work offline."""
+    copies = [copy for copy in Path(constants.HF_HUB_CACHE).glob(f"models--*/snapshots/*/{FILE}") if copy.exists()]
+    places = []
+    for copy in sorted(copies, key=lambda copy: copy.lstat().st_mtime, reverse=True):
+        repo, commit = copy.parents[2].name.removeprefix("models--").replace("--", "/"), copy.parent.name
+        places.append(Place(copy, f"{repo}@{commit[:12]}", repo=repo, commit=commit))
+    return places
+
+
 # ---------------------------------------------------------------- out
 
 

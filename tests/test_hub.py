@@ -371,7 +371,8 @@ def test_the_command_line_pulls_and_shows(
         import contextlib, io, json, sys
         from pave import cli
         said = []
-        for words in (["info", "{EARS}"], ["pull", "{EARS}", "--out", "{tmp_path}/out"], ["verify", "{EARS}"]):
+        pulling = ["pull", "{EARS}", "--out", "{tmp_path}/out"]
+        for words in (["info", "{EARS}"], pulling, ["verify", "{EARS}"], ["alias", "mine", "{EARS}"], ["list"]):
             sys.argv = ["pave", "patch", *words]
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 try:
@@ -381,7 +382,10 @@ def test_the_command_line_pulls_and_shows(
             said.append(out.getvalue())
         print(json.dumps(said))
         """,
+        PAVE_HOME=str(tmp_path / "pave"),
     )
+    commit = server.repos[EARS].branches["main"]
     assert "sense    audio: logmel" in found[0] and patches[0].sha256 in found[1] and "ok, " in found[2]
     assert Patch.load(tmp_path / "out").sha256 == patches[0].sha256
-    assert json.dumps(found).count(server.repos[EARS].branches["main"]) == 1
+    assert json.dumps(found).count(commit) == 1
+    assert f"mine: alias of {EARS}\n{EARS}@{commit[:12]}: fetched from the Hub [{len(data[0]):,} bytes]" in found[-1]
