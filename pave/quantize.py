@@ -51,23 +51,22 @@ def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix (o c) that codes and scales stand for."""
     along = int(len(scales) == len(codes))  # the side that groups run along
-    whole = unpack(codes, along) if codes.dtype == torch.uint8 else codes
     # The product of a code and a bfloat16 is exact in float32, so bfloat16 itself rounds it just once.
     exact = dtype if dtype in (torch.bfloat16, torch.float32) else torch.float32
-    groups = whole.unflatten(along, (scales.shape[along], -1)).to(exact)
-    return groups.mul_(scales.to(exact).unsqueeze(along + 1)).flatten(along, along + 1).to(dtype)
+    scale = scales.to(exact).unsqueeze(along + 1)
+    groups = codes.view(torch.int8).unflatten(along, (scales.shape[along], -1))
+    if codes.dtype == torch.int8:
+        return (groups * scale).flatten(along, along + 1).to(dtype)
+    pairs = torch.empty(*groups.shape[: along + 2], 2, *groups.shape[along + 2 :], dtype=exact, device=codes.device)
+    for place, half in enumerate((groups << 4 >> 4, groups >> 4)):
+        torch.mul(half, scale, out=pairs.select(along + 2, place))
+    return pairs.flatten(along, along + 2).to(dtype)
 
 
 def pack(codes: Tensor) -> Tensor:
     """Codes -8 … 7 (o c) in pairs: the even column in the low half of a byte (o c/2)."""
     even, odd = ((codes[:, first::2].to(torch.int16) & 15) for first in (0, 1))
     return (even | odd << 4).to(torch.uint8)
-
-
-def unpack(pairs: Tensor, along: int = 1) -> Tensor:
-    """Codes of bytes that hold two neighbours along a side each."""
-    signed = pairs.view(torch.int8)
-    return torch.stack([signed << 4 >> 4, signed >> 4], along + 1).flatten(along, along + 1)
 
 
 def group_of(columns: int) -> int:

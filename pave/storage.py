@@ -17,10 +17,10 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,7 +80,8 @@ def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[s
             size = os.fstat(file.fileno()).st_size
             data = torch.from_file(str(path), size=size, dtype=torch.uint8)  # keeps no file open
         else:
-            data, begin = torch.from_numpy(np.frombuffer(bytearray(file.read()), np.uint8)), 0
+            data, begin = torch.empty(os.fstat(file.fileno()).st_size - begin, dtype=torch.uint8), 0
+            file.readinto(data.numpy().data)
     return {name: _tensor(entry, data[begin:]) for name, entry in header.items()}, metadata
 
 
@@ -104,9 +105,9 @@ def digest(facts: str | Mapping[str, str], tensors: Mapping[str, Tensor]) -> str
     return found.hexdigest()
 
 
-def raw(tensor: Tensor) -> bytes:
+def raw(tensor: Tensor) -> memoryview:
     """Little-endian bytes, as every machine that torch runs on has them."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def parse_json(path: Path, text: str | bytes, what: str) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def _sweep(path: Path) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
         with path.open("rb") as file:
             yield file

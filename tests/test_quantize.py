@@ -30,7 +30,8 @@ def test_packed_codes_are_the_codes(seed: int, rows: int, pairs: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     codes = torch.randint(-8, 8, (rows, 2 * pairs), generator=draw, dtype=torch.int8)
     packed = quantize.pack(codes)
-    assert packed.shape == (rows, pairs) and torch.equal(quantize.unpack(packed), codes)
+    assert packed.shape == (rows, pairs)
+    assert torch.equal(quantize.dequantise(packed, torch.ones(rows, 1).bfloat16()), codes.float())
 
 
 @pytest.mark.parametrize("bits", [4, 8])
