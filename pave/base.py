@@ -1,8 +1,8 @@
 """Bases: a frozen Hugging Face video LLM behind the few things that a patch needs of it.
 
 In: key frames and questions. Out: visual tokens before and after the projector, packed rows of them, token ids of the
-prompt, a fingerprint of the weights. One file in `pave/bases/` per family, named like its `model_type`. Refuses to know
-of patches; never changes the model's class, names or weights.
+prompt, a fingerprint of the weights. One file in `pave/bases/` per family, named like its `model_type`, says only what
+the model itself does not tell. Refuses to know of patches; never changes the model's class, names or weights.
 
 b clips, t key frames, s visual tokens per key frame, q d channels before and after the projector, v visual rows of a
 packed clip, y x the grid of a key frame's visual tokens
@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.hub import cached_file
 
 from pave.config import BaseFacts
@@ -72,6 +73,10 @@ class Visual:
 class Base(ABC):
     """A frozen video LLM. From here on its parameters ask for no gradient and it is in eval mode."""
 
+    TEMPLATE = CHATML
+    modality: Literal["video", "image"] = "video"  # under which the model takes its key frames
+    pair = 1  # frames that the vision tower makes one step of; a patch sees such a step as one key frame
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -80,28 +85,18 @@ class Base(ABC):
         frames: int = 32,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
-        template: str = CHATML,
+        template: str = "",
         repo: str = "",
         revision: str = "",
     ) -> None:
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
         self.frames, self.mean, self.std = frames, tuple(mean), tuple(std)
         self.repo, self.revision = repo, revision
-        self.prompter = Prompter(tokenizer, template)
+        self.prompter = Prompter(tokenizer, template or self.TEMPLATE)
         self.encode_text, self.prompt, self.end = self.prompter.encode_text, self.prompter.prompt, self.prompter.end
         self._fingerprint: str | None = None
 
     # What a family says of itself
-
-    @property
-    @abstractmethod
-    def language_model(self) -> nn.Module:
-        """The decoder that LoRA may enter."""
-
-    @property
-    @abstractmethod
-    def dim(self) -> int:
-        """Channels of a visual token in the language model."""
 
     @property
     @abstractmethod
@@ -118,25 +113,51 @@ class Base(ABC):
     def size(self) -> tuple[int, int]:
         """Height and width of the pixels that the vision tower reads."""
 
-    @property
-    @abstractmethod
-    def placeholder(self) -> int:
-        """Token id that marks a visual row in the prompt."""
-
-    @property
-    @abstractmethod
-    def newline(self) -> Tensor:
-        """The learned newline row (d,)."""
-
     @abstractmethod
     def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (t 3 y x) -> pooled features before (t s q) and after (t s d) the projector, in one vision pass."""
 
-    @abstractmethod
+    # What a family may say otherwise
+
+    @property
+    def newline(self) -> Tensor | None:
+        """The learned newline row (d,), where there is one."""
+        return None
+
+    def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
+        """What the family writes before and behind each key frame; `times` in seconds."""
+        return [("", "")] * len(times)
+
+    def positions(self, ids: Tensor, positions: Tensor, times: Sequence[Sequence[float]]) -> Tensor:
+        """Positions as the language model wants them, from ids and plain positions (b l); `times` of the key frames of
+        each row, in seconds."""
+        return positions
+
     def outputs(self, rows: Tensor) -> dict[str, Any]:
         """Packed rows (b v d) as the `mm_encoder_outputs` of the base's own forward() and generate()."""
+        return {self.modality: BaseModelOutputWithPooling(pooler_output=rows)}
 
     # What every family shares
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The decoder that LoRA may enter."""
+        return self.model.get_decoder()
+
+    @property
+    def dim(self) -> int:
+        """Channels of a visual token in the language model."""
+        return self.model.config.get_text_config().hidden_size
+
+    @property
+    def placeholder(self) -> int:
+        """Token id that marks a visual row in the prompt."""
+        return getattr(self.model.config, f"{self.modality}_token_id")
+
+    @property
+    def newlines(self) -> tuple[Newline, ...]:
+        """The layouts that the base can pack, its own first."""
+        return ("none",) if self.newline is None else ("end", "grid", "none")
 
     @property
     def model_type(self) -> str:
@@ -163,7 +184,7 @@ class Base(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.newline.dtype
+        return self._embedding.dtype
 
     def pixels(self, clip: Clip) -> Tensor:
         """A clip's key frames as the vision tower wants them, float32 (t 3 y x)."""
@@ -177,25 +198,35 @@ class Base(ABC):
     def encode(
         self, pixels: Sequence[Tensor], times: Sequence[Tensor] | None = None, chunk: int | None = None
     ) -> Visual:
-        """Key frames of b clips, each (t 3 y x), in one vision pass however ragged; `chunk` bounds its frames."""
-        counts = [len(clip) for clip in pixels]
-        frames = torch.cat(list(pixels)).to(self.device, self.dtype)
-        seen = [self.look(part) for part in frames.split(chunk or len(frames))]
-        vision, tokens = (torch.cat(parts).split(counts) for parts in zip(*seen, strict=True))
+        """Key frames of b clips, each (t 3 y x), in one vision pass however ragged; `chunk` bounds its frames. The
+        last frame of a clip is seen twice where the base looks at pairs and one is missing."""
         if times is None:
-            times = [torch.arange(count, dtype=torch.float64) for count in counts]
-        clocks = [clock.to(device=self.device, dtype=torch.float64) for clock in times]
-        return Visual.stack(list(zip(vision, tokens, clocks, strict=True)))
+            times = [torch.arange(len(clip), dtype=torch.float64) for clip in pixels]
+        steps = [-(-len(clip) // self.pair) for clip in pixels]
+        even = [_last_again(clip, self.pair) for clip in pixels]
+        clocks = [_last_again(clock.to(torch.float64), self.pair).view(-1, self.pair).mean(1) for clock in times]
+        frames = torch.cat(even).to(self.device, self.dtype)
+        at_once = len(frames) if chunk is None else max(1, chunk // self.pair) * self.pair
+        seen = [self.look(part) for part in frames.split(at_once)]
+        vision, tokens = (torch.cat(parts).split(steps) for parts in zip(*seen, strict=True))
+        return Visual.stack(list(zip(vision, tokens, (clock.to(self.device) for clock in clocks), strict=True)))
 
-    def rows_of(self, frames: int, newline: Newline) -> int:
-        """How many visual rows, newlines included, `frames` key frames take in the prompt."""
-        return frames * self.tokens_per_frame + {"end": 1, "grid": frames * self.grid[0], "none": 0}[newline]
+    def visual_ids(self, times: Sequence[float], newline: Newline, beside: Sequence[Sequence[int]] = ()) -> list[int]:
+        """The visual part of a prompt: a placeholder for every row that `pack` gives, and the family's own words around
+        the key frames. `beside`: how many further tokens each group has."""
+        each = self.tokens_per_frame + (self.grid[0] if newline == "grid" else 0)
+        ids: list[int] = []
+        for i, (before, behind) in enumerate(self.around(times)):
+            rows = each + sum(sizes[i] for sizes in beside if i < len(sizes))
+            words = (self.prompter.encode_special(text) if text else [] for text in (before, behind))
+            ids += [*next(words), *[self.placeholder] * rows, *next(words)]
+        return [*ids, *[self.placeholder] * (newline == "end")]
 
     def pack(self, frames: Tensor, newline: Newline, beside: Sequence[Sequence[Tensor]] = ()) -> Tensor:
         """Visual tokens (t s d) of one clip as rows (v d). end: one newline behind the last frame; grid: one behind
         each grid row of each frame, as the authors of PAVE train. `beside`: further tokens, in groups (n d) that stand
         before their key frame, or in one group before all."""
-        end = self.newline.to(frames)
+        end = frames.new_zeros(0) if self.newline is None else self.newline.to(frames)
         if newline == "grid":
             grid = rearrange(frames, "t (y x) d -> t y x d", y=self.grid[0])
             ends = repeat(end, "d -> t y 1 d", t=len(frames), y=self.grid[0])
@@ -261,6 +292,11 @@ class Base(ABC):
             frames=self.frames,
             fingerprint=self.fingerprint(),
         )
+
+
+def _last_again(x: Tensor, size: int) -> Tensor:
+    """Rows, with the last again until they fill groups of `size`."""
+    return torch.cat([x, x[-1:].expand(-len(x) % size, *x.shape[1:])])
 
 
 def families() -> list[str]:

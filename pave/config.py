@@ -156,7 +156,7 @@ class Recipe(Config):
     description: str = ""
     base: str = "playroom"
     frames: Annotated[int, Field(ge=1)] | None = None  # key frames; None: what the base was trained with
-    newline: Literal["end", "grid", "none"] = "end"
+    newline: Literal["end", "grid", "none"] | None = None  # behind the visual tokens; None: as the base has it
     senses: Annotated[dict[SenseName, SenseConfig], Field(min_length=1)]
     fusion: FusionConfig = FusionConfig()
     lora: LoraConfig | None = LoraConfig()

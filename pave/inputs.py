@@ -79,7 +79,7 @@ class Inputs:
     attention_mask: Tensor
     visual: Visual
     uses: tuple[Use, ...] = ()
-    newline: tuple[Newline, ...] = ()  # of each row; empty: all rows end with one newline
+    newline: tuple[Newline, ...] = ()  # of each row; empty: the base's own
     position_ids: Tensor | None = None  # int64 (b l); None: counted along the mask
 
     def positions(self) -> Tensor:
@@ -124,23 +124,25 @@ def beside(uses: Sequence[Use], rows: int) -> list[list[list[Tensor]]]:
 
 
 def tokenise(
-    base: Base, questions: Sequence[str], templates: Sequence[str], spans: Sequence[int]
+    base: Base, questions: Sequence[str], templates: Sequence[str], visual: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor]:
-    """Ids and mask (b l) of one question per row behind `spans` visual rows, padded on the left.
+    """Ids and mask (b l) of one question per row behind its `visual` ids, padded on the left.
 
     Ragged rows get the same number of placeholders: a beam search tells rows apart by counting them, and mixes rows up
     without a word otherwise. The spare ones stand in the left padding, where no mask shows them, and read zero rows.
     """
-    rows, length = [], 0
-    for question, template, span in zip(questions, templates, spans, strict=True):
+    held = [list(row).count(base.placeholder) for row in visual]
+    spare = [max(held) - count for count in held]
+    rows = []
+    for question, template, seen in zip(questions, templates, visual, strict=True):
         before, behind = base.prompt(question, template)
-        rows.append([*before, *[base.placeholder] * span, *behind])
-        length = max(length, len(rows[-1]) + max(spans) - span)
+        rows.append([*before, *seen, *behind])
+    length = max(len(row) + more for row, more in zip(rows, spare, strict=True))
     ids = torch.full((len(rows), length), base.pad)
     mask = torch.zeros(len(rows), length, dtype=torch.int64)
-    for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
+    for i, (row, more) in enumerate(zip(rows, spare, strict=True)):
         start = length - len(row)
-        ids[i, start - (max(spans) - span) : start] = base.placeholder
+        ids[i, start - more : start] = base.placeholder
         ids[i, start:] = torch.tensor(row)
         mask[i, start:] = 1
     return ids, mask
@@ -153,9 +155,9 @@ def stack(clips: Sequence[ClipFeatures]) -> Visual:
 
 def layout(base: Base, patches: Sequence[Attached]) -> tuple[Newline, str]:
     """Newline layout and prompt template of a row; patches that disagree cannot share it."""
-    own = base.template
-    found: set[tuple[Newline, str]] = {(patch.config.newline, patch.config.prompt or own) for patch in patches}
+    own: tuple[Newline, str] = base.newlines[0], base.template
+    found: set[tuple[Newline, str]] = {(patch.config.newline, patch.config.prompt or own[1]) for patch in patches}
     if len(found) > 1:
         names = ", ".join(f"{patch.config.name} (newline: {patch.config.newline})" for patch in patches)
         raise PatchMismatch(names, "these patches lay out the prompt differently", "use one of them per question")
-    return found.pop() if found else ("end", own)
+    return found.pop() if found else own

@@ -42,6 +42,10 @@ class Prompter:
             raise BaseModelError(f"this tokenizer reads a special token in the plain text {text!r}; change the wording")
         return ids
 
+    def encode_special(self, text: str) -> list[int]:
+        """Ids of a text that may place special tokens: a base's own words, never a user's."""
+        return self._ids(self._split(text), "")
+
     def prompt(self, question: str, template: str = "") -> tuple[list[int], list[int]]:
         """Ids before and behind the visual rows; an empty template means the base's own."""
         before, behind = self._pieces(template or self.template)
@@ -64,13 +68,16 @@ class Prompter:
         """A template split at its special tokens, before and behind the video."""
         if template.count(VIDEO) != 1 or template.count(QUESTION) != 1:
             raise BaseModelError(f"a prompt template holds {VIDEO} once and {QUESTION} once, got {template!r}")
-        special = "|".join(re.escape(token) for token in sorted(self.special, key=len, reverse=True))
-        before, behind = ([p for p in re.split(f"({special})", part) if p] for part in template.split(VIDEO))
+        before, behind = map(self._split, template.split(VIDEO))
         plain = [piece for piece in before + behind if piece not in self.special]
         lacking = sorted({word for piece in plain for word in re.findall(r"<\|\w+\|>", piece)})
         if lacking:
             raise BaseModelError(f"the tokenizer does not know {', '.join(lacking)} of its prompt template")
         return before, behind
+
+    def _split(self, text: str) -> list[str]:
+        special = "|".join(re.escape(token) for token in sorted(self.special, key=len, reverse=True))
+        return [piece for piece in re.split(f"({special})", text) if piece]
 
 
 def _without_added_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:

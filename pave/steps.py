@@ -122,8 +122,8 @@ class Steps:
         features = self._features(clips, [sense for each in asked for sense in each.attached.config.senses.values()])
         uses = _perceived(asked, features)
         layouts = self._layouts(uses, len(features))
-        spans = self._spans(features, uses, [newline for newline, _ in layouts])
-        ids, mask = tokenise(self.host, questions, [template for _, template in layouts], spans)
+        visual = self._visual_ids(features, uses, [newline for newline, _ in layouts])
+        ids, mask = tokenise(self.host, questions, [template for _, template in layouts], visual)
         return Inputs(ids, mask, stack(features), uses, tuple(newline for newline, _ in layouts))
 
     def inputs(
@@ -135,16 +135,16 @@ class Steps:
         attention_mask: Tensor,
         position_ids: Tensor | None = None,
     ) -> Inputs:
-        """Rows that the caller has laid out, with as many placeholders for each clip as `visual_rows` says; `patches`
-        as in `prepare`."""
+        """Rows that the caller has laid out, each around the ids that `visual_ids` gives for its clip; `patches` as in
+        `prepare`."""
         uses = _perceived(self._asked(patches, len(clips)), clips)
         newlines: list[Newline] = [newline for newline, _ in self._layouts(uses, len(clips))]
         return Inputs(input_ids, attention_mask, stack(clips), uses, tuple(newlines), position_ids)
 
-    def visual_rows(self, clips: Sequence[ClipFeatures], patches: Names) -> list[int]:
-        """How many placeholders the prompt of each clip holds under these patches."""
+    def visual_ids(self, clips: Sequence[ClipFeatures], patches: Names) -> list[list[int]]:
+        """The visual part of each clip's prompt under these patches: placeholders, and what the base writes around."""
         uses = _perceived(self._asked(patches, len(clips)), clips)
-        return self._spans(clips, uses, [newline for newline, _ in self._layouts(uses, len(clips))])
+        return self._visual_ids(clips, uses, [newline for newline, _ in self._layouts(uses, len(clips))])
 
     def fused_tokens(self, inputs: Inputs) -> list[Tensor]:
         """Visual tokens (t s d) of each row, plus what patches add where they sense something. All patches look at the
@@ -170,7 +170,7 @@ class Steps:
             return base(
                 input_ids=inputs.input_ids.to(self.host.device),
                 attention_mask=inputs.attention_mask.to(self.host.device),
-                position_ids=inputs.positions().to(self.host.device),
+                position_ids=self._positions(inputs),
                 mm_encoder_outputs=self.host.outputs(self._rows(inputs)),
                 labels=None if labels is None else labels.to(self.host.device),
                 logits_to_keep=logits_to_keep,
@@ -194,9 +194,15 @@ class Steps:
             return base.generate(
                 input_ids=inputs.input_ids.to(self.host.device),
                 attention_mask=inputs.attention_mask.to(self.host.device),
+                position_ids=self._positions(inputs),
                 mm_encoder_outputs=self.host.outputs(self._rows(inputs)),
                 **options,
             )
+
+    def _positions(self, inputs: Inputs) -> Tensor:
+        counts = inputs.visual.frames.tolist()
+        times = [row[:count] for row, count in zip(inputs.visual.times.tolist(), counts, strict=True)]
+        return self.host.positions(inputs.input_ids, inputs.positions(), times).to(self.host.device)
 
     def _live(self, inputs: Inputs) -> tuple[Use, ...]:
         return () if id(self) in _off.get() else inputs.uses
@@ -217,7 +223,7 @@ class Steps:
         """Packed visual rows (b v d), shorter ones behind zero rows; or all rows in line (1 v d) when the prompts hold
         no spare placeholders."""
         fused = self.fused_tokens(inputs)
-        newline: Sequence[Newline] = inputs.newline or ("end",) * len(fused)
+        newline: Sequence[Newline] = inputs.newline or self.host.newlines[:1] * len(fused)
         extra = beside(self._live(inputs), len(fused))
         rows = [self.host.pack(*row) for row in zip(fused, newline, extra, strict=True)]
         held = (inputs.input_ids == self.host.placeholder).sum(-1).tolist()
@@ -232,13 +238,14 @@ class Steps:
         """Newline and prompt template of each row, as the patches that act on it want them."""
         return [layout(self.host, [use.attached for use in uses if use.acting[i]]) for i in range(rows)]
 
-    def _spans(self, clips: Sequence[ClipFeatures], uses: Sequence[Use], newlines: Sequence[Newline]) -> list[int]:
-        """Visual rows of each clip, tokens that stand beside the visual ones included."""
+    def _visual_ids(
+        self, clips: Sequence[ClipFeatures], uses: Sequence[Use], newlines: Sequence[Newline]
+    ) -> list[list[int]]:
         with torch.no_grad():
             extra = beside(uses, len(clips))
-        beyond = [sum(len(group) for groups in row for group in groups) for row in extra]
-        rows = [self.host.rows_of(len(clip.times), newline) for clip, newline in zip(clips, newlines, strict=True)]
-        return [sum(pair) for pair in zip(rows, beyond, strict=True)]
+        sizes = [[[len(group) for group in groups] for groups in row] for row in extra]
+        rows = zip(clips, newlines, sizes, strict=True)
+        return [self.host.visual_ids(clip.times.tolist(), newline, more) for clip, newline, more in rows]
 
     def _asked(self, patches: Names, rows: int) -> list[Use]:
         """The patches that some row asks for, as they are at this moment; what they perceive is not known yet."""

@@ -162,7 +162,7 @@ class Run:
             name=recipe.name,
             description=recipe.description,
             base=self.model.host.facts(),
-            newline=recipe.newline,
+            newline=recipe.newline or self.model.host.newlines[0],
             prompt=self.model.host.template,
             senses=senses,
             fusion=recipe.fusion,
@@ -220,10 +220,10 @@ class Run:
         host = self.model.host
         features = [clip.features for clip in clips]
         rows = []
-        for clip, count in zip(clips, self.model.visual_rows(features, patches), strict=True):
+        for clip, seen in zip(clips, self.model.visual_ids(features, patches), strict=True):
             before, _ = host.prompt("")
             turns = [(host.prompt(example.question)[1], self.answer(example)) for example in clip.examples]
-            rows.append(pack([*before, *[host.placeholder] * count], turns))
+            rows.append(pack([*before, *seen], turns))
         tokens = collate(rows, host.pad)
         labels = tokens.pop("labels")
         return self.model.inputs(features, patches, **tokens), labels

@@ -164,7 +164,7 @@ def _show(recipe: Recipe) -> None:
     first = examples[0]
     before, behind = host.prompt(first.question)
     learned = [*host.encode_text(first.answer), host.end]
-    rows = host.rows_of(host.frames, recipe.newline)
+    rows = len(host.visual_ids(range(0, host.frames, host.pair), recipe.newline or host.newlines[0]))
     print(f"\nline {first.line} as the loss sees it ({len(before) + rows + len(behind) + len(learned)} tokens):")
     print(
         f"  not learned: {host.tokenizer.decode(before)!r} + {rows} visual tokens + {host.tokenizer.decode(behind)!r}"

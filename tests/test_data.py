@@ -113,9 +113,9 @@ class Asker:
 
     def row(self, clip: ClipFeatures, asked: Sequence[tuple[str, str]]) -> Row:
         host = self.model.host
-        (before, _), (count,) = host.prompt(""), self.model.visual_rows([clip], ["ears"])
+        (before, _), (seen,) = host.prompt(""), self.model.visual_ids([clip], ["ears"])
         turns = [(host.prompt(question)[1], [*host.encode_text(answer), host.end]) for question, answer in asked]
-        return pack([*before, *[host.placeholder] * count], turns)
+        return pack([*before, *seen], turns)
 
     @torch.no_grad()
     def logits(self, clips: Sequence[ClipFeatures], tokens: dict[str, Tensor]) -> list[Tensor]:

@@ -60,10 +60,10 @@ def test_packed_questions_equal_questions_alone(one: PatchedModel) -> None:
     hears(one)
     features = [one.encode_clip(clip) for clip in clips()]
     rows = []
-    for count in one.visual_rows(features, ["ears"]):
+    for seen in one.visual_ids(features, ["ears"]):
         before, _ = one.host.prompt("")
         turns = [(one.host.prompt(question)[1], one.host.encode_text("yes")) for question in QUESTIONS]
-        rows.append(pack([*before, *[one.host.placeholder] * count], turns))
+        rows.append(pack([*before, *seen], turns))
     tokens = collate(rows, one.host.pad)
     labels = tokens.pop("labels")
     packed = one.forward(one.inputs(features, ["ears"], **tokens)).logits

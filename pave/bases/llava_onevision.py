@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pave.base import Base
 
@@ -22,14 +21,6 @@ MODEL = LlavaOnevisionForConditionalGeneration
 
 class LlavaOnevision(Base):
     """The family of `llava-hf/llava-onevision-qwen2-*` and of the embedded Playroom base."""
-
-    @property
-    def language_model(self) -> nn.Module:
-        return self.model.model.language_model
-
-    @property
-    def dim(self) -> int:
-        return self.model.config.text_config.hidden_size
 
     @property
     def vision_dim(self) -> int:
@@ -47,10 +38,6 @@ class LlavaOnevision(Base):
         return (self.model.config.vision_config.image_size,) * 2
 
     @property
-    def placeholder(self) -> int:
-        return self.model.config.video_token_id
-
-    @property
     def newline(self) -> Tensor:
         return self.model.model.image_newline
 
@@ -65,9 +52,6 @@ class LlavaOnevision(Base):
         if self.model.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
         return self.model.model.apply_pooling(features), tokens
-
-    def outputs(self, rows: Tensor) -> dict[str, Any]:
-        return {"video": BaseModelOutputWithPooling(pooler_output=rows)}
 
 
 def build(model: LlavaOnevisionForConditionalGeneration, tokenizer: Any, **facts: Any) -> LlavaOnevision:
