@@ -79,6 +79,12 @@ class Attached(nn.Module):
         for sense in config.senses:
             if hasattr(nn.ModuleDict, sense):
                 raise RecipeError(f"senses.{sense}: torch keeps this name for itself; call it {sense}_signal")
+        if config.newline not in base.newlines:
+            cause = f"is laid out with newline: {config.newline}, which this base does not have"
+            raise PatchMismatch(config.name, cause, f"use newline: {' | '.join(base.newlines)}")
+        if config.fusion.combine != "add" and base.on_a_grid:
+            cause = "puts tokens beside the visual ones, whose positions lie on a grid in this base"
+            raise PatchMismatch(config.name, cause, "use fusion.combine: add")
         self.fusion = nn.ModuleDict({sense: fusion_of(config, sense, blank=blank) for sense in config.senses})
         self.lora = None
         if config.lora:

@@ -18,14 +18,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange, repeat
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.hub import cached_file
 
@@ -47,11 +53,15 @@ class Visual:
     tokens: Tensor  # (b t s d) pooled, after the projector, no newline
     frames: Tensor  # int64 (b,) real key frames of each row
     times: Tensor  # float64 (b t) seconds
+    deep: Tensor | None = None  # (b t s k d) what deeper layers of the vision tower give as many layers of the decoder
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Visual:
         """Features on `device` in `dtype`; times stay float64."""
         move = {"device": device, "dtype": dtype}
-        return Visual(self.vision.to(**move), self.tokens.to(**move), self.frames.to(device), self.times.to(device))
+        deep = None if self.deep is None else self.deep.to(**move)
+        return Visual(
+            self.vision.to(**move), self.tokens.to(**move), self.frames.to(device), self.times.to(device), deep
+        )
 
     def rows(self) -> list[Visual]:
         """Each clip as a batch of its own, without padding."""
@@ -59,30 +69,44 @@ class Visual:
         parts = (self.vision, self.tokens, self.frames, self.times)
         alone = zip(*(part.split(1) for part in parts), strict=True)
         return [
-            Visual(vision[:, :n], tokens[:, :n], frames, times[:, :n])
+            Visual(vision[:, :n], tokens[:, :n], frames, times[:, :n])  # no patch asks for deeper features
             for n, (vision, tokens, frames, times) in zip(counts, alone, strict=True)
         ]
 
     @staticmethod
-    def stack(clips: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Visual:
-        """Collate (vision, tokens, times) of single clips."""
-        vision, tokens, times = (pad_sequence(list(parts), batch_first=True) for parts in zip(*clips, strict=True))
-        return Visual(vision, tokens, torch.tensor([len(clip[2]) for clip in clips]), times)
+    def stack(seen: Sequence[Seen], times: Sequence[Tensor]) -> Visual:
+        """Collate single clips, and the times of their key frames."""
+        vision, tokens, clocks = (
+            pad_sequence(list(parts), batch_first=True)
+            for parts in ([each.vision for each in seen], [each.tokens for each in seen], times)
+        )
+        deep = [each.deep for each in seen if each.deep is not None]
+        levels = pad_sequence(deep, batch_first=True) if deep else None
+        return Visual(vision, tokens, torch.tensor([len(clock) for clock in times]), clocks, levels)
+
+
+class Seen(NamedTuple):
+    """What a vision tower makes of one run of key frames."""
+
+    vision: Tensor  # (t s q) pooled, before the projector
+    tokens: Tensor  # (t s d) pooled, after the projector
+    deep: Tensor | None = None  # (t s k d)
 
 
 class Base(ABC):
     """A frozen video LLM. From here on its parameters ask for no gradient and it is in eval mode."""
 
-    TEMPLATE = CHATML
+    TEMPLATE, FRAMES = CHATML, 32  # prompt and key frames, where a checkpoint says nothing else
     modality: Literal["video", "image"] = "video"  # under which the model takes its key frames
-    pair = 1  # frames that the vision tower makes one step of; a patch sees such a step as one key frame
+    on_a_grid = False  # whether visual tokens have positions in time, height and width
+    listed = False  # whether the model takes its visual rows as a list, one tensor per row, or as one tensor
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerFast,
         *,
-        frames: int = 32,
+        frames: int | None = None,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
         template: str = "",
@@ -90,7 +114,7 @@ class Base(ABC):
         revision: str = "",
     ) -> None:
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
-        self.frames, self.mean, self.std = frames, tuple(mean), tuple(std)
+        self.frames, self.mean, self.std = frames or self.FRAMES, tuple(mean), tuple(std)
         self.repo, self.revision = repo, revision
         self.prompter = Prompter(tokenizer, template or self.TEMPLATE)
         self.encode_text, self.prompt, self.end = self.prompter.encode_text, self.prompter.prompt, self.prompter.end
@@ -114,10 +138,15 @@ class Base(ABC):
         """Height and width of the pixels that the vision tower reads."""
 
     @abstractmethod
-    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames (t 3 y x) -> pooled features before (t s q) and after (t s d) the projector, in one vision pass."""
+    def look(self, pixels: Tensor) -> Seen:
+        """Frames (t 3 y x) -> pooled features on both sides of the projector, in one vision pass."""
 
     # What a family may say otherwise
+
+    @property
+    def pair(self) -> int:
+        """Frames that the vision tower makes one step of; a patch sees such a step as one key frame."""
+        return 1
 
     @property
     def newline(self) -> Tensor | None:
@@ -133,9 +162,19 @@ class Base(ABC):
         each row, in seconds."""
         return positions
 
-    def outputs(self, rows: Tensor) -> dict[str, Any]:
-        """Packed rows (b v d) as the `mm_encoder_outputs` of the base's own forward() and generate()."""
-        return {self.modality: BaseModelOutputWithPooling(pooler_output=rows)}
+    def attention(self, mask: Tensor, ids: Tensor, positions: Tensor) -> Any:
+        """The mask as the model wants it, (b l) or (b 1 l l), from ids and plain positions (b l)."""
+        return mask
+
+    def beyond(self, ids: Tensor) -> dict[str, Any]:
+        """Further words of the base's own forward() and generate(), from ids (b l)."""
+        return {}
+
+    def outputs(self, rows: Tensor, deep: Tensor | None) -> dict[str, Any]:
+        """Packed rows (b v d), and where there are any deeper ones (b v k d), as the `mm_encoder_outputs` of the base's
+        own forward() and generate()."""
+        held: Any = list(rows) if self.listed else rows
+        return {self.modality: BaseModelOutputWithPooling(pooler_output=held)}
 
     # What every family shares
 
@@ -208,8 +247,11 @@ class Base(ABC):
         frames = torch.cat(even).to(self.device, self.dtype)
         at_once = len(frames) if chunk is None else max(1, chunk // self.pair) * self.pair
         seen = [self.look(part) for part in frames.split(at_once)]
-        vision, tokens = (torch.cat(parts).split(steps) for parts in zip(*seen, strict=True))
-        return Visual.stack(list(zip(vision, tokens, (clock.to(self.device) for clock in clocks), strict=True)))
+        whole = (
+            torch.cat(parts).split(steps)
+            for parts in zip(*([part for part in each if part is not None] for each in seen), strict=True)
+        )
+        return Visual.stack([Seen(*parts) for parts in zip(*whole, strict=True)], [c.to(self.device) for c in clocks])
 
     def visual_ids(self, times: Sequence[float], newline: Newline, beside: Sequence[Sequence[int]] = ()) -> list[int]:
         """The visual part of a prompt: a placeholder for every row that `pack` gives, and the family's own words around
@@ -326,10 +368,13 @@ def load_base(
     if config.model_type not in families():
         known = nearest(config.model_type, families())
         raise BaseModelError(f"{source}: no file in pave/bases for model_type {config.model_type!r}; {known}")
-    family = import_module(f"pave.bases.{config.model_type}")
+    family: type[Base] = import_module(f"pave.bases.{config.model_type}").BASE
     half = kind == torch.float16  # holds less than the checkpoint, so that its fingerprint would be another one
     try:
-        model, loaded = family.MODEL.from_pretrained(place, dtype="auto" if half else kind, output_loading_info=True)
+        opened: Any = AutoModelForImageTextToText.from_pretrained(
+            place, dtype="auto" if half else kind, output_loading_info=True
+        )
+        model, loaded = opened
         tokenizer, facts, pixels = _tokenizer(place), _json(place, "pave.json"), _pixels(place)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         cause = str(error).strip().splitlines()[0]
@@ -337,10 +382,10 @@ def load_base(
     lost = sorted(loaded["missing_keys"])
     if lost:
         raise BaseModelError(f"{source}: {len(lost)} of its weights are missing ({lost[0]} …); fetch it again")
-    known = facts.get("frames", 32)
-    if not isinstance(known, int) or known < 1:
+    known = facts.get("frames")
+    if known is not None and (not isinstance(known, int) or known < 1):
         raise BaseModelError(f"{source}: its pave.json says frames={known!r}; a base sees at least one key frame")
-    base = family.build(
+    base = family(
         model.to(where),
         tokenizer,
         frames=frames or known,

@@ -75,6 +75,7 @@ class FeatureStore:
 
     def _keep(self, target: Path, features: ClipFeatures) -> None:
         tensors = {"vision": features.vision, "tokens": features.tokens, "times": features.times}
+        tensors |= {} if features.deep is None else {"deep": features.deep}
         present = {key: side for key, side in features.sides.items() if side is not None}
         for key, side in present.items():
             tensors |= {f"{key}.{part}": getattr(side, part) for part in PARTS}
@@ -100,7 +101,7 @@ class FeatureStore:
         for key, kind in kinds.items():
             sides[key] = SideTokens(*(tensors[f"{key}.{part}"] for part in PARTS), kind=kind)
         absent = json.loads(facts["absent"])
-        return ClipFeatures(tensors["vision"], tensors["tokens"], tensors["times"], sides, absent)
+        return ClipFeatures(tensors["vision"], tensors["tokens"], tensors["times"], sides, absent, tensors.get("deep"))
 
 
 def _eyes(base: Base) -> str:

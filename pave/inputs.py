@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pave.base import Base, Newline, Visual
+from pave.base import Base, Newline, Seen, Visual
 from pave.config import SenseFacts
 from pave.errors import PatchMismatch, SignalError
 from pave.sidechannel import SideBatch, SideTokens, align
@@ -33,11 +33,13 @@ class ClipFeatures:
     times: Tensor  # (t,) seconds
     sides: Mapping[str, SideTokens | None] = field(default_factory=dict)  # by the encoder's `spec.preprocessing`
     absent: Mapping[str, str] = field(default_factory=dict)  # why a side channel is None
+    deep: Tensor | None = None  # (t s k d), where the base has such features
 
     def to(self, device: torch.device | str) -> ClipFeatures:
         """The same clip elsewhere; side tokens stay where they are until a batch is moved."""
         vision, tokens, times = (each.to(device) for each in (self.vision, self.tokens, self.times))
-        return ClipFeatures(vision, tokens, times, self.sides, self.absent)
+        deep = None if self.deep is None else self.deep.to(device)
+        return ClipFeatures(vision, tokens, times, self.sides, self.absent, deep)
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def tokenise(
 
 def stack(clips: Sequence[ClipFeatures]) -> Visual:
     """Clips as one padded batch."""
-    return Visual.stack([(clip.vision, clip.tokens, clip.times) for clip in clips])
+    return Visual.stack([Seen(clip.vision, clip.tokens, clip.deep) for clip in clips], [clip.times for clip in clips])
 
 
 def layout(base: Base, patches: Sequence[Attached]) -> tuple[Newline, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -31,6 +32,7 @@ class Prompter:
         self.template = template
         self.special: dict[str, int] = tokenizer.get_added_vocab()
         self._reserved = set(self.special.values())
+        self._eos: Any = tokenizer.eos_token_id
         self._plain = _without_added_tokens(tokenizer)
         self._pieces(template)
 
@@ -53,9 +55,9 @@ class Prompter:
 
     @property
     def end(self) -> int:
-        """The id that ends a turn: the first special token behind the question."""
+        """The id that ends a turn: the first special token behind the question, or the end of a text."""
         _, behind = self._pieces(self.template)
-        return next(self.special[piece] for piece in behind if piece in self.special)
+        return next((self.special[piece] for piece in behind if piece in self.special), self._eos)
 
     def _ids(self, pieces: Sequence[str], question: str) -> list[int]:
         ids: list[int] = []

@@ -104,7 +104,8 @@ class Steps:
             sides = {key: encoder.encode(clip) for key, encoder in encoders.items()}
             absent = {key: _why(clip, encoders[key]) for key, side in sides.items() if side is None}
             parts = (visual.vision[i, :count], visual.tokens[i, :count], visual.times[i, :count])
-            features.append(ClipFeatures(*parts, sides, absent))
+            deep = None if visual.deep is None else visual.deep[i, :count]
+            features.append(ClipFeatures(*parts, sides, absent, deep))
         return features
 
     def encode_clip(self, clip: Clip, senses: Sequence[SenseConfig | Encoder] | None = None) -> ClipFeatures:
@@ -169,12 +170,13 @@ class Steps:
             base: Any = self.base
             return base(
                 input_ids=inputs.input_ids.to(self.host.device),
-                attention_mask=inputs.attention_mask.to(self.host.device),
+                attention_mask=self.host.attention(inputs.attention_mask, inputs.input_ids, inputs.positions()),
                 position_ids=self._positions(inputs),
-                mm_encoder_outputs=self.host.outputs(self._rows(inputs)),
+                mm_encoder_outputs=self._outputs(inputs),
                 labels=None if labels is None else labels.to(self.host.device),
                 logits_to_keep=logits_to_keep,
                 use_cache=False,
+                **self.host.beyond(inputs.input_ids),
             )
 
     @torch.no_grad()
@@ -195,7 +197,8 @@ class Steps:
                 input_ids=inputs.input_ids.to(self.host.device),
                 attention_mask=inputs.attention_mask.to(self.host.device),
                 position_ids=self._positions(inputs),
-                mm_encoder_outputs=self.host.outputs(self._rows(inputs)),
+                mm_encoder_outputs=self._outputs(inputs),
+                **self.host.beyond(inputs.input_ids),
                 **options,
             )
 
@@ -219,20 +222,28 @@ class Steps:
             with running(Call({lora: strength for lora, strength in gates.items() if strength.any()})):
                 yield
 
-    def _rows(self, inputs: Inputs) -> Tensor:
+    def _outputs(self, inputs: Inputs) -> dict[str, Any]:
         """Packed visual rows (b v d), shorter ones behind zero rows; or all rows in line (1 v d) when the prompts hold
-        no spare placeholders."""
+        no spare placeholders. As the base takes them."""
         fused = self.fused_tokens(inputs)
         newline: Sequence[Newline] = inputs.newline or self.host.newlines[:1] * len(fused)
         extra = beside(self._live(inputs), len(fused))
         rows = [self.host.pack(*row) for row in zip(fused, newline, extra, strict=True)]
         held = (inputs.input_ids == self.host.placeholder).sum(-1).tolist()
         lengths = [len(row) for row in rows]
-        if held == [max(lengths)] * len(rows):
-            return pad_sequence(rows, batch_first=True, padding_side="left")
-        if held == lengths:
-            return torch.cat(rows)[None]
-        raise ValueError(f"the prompts hold {held} visual placeholders, the clips need {lengths}; call prepare() again")
+        padded = held == [max(lengths)] * len(rows)
+        if not padded and held != lengths:
+            cause = f"the prompts hold {held} visual placeholders, the clips need {lengths}"
+            raise ValueError(f"{cause}; call prepare() again")
+
+        def arranged(rows: list[Tensor]) -> Tensor:
+            return pad_sequence(rows, batch_first=True, padding_side="left") if padded else torch.cat(rows)[None]
+
+        deep = None
+        if inputs.visual.deep is not None:
+            levels = inputs.visual.deep.to(self.host.device, self.host.dtype)
+            deep = arranged([row[: len(own)].flatten(0, 1) for row, own in zip(levels, fused, strict=True)])
+        return self.host.outputs(arranged(rows), deep)
 
     def _layouts(self, uses: Sequence[Use], rows: int) -> list[tuple[Newline, str]]:
         """Newline and prompt template of each row, as the patches that act on it want them."""

@@ -7,22 +7,15 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from families import FRAMES, SIDE, make_base
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import (
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    SiglipVisionConfig,
-)
+from transformers import PreTrainedTokenizerFast
 
 from pave.base import Base
-from pave.bases.llava_onevision import build
 from pave.config import FusionConfig, LoraConfig, PatchConfig, Recipe, SenseFacts, read_recipe
 from pave.encoder import load_encoder
 from pave.media import Clip
@@ -30,7 +23,6 @@ from pave.model import PatchedModel
 from pave.playroom.world import draw_scene, draw_script
 from pave.playroom.writer import write_clip, write_clips
 
-FRAMES, SIDE = 4, 56  # key frames of a clip; pixels a side: a 4 x 4 patch grid, pooled to 2 x 2 visual tokens
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
 
 
@@ -46,42 +38,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     core.train_from_iterator(["system user assistant You are a helpful assistant. What do you hear?"], learner)
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-
-
-def make_base(tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype = torch.float32, seed: int = 0) -> Base:
-    """A base whose visual tokens matter: with the usual initial scale they would hardly reach the logits."""
-    config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=SIDE,
-            patch_size=14,
-            vision_use_head=False,
-        ),
-        text_config=Qwen2Config(
-            vocab_size=len(tokenizer) + 12,  # padded rows, as Qwen2's checkpoints have them
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=1024,
-        ),
-        image_token_index=tokenizer.get_added_vocab()["<image>"],
-        video_token_index=tokenizer.get_added_vocab()["<video>"],
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        image_grid_pinpoints=[[SIDE, SIDE]],
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: Any = LlavaOnevisionForConditionalGeneration(config)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.15)
-    return build(model.to(dtype=dtype), tokenizer, frames=FRAMES)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_grid_newlines_stand_behind_each_row_of_each_frame(base: Base) -> None:
     rows = base.pack(tokens, "grid")
     high, wide = base.grid
     assert len(rows) == len(base.visual_ids([0, 1, 2], "grid")) == 3 * high * (wide + 1)
-    assert torch.equal(rows[wide :: wide + 1], base.newline.expand(3 * high, -1))
+    assert base.newline is not None and torch.equal(rows[wide :: wide + 1], base.newline.expand(3 * high, -1))
     assert torch.equal(rows.view(3, high, wide + 1, -1)[:, :, :wide].flatten(1, 2), tokens)
 
 

@@ -2,7 +2,7 @@
 
 In: pixels. Out: its pooled features on both sides of the projector, taken from the model's own `get_video_features`.
 
-t key frames, s visual tokens per key frame, q d channels before and after the projector, v packed visual rows, b clips
+t key frames, s visual tokens per key frame, q d channels before and after the projector
 """
 
 from __future__ import annotations
@@ -12,47 +12,58 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor
-from transformers import LlavaOnevisionForConditionalGeneration
 
-from pave.base import Base
-
-MODEL = LlavaOnevisionForConditionalGeneration
+from pave.base import Base, Seen
 
 
-class LlavaOnevision(Base):
-    """The family of `llava-hf/llava-onevision-qwen2-*` and of the embedded Playroom base."""
+class Llava(Base):
+    """What the families of LLaVA have in common: a tower of one size, and layers of it that the projector reads."""
+
+    @property
+    def layers(self) -> list[int]:
+        told = self.model.config.vision_feature_layer
+        return [told] if isinstance(told, int) else told
 
     @property
     def vision_dim(self) -> int:
-        layers = self.model.config.vision_feature_layer
-        return self.model.config.vision_config.hidden_size * (1 if isinstance(layers, int) else len(layers))
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        vision = self.model.config.vision_config
-        side = -(-(vision.image_size // vision.patch_size) // 2)  # apply_pooling halves the patch grid, rounding up
-        return side, side
+        return self.model.config.vision_config.hidden_size * len(self.layers)
 
     @property
     def size(self) -> tuple[int, int]:
         return (self.model.config.vision_config.image_size,) * 2
 
     @property
+    def edge(self) -> int:
+        """Patches along an edge."""
+        return self.size[0] // self.model.config.vision_config.patch_size
+
+    def features(self, seen: Any) -> Tensor:
+        """Features of all patches (t s q). Not last_hidden_state: that has passed a last norm, the projector's input
+        has not."""
+        return torch.cat([seen.hidden_states[layer] for layer in self.layers], -1)
+
+    def patches(self, seen: Any) -> Tensor:
+        """The same without the token of the whole picture, where the checkpoint leaves it out."""
+        features = self.features(seen)
+        return features[:, 1:] if self.model.config.vision_feature_select_strategy == "default" else features
+
+
+class LlavaOnevision(Llava):
+    """The family of `llava-hf/llava-onevision-qwen2-*` and of the embedded Playroom base."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return (-(-self.edge // 2),) * 2  # apply_pooling halves the patch grid, rounding up
+
+    @property
     def newline(self) -> Tensor:
         return self.model.model.image_newline
 
-    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, pixels: Tensor) -> Seen:
         seen = self.model.model.get_video_features(pixels[None], return_dict=True)
         # The family ends a whole video with one newline row; all frames go in as one video, so it is one row to drop.
         tokens = rearrange(seen.pooler_output[0, :-1], "(t s) d -> t s d", t=len(pixels))
-        layers = self.model.config.vision_feature_layer
-        layers = [layers] if isinstance(layers, int) else layers
-        # Not last_hidden_state: that has passed SigLIP's post_layernorm, the projector's input has not.
-        features = torch.cat([seen.hidden_states[layer] for layer in layers], -1)
-        if self.model.config.vision_feature_select_strategy == "default":
-            features = features[:, 1:]
-        return self.model.model.apply_pooling(features), tokens
+        return Seen(self.model.model.apply_pooling(self.patches(seen)), tokens)
 
 
-def build(model: LlavaOnevisionForConditionalGeneration, tokenizer: Any, **facts: Any) -> LlavaOnevision:
-    return LlavaOnevision(model, tokenizer, **facts)
+BASE = LlavaOnevision

@@ -1,0 +1,32 @@
+"""GLM-4.1V: patches and positions as Qwen2-VL has them, each step of a video between the marks of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor
+
+from pave.bases.qwen2_vl import Qwen2VL
+
+
+class Glm4v(Qwen2VL):
+    TEMPLATE = "[gMASK]<sop><|user|>\n<|begin_of_video|>{video}<|end_of_video|>{question}<|assistant|>\n"
+
+    @property
+    def vision_dim(self) -> int:
+        return self.vision.out_hidden_size
+
+    @property
+    def placeholder(self) -> int:
+        return self.model.config.image_token_id  # of videos too
+
+    def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
+        return [("<|begin_of_image|>", f"<|end_of_image|>{int(seconds)}") for seconds in times]
+
+    def before(self, seen: Any) -> Tensor:
+        return rearrange(seen.last_hidden_state, "(t s) q -> t s q", s=self.tokens_per_frame)
+
+
+BASE = Glm4v

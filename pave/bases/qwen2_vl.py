@@ -1,0 +1,103 @@
+"""Qwen2-VL: any resolution, frames in pairs, 2 × 2 patches merged, positions in time, height and width.
+
+All key frames get one size, so that clips of any shape make equal grids; `side` is its edge. A pair of frames is one
+step of the vision tower, and one key frame to a patch, at the mean of their times.
+
+t steps, a frames of a step, p q pixels of a patch, m n patches of a token, s tokens of a step, b rows, l tokens of a
+row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from pave.base import Base, Seen
+
+
+class Qwen2VL(Base):
+    TEMPLATE = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|>{video}<|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    on_a_grid = listed = True
+    side = 448  # pixels; 256 tokens, of the 128 to 768 that Qwen's processor gives a pair of frames
+
+    @property
+    def vision(self) -> Any:
+        """What the checkpoint says of its vision tower."""
+        return self.model.config.vision_config
+
+    @property
+    def merge(self) -> int:
+        """Patches of a token along an edge."""
+        return self.vision.spatial_merge_size
+
+    @property
+    def pair(self) -> int:
+        return self.vision.temporal_patch_size
+
+    @property
+    def vision_dim(self) -> int:
+        return self.vision.embed_dim
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return (self.side // (self.vision.patch_size * self.merge),) * 2
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return (self.grid[0] * self.vision.patch_size * self.merge,) * 2
+
+    def look(self, pixels: Tensor) -> Seen:
+        seen = self.seen(pixels)
+        return Seen(self.before(seen), self.after(seen))
+
+    def seen(self, pixels: Tensor) -> Any:
+        """What the vision tower makes of frames, as the model itself returns it."""
+        grid = self.patch_grid(len(pixels) // self.pair)
+        return self.model.model.get_video_features(self.patches(pixels), grid, return_dict=True)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """Frames as rows of patches, those of one token side by side."""
+        sizes = {"a": self.pair, "m": self.merge, "n": self.merge, "p": self.vision.patch_size}
+        return rearrange(pixels, "(t a) c (y m p) (x n q) -> (t y x m n) (c a p q)", q=sizes["p"], **sizes)
+
+    def patch_grid(self, steps: int) -> Tensor:
+        """Patches of a clip along time, height and width (1 3)."""
+        return torch.tensor([[steps, self.grid[0] * self.merge, self.grid[1] * self.merge]], device=self.device)
+
+    def before(self, seen: Any) -> Tensor:
+        """Features before the merger (t s q): the mean of the patches that become one token."""
+        return reduce(seen.last_hidden_state, "(t s m) q -> t s q", "mean", s=self.tokens_per_frame, m=self.merge**2)
+
+    def after(self, seen: Any) -> Tensor:
+        """Visual tokens (t s d)."""
+        return rearrange(torch.cat(list(seen.pooler_output)), "(t s) d -> t s d", s=self.tokens_per_frame)
+
+    def positions(self, ids: Tensor, positions: Tensor, times: Sequence[Sequence[float]]) -> Tensor:
+        """Places in time, height and width (3 b l), as the model itself counts them."""
+        found = []
+        for row, places, seconds in zip(ids, positions, times, strict=True):
+            # The id at each place. What is padded shares place 0 with the first token, which comes behind it; questions
+            # behind one clip share places, but all of these are text.
+            at = dict(zip(places.tolist(), row.tolist(), strict=True))
+            text = torch.tensor([[at[place] for place in range(len(at))]])
+            kinds = 2 * (text == self.placeholder).int()  # 0 text, 2 video
+            grid = self.patch_grid(len(seconds)).cpu()
+            index, _ = self.model.model.get_rope_index(
+                text, mm_token_type_ids=kinds, video_grid_thw=grid, **self.clock(seconds)
+            )
+            found.append(index[:, 0, places])
+        return torch.stack(found, 1)
+
+    def clock(self, seconds: Sequence[float]) -> dict[str, Any]:
+        """What the model wants to know of time."""
+        return {}
+
+
+BASE = Qwen2VL

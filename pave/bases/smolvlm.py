@@ -1,0 +1,51 @@
+"""SmolVLM 2: key frames are images, each behind its time, patches shuffled into fewer tokens.
+
+t key frames, s visual tokens per key frame, q d channels before and after the connector
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from pave.base import Base, Seen
+
+MARK = "<fake_token_around_image>"
+
+
+class SmolVLM(Base):
+    TEMPLATE = "<|im_start|>User: {video}\n\n{question}<end_of_utterance>\nAssistant:"
+    modality = "image"
+    listed = True
+
+    @property
+    def vision_dim(self) -> int:
+        return self.model.config.vision_config.hidden_size * self.model.config.scale_factor**2
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return (self.size[0] // self.model.config.vision_config.patch_size // self.model.config.scale_factor,) * 2
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return (self.model.config.vision_config.image_size,) * 2
+
+    def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
+        last = timedelta(seconds=int(max(times)))
+        # The words of its own processor, which writes the count out in words.
+        head = f"You are provided the following series of {len(times)} frames from a {last} [H:MM:SS] video.\n"
+        clocks = [f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}" for seconds in times]
+        return [(f"{'' if i else head}\nFrame from {clock}:{MARK}<global-img>", MARK) for i, clock in enumerate(clocks)]
+
+    def look(self, pixels: Tensor) -> Seen:
+        inner = self.model.model
+        seen = inner.get_image_features(pixels[None], return_dict=True)
+        tokens = rearrange(torch.cat(list(seen.pooler_output)), "(t s) d -> t s d", t=len(pixels))
+        return Seen(inner.connector.pixel_shuffle(seen.last_hidden_state, self.model.config.scale_factor), tokens)
+
+
+BASE = SmolVLM

@@ -1,0 +1,44 @@
+"""VideoLLaMA 3: patches as Qwen2-VL has them, frame by frame, plain positions. No key frame is compressed: which rows a
+patch may change must not hang on the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from pave.base import CHATML, Base
+from pave.bases.qwen2_vl import Qwen2VL
+
+
+class VideoLlama3(Qwen2VL):
+    TEMPLATE = CHATML
+    on_a_grid, positions = False, Base.positions
+
+    @property
+    def pair(self) -> int:
+        return 1
+
+    @property
+    def merge(self) -> int:
+        return 2  # what its processor gives videos
+
+    @property
+    def vision_dim(self) -> int:
+        return self.vision.hidden_size
+
+    def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
+        return [(f"{',' if i else ''}Time {seconds:.1f}s:", "") for i, seconds in enumerate(times)]
+
+    def seen(self, pixels: Tensor) -> Any:
+        grid, merges = self.patch_grid(len(pixels)), torch.tensor([self.merge], device=pixels.device)
+        return self.model.model.get_video_features(self.patches(pixels), grid, merges, return_dict=True)
+
+    def before(self, seen: Any) -> Tensor:
+        return rearrange(seen.last_hidden_state, "(t s) q -> t s q", s=self.tokens_per_frame)
+
+
+BASE = VideoLlama3

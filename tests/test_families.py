@@ -1,0 +1,306 @@
+"""Every family of bases keeps the laws: one suite, on a small random model of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FRAMES, awaken, make_clip, make_config
+from families import FAMILIES, SIDE, make_base
+from patched import QUESTIONS, alike, portrait
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    Gemma4ImageProcessorPil,
+    Glm4vImageProcessorPil,
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessorPil,
+)
+
+from pave.base import families
+from pave.config import FusionConfig, LoraConfig, PatchConfig
+from pave.data import collate, pack
+from pave.errors import PatchMismatch
+from pave.inputs import Inputs
+from pave.media import Clip
+from pave.model import PatchedModel, load
+from pave.patch import Patch
+
+NO_BEAMS = {"glm4v"}  # counts a token for videos that its prompts never hold, on its own pixel path too
+ON_A_GRID = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"}  # positions in time, height and width
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def built(family: str, tokenizer: PreTrainedTokenizerFast) -> PatchedModel:
+    return PatchedModel(make_base(tokenizer, family=family))
+
+
+@pytest.fixture
+def one(built: PatchedModel) -> Iterator[PatchedModel]:
+    """The model of a family, without patches before and after."""
+    yield built
+    for name in list(built.patches):
+        built.remove_patch(name)
+
+
+def test_every_family_has_a_small_model() -> None:
+    assert sorted(FAMILIES) == families()
+
+
+def test_it_opens_from_a_folder(family: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    base = make_base(tokenizer, family=family)
+    base.model.save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
+    one = load(tmp_path)
+    assert type(one.host) is type(base) and one.host.frames == (8 if family == "video_llava" else 32)
+    assert one.host.fingerprint() == base.fingerprint() and one.host.template == base.template
+    assert one.host.around([0.0, 61.5]) == base.around([0.0, 61.5])
+
+
+def config(one: PatchedModel, **changes: Any) -> PatchConfig:
+    layers = {name.rpartition(".")[2] for name, _ in one.host.language_model.named_modules()}
+    words = [word for word in ("q_proj", "v_proj", "gate_proj", "gate_up_proj", "down_proj") if word in layers]
+    changes = {"newline": one.host.newlines[0], "lora": LoraConfig(r=4, target_modules=tuple(words)), **changes}
+    return make_config(one.host, **changes)
+
+
+def hears(one: PatchedModel, name: str = "ears", seed: int = 1, **changes: Any) -> None:
+    one.attach(name, config(one, **changes))
+    awaken(one, name, seed=seed)
+
+
+def clips() -> list[Clip]:
+    return [make_clip(0), make_clip(1)]
+
+
+def forward(one: PatchedModel, inputs: Inputs) -> Tensor:
+    return one.forward(inputs).logits.detach()
+
+
+def greedy(one: PatchedModel, inputs: Inputs, **options: Any) -> Tensor:
+    ids = one.generate(inputs, max_new_tokens=5, do_sample=False, **options)
+    return ids[:, inputs.input_ids.shape[1] :]
+
+
+def own_pixels(one: PatchedModel, clips: list[Clip]) -> dict[str, Any]:
+    """What the family's own processor would hand over for these clips, in its words."""
+    host: Any = one.host
+    frames = [host.pixels(clip) for clip in clips]
+    together = torch.cat(frames)
+    match host.model_type:
+        case "internvl":
+            return {"pixel_values": together}
+        case "smolvlm":
+            return {"pixel_values": torch.stack(frames)}
+        case "gemma4":
+            patches, places = host.patches(together)
+            return {
+                "pixel_values_videos": patches,
+                "video_position_ids": places,
+                "num_frames_per_video": torch.tensor([len(each) for each in frames]),
+            }
+        case "llava_onevision" | "video_llava" | "llava_next_video":
+            return {"pixel_values_videos": torch.stack(frames)}
+    grids = torch.cat([host.patch_grid(len(each) // host.pair) for each in frames])
+    words = {"pixel_values_videos": host.patches(together), "video_grid_thw": grids}
+    if host.model_type == "video_llama_3":
+        words["video_merge_sizes"] = torch.tensor([host.merge] * len(clips))
+    if host.model_type == "qwen2_5_vl":
+        words["second_per_grid_ts"] = torch.tensor([float(host.pair)] * len(clips))  # a frame per second
+    return words
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "glm4v", "gemma4"])
+def test_patches_are_cut_as_the_familys_own_processor_does(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    base: Any = make_base(tokenizer, family=name)
+    edge = 48 * 16 if name == "gemma4" else SIDE  # its processor takes pictures of one number of tokens only
+    base.side = edge
+    picture = torch.randint(0, 256, (edge, edge, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    words = {"min_pixels": edge**2, "max_pixels": edge**2} if name == "qwen2_vl" else {"do_resize": name == "gemma4"}
+    kind = {"qwen2_vl": Qwen2VLImageProcessorPil, "glm4v": Glm4vImageProcessorPil, "gemma4": Gemma4ImageProcessorPil}
+    processor = kind[name](**words)
+    told = processor(Image.fromarray(picture.numpy()), return_tensors="pt")
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (processor.image_mean, processor.image_std))
+    pixels = (picture.permute(2, 0, 1) / 255 - mean) / std
+    if name == "gemma4":
+        base.model.config.vision_config.patch_size, base.model.config.vision_config.pooling_kernel_size = 16, 3
+        patches, places = base.patches(pixels[None])
+        assert torch.equal(places, told["image_position_ids"][:, : places.shape[1]])
+        told["pixel_values"] = told["pixel_values"][:, : places.shape[1]]
+    else:
+        patches = base.patches(pixels.expand(base.pair, -1, -1, -1))
+    torch.testing.assert_close(patches, told["pixel_values"], atol=1e-5, rtol=1e-5)
+
+
+def types(one: PatchedModel, ids: Tensor) -> dict[str, Tensor]:
+    wanted = one.host.model_type in ON_A_GRID | {"gemma4"}
+    return {"mm_token_type_ids": 2 * (ids == one.host.placeholder).long()} if wanted else {}
+
+
+def test_without_patches_it_is_the_model_on_its_own_pixels(one: PatchedModel) -> None:
+    inputs = one.prepare(clips(), QUESTIONS)
+    words = {**own_pixels(one, clips()), **types(one, inputs.input_ids)}
+    base: Any = one.base
+    ids, mask = inputs.input_ids, inputs.attention_mask
+    if one.host.model_type in ON_A_GRID:
+        expected = base(input_ids=ids, attention_mask=mask, **words).logits
+    else:  # forward() of the model would count what is padded
+        expected = base(input_ids=ids, attention_mask=mask, position_ids=inputs.positions(), **words).logits
+    real = mask.bool()
+    torch.testing.assert_close(forward(one, inputs)[real], expected[real], atol=1e-4, rtol=1e-4)
+    told = base.generate(input_ids=ids, attention_mask=mask, **words, max_new_tokens=5, do_sample=False)
+    assert torch.equal(greedy(one, inputs), told[:, ids.shape[1] :])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_untrained_patch_changes_nothing_and_a_trained_one_does(
+    family: str, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype
+) -> None:
+    one = PatchedModel(make_base(tokenizer, dtype, family=family))
+    inputs = one.prepare(clips(), QUESTIONS)
+    logits, said = forward(one, inputs), greedy(one, inputs)
+    beams = None if family in NO_BEAMS else greedy(one, inputs, num_beams=2)
+    one.attach("ears", config(one))
+    inputs = one.prepare(clips(), QUESTIONS)
+    assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), said)
+    assert beams is None or torch.equal(greedy(one, inputs, num_beams=2), beams)
+    awaken(one, "ears")
+    assert not torch.equal(forward(one, inputs), logits)
+
+
+def test_removal_leaves_no_trace(one: PatchedModel) -> None:
+    inputs = one.prepare(clips(), QUESTIONS)
+    logits, said, before = forward(one, inputs), greedy(one, inputs), portrait(one)
+    hears(one)
+    patched = one.prepare(clips(), QUESTIONS)
+    assert not torch.equal(forward(one, patched), logits)
+    greedy(one, patched)
+    one.remove_patch("ears")
+    assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), said)
+    assert alike(before, portrait(one))
+
+
+def test_only_the_patch_learns(one: PatchedModel) -> None:
+    hears(one)
+    inputs = one.prepare(clips(), QUESTIONS)
+    with one.training("ears"):
+        one.forward(inputs).logits.square().mean().backward()
+    assert all(parameter.grad is None for parameter in one.base.parameters())
+    parts = one.trainable("ears")
+    assert all(parameter.grad is not None for part in parts.values() for parameter in part.values())
+    assert any(parameter.grad.any() for parameter in parts["fusion"].values() if parameter.grad is not None)
+
+
+def test_a_key_frame_hears_its_own_moment_only(one: PatchedModel) -> None:
+    hears(one)
+    clip = make_clip()
+    assert clip.audio is not None
+    before = one.fused_tokens(one.prepare([clip], QUESTIONS[:1]))[0]
+    steps = len(before)
+    assert steps == FRAMES // one.host.pair
+    for step in range(steps):
+        sound = clip.audio.clone()
+        middle = (step + 0.5) * one.host.pair - 0.5  # seconds: a key frame per second
+        sound[:, max(0, round((middle - 0.1) * 16_000)) : round((middle + 0.1) * 16_000)] = 0
+        changed = Clip.from_frames(clip.frames, clip.times, audio=sound, rate=16_000)
+        after = one.fused_tokens(one.prepare([changed], QUESTIONS[:1]))[0]
+        assert [not torch.equal(*pair) for pair in zip(before, after, strict=True)] == [i == step for i in range(steps)]
+
+
+def test_a_clip_without_sound_gets_the_answer_of_the_base(one: PatchedModel) -> None:
+    silent = [make_clip(0, sound=False), make_clip(1, sound=False)]
+    inputs = one.prepare(silent, QUESTIONS)
+    logits, said = forward(one, inputs), greedy(one, inputs)
+    hears(one)
+    inputs = one.prepare(silent, QUESTIONS)
+    assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), said)
+
+
+def test_rows_of_one_batch_have_their_own_patches(one: PatchedModel) -> None:
+    hears(one)
+    hears(one, "more", seed=7)
+    features = one.encode(clips())
+
+    def logits(*patches: Any) -> Tensor:
+        return forward(one, one.prepare(features, QUESTIONS, patches=patches[0] if len(patches) == 1 else patches))
+
+    mixed, off = logits(["ears"], ["more", "ears"]), logits([], ["ears"])
+    assert torch.equal(mixed[0], logits(["ears"])[0]) and torch.equal(mixed[1], logits(["ears", "more"])[1])
+    assert torch.equal(off[0], logits([])[0]) and not torch.equal(mixed[1], logits(["ears"])[1])
+
+
+def test_ragged_rows_say_what_each_says_alone(one: PatchedModel) -> None:
+    hears(one)
+    ragged = [make_clip(0), make_clip(1, FRAMES - 2)]
+    ways: list[dict[str, Any]] = [{}] if one.host.model_type in NO_BEAMS else [{}, {"num_beams": 2}]
+    for way in ways:
+        together = greedy(one, one.prepare(ragged, QUESTIONS), **way)
+        for i, clip in enumerate(ragged):
+            alone = greedy(one, one.prepare([clip], QUESTIONS[i : i + 1]), **way)[0]
+            assert together[i, : len(alone)].tolist() == alone.tolist()
+
+
+def test_questions_behind_one_clip_equal_questions_alone(one: PatchedModel) -> None:
+    hears(one)
+    host, features = one.host, one.encode([make_clip(0), make_clip(1, FRAMES - 2)])
+    rows = []
+    for seen in one.visual_ids(features, ["ears"]):
+        turns = [(host.prompt(question)[1], host.encode_text("yes")) for question in QUESTIONS]
+        rows.append(pack([*host.prompt("")[0], *seen], turns))
+    tokens = collate(rows, host.pad)
+    labels = tokens.pop("labels")
+    packed = forward(one, one.inputs(features, ["ears"], **tokens))
+    for i in range(2):
+        places = (labels[i] != -100).nonzero()[:, 0]
+        for question, place in zip(QUESTIONS, places[:: len(host.encode_text("yes"))], strict=True):
+            alone = forward(one, one.prepare(features[i : i + 1], [question]))[0, -1]
+            torch.testing.assert_close(packed[i, place - 1], alone, atol=2e-4, rtol=2e-4)
+
+
+def test_saved_and_loaded_it_says_the_same(one: PatchedModel, tmp_path: Path) -> None:
+    hears(one)
+    inputs = one.prepare(clips(), QUESTIONS)
+    logits = forward(one, inputs)
+    file = one.export("ears").save(tmp_path / "ears.safetensors")
+    one.remove_patch("ears")
+    report = one.apply_patch(file)
+    assert report.base_match == "exact"
+    assert torch.equal(forward(one, one.prepare(clips(), QUESTIONS)), logits)
+    one.swap_patch("ears", Patch.load(file).shrink(8, None))
+    assert not torch.equal(forward(one, one.prepare(clips(), QUESTIONS)), logits)
+
+
+@pytest.mark.parametrize("query", ["vision", "projected", "learnable"])
+@pytest.mark.parametrize("kind", ["folded", "official"])
+def test_queries_of_every_kind_find_their_channels(one: PatchedModel, query: Any, kind: Any) -> None:
+    logits = forward(one, one.prepare(clips(), QUESTIONS))
+    hears(one, fusion=FusionConfig(kind=kind, query=query, width=32, heads=2))
+    assert not torch.equal(forward(one, one.prepare(clips(), QUESTIONS)), logits)
+
+
+@pytest.mark.parametrize("combine", ["prefix", "interleave"])
+def test_tokens_beside_the_visual_ones_where_positions_are_plain(one: PatchedModel, combine: Any) -> None:
+    fusion = FusionConfig(combine=combine, width=32, heads=2)
+    if one.host.model_type in ON_A_GRID:
+        with pytest.raises(PatchMismatch, match="on a grid"):
+            one.attach("ears", config(one, fusion=fusion))
+        return
+    hears(one, fusion=fusion)
+    plain = one.prepare(clips(), QUESTIONS, patches=[])
+    inputs = one.prepare(clips(), QUESTIONS)
+    assert inputs.input_ids.shape[1] > plain.input_ids.shape[1]
+    assert greedy(one, inputs).shape == (2, 5)
+
+
+def test_newlines_that_the_base_does_not_have_are_refused(one: PatchedModel) -> None:
+    for newline in {"end", "grid", "none"} - set(one.host.newlines):
+        with pytest.raises(PatchMismatch, match=f"newline: {newline}"):
+            one.attach("ears", config(one, newline=newline))
