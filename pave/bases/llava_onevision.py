@@ -53,7 +53,8 @@ class LlavaOnevision(Llava):
 
     @property
     def grid(self) -> tuple[int, int]:
-        return (-(-self.edge // 2),) * 2  # apply_pooling halves the patch grid, rounding up
+        side = -(-self.edge // 2)  # apply_pooling halves the patch grid, rounding up
+        return side, side
 
     @property
     def newline(self) -> Tensor:
