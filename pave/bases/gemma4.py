@@ -41,10 +41,10 @@ class Gemma4(Base):
         return [(f"{' ' if i else ''}{clock} {begin}", end) for i, clock in enumerate(clocks)]
 
     def look(self, pixels: Tensor) -> Seen:
-        counts = torch.tensor([len(pixels)], device=pixels.device)
-        words = {"num_frames_per_video": counts, "return_dict": True}
-        seen = self.model.model.get_video_features(*self.patches(pixels), **words)
-        before, after = seen.last_hidden_state, torch.cat(list(seen.pooler_output))
+        patches, places = self.patches(pixels)
+        inner = self.model.model  # its get_video_features() asks for other shapes in other versions
+        before = inner.vision_tower(pixel_values=patches, pixel_position_ids=places).last_hidden_state
+        after = inner.embed_vision(inputs_embeds=before)
         return Seen(*(rearrange(each, "(t s) d -> t s d", t=len(pixels)) for each in (before, after)))
 
     def patches(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

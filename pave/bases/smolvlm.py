@@ -20,7 +20,6 @@ MARK = "<fake_token_around_image>"
 class SmolVLM(Base):
     TEMPLATE = "<|im_start|>User: {video}\n\n{question}<end_of_utterance>\nAssistant:"
     modality = "image"
-    listed = True
 
     @property
     def vision_dim(self) -> int:
