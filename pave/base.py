@@ -310,7 +310,8 @@ def load_base(
         cause = str(error).strip().splitlines()[0]
         raise BaseModelError(f"{source}: cannot be read ({cause}); fetch it again") from None
     _refuse_misfits(source, loaded, original.UNUSED if authors else re.compile(""))
-    model._weight_conversions = None  # what their names were: it would be saved under those again
+    if authors:
+        model._weight_conversions = None  # it would be saved under their names again
     known = facts.get("frames", 32)
     if not isinstance(known, int) or known < 1:
         raise BaseModelError(f"{source}: its pave.json says frames={known!r}; a base sees at least one key frame")

@@ -1,4 +1,4 @@
-"""Checkpoints as the authors of LLaVA-OneVision write them (`lmms-lab/llava-onevision-qwen2-*`), opened as the very bases
+"""Checkpoints as LLaVA-OneVision's authors write them (`lmms-lab/llava-onevision-qwen2-*`), opened as the very bases
 that `llava-hf` made of them.
 
 In: their config.json and tokenizer. Out: a Hugging Face config, and what Hugging Face's own loader must be told to read
@@ -9,11 +9,10 @@ their weights. Names and numbers are those of transformers' convert_llava_onevis
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from tokenizers import AddedToken
-from transformers import GenerationConfig, LlavaOnevisionConfig, PreTrainedTokenizerFast
+from transformers import AddedToken, GenerationConfig, LlavaOnevisionConfig, PreTrainedTokenizerFast
 
 from pave.errors import BaseModelError, nearest
 
@@ -37,15 +36,16 @@ TOWERS: dict[str, dict[str, Any]] = {
         "patch_size": 14,
     }
 }
-TEXT = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act
-max_position_embeddings initializer_range rms_norm_eps rope_theta rope_scaling use_sliding_window sliding_window
-max_window_layers attention_dropout tie_word_embeddings bos_token_id eos_token_id pad_token_id""".split()  # Qwen2's
+TEXT = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act"]
+TEXT += ["num_key_value_heads", "max_position_embeddings", "initializer_range", "rms_norm_eps", "attention_dropout"]
+TEXT += ["rope_theta", "rope_scaling", "use_sliding_window", "sliding_window", "max_window_layers"]
+TEXT += ["tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"]  # what is Qwen2's in a flat config.json
 
 
 def config_of(described: Mapping[str, Any], source: object) -> LlavaOnevisionConfig:
     """Their flat config.json as Hugging Face has it."""
-    choices: dict[str, Collection[str | None]] = {
-        "mm_vision_tower": TOWERS,
+    choices: dict[str, list[Any]] = {
+        "mm_vision_tower": [*TOWERS],
         "mm_projector_type": ["mlp2x_gelu"],
         "mm_spatial_pool_mode": ["bilinear", None],  # of a key frame's tokens; unsaid, it is bilinear
     }
@@ -59,8 +59,8 @@ def config_of(described: Mapping[str, Any], source: object) -> LlavaOnevisionCon
     return LlavaOnevisionConfig(
         text_config=text | {"model_type": "qwen2"},
         vision_config=tower | {"model_type": "siglip_vision_model"},
-        # llava-hf keeps the authors' bfloat16 as float16, which rounds what is smaller than 2^-14: some weights in a
-        # thousand, enough for another fingerprint. What they did is done here too.
+        # llava-hf keeps the authors' bfloat16 as float16, which rounds what is smaller than 2^-17: of weights with a
+        # deviation of 0.02 three in 10,000, enough for another fingerprint. What was done there is done here.
         dtype="float16" if stored == "bfloat16" else stored,
     )
 
@@ -70,14 +70,12 @@ def options(config: LlavaOnevisionConfig, tokenizer: PreTrainedTokenizerFast, so
     the embedding that wait for them are there, since Qwen2 pads it."""
     places = [AddedToken(token, special=True, normalized=False) for token in ("<image>", "<video>")]
     tokenizer.add_tokens(places, special_tokens=True)
-    config.image_token_index, config.video_token_index = (
-        tokenizer.convert_tokens_to_ids(place.content) for place in places
-    )
-    rows = config.text_config.vocab_size
-    if len(tokenizer) > rows:
+    known, text = tokenizer.get_vocab(), config.get_text_config()
+    config.image_token_index, config.video_token_index = (known[place.content] for place in places)
+    if len(tokenizer) > text.vocab_size:
         raise BaseModelError(
-            f"{source}: with <image> and <video> its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows; "
-            "fetch the checkpoint as its authors released it"
+            f"{source}: with <image> and <video> its tokenizer has {len(tokenizer)} tokens, its embedding "
+            f"{text.vocab_size} rows; fetch the checkpoint as its authors released it"
         )
     # Theirs would sample and punish repetition, also where the caller asks for neither.
     return {"config": config, "key_mapping": KEYS, "generation_config": GenerationConfig.from_model_config(config)}

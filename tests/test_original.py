@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,8 @@ from hub_server import HubServer
 from huggingface_hub import constants
 from patched import clips, hears, logits
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken
 from torch import Tensor
+from transformers import AddedToken
 from transformers import LlavaOnevisionForConditionalGeneration as HuggingFace
 
 from pave import original
@@ -116,7 +114,7 @@ def test_every_weight_of_the_released_sizes_finds_its_place(size: str) -> None:
     described = COMMON | RELEASED[size]
     shapes = layout(described, {"q": 1152, "inner": 4304, "layers": 26, "patches": 27 * 27})
     config = original.config_of(described, size)
-    model, loaded = HuggingFace.from_pretrained(
+    opened: Any = HuggingFace.from_pretrained(
         None,
         config=config,
         state_dict={name: torch.empty(shape, device="meta") for name, shape in shapes.items()},
@@ -124,10 +122,12 @@ def test_every_weight_of_the_released_sizes_finds_its_place(size: str) -> None:
         device_map={"": "meta"},
         output_loading_info=True,
     )
+    model, loaded = opened
     assert not any(loaded.values())
     assert len(dict(model.named_parameters())) == len(shapes)
     assert [config.image_token_id, config.video_token_id] == [151646, 151647]
-    assert (config.text_config.rope_parameters or {})["rope_theta"] == 1e6
+    text: Any = config.text_config
+    assert text.rope_parameters["rope_theta"] == 1e6
 
 
 def theirs(name: str) -> str:
@@ -335,7 +335,8 @@ def test_what_is_broken_is_named(folder: Path, what: str) -> None:
 def test_opening_holds_the_weights_in_memory_once(tmp_path: Path, dtype: str) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("this system does not tell how much memory is a program's own")
-    large = {"hidden_size": 512, "intermediate_size": 8192, "num_hidden_layers": 8, "num_attention_heads": 4}
+    # Matrices above 32 MB: what malloc takes for smaller ones it may keep for itself.
+    large = {"hidden_size": 1024, "intermediate_size": 17408, "num_hidden_layers": 2, "num_attention_heads": 4}
     large |= {"num_key_value_heads": 2, "vocab_size": 312, "tie_word_embeddings": False}
     shapes = layout(large, {"q": 48, "inner": 96, "layers": 2, "patches": 16})
     tensors = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
@@ -351,7 +352,7 @@ def test_opening_holds_the_weights_in_memory_once(tmp_path: Path, dtype: str) ->
     done.set()
     watcher.join()
     assert opened.dtype == (torch.float16 if dtype == "auto" else torch.bfloat16)
-    assert size > 2e8 and 0.9 < (max(seen) - seen[0]) / size < 1.6
+    assert size > 2e8 and 0.9 < (max(seen) - seen[0]) / size < 1.5
 
 
 def anonymous() -> int:
