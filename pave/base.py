@@ -22,19 +22,21 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange, repeat
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import cached_file, extract_commit_hash
 
+from pave import original
 from pave.config import BaseFacts
 from pave.errors import BaseModelError, MediaError, nearest
 from pave.media import Clip, preprocess
@@ -361,27 +363,34 @@ def load_base(
         raise BaseModelError(f"frames={frames}: a base sees at least one key frame")
     kind, where, place = _dtype(dtype), _device(device), _place(source)
     try:
-        config = AutoConfig.from_pretrained(place)
+        described, _ = PreTrainedConfig.get_config_dict(place)
+        if not isinstance(described, dict):
+            raise ValueError("its config.json is no JSON object")
     except (OSError, ValueError) as error:
         cause = str(error).strip().splitlines()[0]
         raise BaseModelError(f"{source}: cannot be opened ({cause}); give 'playroom', a folder or a Hub id") from None
-    if config.model_type not in families():
-        known = nearest(config.model_type, families())
-        raise BaseModelError(f"{source}: no file in pave/bases for model_type {config.model_type!r}; {known}")
-    family: type[Base] = import_module(f"pave.bases.{config.model_type}").BASE
+    authors = original.ARCHITECTURE in (described.get("architectures") or [])
+    name = original.FAMILY if authors else described.get("model_type")
+    if name not in families():
+        known = nearest(str(name), families())
+        raise BaseModelError(f"{source}: no file in pave/bases for model_type {name!r}; {known}")
+    family: type[Base] = import_module(f"pave.bases.{name}").BASE
     half = kind == torch.float16  # holds less than the checkpoint, so that its fingerprint would be another one
+    exact = "auto" if half or authors else kind
     try:
+        config = original.config_of(described, source) if authors else None
+        tokenizer, facts, pixels = _tokenizer(place, config), _json(place, "pave.json"), _pixels(place)
+        told = original.options(config, tokenizer, source) if config else {}
         opened: Any = AutoModelForImageTextToText.from_pretrained(
-            place, dtype="auto" if half else kind, output_loading_info=True
+            place, dtype=exact, output_loading_info=True, ignore_mismatched_sizes=True, **told
         )
         model, loaded = opened
-        tokenizer, facts, pixels = _tokenizer(place), _json(place, "pave.json"), _pixels(place)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         cause = str(error).strip().splitlines()[0]
         raise BaseModelError(f"{source}: cannot be read ({cause}); fetch it again") from None
-    lost = sorted(loaded["missing_keys"])
-    if lost:
-        raise BaseModelError(f"{source}: {len(lost)} of its weights are missing ({lost[0]} …); fetch it again")
+    _refuse_misfits(source, loaded, original.UNUSED if authors else re.compile(""))
+    if authors:
+        model._weight_conversions = None  # it would be saved under their names again
     known = facts.get("frames")
     if known is not None and (not isinstance(known, int) or known < 1):
         raise BaseModelError(f"{source}: its pave.json says frames={known!r}; a base sees at least one key frame")
@@ -392,12 +401,26 @@ def load_base(
         mean=pixels.get("image_mean", (0.5, 0.5, 0.5)),
         std=pixels.get("image_std", (0.5, 0.5, 0.5)),
         repo=_repo(source),
-        revision=getattr(config, "_commit_hash", None) or "",
+        revision=_revision(place),
     )
     if half:
         base.fingerprint()
-        model.to(torch.float16)
+    if kind != exact:
+        for parameter in model.parameters():  # not buffers: the positions of the language model need float32
+            parameter.data = parameter.data.to(kind)
     return base
+
+
+def _refuse_misfits(source: str | Path, loaded: Mapping[str, Any], unused: re.Pattern[str]) -> None:
+    """Weights that the model has no value for, no place for, or a place of another shape."""
+    lost, other = sorted(loaded["missing_keys"]), sorted(loaded["mismatched_keys"])
+    extra = sorted(name for name in loaded["unexpected_keys"] if not unused.search(name))
+    for what, names in (("missing", lost), ("unknown", extra)):
+        if names:
+            raise BaseModelError(f"{source}: {len(names)} of its weights are {what} ({names[0]} …); fetch it again")
+    for name, there, here in other:
+        cause = f"{name} is {tuple(there)}, its config.json asks for {tuple(here)}"
+        raise BaseModelError(f"{source}: {len(other)} of its weights do not fit ({cause}); fetch it again")
 
 
 def _place(source: str | Path) -> str:
@@ -418,6 +441,11 @@ def _place(source: str | Path) -> str:
 def _repo(source: str | Path) -> str:
     """What a patch file may say of where its base came from; a folder of this machine is nobody's business."""
     return "" if source != "playroom" and Path(source).is_dir() else str(source)
+
+
+def _revision(place: str) -> str:
+    """The commit of a base of the Hub."""
+    return "" if Path(place).is_dir() else extract_commit_hash(cached_file(place, "config.json"), None) or ""
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -454,8 +482,8 @@ def _pixels(place: str) -> Mapping[str, Any]:
     return {}
 
 
-def _tokenizer(place: str) -> PreTrainedTokenizerFast:
+def _tokenizer(place: str, config: PreTrainedConfig | None) -> PreTrainedTokenizerFast:
     file = Path(place, "tokenizer.json")
     if file.is_file() and not Path(place, "tokenizer_config.json").is_file():
         return PreTrainedTokenizerFast(tokenizer_file=str(file))
-    return AutoTokenizer.from_pretrained(place)
+    return AutoTokenizer.from_pretrained(place, config=config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,13 +28,17 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+def make_tokenizer(special: Sequence[str] = SPECIAL) -> PreTrainedTokenizerFast:
     """Byte-level BPE like Qwen2's, learned from one sentence."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     learner = trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
+        vocab_size=300, initial_alphabet=alphabet, special_tokens=list(special), show_progress=False
     )
     core.train_from_iterator(["system user assistant You are a helpful assistant. What do you hear?"], learner)
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")

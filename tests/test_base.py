@@ -110,8 +110,10 @@ def test_fingerprint_is_of_the_language_model(tokenizer: PreTrainedTokenizerFast
 
 
 def test_a_base_in_half_precision_is_still_itself() -> None:
-    half = load_base("playroom", dtype="float16")
-    assert half.dtype == torch.float16 and half.fingerprint() == load_base("playroom").fingerprint()
+    half, full = load_base("playroom", dtype="float16"), load_base("playroom")
+    assert half.dtype == torch.float16 and half.fingerprint() == full.fingerprint()
+    positions = dict(full.model.named_buffers())
+    assert all(torch.equal(buffer, positions[name]) for name, buffer in half.model.named_buffers())
 
 
 def test_a_base_with_missing_or_damaged_files_is_refused(tmp_path: Path) -> None:
