@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,11 @@ def own_pixels(one: PatchedModel, clips: list[Clip]) -> dict[str, Any]:
             return {"pixel_values": torch.stack(frames)}
         case "gemma4":
             patches, places = host.patches(together)
-            return {
-                "pixel_values_videos": patches,
-                "video_position_ids": places,
-                "num_frames_per_video": torch.tensor([len(each) for each in frames]),
-            }
+            counts = {"num_frames_per_video": torch.tensor([len(each) for each in frames])}
+            if "num_frames_per_video" not in signature(host.model.model.get_video_features).parameters:  # before 5.23
+                patches, places = (each.unflatten(0, (len(frames), -1)) for each in (patches, places))
+                counts = {}
+            return {"pixel_values_videos": patches, "video_position_ids": places, **counts}
         case "llava_onevision" | "video_llava" | "llava_next_video":
             return {"pixel_values_videos": torch.stack(frames)}
     grids = torch.cat([host.patch_grid(len(each) // host.pair) for each in frames])
