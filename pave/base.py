@@ -15,6 +15,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any, Literal
 import torch
 from einops import rearrange, repeat
 from safetensors import SafetensorError
+from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -279,35 +281,20 @@ def load_base(
     """Open a base: "playroom" (embedded, offline), a local folder, or a Hub id."""
     if quantize is not None:
         raise BaseModelError(f"quantize={quantize!r}: quantised bases arrive in a later version; leave quantize=None")
-    if frames is not None and frames < 1:
-        raise BaseModelError(f"frames={frames}: a base sees at least one key frame")
     kind, where, place = _dtype(dtype), _device(device), _place(source)
-    try:
-        config = AutoConfig.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        cause = str(error).strip().splitlines()[0]
-        raise BaseModelError(f"{source}: cannot be opened ({cause}); give 'playroom', a folder or a Hub id") from None
-    if config.model_type not in families():
-        known = nearest(config.model_type, families())
-        raise BaseModelError(f"{source}: no file in pave/bases for model_type {config.model_type!r}; {known}")
-    family = import_module(f"pave.bases.{config.model_type}")
+    config, family = _family(source, place)
+    frames = _frames(source, place, frames)
     half = kind == torch.float16  # holds less than the checkpoint, so that its fingerprint would be another one
-    try:
+    with _readable(source):
         model, loaded = family.MODEL.from_pretrained(place, dtype="auto" if half else kind, output_loading_info=True)
-        tokenizer, facts, pixels = _tokenizer(place), _json(place, "pave.json"), _pixels(place)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        cause = str(error).strip().splitlines()[0]
-        raise BaseModelError(f"{source}: cannot be read ({cause}); fetch it again") from None
+        tokenizer, pixels = _tokenizer(place), _pixels(place)
     lost = sorted(loaded["missing_keys"])
     if lost:
         raise BaseModelError(f"{source}: {len(lost)} of its weights are missing ({lost[0]} …); fetch it again")
-    known = facts.get("frames", 32)
-    if not isinstance(known, int) or known < 1:
-        raise BaseModelError(f"{source}: its pave.json says frames={known!r}; a base sees at least one key frame")
     base = family.build(
         model.to(where),
         tokenizer,
-        frames=frames or known,
+        frames=frames,
         mean=pixels.get("image_mean", (0.5, 0.5, 0.5)),
         std=pixels.get("image_std", (0.5, 0.5, 0.5)),
         repo=_repo(source),
@@ -317,6 +304,55 @@ def load_base(
         base.fingerprint()
         model.to(torch.float16)
     return base
+
+
+def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: int | None = None) -> Base:
+    """A base as its config alone describes it, for sizes and shapes: it lies on the meta device, without weights, a
+    fingerprint or words."""
+    kind, place = _dtype(dtype), _place(source)
+    config, family = _family(source, place)
+    if kind == "auto":
+        kind = config.dtype or config.get_text_config().dtype or torch.float32
+    with _readable(source), torch.device("meta"):
+        model = family.MODEL(config).to(kind)
+    marks = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}  # of CHATML
+    wordless = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **marks)
+    base = family.build(model, wordless, frames=_frames(source, place, frames), repo=_repo(source))
+    base._fingerprint = ""
+    return base
+
+
+def _family(source: str | Path, place: str) -> tuple[Any, Any]:
+    """The config of a base, and the file of its family."""
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise BaseModelError(f"{source}: cannot be opened ({cause}); give 'playroom', a folder or a Hub id") from None
+    if config.model_type not in families():
+        known = nearest(config.model_type, families())
+        raise BaseModelError(f"{source}: no file in pave/bases for model_type {config.model_type!r}; {known}")
+    return config, import_module(f"pave.bases.{config.model_type}")
+
+
+def _frames(source: str | Path, place: str, frames: int | None) -> int:
+    """How many key frames: as asked for, or what the base was trained with."""
+    if frames is not None and frames < 1:
+        raise BaseModelError(f"frames={frames}: a base sees at least one key frame")
+    with _readable(source):
+        known = _json(place, "pave.json").get("frames", 32)
+    if not isinstance(known, int) or known < 1:
+        raise BaseModelError(f"{source}: its pave.json says frames={known!r}; a base sees at least one key frame")
+    return frames or known
+
+
+@contextmanager
+def _readable(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise BaseModelError(f"{source}: cannot be read ({cause}); fetch it again") from None
 
 
 def _place(source: str | Path) -> str:
