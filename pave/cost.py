@@ -37,9 +37,9 @@ SECONDS = 60.0  # of a clip, where nobody says how many side tokens it has
 
 WORDS = """
   honest: matrix products, 2 operations per multiplication. Newlines are in the prompt, a token attends to those before
-          it, the fusion takes its cheaper order, LoRA runs beside its layers, the head reads one token.
+          it; a fusion takes its cheaper order, LoRA runs beside its layers, the head reads one token.
   paper:  the authors' way. No newlines, every token attends to every token; norms, softmax, additions and activations
-          count; each layer of the fusion has an output projection; no vision tower; LoRA is merged.""".splitlines()
+          count; each layer of a fusion has an output projection; no vision tower; LoRA is merged.""".splitlines()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +202,7 @@ class Decoder:
     @classmethod
     def of(cls, base: Base) -> Decoder:
         config, head = getattr(base.language_model, "config", None), base.model.get_output_embeddings()
-        sizes = {name: getattr(config, name, None) for name in DECODER}
+        sizes: dict[str, Any] = {name: getattr(config, name, None) for name in DECODER}
         lacking = [name for name, size in sizes.items() if not isinstance(size, int)]
         if head is None or lacking:
             cause = f"its language model has no {', '.join(lacking) or 'head'}"

@@ -34,9 +34,9 @@ def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         return codes.T.contiguous(), scales.T.contiguous()
     size = group_of(weight.shape[1])
     if weight.is_meta:
-        whole = torch.empty_like(weight, dtype=torch.int8)
-        scales = weight.new_empty(len(weight), weight.shape[1] // size, dtype=torch.bfloat16)
-        return (whole if bits == 8 else pack(whole)), scales
+        rows, columns = weight.shape
+        codes = weight.new_empty(rows, columns * bits // 8, dtype=torch.int8 if bits == 8 else torch.uint8)
+        return codes, weight.new_empty(rows, columns // size, dtype=torch.bfloat16)
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     groups = rearrange(weight.float(), "o (g c) -> o g c", c=size)
     peak = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))

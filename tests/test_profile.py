@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     LlavaOnevisionConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipVisionConfig,
@@ -38,7 +40,11 @@ SIZES = {  # Qwen2's config.json: channels, inner channels, layers, heads, key h
     "0.5B": (896, 4864, 24, 14, 2, 151936),
     "7B": (3584, 18944, 28, 28, 4, 152064),
 }
-AUTHORS = FusionConfig(kind="official", values="shared", rope="off", head="norm")
+FUSIONS = {
+    "authors'": FusionConfig(kind="official", values="shared", rope="off", head="norm"),
+    "folded": FusionConfig(),
+    "interleave": FusionConfig(combine="interleave"),
+}
 SENSES = {"audio": (120, 1), "video": (240, 2), "3d": (32, 24), "multiview": (32, 28)}  # steps, side of the grid
 every_size = pytest.mark.parametrize("size", SIZES)
 
@@ -75,7 +81,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
     return {size: outline(write_config(tmp_path_factory.mktemp(size), size)) for size in SIZES}
 
 
-def patch_on(base: Base, fusion: FusionConfig = AUTHORS, grid: int = 1, rank: int = 64) -> Patch:
+def patch_on(base: Base, fusion: str = "authors'", grid: int = 1, rank: int = 64) -> Patch:
     """An untrained patch of 1024 side channels."""
     facts = SenseFacts(encoder="logmel", dim=1024, grid=(grid, grid), preprocessing="none")
     config = PatchConfig(
@@ -83,13 +89,14 @@ def patch_on(base: Base, fusion: FusionConfig = AUTHORS, grid: int = 1, rank: in
         base=base.facts(),
         newline="grid",
         senses={"sense": facts},
-        fusion=fusion,
+        fusion=FUSIONS[fusion],
         lora=LoraConfig(r=rank, lora_alpha=16),
     )
     return Patch(config, Attached(config, base, blank=True).state_dict())
 
 
-def cost_at(base: Base, sense: str = "audio", fusion: FusionConfig = AUTHORS) -> Cost:
+@cache
+def cost_at(base: Base, sense: str = "audio", fusion: str = "authors'") -> Cost:
     steps, grid = SENSES[sense]
     return cost_of(base, patch_on(base, fusion, grid), side_steps=[steps])
 
@@ -119,7 +126,7 @@ def test_the_paper_s_prefill(bases: dict[str, Base], size: str, tera: float) -> 
 
 def test_the_paper_s_prefill_with_side_tokens_between_the_visual_ones(bases: dict[str, Base]) -> None:
     """The baseline of its ablation: 18432 tokens more."""
-    cost = cost_at(bases["0.5B"], "3d", FusionConfig(combine="interleave"))
+    cost = cost_at(bases["0.5B"], "3d", "interleave")
     assert cost.beside == 18432 and round((cost.paper.language_model + cost.paper.head) / 1e12, 2) == 71.41
 
 
@@ -167,16 +174,17 @@ def counted(run: object) -> int:
 
 
 def test_a_language_model_with_and_without_lora_costs_what_torch_counts(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Torch counts every pair of tokens, causal or not, and the product that makes rotary angles, which is left out."""
+    """Torch counts every pair of tokens, causal or not, and the rotary angles where a version makes them by a product,
+    which is left out here."""
     base, n = make_base(tokenizer), 23
     decoder, lm = Decoder.of(base), base.language_model
     rows = torch.zeros(1, n, base.dim)
     bare = counted(lambda: lm(inputs_embeds=rows))
     angles = 2 * n * base.dim // 4 // 2
-    assert bare == decoder.products(n, pairs=n * n) + angles
+    assert bare - decoder.products(n, pairs=n * n) in (0, angles)
     assert decoder.head == counted(lambda: base.model.lm_head(rows[:, -1:]))
     config = LoraConfig(r=3)
-    lora = Lora(config, targets(config, lm))
+    lora = Lora(config, targets(config, lm)).requires_grad_(False)
     Loras(lm).add(lora)
     with running(Call({lora: torch.ones(1)})):
         patched = counted(lambda: lm(inputs_embeds=rows))
@@ -200,7 +208,7 @@ def test_a_language_model_with_and_without_lora_costs_what_torch_counts(tokenize
 def test_a_fusion_costs_what_torch_counts(words: dict[str, object], steps: int, grid: int) -> None:
     t, s, q, d, c = 4, 9, 10, 40, 6
     config = FusionConfig.model_validate({"width": 16, "heads": 2, **words})
-    fusion = build_fusion(config, side_dim=c, vision_dim=q, visual_dim=d, tokens=s, frames=t).eval()
+    fusion = build_fusion(config, side_dim=c, vision_dim=q, visual_dim=d, tokens=s, frames=t).requires_grad_(False)
     side = align([SideTokens.regular(torch.zeros(steps, grid, grid, c), rate=2)], [torch.arange(t) / 2], "index")
     visual = torch.zeros(1, t, s, q), torch.zeros(1, t, s, d)
     n, k = steps * grid**2, -(-steps // t) * grid**2
@@ -209,7 +217,7 @@ def test_a_fusion_costs_what_torch_counts(words: dict[str, object], steps: int, 
 
 
 def test_a_folded_fusion_folds_where_that_is_cheaper(bases: dict[str, Base]) -> None:
-    few, many = (cost_at(bases["7B"], sense, FusionConfig()) for sense in ("audio", "multiview"))
+    few, many = (cost_at(bases["7B"], sense, "folded") for sense in ("audio", "multiview"))
     assert few.honest.fusion["sense"] < few.paper.fusion["sense"] / 10
     assert many.honest.fusion["sense"] == many.paper.fusion["sense"], "folds nothing, and pads nothing"
 
@@ -240,9 +248,8 @@ def test_a_folder_of_peft_has_no_sense(tmp_path: Path) -> None:
     model.apply_patch("audio-playroom")
     export_peft(model.export("audio-playroom"), model.host, tmp_path)
     cost = profile("playroom", tmp_path)
-    assert (cost.fusion_params, cost.side, cost.lora_params) == ({}, {}, 97_280) and "fusion" not in table(cost).split(
-        "honest:"
-    )[0]
+    assert (cost.fusion_params, cost.side, cost.lora_params) == ({}, {}, 97_280)
+    assert "fusion," not in table(cost)
 
 
 def test_memory_is_that_of_weights_keys_and_features_in_the_chosen_dtype(
@@ -293,8 +300,8 @@ def test_side_steps_that_do_not_fit_the_senses_are_refused(bases: dict[str, Base
 
 def test_a_base_without_a_language_model_to_count_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     base = make_base(tokenizer)
-    del base.language_model.config.num_attention_heads  # type: ignore[union-attr]
-    with pytest.raises(BaseModelError, match="its language model has no num_attention_heads"):
+    base.language_model.config = PretrainedConfig(hidden_size=64)  # type: ignore[assignment]
+    with pytest.raises(BaseModelError, match="its language model has no num_hidden_layers, num_attention_heads"):
         Decoder.of(base)
 
 
