@@ -150,6 +150,7 @@ def cost_of(
     prompt, short = rows + beside + text, t * s + beside + text
     fusion, written = {}, {}
     for sense, (steps, h, w) in side.items():
+        # Split evenly; aligned by time, segments at the ends are shorter and the others longer, by one part in t.
         n, padded = steps * h * w, math.ceil(steps / t) * h * w
         fusion[sense] = fusion_flops(attached.fusion[sense], t, s, n, padded)
         written[sense] = fusion_flops(attached.fusion[sense], t, s, n, n / t, paper=True)

@@ -4,6 +4,7 @@ that are those of real files; while nothing of the base but its config is read."
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_base, make_config
+from damage import DAMAGE
 from hub_server import HubServer
 from huggingface_hub import constants
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -28,11 +30,12 @@ from pave.attached import Attached
 from pave.base import Base, outline
 from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
 from pave.cost import Cost, Decoder, cost_of, fusion_flops, profile, table
-from pave.errors import BaseModelError, PatchMismatch, RecipeError, SignalError
+from pave.errors import BaseModelError, PatchError, PatchMismatch, RecipeError, SignalError
 from pave.fusion import build_fusion
 from pave.lora import Call, Lora, Loras, running, targets
 from pave.model import load
 from pave.patch import Patch
+from pave.patch import outline as patch_outline
 from pave.peft_folder import export_peft
 from pave.sidechannel import SideTokens, align
 
@@ -290,6 +293,17 @@ def test_a_patch_of_another_base_is_refused_with_what_differs(bases: dict[str, B
     lost = {name: tensor for name, tensor in other.tensors.items() if ".27." not in name}
     with pytest.raises(PatchMismatch, match=r"layers\.27\..* is missing"):
         cost_of(bases["7B"], Patch(deeper, lost), side_steps=[9])
+
+
+def test_a_damaged_header_is_refused_and_values_are_not_looked_at(tmp_path: Path) -> None:
+    place, file, passed = catalogue.locate("audio-playroom"), tmp_path / "patch.safetensors", set()
+    data, shapes = place.read_bytes(), {name: tensor.shape for name, tensor in Patch.load(place).tensors.items()}
+    for kind, (_, damage) in DAMAGE.items():
+        file.write_bytes(damage(data))
+        with suppress(PatchError):
+            assert {name: tensor.shape for name, tensor in patch_outline(file).tensors.items()} == shapes
+            passed.add(kind)
+    assert {"bit of a tensor", "signed, NaN"} < passed and len(passed) < len(DAMAGE) / 4
 
 
 @pytest.mark.parametrize("steps", [[1, 2], [0]])
