@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pave.config import FusionConfig
-from pave.fusion import Folded, Official, build_fusion
+from pave.cost import fusion_flops
+from pave.fusion import Folded, build_fusion
 from pave.rope import LONGEST, SHORTEST
 from pave.sidechannel import SideBatch, SideTokens, align
 
@@ -107,28 +108,6 @@ def folded_loop(fusion: Any, vision: Tensor, side: SideBatch) -> Tensor:
     return torch.stack(rows).unflatten(0, vision.shape[:2])
 
 
-def official_flops(fusion: Official, side: SideBatch) -> float:
-    """Of the matrix products: two per multiplication."""
-    width, layers = fusion.config.width, fusion.config.layers
-    queries = len(side.x) * FRAMES * TOKENS
-    keys = side.x[..., 0].numel()
-    attention = 2 * TOKENS * keys * width
-    per_layer = 5 * queries * width**2 + keys * width**2 + attention
-    head = 2 * queries * width * (width + VISUAL)
-    return 2 * (queries * VISION * width + keys * SIDE * width + layers * per_layer + head)
-
-
-def folded_flops(fusion: Folded, side: SideBatch, *, folds: bool) -> float:
-    width, heads = fusion.config.width, fusion.heads
-    frames = len(side.x) * FRAMES
-    keys = side.x[..., 0].numel()
-    made = keys * (2 * SIDE * width + width**2)
-    keys += frames  # the null keys
-    if folds:
-        return 2 * (made + keys * (width + TOKENS * heads) * (VISION + VISUAL))
-    return 2 * (made + frames * TOKENS * width * (VISION + VISUAL) + 2 * TOKENS * keys * width)
-
-
 def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
@@ -145,13 +124,11 @@ def measure(kind: str, size: str, batch: int, rounds: int) -> dict[str, float | 
         torch.nn.init.normal_(parameter, std=0.02)
     side = side_batch(*SIZES[size], batch)
     vision, tokens = torch.randn(batch, FRAMES, TOKENS, VISION), torch.zeros(batch, FRAMES, TOKENS, VISUAL)
-    if isinstance(fusion, Official):
-        flops = written = official_flops(fusion, side)
-        loop = partial(official_loop, fusion, vision, side)
-    else:
-        assert isinstance(fusion, Folded)
-        folds = fusion.folds(TOKENS, side.index.shape[2] * SIZES[size][1] ** 2 + 1)
-        flops, written = (folded_flops(fusion, side, folds=choice) for choice in (folds, False))
+    shape = batch * FRAMES, TOKENS, (n := side.x[..., 0].numel()), n / (batch * FRAMES)
+    flops = written = fusion_flops(fusion, *shape)
+    loop = partial(official_loop, fusion, vision, side)
+    if isinstance(fusion, Folded):
+        written = fusion_flops(fusion, *shape, paper=True)
         loop = partial(folded_loop, fusion, vision, side)
     left = torch.randn(batch * FRAMES * TOKENS, VISION)
     right = torch.randn(VISION, max(1, round(flops / (2 * left.numel()))))

@@ -15,6 +15,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,9 +25,11 @@ import torch
 from einops import rearrange, repeat
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedConfig,
@@ -40,7 +43,7 @@ from pave import original
 from pave.config import BaseFacts
 from pave.errors import BaseModelError, MediaError, nearest
 from pave.media import Clip, preprocess
-from pave.prompt import CHATML, Prompter
+from pave.prompt import CHATML, QUESTION, VIDEO, Prompter
 
 Newline = Literal["end", "grid", "none"]
 
@@ -255,16 +258,21 @@ class Base(ABC):
         )
         return Visual.stack([Seen(*parts) for parts in zip(*whole, strict=True)], [c.to(self.device) for c in clocks])
 
+    def rows_of(self, frames: int, newline: Newline) -> int:
+        """How many visual rows, newlines included, `frames` key frames take in the prompt."""
+        each = self.tokens_per_frame + (self.grid[0] if newline == "grid" else 0)
+        return frames * each + (newline == "end")
+
     def visual_ids(self, times: Sequence[float], newline: Newline, beside: Sequence[Sequence[int]] = ()) -> list[int]:
         """The visual part of a prompt: a placeholder for every row that `pack` gives, and the family's own words around
         the key frames. `beside`: how many further tokens each group has."""
-        each = self.tokens_per_frame + (self.grid[0] if newline == "grid" else 0)
+        last = self.rows_of(0, newline)
         ids: list[int] = []
         for i, (before, behind) in enumerate(self.around(times)):
-            rows = each + sum(sizes[i] for sizes in beside if i < len(sizes))
+            rows = self.rows_of(1, newline) - last + sum(sizes[i] for sizes in beside if i < len(sizes))
             words = (self.prompter.encode_special(text) if text else [] for text in (before, behind))
             ids += [*next(words), *[self.placeholder] * rows, *next(words)]
-        return [*ids, *[self.placeholder] * (newline == "end")]
+        return [*ids, *[self.placeholder] * last]
 
     def pack(self, frames: Tensor, newline: Newline, beside: Sequence[Sequence[Tensor]] = ()) -> Tensor:
         """Visual tokens (t s d) of one clip as rows (v d). end: one newline behind the last frame; grid: one behind
@@ -359,45 +367,27 @@ def load_base(
     """Open a base: "playroom" (embedded, offline), a local folder, or a Hub id."""
     if quantize is not None:
         raise BaseModelError(f"quantize={quantize!r}: quantised bases arrive in a later version; leave quantize=None")
-    if frames is not None and frames < 1:
-        raise BaseModelError(f"frames={frames}: a base sees at least one key frame")
     kind, where, place = _dtype(dtype), _device(device), _place(source)
-    try:
-        described, _ = PreTrainedConfig.get_config_dict(place)
-        if not isinstance(described, dict):
-            raise ValueError("its config.json is no JSON object")
-    except (OSError, ValueError) as error:
-        cause = str(error).strip().splitlines()[0]
-        raise BaseModelError(f"{source}: cannot be opened ({cause}); give 'playroom', a folder or a Hub id") from None
+    described, family = _described(source, place)
     authors = original.ARCHITECTURE in (described.get("architectures") or [])
-    name = original.FAMILY if authors else described.get("model_type")
-    if name not in families():
-        known = nearest(str(name), families())
-        raise BaseModelError(f"{source}: no file in pave/bases for model_type {name!r}; {known}")
-    family: type[Base] = import_module(f"pave.bases.{name}").BASE
+    frames = _frames(source, place, frames)
     half = kind == torch.float16  # holds less than the checkpoint, so that its fingerprint would be another one
     exact = "auto" if half or authors else kind
-    try:
+    with _readable(source):
         config = original.config_of(described, source) if authors else None
-        tokenizer, facts, pixels = _tokenizer(place, config), _json(place, "pave.json"), _pixels(place)
+        tokenizer, pixels = _tokenizer(place, config), _pixels(place)
         told = original.options(config, tokenizer, source) if config else {}
         opened: Any = AutoModelForImageTextToText.from_pretrained(
             place, dtype=exact, output_loading_info=True, ignore_mismatched_sizes=True, **told
         )
         model, loaded = opened
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        cause = str(error).strip().splitlines()[0]
-        raise BaseModelError(f"{source}: cannot be read ({cause}); fetch it again") from None
     _refuse_misfits(source, loaded, original.UNUSED if authors else re.compile(""))
     if authors:
         model._weight_conversions = None  # it would be saved under their names again
-    known = facts.get("frames")
-    if known is not None and (not isinstance(known, int) or known < 1):
-        raise BaseModelError(f"{source}: its pave.json says frames={known!r}; a base sees at least one key frame")
     base = family(
         model.to(where),
         tokenizer,
-        frames=frames or known,
+        frames=frames,
         mean=pixels.get("image_mean", (0.5, 0.5, 0.5)),
         std=pixels.get("image_std", (0.5, 0.5, 0.5)),
         repo=_repo(source),
@@ -421,6 +411,62 @@ def _refuse_misfits(source: str | Path, loaded: Mapping[str, Any], unused: re.Pa
     for name, there, here in other:
         cause = f"{name} is {tuple(there)}, its config.json asks for {tuple(here)}"
         raise BaseModelError(f"{source}: {len(other)} of its weights do not fit ({cause}); fetch it again")
+
+
+def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: int | None = None) -> Base:
+    """A base as its config alone describes it, for sizes and shapes: it lies on the meta device, without weights, a
+    fingerprint or words."""
+    kind, place = _dtype(dtype), _place(source)
+    described, family = _described(source, place)
+    with _readable(source):
+        authors = original.ARCHITECTURE in (described.get("architectures") or [])
+        config = original.config_of(described, source) if authors else AutoConfig.from_pretrained(place)
+        if kind == "auto":
+            kind = config.dtype or config.get_text_config().dtype or torch.float32
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config).to(kind)
+    wordless = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="<|im_end|>")
+    template = f"{VIDEO}{QUESTION}<|im_end|>"
+    base = family(model, wordless, frames=_frames(source, place, frames), template=template, repo=_repo(source))
+    base._fingerprint = ""
+    return base
+
+
+def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Base]]:
+    """The config.json of a base, and its family."""
+    try:
+        described, _ = PreTrainedConfig.get_config_dict(place)
+        if not isinstance(described, dict):
+            raise ValueError("its config.json is no JSON object")
+    except (OSError, ValueError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise BaseModelError(f"{source}: cannot be opened ({cause}); give 'playroom', a folder or a Hub id") from None
+    authors = original.ARCHITECTURE in (described.get("architectures") or [])
+    name = original.FAMILY if authors else described.get("model_type")
+    if name not in families():
+        known = nearest(str(name), families())
+        raise BaseModelError(f"{source}: no file in pave/bases for model_type {name!r}; {known}")
+    return described, import_module(f"pave.bases.{name}").BASE
+
+
+def _frames(source: str | Path, place: str, frames: int | None) -> int | None:
+    """How many key frames: as asked for, or what the base was trained with; None when nobody says."""
+    if frames is not None and frames < 1:
+        raise BaseModelError(f"frames={frames}: a base sees at least one key frame")
+    with _readable(source):
+        known = _json(place, "pave.json").get("frames")
+    if known is not None and (not isinstance(known, int) or known < 1):
+        raise BaseModelError(f"{source}: its pave.json says frames={known!r}; a base sees at least one key frame")
+    return frames or known
+
+
+@contextmanager
+def _readable(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise BaseModelError(f"{source}: cannot be read ({cause}); fetch it again") from None
 
 
 def _place(source: str | Path) -> str:

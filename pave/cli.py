@@ -115,6 +115,35 @@ def playroom(
     print(write_clips(out, clips, seed, split, [one.value for one in channel or Channel]))
 
 
+@app.command("profile")
+def profile_command(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="'playroom', a folder, or a Hub id.")],
+    patch: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder, a file, user/repo, or a recipe.")],
+    frames: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Key frames. Default: what the base was trained with.")
+    ] = None,
+    text: Annotated[int, typer.Option(metavar="N", min=0, help="Tokens of the question and its template.")] = 40,
+    side_steps: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", min=1, help="Time steps of a sense; once for each. Default: those of a minute."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="'auto' (the checkpoint's), 'bfloat16', ...")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON: bytes, tokens, FLOPs.")] = False,
+) -> None:
+    """Say what PATCH costs on BASE, before anything is loaded.
+
+    Parameters, file, tokens, FLOPs, memory. Of the base only the config is read.
+    """
+    quiet()
+    import json
+    from dataclasses import asdict
+
+    from pave.cost import profile, table
+
+    cost = profile(base, patch, frames=frames, text=text, side_steps=side_steps or (), dtype=dtype)
+    print(json.dumps(asdict(cost), indent=1) if as_json else table(cost))
+
+
 @app.command()
 def doctor() -> None:
     """Say what is wrong here, and what to do.

@@ -121,7 +121,7 @@ class Folded(Fusion):
 
     The null key has no value, so what goes to it moves nothing. Both outer products are associative: with few side
     tokens, W_qᵀ R k_j and W_o v_j are computed on them, and no visual token is ever projected. With many, the usual
-    order is cheaper; `folds` counts the multiplications of both and takes the fewer.
+    order is cheaper; `folds` takes the one with fewer multiplications.
     """
 
     def __init__(self, config: FusionConfig, *, side_dim: int, **dims: int) -> None:
@@ -159,12 +159,18 @@ class Folded(Fusion):
         attend = self._attend_folded if self.folds(asking.shape[1], k.shape[1]) else self._attend
         return attend(asking, k, v, mask).view_as(tokens).to(tokens.dtype)
 
-    def folds(self, s: int, n: int) -> bool:
+    def folds(self, s: int, n: float) -> bool:
         """Whether folding costs fewer multiplications per key frame of s visual tokens and n keys, null included."""
+        return self.products(s, n, folded=True) < self.products(s, n, folded=False)
+
+    def products(self, s: int, n: float, *, folded: bool) -> float:
+        """Multiplications that read n keys for s visual tokens, in the one order or the other."""
         width, q, d = self.config.width, self.query_dim, self.visual_dim
+        if folded:
+            ask = s * n * width if self.query is None else n * width * (q + 1) + s * self.heads * n * q
+            return ask + n * width * d + s * self.heads * n * d
         project = 0 if self.query is None else s * q * width
-        folded = n * width * (q + d) + s * self.heads * n * (q + d)
-        return folded < project + 2 * s * n * width + s * width * d
+        return project + 2 * s * n * width + s * width * d
 
     def _attend_folded(self, asking: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Update (bt s d) from asking (bt s q) and k, v (bt k h e): all matrices are made of side tokens."""

@@ -89,12 +89,19 @@ class Patch:
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         check_tensors(self.config, self.tensors, path)
-        sha256 = storage.digest(self.text, self.tensors)
+        storage.write(path, self.tensors, self._metadata(storage.digest(self.text, self.tensors)))
+        return path
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file that `save` would write; the tensors need no values."""
+        return storage.size(self.tensors, self._metadata("0" * 64))
+
+    def _metadata(self, sha256: str) -> dict[str, str]:
         metadata = {"pave.format": str(FORMAT), "pave.config": self.text, "pave.sha256": sha256}
         if self.certificate is not None:
             metadata["pave.certificate"] = storage.canonical(self.certificate)
-        storage.write(path, self.tensors, metadata)
-        return path
+        return metadata
 
     @classmethod
     def load(cls, path: str | Path, source: str = "") -> Patch:
@@ -111,6 +118,16 @@ class Patch:
             raise PatchDamaged(path, cause, AGAIN)
         assert patch.sound
         return patch
+
+
+def outline(path: str | Path, source: str = "") -> Patch:
+    """A patch as its header describes it: its tensors have shapes and no values, and only these are checked."""
+    path = file_of(path)
+    tensors, metadata = storage.read(path, mapped=True)
+    shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    patch = Patch(config_of(path, metadata), shapes, source=source or str(path), stored=metadata["pave.config"])
+    assert patch.sound
+    return patch
 
 
 def read_config(path: str | Path) -> PatchConfig:

@@ -27,13 +27,18 @@ def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Codes and scales of a matrix (o c), (o g) for a wide one and (g c) for a high one: w ≈ code · scale.
 
     The number of largest magnitude in a group gets the code with the most room, -2^(bits-1), so that all codes are in
-    use; of some scales the one with the least squared error is taken.
+    use; of some scales the one with the least squared error is taken. A matrix without values (meta) gives empty ones.
     """
     if weight.shape[0] > weight.shape[1]:
         codes, scales = quantise(weight.T, bits)
         return codes.T.contiguous(), scales.T.contiguous()
+    size = group_of(weight.shape[1])
+    if weight.is_meta:
+        rows, columns = weight.shape
+        codes = weight.new_empty(rows, columns * bits // 8, dtype=torch.int8 if bits == 8 else torch.uint8)
+        return codes, weight.new_empty(rows, columns // size, dtype=torch.bfloat16)
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    groups = rearrange(weight.float(), "o (g c) -> o g c", c=group_of(weight.shape[1]))
+    groups = rearrange(weight.float(), "o (g c) -> o g c", c=size)
     peak = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
     best, codes, scale = None, torch.zeros_like(groups), torch.ones_like(peak)
     for share in SHARES:
@@ -121,7 +126,7 @@ def flaw(name: str, tensors: Mapping[str, Tensor]) -> str:
             return f"has scales of shape {tuple(scales.shape)} for codes of shape {tuple(tensor.shape)}"
     elif not tensor.is_floating_point():
         return f"is {tensor.dtype}, and has no scales"
-    elif tensor.numel() and not tensor.abs().max() <= LARGEST:  # no comparison holds for NaN
+    elif tensor.numel() and not tensor.is_meta and not tensor.abs().max() <= LARGEST:  # no comparison holds for NaN
         wrong = int((~(tensor.abs() <= LARGEST)).sum())
         return f"holds {wrong} values that are not finite or beyond {LARGEST:g}, of {tensor.numel()}"
     return ""

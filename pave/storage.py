@@ -55,19 +55,32 @@ IMPOSTORS = {
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write the file in one piece; whatever goes wrong, the old one stays."""
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    with replacing(path) as file:
+        file.write(_head(tensors, metadata))
+        for name in _order(tensors):
+            file.write(raw(tensors[name]))
+
+
+def size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """Bytes of the file that `write` would write; the tensors need no values."""
+    return len(_head(tensors, metadata)) + sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _order(tensors: Mapping[str, Tensor]) -> list[str]:
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def _head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """All that stands before the tensors."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
-    for name in order:
+    for name in _order(tensors):
         begin, end = end, end + tensors[name].nbytes
         shape = list(tensors[name].shape)
         header[name] = {"dtype": CODES[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
     text = canonical(header).encode()
     text += b" " * (-len(text) % 8)
-    with replacing(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(raw(tensors[name]))
+    return len(text).to_bytes(8, "little") + text
 
 
 def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,9 +26,11 @@ from torch import Tensor
 
 from pave import catalogue
 from pave.attached import Attached
+from pave.base import Base
 from pave.checkpoint import Identity, read_checkpoint, write_checkpoint
 from pave.config import DataConfig, PatchConfig, Recipe, SenseFacts
 from pave.data import IGNORE, Example, collate, pack, read_jsonl
+from pave.encoder import Encoder
 from pave.errors import DataError, RecipeError, TrainingError
 from pave.features import FeatureStore, Seeing
 from pave.inputs import ClipFeatures, Inputs, layout
@@ -143,39 +145,15 @@ class Run:
         self.rates = [group["lr"] for group in groups]
 
     def config(self) -> PatchConfig:
-        """What the patch file will say of itself; no paths, no time stamps."""
-        recipe = self.recipe
-        senses = {}
-        for sense, config in recipe.senses.items():
-            spec = self.senses[sense].spec
-            senses[sense] = SenseFacts(
-                encoder=config.encoder,
-                options=dict(spec.options),
-                align=config.align,
-                dim=spec.dim,
-                grid=spec.grid,
-                revision=spec.revision,
-                licence=spec.licence,
-                preprocessing=spec.preprocessing,
-            )
-        return PatchConfig(
-            name=recipe.name,
-            description=recipe.description,
-            base=self.model.host.facts(),
-            newline=recipe.newline or self.model.host.newlines[0],
-            prompt=self.model.host.template,
-            senses=senses,
-            fusion=recipe.fusion,
-            lora=recipe.lora,
-            licence=recipe.licence,
-            keep_lora_when_absent=self.options.keep_lora_when_absent,
-            training={
-                "clips": len(self.train_clips),
-                "questions": sum(len(clip.examples) for clip in self.train_clips),
-                **self.options.model_dump(mode="json", exclude=UNRECORDED),
-                **({"on_top_of": {each.name: each.sha256 for each in self.below}} if self.below else {}),
-            },
-        )
+        """What the patch file will say of itself."""
+        config = patch_config(self.recipe, self.model.host, self.senses)
+        training = {
+            "clips": len(self.train_clips),
+            "questions": sum(len(clip.examples) for clip in self.train_clips),
+            **config.training,
+            **({"on_top_of": {each.name: each.sha256 for each in self.below}} if self.below else {}),
+        }
+        return config.model_copy(update={"training": training})
 
     def fit(self, progress: Progress) -> None:
         """The steps. A checkpoint is written every so often, and the last good one stays whatever happens."""
@@ -304,6 +282,36 @@ class Run:
         self.model.export(self.recipe.name).save(path)
         (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         return Result(path, metrics)
+
+
+def patch_config(recipe: Recipe, base: Base, encoders: Mapping[str, Encoder]) -> PatchConfig:
+    """What a patch file of this recipe says of itself before any clip is seen; no paths, no time stamps."""
+    senses = {}
+    for sense, config in recipe.senses.items():
+        spec = encoders[sense].spec
+        senses[sense] = SenseFacts(
+            encoder=config.encoder,
+            options=dict(spec.options),
+            align=config.align,
+            dim=spec.dim,
+            grid=spec.grid,
+            revision=spec.revision,
+            licence=spec.licence,
+            preprocessing=spec.preprocessing,
+        )
+    return PatchConfig(
+        name=recipe.name,
+        description=recipe.description,
+        base=base.facts(),
+        newline=recipe.newline or base.newlines[0],
+        prompt=base.template,
+        senses=senses,
+        fusion=recipe.fusion,
+        lora=recipe.lora,
+        licence=recipe.licence,
+        keep_lora_when_absent=recipe.train.keep_lora_when_absent,
+        training=recipe.train.model_dump(mode="json", exclude=UNRECORDED),
+    )
 
 
 def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:

@@ -56,7 +56,7 @@ def test_grid_newlines_stand_behind_each_row_of_each_frame(base: Base) -> None:
     tokens = torch.randn(3, base.tokens_per_frame, base.dim)
     rows = base.pack(tokens, "grid")
     high, wide = base.grid
-    assert len(rows) == len(base.visual_ids([0, 1, 2], "grid")) == 3 * high * (wide + 1)
+    assert len(rows) == base.rows_of(3, "grid") == 3 * high * (wide + 1)
     assert base.newline is not None and torch.equal(rows[wide :: wide + 1], base.newline.expand(3 * high, -1))
     assert torch.equal(rows.view(3, high, wide + 1, -1)[:, :, :wide].flatten(1, 2), tokens)
 
@@ -65,7 +65,7 @@ def test_grid_of_the_released_size_takes_6720_rows(base: Base) -> None:
     """32 key frames of 14 x 14 tokens: the figure of the authors' code (PAVE, Liu et al., CVPR 2025)."""
     base.model.config.vision_config.image_size, base.model.config.vision_config.patch_size = 384, 14
     assert base.grid == (14, 14)
-    assert [len(base.visual_ids(range(32), newline)) for newline in ("grid", "end", "none")] == [6720, 6273, 6272]
+    assert [base.rows_of(32, newline) for newline in ("grid", "end", "none")] == [6720, 6273, 6272]
 
 
 def test_prompt_is_the_template_tokenised_whole(base: Base, tokenizer: PreTrainedTokenizerFast) -> None:

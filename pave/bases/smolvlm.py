@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -40,11 +39,6 @@ class SmolVLM(Base):
         head = f"You are provided the following series of {len(times)} frames from a {last} [H:MM:SS] video.\n"
         clocks = [f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}" for seconds in times]
         return [(f"{'' if i else head}\nFrame from {clock}:{MARK}<global-img>", MARK) for i, clock in enumerate(clocks)]
-
-    def outputs(self, rows: Tensor, deep: Tensor | None) -> dict[str, Any]:
-        """Key frame by key frame, which is how releases before 5.20 count them."""
-        whole = rows.shape[:2].numel() % self.tokens_per_frame == 0  # not beside tokens of a patch
-        return super().outputs(rows.reshape(-1, self.tokens_per_frame, self.dim) if whole else rows, deep)
 
     def look(self, pixels: Tensor) -> Seen:
         inner = self.model.model

@@ -1,0 +1,348 @@
+"""What a patch costs, before anything large is loaded: parameters, bytes, tokens, FLOPs, memory.
+
+In: the config of a base, and a patch or a recipe; all modules lie on the meta device. Out: a `Cost`, counted in two
+ways. Honest: the products of what this library and its base compute. Paper: as the authors count (LLM-Viewer's
+formulas, Yuan et al., arXiv 2402.16363; the fusion's own as in the supplement of PAVE, arXiv 2503.19794).
+
+t key frames, s visual tokens per key frame, k side tokens of a key frame's segment, n of them all
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pave import catalogue, hub
+from pave.attached import Attached, base_match
+from pave.base import Base, outline
+from pave.config import PatchConfig
+from pave.encoder import load_encoder
+from pave.errors import BaseModelError, SignalError
+from pave.fusion import Beside, Folded, Official
+from pave.patch import Patch, fusion_of
+from pave.patch import outline as patch_outline
+from pave.peft_folder import load_peft
+from pave.train import patch_config
+
+TEXT = 40  # tokens of a question with its template, as the authors count
+DECODER = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # in the words of transformers
+SECONDS = 60.0  # of a clip, where nobody says how many side tokens it has
+
+WORDS = """
+  honest: matrix products, 2 operations per multiplication. Newlines are in the prompt, a token attends to those before
+          it; a fusion takes its cheaper order, LoRA runs beside its layers, the head reads one token.
+  paper:  the authors' way. No newlines, every token attends to every token; norms, softmax, additions and activations
+          count; each layer of a fusion has an output projection; no vision tower; LoRA is merged.""".splitlines()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Of one prefill, as somebody counts them; 0: not counted."""
+
+    vision: int  # vision tower and projector
+    language_model: int
+    head: int
+    fusion: Mapping[str, int]  # by sense
+    lora: int
+
+    @property
+    def total(self) -> int:
+        return self.vision + self.language_model + self.head + sum(self.fusion.values()) + self.lora
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes that stay while a question is answered."""
+
+    base: int
+    patch: int
+    cache: int  # keys and values of the prompt
+    features: int  # visual tokens before and after the projector
+
+    @property
+    def total(self) -> int:
+        return self.base + self.patch + self.cache + self.features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one patch on one base, for one question about one clip."""
+
+    base: str
+    patch: str
+    dtype: str
+    fusion_params: Mapping[str, int]  # by sense
+    dead_params: Mapping[str, int]  # of the authors' v_linear, which they count and nothing reads
+    lora_params: int
+    trained: bool  # False: a recipe, whose file is yet to be
+    file_bytes: int
+    shrunk_bytes: int
+    frames: int
+    visual: int  # tokens, from here on
+    newlines: int
+    beside: int  # side tokens in the prompt
+    text: int
+    side: Mapping[str, tuple[int, int, int]]  # steps, rows and columns of side tokens, by sense
+    honest: Flops
+    paper: Flops
+    memory: Memory
+
+    @property
+    def prompt(self) -> int:
+        return self.visual + self.newlines + self.beside + self.text
+
+    @property
+    def params(self) -> int:
+        return sum(self.fusion_params.values()) + self.lora_params
+
+
+def profile(
+    base: str | Path,
+    patch: str | Path,
+    *,
+    frames: int | None = None,
+    text: int = TEXT,
+    side_steps: Sequence[int] = (),
+    dtype: str = "auto",
+) -> Cost:
+    """What `patch` (whatever `hub.locate` knows, or a recipe) costs on `base`, of which only the config is read."""
+    if _untrained(patch):
+        recipe = catalogue.recipe(patch)
+        host = outline(base, dtype=dtype, frames=recipe.frames if frames is None else frames)
+        encoders = {sense: load_encoder(each.encoder, **each.options) for sense, each in recipe.senses.items()}
+        config = patch_config(recipe, host, encoders)
+        blank = Patch(config, Attached(config, host, blank=True).state_dict(), source=str(patch))
+        return cost_of(host, blank, text=text, side_steps=side_steps)
+    host, place = outline(base, dtype=dtype, frames=frames), hub.locate(patch)
+    if catalogue.is_peft(place.path):
+        found, file = load_peft(place.path, host), place.path / catalogue.PEFT_WEIGHTS
+    else:
+        found, file = patch_outline(place.path, place.source), place.path
+    return cost_of(host, found, text=text, side_steps=side_steps, file_bytes=file.stat().st_size)
+
+
+def cost_of(
+    base: Base, patch: Patch, *, text: int = TEXT, side_steps: Sequence[int] = (), file_bytes: int | None = None
+) -> Cost:
+    """The same of a base and a patch that are open; their tensors need no values. side_steps: time steps of each sense,
+    in the patch's order; without them, those of a clip of one minute. file_bytes: of the patch's file, if it has one.
+    """
+    base_match(patch.config, base, patch.source, strict=False)
+    blank = Patch(patch.config, {name: tensor.to("meta") for name, tensor in patch.tensors.items()})
+    attached = Attached(patch.config, base, blank=True)
+    attached.load(blank.weights(), patch.source)
+    decoder, senses, combine = Decoder.of(base), patch.config.senses, patch.config.fusion.combine
+    t, s = -(-base.frames // base.pair), base.tokens_per_frame
+    side = _side(patch, side_steps)
+    fusion_params = {sense: _numbers(attached.fusion[sense]) for sense in senses}
+    lora_params = _numbers(attached.lora) if attached.lora else 0
+    beside = 0
+    if combine != "add":  # a key frame without a side token of its own borrows one
+        beside = sum(max(steps, t if combine == "interleave" else 0) * h * w for steps, h, w in side.values())
+    rows = base.rows_of(t, patch.config.newline)
+    prompt, short = rows + beside + text, t * s + beside + text
+    fusion, written = {}, {}
+    for sense, (steps, h, w) in side.items():
+        # Split evenly; aligned by time, segments at the ends are shorter and the others longer, by one part in t.
+        n, padded = steps * h * w, math.ceil(steps / t) * h * w
+        fusion[sense] = fusion_flops(attached.fusion[sense], t, s, n, padded)
+        written[sense] = fusion_flops(attached.fusion[sense], t, s, n, n / t, paper=True)
+    each = base.dtype.itemsize
+    return Cost(
+        base=base.repo or base.model_type,
+        patch=patch.config.name,
+        dtype=str(base.dtype).removeprefix("torch."),
+        fusion_params=fusion_params,
+        dead_params={sense: _dead(patch.config, sense) for sense in senses},
+        lora_params=lora_params,
+        trained=file_bytes is not None,
+        file_bytes=file_bytes or blank.file_bytes,
+        shrunk_bytes=blank.shrink().file_bytes,
+        frames=t,
+        visual=t * s,
+        newlines=rows - t * s,
+        beside=beside,
+        text=text,
+        side=side,
+        honest=Flops(
+            vision=_vision(base),
+            language_model=decoder.products(prompt, pairs=prompt * (prompt + 1) // 2),
+            head=decoder.head,
+            fusion=fusion,
+            lora=2 * prompt * lora_params,  # each number of A and B meets each token once
+        ),
+        paper=Flops(vision=0, language_model=decoder.as_llm_viewer(short), head=decoder.head, fusion=written, lora=0),
+        memory=Memory(
+            base=sum(parameter.nbytes for parameter in base.model.parameters()),
+            patch=(sum(fusion_params.values()) + lora_params) * each,
+            cache=2 * decoder.layers * decoder.key_width * prompt * each,
+            features=(base.vision_dim + base.dim) * t * s * each,
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """What a language model's FLOPs depend on. Each is two per multiplication of a matrix product, biases left out."""
+
+    weights: int  # of all Linear layers, without the head
+    head: int  # FLOPs of one token's logits
+    hidden: int
+    layers: int
+    heads: int
+    width: int  # channels of all heads together
+    key_width: int  # of all key heads together
+
+    @classmethod
+    def of(cls, base: Base) -> Decoder:
+        config, head = getattr(base.language_model, "config", None), base.model.get_output_embeddings()
+        sizes: dict[str, Any] = {name: getattr(config, name, None) for name in DECODER}
+        lacking = [name for name, size in sizes.items() if not isinstance(size, int)]
+        if head is None or lacking:
+            cause = f"its language model has no {', '.join(lacking) or 'head'}"
+            raise BaseModelError(f"{base.model_type}: {cause}, so nobody can say what it costs; give another base")
+        hidden, layers, heads = sizes.values()
+        each = getattr(config, "head_dim", None) or hidden // heads
+        return cls(
+            weights=_linear(base.language_model),
+            head=2 * _linear(head),
+            hidden=hidden,
+            layers=layers,
+            heads=heads,
+            width=heads * each,
+            key_width=(getattr(config, "num_key_value_heads", None) or heads) * each,
+        )
+
+    def products(self, n: int, *, pairs: int) -> int:
+        """Linear layers and attention for n tokens, of which `pairs` attend to each other."""
+        return 2 * n * self.weights + 4 * pairs * self.width * self.layers
+
+    def as_llm_viewer(self, n: int) -> int:
+        """Every token attends to every token; softmax takes 5 operations per score; two norms take 7 per number, two
+        additions 1, an activation 2."""
+        others = 5 * self.heads * n**2 + (2 * 7 + 2 * 1 + 2) * n * self.hidden
+        return self.products(n, pairs=n**2) + self.layers * others
+
+
+def fusion_flops(fusion: nn.Module, t: int, s: int, n: int, k: float, *, paper: bool = False) -> int:
+    """Matrix products of a fusion for n side tokens, two per multiplication. k counts padding, if padding shall count.
+
+    paper: with one projection more, of what each layer has read; and never folded, but as the equations are written."""
+    if isinstance(fusion, Beside):
+        return 2 * n * _linear(fusion)
+    assert isinstance(fusion, Folded | Official)
+    width = fusion.config.width
+    if isinstance(fusion, Folded):
+        made = n * (_linear(fusion.key) + _linear(fusion.value))
+        folded = not paper and fusion.folds(s, k + 1)  # one for the null key
+        return round(2 * (made + t * fusion.products(s, k + 1, folded=folded)))
+    ask = fusion.query_input_mapping
+    asked = 0 if ask is None else _linear(ask)
+    answers = (2 if fusion.config.values == "own" else 1) * width * fusion.input_mapping.out_features
+    layer = t * s * (6 if paper else 5) * width**2 + n * answers + 2 * t * s * k * width
+    ends = t * s * (asked + _linear(fusion.output_mapping)) + n * _linear(fusion.input_mapping)
+    return round(2 * (ends + fusion.config.layers * layer))
+
+
+def table(cost: Cost) -> str:
+    """For people."""
+    dead = sum(cost.dead_params.values())
+    note = f"the paper's: with {dead:,} of a v_linear that nothing reads" if dead else ""
+    lines = [f"{cost.patch} on {cost.base} ({cost.dtype}); no weights were loaded", ""]
+    lines.append(_line("parameters", "here", "paper", indent=0))
+    for sense, count in cost.fusion_params.items():
+        lines.append(_line(f"fusion, {sense}", f"{count:,}", f"{count + cost.dead_params[sense]:,}"))
+    lines.append(_line("LoRA", f"{cost.lora_params:,}", f"{cost.lora_params:,}"))
+    lines.append(_line("trainable", f"{cost.params:,}", f"{cost.params + dead:,}", note))
+    state = "" if cost.trained else " once trained"
+    small = f"{cost.shrunk_bytes / 1e6:,.2f} MB after `pave patch shrink`"
+    parts = [f"{cost.frames} key frames × {cost.visual // cost.frames} = {cost.visual:,} visual"]
+    counts = {"newline": cost.newlines, "side": cost.beside, "text": cost.text}
+    parts += [f"{count:,} {name}" for name, count in counts.items() if count]
+    lines += ["", f"file    {cost.file_bytes / 1e6:,.2f} MB{state}, {small}"]
+    lines += [f"tokens  {' + '.join(parts)} = {cost.prompt:,}", ""]
+    unit, name = (1e12, "TFLOPs") if cost.honest.total > 1e11 else (1e9, "GFLOPs")
+    lines.append(_line(f"{name} of a prefill", "honest", "paper", indent=0))
+    rows = [
+        ("vision, projector", cost.honest.vision, cost.paper.vision, ""),
+        ("language model", cost.honest.language_model, cost.paper.language_model, ""),
+        ("head", cost.honest.head, cost.paper.head, ""),
+    ]
+    for sense, (steps, h, w) in cost.side.items():
+        counted = cost.honest.fusion[sense], cost.paper.fusion[sense]
+        rows.append((f"fusion, {sense}", *counted, f"{steps} × {h} × {w} side tokens"))
+    rows.append(("LoRA", cost.honest.lora, cost.paper.lora, ""))
+    rows.append(("total", cost.honest.total, cost.paper.total, ""))
+    for label, honest, paper, words in rows:
+        shown = (f"{count / unit:,.4f}" if count else "–" for count in (honest, paper))
+        lines.append(_line(label, *shown, note=words))
+    unit, name = (1e9, "GB") if cost.memory.total > 1e8 else (1e6, "MB")
+    lines += [*WORDS, "", f"{name} of memory, without activations"]
+    held = cost.memory
+    for label, count in (
+        ("base", held.base),
+        ("patch", held.patch),
+        ("keys and values", held.cache),
+        ("visual features", held.features),
+        ("total", held.total),
+    ):
+        lines.append(_line(label, f"{count / unit:,.3f}"))
+    return "\n".join(lines)
+
+
+def _line(label: str, here: str, paper: str = "", note: str = "", *, indent: int = 2) -> str:
+    return f"{' ' * indent + label:20}{here:>14}{paper:>14}   {note}".rstrip()
+
+
+def _side(patch: Patch, steps: Sequence[int]) -> dict[str, tuple[int, int, int]]:
+    """Time steps, rows and columns of each sense's side tokens."""
+    senses = patch.config.senses
+    if not steps:
+        rates = [load_encoder(facts.encoder, **facts.options).spec.rate for facts in senses.values()]
+        steps = [math.ceil(rate * SECONDS) for rate in rates]
+    if len(steps) != len(senses) or min(steps, default=1) < 1:
+        has = f"{patch.config.name} has {len(senses)} senses ({', '.join(senses) or 'none'})"
+        raise SignalError(f"side_steps={list(steps)}: {has}; give one number of 1 or more for each, in this order")
+    return {sense: (count, *facts.grid) for count, (sense, facts) in zip(steps, senses.items(), strict=True)}
+
+
+@torch.no_grad()
+def _vision(base: Base) -> int:
+    """FLOPs of the vision tower and the projector: torch counts while frames without pixels pass through."""
+    frames = -(-base.frames // base.pair) * base.pair
+    pixels = torch.empty(frames, 3, *base.size, device="meta", dtype=base.dtype)
+    with FlopCounterMode(display=False) as counter:
+        base.look(pixels)
+    return counter.get_total_flops()
+
+
+def _linear(module: nn.Module) -> int:
+    """Numbers in the matrices of all Linear layers."""
+    return sum(each.weight.numel() for each in module.modules() if isinstance(each, nn.Linear))
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _dead(config: PatchConfig, sense: str) -> int:
+    """How many parameters of this fusion the authors have besides: they keep a v_linear even where values are keys."""
+    if config.fusion.values == "own":
+        return 0
+    own = config.model_copy(update={"fusion": config.fusion.model_copy(update={"values": "own"})})
+    return _numbers(fusion_of(own, sense, blank=True)) - _numbers(fusion_of(config, sense, blank=True))
+
+
+def _untrained(source: str | Path) -> bool:
+    """Whether this is a recipe: a YAML file, or a folder or name with a recipe and no trained file."""
+    folder = catalogue.find(str(source)) if source in catalogue.names() else Path(source)
+    if folder.is_dir():
+        return (folder / "patch.yaml").is_file() and not (folder / catalogue.WEIGHTS).exists()
+    return folder.suffix in (".yaml", ".yml")

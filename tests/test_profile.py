@@ -1,0 +1,339 @@
+"""Claims about `pave profile`: the paper's numbers in the paper's way, torch's own count in the honest one, and sizes
+that are those of real files; while nothing of the base but its config is read."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_base, make_config
+from damage import DAMAGE
+from hub_server import HubServer
+from huggingface_hub import constants
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    LlavaOnevisionConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from pave import catalogue
+from pave.attached import Attached
+from pave.base import Base, outline
+from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
+from pave.cost import Cost, Decoder, cost_of, fusion_flops, profile, table
+from pave.errors import BaseModelError, PatchError, PatchMismatch, RecipeError, SignalError
+from pave.fusion import build_fusion
+from pave.lora import Call, Lora, Loras, running, targets
+from pave.model import load
+from pave.patch import Patch
+from pave.patch import outline as patch_outline
+from pave.peft_folder import export_peft
+from pave.sidechannel import SideTokens, align
+
+SIZES = {  # Qwen2's config.json: channels, inner channels, layers, heads, key heads, vocabulary
+    "0.5B": (896, 4864, 24, 14, 2, 151936),
+    "7B": (3584, 18944, 28, 28, 4, 152064),
+}
+FUSIONS = {
+    "authors'": FusionConfig(kind="official", values="shared", rope="off", head="norm"),
+    "folded": FusionConfig(),
+    "interleave": FusionConfig(combine="interleave"),
+}
+SENSES = {"audio": (120, 1), "video": (240, 2), "3d": (32, 24), "multiview": (32, 28)}  # steps, side of the grid
+every_size = pytest.mark.parametrize("size", SIZES)
+
+
+def write_config(folder: Path, size: str) -> Path:
+    """A LLaVA-OneVision of a real size, as far as config.json goes."""
+    hidden, inner, layers, heads, key_heads, vocabulary = SIZES[size]
+    text = Qwen2Config(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        vocab_size=vocabulary,
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=26,
+        num_attention_heads=16,
+        image_size=384,
+        patch_size=14,
+        vision_use_head=False,
+    )
+    config = LlavaOnevisionConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), tie_word_embeddings=size == "0.5B", dtype="bfloat16"
+    )
+    config.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
+    return {size: outline(write_config(tmp_path_factory.mktemp(size), size)) for size in SIZES}
+
+
+def patch_on(base: Base, fusion: str = "authors'", grid: int = 1, rank: int = 64) -> Patch:
+    """An untrained patch of 1024 side channels."""
+    facts = SenseFacts(encoder="logmel", dim=1024, grid=(grid, grid), preprocessing="none")
+    config = PatchConfig(
+        name="patch",
+        base=base.facts(),
+        newline="grid",
+        senses={"sense": facts},
+        fusion=FUSIONS[fusion],
+        lora=LoraConfig(r=rank, lora_alpha=16),
+    )
+    return Patch(config, Attached(config, base, blank=True).state_dict())
+
+
+@cache
+def cost_at(base: Base, sense: str = "audio", fusion: str = "authors'") -> Cost:
+    steps, grid = SENSES[sense]
+    return cost_of(base, patch_on(base, fusion, grid), side_steps=[steps])
+
+
+# The paper's numbers
+
+
+@pytest.mark.parametrize(
+    ("size", "fusion", "lora", "whole"),
+    [("0.5B", 6_235_776, 35_192_832, 41_428_608), ("7B", 8_996_352, 161_480_704, 170_477_056)],
+)
+def test_parameters_are_those_of_the_paper_and_the_dead_ones_are_named(
+    bases: dict[str, Base], size: str, fusion: int, lora: int, whole: int
+) -> None:
+    cost = cost_at(bases[size])
+    assert cost.dead_params == {"sense": 2 * 512 * 513}, "two layers' v_linear, weight and bias"
+    assert (cost.fusion_params["sense"] + cost.dead_params["sense"], cost.lora_params) == (fusion, lora)
+    assert cost.params + cost.dead_params["sense"] == whole
+    assert f"{whole:,}" in table(cost) and "525,312" in table(cost)
+
+
+@pytest.mark.parametrize(("size", "tera"), [("0.5B", 8.01), ("7B", 98.54)])
+def test_the_paper_s_prefill(bases: dict[str, Base], size: str, tera: float) -> None:
+    paper = cost_at(bases[size]).paper
+    assert round((paper.language_model + paper.head) / 1e12, 2) == tera and not paper.vision and not paper.lora
+
+
+def test_the_paper_s_prefill_with_side_tokens_between_the_visual_ones(bases: dict[str, Base]) -> None:
+    """The baseline of its ablation: 18432 tokens more."""
+    cost = cost_at(bases["0.5B"], "3d", "interleave")
+    assert cost.beside == 18432 and round((cost.paper.language_model + cost.paper.head) / 1e12, 2) == 71.41
+
+
+@pytest.mark.parametrize(
+    ("sense", "small", "large"),
+    [
+        ("audio", 0.0653, 0.0998),
+        ("video", 0.0677, 0.1023),
+        ("3d", 0.1184, 0.1529),
+        ("multiview", 0.1377, 0.1722),
+    ],
+)
+def test_the_paper_s_fusions(bases: dict[str, Base], sense: str, small: float, large: float) -> None:
+    counted = [cost_at(bases[size], sense).paper.fusion["sense"] / 1e12 for size in SIZES]
+    assert [round(each, 4) for each in counted] == [small, large]
+
+
+# The honest ones
+
+
+@pytest.mark.parametrize(("size", "before", "here"), [("0.5B", 6.23, 6.80), ("7B", 90.37, 97.39)])
+def test_the_honest_prefill_has_newlines_and_half_of_the_pairs(
+    bases: dict[str, Base], size: str, before: float, here: float
+) -> None:
+    cost, n = cost_at(bases[size]), 6312
+    assert (cost.visual, cost.newlines, cost.text, cost.prompt) == (6272, 448, 40, 6760)
+    assert round(cost.honest.language_model / 1e12, 2) == here
+    assert round(Decoder.of(bases[size]).products(n, pairs=n * (n + 1) // 2) / 1e12, 2) == before
+    assert cost.honest.lora == 2 * 6760 * cost.lora_params
+
+
+@every_size
+def test_the_vision_tower_is_counted_as_siglip_s_matrices_say(bases: dict[str, Base], size: str) -> None:
+    patches, q, inner, layers, d = 27 * 27, 1152, 4304, 26, SIZES[size][0]
+    layer = patches * (4 * q * q + 2 * q * inner) + 2 * patches**2 * q
+    frame = patches * 3 * 14 * 14 * q + layers * layer + patches * (q * d + d * d)
+    assert cost_at(bases[size]).honest.vision == 2 * 32 * frame
+
+
+def counted(run: object) -> int:
+    """FLOPs as torch counts them; its count knows no fused attention on a CPU."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()  # type: ignore[operator]
+    return counter.get_total_flops()
+
+
+def test_a_language_model_with_and_without_lora_costs_what_torch_counts(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Torch counts every pair of tokens, causal or not, and the rotary angles where a version makes them by a product,
+    which is left out here."""
+    base, n = make_base(tokenizer), 23
+    decoder, lm = Decoder.of(base), base.language_model
+    rows = torch.zeros(1, n, base.dim)
+    bare = counted(lambda: lm(inputs_embeds=rows))
+    angles = 2 * n * base.dim // 4 // 2
+    assert bare - decoder.products(n, pairs=n * n) in (0, angles)
+    assert decoder.head == counted(lambda: base.model.lm_head(rows[:, -1:]))
+    config = LoraConfig(r=3)
+    lora = Lora(config, targets(config, lm)).requires_grad_(False)
+    Loras(lm).add(lora)
+    with running(Call({lora: torch.ones(1)})):
+        patched = counted(lambda: lm(inputs_embeds=rows))
+    assert patched - bare == 2 * n * sum(each.numel() for each in lora.parameters())
+
+
+@pytest.mark.parametrize(("steps", "grid"), [(4, 1), (6, 1), (8, 3), (4, 6), (3, 2)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"kind": "official", "values": "shared", "head": "norm", "rope": "off"},
+        {"kind": "official", "layers": 3, "query": "projected"},
+        {"kind": "official", "query": "learnable"},
+        {"kind": "folded"},
+        {"kind": "folded", "query": "projected", "rope": "off"},
+        {"kind": "folded", "query": "learnable"},
+        {"combine": "prefix"},
+    ],
+    ids=lambda words: " ".join(words.values() if "layers" not in words else ["official", "projected"]),
+)
+def test_a_fusion_costs_what_torch_counts(words: dict[str, object], steps: int, grid: int) -> None:
+    t, s, q, d, c = 4, 9, 10, 40, 6
+    config = FusionConfig.model_validate({"width": 16, "heads": 2, **words})
+    fusion = build_fusion(config, side_dim=c, vision_dim=q, visual_dim=d, tokens=s, frames=t).requires_grad_(False)
+    side = align([SideTokens.regular(torch.zeros(steps, grid, grid, c), rate=2)], [torch.arange(t) / 2], "index")
+    visual = torch.zeros(1, t, s, q), torch.zeros(1, t, s, d)
+    n, k = steps * grid**2, -(-steps // t) * grid**2
+    run = (lambda: fusion(side)) if config.combine != "add" else (lambda: fusion(*visual, side))
+    assert fusion_flops(fusion, t, s, n, k) == counted(run)
+
+
+def test_a_folded_fusion_folds_where_that_is_cheaper(bases: dict[str, Base]) -> None:
+    few, many = (cost_at(bases["7B"], sense, "folded") for sense in ("audio", "multiview"))
+    assert few.honest.fusion["sense"] < few.paper.fusion["sense"] / 10
+    assert many.honest.fusion["sense"] == many.paper.fusion["sense"], "folds nothing, and pads nothing"
+
+
+# Files and memory
+
+
+def test_sizes_are_those_of_the_real_files(tmp_path: Path) -> None:
+    cost, place = profile("playroom", "audio-playroom"), catalogue.locate("audio-playroom")
+    small = Patch.load(place).shrink().save(tmp_path / "small.safetensors")
+    assert (cost.trained, cost.file_bytes) == (True, place.stat().st_size)
+    assert cost.shrunk_bytes == small.stat().st_size
+    again = profile("playroom", small)
+    assert (again.file_bytes, again.params) == (small.stat().st_size, cost.params)
+
+
+def test_a_recipe_is_profiled_before_it_is_trained(tmp_path: Path) -> None:
+    trained = profile("playroom", "audio-playroom")
+    untrained = profile("playroom", catalogue.folder() / "audio-playroom" / "patch.yaml", side_steps=[1200])
+    assert not untrained.trained and "once trained" in table(untrained)
+    assert abs(untrained.file_bytes - trained.file_bytes) < 500, "training writes down its numbers of clips"
+    known = {"trained": True, "file_bytes": trained.file_bytes, "shrunk_bytes": trained.shrunk_bytes}
+    assert replace(untrained, **known) == trained
+
+
+def test_a_folder_of_peft_has_no_sense(tmp_path: Path) -> None:
+    model = load("playroom")
+    model.apply_patch("audio-playroom")
+    export_peft(model.export("audio-playroom"), model.host, tmp_path)
+    cost = profile("playroom", tmp_path)
+    assert (cost.fusion_params, cost.side, cost.lora_params) == ({}, {}, 97_280)
+    assert "fusion," not in table(cost)
+
+
+def test_memory_is_that_of_weights_keys_and_features_in_the_chosen_dtype(
+    bases: dict[str, Base], tmp_path: Path
+) -> None:
+    memory = cost_at(bases["7B"]).memory
+    assert memory.base == 2 * 8_030_348_832, "parameters of this shape"
+    assert memory.cache == 2 * 28 * 4 * 128 * 6760 * 2 and memory.features == (1152 + 3584) * 6272 * 2
+    patch = patch_on(bases["7B"])
+    wide = cost_of(outline(write_config(tmp_path, "7B"), dtype="float32"), patch, side_steps=[120])
+    assert wide.memory.total == 2 * memory.total and wide.dtype == "float32"
+    assert wide.honest == cost_at(bases["7B"]).honest
+
+
+# What is read, and what is refused
+
+
+def test_only_the_config_of_a_hub_base_is_fetched_and_then_it_works_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"config.json": (write_config(tmp_path, "7B") / "config.json").read_bytes(), "model.safetensors": b"\0" * 9}
+    with HubServer() as hub, hub.client(tmp_path / "cache"):
+        hub.create("tester/seven", files)
+        online = outline("tester/seven")
+        assert not hub.asked("*", "*.safetensors") and not hub.asked("GET", "*tokenizer*")
+        assert [one.path.rpartition("/")[2] for one in hub.asked("GET") if "resolve" in one.path] == ["config.json"]
+        hub.close()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        offline = outline("tester/seven")
+    assert cost_at(online) == cost_at(offline) and cost_at(online).base == "tester/seven"
+
+
+def test_a_patch_of_another_base_is_refused_with_what_differs(bases: dict[str, Base], tmp_path: Path) -> None:
+    with pytest.raises(PatchMismatch, match=r"dim=128, this base has 3584; load playroom"):
+        profile(write_config(tmp_path, "7B"), "audio-playroom")
+    deeper = make_config(bases["7B"])
+    other = Patch(deeper, Attached(deeper, bases["7B"], blank=True).state_dict())
+    lost = {name: tensor for name, tensor in other.tensors.items() if ".27." not in name}
+    with pytest.raises(PatchMismatch, match=r"layers\.27\..* is missing"):
+        cost_of(bases["7B"], Patch(deeper, lost), side_steps=[9])
+
+
+def test_a_damaged_header_is_refused_and_values_are_not_looked_at(tmp_path: Path) -> None:
+    place, file, passed = catalogue.locate("audio-playroom"), tmp_path / "patch.safetensors", set()
+    data, shapes = place.read_bytes(), {name: tensor.shape for name, tensor in Patch.load(place).tensors.items()}
+    for kind, (_, damage) in DAMAGE.items():
+        file.write_bytes(damage(data))
+        with suppress(PatchError):
+            assert {name: tensor.shape for name, tensor in patch_outline(file).tensors.items()} == shapes
+            passed.add(kind)
+    assert {"bit of a tensor", "signed, NaN"} < passed and len(passed) < len(DAMAGE) / 4
+
+
+@pytest.mark.parametrize("steps", [[1, 2], [0]])
+def test_side_steps_that_do_not_fit_the_senses_are_refused(bases: dict[str, Base], steps: list[int]) -> None:
+    with pytest.raises(SignalError, match=r"has 1 senses \(sense\); give one number of 1 or more for each"):
+        cost_of(bases["0.5B"], patch_on(bases["0.5B"]), side_steps=steps)
+
+
+def test_a_base_without_a_language_model_to_count_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    base = make_base(tokenizer)
+    base.language_model.config = PretrainedConfig(hidden_size=64)  # type: ignore[assignment]
+    with pytest.raises(BaseModelError, match="its language model has no num_hidden_layers, num_attention_heads"):
+        Decoder.of(base)
+
+
+def test_broken_configs_and_recipes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(BaseModelError, match="no file in pave/bases for model_type 'bert'"):
+        outline(tmp_path)
+    with pytest.raises(RecipeError, match="no such recipe"):
+        profile("playroom", tmp_path / "patch.yaml")
+    with pytest.raises(BaseModelError, match="frames=0"):
+        profile("playroom", "audio-playroom", frames=0)
+
+
+def test_json_holds_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    from pave.cli import app
+
+    app(["profile", "playroom", "audio-playroom", "--side-steps", "80", "--json"], standalone_mode=False)
+    cost = profile("playroom", "audio-playroom", side_steps=[80])
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(asdict(cost)))
+    app(["profile", "playroom", "audio-playroom", "--frames", "4", "--text", "9"], standalone_mode=False)
+    assert "4 key frames × 16 = 64 visual + 1 newline + 9 text = 74" in capsys.readouterr().out
