@@ -27,7 +27,7 @@ from torch import Tensor
 from pave import catalogue
 from pave.attached import Attached
 from pave.checkpoint import Identity, read_checkpoint, write_checkpoint
-from pave.config import DataConfig, PatchConfig, Recipe, SenseFacts
+from pave.config import DataConfig, PatchConfig, Recipe
 from pave.data import IGNORE, Example, collate, pack, read_jsonl
 from pave.errors import DataError, RecipeError, TrainingError
 from pave.features import FeatureStore, Seeing
@@ -145,26 +145,13 @@ class Run:
     def config(self) -> PatchConfig:
         """What the patch file will say of itself; no paths, no time stamps."""
         recipe = self.recipe
-        senses = {}
-        for sense, config in recipe.senses.items():
-            spec = self.senses[sense].spec
-            senses[sense] = SenseFacts(
-                encoder=config.encoder,
-                options=dict(spec.options),
-                align=config.align,
-                dim=spec.dim,
-                grid=spec.grid,
-                revision=spec.revision,
-                licence=spec.licence,
-                preprocessing=spec.preprocessing,
-            )
         return PatchConfig(
             name=recipe.name,
             description=recipe.description,
             base=self.model.host.facts(),
             newline=recipe.newline,
             prompt=self.model.host.template,
-            senses=senses,
+            senses={sense: self.senses[sense].spec.facts(config.align) for sense, config in recipe.senses.items()},
             fusion=recipe.fusion,
             lora=recipe.lora,
             licence=recipe.licence,

@@ -48,7 +48,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
-def make_base(tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype = torch.float32, seed: int = 0) -> Base:
+def make_base(
+    tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype = torch.float32, seed: int = 0, side: int = SIDE
+) -> Base:
     """A base whose visual tokens matter: with the usual initial scale they would hardly reach the logits."""
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(
@@ -56,7 +58,7 @@ def make_base(tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype = torch.flo
             intermediate_size=96,
             num_hidden_layers=2,
             num_attention_heads=4,
-            image_size=SIDE,
+            image_size=side,
             patch_size=14,
             vision_use_head=False,
         ),
@@ -73,7 +75,7 @@ def make_base(tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype = torch.flo
         video_token_index=tokenizer.get_added_vocab()["<video>"],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-        image_grid_pinpoints=[[SIDE, SIDE]],
+        image_grid_pinpoints=[[side, side]],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
