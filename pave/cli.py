@@ -172,7 +172,8 @@ def _describe(config: PatchConfig, file: str) -> None:
     print(f"  base     {base.model_type} {base.repo} (weights {base.fingerprint[:12] or 'not recorded'})")
     print(f"           {base.frames} key frames of {base.tokens_per_frame} tokens, dim {base.dim}")
     for sense, facts in config.senses.items():
-        print(f"  sense    {sense}: {facts.encoder} {facts.options or ''} of {facts.dim} channels, aligned by {facts.align}")
+        read = f"{facts.encoder} {facts.options or ''}".strip()
+        print(f"  sense    {sense}: {read}, {facts.dim} channels aligned by {facts.align}")
     print(f"  fusion   {fusion.kind}, width {fusion.width}, {fusion.heads} heads{layers}")
     print(f"  lora     {f'r={config.lora.r}, alpha={config.lora.lora_alpha:g}' if config.lora else 'none'}")
     print(f"  licence  {config.licence}")

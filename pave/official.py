@@ -37,8 +37,8 @@ CONFIG, PICKLED_LORA = "config.json", "adapter_model.bin"
 FILES = {FUSION, PEFT_CONFIG, PEFT_WEIGHTS, PICKLED_LORA, CONFIG}
 PREFIX = "base_model.model.model.temporal_aggregator."  # train_pave_w_feat.py saves the model inside PEFT's wrapper
 LAYER = re.compile(r"model\.(layers\.[0-9]+\.[\w.]+)")
-# What all released variants share and no file says (libs/utils/train_utils.py): num_cross_attn_head, use_3d_rope, values
-# from k_linear (blocks.py), and a last LayerNorm.
+# What all released variants share and no file says: num_cross_attn_head and use_3d_rope (libs/utils/train_utils.py),
+# values from k_linear (blocks.py), and a LayerNorm at the end.
 NUMERICS = {"kind": "official", "heads": 4, "rope": "off", "values": "shared", "head": "norm"}
 FRAMES, TOKENS = 32, 196  # frames_upbound; 27 × 27 patches, pooled to 14 × 14
 NEWLINES = {"grid": "grid", "one_token": "end", "no_token": "none"}  # mm_newline_position -> ours
@@ -145,11 +145,7 @@ def _words(layers: Collection[str], blocks: Any) -> set[str]:
 def _fusion(path: Path) -> dict[str, Tensor]:
     """The tensors of the fusion under our names, which are the authors'. They create v_linear and save it, but take
     values from k_linear (blocks.py, line 143)."""
-    tensors = pickled.read(path)
-    for key in tensors:
-        if not key.startswith(PREFIX):
-            raise PatchFormatError(path, f"{key!r} is not part of a fusion", RELEASED)
-    found = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+    found = {key.removeprefix(PREFIX): value for key, value in pickled.read(path).items()}
     return {key: value for key, value in found.items() if ".attn.v_linear." not in key}
 
 

@@ -110,9 +110,7 @@ def lora_config(path: Path, said: Mapping[str, Any], targets: Iterable[str]) -> 
     return parsed(LoraConfig, {**words, "target_modules": sorted(targets)}, path)
 
 
-def named_pairs(
-    path: Path, tensors: Mapping[str, Tensor], inside: Callable[[str], str | None]
-) -> dict[str, Tensor]:
+def named_pairs(path: Path, tensors: Mapping[str, Tensor], inside: Callable[[str], str | None]) -> dict[str, Tensor]:
     """`<path inside the language model>.{A,B}` of every tensor; `inside` tells that path, or None for other modules."""
     found: dict[str, Tensor] = {}
     for key, tensor in tensors.items():

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pave import storage
-from pave.errors import PatchDamaged
+from pave.errors import PatchDamaged, PatchError
 
 SECONDS = 300.0  # of the clock, to open a file; one of 320 MB takes about 3
 MEMORY = 2 << 30  # bytes, beside three times those of the file: itself, its tensors, and one that is copied
@@ -45,9 +45,13 @@ def read(path: Path) -> dict[str, Tensor]:
         except subprocess.TimeoutExpired:
             raise PatchDamaged(path, f"is not open after {SECONDS:g} s", REMEDY) from None
         if done.returncode:
-            cause = done.stdout.decode("utf-8", "replace").strip()
-            raise PatchDamaged(path, cause or f"ends the process that opens it (exit {done.returncode})", REMEDY)
-        return storage.read(Path(folder) / "out")[0]
+            said = (done.stdout or done.stderr).decode("utf-8", "replace").split("\n")
+            cause = "".join(said[-2:]).strip() or f"ends the process that opens it (exit {done.returncode})"
+            raise PatchDamaged(path, cause, REMEDY)
+        try:
+            return storage.read(Path(folder) / "out")[0]
+        except PatchError as error:
+            raise PatchDamaged(path, error.cause, REMEDY) from None
 
 
 def rewrite() -> None:
@@ -58,13 +62,12 @@ def rewrite() -> None:
     try:
         found = torch.load(source, map_location="cpu", weights_only=True)
         flaw = _flaw(found, size)
-        if not flaw:
-            storage.write(Path(target), found, {})
     except Exception as error:
-        flaw = _cause(error)
+        found, flaw = {}, _cause(error)
     if flaw:
         sys.stdout.buffer.write(flaw.encode("utf-8", "replace"))
         raise SystemExit(1)
+    storage.write(Path(target), found, {})
 
 
 def _confine(memory: int, seconds: int) -> None:
@@ -102,7 +105,7 @@ def _flaw(found: Any, size: int) -> str:
 
 
 def _cause(error: Exception) -> str:
-    called = re.search(r"(?:GLOBAL|global:|class) ([\w.]+\.[\w.]+)", str(error))
+    called = re.search(r"GLOBAL ([\w.]+)", str(error))
     if isinstance(error, UnpicklingError) and called:
         return f"asks for {called[1]} when it is opened, which is no part of a tensor: it may do harm"
     lines = str(error).splitlines() or [""]

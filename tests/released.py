@@ -23,7 +23,9 @@ WIDTH, VISION = 512, 1152
 QWEN = {896: (896, 128, 4864), 3584: (3584, 512, 18944)}
 
 
-def fusion_tensors(dim: int, layers: int, side: int = 1024, vision: int = VISION, width: int = WIDTH) -> dict[str, Tensor]:
+def fusion_tensors(
+    dim: int, layers: int, side: int = 1024, vision: int = VISION, width: int = WIDTH
+) -> dict[str, Tensor]:
     """All weights of the authors' module, the dead ones included, in bfloat16 and under the names of their module."""
     draw = torch.Generator().manual_seed(dim + layers)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -89,11 +91,21 @@ def write_checkpoint(
     adapter = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": repo, "inference_mode": True}
     adapter |= {"r": rank, "lora_alpha": 16, "lora_dropout": 0.05, "bias": "none", "target_modules": targets}
     adapter |= {"use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "modules_to_save": None}
-    adapter |= {"init_lora_weights": True, "rank_pattern": {}, "alpha_pattern": {}, "loftq_config": {}, "revision": None}
+    adapter |= {
+        "init_lora_weights": True,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "loftq_config": {},
+        "revision": None,
+    }
     (folder / PEFT_CONFIG).write_text(json.dumps(adapter, indent=2))
     config = {"architectures": ["PAVEQwen2ForCausalLM"], "model_type": "pave_qwen2", "num_hidden_layers": blocks}
     config |= {"vocab_size": 151647, "mm_newline_position": "grid", "feat_combine_method": "add"}  # rows were cut
-    config |= {"temporal_aggregator_type": "pmv5", "train_addition_start_end_tokens": False, "mm_video_tower": "opensora"}
+    config |= {
+        "temporal_aggregator_type": "pmv5",
+        "train_addition_start_end_tokens": False,
+        "mm_video_tower": "opensora",
+    }
     (folder / CONFIG).write_text(json.dumps(config, indent=2))
     (folder / "README.md").write_text("---\nlibrary_name: peft\n---\n")
     (folder / "trainer_state.json").write_text("{}")
