@@ -31,7 +31,9 @@ def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> s
     """README.md of a patch from its own facts. `example`: what `replay` gave."""
     config, fusion, lora = patch.config, patch.config.fusion, patch.config.lora
     base = config.base.repo or config.base.model_type
-    facts: dict[str, Any] = {"library_name": "pave", "license": config.licence.lower() or "unknown"}
+    # The Hub knows licences by their short names and refuses a sentence.
+    licence = config.licence.lower() if re.fullmatch(r"[\w.+-]+", config.licence) else "unknown"
+    facts: dict[str, Any] = {"library_name": "pave", "license": licence}
     if HUB_NAME.fullmatch(config.base.repo):
         facts |= {"base_model": config.base.repo, "base_model_relation": "adapter"}
     facts |= {"pipeline_tag": "video-text-to-text", "tags": ["pave", "video-patch", *sorted(config.senses)]}
@@ -43,6 +45,7 @@ def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> s
         *((f"sense {name}", f"{each.encoder} {each.options or ''}".strip()) for name, each in config.senses.items()),
         ("fusion", f"{fusion.kind}, width {fusion.width}, {fusion.heads} heads" if config.senses else "none"),
         ("LoRA", f"r={lora.r}, alpha={lora.lora_alpha:g}" if lora else "none"),
+        ("licence", config.licence or "unknown"),
         ("file", f"{patch.nbytes:,} bytes of tensors, sha256 {patch.sha256[:16]}"),
         *((f"trained: {key}", str(value)) for key, value in config.training.items()),
     ]

@@ -10,11 +10,14 @@ import os
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pave.errors import PatchError, PaveError
+
+if TYPE_CHECKING:
+    from pave.config import PatchConfig
 
 Split = Literal["train", "val", "test"]
 
@@ -185,19 +188,55 @@ def patch_info(
 
     config, place = info(source)
     size = f" ({place.path.stat().st_size:,} bytes)" if place.path.is_file() else ""
+    _describe(config, f"{place.path if not place.repo else place.source}{size}")
+    if place.remark:
+        _remark(place.remark)
+
+
+def _describe(config: PatchConfig, file: str) -> None:
+    base, fusion = config.base, config.fusion
+    layers = f", {fusion.layers} layers" if fusion.kind == "official" else ""
     print(f"{config.name}: {config.description}")
-    print(f"  file     {place.path if not place.repo else place.source}{size}")
-    print(f"  base     {config.base.model_type} {config.base.repo} (weights {config.base.fingerprint[:12]})")
-    print(f"           {config.base.frames} key frames of {config.base.tokens_per_frame} tokens, dim {config.base.dim}")
+    print(f"  file     {file}")
+    print(f"  base     {base.model_type} {base.repo} (weights {base.fingerprint[:12] or 'not recorded'})")
+    print(f"           {base.frames} key frames of {base.tokens_per_frame} tokens, dim {base.dim}")
     for sense, facts in config.senses.items():
-        print(f"  sense    {sense}: {facts.encoder} {facts.options or ''} aligned by {facts.align}")
-    print(f"  fusion   {config.fusion.kind}, width {config.fusion.width}, {config.fusion.heads} heads")
+        read = f"{facts.encoder} {facts.options or ''}".strip()
+        print(f"  sense    {sense}: {read}, {facts.dim} channels aligned by {facts.align}")
+    print(f"  fusion   {fusion.kind}, width {fusion.width}, {fusion.heads} heads{layers}")
     print(f"  lora     {f'r={config.lora.r}, alpha={config.lora.lora_alpha:g}' if config.lora else 'none'}")
     print(f"  licence  {config.licence}")
     for key, value in config.training.items():
         print(f"  trained  {key}: {value}")
-    if place.remark:
-        _remark(place.remark)
+
+
+@patch_app.command("convert")
+def patch_convert(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A zip that the authors released, or its folder.")],
+    sense: Annotated[
+        str, typer.Option(metavar="SENSE=ENCODER", help="What it was trained on, as audio=imagebind-audio.")
+    ],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="File or folder to write. Default: <name>.safetensors.")
+    ] = None,
+    name: Annotated[str, typer.Option(metavar="NAME", help="Of the patch. Default: that of SOURCE.")] = "",
+) -> None:
+    """Make a patch of a checkpoint that the authors of PAVE released.
+
+    Its pickled files are opened in a process of their own that runs no code of theirs. An encoder that is not
+    installed can be named all the same.
+    """
+    from pave.encoder import missing
+    from pave.official import convert
+
+    sense, _, encoder = sense.partition("=")
+    if not encoder:
+        raise PatchError(f"--sense {sense}", "names no encoder", "write SENSE=ENCODER, as audio=imagebind-audio")
+    patch = convert(source, sense, encoder, name=name)
+    written = patch.save(out or f"{patch.config.name}.safetensors")
+    _describe(patch.config, f"{written} ({written.stat().st_size:,} bytes)")
+    if lacking := missing(encoder):
+        _remark(f"{lacking}; until there is one, bring its features along")
 
 
 @patch_app.command("verify")

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pave.config import SenseFacts
 from pave.errors import EncoderError, nearest
-from pave.sidechannel import SideTokens
+from pave.sidechannel import Rule, SideTokens
 
 if TYPE_CHECKING:
     from pave.media import Clip
@@ -43,6 +44,19 @@ class EncoderSpec:
         facts = {"name": self.name, "revision": self.revision, "options": dict(self.options)}
         return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
+    def facts(self, align: Rule) -> SenseFacts:
+        """A sense that this encoder reads, as a patch file records it."""
+        return SenseFacts(
+            encoder=self.name,
+            options=dict(self.options),
+            align=align,
+            dim=self.dim,
+            grid=self.grid,
+            revision=self.revision,
+            licence=self.licence,
+            preprocessing=self.preprocessing,
+        )
+
 
 class Encoder(ABC):
     """Frozen reader of one stream of a clip."""
@@ -56,15 +70,20 @@ class Encoder(ABC):
 
 def load_encoder(name: str, **options: Any) -> Encoder:
     """Build the encoder called `name`, as `load_encoder("logmel", bands=32)`."""
-    known = known_encoders()
-    if name not in known:
-        raise EncoderError(f"no encoder {name!r}; {nearest(name, known)}")
+    if lacking := missing(name):
+        raise EncoderError(lacking)
     build = import_module(f"pave.encoders.{name.replace('-', '_')}").build
     allowed = inspect.signature(build).parameters
     for key in options:
         if key not in allowed:
             raise EncoderError(f"encoder {name!r} has no option {key!r}; {nearest(key, allowed)}")
     return build(**options)
+
+
+def missing(name: str) -> str:
+    """That there is no encoder of this name, in words; empty when there is one."""
+    known = known_encoders()
+    return "" if name in known else f"no encoder {name!r}; {nearest(name, known)}"
 
 
 def known_encoders() -> list[str]:

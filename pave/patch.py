@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pave import quantize, storage
 from pave.catalogue import WEIGHTS as FILE
-from pave.config import PatchConfig, parse
+from pave.config import C, PatchConfig, parse
 from pave.errors import PatchDamaged, PatchError, PatchFormatError, PatchMismatch, PatchNotFound, PaveError, RecipeError
 from pave.fusion import blank_fusion, build_fusion
 from pave.storage import AGAIN, CODES
@@ -214,8 +214,13 @@ def config_of(path: Path, metadata: Mapping[str, str]) -> PatchConfig:
         newer = version.isdecimal() and int(version) > FORMAT
         remedy = "update pave" if newer else AGAIN
         raise PatchFormatError(path, f"has format {version!r}, this version of PAVE reads {FORMAT}", remedy)
+    return parsed(PatchConfig, storage.parse_json(path, metadata.get("pave.config", ""), "config"), path)
+
+
+def parsed(kind: type[C], data: Mapping[str, Any], path: Path) -> C:
+    """What a file from outside says of itself, validated."""
     try:
-        return parse(PatchConfig, storage.parse_json(path, metadata.get("pave.config", ""), "config"), path)
+        return parse(kind, data, path)
     except RecipeError as error:
         cause = str(error).removeprefix(f"{path}: ")
         raise PatchDamaged(path, f"its config is not valid ({cause})", AGAIN) from None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pave import catalogue, hub
 from pave.attached import Attached, PatchReport, base_match
 from pave.config import PatchConfig
+from pave.encoder import missing
 from pave.errors import PatchError, PatchMismatch
 from pave.inputs import ClipFeatures
 from pave.lora import recompute_context
@@ -121,14 +122,18 @@ class Patching(Steps):
             self._applied[name] = attached, replace(report, **fields)
 
     def _remarks(self, config: PatchConfig, source: str) -> tuple[str, ...]:
-        """What a user should know; an encoder that has become another one since the training is refused."""
+        """What a user should know; an encoder that has become another one since the training is refused. Without its
+        encoder, a patch still reads features that somebody brings along."""
+        remarks = []
         for sense, facts in config.senses.items():
+            if lacking := missing(facts.encoder):
+                remarks.append(f"{lacking}; {sense} is perceived only where ClipFeatures hold it as SideTokens")
+                continue
             spec = self.encoder(facts).spec
             if spec.dim != facts.dim or spec.preprocessing != facts.preprocessing:
                 cause = f"its {sense} was trained on {facts.encoder} {facts.revision} ({facts.dim} channels)"
                 remedy = f"this one is {spec.revision} ({spec.dim} channels); use the version of PAVE that trained it"
                 raise PatchMismatch(source, cause, remedy)
-        remarks = []
         if config.base.frames != self.host.frames:
             remarks.append(f"trained with {config.base.frames} key frames, this base looks at {self.host.frames}")
         here = {report.sha256 for report in self.patches.values()}

@@ -10,7 +10,7 @@ r ranks
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from pave import storage
 from pave.base import Base
-from pave.catalogue import PEFT_CONFIG, PEFT_WEIGHTS
-from pave.config import FusionConfig, LoraConfig, PatchConfig, parse
+from pave.catalogue import OFFICIAL_FUSION, PEFT_CONFIG, PEFT_WEIGHTS
+from pave.config import FusionConfig, LoraConfig, PatchConfig
 from pave.errors import PatchDamaged, PatchFormatError, PatchMismatch, PatchNotFound
 from pave.lora import to_peft
-from pave.patch import Patch
+from pave.patch import Patch, parsed
 
 KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<leaf>[AB])(?:\.default)?\.weight")
 # What changes the numbers beyond B·A·x·scaling, and the values at which it does not.
@@ -62,12 +62,22 @@ def load_peft(folder: str | Path, base: Base) -> Patch:
     """A plain LoRA of PEFT as a patch for this base. PEFT records no hash of the base's weights, so whether they are
     those that it was trained on cannot be told: `base_match` will say so."""
     folder = Path(folder)
-    said = _config(folder / PEFT_CONFIG)
-    pairs = _pairs(folder / PEFT_WEIGHTS, base)
-    words = {key: said[key] for key in ("r", "lora_alpha", "lora_dropout", "use_rslora") if key in said}
-    lora = parse(LoraConfig, {**words, "target_modules": sorted({name.rpartition(".")[0] for name in pairs})}, folder)
+    if (folder / OFFICIAL_FUSION).exists():
+        raise PatchFormatError(folder, f"is more than a LoRA: {OFFICIAL_FUSION} holds a fusion", storage.CONVERT)
+    said, path = plain_config(folder / PEFT_CONFIG), folder / PEFT_WEIGHTS
+    if not path.is_file():
+        remedy = "save it again with safe_serialization=True: pickles are never opened"
+        raise PatchNotFound(path, "no such file", remedy)
+    layers = {name for name, module in base.language_model.named_modules() if isinstance(module, nn.Linear)}
+
+    def inside(name: str) -> str | None:
+        parts = [] if "vision" in name else name.split(".")
+        return next((".".join(parts[i:]) for i in range(len(parts)) if ".".join(parts[i:]) in layers), None)
+
+    pairs = named_pairs(path, storage.read(path)[0], inside)
+    lora = lora_config(folder / PEFT_CONFIG, said, {name.rpartition(".")[0] for name in pairs})
     config = PatchConfig(
-        name=re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower()).strip("-._") or "lora",
+        name=name_of(folder.resolve().name),
         description="A LoRA of PEFT: no sense, it acts on every question.",
         base=base.facts().model_copy(update={"repo": "", "revision": "", "fingerprint": ""}),
         senses={},
@@ -78,7 +88,13 @@ def load_peft(folder: str | Path, base: Base) -> Patch:
     return Patch(config, {f"lora.{name}": tensor for name, tensor in pairs.items()}, source=str(folder))
 
 
-def _config(path: Path) -> dict[str, Any]:
+def name_of(text: str) -> str:
+    """A patch's name from that of a file or folder."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._") or "lora"
+
+
+def plain_config(path: Path) -> dict[str, Any]:
+    """What an adapter_config.json says, once it is known to be of a plain LoRA."""
     said = storage.parse_json(path, path.read_bytes(), "text")
     if said.get("peft_type") != "LORA":
         raise PatchFormatError(path, f"peft_type is {said.get('peft_type')!r}", "only plain LoRA can be a patch")
@@ -88,22 +104,22 @@ def _config(path: Path) -> dict[str, Any]:
     return said
 
 
-def _pairs(path: Path, base: Base) -> dict[str, Tensor]:
-    """`<path inside the language model>.{A,B}` of every tensor."""
-    if not path.is_file():
-        remedy = "save it again with safe_serialization=True: pickles are never opened"
-        raise PatchNotFound(path, "no such file", remedy)
-    layers = {name for name, module in base.language_model.named_modules() if isinstance(module, nn.Linear)}
-    tensors, _ = storage.read(path)
+def lora_config(path: Path, said: Mapping[str, Any], targets: Iterable[str]) -> LoraConfig:
+    """The LoRA that adapter_config.json at `path` tells of, on these layers."""
+    words = {key: said[key] for key in ("r", "lora_alpha", "lora_dropout", "use_rslora") if key in said}
+    return parsed(LoraConfig, {**words, "target_modules": sorted(targets)}, path)
+
+
+def named_pairs(path: Path, tensors: Mapping[str, Tensor], inside: Callable[[str], str | None]) -> dict[str, Tensor]:
+    """`<path inside the language model>.{A,B}` of every tensor; `inside` tells that path, or None for other modules."""
     found: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         match = KEY.fullmatch(key)
         if match is None:
             raise PatchDamaged(path, f"{key!r} is not the weight of a LoRA pair", "save it again with PEFT")
-        parts = match["path"].split(".")
-        inside = next((".".join(parts[i:]) for i in range(len(parts)) if ".".join(parts[i:]) in layers), None)
-        if inside is None or "vision" in match["path"]:
-            cause = f"{match['path']} is no layer of this base's language model"
-            raise PatchMismatch(path, cause, "a patch changes only the language model; load the base it was made for")
-        found[f"{inside}.{match['leaf']}"] = tensor
+        layer = inside(match["path"])
+        if layer is None:
+            cause = f"{match['path']} is no layer of the base's language model"
+            raise PatchMismatch(path, cause, "a patch changes only that, of the base it was made for")
+        found[f"{layer}.{match['leaf']}"] = tensor
     return found

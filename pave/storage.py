@@ -41,6 +41,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+CONVERT = "if it is a checkpoint of PAVE's authors, `pave patch convert` makes a patch of it"
 # What people hand over instead of a patch, by its first bytes.
 IMPOSTORS = {
     b"version https://git-lfs": (
@@ -48,8 +49,8 @@ IMPOSTORS = {
         "run `git lfs pull`, or download it again",
     ),
     b"<": ("is a web page, not a patch", "download the file itself, not the page that shows it"),
-    b"PK\x03\x04": ("is a zip or a PyTorch pickle, which PAVE never opens", "convert it to safetensors first"),
-    b"\x80": ("is a pickle, which PAVE never opens", "convert it to safetensors first"),
+    b"PK\x03\x04": ("is a zip or a PyTorch pickle, and no patch", CONVERT),
+    b"\x80": ("is a pickle, and no patch", CONVERT),
 }
 
 

@@ -28,7 +28,7 @@ from pave import catalogue
 from pave.attached import Attached
 from pave.base import Base
 from pave.checkpoint import Identity, read_checkpoint, write_checkpoint
-from pave.config import DataConfig, PatchConfig, Recipe, SenseFacts
+from pave.config import DataConfig, PatchConfig, Recipe
 from pave.data import IGNORE, Example, collate, pack, read_jsonl
 from pave.encoder import Encoder
 from pave.errors import DataError, RecipeError, TrainingError
@@ -286,26 +286,13 @@ class Run:
 
 def patch_config(recipe: Recipe, base: Base, encoders: Mapping[str, Encoder]) -> PatchConfig:
     """What a patch file of this recipe says of itself before any clip is seen; no paths, no time stamps."""
-    senses = {}
-    for sense, config in recipe.senses.items():
-        spec = encoders[sense].spec
-        senses[sense] = SenseFacts(
-            encoder=config.encoder,
-            options=dict(spec.options),
-            align=config.align,
-            dim=spec.dim,
-            grid=spec.grid,
-            revision=spec.revision,
-            licence=spec.licence,
-            preprocessing=spec.preprocessing,
-        )
     return PatchConfig(
         name=recipe.name,
         description=recipe.description,
         base=base.facts(),
         newline=recipe.newline or base.newlines[0],
         prompt=base.template,
-        senses=senses,
+        senses={sense: encoders[sense].spec.facts(config.align) for sense, config in recipe.senses.items()},
         fusion=recipe.fusion,
         lora=recipe.lora,
         licence=recipe.licence,

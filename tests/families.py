@@ -198,12 +198,15 @@ def make_base(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     family: str = "llava_onevision",
+    side: int = SIDE,
 ) -> Base:
     """A base whose visual tokens matter: with the usual initial scale they would hardly reach the logits."""
     if family != "llava_onevision":
         tokenizer = with_marks(tokenizer)
     # padded rows behind the vocabulary, as Qwen2's checkpoints have them
     config = FAMILIES[family](tokenizer.get_added_vocab().__getitem__, len(tokenizer) + 12)
+    if side != SIDE:
+        config.vision_config.image_size = side
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = AutoModelForImageTextToText.from_config(config)

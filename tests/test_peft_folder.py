@@ -96,7 +96,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle only": (lambda folder: (folder / WEIGHTS).rename(folder / "adapter_model.bin"), "pickles are never opened"),
     "layers of the vision tower": (
         lambda folder: rename(folder, "model.language_model", "model.vision_tower"),
-        "no layer of this base's language model",
+        "no layer of the base's language model",
     ),
     "other tensors": (lambda folder: rename(folder, "lora_A", "ia3_l"), "is not the weight of a LoRA pair"),
     "half a pair": (lambda folder: rename(folder, "lora_A", None), "is not half of a pair"),

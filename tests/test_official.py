@@ -1,0 +1,580 @@
+"""Claims about the authors' checkpoints: a converted one computes what theirs computes, and nothing in one is run."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_base, make_clip
+from peft import PeftModel
+from released import (
+    CONFIG,
+    FUSION,
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    PREFIX,
+    QWEN,
+    VISION,
+    change_json,
+    fusion_tensors,
+    lora_tensors,
+    write_checkpoint,
+    zipped,
+)
+from safetensors.torch import load_file, save_file
+from test_cli import command  # noqa: F401 (a fixture)
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+from pave import pickled
+from pave.card import card
+from pave.encoder import load_encoder
+from pave.errors import (
+    EncoderError,
+    PatchDamaged,
+    PatchError,
+    PatchFormatError,
+    PatchMismatch,
+    PatchNotFound,
+    SignalError,
+)
+from pave.fusion import Official
+from pave.inputs import ClipFeatures
+from pave.model import PatchedModel
+from pave.official import LICENCE, _facts, _shape, convert
+from pave.patch import Patch, fusion_of
+from pave.sidechannel import SideTokens, align
+
+HEARING = "imagebind-audio"
+# The released checkpoints: channels of their base, and layers of their fusion.
+RELEASED = {
+    "ScanQA 0.5B": (896, 2),
+    "ScanQA 7B": (3584, 2),
+    "SQA3D 7B": (3584, 2),
+    "AVSD 7B": (3584, 2),
+    "Music-AVQA 7B": (3584, 3),
+    "enhanced video 7B": (3584, 2),
+}
+# Features (τ h w) for 32 key frames: as many steps, more that share out evenly or not, fewer.
+FEATURES = [
+    ("ScanQA 0.5B", (32, 12, 12)),
+    ("ScanQA 0.5B", (20, 3, 3)),
+    ("ScanQA 7B", (32, 6, 6)),
+    ("SQA3D 7B", (64, 3, 3)),
+    ("AVSD 7B", (33, 1, 1)),
+    ("AVSD 7B", (1, 1, 1)),
+    ("Music-AVQA 7B", (59, 1, 1)),
+    ("Music-AVQA 7B", (7, 1, 1)),
+    ("enhanced video 7B", (240, 2, 2)),
+]
+Damage = Callable[[Path], object]
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# a converted fusion is the authors' fusion
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], tuple[dict[str, Tensor], Patch]]:
+    """The authors' tensors and the patch made of them, by channels and layers of a released checkpoint."""
+    made: dict[tuple[int, int], tuple[dict[str, Tensor], Patch]] = {}
+
+    def get(dim: int, layers: int) -> tuple[dict[str, Tensor], Patch]:
+        if (dim, layers) not in made:
+            fusion = fusion_tensors(dim, layers)
+            folder = tmp_path_factory.mktemp("released") / f"pave_{dim}_{layers}"
+            # LoRA of one block is enough to show the layout; the base of the deep one has a second block without it.
+            write_checkpoint(folder, fusion, lora_tensors(QWEN[dim], 1, 64), blocks=layers - 1)
+            made[dim, layers] = fusion, convert(zipped(folder, "pave_lora"), "side", "the-features")
+        return made[dim, layers]
+
+    return get
+
+
+def authors_update(weights: Mapping[str, Tensor], vision: Tensor, x: Tensor) -> Tensor:
+    """The update of visual tokens (t s q) by side tokens (τ h w c) as the paper's code computes it, in float64, written
+    down literally, one key frame and one head after the other."""
+    w = {name: value.double() for name, value in weights.items()}
+
+    def linear(name: str, value: Tensor) -> Tensor:
+        return value @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
+    def norm(name: str, value: Tensor) -> Tensor:
+        centred = value - value.mean(-1, keepdim=True)
+        return (
+            centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+        )
+
+    def gelu(value: Tensor) -> Tensor:
+        return value * (1 + torch.erf(value / math.sqrt(2))) / 2
+
+    frames, layers = len(vision), len([name for name in w if name.endswith("attn.q_linear.weight")])
+    m = linear("input_mapping", x.double())
+    if len(m) < frames:
+        size = (frames, *m.shape[1:3])
+        m = F.interpolate(m.permute(3, 0, 1, 2)[None], size=size, mode="trilinear", align_corners=True)
+        m = m[0].permute(1, 2, 3, 0)
+    steps, longer = divmod(len(m), frames)
+    updates, begin = [], 0
+    for i in range(frames):
+        end = begin + steps + (i < longer)
+        own, begin = m[begin:end].flatten(0, 2), end
+        z = linear("query_input_mapping", vision[i].double())
+        for layer in (f"cross_attn_layers.{n}" for n in range(layers)):
+            q, k = linear(f"{layer}.attn.q_linear", z), linear(f"{layer}.attn.k_linear", own)
+            e = q.shape[-1] // 4
+            heads = [slice(e * h, e * (h + 1)) for h in range(4)]
+            z = z + torch.cat([(q[:, h] @ k[:, h].T / math.sqrt(e)).softmax(-1) @ k[:, h] for h in heads], -1)
+            z = z + linear(f"{layer}.ffn.3", gelu(linear(f"{layer}.ffn.1", norm(f"{layer}.ffn.0", z))))
+        updates.append(norm("output_norm", linear("output_mapping.2", gelu(linear("output_mapping.0", z)))))
+    return torch.stack(updates)
+
+
+@pytest.mark.parametrize(("checkpoint", "shape"), FEATURES)
+def test_a_converted_fusion_computes_what_the_paper_computes(
+    converted: Callable[..., Any], checkpoint: str, shape: tuple[int, int, int]
+) -> None:
+    dim, layers = RELEASED[checkpoint]
+    weights, patch = converted(dim, layers)
+    fusion = fusion_of(patch.config, "side")
+    assert isinstance(fusion, Official)
+    mine = {name.removeprefix("fusion.side."): value for name, value in patch.weights().items() if "fusion" in name}
+    fusion.load_state_dict(mine)
+    vision, x = random(32, 4, VISION), random(*shape, 1024, seed=1)
+    side = align([SideTokens.regular(x, rate=1)], [torch.arange(32.0)], patch.config.senses["side"].align)
+    with torch.no_grad():
+        got = fusion.float()(vision[None], torch.zeros(1, 32, 4, dim), side)[0]
+    want = authors_update(weights, vision, x)
+    assert want.abs().max() > 0.1
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("checkpoint", RELEASED)
+def test_a_converted_patch_says_what_it_is(converted: Callable[..., Any], checkpoint: str) -> None:
+    dim, layers = RELEASED[checkpoint]
+    weights, patch = converted(dim, layers)
+    config = patch.config
+    dead = {f"cross_attn_layers.{i}.attn.v_linear.{part}" for i in range(layers) for part in ("weight", "bias")}
+    kept = {f"fusion.side.{name}" for name in weights.keys() - dead}
+    assert {name for name in patch.tensors if name.startswith("fusion.")} == kept
+    assert {value.dtype for value in patch.tensors.values()} == {torch.bfloat16}
+    size = sum(value.numel() for name, value in patch.tensors.items() if name in kept)
+    dead_values = layers * (512 * 512 + 512)
+    assert size == {(896, 2): 6_235_776, (3584, 2): 8_996_352, (3584, 3): 10_833_920}[dim, layers] - dead_values
+    base = config.base
+    assert (base.dim, base.vision_dim, base.tokens_per_frame, base.frames) == (dim, 1152, 196, 32)
+    assert (base.repo, base.fingerprint) == ("lmms-lab/llava-onevision-qwen2-7b-ov", "")
+    assert config.fusion.layers == layers and config.newline == "grid" and config.licence == LICENCE
+    assert config.lora is not None and (config.lora.r, config.lora.lora_alpha, config.lora.scaling) == (64, 16, 0.25)
+    words = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    paths = {f"layers.0.{'self_attn' if len(word) == 6 else 'mlp'}.{word}" for word in words}
+    assert set(config.lora.target_modules) == (words if layers == 2 else paths), "short where all blocks have it"
+
+
+# a converted LoRA is the authors' LoRA
+
+TINY = {"dim": 64, "layers": 2, "side": 24, "vision": 48, "width": 32}  # fits make_base
+SIZES, BLOCKS = (64, 32, 128), 2  # of its language model
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Callable[..., Path]:
+    """A checkpoint for the small base, in the authors' layout."""
+
+    def write(name: str = "pave_lora", **how: Any) -> Path:
+        return write_checkpoint(
+            tmp_path / name, fusion_tensors(**TINY), lora_tensors(SIZES, BLOCKS, 4), blocks=BLOCKS, **how
+        )
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def patch(tmp_path_factory: pytest.TempPathFactory) -> Patch:
+    """Such a checkpoint, converted."""
+    pairs = lora_tensors(SIZES, BLOCKS, 4)
+    folder = write_checkpoint(
+        tmp_path_factory.mktemp("tiny") / "pave_lora", fusion_tensors(**TINY), pairs, blocks=BLOCKS
+    )
+    return convert(zipped(folder), "audio", HEARING, name="audio-avsd")
+
+
+@pytest.fixture
+def seeing(tokenizer: PreTrainedTokenizerFast) -> PatchedModel:
+    """A small base with as many visual tokens in a key frame as a real one has, in float64, to compare exactly."""
+    return PatchedModel(make_base(tokenizer, torch.float64, side=378))
+
+
+def with_features(model: PatchedModel, patch: Patch, x: Tensor) -> ClipFeatures:
+    """A clip as the base sees it, and side tokens that were made elsewhere."""
+    seen = model.encode([make_clip(frames=2)], [])[0]
+    return replace(seen, sides={patch.config.senses["audio"].preprocessing: SideTokens.regular(x, rate=1)})
+
+
+def test_a_converted_patch_gives_the_logits_of_the_authors_model(
+    seeing: PatchedModel, patch: Patch, released: Callable[..., Path], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Theirs: Qwen2 with PEFT's own loading of the adapter, behind visual rows of the paper's formula, where each of 14
+    rows of a key frame ends with a newline."""
+    report = seeing.apply_patch(patch)
+    assert report.base_match.startswith("unknown")
+    assert report.lora_params == sum(value.numel() for value in lora_tensors(SIZES, BLOCKS, 4).values())
+    sound = random(3, 1, 1, 24)
+    features = with_features(seeing, patch, sound)
+    before, behind = seeing.host.prompt("Well?")
+    bare: Any = make_base(tokenizer, torch.float64, side=378).model
+    theirs: Any = Qwen2ForCausalLM(bare.config.text_config)
+    theirs.model, theirs.lm_head = bare.model.language_model, bare.lm_head
+    with torch.no_grad():
+        first, last = (theirs.model.embed_tokens(torch.tensor(ids)) for ids in (before, behind))
+        update = authors_update(fusion_tensors(**TINY), features.vision, sound)
+        grid = (features.tokens + update).view(2, 14, 14, 64)
+        rows = torch.cat([grid, bare.model.image_newline.expand(2, 14, 1, 64)], 2).view(-1, 64)
+        theirs = PeftModel.from_pretrained(theirs, str(released())).double().eval()
+        want = theirs(inputs_embeds=torch.cat([first, rows, last])[None]).logits[0]
+        got = seeing.forward(seeing.prepare([features], ["Well?"])).logits[0]
+        plain = seeing.forward(seeing.prepare([features], ["Well?"], patches=[])).logits[0]
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+    assert (got[-1] - plain[-1]).abs().max() > 0.01 * want.abs().max()
+
+
+# a patch whose encoder is not here
+
+
+def test_without_its_encoder_a_patch_reads_features_only(seeing: PatchedModel, patch: Patch) -> None:
+    report = seeing.apply_patch(patch)
+    assert any("no encoder 'imagebind-audio'" in remark for remark in report.remarks)
+    with pytest.raises(EncoderError, match="no encoder 'imagebind-audio'"):
+        seeing.ask(make_clip(frames=2), "Well?")
+    assert seeing.ask(make_clip(frames=2), "Well?", patches=[]).patches == ()
+    assert seeing.prepare([with_features(seeing, patch, random(3, 24))], ["Well?"]).uses[0].sensing.all()
+    with pytest.raises(SignalError, match="hold nothing of imagebind-audio"):
+        seeing.prepare(seeing.encode([make_clip(frames=2)], []), ["Well?"])
+
+
+def test_an_encoder_that_is_here_speaks_for_itself() -> None:
+    spec = load_encoder("logmel").spec
+    assert _facts(Path("x.zip"), "audio", "logmel", 64) == _facts(Path("x.zip"), "audio", spec, 64)
+    assert _facts(Path("x.zip"), "audio", spec, 64) == spec.facts("index")
+    with pytest.raises(PatchMismatch, match=r"x.zip: its fusion reads 24 channels, logmel gives 64"):
+        _facts(Path("x.zip"), "audio", "logmel", 24)
+
+
+# files
+
+
+def test_the_command_converts_a_folder_with_a_pickled_lora_to_the_bytes_of_the_zip(
+    command: Callable[..., tuple[int, str, str]],  # noqa: F811
+    released: Callable[..., Path],
+    patch: Patch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    nested = released("Theirs/checkpoint", pickled_lora=True).parent
+    words = ["--sense", "audio=imagebind-audio", "--name", "audio-avsd"]
+    code, out, err = command("patch", "convert", nested, *words)
+    assert code == 0 and "no encoder 'imagebind-audio'" in err
+    said = ("imagebind-audio, 24 channels", "dim 64", "width 32, 4 heads, 2 layers", "r=4, alpha=16", LICENCE)
+    assert all(words in out for words in said)
+    written = patch.save(tmp_path / "zip.safetensors").read_bytes()
+    assert Path("audio-avsd.safetensors").read_bytes() == written and str(tmp_path).encode() not in written
+    back = Patch.load("audio-avsd.safetensors")
+    assert back.config == patch.config and all(torch.equal(back.tensors[n], t) for n, t in patch.tensors.items())
+
+
+def test_the_card_tells_that_nobody_has_given_a_licence(patch: Patch) -> None:
+    text = card(patch, "you/audio-avsd")
+    assert "license: unknown\n" in text and f"| licence | {LICENCE} |" in text
+
+
+def test_the_command_wants_to_know_the_encoder(
+    command: Callable[..., tuple[int, str, str]],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    code, _, err = command("patch", "convert", tmp_path, tmp_path / "out", "--sense", "audio")
+    assert code == 2 and "names no encoder; write SENSE=ENCODER" in err
+
+
+# what is refused
+
+
+class Program:
+    """A pickle of this runs a program when it is opened as pickles usually are."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.target}",)
+
+
+def fused(change: Callable[[dict[str, Any]], object]) -> Damage:
+    """The fusion with other tensors."""
+
+    def damage(folder: Path) -> None:
+        tensors = torch.load(folder / FUSION, weights_only=True)
+        change(tensors)
+        torch.save(tensors, folder / FUSION)
+
+    return damage
+
+
+def spoken(change: Callable[[dict[str, Tensor]], object]) -> Damage:
+    """The LoRA with other tensors."""
+
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / PEFT_WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / PEFT_WEIGHTS)
+
+    return damage
+
+
+def program(folder: Path) -> None:
+    torch.save({"x": Program(folder.parent / "executed")}, folder / FUSION)
+
+
+def other_shapes(tensors: dict[str, Any]) -> None:
+    tensors[f"{KEY}cross_attn_layers.0.attn.k_linear.weight"] = torch.zeros(32, 30)
+    del tensors[f"{KEY}output_mapping.0.bias"]
+    tensors["base_model.model.lm_head.weight"] = torch.zeros(2)
+
+
+def cut(name: str) -> Damage:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-40])
+
+
+Q = f"{PREFIX}layers.0.self_attn.q_proj.lora_A.weight"
+KEY = f"{PREFIX}temporal_aggregator."
+# Refused before the pickle is touched, then by the child, then by what it hands over.
+REFUSED: dict[str, tuple[type[PatchError], str, Damage]] = {
+    "no fusion": (PatchNotFound, f"no {FUSION}", lambda folder: (folder / FUSION).unlink()),
+    "no LoRA": (PatchNotFound, f"no {PEFT_WEIGHTS}", lambda folder: (folder / PEFT_WEIGHTS).unlink()),
+    "no config of the LoRA": (PatchNotFound, f"no {PEFT_CONFIG}", lambda folder: (folder / PEFT_CONFIG).unlink()),
+    "no config": (PatchNotFound, f"no {CONFIG}", lambda folder: (folder / CONFIG).unlink()),
+    "config that is no JSON": (PatchDamaged, "is not JSON", cut(CONFIG)),
+    "newline per frame": (
+        PatchFormatError,
+        "mm_newline_position='frame'",
+        lambda folder: change_json(folder / CONFIG, mm_newline_position="frame"),
+    ),
+    "concatenation": (
+        PatchFormatError,
+        "feat_combine_method='concat'",
+        lambda folder: change_json(folder / CONFIG, feat_combine_method="concat"),
+    ),
+    "DoRA": (PatchFormatError, "use_dora=True", lambda folder: change_json(folder / PEFT_CONFIG, use_dora=True)),
+    "rank that is a word": (PatchDamaged, "r='many'", lambda folder: change_json(folder / PEFT_CONFIG, r="many")),
+    "LoRA cut short": (PatchDamaged, "cut short", cut(PEFT_WEIGHTS)),
+    "LoRA of the vision tower": (
+        PatchMismatch,
+        "model.vision_tower.q is no layer",
+        spoken(lambda tensors: tensors.update({f"{PREFIX}vision_tower.q.lora_A.weight": tensors.pop(Q)})),
+    ),
+    "LoRA lacks a layer": (
+        PatchDamaged,
+        "1 layers stand only here or only in adapter_config.json, the first is layers.0.self_attn.q_proj",
+        spoken(lambda tensors: [tensors.pop(Q), tensors.pop(Q.replace("lora_A", "lora_B"))]),
+    ),
+    "program": (PatchDamaged, r"asks for \w+\.system when it is opened", program),
+    "fusion cut short": (PatchDamaged, "is cut short", cut(FUSION)),
+    "other tensors": (
+        PatchMismatch,
+        r"k_linear.weight is \(32, 30\), expected .*; .*0.bias is missing.*; .*lm_head.weight is not part of it",
+        fused(other_shapes),
+    ),
+    "tensor by the name of a header": (
+        PatchDamaged,
+        "__metadata__ is not a mapping of texts",
+        fused(lambda tensors: tensors.update({"__metadata__": torch.zeros(2)})),
+    ),
+    "not a number": (
+        PatchDamaged,
+        "not finite",
+        fused(lambda tensors: tensors[f"{KEY}output_norm.bias"].fill_(math.nan)),
+    ),
+}
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go, to see whether one stays."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_checkpoint_that_is_not_as_released_is_refused_and_runs_nothing(
+    released: Callable[..., Path], scratch: Path, kind: str
+) -> None:
+    error, cause, damage = REFUSED[kind]
+    folder = released()
+    damage(folder)
+    source = zipped(folder, "inside")
+    with pytest.raises(error, match=cause) as refused:
+        convert(source, "audio", HEARING)
+    assert str(source) in str(refused.value) and str(scratch) not in str(refused.value)
+    assert not list(scratch.iterdir()) and not (folder.parent / "executed").exists()
+
+
+def test_the_program_of_the_tests_would_run(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Program(tmp_path / "executed")))
+    assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("found", [{}, {"query_input_mapping.weight": torch.zeros(4)}])
+def test_a_fusion_without_its_first_matrix_is_refused(found: dict[str, Tensor]) -> None:
+    with pytest.raises(PatchMismatch, match=r"x.bin: its widths cannot be read"):
+        _shape(Path("x.bin"), found)
+
+
+def packed(change: Callable[[zipfile.ZipFile], object], **how: Any) -> Callable[[Path], bytes]:
+    """A zip to which something is added."""
+
+    def damaged(source: Path) -> bytes:
+        with zipfile.ZipFile(source, "a", **how) as archive:
+            change(archive)
+        return source.read_bytes()
+
+    return damaged
+
+
+def link() -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo("inside/config2.json")
+    member.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return member
+
+
+def encrypted(source: Path) -> bytes:
+    data = bytearray(source.read_bytes())
+    place = data.rindex(b"PK\x01\x02")
+    data[place + 8] |= 1
+    return bytes(data)
+
+
+def spoilt(source: Path) -> bytes:
+    data = bytearray(source.read_bytes())
+    with zipfile.ZipFile(source) as archive:
+        place = archive.getinfo(f"inside/{FUSION}").header_offset
+    data[place + 5000] ^= 1
+    return bytes(data)
+
+
+ZIPS: dict[str, tuple[type[PatchError], str, Callable[[Path], bytes]]] = {
+    "above": (PatchDamaged, "would leave the folder", packed(lambda zip: zip.writestr("inside/../../up", b"x"))),
+    "absolute": (PatchDamaged, "would leave the folder", packed(lambda zip: zip.writestr("/etc/up", b"x"))),
+    "of another system": (PatchDamaged, "would leave the folder", packed(lambda zip: zip.writestr("a\\..\\up", b"x"))),
+    "of a drive": (PatchDamaged, "would leave the folder", packed(lambda zip: zip.writestr("C:up", b"x"))),
+    "link": (PatchDamaged, "is a link", packed(lambda zip: zip.writestr(link(), b"/etc/passwd"))),
+    "twice": (PatchDamaged, "stands in it twice", packed(lambda zip: zip.writestr("inside/CONFIG.json", b"x"))),
+    "bomb": (
+        PatchDamaged,
+        "would become 1",
+        packed(lambda zip: zip.writestr("x", bytes(10**8)), compression=zipfile.ZIP_DEFLATED),
+    ),
+    "rare packing": (
+        PatchDamaged,
+        "rare method",
+        packed(lambda zip: zip.writestr("x", b"x"), compression=zipfile.ZIP_BZIP2),
+    ),
+    "encrypted": (PatchDamaged, "is encrypted", encrypted),
+    "cut short": (PatchDamaged, "is no zip", lambda source: source.read_bytes()[:-1]),
+    "one bit": (PatchDamaged, "Bad CRC-32", spoilt),
+    "empty": (PatchDamaged, "is no zip", lambda source: b""),
+    "patch": (PatchDamaged, "is no zip", lambda source: b"\x10\0\0\0\0\0\0\0{}"),
+    "two checkpoints": (PatchNotFound, "holds 2", packed(lambda zip: zip.writestr(f"other/{FUSION}", b"x"))),
+}
+
+
+@pytest.mark.parametrize("kind", ZIPS)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_that_is_not_as_released_is_refused_and_unpacks_nothing(
+    released: Callable[..., Path], scratch: Path, kind: str
+) -> None:
+    error, cause, damaged = ZIPS[kind]
+    source = zipped(released(), "inside")
+    source.write_bytes(damaged(source))
+    before = sorted(scratch.parent.rglob("*"))
+    with pytest.raises(error, match=cause) as refused:
+        convert(source, "audio", HEARING)
+    assert refused.value.file == str(source) and sorted(scratch.parent.rglob("*")) == before
+
+
+def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
+    for source in (tmp_path / "nothing.zip", tmp_path):
+        with pytest.raises(PatchNotFound, match="give a zip that the authors released"):
+            convert(source, "audio", HEARING)
+
+
+def test_a_released_folder_is_no_plain_lora(released: Callable[..., Path], one: PatchedModel) -> None:
+    with pytest.raises(PatchFormatError, match="holds a fusion; if it is a checkpoint of PAVE's authors, `pave patch"):
+        one.apply_patch(released())
+
+
+# the process that opens pickles
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "cause"), [("SECONDS", 0.05, "is not open after 0.05 s"), ("MEMORY", 0, "(?i)allocate memory")]
+)
+def test_to_open_a_pickle_takes_so_much_time_and_memory_at_most(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: float, cause: str
+) -> None:
+    torch.save({"x": torch.zeros(1000)}, tmp_path / "x.bin")
+    monkeypatch.setattr(pickled, limit, value)
+    with pytest.raises(PatchDamaged, match=cause):
+        pickled.read(tmp_path / "x.bin")
+    assert not list(scratch.iterdir())
+
+
+def test_python_code_reaches_nobody_from_there() -> None:
+    """It runs none; were there a way in, it would end here."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        deeds = (f"socket.create_connection({server.getsockname()})", "subprocess.run([sys.executable, '-V'])")
+        tries = "".join(
+            f"try: {deed}; print('done')\nexcept PermissionError as error: print(error)\n" for deed in deeds
+        )
+        outs = []
+        for fence in ("", "from pave.pickled import _confine; _confine(1 << 33, 60)\n"):
+            code = f"import socket, subprocess, sys\n{fence}{tries}"
+            outs.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert outs[0].count("done") == 2 and "forbidden" not in outs[0]
+    assert "done" not in outs[1] and outs[1].count("is forbidden here") == 2
+
+
+ODD: dict[str, Any] = {
+    "no names": [torch.zeros(2)],
+    "number": {"x": 1},
+    "name that is a number": {1: torch.zeros(2)},
+    "sparse": {"x": torch.zeros(2, 2).to_sparse()},
+    "complex": {"x": torch.zeros(2, dtype=torch.complex64)},
+    "without values": {"x": torch.zeros(2, device="meta")},
+    "more than there is": {"x": torch.zeros(1).expand(10**11)},
+    "often the same": {f"{i}": storage for storage in [torch.zeros(20)] for i in range(10)},
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_only_plain_tensors_by_name_come_out(kind: str) -> None:
+    assert pickled._flaw(ODD[kind], 100)
+    assert not pickled._flaw({"x": torch.zeros(20), "y": torch.zeros(5, dtype=torch.bfloat16)}, 100)
