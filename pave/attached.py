@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -89,7 +90,10 @@ class Attached(nn.Module):
         self.lora = None
         if config.lora:
             self.lora = (blank_lora if blank else Lora)(config.lora, targets(config.lora, base.language_model))
-        self.device, self.dtype = base.device, base.dtype  # of the base, in which the patch computes
+        self.device, self.dtype = base.device, base.dtype  # of the base, in which LoRA computes
+        self.precision = base.dtype  # of the fusion
+        if config.fusion.precision == "float32":
+            self.precision = torch.promote_types(base.dtype, torch.float32)
         self.place: Literal["inside", "replaced", "removed"] = "removed"
         self._calls, self._hung, self._loras = 0, False, Loras(nn.Identity())
         self._idle = threading.Condition()
@@ -162,10 +166,18 @@ class Attached(nn.Module):
         cast here, so that training computes what a loaded patch will."""
         fusion = self.fusion[sense]
         weights = dict(fusion.named_parameters())
-        if all(weight.dtype == self.dtype for weight in weights.values()):
+        if all(weight.dtype == self.precision for weight in weights.values()):
             return fusion
-        cast = {name: weight.to(self.dtype) for name, weight in weights.items()}
+        cast = {name: weight.to(self.precision) for name, weight in weights.items()}
         return lambda *arguments: functional_call(fusion, cast, arguments)
+
+    def ready(self, *, trainable: bool) -> Attached:
+        """Bring the modules to the base's device, ready to be used. Trainable: weights stay float32 and are cast at
+        every call; otherwise they take the dtype they are used in once."""
+        for module, dtype in ((self.fusion, self.precision), (self.lora, self.dtype)):
+            if module is not None:
+                module.to(device=self.device, dtype=torch.float32 if trainable else dtype)
+        return self.requires_grad_(trainable).eval()
 
     @property
     def adds(self) -> bool:

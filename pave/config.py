@@ -47,6 +47,7 @@ class FusionConfig(Config):
     head: Literal["linear", "norm"] = "linear"  # norm: the authors' last LayerNorm with zero gain
     combine: Literal["add", "interleave", "prefix"] = "add"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    precision: Literal["base", "float32"] = "base"  # what it computes in: the base's dtype; or as the authors evaluate
 
     @model_validator(mode="after")
     def _fits(self) -> FusionConfig:

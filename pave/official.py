@@ -38,8 +38,9 @@ FILES = {FUSION, PEFT_CONFIG, PEFT_WEIGHTS, PICKLED_LORA, CONFIG}
 PREFIX = "base_model.model.model.temporal_aggregator."  # train_pave_w_feat.py saves the model inside PEFT's wrapper
 LAYER = re.compile(r"model\.(layers\.[0-9]+\.[\w.]+)")
 # What all released variants share and no file says: num_cross_attn_head and use_3d_rope (libs/utils/train_utils.py),
-# values from k_linear (blocks.py), and a LayerNorm at the end.
-NUMERICS = {"kind": "official", "heads": 4, "rope": "off", "values": "shared", "head": "norm"}
+# values from k_linear (blocks.py), a LayerNorm at the end, and a fusion that stays float32 behind a base in float16
+# (libs/utils/utils.py).
+NUMERICS = {"kind": "official", "heads": 4, "rope": "off", "values": "shared", "head": "norm", "precision": "float32"}
 FRAMES, TOKENS = 32, 196  # frames_upbound; 27 × 27 patches, pooled to 14 × 14
 NEWLINES = {"grid": "grid", "one_token": "end", "no_token": "none"}  # mm_newline_position -> ours
 RELEASED = "give a zip that the authors released, or the folder in it"

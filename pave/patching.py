@@ -57,8 +57,7 @@ class Patching(Steps):
         patch, found = self.find_patch(source, revision)
         name = name or patch.config.name
         facts = {"weight": checked_weight(patch.config, name, weight), **self._vetted(patch, found, strict)}
-        weights = patch.weights(self.host.dtype)
-        self.attach(name, patch.config, weights, trainable=False, source=patch.source, **facts)
+        self.attach(name, patch.config, self._weights(patch), trainable=False, source=patch.source, **facts)
         return self.patches[name]
 
     def swap_patch(
@@ -68,7 +67,7 @@ class Patching(Steps):
         prepared end with the version they began with; a compiled base compiles nothing anew for equal shapes."""
         patch, found = self.find_patch(source, revision)
         facts = self._vetted(patch, found, strict)
-        fresh = self._built(patch.config, patch.weights(self.host.dtype), patch.source, trainable=False)
+        fresh = self._built(patch.config, self._weights(patch), patch.source, trainable=False)
         with self._lock:
             old, before = self._found(name)
             checked_weight(patch.config, name, before.weight)
@@ -89,6 +88,10 @@ class Patching(Steps):
         if catalogue.is_peft(place.path):
             return replace(load_peft(place.path, self.host), source=place.source), place.remark
         return place.load(), place.remark
+
+    def _weights(self, patch: Patch) -> dict[str, Tensor]:
+        """A patch's tensors as the model will use them, or in more bits."""
+        return patch.weights(self.host.dtype if patch.config.fusion.precision == "base" else torch.float32)
 
     def _vetted(self, patch: Patch, found: str, strict: bool) -> dict[str, Any]:
         """Facts of a patch for its report, once it is known to be sound and to belong here."""
@@ -174,8 +177,7 @@ class Patching(Steps):
         attached = Attached(config, self.host, blank=tensors is not None)
         if tensors is not None:
             attached.load({name: value.clone() if trainable else value for name, value in tensors.items()}, source)
-        dtype = torch.float32 if trainable else self.host.dtype
-        return attached.to(device=self.host.device, dtype=dtype).requires_grad_(trainable).eval()
+        return attached.ready(trainable=trainable)
 
     def trainable(self, name: str) -> dict[str, dict[str, nn.Parameter]]:
         """The parameters of a patch by part, "fusion" and "lora"."""

@@ -157,12 +157,12 @@ class Steps:
         fused = [row.tokens for row in visual]
         for use in self._live(inputs):
             for sense, sides in use.sides.items() if use.weight and use.attached.adds else ():
-                fusion = use.attached.fusing(sense)
+                fusion, dtype = use.attached.fusing(sense), use.attached.precision
                 for i, (row, side) in enumerate(zip(visual, sides, strict=True)):
                     if side is not None:
-                        update = fusion(row.vision, row.tokens, side.to(row.tokens.device))
+                        update = fusion(row.vision, row.tokens.to(dtype), side.to(row.tokens.device))
                         fused[i] = fused[i] + update * use.weight
-        return [tokens[0] for tokens in fused]
+        return [tokens[0].to(self.host.dtype) for tokens in fused]
 
     def forward(self, inputs: Inputs, *, labels: Tensor | None = None, logits_to_keep: int | Tensor = 0) -> Any:
         """One pass of the base with its patches: a Hugging Face output with `logits` (b l vocabulary)."""

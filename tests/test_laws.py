@@ -40,7 +40,14 @@ def run(request: pytest.FixtureRequest) -> Callable[[PatchedModel, Inputs], Tens
 # Law 1
 
 
-@pytest.mark.parametrize("fusion", [FusionConfig(width=32, heads=2), FusionConfig(kind="official", width=32, heads=2)])
+@pytest.mark.parametrize(
+    "fusion",
+    [
+        FusionConfig(width=32, heads=2),
+        FusionConfig(kind="official", width=32, heads=2),
+        FusionConfig(kind="official", width=32, heads=2, precision="float32"),
+    ],
+)
 def test_untrained_patch_changes_nothing(
     model: PatchedModel, run: Callable[[PatchedModel, Inputs], Tensor], fusion: FusionConfig
 ) -> None:
@@ -83,6 +90,21 @@ def test_prompt_and_packing_are_hugging_faces_own(model: PatchedModel) -> None:
     pixels = model.host.pixels(clips()[0])[None].to(model.host.dtype)
     official = base(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, pixel_values_videos=pixels)
     assert torch.equal(model.forward(inputs).logits, official.logits)
+
+
+def test_a_fusion_in_float32_adds_in_float32(model: PatchedModel) -> None:
+    """As the authors evaluate: the fusion in float32 behind a base in half precision, and their sum rounded once."""
+    hears(model, fusion=FusionConfig(kind="official", width=32, heads=2, precision="float32"), lora=None)
+    inputs = model.prepare(clips(), QUESTIONS)
+    (use,) = inputs.uses
+    for row, fused, side in zip(inputs.visual.rows(), model.fused_tokens(inputs), use.sides["audio"], strict=True):
+        update = use.attached.fusing("audio")(row.vision, row.tokens.float(), side)
+        assert update.dtype == torch.float32
+        assert torch.equal(fused, (row.tokens[0].float() + update[0]).to(model.host.dtype))
+    saved = model.export("ears")
+    model.remove_patch("ears")
+    model.apply_patch(saved)
+    assert alike(model.fused_tokens(model.prepare(clips(), QUESTIONS)), model.fused_tokens(inputs))
 
 
 # Law 2
