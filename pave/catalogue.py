@@ -37,7 +37,10 @@ class CatalogueEntry:
         return file if file.is_file() else None
 
     def __str__(self) -> str:
-        trained = f"{self.file.stat().st_size:,} bytes" if self.file else "recipe only: train it"
+        trained = (
+            "its authors' checkpoint, converted when it is applied" if self.recipe.released else "recipe: train it"
+        )
+        trained = f"{self.file.stat().st_size:,} bytes" if self.file else trained
         return f"{self.name}: {self.recipe.description} [{', '.join(self.recipe.senses)}; {trained}]"
 
 

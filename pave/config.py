@@ -150,6 +150,15 @@ class TrainConfig(Config):
     output: Path | None = None  # None: runs/<name of the recipe>
 
 
+class Released(Config):
+    """A checkpoint that the authors of PAVE released for a recipe: a file on the Hub, for bases of one width."""
+
+    dim: int  # channels of a visual token in the language model
+    repo: str
+    file: str
+    revision: str | None = None
+
+
 class Recipe(Config):
     """Everything needed to train a patch."""
 
@@ -164,6 +173,7 @@ class Recipe(Config):
     licence: str = "apache-2.0"
     data: DataConfig
     train: TrainConfig = TrainConfig()
+    released: tuple[Released, ...] = ()  # what `apply_patch` fetches and converts; no part of a training run
 
     @property
     def output(self) -> Path:

@@ -120,7 +120,8 @@ def profile(
         config = patch_config(recipe, host, encoders)
         blank = Patch(config, Attached(config, host, blank=True).state_dict(), source=str(patch))
         return cost_of(host, blank, text=text, side_steps=side_steps)
-    host, place = outline(base, dtype=dtype, frames=frames), hub.locate(patch)
+    host = outline(base, dtype=dtype, frames=frames)
+    place = hub.locate(patch, dim=host.dim)
     if catalogue.is_peft(place.path):
         found, file = load_peft(place.path, host), place.path / catalogue.PEFT_WEIGHTS
     else:

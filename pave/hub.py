@@ -12,14 +12,21 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import (
+    CommitOperationAdd,
+    HfApi,
+    cached_assets_path,
+    constants,
+    hf_hub_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -39,7 +46,7 @@ from pave.catalogue import WEIGHTS as FILE
 from pave.errors import PatchDamaged, PatchError, PatchNotFound, nearest
 
 if TYPE_CHECKING:  # torch comes when a patch is opened, not when its name is looked up
-    from pave.config import PatchConfig
+    from pave.config import PatchConfig, Recipe
     from pave.patch import Patch
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -78,12 +85,16 @@ class Place:
             raise type(error)(self.source, error.cause, remedy) from None
 
 
-def locate(source: str | Path, revision: str | None = None) -> Place:
-    """What a name stands for: catalogue, alias, folder or file, Hub; in this order. Fetches what is on the Hub only."""
+def locate(source: str | Path, revision: str | None = None, dim: int | None = None) -> Place:
+    """What a name stands for: catalogue, alias, folder or file, Hub; in this order. Fetches what is on the Hub only.
+    dim: channels of the base, where the catalogue knows checkpoints of its authors for several."""
     text = str(source)
     if text in catalogue.names():
         if revision:
             raise PatchNotFound(text, f"is part of PAVE and has no revision {revision!r}", "leave out revision=")
+        recipe = catalogue.recipe(text)
+        if recipe.released and not (catalogue.find(text) / FILE).is_file():
+            return _released(recipe, dim)
         return Place(catalogue.locate(text), text)
     text = aliases().get(text, text)
     if Path(text).exists():
@@ -94,6 +105,27 @@ def locate(source: str | Path, revision: str | None = None) -> Place:
         known = nearest(text, [*catalogue.names(), *aliases()])
         raise PatchNotFound(text, "no patch, folder or file of this name", f"{known}; or give user/repo of the Hub")
     return pull(name["repo"], revision or name["revision"])
+
+
+def _released(recipe: Recipe, dim: int | None) -> Place:
+    """A checkpoint of the authors: fetched, converted once, and kept beside the cache of the Hub."""
+    from pave.official import LICENCE, convert, kept_as
+
+    fitting = [each for each in recipe.released if dim in (None, each.dim)]
+    if len(fitting) != 1:
+        widths = " or ".join(f"{each.dim} channels" for each in recipe.released)
+        cause = f"was released for a base of {widths}, " + (f"this one has {dim}" if dim else "and no base is named")
+        raise PatchNotFound(recipe.name, cause, "apply it to such a base, or train it: pave-train")
+    (found,), ((sense, config),) = fitting, recipe.senses.items()
+    commit, remark = _commit(found.repo, found.revision, [found.file])
+    kept = constants.HF_ASSETS_CACHE
+    folder = cached_assets_path("pave", namespace=found.repo, subfolder=commit, assets_dir=kept)
+    path = folder / kept_as(recipe.name, found.file, sense, config.encoder)
+    if not path.is_file():
+        fetched = _fetch(found.repo, found.file, commit)
+        convert(fetched, sense, config.encoder, name=recipe.name).save(path)
+    origin = f"converted from the authors' {found.file}; licence: {LICENCE}"
+    return Place(path, f"{found.repo}@{commit[:12]}", "; ".join(filter(None, (origin, remark))))
 
 
 def pull(repo: str, revision: str | None = None) -> Place:
@@ -249,8 +281,9 @@ def _alias_file() -> Path:
 # ---------------------------------------------------------------- the client, made clear
 
 
-def _commit(repo: str, revision: str | None) -> tuple[str, str]:
-    """The commit that a revision names, and a remark when it could not be asked for."""
+def _commit(repo: str, revision: str | None, files: Sequence[str] = (FILE, PEFT_WEIGHTS)) -> tuple[str, str]:
+    """The commit that a revision names, and a remark when it could not be asked for: then it is one whose copy in the
+    cache has one of `files`."""
     if revision and COMMIT.fullmatch(revision):
         return revision, ""
     reason = "offline"
@@ -264,23 +297,24 @@ def _commit(repo: str, revision: str | None) -> tuple[str, str]:
                 if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
                     raise
                 reason = f"the Hub cannot be reached: {type(error).__name__}"
-    commit = _cached_commit(repo, revision)
+    commit = _cached_commit(repo, revision, files)
     if commit is None:
         name = f"{repo}@{revision or 'main'}"
         raise PatchNotFound(name, f"is not in the cache ({reason})", "go online once, or give a folder")
     return commit, f"{reason}; this is the copy of commit {commit[:12]} in the cache"
 
 
-def _cached_commit(repo: str, revision: str | None) -> str | None:
+def _cached_commit(repo: str, revision: str | None, files: Sequence[str]) -> str | None:
     """The commit of a complete copy: of this revision; without one, the newest copy there is."""
-    for name in (FILE, PEFT_WEIGHTS):
+    for name in files:
         found = try_to_load_from_cache(repo, name, revision=revision or "main")
         if isinstance(found, str):
             return Path(found).parent.name
     if revision is not None:
         return None
-    copies = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots").glob(f"*/{FILE}")
-    newest = max((copy for copy in copies if copy.exists()), key=lambda copy: copy.lstat().st_mtime, default=None)
+    snapshots = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots")
+    copies = [copy for copy in snapshots.glob(f"*/{files[0]}") if copy.exists()]
+    newest = max(copies, key=lambda copy: copy.lstat().st_mtime, default=None)
     return newest.parent.name if newest else None
 
 

@@ -8,6 +8,8 @@ encoder made its features only the caller knows. Opens nothing that it does not 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import stat
 import struct
@@ -79,6 +81,13 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
     patch = Patch(parse(PatchConfig, made, source), tensors, source=str(source))
     assert patch.sound
     return patch
+
+
+def kept_as(name: str, file: str, sense: str, encoder: str) -> str:
+    """What a converted checkpoint is called where it is kept: another name whenever it would become another patch."""
+    spec = "" if missing(encoder) else load_encoder(encoder).spec.preprocessing
+    made = hashlib.sha256(json.dumps([file, sense, encoder, spec, NUMERICS, FRAMES, TOKENS]).encode()).hexdigest()
+    return f"{name}-{made[:16]}.safetensors"
 
 
 def _facts(source: Path, sense: str, encoder: str | EncoderSpec, side: int) -> SenseFacts:

@@ -189,6 +189,7 @@ class HubServer(Hub):
             "ENDPOINT": self.url,
             "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
             "HF_HUB_CACHE": str(home / "hub"),
+            "HF_ASSETS_CACHE": str(home / "assets"),
             "HF_TOKEN_PATH": str(home / "token"),
             "HF_HUB_ETAG_TIMEOUT": timeout,
             "HF_HUB_DOWNLOAD_TIMEOUT": timeout,

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_base, make_clip
+from hub_server import HubServer
+from huggingface_hub import constants
 from peft import PeftModel
 from released import (
     CONFIG,
@@ -40,7 +42,7 @@ from test_cli import command  # noqa: F401 (a fixture)
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from pave import pickled
+from pave import catalogue, hub, pickled
 from pave.card import card
 from pave.encoder import load_encoder
 from pave.errors import (
@@ -253,6 +255,77 @@ def test_a_converted_patch_gives_the_logits_of_the_authors_model(
         plain = seeing.forward(seeing.prepare([features], ["Well?"], patches=[])).logits[0]
     assert (got - want).abs().max() <= 1e-5 * want.abs().max()
     assert (got[-1] - plain[-1]).abs().max() > 0.01 * want.abs().max()
+
+
+# by the name of the catalogue
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[HubServer]:
+    with HubServer() as running, running.client(tmp_path / "cache"):
+        yield running
+
+
+def test_a_name_fetches_the_authors_zip_converts_it_once_and_keeps_it(
+    server: HubServer, converted: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (entry,) = catalogue.recipe("audio-avsd").released
+    made = zipped(write_checkpoint(tmp_path / "avsd", converted(3584, 2)[0], lora_tensors(QWEN[3584], 1, 64), blocks=1))
+    repo = server.create(entry.repo, {entry.file: made.read_bytes()})
+    first = hub.locate("audio-avsd", dim=entry.dim)
+    assert f"converted from the authors' {entry.file}; licence: {LICENCE}" in first.remark
+    assert first.source == f"{entry.repo}@{repo.branches['main'][:12]}"
+    patch = first.load()
+    assert patch.config.name == "audio-avsd" and patch.config.base.dim == 3584 and patch.config.licence == LICENCE
+    assert patch.config.senses["audio"].encoder == HEARING and patch.config.newline == "grid"
+    fetched = len(server.asked("GET", "*.zip"))
+    assert hub.locate("audio-avsd", dim=entry.dim).path == first.path and len(server.asked("GET", "*.zip")) == fetched
+    with pytest.raises(PatchNotFound, match="for a base of 3584 channels, this one has 896"):
+        hub.locate("audio-avsd", dim=896)
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert "offline" in hub.locate("audio-avsd", dim=entry.dim).remark
+    repo.commit({"notes.txt": b"another commit"})
+    assert hub.locate("audio-avsd", dim=entry.dim).path != first.path
+
+
+def test_the_base_decides_between_two_sizes(server: HubServer, converted: Callable[..., Any], tmp_path: Path) -> None:
+    entries = catalogue.recipe("3d-scanqa").released
+    files = {}
+    for entry in entries:
+        weights = converted(entry.dim, 2)[0], lora_tensors(QWEN[entry.dim], 1, 64)
+        files[entry.file] = zipped(write_checkpoint(tmp_path / f"{entry.dim}", *weights, blocks=1)).read_bytes()
+    server.create(entries[0].repo, files)
+    for entry in entries:
+        assert hub.locate("3d-scanqa", dim=entry.dim).load().config.base.dim == entry.dim
+    with pytest.raises(PatchNotFound, match="896 channels or 3584 channels, and no base is named"):
+        hub.locate("3d-scanqa")
+
+
+def test_a_model_applies_it_by_name_and_says_where_it_came_from(
+    server: HubServer,
+    seeing: PatchedModel,
+    released: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a catalogue with a checkpoint for the small base of the tests."""
+    entry = catalogue.find("audio-avsd") / "patch.yaml"
+    (tmp_path / "catalogue" / "audio-avsd").mkdir(parents=True)
+    words = entry.read_text().replace("dim: 3584", "dim: 64")
+    (tmp_path / "catalogue" / "audio-avsd" / "patch.yaml").write_text(words)
+    monkeypatch.setattr(catalogue, "folder", lambda: tmp_path / "catalogue")
+    (told,) = catalogue.recipe("audio-avsd").released
+    server.create(told.repo, {told.file: zipped(released()).read_bytes()})
+    report = seeing.apply_patch("audio-avsd")
+    assert report.name == "audio-avsd" and report.source.startswith(f"{told.repo}@")
+    assert any(LICENCE in remark for remark in report.remarks) and report.base_match.startswith("unknown")
+
+
+def test_every_released_checkpoint_has_a_name() -> None:
+    recipes = [entry.recipe for entry in catalogue.list_patches()]
+    found = [(each.dim, recipe.fusion.layers) for recipe in recipes for each in recipe.released]
+    assert sorted(found) == sorted(RELEASED.values())
 
 
 # a patch whose encoder is not here
