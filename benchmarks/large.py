@@ -21,13 +21,14 @@ from pave.patch import Patch
 SIZES = {  # of the language models: channels, inner channels, layers, heads, key heads, vocabulary (Qwen2, config.json)
     "0.5B": (896, 4864, 24, 14, 2, 151936),
     "7B": (3584, 18944, 28, 28, 4, 152064),
+    "small": (256, 512, 2, 4, 2, 151936),
 }
 SIDE = 1024  # channels of a side token, as those of ImageBind
 
 
-def empty_model(size: str) -> PatchedModel:
-    """A LLaVA-OneVision of these dimensions in bfloat16 with one layer of vision. It has no weights to take a
-    fingerprint of, so it is given one."""
+def empty_model(size: str, device: str = "cpu") -> PatchedModel:
+    """A LLaVA-OneVision of these dimensions in bfloat16 with one layer of vision. On a GPU its weights are random; else
+    it has none to take a fingerprint of. It is given one."""
     hidden, inner, layers, heads, key_heads, vocabulary = SIZES[size]
     text = Qwen2Config(
         hidden_size=hidden,
@@ -48,7 +49,10 @@ def empty_model(size: str) -> PatchedModel:
     config = LlavaOnevisionConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
     with torch.device("meta"):
         model: Any = LlavaOnevisionForConditionalGeneration(config)
-    base = LlavaOnevision(model.to(torch.bfloat16).to_empty(device="cpu"), load_base("playroom").tokenizer)
+    model = model.to(torch.bfloat16).to_empty(device=device)
+    for parameter in model.parameters() if device != "cpu" else ():
+        torch.nn.init.normal_(parameter, std=0.02)
+    base = LlavaOnevision(model, load_base("playroom").tokenizer)
     base._fingerprint = "0" * 64
     return PatchedModel(base)
 

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import torch
-from large import SIZES, empty_model, random_patch
+from large import empty_model, random_patch
 from study import RESULTS, Study
 
 from pave.catalogue import find
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(gettempdir()) / "pave-playroom-audio")
     options = parser.parse_args()
     study = Study("patch_size")
-    for base in ("0.5B",) if options.small else SIZES:
+    for base in ("0.5B",) if options.small else ("0.5B", "7B"):
         for fusion in FUSIONS:
             for rank in (16, 64):
                 key = f"{base}, {fusion}, LoRA r={rank}"
