@@ -5,8 +5,8 @@
     python benchmarks/full_size.py --small        # a model of two layers on the CPU; writes nothing
 
 Each way of asking runs in turn in every round; overheads are medians of ratios to the base in the same round. Clips
-have 32 key frames of 196 tokens and a minute of sound, a side token per second; vision is not run. `fusion` and `LoRA` are the
-two halves of one patch, `mixed` gives each row of a batch a patch of its own.
+have 32 key frames of 196 tokens and a minute of sound, a side token per second; vision is not run. `fusion` and `LoRA`
+are the two halves of one patch, `mixed` gives each row of a batch a patch of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -91,7 +92,7 @@ def asking(model: PatchedModel, patch: Patch, batch: int, rounds: int, frames: i
         took: dict[str, list[float]] = {name: [] for name in inputs}
         for number in range(rounds + 1):  # the first warms up
             for name, each in inputs.items():
-                spent = seconds(lambda each=each: call(each))
+                spent = seconds(partial(call, each))
                 if number:
                     took[name].append(spent)
         found[what] = {
