@@ -445,7 +445,8 @@ def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Bas
     name = original.FAMILY if authors else described.get("model_type")
     if name not in families():
         known = nearest(str(name), families())
-        raise BaseModelError(f"{source}: no file in pave/bases for model_type {name!r}; {known}")
+        one = "a new family is one file, as CONTRIBUTING.md tells"
+        raise BaseModelError(f"{source}: no file in pave/bases for model_type {name!r}; {known}; {one}")
     return described, import_module(f"pave.bases.{name}").BASE
 
 
