@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pave import catalogue
-from pave.cli import PLAIN, quiet, run_command
 from pave.config import Recipe
 from pave.errors import RecipeError
+from pave.terminal import PLAIN, quiet, run_command
 
 if TYPE_CHECKING:
     from pave.train import Progress, Result
