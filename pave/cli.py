@@ -6,6 +6,7 @@ to do (PAVE_TRACEBACK=1 shows where). Every verb imports what it needs when it r
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from enum import Enum
@@ -318,6 +319,8 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # PEFT imports the first two wherever they are
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _remark(words: object) -> None:

@@ -1,7 +1,7 @@
 """Bases that need less room: the language model in 8 or 4 bits, or the parts of a base on GPUs, CPU and disk.
 
 In: a model that lies whole on the CPU. Out: the same model, of the same class, with smaller weights, or with its parts
-where a device map says. torchao and bitsandbytes do the arithmetic, accelerate moves the parts. Knows nothing of patches.
+where a device map says. torchao and bitsandbytes do the arithmetic, accelerate the moving. Knows nothing of patches.
 """
 
 from __future__ import annotations
@@ -49,16 +49,18 @@ def _int8(torchao: Any, language_model: nn.Module) -> None:
 def _nf4(bitsandbytes: Any, language_model: nn.Module) -> None:
     """Four bits per weight and a float32 scale per 64 of them: NF4 (QLoRA, Dettmers et al., NeurIPS 2023)."""
     words = {"compress_statistics": False, "quant_type": "nf4"}
-    for path, layer in [*language_model.named_modules()]:
-        if isinstance(layer, nn.Linear):
-            wide = {"bias": layer.bias is not None, "compute_dtype": layer.weight.dtype, "device": "meta"}
-            light = bitsandbytes.nn.Linear4bit(layer.in_features, layer.out_features, **wide, **words)
-            light.weight = bitsandbytes.nn.Params4bit(layer.weight.data, **words).to("cpu")
-            light.bias = layer.bias
-            # On CPUs that multiply bfloat16 it would repack its weights at the first answer: then a pass without
-            # gradients gives other logits than one with them (by 0.008 in float32), and nothing can be trained any more.
-            light.support_avx512bf16_for_cpu = False
-            language_model.set_submodule(path, light.requires_grad_(False).train(layer.training))
+    paths = [path for path, layer in language_model.named_modules() if isinstance(layer, nn.Linear)]
+    for path in paths:  # each large layer is let go before the next one is looked at
+        layer: Any = language_model.get_submodule(path)
+        shape = {"input_features": layer.in_features, "output_features": layer.out_features}
+        form = {"bias": layer.bias is not None, "compute_dtype": layer.weight.dtype, "device": "meta"}
+        light = bitsandbytes.nn.Linear4bit(**shape, **form, **words)
+        light.weight = bitsandbytes.nn.Params4bit(layer.weight.data, **words).to("cpu")
+        light.bias = layer.bias
+        # On CPUs that multiply bfloat16 it would repack its weights at the first answer. Then a pass without gradients
+        # differs from one with them (a layer in float32 by 0.008), and no gradient comes through any more.
+        light.support_avx512bf16_for_cpu = False
+        language_model.set_submodule(path, light.requires_grad_(False).train(layer.training))
 
 
 KINDS: dict[str, tuple[str, Callable[[Any, nn.Module], None]]] = {
@@ -101,7 +103,9 @@ def _refuse_misplaced(model: PreTrainedModel, places: Mapping[str, str], read_ap
         entry = f"device: {entries[0]!r}: {places[entries[0]]!r} offloads {name}"
         stay = f"name the parts of {entries[0]!r} one by one, and give this one a device to stay on"
         if name in read_apart:
-            raise BaseModelError(f"{entry}, which the model reads without calling the module that would fetch it; {stay}")
+            raise BaseModelError(
+                f"{entry}, which the model reads without calling the module that would fetch it; {stay}"
+            )
         if isinstance(weight, nn.Parameter) and type(weight) is not nn.Parameter:
             raise BaseModelError(f"{entry}, which is quantised and could not be fetched again; {stay}")
 

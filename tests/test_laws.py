@@ -25,6 +25,7 @@ from pave.media import Clip
 from pave.model import PatchedModel
 from pave.patch import Patch
 
+
 @pytest.fixture(params=WAYS)
 def run(request: pytest.FixtureRequest) -> Callable[[PatchedModel, Inputs], Tensor]:
     return WAYS[request.param]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import awaken, make_clip, make_config, write_base
 from families import FAMILIES, SIDE, make_base
-from patched import QUESTIONS, WAYS, alike, clips, hears, logits, other_ears, portrait
+from patched import QUESTIONS, WAYS, alike, clips, logits, other_ears, portrait
 from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -81,9 +81,9 @@ def test_the_language_model_is_quantised_and_nothing_else(light: PatchedModel, k
 
 def test_it_answers_nearly_as_the_whole_base(whole: PatchedModel, folder: Path, kind: str) -> None:
     light, other = load(folder, quantize=kind), PatchedModel(make_base(whole.host.tokenizer, seed=9))
-    expected = logits(whole)
-    off = {name: float((logits(each) - expected).norm() / expected.norm()) for name, each in zip("lo", (light, other))}
-    assert 0 < off["l"] < {"int8": 0.03, "nf4": 0.4}[kind] < 1 < off["o"]
+    right = logits(whole)
+    off, far = (float((logits(each) - right).norm() / right.norm()) for each in (light, other))
+    assert 0 < off < {"int8": 0.03, "nf4": 0.4}[kind] < 1 < far
 
 
 @pytest.mark.parametrize("precision", ["auto", "bfloat16", "float16"])
@@ -232,7 +232,7 @@ def test_a_quantised_base_may_have_its_head_on_disk(folder: Path, kind: str) -> 
 
 def test_eyes_on_disk_keep_no_features_in_a_folder(whole: PatchedModel, folder: Path, tmp_path: Path) -> None:
     apart = load(folder, device=on_disk(whole.base, whole.host.read_apart))
-    with pytest.raises(BaseModelError, match="vision_tower.* is offloaded.*in memory only"):
+    with pytest.raises(BaseModelError, match=r"vision_tower.* is offloaded.*in memory only"):
         FeatureStore(apart, [], tmp_path)
     FeatureStore(apart, [])
 
@@ -259,7 +259,7 @@ def test_impossible_maps_are_refused(folder: Path, device: dict[str, Any], why: 
 
 
 def test_unknown_kinds_are_refused_by_name() -> None:
-    with pytest.raises(BaseModelError, match="'4bit'.*'int8' or 'nf4'"):
+    with pytest.raises(BaseModelError, match=r"'4bit'.*'int8' or 'nf4'"):
         load("playroom", quantize="4bit")
 
 
