@@ -74,12 +74,15 @@ def spread(model: PreTrainedModel, places: Mapping[str, str], read_apart: Collec
     called, which it never is for the weights `read_apart`. The files on disk are temporary and go with the model."""
     accelerate = _library("accelerate", "a device map")
     _refuse_misplaced(model, places, read_apart)
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if name in places:  # accelerate moves modules only
+            weight.data = weight.data.to(places[name])
     folder = None
     if "disk" in places.values():
         folder = tempfile.mkdtemp(prefix="pave-base-")
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The following device_map keys do not match")  # those of bare parameters
+        warnings.filterwarnings("ignore", "The following device_map keys do not match")  # those of single weights
         words = {"offload_dir": folder, "skip_keys": model._skip_keys_device_placement}
         accelerate.dispatch_model(model, dict(places), **words)
 
@@ -100,14 +103,14 @@ def _refuse_misplaced(model: PreTrainedModel, places: Mapping[str, str], read_ap
             raise BaseModelError(f"device: the map {wrong}; name every part once")
         if places[entries[0]] not in offloads:
             continue
-        entry = f"device: {entries[0]!r}: {places[entries[0]]!r} offloads {name}"
-        stay = f"name the parts of {entries[0]!r} one by one, and give this one a device to stay on"
-        if name in read_apart:
-            raise BaseModelError(
-                f"{entry}, which the model reads without calling the module that would fetch it; {stay}"
-            )
-        if isinstance(weight, nn.Parameter) and type(weight) is not nn.Parameter:
-            raise BaseModelError(f"{entry}, which is quantised and could not be fetched again; {stay}")
+        why = ""
+        if name in read_apart or name in places:
+            why = "is read without a call of the module that would fetch it"
+        elif isinstance(weight, nn.Parameter) and type(weight) is not nn.Parameter:
+            why = "is quantised and could not be fetched again"
+        if why:
+            cause = f"{entries[0]!r}: {places[entries[0]]!r} offloads {name}, which {why}"
+            raise BaseModelError(f"device: {cause}; name the parts one by one, with a device to stay on for this one")
 
 
 def _library(name: str, what: str) -> Any:

@@ -190,6 +190,9 @@ def test_every_family_says_the_same_from_disk(saved: Path) -> None:
     for name in whole.host.read_apart:
         with pytest.raises(BaseModelError, match=f"'model': 'disk' offloads {name}.*one by one"):
             opened(saved, device={"model": "disk", "lm_head": "cpu"})
+    for name in places.keys() & whole.base.state_dict().keys():
+        with pytest.raises(BaseModelError, match=f"offloads {name}.*a device to stay on"):
+            opened(saved, device={**places, name: "disk"})
 
 
 def test_a_patch_acts_on_a_spread_base_as_on_a_whole_one(whole: PatchedModel, folder: Path) -> None:
@@ -273,3 +276,9 @@ def test_a_missing_library_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, LIBRARIES[kind], None)
     with pytest.raises(BaseModelError, match=f"'{kind}' needs .*pip install {LIBRARIES[kind].partition('.')[0]}"):
         load("playroom", quantize=kind)
+
+
+def test_a_device_map_without_accelerate_names_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(BaseModelError, match=r"device map needs accelerate.*pip install accelerate"):
+        load(folder, device={"": "cpu"})
