@@ -45,6 +45,6 @@ define install
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --upgrade pip
 	$(1)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(2) setuptools wheel
-	$(1)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(2) --no-build-isolation -e ".[dev]"
+	$(1)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(2) --no-build-isolation -e ".[dev,quantize]"
 	touch $(1)/installed
 endef

@@ -39,13 +39,14 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from pave import original
+from pave import light, original
 from pave.config import BaseFacts
 from pave.errors import BaseModelError, MediaError, nearest
 from pave.media import Clip, preprocess
 from pave.prompt import CHATML, QUESTION, VIDEO, Prompter
 
 Newline = Literal["end", "grid", "none"]
+Place = str | int | torch.device
 
 EMBEDDED = Path(__file__).parent / "playroom" / "base"
 
@@ -104,6 +105,7 @@ class Base(ABC):
     TEMPLATE, FRAMES = CHATML, 32  # prompt and key frames, where a checkpoint says nothing else
     modality: Literal["video", "image"] = "video"  # under which the model takes its key frames
     on_a_grid = False  # whether visual tokens have positions in time, height and width
+    read_apart: tuple[str, ...] = ()  # weights that the model reads without calling the module that holds them
     listed = False  # whether the model takes its visual rows as a list, one tensor per row, or as one tensor
 
     def __init__(
@@ -218,7 +220,8 @@ class Base(ABC):
     @property
     def device(self) -> torch.device:
         """Where the language model reads its tokens."""
-        return self._embedding.device
+        hook = getattr(self.model.get_input_embeddings(), "_hf_hook", None)  # accelerate's, where it spreads the base
+        return self._embedding.device if hook is None else torch.device(hook.execution_device)
 
     @property
     def _embedding(self) -> Tensor:
@@ -360,14 +363,17 @@ def load_base(
     source: str | Path,
     *,
     dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "auto",
+    device: Place | Mapping[str, Place] = "auto",
     quantize: str | None = None,
     frames: int | None = None,
 ) -> Base:
-    """Open a base: "playroom" (embedded, offline), a local folder, or a Hub id."""
-    if quantize is not None:
-        raise BaseModelError(f"quantize={quantize!r}: quantised bases arrive in a later version; leave quantize=None")
-    kind, where, place = _dtype(dtype), _device(device), _place(source)
+    """Open a base: "playroom" (embedded, offline), a local folder, or a Hub id.
+
+    device: of all, or of each part by its path, as Hugging Face's device maps say it: "disk" is a place, too.
+    quantize: "int8" or "nf4", for the linear layers of the language model."""
+    kind, place = _dtype(dtype), _place(source)
+    where = {path: _part(part) for path, part in device.items()} if isinstance(device, Mapping) else _device(device)
+    quantise = None if quantize is None else light.quantiser(quantize)
     described, family = _described(source, place)
     authors = original.ARCHITECTURE in (described.get("architectures") or [])
     frames = _frames(source, place, frames)
@@ -385,7 +391,7 @@ def load_base(
     if authors:
         model._weight_conversions = None  # it would be saved under their names again
     base = family(
-        model.to(where),
+        model,
         tokenizer,
         frames=frames,
         mean=pixels.get("image_mean", (0.5, 0.5, 0.5)),
@@ -393,11 +399,17 @@ def load_base(
         repo=_repo(source),
         revision=_revision(place),
     )
-    if half:
+    if half or quantise or isinstance(where, dict):
         base.fingerprint()
     if kind != exact:
         for parameter in model.parameters():  # not buffers: the positions of the language model need float32
             parameter.data = parameter.data.to(kind)
+    if quantise:
+        quantise(base.language_model)
+    if isinstance(where, dict):
+        light.spread(model, where, base.read_apart)
+    else:
+        model.to(where)
     return base
 
 
@@ -502,7 +514,12 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return found
 
 
-def _device(device: str | torch.device) -> torch.device:
+def _part(place: Place) -> str:
+    """Where a part of the base goes, as accelerate says it."""
+    return "disk" if place == "disk" else str(_device(place))
+
+
+def _device(device: Place) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from pave import storage
 from pave.base import Base
 from pave.encoder import Encoder
-from pave.errors import DataError, MediaError, PatchError, SignalError
+from pave.errors import BaseModelError, DataError, MediaError, PatchError, SignalError
 from pave.inputs import ClipFeatures
 from pave.media import Clip, decode_many
 from pave.sidechannel import SideTokens
@@ -109,6 +109,11 @@ def _eyes(base: Base) -> str:
     tensor but the language model's."""
     config = {key: value for key, value in base.model.config.to_dict().items() if key.startswith("vision")}
     facts = json.dumps([base.frames, *base.size, *base.mean, *base.std, str(base.dtype), config], default=str)
-    speech = {id(tensor) for tensor in base.language_model.state_dict(keep_vars=True).values()}
-    tensors = base.model.state_dict(keep_vars=True).items()
-    return storage.digest(facts, {name: tensor for name, tensor in tensors if id(tensor) not in speech})
+    seeing = base.model.base_model
+    speech = next(name for name, module in seeing.named_modules() if module is base.language_model)
+    tensors = {name: each for name, each in seeing.state_dict().items() if not name.startswith(f"{speech}.")}
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            cause = f"{name} is offloaded, so features in a folder could not be told from those of other bases"
+            raise BaseModelError(f"{cause}; give it a device in the device map, or keep features in memory only")
+    return storage.digest(facts, tensors)

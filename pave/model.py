@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from pave.attached import PatchReport
-from pave.base import load_base
+from pave.base import Place, load_base
 from pave.errors import SignalError, nearest
 from pave.inputs import ClipFeatures, Inputs
 from pave.media import Clip
@@ -35,11 +35,14 @@ def load(
     base: str | Path,
     *,
     dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "auto",
+    device: Place | Mapping[str, Place] = "auto",
     quantize: str | None = None,
     frames: int | None = None,
 ) -> PatchedModel:
-    """Open a base: "playroom" (embedded, offline), a folder, or a Hub id. `frames`: key frames per clip."""
+    """Open a base: "playroom" (embedded, offline), a folder, or a Hub id.
+
+    device: of all, or of each part by its path, as Hugging Face's device maps say it: "disk" is a place, too.
+    quantize: "int8" or "nf4", for the linear layers of the language model. frames: key frames per clip."""
     return PatchedModel(load_base(base, dtype=dtype, device=device, quantize=quantize, frames=frames))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -18,6 +19,8 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # PEFT imports the first two wherever they are
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def remark(words: object) -> None:

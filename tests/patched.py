@@ -8,11 +8,17 @@ import torch
 from conftest import awaken, make_clip, make_config
 from torch import Tensor
 
+from pave.inputs import Inputs
 from pave.media import Clip
 from pave.model import PatchedModel
 from pave.patch import Patch
 
 QUESTIONS = ("What do you hear?", "And now, at the end of the clip?")
+WAYS: dict[str, Callable[[PatchedModel, Inputs], Tensor]] = {
+    "forward": lambda model, inputs: model.forward(inputs).logits.detach(),
+    "greedy": lambda model, inputs: model.generate(inputs, max_new_tokens=6, do_sample=False),
+    "beams": lambda model, inputs: model.generate(inputs, max_new_tokens=6, do_sample=False, num_beams=3),
+}
 
 
 def clips() -> list[Clip]:
@@ -60,6 +66,9 @@ def alike(one: Any, other: Any) -> bool:
         return list(one) == list(other) and all(alike(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(alike, one, other))
+    if hasattr(one, "__tensor_flatten__"):  # torchao's tensors: the bits lie in tensors of their own
+        (names, facts), (_, others) = one.__tensor_flatten__(), other.__tensor_flatten__()
+        return facts == others and all(alike(getattr(one, name), getattr(other, name)) for name in names)
     if isinstance(one, Tensor):
         return torch.equal(one, other) and one.dtype == other.dtype
     return one == other

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from conftest import FRAMES, awaken, make_base, make_clip, make_config
-from patched import QUESTIONS, alike, clips, hears, hooked, logits, other_ears, portrait
+from patched import QUESTIONS, WAYS, alike, clips, hears, hooked, logits, other_ears, portrait
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -24,12 +24,6 @@ from pave.inputs import Inputs
 from pave.media import Clip
 from pave.model import PatchedModel
 from pave.patch import Patch
-
-WAYS: dict[str, Callable[[PatchedModel, Inputs], Tensor]] = {
-    "forward": lambda model, inputs: model.forward(inputs).logits.detach(),
-    "greedy": lambda model, inputs: model.generate(inputs, max_new_tokens=6, do_sample=False),
-    "beams": lambda model, inputs: model.generate(inputs, max_new_tokens=6, do_sample=False, num_beams=3),
-}
 
 
 @pytest.fixture(params=WAYS)

@@ -60,7 +60,9 @@ def test_patches_are_data_without_code():
 
 def test_constraints_pin_everything_that_is_asked_for_and_keep_its_floor(setup):
     pins = requirements((ROOT / "constraints.txt").read_text())
-    asked = requirements(setup["options"]["install_requires"]) | requirements(setup["options.extras_require"]["dev"])
+    asked = requirements(setup["options"]["install_requires"])
+    for extra in setup["options.extras_require"].values():
+        asked |= requirements(extra)
     for name, requirement in asked.items():
         (pin,) = pins[name].specifier
         assert pin.operator == "==" and requirement.specifier.contains(pin.version), name

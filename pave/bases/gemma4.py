@@ -19,6 +19,7 @@ from pave.base import Base, Seen
 class Gemma4(Base):
     TEMPLATE = "<bos><|turn>user\n{video}\n{question}<turn|>\n<|turn>model\n"
     listed = True
+    read_apart = ("model.language_model.embed_tokens.weight",)
     side = 384  # pixels; 64 tokens, of the 70 at most that its processor gives a frame of a video
 
     @property

@@ -51,6 +51,8 @@ class Llava(Base):
 class LlavaOnevision(Llava):
     """The family of `llava-hf/llava-onevision-qwen2-*` and of the embedded Playroom base."""
 
+    read_apart = ("model.image_newline",)
+
     @property
     def grid(self) -> tuple[int, int]:
         side = -(-self.edge // 2)  # apply_pooling halves the patch grid, rounding up
