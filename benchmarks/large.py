@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
-from pave.base import load_base
 from pave.bases.llava_onevision import LlavaOnevision
 from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
 from pave.encoder import load_encoder
 from pave.model import PatchedModel
+from pave.opening import load_base
 from pave.patch import Patch
 
 SIZES = {  # of the language models: channels, inner channels, layers, heads, key heads, vocabulary (Qwen2, config.json)

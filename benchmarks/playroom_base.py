@@ -13,9 +13,9 @@ from tempfile import gettempdir
 
 from study import Study
 
-from pave.base import EMBEDDED
 from pave.evaluate import evaluate
 from pave.model import load
+from pave.opening import EMBEDDED
 from pave.playroom.writer import write_clips
 
 

@@ -21,11 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pave import catalogue, hub
 from pave.attached import Attached, base_match
-from pave.base import Base, outline
+from pave.base import Base
 from pave.config import PatchConfig
 from pave.encoder import load_encoder
 from pave.errors import BaseModelError, SignalError
 from pave.fusion import Beside, Folded, Official
+from pave.opening import outline
 from pave.patch import Patch, fusion_of
 from pave.patch import outline as patch_outline
 from pave.peft_folder import load_peft

@@ -155,8 +155,8 @@ def _catalogue() -> list[str]:
 
 def _patch(name: str) -> str:
     from pave.attached import base_match
-    from pave.base import load_base
     from pave.catalogue import WEIGHTS, find
+    from pave.opening import load_base
     from pave.patch import Patch
 
     file = find(name) / WEIGHTS

@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from pave.attached import PatchReport
-from pave.base import Place, load_base
 from pave.errors import SignalError, nearest
 from pave.inputs import ClipFeatures, Inputs
 from pave.media import Clip
+from pave.opening import Place, load_base
 from pave.patching import Patching
 
 __all__ = ["Answer", "ClipFeatures", "Inputs", "PatchReport", "PatchedModel", "load"]

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 import pave
-from pave.base import EMBEDDED, Base, load_base
+from pave.base import Base
 from pave.errors import BaseModelError, MediaError
 from pave.media import Clip
+from pave.opening import EMBEDDED, load_base
 
 
 def hugging_face_tokenizer(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

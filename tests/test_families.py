@@ -22,13 +22,13 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from pave.base import families
 from pave.config import FusionConfig, LoraConfig, PatchConfig
 from pave.data import collate, pack
 from pave.errors import PatchMismatch
 from pave.inputs import Inputs
 from pave.media import Clip
 from pave.model import PatchedModel, load
+from pave.opening import families
 from pave.patch import Patch
 
 NO_BEAMS = {"glm4v"}  # counts a token for videos that its prompts never hold, on its own pixel path too

@@ -25,9 +25,10 @@ from transformers import AddedToken
 from transformers import LlavaOnevisionForConditionalGeneration as HuggingFace
 
 from pave import original
-from pave.base import Base, load_base
+from pave.base import Base
 from pave.errors import BaseModelError
 from pave.model import PatchedModel
+from pave.opening import load_base
 
 RELEASED = {  # of config.json: what differs between the sizes
     "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}

@@ -27,13 +27,14 @@ from transformers import (
 
 from pave import catalogue
 from pave.attached import Attached
-from pave.base import Base, outline
+from pave.base import Base
 from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
 from pave.cost import Cost, Decoder, cost_of, fusion_flops, profile, table
 from pave.errors import BaseModelError, PatchError, PatchMismatch, RecipeError, SignalError
 from pave.fusion import build_fusion
 from pave.lora import Call, Lora, Loras, running, targets
 from pave.model import load
+from pave.opening import outline
 from pave.patch import Patch
 from pave.patch import outline as patch_outline
 from pave.peft_folder import export_peft

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from pave.base import load_base
 from pave.checkpoint import NAME
 from pave.config import Recipe, read_recipe
 from pave.errors import DataError, PatchMismatch, PatchNotFound, RecipeError, TrainingError
 from pave.model import PatchedModel
+from pave.opening import load_base
 from pave.patch import Patch, read_config
 from pave.steps import Names
 from pave.storage import read_metadata

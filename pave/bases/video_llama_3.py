@@ -10,8 +10,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from pave.base import CHATML, Base
+from pave.base import Base
 from pave.bases.qwen2_vl import Qwen2VL
+from pave.prompt import CHATML
 
 
 class VideoLlama3(Qwen2VL):

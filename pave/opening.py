@@ -1,0 +1,236 @@
+"""Opening a base: from the embedded one, a folder or the Hub, whole or as an outline without weights.
+
+In: a name, and where and in which dtype it shall lie. Out: a `Base` whose weights are all there, or an error that says
+what is wrong with the checkpoint. Knows nothing of patches.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+from pave import light, original
+from pave.base import Base
+from pave.errors import BaseModelError, nearest
+from pave.prompt import QUESTION, VIDEO
+
+Place = str | int | torch.device
+
+EMBEDDED = Path(__file__).parent / "playroom" / "base"
+
+
+def families() -> list[str]:
+    """The `model_type`s that have a file in pave/bases/."""
+    return sorted(file.stem for file in (Path(__file__).parent / "bases").glob("[!_]*.py"))
+
+
+def load_base(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: Place | Mapping[str, Place] = "auto",
+    quantize: str | None = None,
+    frames: int | None = None,
+) -> Base:
+    """Open a base: "playroom" (embedded, offline), a local folder, or a Hub id.
+
+    device: of all, or of each part by its path, as Hugging Face's device maps say it: "disk" is a place, too.
+    quantize: "int8" or "nf4", for the linear layers of the language model."""
+    kind, place = _dtype(dtype), _place(source)
+    where = {path: _part(part) for path, part in device.items()} if isinstance(device, Mapping) else _device(device)
+    quantise = None if quantize is None else light.quantiser(quantize)
+    described, family = _described(source, place)
+    authors = original.ARCHITECTURE in (described.get("architectures") or [])
+    frames = _frames(source, place, frames)
+    half = kind == torch.float16  # holds less than the checkpoint, so that its fingerprint would be another one
+    exact = "auto" if half or authors else kind
+    with _readable(source):
+        config = original.config_of(described, source) if authors else None
+        tokenizer, pixels = _tokenizer(place, config), _pixels(place)
+        told = original.options(config, tokenizer, source) if config else {}
+        opened: Any = AutoModelForImageTextToText.from_pretrained(
+            place, dtype=exact, output_loading_info=True, ignore_mismatched_sizes=True, **told
+        )
+        model, loaded = opened
+    _refuse_misfits(source, loaded, original.UNUSED if authors else re.compile(""))
+    if authors:
+        model._weight_conversions = None  # it would be saved under their names again
+    base = family(
+        model,
+        tokenizer,
+        frames=frames,
+        mean=pixels.get("image_mean", (0.5, 0.5, 0.5)),
+        std=pixels.get("image_std", (0.5, 0.5, 0.5)),
+        repo=_repo(source),
+        revision=_revision(place),
+    )
+    if half or quantise or isinstance(where, dict):
+        base.fingerprint()
+    if kind != exact:
+        for parameter in model.parameters():  # not buffers: the positions of the language model need float32
+            parameter.data = parameter.data.to(kind)
+    if quantise:
+        quantise(base.language_model)
+    if isinstance(where, dict):
+        light.spread(model, where, base.read_apart)
+    else:
+        model.to(where)
+    return base
+
+
+def _refuse_misfits(source: str | Path, loaded: Mapping[str, Any], unused: re.Pattern[str]) -> None:
+    """Weights that the model has no value for, no place for, or a place of another shape."""
+    lost, other = sorted(loaded["missing_keys"]), sorted(loaded["mismatched_keys"])
+    extra = sorted(name for name in loaded["unexpected_keys"] if not unused.search(name))
+    for what, names in (("missing", lost), ("unknown", extra)):
+        if names:
+            raise BaseModelError(f"{source}: {len(names)} of its weights are {what} ({names[0]} …); fetch it again")
+    for name, there, here in other:
+        cause = f"{name} is {tuple(there)}, its config.json asks for {tuple(here)}"
+        raise BaseModelError(f"{source}: {len(other)} of its weights do not fit ({cause}); fetch it again")
+
+
+def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: int | None = None) -> Base:
+    """A base as its config alone describes it, for sizes and shapes: it lies on the meta device, without weights, a
+    fingerprint or words."""
+    kind, place = _dtype(dtype), _place(source)
+    described, family = _described(source, place)
+    with _readable(source):
+        authors = original.ARCHITECTURE in (described.get("architectures") or [])
+        config = original.config_of(described, source) if authors else AutoConfig.from_pretrained(place)
+        if kind == "auto":
+            kind = config.dtype or config.get_text_config().dtype or torch.float32
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config).to(kind)
+    wordless = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="<|im_end|>")
+    template = f"{VIDEO}{QUESTION}<|im_end|>"
+    base = family(model, wordless, frames=_frames(source, place, frames), template=template, repo=_repo(source))
+    base._fingerprint = ""
+    return base
+
+
+def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Base]]:
+    """The config.json of a base, and its family."""
+    try:
+        described, _ = PreTrainedConfig.get_config_dict(place)
+        if not isinstance(described, dict):
+            raise ValueError("its config.json is no JSON object")
+    except (OSError, ValueError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise BaseModelError(f"{source}: cannot be opened ({cause}); give 'playroom', a folder or a Hub id") from None
+    authors = original.ARCHITECTURE in (described.get("architectures") or [])
+    name = original.FAMILY if authors else described.get("model_type")
+    if name not in families():
+        known = nearest(str(name), families())
+        one = "a new family is one file, as CONTRIBUTING.md tells"
+        raise BaseModelError(f"{source}: no file in pave/bases for model_type {name!r}; {known}; {one}")
+    return described, import_module(f"pave.bases.{name}").BASE
+
+
+def _frames(source: str | Path, place: str, frames: int | None) -> int | None:
+    """How many key frames: as asked for, or what the base was trained with; None when nobody says."""
+    if frames is not None and frames < 1:
+        raise BaseModelError(f"frames={frames}: a base sees at least one key frame")
+    with _readable(source):
+        known = _json(place, "pave.json").get("frames")
+    if known is not None and (not isinstance(known, int) or known < 1):
+        raise BaseModelError(f"{source}: its pave.json says frames={known!r}; a base sees at least one key frame")
+    return frames or known
+
+
+@contextmanager
+def _readable(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise BaseModelError(f"{source}: cannot be read ({cause}); fetch it again") from None
+
+
+def _place(source: str | Path) -> str:
+    """Where a base lies: a folder, or the Hub id itself."""
+    if source == "playroom":
+        if not (EMBEDDED / "config.json").is_file():
+            raise BaseModelError("playroom: the embedded base is missing from this installation; reinstall pave")
+        return str(EMBEDDED)
+    if Path(source).is_dir():
+        return str(Path(source).resolve())
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise BaseModelError(
+            f"{source}: no such folder, and no Hub id (user/name); {nearest(str(source), ['playroom'])}"
+        )
+    return str(source)
+
+
+def _repo(source: str | Path) -> str:
+    """What a patch file may say of where its base came from; a folder of this machine is nobody's business."""
+    return "" if source != "playroom" and Path(source).is_dir() else str(source)
+
+
+def _revision(place: str) -> str:
+    """The commit of a base of the Hub."""
+    return "" if Path(place).is_dir() else extract_commit_hash(cached_file(place, "config.json"), None) or ""
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
+    if found != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise BaseModelError(f"dtype={dtype!r}: give 'auto', 'float32', 'bfloat16' or 'float16'")
+    return found
+
+
+def _part(place: Place) -> str:
+    """Where a part of the base goes, as accelerate says it."""
+    return "disk" if place == "disk" else str(_device(place))
+
+
+def _device(device: Place) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device  # only a tensor tells whether this torch and machine have it
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        cause = f"torch {torch.__version__} cannot use it on this machine"
+        raise BaseModelError(f"device={str(device)!r}: {cause}; give 'auto' or 'cpu'") from error
+
+
+def _json(place: str, name: str) -> Mapping[str, Any]:
+    found = cached_file(
+        place, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False
+    )
+    return json.loads(Path(found).read_text("utf-8")) if found else {}
+
+
+def _pixels(place: str) -> Mapping[str, Any]:
+    """How the checkpoint normalises pixels: its own mean and standard deviation, wherever its version keeps them."""
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json"):
+        described = _json(place, name)
+        described = described.get("video_processor", described)
+        if "image_mean" in described:
+            return described
+    return {}
+
+
+def _tokenizer(place: str, config: PreTrainedConfig | None) -> PreTrainedTokenizerFast:
+    file = Path(place, "tokenizer.json")
+    if file.is_file() and not Path(place, "tokenizer_config.json").is_file():
+        return PreTrainedTokenizerFast(tokenizer_file=str(file))
+    return AutoTokenizer.from_pretrained(place, config=config)
