@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import make_base, make_config
 from damage import DAMAGE
+from families import FAMILIES
 from hub_server import HubServer
 from huggingface_hub import constants
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,6 +41,7 @@ from pave.patch import outline as patch_outline
 from pave.peft_folder import export_peft
 from pave.sidechannel import SideTokens, align
 
+COUNTED = {"llava_onevision", "video_llava", "llava_next_video", "internvl"}  # towers of one size
 SIZES = {  # Qwen2's config.json: channels, inner channels, layers, heads, key heads, vocabulary
     "0.5B": (896, 4864, 24, 14, 2, 151936),
     "7B": (3584, 18944, 28, 28, 4, 152064),
@@ -338,3 +340,15 @@ def test_json_holds_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(asdict(cost)))
     app(["profile", "playroom", "audio-playroom", "--frames", "4", "--text", "9"], standalone_mode=False)
     assert "4 key frames × 16 = 64 visual + 1 newline + 9 text = 74" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_profiled(family: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    base = make_base(tokenizer, family=family)
+    base.model.config.save_pretrained(tmp_path)
+    recipe = {"name": "ears", "base": str(tmp_path), "senses": {"audio": {"encoder": "logmel"}}}
+    recipe |= {"lora": {"target_modules": ["q_proj"]}, "data": {"train": "x.jsonl"}}
+    (tmp_path / "patch.yaml").write_text(json.dumps(recipe))
+    cost = profile(tmp_path, tmp_path / "patch.yaml", frames=4)
+    assert cost.visual == (4 // base.pair) * outline(tmp_path).tokens_per_frame and cost.honest.language_model
+    assert ("not counted" in table(cost)) == (cost.honest.vision == 0) == (family not in COUNTED)
