@@ -7,6 +7,7 @@ TESTS ?= tests
 JOBS ?= 2
 BIN = .venv/bin
 FLOOR = .venv-floor/bin
+comma := ,
 
 .PHONY: demo test lint examples test-floor bench clean
 
@@ -14,10 +15,10 @@ demo: .venv/installed
 	$(BIN)/pave demo
 
 # One thread per worker: the clips and models of the tests are too small to share between cores.
-test: .venv/installed
+test: .venv/complete
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(TESTS)
 
-lint: .venv/installed
+lint: .venv/complete
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -35,16 +36,21 @@ clean:
 	rm -rf .venv .venv-floor build dist *.egg-info .pytest_cache .ruff_cache
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
-	$(call install,.venv,constraints.txt)
+	$(call install,.venv,constraints.txt,dev)
+
+# What is optional is tested, too; it is no part of a demo, since PEFT imports it wherever it is, and it talks.
+.venv/complete: .venv/installed
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation -e ".[dev,quantize]"
+	touch $@
 
 .venv-floor/installed: setup.cfg pyproject.toml constraints-floor.txt
-	$(call install,.venv-floor,constraints-floor.txt)
+	$(call install,.venv-floor,constraints-floor.txt,dev$(comma)quantize)
 
 # setuptools comes first and pinned, so that building the editable install fetches nothing of its own.
 define install
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --upgrade pip
 	$(1)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(2) setuptools wheel
-	$(1)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(2) --no-build-isolation -e ".[dev,quantize]"
+	$(1)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(2) --no-build-isolation -e ".[$(3)]"
 	touch $(1)/installed
 endef
