@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from pave import patch_cli
 from pave.terminal import PLAIN, quiet, remark, run_command
-
-if TYPE_CHECKING:
-    pass
 
 Split = Literal["train", "val", "test"]
 

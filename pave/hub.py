@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from huggingface_hub import (
     CommitOperationAdd,
     HfApi,
-    cached_assets_path,
     constants,
     hf_hub_download,
     try_to_load_from_cache,
@@ -33,6 +32,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of httpx or httpx2, as the client's version has it
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     SafetensorsParsingError,
@@ -115,15 +115,17 @@ def _released(recipe: Recipe, dim: int | None) -> Place:
     if len(fitting) != 1:
         widths = " or ".join(f"{each.dim} channels" for each in recipe.released)
         cause = f"was released for a base of {widths}, " + (f"this one has {dim}" if dim else "and no base is named")
-        raise PatchNotFound(recipe.name, cause, "apply it to such a base, or train it: pave-train")
+        raise PatchNotFound(recipe.name, cause, f"apply it to such a base, or train it: pave-train {recipe.name}")
     (found,), ((sense, config),) = fitting, recipe.senses.items()
-    commit, remark = _commit(found.repo, found.revision, [found.file])
-    kept = constants.HF_ASSETS_CACHE
-    folder = cached_assets_path("pave", namespace=found.repo, subfolder=commit, assets_dir=kept)
-    path = folder / kept_as(recipe.name, found.file, sense, config.encoder)
-    if not path.is_file():
-        fetched = _fetch(found.repo, found.file, commit)
-        convert(fetched, sense, config.encoder, name=recipe.name).save(path)
+    kept = Path(constants.HF_ASSETS_CACHE, "pave", found.repo.replace("/", "--"))
+    try:
+        commit, remark = _commit(found.repo, found.revision, [found.file])
+        path = kept / commit / kept_as(recipe.name, found.file, sense, config.encoder)
+        if not path.is_file():
+            fetched = _fetch(found.repo, found.file, commit)
+            convert(fetched, sense, config.encoder, name=recipe.name).save(path)
+    except PatchError as error:
+        raise type(error)(recipe.name, f"{error.file} {error.cause}", error.remedy) from None
     origin = f"converted from the authors' {found.file}; licence: {LICENCE}"
     return Place(path, f"{found.repo}@{commit[:12]}", "; ".join(filter(None, (origin, remark))))
 
@@ -371,6 +373,8 @@ def _told(repo: str, revision: str | None) -> Iterator[None]:
     except (HTTPError, json.JSONDecodeError) as error:
         cause = f"the connection to {constants.ENDPOINT} breaks ({type(error).__name__})"
         raise PatchError(name, cause, "check the connection, and try again") from None
+    except OfflineModeIsEnabled:
+        raise PatchError(name, "needs the Hub, and this is offline mode", "unset HF_HUB_OFFLINE") from None
     except OSError as error:
         raise PatchError(name, f"cannot be fetched ({_first_line(error)})", "try again") from None
 

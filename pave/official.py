@@ -66,7 +66,7 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
     repo = repo if isinstance(repo, str) and HUB_NAME.fullmatch(repo) else ""  # or a folder of their machine
     known = {"model_type": "llava_onevision", "repo": repo, "frames": FRAMES, "tokens_per_frame": TOKENS}
     made = {
-        "name": name or name_of(source.resolve().name.removesuffix(".zip")),
+        "name": name_of(name or source.resolve().name.removesuffix(".zip")),
         "description": "A checkpoint of PAVE's authors, converted.",
         "base": {**known, **channels, "fingerprint": ""},
         "newline": newline,

@@ -35,7 +35,10 @@ def patch_list() -> None:
 def patch_info(
     source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder, a file, or user/repo of the Hub.")],
 ) -> None:
-    """Show what a patch says of itself. Reads the header only, also on the Hub."""
+    """Show what a patch says of itself.
+
+    Reads the header only, also on the Hub; but a checkpoint of PAVE's authors is fetched and converted first.
+    """
     from pave.hub import info
 
     config, place = info(source)

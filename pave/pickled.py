@@ -29,6 +29,7 @@ MEMORY = 2 << 30  # bytes, beside three times those of the file: itself, its ten
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pave.pickled import rewrite; rewrite()"
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # what an interpreter may need to start
 FENCED = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.spawn", "os.posix_spawn", "os.startfile")
+UNWRITTEN = 3  # exit code of the child where the fault lies with the disk and not with the file
 REMEDY = "download it again; a file that cannot be opened safely is never opened otherwise"
 
 
@@ -47,6 +48,8 @@ def read(path: Path) -> dict[str, Tensor]:
         if done.returncode:
             said = (done.stdout or done.stderr).decode("utf-8", "replace").split("\n")
             cause = "".join(said[-2:]).strip() or f"ends the process that opens it (exit {done.returncode})"
+            if done.returncode == UNWRITTEN:
+                raise PatchError(path, cause, f"free space in {Path(folder).parent}, or set TMPDIR to another folder")
             raise PatchDamaged(path, cause, REMEDY)
         try:
             return storage.read(Path(folder) / "out")[0]
@@ -55,7 +58,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def rewrite() -> None:
-    """The child's side: the file argv[2] as safetensors, in argv[3]; or one line that says why not, and exit code 1."""
+    """The child's side: the file argv[2] as safetensors, in argv[3]; or a line that says why not, and an exit code."""
     source, target, memory, seconds = sys.argv[2:]
     size = os.path.getsize(source)
     _confine(int(memory) + 3 * size, int(float(seconds)) + 1)
@@ -67,7 +70,11 @@ def rewrite() -> None:
     if flaw:
         sys.stdout.buffer.write(flaw.encode("utf-8", "replace"))
         raise SystemExit(1)
-    storage.write(Path(target), found, {})
+    try:
+        storage.write(Path(target), found, {})
+    except PatchError as error:
+        sys.stdout.buffer.write(f"is sound, but its tensors {error.cause}".encode("utf-8", "replace"))
+        raise SystemExit(UNWRITTEN) from None
 
 
 def _confine(memory: int, seconds: int) -> None:

@@ -30,8 +30,8 @@ from pave.base import Base
 from pave.checkpoint import Identity, read_checkpoint, write_checkpoint
 from pave.config import DataConfig, PatchConfig, Recipe
 from pave.data import IGNORE, Example, collate, pack, read_jsonl
-from pave.encoder import Encoder
-from pave.errors import DataError, RecipeError, TrainingError
+from pave.encoder import Encoder, missing
+from pave.errors import DataError, EncoderError, RecipeError, TrainingError
 from pave.features import FeatureStore, Seeing
 from pave.inputs import ClipFeatures, Inputs, layout
 from pave.model import PatchedModel, load
@@ -81,6 +81,8 @@ class Run:
         self.folder = recipe.output
         if self.folder.exists() and not self.folder.is_dir():
             raise RecipeError(f"train.output={self.folder}: is a file; give a folder")
+        for lacking in filter(None, (missing(each.encoder) for each in recipe.senses.values())):
+            raise EncoderError(lacking)  # before the base is fetched, which may be large
         self.model: PatchedModel = load(recipe.base, dtype=recipe.train.dtype, frames=recipe.frames)
         self.below = [self.model.apply_patch(each) for each in recipe.train.on_top_of]  # frozen
         self.senses = {sense: self.model.encoder(config) for sense, config in recipe.senses.items()}

@@ -321,6 +321,8 @@ def test_offline_uses_what_is_complete_and_says_so(
         hub.pull(EARS, "v9")
     with pytest.raises(PatchNotFound, match="is not in the cache"):
         hub.pull("tester/other")
+    with pytest.raises(PatchError, match=r"^search: needs the Hub, and this is offline mode; unset HF_HUB_OFFLINE$"):
+        hub.search()
 
 
 def test_a_hub_that_is_gone_leaves_the_copy_with_a_remark(

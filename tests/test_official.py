@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_base, make_clip
+from conftest import full_disk, make_base, make_clip
 from hub_server import HubServer
 from huggingface_hub import constants
 from peft import PeftModel
@@ -302,6 +302,26 @@ def test_the_base_decides_between_two_sizes(server: HubServer, converted: Callab
         hub.locate("3d-scanqa")
 
 
+def test_what_goes_wrong_on_the_way_names_the_patch_that_was_asked_for(
+    server: HubServer, released: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (entry,) = catalogue.recipe("audio-avsd").released
+    with (
+        monkeypatch.context() as offline,
+        pytest.raises(PatchNotFound, match=r"^audio-avsd: .* \(offline\); go online"),
+    ):
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        hub.locate("audio-avsd")
+    server.create(entry.repo, {entry.file: b"no zip"})
+    with pytest.raises(PatchDamaged, match=rf"^audio-avsd: .*{entry.file} is no zip"):
+        hub.locate("audio-avsd")
+    server.create(entry.repo, {entry.file: zipped(released()).read_bytes()})
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(PatchError, match=r"^audio-avsd: .*file/pave/.* cannot be written"):
+        hub.locate("audio-avsd")
+
+
 def test_a_model_applies_it_by_name_and_says_where_it_came_from(
     server: HubServer,
     seeing: PatchedModel,
@@ -371,6 +391,10 @@ def test_the_command_converts_a_folder_with_a_pickled_lora_to_the_bytes_of_the_z
     assert Path("audio-avsd.safetensors").read_bytes() == written and str(tmp_path).encode() not in written
     back = Patch.load("audio-avsd.safetensors")
     assert back.config == patch.config and all(torch.equal(back.tensors[n], t) for n, t in patch.tensors.items())
+
+
+def test_a_name_is_one_that_a_file_may_have(released: Callable[..., Path]) -> None:
+    assert convert(released(), "audio", HEARING, name="../Ears of mine").config.name == "ears-of-mine"
 
 
 def test_the_card_tells_that_nobody_has_given_a_licence(patch: Patch) -> None:
@@ -618,6 +642,13 @@ def test_to_open_a_pickle_takes_so_much_time_and_memory_at_most(
     with pytest.raises(PatchDamaged, match=cause):
         pickled.read(tmp_path / "x.bin")
     assert not list(scratch.iterdir())
+
+
+def test_a_full_disk_is_not_blamed_on_the_file(tmp_path: Path, scratch: Path) -> None:
+    torch.save({"x": torch.zeros(1 << 18)}, tmp_path / "x.bin")
+    with full_disk(1 << 18), pytest.raises(PatchError, match=r"its tensors cannot be written .*; free space") as told:
+        pickled.read(tmp_path / "x.bin")
+    assert type(told.value) is PatchError and not list(scratch.iterdir())
 
 
 def test_python_code_reaches_nobody_from_there() -> None:

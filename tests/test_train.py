@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pave.checkpoint import NAME
 from pave.config import Recipe, read_recipe
-from pave.errors import DataError, PatchMismatch, PatchNotFound, RecipeError, TrainingError
+from pave.errors import DataError, EncoderError, PatchMismatch, PatchNotFound, RecipeError, TrainingError
 from pave.model import PatchedModel
 from pave.opening import load_base
 from pave.patch import Patch, read_config
@@ -437,3 +437,8 @@ def test_playroom_clips_are_written_and_held_out(recipe: Make, workshop: Path) -
     assert {file.name for file in (words.output / "clips").glob("*.jsonl")} == {"train.jsonl", "val.jsonl"}
     assert "held_out" in result.metrics and os.path.getsize(result.patch) > 1000
     shutil.rmtree(words.output / "clips")
+
+
+def test_a_missing_encoder_is_told_before_a_large_base_is_fetched() -> None:
+    with pytest.raises(EncoderError, match="no encoder 'imagebind-audio'"):
+        train("audio-avsd")
