@@ -23,7 +23,7 @@ from pave import catalogue, hub
 from pave.attached import Attached, base_match
 from pave.base import Base
 from pave.config import PatchConfig
-from pave.encoder import load_encoder
+from pave.encoder import load_encoder, missing
 from pave.errors import BaseModelError, SignalError
 from pave.fusion import Beside, Folded, Official
 from pave.opening import outline
@@ -306,6 +306,8 @@ def _line(label: str, here: str, paper: str = "", note: str = "", *, indent: int
 def _side(patch: Patch, steps: Sequence[int]) -> dict[str, tuple[int, int, int]]:
     """Time steps, rows and columns of each sense's side tokens."""
     senses = patch.config.senses
+    if unknown := [facts.encoder for facts in senses.values() if not steps and missing(facts.encoder)]:
+        raise SignalError(f"how many tokens {unknown[0]} gives is not known here; say it with --side-steps")
     if not steps:
         rates = [load_encoder(facts.encoder, **facts.options).spec.rate for facts in senses.values()]
         steps = [math.ceil(rate * SECONDS) for rate in rates]
@@ -347,8 +349,11 @@ def _dead(config: PatchConfig, sense: str) -> int:
 
 
 def _untrained(source: str | Path) -> bool:
-    """Whether this is a recipe: a YAML file, or a folder or name with a recipe and no trained file."""
-    folder = catalogue.find(str(source)) if source in catalogue.names() else Path(source)
+    """Whether this is a recipe: a YAML file, or a folder or name with a recipe and no trained or released file."""
+    named = source in catalogue.names()
+    folder = catalogue.find(str(source)) if named else Path(source)
+    if named and catalogue.recipe(source).released:
+        return False
     if folder.is_dir():
         return (folder / "patch.yaml").is_file() and not (folder / catalogue.WEIGHTS).exists()
     return folder.suffix in (".yaml", ".yml")

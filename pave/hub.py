@@ -74,6 +74,11 @@ class Place:
             return Patch.load(self.path, self.source)
         except PatchError as error:
             if not self.repo:
+                if isinstance(error, PatchDamaged) and self.path.is_relative_to(constants.HF_ASSETS_CACHE):
+                    self.path.unlink()
+                    raise type(error)(
+                        self.path, error.cause, "it is thrown away; ask again, and it is made anew"
+                    ) from None
                 raise
             if constants.HF_HUB_OFFLINE or not isinstance(error, PatchDamaged):
                 raise type(error)(self.source, error.cause, error.remedy) from None
@@ -118,9 +123,16 @@ def _released(recipe: Recipe, dim: int | None) -> Place:
         raise PatchNotFound(recipe.name, cause, f"apply it to such a base, or train it: pave-train {recipe.name}")
     (found,), ((sense, config),) = fitting, recipe.senses.items()
     kept = Path(constants.HF_ASSETS_CACHE, "pave", found.repo.replace("/", "--"))
+    name = kept_as(recipe.name, found.file, sense, config.encoder)
     try:
-        commit, remark = _commit(found.repo, found.revision, [found.file])
-        path = kept / commit / kept_as(recipe.name, found.file, sense, config.encoder)
+        try:
+            commit, remark = _commit(found.repo, found.revision, [found.file])
+        except PatchNotFound:  # the zip is not in the cache any more; what was made of it may be
+            copies = sorted(kept.glob(f"*/{name}"), key=lambda copy: copy.stat().st_mtime)
+            if not copies:
+                raise
+            commit, remark = copies[-1].parent.name, "the Hub was not asked: this is the copy that was kept"
+        path = kept / commit / name
         if not path.is_file():
             fetched = _fetch(found.repo, found.file, commit)
             convert(fetched, sense, config.encoder, name=recipe.name).save(path)

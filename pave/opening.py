@@ -57,8 +57,7 @@ def load_base(
     kind, place = _dtype(dtype), _place(source)
     where = {path: _part(part) for path, part in device.items()} if isinstance(device, Mapping) else _device(device)
     quantise = None if quantize is None else light.quantiser(quantize)
-    described, family = _described(source, place)
-    authors = original.ARCHITECTURE in (described.get("architectures") or [])
+    described, family, authors = _described(source, place)
     frames = _frames(source, place, frames)
     half = kind == torch.float16  # holds less than the checkpoint, so that its fingerprint would be another one
     exact = "auto" if half or authors else kind
@@ -112,9 +111,8 @@ def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: in
     """A base as its config alone describes it, for sizes and shapes: it lies on the meta device, without weights, a
     fingerprint or words."""
     kind, place = _dtype(dtype), _place(source)
-    described, family = _described(source, place)
+    described, family, authors = _described(source, place)
     with _readable(source):
-        authors = original.ARCHITECTURE in (described.get("architectures") or [])
         config = original.config_of(described, source) if authors else AutoConfig.from_pretrained(place)
         if kind == "auto":
             kind = config.dtype or config.get_text_config().dtype or torch.float32
@@ -127,8 +125,8 @@ def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: in
     return base
 
 
-def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Base]]:
-    """The config.json of a base, and its family."""
+def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Base], bool]:
+    """The config.json of a base, its family, and whether it is in the dialect of the base's authors."""
     try:
         described, _ = PreTrainedConfig.get_config_dict(place)
         if not isinstance(described, dict):
@@ -142,7 +140,7 @@ def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Bas
         known = nearest(str(name), families())
         one = "a new family is one file, as CONTRIBUTING.md tells"
         raise BaseModelError(f"{source}: no file in pave/bases for model_type {name!r}; {known}; {one}")
-    return described, import_module(f"pave.bases.{name}").BASE
+    return described, import_module(f"pave.bases.{name}").BASE, authors
 
 
 def _frames(source: str | Path, place: str, frames: int | None) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import shutil
 import socket
 import stat
 import subprocess
@@ -285,6 +286,13 @@ def test_a_name_fetches_the_authors_zip_converts_it_once_and_keeps_it(
     with monkeypatch.context() as offline:
         offline.setattr(constants, "HF_HUB_OFFLINE", True)
         assert "offline" in hub.locate("audio-avsd", dim=entry.dim).remark
+        shutil.rmtree(Path(constants.HF_HUB_CACHE))
+        kept = hub.locate("audio-avsd", dim=entry.dim)
+        assert kept.path == first.path and "the copy that was kept" in kept.remark
+    first.path.write_bytes(first.path.read_bytes()[:-1])
+    with pytest.raises(PatchDamaged, match="thrown away"):
+        first.load()
+    assert hub.locate("audio-avsd", dim=entry.dim).load().sha256 == patch.sha256
     repo.commit({"notes.txt": b"another commit"})
     assert hub.locate("audio-avsd", dim=entry.dim).path != first.path
 
