@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from inspect import signature
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FRAMES, awaken, make_clip, make_config
-from families import FAMILIES, SIDE, make_base
+from families import FAMILIES, SIDE, make_base, with_marks
 from patched import QUESTIONS, alike, portrait
 from PIL import Image
 from torch import Tensor
@@ -24,7 +25,7 @@ from transformers import (
 
 from pave.config import FusionConfig, LoraConfig, PatchConfig
 from pave.data import collate, pack
-from pave.errors import PatchMismatch
+from pave.errors import BaseModelError, PatchMismatch
 from pave.inputs import Inputs
 from pave.media import Clip
 from pave.model import PatchedModel, load
@@ -65,6 +66,28 @@ def test_it_opens_from_a_folder(family: str, tokenizer: PreTrainedTokenizerFast,
     assert type(one.host) is type(base) and one.host.frames == (8 if family == "video_llava" else 32)
     assert one.host.fingerprint() == base.fingerprint() and one.host.template == base.template
     assert one.host.around([0.0, 61.5]) == base.around([0.0, 61.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"),
+    [
+        ("video_llava", "<s>"),
+        ("qwen3_vl", "<|vision_start|>"),
+        ("glm4v", "[gMASK]"),
+        ("glm4v", "<|end_of_image|>"),
+        ("internvl", "<img>"),
+        ("smolvlm", "<global-img>"),
+        ("gemma4", "<|image>"),
+        ("gemma4", "<turn|>"),
+    ],
+)
+def test_a_tokenizer_without_the_marks_of_the_family_is_refused(
+    name: str, mark: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    make_base(tokenizer, family=name).model.save_pretrained(tmp_path)
+    with_marks(tokenizer, without=mark).save_pretrained(tmp_path)
+    with pytest.raises(BaseModelError, match=f"does not know {re.escape(mark)} of its prompt"):
+        load(tmp_path)
 
 
 def config(one: PatchedModel, **changes: Any) -> PatchConfig:
