@@ -31,6 +31,7 @@ from pave.media import Clip
 from pave.model import PatchedModel, load
 from pave.opening import families
 from pave.patch import Patch
+from pave.peft_folder import export_peft, load_peft
 
 NO_BEAMS = {"glm4v"}  # counts a token for videos that its prompts never hold, on its own pixel path too
 ON_A_GRID = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"}  # positions in time, height and width
@@ -303,6 +304,15 @@ def test_saved_and_loaded_it_says_the_same(one: PatchedModel, tmp_path: Path) ->
     assert torch.equal(forward(one, one.prepare(clips(), QUESTIONS)), logits)
     one.swap_patch("ears", Patch.load(file).shrink(8, None))
     assert not torch.equal(forward(one, one.prepare(clips(), QUESTIONS)), logits)
+
+
+def test_a_lora_goes_to_peft_and_comes_back(one: PatchedModel, tmp_path: Path) -> None:
+    hears(one, senses={})
+    logits = forward(one, one.prepare(clips(), QUESTIONS))
+    export_peft(one.export("ears"), one.host, tmp_path)
+    one.remove_patch("ears")
+    one.apply_patch(load_peft(tmp_path, one.host))
+    assert torch.equal(forward(one, one.prepare(clips(), QUESTIONS)), logits)
 
 
 @pytest.mark.parametrize("query", ["vision", "projected", "learnable"])
