@@ -214,6 +214,14 @@ def test_removal_leaves_no_trace(one: PatchedModel) -> None:
     assert alike(before, portrait(one))
 
 
+def test_logits_of_some_places_only(one: PatchedModel) -> None:
+    inputs = one.prepare(clips(), QUESTIONS)
+    places, whole = torch.tensor([3, 7]), forward(one, inputs)
+    some, last = (one.forward(inputs, logits_to_keep=keep).logits for keep in (places, 1))
+    torch.testing.assert_close(some, whole[:, places], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(last, whole[:, -1:], atol=1e-4, rtol=1e-4)
+
+
 def test_only_the_patch_learns(one: PatchedModel) -> None:
     hears(one)
     inputs = one.prepare(clips(), QUESTIONS)
