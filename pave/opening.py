@@ -81,6 +81,7 @@ def load_base(
         repo=_repo(source),
         revision=_revision(place),
     )
+    base.visual_ids([0.0], "none")  # its tokenizer knows what stands around key frames
     if half or quantise or isinstance(where, dict):
         base.fingerprint()
     if kind != exact:

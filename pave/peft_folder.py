@@ -80,6 +80,7 @@ def load_peft(folder: str | Path, base: Base) -> Patch:
         name=name_of(folder.resolve().name),
         description="A LoRA of PEFT: no sense, it acts on every question.",
         base=base.facts().model_copy(update={"repo": "", "revision": "", "fingerprint": ""}),
+        newline=base.newlines[0],
         senses={},
         fusion=FusionConfig(),
         lora=lora,

@@ -46,7 +46,7 @@ class Prompter:
 
     def encode_special(self, text: str) -> list[int]:
         """Ids of a text that may place special tokens: a base's own words, never a user's."""
-        return self._ids(self._split(text), "")
+        return self._ids(self._known(text), "")
 
     def prompt(self, question: str, template: str = "") -> tuple[list[int], list[int]]:
         """Ids before and behind the visual rows; an empty template means the base's own."""
@@ -70,16 +70,19 @@ class Prompter:
         """A template split at its special tokens, before and behind the video."""
         if template.count(VIDEO) != 1 or template.count(QUESTION) != 1:
             raise BaseModelError(f"a prompt template holds {VIDEO} once and {QUESTION} once, got {template!r}")
-        before, behind = map(self._split, template.split(VIDEO))
-        plain = [piece for piece in before + behind if piece not in self.special]
-        lacking = sorted({word for piece in plain for word in re.findall(r"<\|\w+\|>", piece)})
-        if lacking:
-            raise BaseModelError(f"the tokenizer does not know {', '.join(lacking)} of its prompt template")
+        before, behind = map(self._known, template.split(VIDEO))
         return before, behind
 
-    def _split(self, text: str) -> list[str]:
+    def _known(self, text: str) -> list[str]:
+        """A text split at its special tokens; what looks like one must be one."""
         special = "|".join(re.escape(token) for token in sorted(self.special, key=len, reverse=True))
-        return [piece for piece in re.split(f"({special})", text) if piece]
+        pieces = [piece for piece in re.split(f"({special})", text) if piece]
+        plain = [piece for piece in pieces if piece not in self.special]
+        lacking = sorted({word for piece in plain for word in re.findall(r"<[^\s<>]+>|\[gMASK\]", piece)})
+        if lacking:
+            cause = f"the tokenizer does not know {', '.join(lacking)} of its prompt"
+            raise BaseModelError(f"{cause}; take the tokenizer of this very base")
+        return pieces
 
 
 def _without_added_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:

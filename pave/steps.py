@@ -168,7 +168,7 @@ class Steps:
         """One pass of the base with its patches: a Hugging Face output with `logits` (b l vocabulary)."""
         with self._calling(inputs):
             base: Any = self.base
-            return base(
+            said = base(
                 input_ids=inputs.input_ids.to(self.host.device),
                 attention_mask=self.host.attention(inputs.attention_mask, inputs.input_ids, inputs.positions()),
                 position_ids=self._positions(inputs),
@@ -178,6 +178,10 @@ class Steps:
                 use_cache=False,
                 **self.host.beyond(inputs.input_ids),
             )
+        if said.logits.shape[1] == inputs.input_ids.shape[1]:  # VideoLLaMA 3 gives all, whatever is asked for
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            said.logits = said.logits[:, keep]
+        return said
 
     @torch.no_grad()
     def generate(self, inputs: Inputs, **options: Any) -> Any:

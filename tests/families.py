@@ -177,19 +177,16 @@ FAMILIES = {
 MARKS = """<s> </s> <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|> [gMASK] <sop> <|user|> <|assistant|>
 <|begin_of_image|> <|end_of_image|> <|begin_of_video|> <|end_of_video|> <|image|> <|video|> <img> </img> <IMG_CONTEXT>
 <fake_token_around_image> <global-img> <end_of_utterance> <bos> <|turn> <turn|> <|image> <image|> <|image_soft|>"""
-# Those that a tokenizer of the family knows by a name.
-NAMED = {"start_image_token": "<img>", "end_image_token": "</img>", "boi_token": "<|image>", "eoi_token": "<image|>"}
 
 
-def with_marks(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The same tokenizer with the marks of all families."""
+def with_marks(tokenizer: PreTrainedTokenizerFast, without: str = "") -> PreTrainedTokenizerFast:
+    """The same tokenizer with the marks of all families, but for one."""
     grown: Any = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer.__class__.from_str(tokenizer.backend_tokenizer.to_str()),
         eos_token=tokenizer.eos_token,
         pad_token=tokenizer.pad_token,
-        extra_special_tokens=NAMED,
     )
-    grown.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKS.split()])
+    grown.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKS.split() if mark != without])
     return grown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from inspect import signature
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FRAMES, awaken, make_clip, make_config
-from families import FAMILIES, SIDE, make_base
+from families import FAMILIES, SIDE, make_base, with_marks
 from patched import QUESTIONS, alike, portrait
 from PIL import Image
 from torch import Tensor
@@ -24,12 +25,13 @@ from transformers import (
 
 from pave.config import FusionConfig, LoraConfig, PatchConfig
 from pave.data import collate, pack
-from pave.errors import PatchMismatch
+from pave.errors import BaseModelError, PatchMismatch
 from pave.inputs import Inputs
 from pave.media import Clip
 from pave.model import PatchedModel, load
 from pave.opening import families
 from pave.patch import Patch
+from pave.peft_folder import export_peft, load_peft
 
 NO_BEAMS = {"glm4v"}  # counts a token for videos that its prompts never hold, on its own pixel path too
 ON_A_GRID = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"}  # positions in time, height and width
@@ -65,6 +67,28 @@ def test_it_opens_from_a_folder(family: str, tokenizer: PreTrainedTokenizerFast,
     assert type(one.host) is type(base) and one.host.frames == (8 if family == "video_llava" else 32)
     assert one.host.fingerprint() == base.fingerprint() and one.host.template == base.template
     assert one.host.around([0.0, 61.5]) == base.around([0.0, 61.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"),
+    [
+        ("video_llava", "<s>"),
+        ("qwen3_vl", "<|vision_start|>"),
+        ("glm4v", "[gMASK]"),
+        ("glm4v", "<|end_of_image|>"),
+        ("internvl", "<img>"),
+        ("smolvlm", "<global-img>"),
+        ("gemma4", "<|image>"),
+        ("gemma4", "<turn|>"),
+    ],
+)
+def test_a_tokenizer_without_the_marks_of_the_family_is_refused(
+    name: str, mark: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    make_base(tokenizer, family=name).model.save_pretrained(tmp_path)
+    with_marks(tokenizer, without=mark).save_pretrained(tmp_path)
+    with pytest.raises(BaseModelError, match=f"does not know {re.escape(mark)} of its prompt"):
+        load(tmp_path)
 
 
 def config(one: PatchedModel, **changes: Any) -> PatchConfig:
@@ -190,6 +214,14 @@ def test_removal_leaves_no_trace(one: PatchedModel) -> None:
     assert alike(before, portrait(one))
 
 
+def test_logits_of_some_places_only(one: PatchedModel) -> None:
+    inputs = one.prepare(clips(), QUESTIONS)
+    places, whole = torch.tensor([3, 7]), forward(one, inputs)
+    some, last = (one.forward(inputs, logits_to_keep=keep).logits for keep in (places, 1))
+    torch.testing.assert_close(some, whole[:, places], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(last, whole[:, -1:], atol=1e-4, rtol=1e-4)
+
+
 def test_only_the_patch_learns(one: PatchedModel) -> None:
     hears(one)
     inputs = one.prepare(clips(), QUESTIONS)
@@ -280,6 +312,15 @@ def test_saved_and_loaded_it_says_the_same(one: PatchedModel, tmp_path: Path) ->
     assert torch.equal(forward(one, one.prepare(clips(), QUESTIONS)), logits)
     one.swap_patch("ears", Patch.load(file).shrink(8, None))
     assert not torch.equal(forward(one, one.prepare(clips(), QUESTIONS)), logits)
+
+
+def test_a_lora_goes_to_peft_and_comes_back(one: PatchedModel, tmp_path: Path) -> None:
+    hears(one, senses={})
+    logits = forward(one, one.prepare(clips(), QUESTIONS))
+    export_peft(one.export("ears"), one.host, tmp_path)
+    one.remove_patch("ears")
+    one.apply_patch(load_peft(tmp_path, one.host))
+    assert torch.equal(forward(one, one.prepare(clips(), QUESTIONS)), logits)
 
 
 @pytest.mark.parametrize("query", ["vision", "projected", "learnable"])

@@ -38,8 +38,7 @@ class Gemma4(Base):
 
     def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
         clocks = [f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}" for seconds in times]
-        begin, end = str(self.tokenizer.boi_token), str(self.tokenizer.eoi_token)
-        return [(f"{' ' if i else ''}{clock} {begin}", end) for i, clock in enumerate(clocks)]
+        return [(f"{' ' if i else ''}{clock} <|image>", "<image|>") for i, clock in enumerate(clocks)]
 
     def look(self, pixels: Tensor) -> Seen:
         patches, places = self.patches(pixels)

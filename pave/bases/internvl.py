@@ -33,8 +33,7 @@ class InternVL(Base):
         return int(high), int(wide)
 
     def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
-        begin, end = str(self.tokenizer.start_image_token), str(self.tokenizer.end_image_token)
-        return [(f"{chr(10) if i else ''}Frame{i + 1}: {begin}", end) for i in range(len(times))]
+        return [(f"{chr(10) if i else ''}Frame{i + 1}: <img>", "</img>") for i in range(len(times))]
 
     def look(self, pixels: Tensor) -> Seen:
         config, inner = self.model.config, self.model.model
