@@ -156,6 +156,12 @@ def pull(repo: str, revision: str | None = None) -> Place:
     return Place(path, f"{repo}@{commit[:12]}", remark, repo, commit)
 
 
+def fetch(repo: str, name: str, revision: str | None = None) -> Path:
+    """Any file of a repo, from the cache or the Hub."""
+    commit, _ = _commit(repo, revision, [name])
+    return Path(_fetch(repo, name, commit))
+
+
 def info(source: str | Path, revision: str | None = None) -> tuple[PatchConfig, Place]:
     """What a patch says of itself. On the Hub, only the header is read."""
     from pave.patch import config_of, read_config
@@ -375,7 +381,9 @@ def _told(repo: str, revision: str | None) -> Iterator[None]:
         cause = f"cannot be fetched, and is not in the cache ({_first_line(error)})"
         raise PatchError(name, cause, "check the connection and HF_HUB_OFFLINE, and try again") from None
     except EntryNotFoundError as error:
-        raise PatchNotFound(name, f"lacks a file ({_first_line(error)})", f"a patch is a repo with {FILE}") from None
+        raise PatchNotFound(
+            name, f"lacks a file ({_first_line(error)})", f"check the name; a patch is a repo with {FILE}"
+        ) from None
     except SafetensorsParsingError as error:
         raise PatchDamaged(name, f"its header cannot be read ({_first_line(error)})", "ask its authors") from None
     except HfHubHTTPError as error:

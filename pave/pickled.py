@@ -24,7 +24,7 @@ from torch import Tensor
 from pave import storage
 from pave.errors import PatchDamaged, PatchError
 
-SECONDS = 300.0  # of the clock, to open a file; one of 320 MB takes about 3
+SECONDS = 300.0  # of the clock, to open a file; one of 320 MB takes about 3, one of 4.8 GB 8
 MEMORY = 2 << 30  # bytes, beside three times those of the file: itself, its tensors, and one that is copied
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pave.pickled import rewrite; rewrite()"
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # what an interpreter may need to start
@@ -33,12 +33,13 @@ UNWRITTEN = 3  # exit code of the child where the fault lies with the disk and n
 REMEDY = "download it again; a file that cannot be opened safely is never opened otherwise"
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that torch.save has written; whatever else it holds or does makes it PatchDamaged."""
+def read(path: Path, inside: str = "") -> dict[str, Tensor]:
+    """The tensors of a file that torch.save has written; whatever else it holds or does makes it PatchDamaged. Those
+    without `inside` in their name stay in the child process: a file may be larger than what is wanted of it."""
     with TemporaryDirectory(prefix="pave-") as folder:
         # -I: the child finds exactly what its owner finds, whatever the folder or the environment holds.
         words = [sys.executable, "-I", "-c", BOOT, json.dumps([entry or os.getcwd() for entry in sys.path])]
-        words += [str(path.resolve()), str(Path(folder) / "out"), str(MEMORY), str(SECONDS)]
+        words += [str(path.resolve()), str(Path(folder) / "out"), str(MEMORY), str(SECONDS), inside]
         kept = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
         options: dict[str, Any] = {"cwd": folder, "env": {**kept, "OMP_NUM_THREADS": "1"}, "timeout": SECONDS}
         try:
@@ -59,11 +60,13 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def rewrite() -> None:
     """The child's side: the file argv[2] as safetensors, in argv[3]; or a line that says why not, and an exit code."""
-    source, target, memory, seconds = sys.argv[2:]
+    source, target, memory, seconds, inside = sys.argv[2:]
     size = os.path.getsize(source)
     _confine(int(memory) + 3 * size, int(float(seconds)) + 1)
     try:
         found = torch.load(source, map_location="cpu", weights_only=True)
+        if isinstance(found, dict):
+            found = {name: value for name, value in found.items() if inside in str(name)}
         flaw = _flaw(found, size)
     except Exception as error:
         found, flaw = {}, _cause(error)

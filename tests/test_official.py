@@ -62,7 +62,7 @@ from pave.official import LICENCE, _facts, _shape, convert
 from pave.patch import Patch, fusion_of
 from pave.sidechannel import SideTokens, align
 
-HEARING = "imagebind-audio"
+HEARING = "their-ears"  # an encoder that is not here
 # The released checkpoints: channels of their base, and layers of their fusion.
 RELEASED = {
     "ScanQA 0.5B": (896, 2),
@@ -278,7 +278,8 @@ def test_a_name_fetches_the_authors_zip_converts_it_once_and_keeps_it(
     assert first.source == f"{entry.repo}@{repo.branches['main'][:12]}"
     patch = first.load()
     assert patch.config.name == "audio-avsd" and patch.config.base.dim == 3584 and patch.config.licence == LICENCE
-    assert patch.config.senses["audio"].encoder == HEARING and patch.config.newline == "grid"
+    assert patch.config.senses["audio"] == load_encoder("imagebind-audio").spec.facts("index")
+    assert patch.config.newline == "grid"
     fetched = len(server.asked("GET", "*.zip"))
     assert hub.locate("audio-avsd", dim=entry.dim).path == first.path and len(server.asked("GET", "*.zip")) == fetched
     with pytest.raises(PatchNotFound, match="for a base of 3584 channels, this one has 896"):
@@ -311,7 +312,7 @@ def test_the_base_decides_between_two_sizes(server: HubServer, converted: Callab
 
 
 def test_what_goes_wrong_on_the_way_names_the_patch_that_was_asked_for(
-    server: HubServer, released: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (entry,) = catalogue.recipe("audio-avsd").released
     with (
@@ -323,7 +324,9 @@ def test_what_goes_wrong_on_the_way_names_the_patch_that_was_asked_for(
     server.create(entry.repo, {entry.file: b"no zip"})
     with pytest.raises(PatchDamaged, match=rf"^audio-avsd: .*{entry.file} is no zip"):
         hub.locate("audio-avsd")
-    server.create(entry.repo, {entry.file: zipped(released()).read_bytes()})
+    weights = fusion_tensors(**{**TINY, "side": 1024}), lora_tensors(SIZES, BLOCKS, 4)
+    made = zipped(write_checkpoint(tmp_path / "made", *weights, blocks=BLOCKS))
+    server.create(entry.repo, {entry.file: made.read_bytes()})
     (tmp_path / "file").touch()
     monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "file"))
     with pytest.raises(PatchError, match=r"^audio-avsd: .*file/pave/.* cannot be written"):
@@ -340,7 +343,7 @@ def test_a_model_applies_it_by_name_and_says_where_it_came_from(
     """In a catalogue with a checkpoint for the small base of the tests."""
     entry = catalogue.find("audio-avsd") / "patch.yaml"
     (tmp_path / "catalogue" / "audio-avsd").mkdir(parents=True)
-    words = entry.read_text().replace("dim: 3584", "dim: 64")
+    words = entry.read_text().replace("dim: 3584", "dim: 64").replace("imagebind-audio", HEARING)
     (tmp_path / "catalogue" / "audio-avsd" / "patch.yaml").write_text(words)
     monkeypatch.setattr(catalogue, "folder", lambda: tmp_path / "catalogue")
     (told,) = catalogue.recipe("audio-avsd").released
@@ -361,12 +364,12 @@ def test_every_released_checkpoint_has_a_name() -> None:
 
 def test_without_its_encoder_a_patch_reads_features_only(seeing: PatchedModel, patch: Patch) -> None:
     report = seeing.apply_patch(patch)
-    assert any("no encoder 'imagebind-audio'" in remark for remark in report.remarks)
-    with pytest.raises(EncoderError, match="no encoder 'imagebind-audio'"):
+    assert any("no encoder 'their-ears'" in remark for remark in report.remarks)
+    with pytest.raises(EncoderError, match="no encoder 'their-ears'"):
         seeing.ask(make_clip(frames=2), "Well?")
     assert seeing.ask(make_clip(frames=2), "Well?", patches=[]).patches == ()
     assert seeing.prepare([with_features(seeing, patch, random(3, 24))], ["Well?"]).uses[0].sensing.all()
-    with pytest.raises(SignalError, match="hold nothing of imagebind-audio"):
+    with pytest.raises(SignalError, match="hold nothing of their-ears"):
         seeing.prepare(seeing.encode([make_clip(frames=2)], []), ["Well?"])
 
 
@@ -390,10 +393,10 @@ def test_the_command_converts_a_folder_with_a_pickled_lora_to_the_bytes_of_the_z
 ) -> None:
     monkeypatch.chdir(tmp_path)
     nested = released("Theirs/checkpoint", pickled_lora=True).parent
-    words = ["--sense", "audio=imagebind-audio", "--name", "audio-avsd"]
+    words = ["--sense", "audio=their-ears", "--name", "audio-avsd"]
     code, out, err = command("patch", "convert", nested, *words)
-    assert code == 0 and "no encoder 'imagebind-audio'" in err
-    said = ("imagebind-audio, 24 channels", "dim 64", "width 32, 4 heads, 2 layers", "r=4, alpha=16", LICENCE)
+    assert code == 0 and "no encoder 'their-ears'" in err
+    said = ("their-ears, 24 channels", "dim 64", "width 32, 4 heads, 2 layers", "r=4, alpha=16", LICENCE)
     assert all(words in out for words in said)
     written = patch.save(tmp_path / "zip.safetensors").read_bytes()
     assert Path("audio-avsd.safetensors").read_bytes() == written and str(tmp_path).encode() not in written

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
+from pave import catalogue
 from pave.checkpoint import NAME
 from pave.config import Recipe, read_recipe
 from pave.errors import DataError, EncoderError, PatchMismatch, PatchNotFound, RecipeError, TrainingError
@@ -440,5 +441,5 @@ def test_playroom_clips_are_written_and_held_out(recipe: Make, workshop: Path) -
 
 
 def test_a_missing_encoder_is_told_before_a_large_base_is_fetched() -> None:
-    with pytest.raises(EncoderError, match="no encoder 'imagebind-audio'"):
-        train("audio-avsd")
+    with pytest.raises(EncoderError, match="no encoder 'their-ears'"):
+        train(catalogue.recipe("audio-avsd", ["senses.audio.encoder=their-ears"]))

@@ -1,0 +1,256 @@
+"""ImageBind's ear (Girdhar et al. 2023): what two seconds of sound are about, in a space that pictures share.
+
+In: the sound of a clip at any rate; several channels are mixed. Out: one token per second of 1024 channels and norm 20,
+each of the two seconds that begin with it. Needs the audio branch of `imagebind_huge.pth`, which is opened at the first
+sound, once the user has said that the use is not commercial. Names and numbers are those of that checkpoint
+(facebookresearch/ImageBind); the spectrum is Kaldi's.
+
+b windows, n samples, t frames of the spectrum, m mel bands, p patches, c channels
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from pave import pickled
+from pave.encoder import Encoder, EncoderSpec
+from pave.errors import EncoderError, PatchError
+from pave.media import Clip, resample
+from pave.sidechannel import SideTokens
+
+LICENCE = "CC-BY-NC-SA-4.0"  # of the weights; the file LICENSE and the model card agree, the README says CC-BY-NC 4.0
+CONSENT, PLACE = "PAVE_NONCOMMERCIAL", "PAVE_IMAGEBIND"  # in the environment: a recipe or patch cannot say it for you
+SOURCE = "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"
+ON_HUB = re.compile(r"hf://(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w.-]+))?/(?P<file>[\w./-]+)")
+BRANCH = ".audio."  # inside the name of each weight that is ours
+
+SAMPLE_RATE = 16_000  # Hz
+SECONDS = 2  # of sound in a window; windows begin one second apart, as PAVE's authors cut them
+FRAME, HOP, FFT = 400, 160, 512  # samples: 25 ms, 10 ms, and the next power of two
+BANDS, LOWEST = 128, 20.0  # Hz
+PRE_EMPHASIS = 0.97
+FLOOR = torch.finfo(torch.float32).eps  # power below which nothing is heard
+HEARD = 1 + (SECONDS * SAMPLE_RATE - FRAME) // HOP  # 198 whole frames in a window
+WIDE = 204  # frames that the trunk looks at; the rest is 0 before the normalisation
+MEAN, DEVIATION = -4.268, 9.138  # of log mel power
+PATCH, STRIDE = 16, 10  # mel bands and frames
+PART = 16  # windows at once
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the trunk; the defaults are those of `imagebind_huge`."""
+
+    width: int = 768
+    heads: int = 12
+    layers: int = 12
+    dim: int = 1024  # channels of a token
+
+
+class ImageBindAudio(Encoder):
+    """Frozen. What it is can be read without weights; where they lie is no part of what it is."""
+
+    def __init__(self, weights: str, sizes: Sizes) -> None:
+        self.weights, self.sizes = weights, sizes
+        self.spec = EncoderSpec(
+            name="imagebind-audio",
+            sense="audio",
+            dim=sizes.dim,
+            rate=1.0,
+            revision="imagebind_huge",
+            licence=LICENCE,
+        )
+
+    @torch.no_grad()
+    def encode(self, clip: Clip) -> SideTokens | None:
+        """Token i is of the seconds [i, i + 2) after the clip's first sample, as far as they are whole; a sound of less
+        than two seconds is followed by silence, and gives one token of the seconds that are there."""
+        if clip.audio is None or clip.rate is None or not clip.audio.shape[-1]:
+            return None
+        sound = clip.audio.to(torch.float32).mean(0)
+        if clip.rate != SAMPLE_RATE:
+            sound = resample(sound[None], clip.rate, SAMPLE_RATE)[0]
+        seconds = len(sound) / SAMPLE_RATE
+        sound = F.pad(sound, (0, max(0, SECONDS * SAMPLE_RATE - len(sound))))
+        windows = sound.unfold(0, SECONDS * SAMPLE_RATE, SAMPLE_RATE)  # views, not copies
+        x = torch.cat([self.trunk(spectra(part.to(self.device))).cpu() for part in windows.split(PART)])
+        first = torch.arange(len(x), dtype=torch.float64)
+        spans = clip.audio_start + torch.stack([first, (first + SECONDS).clamp(max=seconds)], dim=-1)
+        valid = torch.ones(len(x), 1, 1, dtype=torch.bool)
+        return SideTokens(rearrange(x, "b c -> b 1 1 c"), spans.mean(-1), spans, valid)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trunk computes."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def trunk(self) -> Trunk:
+        """With its weights, as the first sound needs them."""
+        if os.environ.get(CONSENT) != "1":
+            raise EncoderError(
+                f"the weights of imagebind-audio are under {LICENCE}, for research only; if that is what you do, also "
+                f"with patches that you train on them, set {CONSENT}=1 in the environment"
+            )
+        words = self.weights or os.environ.get(PLACE, "")
+        if not words:
+            raise EncoderError(
+                f"imagebind-audio has no weights; fetch {SOURCE} (4.8 GB), and name the file by the option weights or "
+                f"in the environment, {PLACE}=imagebind_huge.pth"
+            )
+        with torch.device("meta"):
+            trunk = Trunk(self.sizes)
+        weights = _read(words)
+        if flaw := _flaw(weights, trunk.state_dict()):
+            raise EncoderError(f"{words}: {flaw}; give imagebind_huge.pth, or safetensors of its audio branch")
+        # Copies: where a weight lies in a mapped file would change the last bits of what is computed with it.
+        own = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}
+        trunk.load_state_dict(own, assign=True)
+        return trunk.requires_grad_(False).eval().to(self.device)
+
+
+def spectra(sound: Tensor) -> Tensor:
+    """Windows (b n) to normalised log-mel pictures (b m t), as Kaldi's fbank computes them.
+
+    ImageBind takes off the mean of a window first, which changes nothing: each frame loses its own.
+    """
+    frames = sound.unfold(-1, FRAME, HOP)
+    frames = frames - frames.mean(-1, keepdim=True)
+    before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+    frames = (frames - PRE_EMPHASIS * before) * torch.hann_window(FRAME, periodic=False, device=sound.device)
+    power = torch.fft.rfft(frames, n=FFT).abs().square()
+    mel = (power @ filters().to(sound.device)).clamp(min=FLOOR).log()
+    mel = F.pad(mel, (0, 0, 0, WIDE - HEARD))
+    return rearrange((mel - MEAN) / DEVIATION, "b t m -> b m t")
+
+
+def filters() -> Tensor:
+    """Triangles (bin m) of height 1, straight and even on the mel scale 1127·ln(1 + f / 700); the last bin is deaf."""
+    low, high = (1127 * math.log1p(hertz / 700) for hertz in (LOWEST, SAMPLE_RATE / 2))
+    edges = torch.linspace(low, high, BANDS + 2, dtype=torch.float64)
+    hertz = torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=torch.float64)
+    bins = 1127 * torch.log1p(hertz / 700)[:, None]
+    rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    return torch.minimum(rise, fall).clamp(min=0).to(torch.float32)
+
+
+class Trunk(nn.Module):
+    """A vision transformer on pictures of sound. Its parameters have the names that they have in the checkpoint."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        width = sizes.width
+        blocks = nn.Sequential(*(Block(width, sizes.heads) for _ in range(sizes.layers)))
+        head = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Identity(), nn.Linear(width, sizes.dim, bias=False))
+        self.modality_preprocessors = nn.ModuleDict({"audio": Stem(width)})
+        self.modality_trunks = nn.ModuleDict({"audio": nn.Sequential(OrderedDict(blocks=blocks))})
+        self.modality_heads = nn.ModuleDict({"audio": head})
+        self.modality_postprocessors = nn.ModuleDict({"audio": nn.Sequential(nn.Identity(), Scale())})
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Pictures (b m t) to tokens (b c)."""
+        x = self.modality_trunks["audio"](self.modality_preprocessors["audio"](mel))
+        return self.modality_postprocessors["audio"](self.modality_heads["audio"](x[:, 0]))
+
+
+class Stem(nn.Module):
+    """Overlapping patches (b p c), behind a token of no place; each has its own position."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        places = 1 + math.prod((side - PATCH) // STRIDE + 1 for side in (BANDS, WIDE))
+        proj = nn.ParameterDict({"weight": torch.empty(width, 1, PATCH, PATCH)})
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.rgbt_stem = nn.ModuleDict({"proj": proj, "norm_layer": nn.LayerNorm(width, eps=1e-5)})
+        self.pos_embedding_helper = nn.ParameterDict({"pos_embed": torch.empty(1, places, width)})
+
+    def forward(self, mel: Tensor) -> Tensor:
+        # A convolution written as a product: a GPU would round what goes into a convolution to 10 bits (TF32).
+        patches = rearrange(mel.unfold(1, PATCH, STRIDE).unfold(2, PATCH, STRIDE), "b m t y x -> b (m t) (y x)")
+        x = self.rgbt_stem["norm_layer"](F.linear(patches, self.get_parameter("rgbt_stem.proj.weight").flatten(1)))
+        x = torch.cat([self.cls_token.expand(len(mel), -1, -1), x], dim=1)
+        return x + self.pos_embedding_helper["pos_embed"]
+
+
+class Block(nn.Module):
+    """Attention with one learned key and value more, then an MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.attn = nn.MultiheadAttention(width, heads, add_bias_kv=True, batch_first=True)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm_1(x)
+        x = x + self.attn(y, y, y, need_weights=False)[0]
+        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm_2(x))))
+
+
+class Scale(nn.Module):
+    """All tokens to one norm, which the checkpoint holds: 20."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_logit_scale = nn.Parameter(torch.empty(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) * self.log_logit_scale.exp().clamp(max=100)
+
+
+def _read(words: str) -> dict[str, Tensor]:
+    """The audio branch in a file of this machine, or of the Hub."""
+    try:
+        path = _locate(words)
+        if path.suffix != ".safetensors":
+            return pickled.read(path, inside=BRANCH)
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if BRANCH in name}  # noqa: SIM118
+    except PatchError as error:
+        raise EncoderError(f"{words}: {error.cause}; {error.remedy}") from None
+    except (SafetensorError, OSError) as error:
+        raise EncoderError(f"{words}: cannot be read ({error}); fetch it again") from None
+
+
+def _locate(words: str) -> Path:
+    if Path(words).is_file():
+        return Path(words)
+    name = ON_HUB.fullmatch(words)
+    if name is None:
+        raise EncoderError(f"{words}: no such file; give one of this machine, or hf://user/repo/file of the Hub")
+    from pave import hub  # its client takes half a second
+
+    return hub.fetch(name["repo"], name["file"], name["revision"])
+
+
+def _flaw(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Why these are not the weights that are wanted; empty when they are."""
+    for what, names in (("missing", wanted.keys() - found.keys()), ("unknown", found.keys() - wanted.keys())):
+        if names:
+            return f"{len(names)} weights of its audio branch are {what}, the first is {min(names)}"
+    for name, tensor in found.items():
+        if tensor.shape != wanted[name].shape:
+            return f"{name} is {tuple(tensor.shape)}, and must be {tuple(wanted[name].shape)}"
+        if not tensor.isfinite().all():
+            return f"{name} holds values that are not finite"
+    return ""
+
+
+def build(weights: str | Path = "") -> ImageBindAudio:
+    """The encoder `imagebind-audio`. weights: `imagebind_huge.pth`, safetensors of its audio branch, or one of these on
+    the Hub as `hf://user/repo@revision/file`; without it, what PAVE_IMAGEBIND says."""
+    return ImageBindAudio(str(weights), Sizes())
