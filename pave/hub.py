@@ -142,6 +142,12 @@ def pull(repo: str, revision: str | None = None) -> Place:
     return Place(path, f"{repo}@{commit[:12]}", remark, repo, commit)
 
 
+def fetch(repo: str, name: str, revision: str | None = None) -> Path:
+    """Any file of a repo, from the cache or the Hub."""
+    commit, _ = _commit(repo, revision, [name])
+    return Path(_fetch(repo, name, commit))
+
+
 def info(source: str | Path, revision: str | None = None) -> tuple[PatchConfig, Place]:
     """What a patch says of itself. On the Hub, only the header is read."""
     from pave.patch import config_of, read_config
