@@ -114,7 +114,7 @@ def read(source: str, revision: str, grid: tuple[int, int], *, temporal: bool) -
             path = _find(str(path.parent) if Path(source).exists() else source, ("config.json",), revision)
             scale = _scale(storage.parse_json(path, path.read_bytes(), "text"))
     except PatchError as error:
-        raise EncoderError(f"{source}: {error.cause}; {AGAIN}") from None
+        raise EncoderError(f"{source}: {error.cause}; {error.remedy}") from None
     except OSError as error:
         raise EncoderError(f"{source}: cannot be read ({error.strerror or error}); {AGAIN}") from None
     with torch.device("meta"):
@@ -131,12 +131,13 @@ def _find(source: str, names: tuple[str, ...], revision: str) -> Path:
         if not there:
             raise EncoderError(f"{source}: holds no {' or '.join(names)}; {AGAIN}")
         return there[0]
-    if not hub.NAME.fullmatch(source):
+    repo = hub.NAME.fullmatch(source)
+    if repo is None:
         raise EncoderError(f"{source}: no such folder or file, and no repo of the Hub (user/name); {AGAIN}")
     for name in names[:-1]:
         with suppress(PatchError):  # the last one tells what is wrong, when more than one file is not there
-            return hub.fetch(source, name, revision)
-    return hub.fetch(source, names[-1], revision)
+            return hub.fetch(repo["repo"], name, repo["revision"] or revision)
+    return hub.fetch(repo["repo"], names[-1], repo["revision"] or revision)
 
 
 def _scale(config: Mapping[str, object]) -> float | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from clips import click, counting_frames, write_clip
 from hub_server import HubServer
+from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -202,13 +204,12 @@ def save_small(path: Path, lora: bool = False) -> None:
         save_file(weights, path)
 
 
-@pytest.mark.parametrize("name", languagebind.FILES)
-@pytest.mark.parametrize("file", [False, True], ids=["folder", "file"])
-def test_both_formats_are_read_and_other_sizes_refused(name, file, tmp_path):
-    save_small(tmp_path / name)
-    source = str(tmp_path / name) if file else str(tmp_path)
+@pytest.mark.parametrize("place", ["model.safetensors", "pytorch_model.bin"])
+def test_both_formats_are_read_and_other_sizes_refused(place, tmp_path):
+    save_small(tmp_path / place)
+    source = tmp_path / place if place.endswith(".safetensors") else tmp_path
     with pytest.raises(EncoderError, match=r"missing \(encoder.layers.10"):
-        load_encoder("languagebind-video", weights=source).encode(Clip.from_frames(frames(1)))
+        load_encoder("languagebind-video", weights=str(source)).encode(Clip.from_frames(frames(1)))
 
 
 @pytest.mark.parametrize(
@@ -234,11 +235,10 @@ def test_the_scale_of_lora_is_read_from_the_config(config, message, tmp_path):
     [
         ("model.safetensors", b"<!doctype html>", "is a web page"),
         ("model.safetensors", b"", "is no safetensors file"),
-        ("pytorch_model.bin", b"PK\x03\x04", "is cut short, or no file of torch.save"),
         ("pytorch_model.bin", harmful(), "may do harm"),
         ("other.bin", b"", "holds no model.safetensors or pytorch_model.bin"),
     ],
-    ids=["page", "empty", "cut", "harm", "other"],
+    ids=["page", "empty", "harm", "other"],
 )
 def test_a_folder_without_a_release_is_refused(name, data, message, tmp_path, capfd):
     (tmp_path / name).write_bytes(data)
@@ -247,7 +247,7 @@ def test_a_folder_without_a_release_is_refused(name, data, message, tmp_path, ca
     assert "harm\n" not in capfd.readouterr().out
 
 
-def test_weights_come_from_the_hub(tmp_path):
+def test_weights_come_from_the_hub(tmp_path, monkeypatch):
     save_small(tmp_path / "pytorch_model.bin")
     clip = Clip.from_frames(frames(1))
     with HubServer() as server, server.client(tmp_path / "cache"):
@@ -256,6 +256,9 @@ def test_weights_come_from_the_hub(tmp_path):
         for repo, message in (("bind", r"missing \(encoder.layers.10"), ("empty", "lacks a file"), ("no", "no such")):
             with pytest.raises(EncoderError, match=message):
                 load_encoder("languagebind-video", release=f"tester/{repo}").encode(clip)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(EncoderError, match=r"is not in the cache .*; go online once"):
+        load_encoder("languagebind-video").encode(clip)
     with pytest.raises(EncoderError, match="no such folder or file, and no repo"):
         load_encoder("languagebind-video", weights=str(tmp_path / "gone")).encode(clip)
 
@@ -364,8 +367,8 @@ def test_a_file_that_is_gone_or_spoilt_since_is_refused(tmp_path, encoder):
 
 
 def test_pixels_are_normalised_scaled_without_smoothing_and_cropped():
-    from pave.encoders.languagebind_video import MEAN, STD, pixels
-
+    module = import_module("pave.encoders.languagebind_video")
+    pixels, mean, std = module.pixels, module.MEAN, module.STD
     picture = frames(1, (300, 400))
     found = pixels(picture)
     assert found.shape == (1, 3, 224, 224)
@@ -376,7 +379,7 @@ def test_pixels_are_normalised_scaled_without_smoothing_and_cropped():
         near = picture[0, c, top : top + 2, left : left + 2].double() / 255
         rows = torch.tensor([1 - v + top, v - top], dtype=torch.float64)
         columns = torch.tensor([1 - u + left, u - left], dtype=torch.float64)
-        assert found[0, c, y, x].item() == pytest.approx(float(rows @ near @ columns - MEAN[c]) / STD[c], abs=1e-4)
+        assert found[0, c, y, x].item() == pytest.approx(float(rows @ near @ columns - mean[c]) / std[c], abs=1e-4)
     assert torch.allclose(pixels(picture.mT), found.mT, atol=1e-5)
     with pytest.raises(MediaError, match="frames are 400x3"):
         pixels(frames(1, (3, 400)))
