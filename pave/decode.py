@@ -35,7 +35,8 @@ SHORT = 0.9  # less than this part of the promised length: the report calls the 
 
 @dataclass(frozen=True)
 class Request:
-    """What to read of which file. `fps` goes before `frames`; both None: every picture; `frames` 0: none."""
+    """What to read of which file. `at` goes before `fps`, and `fps` before `frames`; all None: every picture; `frames`
+    0: none."""
 
     path: str
     frames: int | None = 32
@@ -44,6 +45,7 @@ class Request:
     mono: bool = True
     start: float | None = None  # seconds on the clip's clock
     end: float | None = None  # seconds, exclusive
+    at: Sequence[float] | None = None  # seconds on the clip's clock, wherever the span lies
 
 
 @dataclass
@@ -84,6 +86,8 @@ def decode(request: Request) -> Decoded:
 def check_window(request: Request) -> None:
     """Refuse a request that no file can answer."""
     start, end = request.start or 0.0, request.end
+    if early := [second for second in request.at or () if not 0 <= second < inf]:
+        raise refuse(request.path, f"the picture at {early[0]} s was asked for", "ask for instants from 0 s on")
     if request.frames is not None and request.frames < 0:
         raise refuse(request.path, f"frames={request.frames} was asked", "ask for 0 or more")
     if request.fps is not None and not 1e-3 <= request.fps <= 1e6:
@@ -96,10 +100,12 @@ def check_window(request: Request) -> None:
 
 
 class Picks(NamedTuple):
-    """The instants asked for (ticks, exact), and the stamp of the picture on screen at each."""
+    """The instants asked for (ticks, exact), the stamp of the picture on screen at each, and the first and the last
+    stamp of the span."""
 
     targets: Sequence[Fraction | int]
     stamps: Sequence[int]
+    span: tuple[int, int]
 
 
 def read_pictures(request: Request, survey: Survey, track: Track, result: Decoded) -> Fraction | None:
@@ -128,7 +134,9 @@ def read_pictures(request: Request, survey: Survey, track: Track, result: Decode
         result.frames = np.stack([found[s] for s in picks.stamps])
         result.times = np.array([float((t - stamps[0]) * track.base) for t in picks.targets])
     seconds = float((stamps[-1] - stamps[0]) * track.base + track.gap)
+    first, last = (float((stamp - stamps[0]) * track.base) for stamp in picks.span)
     result.facts |= {"pictures": len(stamps), "expected": expected, "seconds": seconds}
+    result.facts |= {"first": first, "last": last, "gap": float(track.gap)}
     return stamps[0] * track.base
 
 
@@ -137,11 +145,13 @@ def pick(stamps: list[int], request: Request, track: Track) -> Picks:
 
     Stamps are sorted. The arithmetic is exact: a rounding error of linspace would show the picture before.
     """
-    if request.frames == 0 and request.fps is None:
-        return Picks([], [])
+    if request.frames == 0 and request.fps is None and request.at is None:
+        return Picks([], [], (stamps[0], stamps[-1]))
     shown = within(stamps, request, track)
     first, last = shown[0], shown[-1]
-    if request.fps is not None:
+    if request.at is not None:
+        count, step, shown = len(request.at), None, stamps
+    elif request.fps is not None:
         step = 1 / (exact(request.fps) * track.base)
         count = int((last - first) / step) + 1
     elif request.frames is not None:
@@ -153,8 +163,11 @@ def pick(stamps: list[int], request: Request, track: Track) -> Picks:
     if size > MAX_BYTES:
         cause = f"{count} pictures of {track.size[1]}x{track.size[0]} need {size / 2**30:.1f} GiB"
         raise refuse(request.path, cause, "ask for fewer frames, a lower fps or a shorter span (start, end)")
-    targets = shown if step is None else [first + i * step for i in range(count)]
-    return Picks(targets, [shown[bisect_right(shown, floor(t)) - 1] for t in targets])
+    if request.at is not None:
+        targets = [stamps[0] + exact(second) / track.base for second in request.at]
+    else:
+        targets = shown if step is None else [first + i * step for i in range(count)]
+    return Picks(targets, [shown[bisect_right(shown, floor(t)) - 1] for t in targets], (first, last))
 
 
 def within(stamps: list[int], request: Request, track: Track) -> list[int]:

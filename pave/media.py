@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from numbers import Integral
 from operator import index
 from typing import Any
@@ -44,6 +44,9 @@ class Report:
     expected: int = 0  # pictures that the header or the coded packets promise
     size: tuple[int, int] | None = None  # y x, after rotation
     seconds: float = 0.0  # length of the pictures, or of the sound when there are none
+    first: float = 0.0  # seconds of the first and the last picture in the span that was asked for
+    last: float = 0.0
+    gap: float = 0.0  # usual seconds between two pictures
     audio: str = "no audio track"  # what the sound is, or why there is none
     decoder: str = "none"
     warnings: tuple[str, ...] = ()
@@ -83,6 +86,7 @@ class Clip:
     audio_start: float = 0.0  # seconds: the first sample on the clip's clock
     signals: Mapping[str, Any] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
+    again: Callable[..., Clip] | None = None  # reads other pictures of the same file, under the same time limit
 
     @classmethod
     def read(
@@ -96,6 +100,7 @@ class Clip:
         mono: bool = True,
         start: float | None = None,
         end: float | None = None,
+        at: Sequence[float] | None = None,
         timeout: float | None = TIMEOUT,
     ) -> Clip:
         """Read a video, sound or image file.
@@ -106,6 +111,7 @@ class Clip:
         fps: pictures at this rate instead.
         audio_rate: Hz that the sound is resampled to; None keeps the file's. mono: mean of the channels.
         start, end: seconds on the file's clock; times stay those of the whole file.
+        at: the pictures on screen at these seconds on the file's clock instead.
         timeout: seconds of wall clock, kept by killing a worker process; None decodes in this process, without a limit.
         """
         from pave.decode import Request, decode
@@ -116,7 +122,8 @@ class Clip:
         full = path if "://" in path else os.path.abspath(path)
         whole = None if frames is None else index(frames)
         fps, start, end = (None if value is None else float(value) for value in (fps, start, end))
-        request = Request(full, whole, fps, audio, mono, start, end)
+        instants = None if at is None else [float(second) for second in at]
+        request = Request(full, whole, fps, audio, mono, start, end, instants)
         found = decode(request) if timeout is None else decode_within(request, timeout)
         pictures = None if found.frames is None else rearrange(torch.from_numpy(found.frames), "t y x c -> t c y x")
         sound, rate = None if found.audio is None else torch.from_numpy(found.audio), found.rate
@@ -130,6 +137,7 @@ class Clip:
             rate=rate,
             audio_start=found.audio_start,
             report=Report(source=path, size=size_of(pictures), **facts),
+            again=partial(cls.read, full, audio=False, timeout=timeout),
         )
 
     @classmethod
@@ -146,7 +154,8 @@ class Clip:
         frames: uint8 (t 3 y x) or (t y x 3), one picture (3 y x) or (y x 3), a PIL image, or a list of images.
         times: seconds of the frames; without them the frames spread evenly over the sound, or stand 1 s apart.
         audio: (n,) or (c n) float in [-1, 1] or int16, at `rate` Hz, starting at 0 s.
-        signals: further streams by name; a pair (values (τ c), times (τ,)) becomes a `Signal`.
+        signals: further streams by name; a pair (values (τ c), times (τ,)) becomes a `Signal`, and a pair of frames and
+            times a `Clip`.
         """
         pictures = None if frames is None else pictures_of(frames)
         sound = None if audio is None else sound_of(audio, rate)
@@ -167,10 +176,26 @@ class Clip:
             expected=0 if pictures is None else len(pictures),
             size=size_of(pictures),
             seconds=seconds,
+            first=0.0 if clock is None else float(clock[0]),
+            last=0.0 if clock is None else float(clock[-1]),
+            gap=0.0 if clock is None else seconds / max(len(clock) - 1, 1),
             audio="no audio was given" if sound is None else f"array, {rate} Hz, {sound.shape[1] / (rate or 1):.2f} s",
             warnings=tuple(warnings),
         )
         return cls(pictures, clock, sound, rate if sound is not None else None, 0.0, signals_of(signals), report)
+
+    def at(self, seconds: Sequence[float]) -> Tensor:
+        """The frames (t 3 y x) on screen at these instants: of the file, which is read once more, or of the arrays."""
+        if self.again is not None:
+            found = self.again(at=seconds).frames
+        elif self.frames is None or self.times is None:
+            found = None
+        else:  # a microsecond for what rounding does to an instant, as for files
+            instants = torch.tensor(seconds, dtype=torch.float64) + 1e-6
+            found = self.frames[(torch.searchsorted(self.times, instants, right=True) - 1).clamp(min=0)]
+        if found is None:
+            raise MediaError(f"{self.report.source}: there are no pictures to look at; give frames, or a video file")
+        return found
 
 
 def decode_many(
@@ -266,13 +291,18 @@ def sound_of(audio: Any, rate: int | None) -> Tensor:
 
 
 def signals_of(signals: Mapping[str, Any]) -> dict[str, Any]:
-    """Named streams; pairs become `Signal`s, anything else is left to the encoder that asks for it."""
+    """Named streams; pairs become `Signal`s or `Clip`s, anything else is left to the encoder that asks for it."""
     return {
-        name: Signal(tensor_of(value[0]).float(), tensor_of(value[1]).double())
-        if isinstance(value, tuple) and len(value) == 2
-        else value
+        name: _pair(*value) if isinstance(value, tuple) and len(value) == 2 else value
         for name, value in signals.items()
     }
+
+
+def _pair(values: Any, times: Any) -> Signal | Clip:
+    values = tensor_of(values)
+    if values.ndim == 4:
+        return Clip.from_frames(values, times)
+    return Signal(values.float(), tensor_of(times).double())
 
 
 def preprocess(frames: Tensor, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -115,6 +115,29 @@ def test_frames_at_a_rate_all_frames_and_none(tmp_path):
     assert none.frames is None and none.times is None and heard(none) == pytest.approx(1, abs=0.003)
 
 
+@pytest.mark.parametrize("timeout", [None, 30.0])
+def test_a_file_is_looked_at_once_more_at_any_instants(timeout, tmp_path):
+    times = [0.0, 0.1, 0.15, 0.9, 1.0, 1.7]
+    path = write_clip(tmp_path / "a.mp4", counting_frames(6), times=times, start=2.0, rotation=180)
+    clip = Clip.read(path, frames=2, start=0.1, end=1.5, timeout=timeout)
+    assert (clip.report.first, clip.report.last) == pytest.approx((0.1, 1.0))
+    instants = [0.0, 0.12, 0.9, 0.89, 1.69, 1.7, 99.0, 1 / 3]
+    turned = [number(frame[:, ::-1, ::-1]) for frame in clip.at(instants).numpy()]
+    assert turned == on_screen(times, instants)
+    with pytest.raises(MediaError, match=r"the picture at -1.0 s .*; ask for instants from 0 s on"):
+        clip.at([0.5, -1])
+
+
+def test_arrays_are_looked_at_once_more_by_the_same_rule():
+    times = [k / 3 for k in range(7)]
+    clip = Clip.from_frames(counting_frames(7), times)
+    instants = [-1.0, 0.0, 1 / 3, 0.3, 1.9, 99.0, *torch.linspace(0, 2, 7).tolist()]
+    assert [number(frame) for frame in clip.at(instants).numpy()] == [0, 0, 1, 0, 5, 6, *range(7)]
+    assert (clip.report.first, clip.report.last, clip.report.gap) == pytest.approx((0, 2, 1 / 3))
+    with pytest.raises(MediaError, match="arrays: there are no pictures to look at"):
+        Clip.from_frames(audio=np.zeros(8), rate=8).at([0.0])
+
+
 def test_a_span_keeps_the_clock_of_the_whole_file(tmp_path):
     path = write_clip(tmp_path / "a.mp4", counting_frames(50), 25, click(2, 1.3))
     clip = read(path, frames=3, start=1.0, end=1.6)

@@ -1,0 +1,179 @@
+"""The towers of LanguageBind (Zhu et al., ICLR 2024; PKU-YuanGroup/LanguageBind, commit 7070c53): CLIP's ViT-L/14.
+
+In: a release (FT, merge, or with its LoRA beside the weights), as a repo of the Hub, a folder or a file. Out: a `Tower`
+in which each of its tensors has found its place. Knows nothing of clips.
+
+b images, t frames of a group, n tokens of an image, d channels
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
+
+from pave import hub, pickled, storage
+from pave.errors import EncoderError, PatchError
+
+GROUP = 8  # frames that see each other: num_frames of all releases
+# ViT-L/14 as LAION trained it: with GELU, where OpenAI's own has an approximation of it.
+VIT_L = CLIPVisionConfig(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    patch_size=14,
+    projection_dim=768,
+    hidden_act="gelu",
+)
+FILES = ("model.safetensors", "pytorch_model.bin")
+OTHERS = re.compile(
+    r"text_model\.|(visual|text)_projection\.weight$|logit_scale$|.*\.position_ids$"
+)  # not of the tower
+AGAIN = "give a release of LanguageBind: FT, merge, or with its LoRA"
+
+
+class Block(CLIPEncoderLayer):
+    """A block of CLIP, before which the tokens at each place of a group look along time."""
+
+    def __init__(self, config: CLIPVisionConfig) -> None:
+        super().__init__(config)
+        self.temporal_embedding = nn.Parameter(torch.zeros(1, GROUP, config.hidden_size))
+        self.temporal_layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.temporal_attn = CLIPAttention(config)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: object) -> Tensor:
+        """Tokens (b n d) of whole groups."""
+        # The embedding stays in the stream: each block adds its own.
+        x = rearrange(hidden_states, "(b t) n d -> (b n) t d", t=GROUP) + self.temporal_embedding
+        x = x + self.temporal_attn(self.temporal_layer_norm1(x), attention_mask=None)[0]
+        x = rearrange(x, "(b n) t d -> (b t) n d", n=hidden_states.shape[1])
+        return super().forward(x, attention_mask, **kwargs)  # type: ignore[arg-type]
+
+
+class Tower(nn.Module):
+    """CLIP's vision model over grids of any shape, up to the stream that its last block would read."""
+
+    def __init__(self, config: CLIPVisionConfig, grid: tuple[int, int], *, temporal: bool) -> None:
+        super().__init__()
+        self.grid = grid
+        self.clip = CLIPVisionModel(config)
+        embeddings = self.clip.embeddings
+        del embeddings.position_ids  # the whole table is read
+        embeddings.position_embedding = nn.Embedding(1 + math.prod(grid), config.hidden_size)
+        if temporal:
+            self.clip.encoder.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (b 3 y x) to hidden_states[-2] (b n d): the class token, then the grid row by row. Video-LLaVA reads
+        this layer (mm_vision_select_layer), and so do PAVE's features."""
+        embeddings = self.clip.embeddings
+        patches = rearrange(embeddings.patch_embedding(images), "b d y x -> b (y x) d")
+        first = embeddings.class_embedding.expand(len(images), 1, -1)
+        x = self.clip.pre_layrnorm(torch.cat([first, patches], 1) + embeddings.position_embedding.weight)
+        for block in self.clip.encoder.layers[:-1]:
+            x = block(x, attention_mask=None)
+        return x
+
+    def pooled(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Images to the means of `size` equal parts of the grid (b h w d); the class token is left out."""
+        (y, x), (h, w) = self.grid, size
+        tokens = self(images)[:, 1:]
+        return reduce(tokens, "b (h y w x) d -> b h w d", "mean", h=h, w=w, y=y // h, x=x // w)
+
+
+def tower(tensors: Mapping[str, Tensor], source: str, built: Tower, scale: float | None = None) -> Tower:
+    """`built`, which needs no weights, with those of a release. scale: alpha / r of its LoRA."""
+    found, want = _merged(_named(tensors), source, scale), built.clip.state_dict()
+    for what, names in (("are missing", want.keys() - found.keys()), ("have no place", found.keys() - want.keys())):
+        if names:
+            raise EncoderError(f"{source}: {len(names)} of its weights {what} ({min(names)} …); {AGAIN}")
+    for name, tensor in found.items():
+        if tensor.shape != want[name].shape or not tensor.is_floating_point():
+            got = f"{tuple(tensor.shape)} of {tensor.dtype}"
+            raise EncoderError(f"{source}: {name} is {got}, the tower needs {tuple(want[name].shape)}; {AGAIN}")
+    built.clip.load_state_dict(found, assign=True)
+    return built.eval().requires_grad_(False)
+
+
+def read(source: str, revision: str, grid: tuple[int, int], *, temporal: bool) -> Tower:
+    """The tower of a release at full size: `source` is a repo of the Hub, a folder, or a file in it."""
+    try:
+        path = _find(source, FILES, revision)
+        tensors = pickled.read(path) if path.suffix == ".bin" else storage.read(path)[0]
+        scale = None
+        if any(".lora_A." in name for name in tensors):
+            path = _find(str(path.parent) if Path(source).exists() else source, ("config.json",), revision)
+            scale = _scale(storage.parse_json(path, path.read_bytes(), "text"))
+    except PatchError as error:
+        raise EncoderError(f"{source}: {error.cause}; {error.remedy}") from None
+    except OSError as error:
+        raise EncoderError(f"{source}: cannot be read ({error.strerror or error}); {AGAIN}") from None
+    with torch.device("meta"):
+        built = Tower(VIT_L, grid, temporal=temporal)
+    return tower(tensors, source, built, scale)
+
+
+def _find(source: str, names: tuple[str, ...], revision: str) -> Path:
+    place = Path(source)
+    if place.is_file():
+        return place
+    if place.is_dir():
+        there = [place / name for name in names if (place / name).is_file()]
+        if not there:
+            raise EncoderError(f"{source}: holds no {' or '.join(names)}; {AGAIN}")
+        return there[0]
+    repo = hub.NAME.fullmatch(source)
+    if repo is None:
+        raise EncoderError(f"{source}: no such folder or file, and no repo of the Hub (user/name); {AGAIN}")
+    for name in names[:-1]:
+        with suppress(PatchError):  # the last one tells what is wrong, when more than one file is not there
+            return hub.fetch(repo["repo"], name, repo["revision"] or revision)
+    return hub.fetch(repo["repo"], names[-1], repo["revision"] or revision)
+
+
+def _scale(config: Mapping[str, object]) -> float | None:
+    """alpha / r of a release's LoRA; None when its config does not tell."""
+    told = config.get("vision_config")
+    alpha, rank = (told.get(key) for key in ("lora_alpha", "lora_r")) if isinstance(told, dict) else (None, None)
+    fine = all(isinstance(value, int | float) and math.isfinite(value) and value > 0 for value in (alpha, rank))
+    return alpha / rank if fine else None  # type: ignore[operator]
+
+
+def _named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tower's own tensors, under transformers' names. PEFT, when it trained the LoRA, put its own into them."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        if not OTHERS.match(name):
+            name = name.removeprefix("vision_model.").replace("encoder.base_model.model.layers.", "encoder.layers.")
+            renamed[name.replace(".base_layer.", ".")] = tensor
+    return renamed
+
+
+def _merged(tensors: dict[str, Tensor], source: str, scale: float | None) -> dict[str, Tensor]:
+    """Every W with its LoRA added: W + alpha / r · B A."""
+    merged = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
+    for name in sorted(tensors.keys() - merged.keys()):
+        stem = re.sub(r"\.lora_[AB]\.default\.weight$", "", name)
+        weight, a, b = (
+            tensors.get(stem + end) for end in (".weight", ".lora_A.default.weight", ".lora_B.default.weight")
+        )
+        if weight is None or a is None or b is None:
+            raise EncoderError(f"{source}: {name} lacks its weight or its other half; {AGAIN}")
+        if name.endswith(".lora_B.default.weight"):
+            continue
+        if scale is None:
+            raise EncoderError(f"{source}: its config.json tells no lora_alpha and lora_r above 0; {AGAIN}")
+        if a.ndim != 2 or b.ndim != 2 or (b.shape[0], a.shape[1]) != weight.shape or b.shape[1] != len(a):
+            shapes = " and ".join(str(tuple(half.shape)) for half in (a, b))
+            raise EncoderError(f"{source}: {stem} is {tuple(weight.shape)}, its LoRA {shapes} does not fit; {AGAIN}")
+        merged[f"{stem}.weight"] = (weight.double() + scale * b.double() @ a.double()).to(weight.dtype)
+    return merged
