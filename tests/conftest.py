@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from families import FRAMES, SIDE, make_base
+from released import BLOCKS, SIZES, TINY, fusion_tensors, lora_tensors, write_checkpoint
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -168,3 +171,24 @@ def full_disk(size: int = 1024) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Callable[..., Path]:
+    """A checkpoint for the small base, in the authors' layout."""
+
+    def write(name: str = "pave_lora", **how: Any) -> Path:
+        return write_checkpoint(
+            tmp_path / name, fusion_tensors(**TINY), lora_tensors(SIZES, BLOCKS, 4), blocks=BLOCKS, **how
+        )
+
+    return write
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go, to see whether one stays."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder

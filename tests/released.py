@@ -19,6 +19,9 @@ from pave.catalogue import PEFT_CONFIG, PEFT_WEIGHTS
 PREFIX = "base_model.model.model."
 CONFIG, PICKLED_LORA = "config.json", "adapter_model.bin"
 WIDTH, VISION = 512, 1152
+HEARING = "their-ears"  # an encoder that is not here
+TINY = {"dim": 64, "layers": 2, "side": 24, "vision": 48, "width": 32}  # fits make_base
+SIZES, BLOCKS = (64, 32, 128), 2  # of its language model
 # hidden, key and value, feed-forward channels of the language models
 QWEN = {896: (896, 128, 4864), 3584: (3584, 512, 18944)}
 

@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import pickle
 import shutil
-import socket
-import stat
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,37 +12,33 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import full_disk, make_base, make_clip
+from conftest import make_base, make_clip
 from hub_server import HubServer
 from huggingface_hub import constants
 from peft import PeftModel
 from released import (
-    CONFIG,
-    FUSION,
-    PEFT_CONFIG,
-    PEFT_WEIGHTS,
-    PREFIX,
+    BLOCKS,
+    HEARING,
     QWEN,
+    SIZES,
+    TINY,
     VISION,
-    change_json,
     fusion_tensors,
     lora_tensors,
     write_checkpoint,
     zipped,
 )
-from safetensors.torch import load_file, save_file
 from test_cli import command  # noqa: F401 (a fixture)
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from pave import catalogue, hub, pickled
+from pave import catalogue, hub
 from pave.card import card
 from pave.encoder import load_encoder
 from pave.errors import (
     EncoderError,
     PatchDamaged,
     PatchError,
-    PatchFormatError,
     PatchMismatch,
     PatchNotFound,
     SignalError,
@@ -58,11 +46,10 @@ from pave.errors import (
 from pave.fusion import Official
 from pave.inputs import ClipFeatures
 from pave.model import PatchedModel
-from pave.official import LICENCE, _facts, _shape, convert
+from pave.official import LICENCE, _facts, convert
 from pave.patch import Patch, fusion_of
 from pave.sidechannel import SideTokens, align
 
-HEARING = "their-ears"  # an encoder that is not here
 # The released checkpoints: channels of their base, and layers of their fusion.
 RELEASED = {
     "ScanQA 0.5B": (896, 2),
@@ -84,7 +71,6 @@ FEATURES = [
     ("Music-AVQA 7B", (7, 1, 1)),
     ("enhanced video 7B", (240, 2, 2)),
 ]
-Damage = Callable[[Path], object]
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -192,21 +178,6 @@ def test_a_converted_patch_says_what_it_is(converted: Callable[..., Any], checkp
 
 
 # a converted LoRA is the authors' LoRA
-
-TINY = {"dim": 64, "layers": 2, "side": 24, "vision": 48, "width": 32}  # fits make_base
-SIZES, BLOCKS = (64, 32, 128), 2  # of its language model
-
-
-@pytest.fixture
-def released(tmp_path: Path) -> Callable[..., Path]:
-    """A checkpoint for the small base, in the authors' layout."""
-
-    def write(name: str = "pave_lora", **how: Any) -> Path:
-        return write_checkpoint(
-            tmp_path / name, fusion_tensors(**TINY), lora_tensors(SIZES, BLOCKS, 4), blocks=BLOCKS, **how
-        )
-
-    return write
 
 
 @pytest.fixture(scope="module")
@@ -419,277 +390,3 @@ def test_the_command_wants_to_know_the_encoder(
 ) -> None:
     code, _, err = command("patch", "convert", tmp_path, tmp_path / "out", "--sense", "audio")
     assert code == 2 and "names no encoder; write SENSE=ENCODER" in err
-
-
-# what is refused
-
-
-class Program:
-    """A pickle of this runs a program when it is opened as pickles usually are."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {self.target}",)
-
-
-def fused(change: Callable[[dict[str, Any]], object]) -> Damage:
-    """The fusion with other tensors."""
-
-    def damage(folder: Path) -> None:
-        tensors = torch.load(folder / FUSION, weights_only=True)
-        change(tensors)
-        torch.save(tensors, folder / FUSION)
-
-    return damage
-
-
-def spoken(change: Callable[[dict[str, Tensor]], object]) -> Damage:
-    """The LoRA with other tensors."""
-
-    def damage(folder: Path) -> None:
-        tensors = load_file(folder / PEFT_WEIGHTS)
-        change(tensors)
-        save_file(tensors, folder / PEFT_WEIGHTS)
-
-    return damage
-
-
-def program(folder: Path) -> None:
-    torch.save({"x": Program(folder.parent / "executed")}, folder / FUSION)
-
-
-def other_shapes(tensors: dict[str, Any]) -> None:
-    tensors[f"{KEY}cross_attn_layers.0.attn.k_linear.weight"] = torch.zeros(32, 30)
-    del tensors[f"{KEY}output_mapping.0.bias"]
-    tensors["base_model.model.lm_head.weight"] = torch.zeros(2)
-
-
-def cut(name: str) -> Damage:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-40])
-
-
-Q = f"{PREFIX}layers.0.self_attn.q_proj.lora_A.weight"
-KEY = f"{PREFIX}temporal_aggregator."
-# Refused before the pickle is touched, then by the child, then by what it hands over.
-REFUSED: dict[str, tuple[type[PatchError], str, Damage]] = {
-    "no fusion": (PatchNotFound, f"no {FUSION}", lambda folder: (folder / FUSION).unlink()),
-    "no LoRA": (PatchNotFound, f"no {PEFT_WEIGHTS}", lambda folder: (folder / PEFT_WEIGHTS).unlink()),
-    "no config of the LoRA": (PatchNotFound, f"no {PEFT_CONFIG}", lambda folder: (folder / PEFT_CONFIG).unlink()),
-    "no config": (PatchNotFound, f"no {CONFIG}", lambda folder: (folder / CONFIG).unlink()),
-    "config that is no JSON": (PatchDamaged, "is not JSON", cut(CONFIG)),
-    "newline per frame": (
-        PatchFormatError,
-        "mm_newline_position='frame'",
-        lambda folder: change_json(folder / CONFIG, mm_newline_position="frame"),
-    ),
-    "concatenation": (
-        PatchFormatError,
-        "feat_combine_method='concat'",
-        lambda folder: change_json(folder / CONFIG, feat_combine_method="concat"),
-    ),
-    "DoRA": (PatchFormatError, "use_dora=True", lambda folder: change_json(folder / PEFT_CONFIG, use_dora=True)),
-    "rank that is a word": (PatchDamaged, "r='many'", lambda folder: change_json(folder / PEFT_CONFIG, r="many")),
-    "LoRA cut short": (PatchDamaged, "cut short", cut(PEFT_WEIGHTS)),
-    "LoRA of the vision tower": (
-        PatchMismatch,
-        "model.vision_tower.q is no layer",
-        spoken(lambda tensors: tensors.update({f"{PREFIX}vision_tower.q.lora_A.weight": tensors.pop(Q)})),
-    ),
-    "LoRA lacks a layer": (
-        PatchDamaged,
-        "1 layers stand only here or only in adapter_config.json, the first is layers.0.self_attn.q_proj",
-        spoken(lambda tensors: [tensors.pop(Q), tensors.pop(Q.replace("lora_A", "lora_B"))]),
-    ),
-    "program": (PatchDamaged, r"asks for \w+\.system when it is opened", program),
-    "fusion cut short": (PatchDamaged, "is cut short", cut(FUSION)),
-    "other tensors": (
-        PatchMismatch,
-        r"k_linear.weight is \(32, 30\), expected .*; .*0.bias is missing.*; .*lm_head.weight is not part of it",
-        fused(other_shapes),
-    ),
-    "tensor by the name of a header": (
-        PatchDamaged,
-        "__metadata__ is not a mapping of texts",
-        fused(lambda tensors: tensors.update({"__metadata__": torch.zeros(2)})),
-    ),
-    "not a number": (
-        PatchDamaged,
-        "not finite",
-        fused(lambda tensors: tensors[f"{KEY}output_norm.bias"].fill_(math.nan)),
-    ),
-}
-
-
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go, to see whether one stays."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_a_checkpoint_that_is_not_as_released_is_refused_and_runs_nothing(
-    released: Callable[..., Path], scratch: Path, kind: str
-) -> None:
-    error, cause, damage = REFUSED[kind]
-    folder = released()
-    damage(folder)
-    source = zipped(folder, "inside")
-    with pytest.raises(error, match=cause) as refused:
-        convert(source, "audio", HEARING)
-    assert str(source) in str(refused.value) and str(scratch) not in str(refused.value)
-    assert not list(scratch.iterdir()) and not (folder.parent / "executed").exists()
-
-
-def test_the_program_of_the_tests_would_run(tmp_path: Path) -> None:
-    pickle.loads(pickle.dumps(Program(tmp_path / "executed")))
-    assert (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize("found", [{}, {"query_input_mapping.weight": torch.zeros(4)}])
-def test_a_fusion_without_its_first_matrix_is_refused(found: dict[str, Tensor]) -> None:
-    with pytest.raises(PatchMismatch, match=r"x.bin: its widths cannot be read"):
-        _shape(Path("x.bin"), found)
-
-
-def packed(change: Callable[[zipfile.ZipFile], object], **how: Any) -> Callable[[Path], bytes]:
-    """A zip to which something is added."""
-
-    def damaged(source: Path) -> bytes:
-        with zipfile.ZipFile(source, "a", **how) as archive:
-            change(archive)
-        return source.read_bytes()
-
-    return damaged
-
-
-def link() -> zipfile.ZipInfo:
-    member = zipfile.ZipInfo("inside/config2.json")
-    member.external_attr = (stat.S_IFLNK | 0o777) << 16
-    return member
-
-
-def encrypted(source: Path) -> bytes:
-    data = bytearray(source.read_bytes())
-    place = data.rindex(b"PK\x01\x02")
-    data[place + 8] |= 1
-    return bytes(data)
-
-
-def spoilt(source: Path) -> bytes:
-    data = bytearray(source.read_bytes())
-    with zipfile.ZipFile(source) as archive:
-        place = archive.getinfo(f"inside/{FUSION}").header_offset
-    data[place + 5000] ^= 1
-    return bytes(data)
-
-
-ZIPS: dict[str, tuple[type[PatchError], str, Callable[[Path], bytes]]] = {
-    "above": (PatchDamaged, "would leave the folder", packed(lambda zip: zip.writestr("inside/../../up", b"x"))),
-    "absolute": (PatchDamaged, "would leave the folder", packed(lambda zip: zip.writestr("/etc/up", b"x"))),
-    "of another system": (PatchDamaged, "would leave the folder", packed(lambda zip: zip.writestr("a\\..\\up", b"x"))),
-    "of a drive": (PatchDamaged, "would leave the folder", packed(lambda zip: zip.writestr("C:up", b"x"))),
-    "link": (PatchDamaged, "is a link", packed(lambda zip: zip.writestr(link(), b"/etc/passwd"))),
-    "twice": (PatchDamaged, "stands in it twice", packed(lambda zip: zip.writestr("inside/CONFIG.json", b"x"))),
-    "bomb": (
-        PatchDamaged,
-        "would become 1",
-        packed(lambda zip: zip.writestr("x", bytes(10**8)), compression=zipfile.ZIP_DEFLATED),
-    ),
-    "rare packing": (
-        PatchDamaged,
-        "rare method",
-        packed(lambda zip: zip.writestr("x", b"x"), compression=zipfile.ZIP_BZIP2),
-    ),
-    "encrypted": (PatchDamaged, "is encrypted", encrypted),
-    "cut short": (PatchDamaged, "is no zip", lambda source: source.read_bytes()[:-1]),
-    "one bit": (PatchDamaged, "Bad CRC-32", spoilt),
-    "empty": (PatchDamaged, "is no zip", lambda source: b""),
-    "patch": (PatchDamaged, "is no zip", lambda source: b"\x10\0\0\0\0\0\0\0{}"),
-    "two checkpoints": (PatchNotFound, "holds 2", packed(lambda zip: zip.writestr(f"other/{FUSION}", b"x"))),
-}
-
-
-@pytest.mark.parametrize("kind", ZIPS)
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_zip_that_is_not_as_released_is_refused_and_unpacks_nothing(
-    released: Callable[..., Path], scratch: Path, kind: str
-) -> None:
-    error, cause, damaged = ZIPS[kind]
-    source = zipped(released(), "inside")
-    source.write_bytes(damaged(source))
-    before = sorted(scratch.parent.rglob("*"))
-    with pytest.raises(error, match=cause) as refused:
-        convert(source, "audio", HEARING)
-    assert refused.value.file == str(source) and sorted(scratch.parent.rglob("*")) == before
-
-
-def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
-    for source in (tmp_path / "nothing.zip", tmp_path):
-        with pytest.raises(PatchNotFound, match="give a zip that the authors released"):
-            convert(source, "audio", HEARING)
-
-
-def test_a_released_folder_is_no_plain_lora(released: Callable[..., Path], one: PatchedModel) -> None:
-    with pytest.raises(PatchFormatError, match="holds a fusion; if it is a checkpoint of PAVE's authors, `pave patch"):
-        one.apply_patch(released())
-
-
-# the process that opens pickles
-
-
-@pytest.mark.parametrize(
-    ("limit", "value", "cause"), [("SECONDS", 0.05, "is not open after 0.05 s"), ("MEMORY", 0, "(?i)allocate memory")]
-)
-def test_to_open_a_pickle_takes_so_much_time_and_memory_at_most(
-    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: float, cause: str
-) -> None:
-    torch.save({"x": torch.zeros(1000)}, tmp_path / "x.bin")
-    monkeypatch.setattr(pickled, limit, value)
-    with pytest.raises(PatchDamaged, match=cause):
-        pickled.read(tmp_path / "x.bin")
-    assert not list(scratch.iterdir())
-
-
-def test_a_full_disk_is_not_blamed_on_the_file(tmp_path: Path, scratch: Path) -> None:
-    torch.save({"x": torch.zeros(1 << 18)}, tmp_path / "x.bin")
-    with full_disk(1 << 18), pytest.raises(PatchError, match=r"its tensors cannot be written .*; free space") as told:
-        pickled.read(tmp_path / "x.bin")
-    assert type(told.value) is PatchError and not list(scratch.iterdir())
-
-
-def test_python_code_reaches_nobody_from_there() -> None:
-    """It runs none; were there a way in, it would end here."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        deeds = (f"socket.create_connection({server.getsockname()})", "subprocess.run([sys.executable, '-V'])")
-        tries = "".join(
-            f"try: {deed}; print('done')\nexcept PermissionError as error: print(error)\n" for deed in deeds
-        )
-        outs = []
-        for fence in ("", "from pave.pickled import _confine; _confine(1 << 33, 60)\n"):
-            code = f"import socket, subprocess, sys\n{fence}{tries}"
-            outs.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert outs[0].count("done") == 2 and "forbidden" not in outs[0]
-    assert "done" not in outs[1] and outs[1].count("is forbidden here") == 2
-
-
-ODD: dict[str, Any] = {
-    "no names": [torch.zeros(2)],
-    "number": {"x": 1},
-    "name that is a number": {1: torch.zeros(2)},
-    "sparse": {"x": torch.zeros(2, 2).to_sparse()},
-    "complex": {"x": torch.zeros(2, dtype=torch.complex64)},
-    "without values": {"x": torch.zeros(2, device="meta")},
-    "more than there is": {"x": torch.zeros(1).expand(10**11)},
-    "often the same": {f"{i}": storage for storage in [torch.zeros(20)] for i in range(10)},
-}
-
-
-@pytest.mark.parametrize("kind", ODD)
-def test_only_plain_tensors_by_name_come_out(kind: str) -> None:
-    assert pickled._flaw(ODD[kind], 100)
-    assert not pickled._flaw({"x": torch.zeros(20), "y": torch.zeros(5, dtype=torch.bfloat16)}, 100)
