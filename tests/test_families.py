@@ -183,7 +183,8 @@ def test_without_patches_it_is_the_model_on_its_own_pixels(one: PatchedModel) ->
         expected = base(input_ids=ids, attention_mask=mask, position_ids=inputs.positions(), **words).logits
     real = mask.bool()
     torch.testing.assert_close(forward(one, inputs)[real], expected[real], atol=1e-4, rtol=1e-4)
-    told = base.generate(input_ids=ids, attention_mask=mask, **words, max_new_tokens=5, do_sample=False)
+    ends = {"pad_token_id": one.host.pad, "eos_token_id": one.host.stops}  # those of a config are of large vocabularies
+    told = base.generate(input_ids=ids, attention_mask=mask, **words, **ends, max_new_tokens=5, do_sample=False)
     assert torch.equal(greedy(one, inputs), told[:, ids.shape[1] :])
 
 
