@@ -86,7 +86,7 @@ class ImageBindAudio(Encoder):
         seconds = len(sound) / SAMPLE_RATE
         sound = F.pad(sound, (0, max(0, SECONDS * SAMPLE_RATE - len(sound))))
         windows = sound.unfold(0, SECONDS * SAMPLE_RATE, SAMPLE_RATE)  # views, not copies
-        x = torch.cat([self.trunk(spectra(part.to(self.device))).cpu() for part in windows.split(PART)])
+        x = torch.cat([self.network(spectra(part.to(self.device))).cpu() for part in windows.split(PART)])
         first = torch.arange(len(x), dtype=torch.float64)
         spans = clip.audio_start + torch.stack([first, (first + SECONDS).clamp(max=seconds)], dim=-1)
         valid = torch.ones(len(x), 1, 1, dtype=torch.bool)
@@ -98,7 +98,7 @@ class ImageBindAudio(Encoder):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
-    def trunk(self) -> Trunk:
+    def network(self) -> Trunk:
         """With its weights, as the first sound needs them."""
         if os.environ.get(CONSENT) != "1":
             raise EncoderError(

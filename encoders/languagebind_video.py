@@ -69,7 +69,7 @@ class LanguageBindVideo(Encoder):
         )
 
     @cached_property
-    def tower(self) -> Tower:
+    def network(self) -> Tower:
         """The weights, on the GPU where there is one."""
         source = self.weights or os.environ.get(PLACE) or self.options.release
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,8 +91,8 @@ class LanguageBindVideo(Encoder):
     @torch.no_grad()
     def tokens(self, frames: Tensor) -> Tensor:
         """One group of frames uint8 (8 3 y x) to tokens (8 2 2 c) in float32."""
-        weight = self.tower.clip.embeddings.class_embedding
-        return self.tower.pooled(pixels(frames).to(weight), GRID).float().cpu()
+        weight = self.network.clip.embeddings.class_embedding
+        return self.network.pooled(pixels(frames).to(weight), GRID).float().cpu()
 
 
 def instants(clip: Clip) -> Tensor:

@@ -117,7 +117,7 @@ def profile(
     if _untrained(patch):
         recipe = catalogue.recipe(patch)
         host = outline(base, dtype=dtype, frames=recipe.frames if frames is None else frames)
-        encoders = {sense: load_encoder(each.encoder, **each.options) for sense, each in recipe.senses.items()}
+        encoders = {sense: load_encoder(each.encoder, **each.options).on(host) for sense, each in recipe.senses.items()}
         config = patch_config(recipe, host, encoders)
         blank = Patch(config, Attached(config, host, blank=True).state_dict(), source=str(patch))
         return cost_of(host, blank, text=text, side_steps=side_steps)

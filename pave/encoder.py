@@ -2,7 +2,7 @@
 
 In: a Clip. Out: side tokens on the clip's clock, or None when the clip lacks the stream. An encoder is one file in
 encoders/ with a function `build(**options) -> Encoder`; its file name, with dashes for underscores, is its name.
-Knows nothing of base models, key frames or patches.
+Knows nothing of key frames or patches.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
+from pave import storage
 from pave.config import SenseFacts
 from pave.errors import EncoderError, nearest
 from pave.sidechannel import Rule, SideTokens
 
 if TYPE_CHECKING:
+    from pave.base import Base
     from pave.media import Clip
 
 
@@ -66,6 +71,20 @@ class Encoder(ABC):
     @abstractmethod
     def encode(self, clip: Clip) -> SideTokens | None:
         """The stream as side tokens. None: the clip lacks the stream. Digital silence is a stream."""
+
+    @cached_property
+    def network(self) -> nn.Module | None:
+        """The frozen network with its weights, opened when it is first asked for. None: this encoder has none."""
+        return None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the network's weights; empty without one."""
+        return "" if self.network is None else storage.digest({}, self.network.state_dict())
+
+    def on(self, base: Base) -> Encoder:
+        """This encoder beside a base: one that looks with the base's own eyes gets them here."""
+        return self
 
 
 def load_encoder(name: str, **options: Any) -> Encoder:

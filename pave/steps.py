@@ -77,7 +77,7 @@ class Steps:
         key = f"{sense.encoder} {sorted(sense.options.items())}"
         with self._lock:
             if key not in self._encoders:
-                self._encoders[key] = load_encoder(sense.encoder, **sense.options)
+                self._encoders[key] = load_encoder(sense.encoder, **sense.options).on(self.host)
             return self._encoders[key]
 
     def encoders(self) -> list[Encoder]:

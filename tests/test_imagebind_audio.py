@@ -67,7 +67,7 @@ def test_the_spectrum_is_that_of_kaldi() -> None:
 
 
 def test_the_trunk_gives_the_tokens_of_imagebind(file: Path) -> None:
-    tokens = ears.ImageBindAudio(str(file), TINY).trunk(GOLDEN["input"][:, 0])
+    tokens = ears.ImageBindAudio(str(file), TINY).network(GOLDEN["input"][:, 0])
     assert (tokens - GOLDEN["output"]).abs().max() <= 1e-5
 
 
@@ -146,7 +146,7 @@ def test_long_sound_is_heard_in_parts_without_a_seam(
 ) -> None:
     sound = noise(60)
     encoder, looks = ears.ImageBindAudio(str(file), TINY), []
-    encoder.trunk.register_forward_pre_hook(lambda module, args: looks.append(len(args[0])))
+    encoder.network.register_forward_pre_hook(lambda module, args: looks.append(len(args[0])))
     side = encoder.encode(Clip(audio=sound, rate=RATE))
     assert side is not None and looks == [16, 16, 16, 11]  # an hour takes no more memory than 17 seconds
     assert torch.equal(side.x, listen(sound).x)
@@ -203,7 +203,7 @@ def test_weights_of_the_hub_are_those_of_the_file(
         side = ears.ImageBindAudio("hf://them/ears@main/sub/audio.safetensors", TINY)
         assert torch.equal(side.encode(Clip(audio=noise(2), rate=RATE)).x, listen(noise(2)).x)
         with pytest.raises(EncoderError, match=r"hf://them/ears/other.pth: lacks a file"):
-            _ = ears.ImageBindAudio("hf://them/ears/other.pth", TINY).trunk
+            _ = ears.ImageBindAudio("hf://them/ears/other.pth", TINY).network
 
 
 class Deed:
@@ -230,18 +230,18 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, kind: str) -> None:
     cause, made = BROKEN[kind]
     save_file(made(), tmp_path / "x.safetensors")
     with pytest.raises(EncoderError, match=f"x.safetensors: .*{cause}.*; give imagebind_huge.pth"):
-        _ = ears.ImageBindAudio(str(tmp_path / "x.safetensors"), TINY).trunk
+        _ = ears.ImageBindAudio(str(tmp_path / "x.safetensors"), TINY).network
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path, file: Path) -> None:
     for name, cause in (("x.safetensors", "cannot be read"), ("x.pth", "is cut short, or no file of torch.save")):
         (tmp_path / name).write_bytes(file.read_bytes()[:1000])
         with pytest.raises(EncoderError, match=f"{name}: {cause}"):
-            _ = ears.ImageBindAudio(str(tmp_path / name), TINY).trunk
+            _ = ears.ImageBindAudio(str(tmp_path / name), TINY).network
 
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     torch.save({**WEIGHTS, "x.audio.y": Deed(tmp_path / "done")}, tmp_path / "x.pth")
     with pytest.raises(EncoderError, match=r"asks for (posix|nt)\.mkdir"):
-        _ = ears.ImageBindAudio(str(tmp_path / "x.pth"), TINY).trunk
+        _ = ears.ImageBindAudio(str(tmp_path / "x.pth"), TINY).network
     assert not (tmp_path / "done").exists()

@@ -50,7 +50,7 @@ def encoder() -> Encoder:
     """The encoder with a small tower in place of the released one."""
     weights, _, config = golden("video")
     found = load_encoder("languagebind-video")
-    found.tower = small(weights, config)  # type: ignore[attr-defined]
+    found.network = small(weights, config)  # type: ignore[attr-defined]
     return found
 
 
