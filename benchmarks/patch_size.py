@@ -24,7 +24,7 @@ from study import RESULTS, Study
 
 from pave.catalogue import find
 from pave.config import FusionConfig, read_recipe
-from pave.data import Example, read_jsonl
+from pave.data import Example, Source, read_jsonl
 from pave.evaluate import Evaluation, evaluate
 from pave.features import FeatureStore
 from pave.inputs import ClipFeatures
@@ -71,7 +71,9 @@ def trained(seed: int, folder: Path, small: bool) -> Patch:
     return Patch.load(output)
 
 
-def frontier(model: PatchedModel, patch: Patch, asked: list[Example], seen: dict[Path, ClipFeatures]) -> dict[str, Any]:
+def frontier(
+    model: PatchedModel, patch: Patch, asked: list[Example], seen: dict[Source, ClipFeatures]
+) -> dict[str, Any]:
     """Bytes and accuracy of a patch in several sizes."""
 
     def ask(each: Patch | None) -> Evaluation:
@@ -154,7 +156,7 @@ def main() -> None:
         if options.small or key not in study:
             patch = trained(seed, folder, options.small)
             encoders = [model.encoder(each) for each in patch.config.senses.values()]
-            seen = FeatureStore(model, encoders, test / "features").read(list(dict.fromkeys(e.video for e in asked)))
+            seen = FeatureStore(model, encoders, test / "features").read(list(dict.fromkeys(e.source for e in asked)))
             found = frontier(model, patch, asked, seen)
             if not options.small:
                 study.add(key, found)

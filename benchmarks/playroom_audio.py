@@ -89,8 +89,8 @@ def run_seed(seed: int, folder: Path, overrides: Sequence[str], test_clips: int)
 
     hearing = Run(recipe)
     hearing.model.apply_patch(patch)
-    paths = list(dict.fromkeys(example.video for example in test))
-    features = FeatureStore(hearing.model, list(hearing.senses.values()), folder / "features").read(paths)
+    sources = list(dict.fromkeys(example.source for example in test))
+    features = FeatureStore(hearing.model, list(hearing.senses.values()), folder / "features").read(sources)
     scores = {
         "base": evaluate(hearing.model, test, patches=(), features=features),
         "patched": evaluate(hearing.model, test, features=features),

@@ -6,9 +6,10 @@ to do (PAVE_TRACEBACK=1 shows where). Every verb imports what it needs when it r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -50,6 +51,10 @@ def ask(
     patch: Annotated[
         list[str] | None, typer.Option(metavar="PATCH", help="A name, a folder or a file; may be repeated.")
     ] = None,
+    signal: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="A further signal's file or folder; a name may have several."),
+    ] = None,
     frames: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Key frames. Default: what the base was trained with.")
     ] = None,
@@ -64,10 +69,23 @@ def ask(
     model = load(base, dtype=dtype, device=device, frames=frames)
     for source in patch or []:
         remark(model.apply_patch(source))
-    answer = model.ask(video, question, max_new_tokens=max_new_tokens)
-    for signal, state in answer.signals.items():
-        remark(f"{signal}: {state}")
+    answer = model.ask(video, question, max_new_tokens=max_new_tokens, **_signals(signal or []))
+    for sense, state in answer.signals.items():
+        remark(f"{sense}: {state}")
     print(answer)
+
+
+def _signals(words: Sequence[str]) -> dict[str, Any]:
+    """NAME=PATH as signals; a name that comes again has a list of files."""
+    from pave.errors import SignalError
+
+    named: dict[str, list[str]] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not (name and equals and path):
+            raise SignalError(f"--signal {word}: write NAME=PATH, such as imu=ride.npy")
+        named.setdefault(name, []).append(path)
+    return {name: paths if len(paths) > 1 else paths[0] for name, paths in named.items()}
 
 
 @app.command()

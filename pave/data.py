@@ -1,6 +1,7 @@
 """Questions about clips: JSONL in, token rows out.
 
-In: JSONL in the format of the LLaVA family (`id`, `video`, `conversations`), one or several turns a line. Out:
+In: JSONL in the format of the LLaVA family (`id`, `video`, `conversations`), one or several turns a line; `signals`
+names files beside the video: {"imu": "imu/1.npy", "views": ["left.mp4", "right.mp4"], "depth": "scans/1"}. Out:
 `Example`s, and token rows in which all questions about one clip share its prefix. Knows nothing of models.
 
 b clips, l tokens of a row
@@ -24,19 +25,43 @@ IGNORE = -100  # the label that a cross-entropy skips (torch's default `ignore_i
 TAGS = ("<video>", "<image>")
 
 
+Files = str | None | tuple[str | None, ...]  # of one signal: a file or folder, several (None: one is missing), or none
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of one clip: its video, and those of further signals, by name."""
+
+    video: Path
+    signals: tuple[tuple[str, Files], ...] = ()
+
+    def __str__(self) -> str:
+        return str(self.video)
+
+    @property
+    def files(self) -> list[Path]:
+        """All of them; what is missing in a list is left out."""
+        named = [each if isinstance(each, tuple) else (each,) for _, each in self.signals]
+        return [self.video, *(Path(file) for files in named for file in files if file is not None)]
+
+
 @dataclass(frozen=True)
 class Example:
     """One question about one clip. `facts` holds what else its line says (channel, kind, optimum, ...)."""
 
-    video: Path
+    source: Source
     question: str
     answer: str
     line: int
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def video(self) -> Path:
+        return self.source.video
+
 
 def read_jsonl(path: str | Path) -> list[Example]:
-    """All questions of a JSONL file; media paths are relative to its folder. Broken lines: DataError with numbers."""
+    """All questions of a JSONL file; its paths are relative to its folder. Broken lines: DataError with numbers."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a JSONL file of lines with id, video and conversations")
@@ -72,7 +97,15 @@ def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
     if not isinstance(turns, list) or not turns or len(turns) % 2:
         have = f"{len(turns)} turns" if isinstance(turns, list) else type(turns).__name__
         raise broken(f"needs 'conversations', a list of question and answer in turn, has {have}")
-    facts = {key: value for key, value in line.items() if key not in ("video", "conversations")}
+    signals = line.get("signals", {})
+    if not isinstance(signals, dict):
+        raise broken(f"'signals' is a mapping of names to paths, got {type(signals).__name__}")
+    for name, named in signals.items():
+        for file in named if isinstance(named, list) else [named]:
+            if file is not None and not (isinstance(file, str) and file and _nameable(file)):
+                raise broken(f"signal {name!r} is a path, a list of paths, or null, got {named!r}")
+    source = Source(path.parent / video, tuple((name, _beside(path.parent, each)) for name, each in signals.items()))
+    facts = {key: value for key, value in line.items() if key not in ("video", "signals", "conversations")}
     for asked, answered in zip(turns[::2], turns[1::2], strict=True):
         for turn, speaker in ((asked, "human"), (answered, "gpt")):
             if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
@@ -82,7 +115,14 @@ def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
             question = question.replace(tag, "")
         if not question.strip() or not answered["value"].strip():
             raise broken("question and answer must not be empty")
-        yield Example(path.parent / video, question.strip(), answered["value"].strip(), number, facts)
+        yield Example(source, question.strip(), answered["value"].strip(), number, facts)
+
+
+def _beside(folder: Path, named: Any) -> Files:
+    """Paths of a line, found from the folder of its file."""
+    if isinstance(named, list):
+        return tuple(None if each is None else str(folder / each) for each in named)
+    return None if named is None else str(folder / named)
 
 
 def _nameable(path: str) -> bool:

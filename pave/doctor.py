@@ -142,9 +142,9 @@ def _embedded_base() -> str:
 
 
 def _encoders() -> str:
-    from pave.encoder import known_encoders, load_encoder
+    from pave.encoder import known_encoders, module_of
 
-    return ", ".join(load_encoder(name).spec.name for name in known_encoders())
+    return ", ".join(name for name in known_encoders() if module_of(name))
 
 
 def _catalogue() -> list[str]:

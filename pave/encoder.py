@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -91,12 +92,21 @@ def load_encoder(name: str, **options: Any) -> Encoder:
     """Build the encoder called `name`, as `load_encoder("logmel", bands=32)`."""
     if lacking := missing(name):
         raise EncoderError(lacking)
-    build = import_module(f"pave.encoders.{name.replace('-', '_')}").build
+    build = module_of(name).build
     allowed = inspect.signature(build).parameters
     for key in options:
         if key not in allowed:
             raise EncoderError(f"encoder {name!r} has no option {key!r}; {nearest(key, allowed)}")
+    if lacking := [key for key, each in allowed.items() if each.default is each.empty and key not in options]:
+        raise EncoderError(
+            f"encoder {name!r} needs the options {', '.join(lacking)}; give them, as options of the sense"
+        )
     return build(**options)
+
+
+def module_of(name: str) -> ModuleType:
+    """The file of an encoder, imported."""
+    return import_module(f"pave.encoders.{name.replace('-', '_')}")
 
 
 def missing(name: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal, get_args
 
-from pave.data import Example, read_jsonl
+from pave.data import Example, Source, read_jsonl
 from pave.errors import DataError
 from pave.features import FeatureStore
 from pave.inputs import ClipFeatures
@@ -54,7 +54,7 @@ class Evaluation:
     """All samples of one run, and the clips that could not be read, with the reason; they are left out."""
 
     samples: tuple[Sample, ...]
-    refused: Mapping[Path, str] = field(default_factory=dict)
+    refused: Mapping[Source, str] = field(default_factory=dict)
 
     def by(self, fact: str = "channel") -> dict[str, Score]:
         """Scores grouped by a fact of the data file, in the order of first appearance."""
@@ -82,7 +82,7 @@ def evaluate(
     *,
     patches: Sequence[str] | None = None,
     side: Side = "own",
-    features: dict[Path, ClipFeatures] | None = None,
+    features: dict[Source, ClipFeatures] | None = None,
     cache: Path | None = None,
     batch: int = 32,
     max_new_tokens: int | None = None,
@@ -96,21 +96,21 @@ def evaluate(
     if side not in get_args(Side):
         raise ValueError(f"side={side!r}; a side channel can be {', '.join(get_args(Side))}")
     examples = read_jsonl(data) if isinstance(data, str | Path) else list(data)
-    paths = list(dict.fromkeys(example.video for example in examples))
-    refused: dict[Path, str] = {}
+    sources = list(dict.fromkeys(example.source for example in examples))
+    refused: dict[Source, str] = {}
     if features is None:
         store = FeatureStore(model, model.encoders(), cache)
-        features, refused = store.read(paths), store.refused
-    examples = [example for example in examples if example.video in features]
+        features, refused = store.read(sources), store.refused
+    examples = [example for example in examples if example.source in features]
     if not examples:
         why = next(iter(refused.values()), "no features were given for it")
-        raise DataError(f"none of the {len(paths)} clips to be asked about can be read; the first: {why}")
+        raise DataError(f"none of the {len(sources)} clips to be asked about can be read; the first: {why}")
     features = _change(features, side, seed)
     if max_new_tokens is None:
         max_new_tokens = 1 + max(len(model.host.encode_text(example.answer)) for example in examples)
     samples: list[Sample] = []
     for part in _batches(examples, batch):
-        clips = [features[example.video] for example in part]
+        clips = [features[example.source] for example in part]
         inputs = model.prepare(clips, [example.question for example in part], patches=patches)
         ids = model.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
         answers = model.host.tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
@@ -118,17 +118,17 @@ def evaluate(
     return Evaluation(tuple(samples), refused)
 
 
-def _change(features: dict[Path, ClipFeatures], side: Side, seed: int) -> dict[Path, ClipFeatures]:
+def _change(features: dict[Source, ClipFeatures], side: Side, seed: int) -> dict[Source, ClipFeatures]:
     if side == "own":
         return features
     if side == "off":
-        return {path: replace(clip, sides=dict.fromkeys(clip.sides)) for path, clip in features.items()}
-    paths = list(features)
-    if len(paths) < 2:
+        return {source: replace(clip, sides=dict.fromkeys(clip.sides)) for source, clip in features.items()}
+    sources = list(features)
+    if len(sources) < 2:
         raise DataError("a side channel can be shuffled between two clips or more, got one")
-    Random(seed).shuffle(paths)  # one cycle through all clips: nobody keeps their own
-    givers = dict(zip(paths, [*paths[1:], paths[0]], strict=True))
-    return {path: replace(clip, sides=features[givers[path]].sides) for path, clip in features.items()}
+    Random(seed).shuffle(sources)  # one cycle through all clips: nobody keeps their own
+    givers = dict(zip(sources, [*sources[1:], sources[0]], strict=True))
+    return {source: replace(clip, sides=features[givers[source]].sides) for source, clip in features.items()}
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pave import storage
 from pave.base import Base
+from pave.data import Source
 from pave.encoder import Encoder
 from pave.errors import BaseModelError, DataError, MediaError, PatchError, SignalError
 from pave.inputs import ClipFeatures
@@ -33,44 +34,46 @@ class FeatureStore:
 
     def __init__(self, model: Steps, encoders: Sequence[Encoder], folder: Path | None = None) -> None:
         self.model, self.encoders, self.folder = model, list(encoders), folder
-        self.refused: dict[Path, str] = {}  # files that could not be read, and why
+        self.refused: dict[Source, str] = {}  # clips that could not be read, and why
         eyes = "" if folder is None else _eyes(model.host)
         self._looker = json.dumps([eyes, *(encoder.spec.preprocessing for encoder in encoders)])
 
-    def read(self, paths: Sequence[Path], seeing: Seeing | None = None) -> dict[Path, ClipFeatures]:
-        """Features of all files that can be read, in the order given; `seeing` is called after every look."""
-        found = {path: self._kept(path) for path in paths}
-        fresh = [path for path, features in found.items() if features is None]
-        clips = decode_many(fresh, workers=min(MAX_WORKERS, os.cpu_count() or 1), frames=self.model.host.frames)
-        for left, (path, clip) in zip(range(len(fresh), 0, -1), zip(fresh, clips, strict=True), strict=True):
-            found[path] = self._see(path, clip)
+    def read(self, sources: Sequence[Source], seeing: Seeing | None = None) -> dict[Source, ClipFeatures]:
+        """Features of all clips that can be read, in the order given; `seeing` is called after every look."""
+        found = {source: self._kept(source) for source in sources}
+        fresh = [source for source, features in found.items() if features is None]
+        workers = min(MAX_WORKERS, os.cpu_count() or 1)
+        clips = decode_many([source.video for source in fresh], workers=workers, frames=self.model.host.frames)
+        for left, (source, clip) in zip(range(len(fresh), 0, -1), zip(fresh, clips, strict=True), strict=True):
+            found[source] = self._see(source, clip)
             if seeing:
                 seeing(len(found) - left + 1, len(found))
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps({"file": str(path), "why": why}) for path, why in self.refused.items()]
+            lines = [json.dumps({"file": str(source), "why": why}) for source, why in self.refused.items()]
             (self.folder / "quarantine.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
-        return {path: features for path, features in found.items() if features is not None}
+        return {source: features for source, features in found.items() if features is not None}
 
-    def _see(self, path: Path, clip: Clip | MediaError) -> ClipFeatures | None:
+    def _see(self, source: Source, clip: Clip | MediaError) -> ClipFeatures | None:
         """Look at one clip. Never at several in one pass: their last bits would depend on their neighbours."""
         try:
             if isinstance(clip, MediaError):
                 raise clip
-            features = self.model.encode_clip(clip, self.encoders)
+            features = self.model.encode_clip(clip.beside(dict(source.signals)), self.encoders)
         except (MediaError, SignalError) as error:
-            self.refused[path] = str(error)
+            self.refused[source] = str(error)
             return None
-        self.refused.pop(path, None)
+        self.refused.pop(source, None)
         if self.folder is None:
             return features
-        self._keep(self._file(self.folder, path), features)
-        return self._kept(path)
+        self._keep(self._file(self.folder, source), features)
+        return self._kept(source)
 
-    def _file(self, folder: Path, path: Path) -> Path:
-        """Where a clip's features are kept: named by its place, size and time of change, and by who looked at it."""
-        facts = path.stat()
-        key = f"{path.resolve()}|{facts.st_size}|{facts.st_mtime_ns}|{self._looker}"
+    def _file(self, folder: Path, source: Source) -> Path:
+        """Where a clip's features are kept: named by the places, sizes and times of change of its files, what each
+        signal is called, and by who looked at it."""
+        facts = [fact for file in source.files for fact in _facts(file)]
+        key = "|".join([*facts, json.dumps(source.signals), self._looker])
         return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
     def _keep(self, target: Path, features: ClipFeatures) -> None:
@@ -86,13 +89,13 @@ class FeatureStore:
         except PatchError as error:
             raise DataError(f"{target.parent}: features cannot be kept there ({error.cause}); make room") from None
 
-    def _kept(self, path: Path) -> ClipFeatures | None:
-        """What was kept for this very file; None for what must be seen (again), a damaged file included."""
+    def _kept(self, source: Source) -> ClipFeatures | None:
+        """What was kept for these very files; None for what must be seen (again), a damaged file included."""
         if self.folder is None:
             return None
         try:
-            tensors, facts = storage.read(self._file(self.folder, path), mapped=True)
-        except (OSError, PatchError):  # the first: the clip itself is gone
+            tensors, facts = storage.read(self._file(self.folder, source), mapped=True)
+        except (OSError, PatchError):  # the first: a file of the clip is gone
             return None
         if facts.pop("sha256", "") != storage.digest(facts, tensors):
             return None
@@ -102,6 +105,13 @@ class FeatureStore:
             sides[key] = SideTokens(*(tensors[f"{key}.{part}"] for part in PARTS), kind=kind)
         absent = json.loads(facts["absent"])
         return ClipFeatures(tensors["vision"], tensors["tokens"], tensors["times"], sides, absent, tensors.get("deep"))
+
+
+def _facts(path: Path) -> list[str]:
+    """Place, size and time of change of a file, or of all in a folder."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    stats = [(file, file.stat()) for file in files]
+    return [str(path.resolve()), *(f"{file.name}|{stat.st_size}|{stat.st_mtime_ns}" for file, stat in stats)]
 
 
 def _eyes(base: Base) -> str:

@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from numbers import Integral
 from operator import index
@@ -184,6 +184,10 @@ class Clip:
         )
         return cls(pictures, clock, sound, rate if sound is not None else None, 0.0, signals_of(signals), report)
 
+    def beside(self, signals: Mapping[str, Any]) -> Clip:
+        """This clip with further streams, by name, as in `from_frames`."""
+        return replace(self, signals={**self.signals, **signals_of(signals)})
+
     def at(self, seconds: Sequence[float]) -> Tensor:
         """The frames (t 3 y x) on screen at these instants: of the file, which is read once more, or of the arrays."""
         if self.again is not None:
@@ -291,11 +295,16 @@ def sound_of(audio: Any, rate: int | None) -> Tensor:
 
 
 def signals_of(signals: Mapping[str, Any]) -> dict[str, Any]:
-    """Named streams; pairs become `Signal`s or `Clip`s, anything else is left to the encoder that asks for it."""
+    """Named streams; pairs become `Signal`s or `Clip`s. Anything else, such as paths, is left to the encoder that asks
+    for it."""
     return {
-        name: _pair(*value) if isinstance(value, tuple) and len(value) == 2 else value
+        name: _pair(*value) if isinstance(value, tuple) and len(value) == 2 and _is_array(value[0]) else value
         for name, value in signals.items()
     }
+
+
+def _is_array(value: Any) -> bool:
+    return not (value is None or isinstance(value, str | os.PathLike | Clip))
 
 
 def _pair(values: Any, times: Any) -> Signal | Clip:

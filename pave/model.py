@@ -219,7 +219,7 @@ def _from_frames(frames: Any, signals: Mapping[str, Any]) -> Clip:
 def _with_signals(clip: Clip, signals: Mapping[str, Any]) -> Clip:
     """The clip with streams that were handed over in place of its own."""
     others = {name: value for name, value in signals.items() if name != "audio"}
-    clip = replace(clip, signals={**clip.signals, **Clip.from_frames(**others).signals}) if others else clip
+    clip = clip.beside(others)
     if "audio" not in signals:
         return clip
     if signals["audio"] is None:

@@ -29,7 +29,7 @@ from pave.attached import Attached
 from pave.base import Base
 from pave.checkpoint import Identity, read_checkpoint, write_checkpoint
 from pave.config import DataConfig, PatchConfig, Recipe
-from pave.data import IGNORE, Example, collate, pack, read_jsonl
+from pave.data import IGNORE, Example, Source, collate, pack, read_jsonl
 from pave.encoder import Encoder, missing
 from pave.errors import DataError, EncoderError, RecipeError, TrainingError
 from pave.features import FeatureStore, Seeing
@@ -91,7 +91,7 @@ class Run:
         self.train_clips: list[Asked] = []
         self.val_clips: list[Asked] = []
         self.losses: list[float] = []
-        self.refused: dict[Path, str] = {}  # clips that cannot be read, and why
+        self.refused: dict[Source, str] = {}  # clips that cannot be read, and why
         self.seconds = {"clips": 0.0, "features": 0.0, "steps": 0.0}
         with torch.device("meta"):  # what cannot be built, or not beside the others, is refused before any clip is seen
             layout(self.model.host, [*self.model.attached(), Attached(self.config(), self.model.host)])
@@ -275,7 +275,7 @@ class Run:
             "steps": self.options.steps,
             "loss": [round(loss, 5) for loss in self.losses],
             "seconds": {key: round(value, 1) for key, value in self.seconds.items()},
-            "unreadable": {str(path): why for path, why in self.refused.items()},
+            "unreadable": {str(source): why for source, why in self.refused.items()},
         }
         if self.val_clips:
             base, patched = (self.accuracy(self.val_clips, each) for each in (False, True))
@@ -323,14 +323,14 @@ def _ask_all(
     store: FeatureStore, file: Path, examples: Sequence[Example], limit: int | None, seeing: Seeing | None
 ) -> list[Asked]:
     """Every clip that can be read, with its questions."""
-    by_clip: dict[Path, list[Example]] = {}
+    by_clip: dict[Source, list[Example]] = {}
     for example in examples:
-        by_clip.setdefault(example.video, []).append(example)
-    paths = list(by_clip)[:limit]
-    seen = store.read(paths, seeing)
+        by_clip.setdefault(example.source, []).append(example)
+    sources = list(by_clip)[:limit]
+    seen = store.read(sources, seeing)
     if not seen:
-        raise DataError(f"{file}: none of its {len(paths)} clips can be read; the first: {store.refused[paths[0]]}")
-    return [Asked(features, tuple(by_clip[path])) for path, features in seen.items()]
+        raise DataError(f"{file}: none of its {len(sources)} clips can be read; the first: {store.refused[sources[0]]}")
+    return [Asked(features, tuple(by_clip[source])) for source, features in seen.items()]
 
 
 def _order(count: int, seed: int, epoch: int) -> list[int]:

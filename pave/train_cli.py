@@ -156,11 +156,12 @@ def _show(recipe: Recipe) -> None:
     examples = read_jsonl(recipe.data.train)
     if recipe.data.val:
         read_jsonl(recipe.data.val)
-    clips = {example.video for example in examples}
-    missing = sorted(str(clip) for clip in clips if not clip.is_file())
-    print(f"\n{recipe.data.train}: {len(examples)} questions about {len(clips)} clips, {len(missing)} of them missing")
-    for clip in missing[:5]:
-        print(f"  missing: {clip}")
+    sources = {example.source for example in examples}
+    files = {file for source in sources for file in source.files}
+    missing = sorted(str(file) for file in files if not file.exists())
+    print(f"\n{recipe.data.train}: {len(examples)} questions about {len(sources)} clips, {len(missing)} files missing")
+    for file in missing[:5]:
+        print(f"  missing: {file}")
     first = examples[0]
     before, behind = host.prompt(first.question)
     learned = [*host.encode_text(first.answer), host.end]

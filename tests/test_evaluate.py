@@ -8,7 +8,7 @@ import pytest
 from conftest import awaken, make_clip, make_config, write_line
 
 import pave
-from pave.data import Example, read_jsonl
+from pave.data import Example, Source, read_jsonl
 from pave.errors import DataError
 from pave.evaluate import Evaluation, Sample, Side, _change, evaluate
 from pave.features import FeatureStore
@@ -29,18 +29,18 @@ def model(workshop: Path) -> PatchedModel:
 
 
 @pytest.fixture(scope="module")
-def seen(model: PatchedModel) -> dict[Path, ClipFeatures]:
+def seen(model: PatchedModel) -> dict[Source, ClipFeatures]:
     clips = [make_clip(seed) for seed in range(CLIPS)]
-    return {Path(f"{i}.mp4"): features for i, features in enumerate(model.encode(clips))}
+    return {Source(Path(f"{i}.mp4")): features for i, features in enumerate(model.encode(clips))}
 
 
 @pytest.fixture(scope="module")
-def questions(seen: dict[Path, ClipFeatures]) -> list[Example]:
+def questions(seen: dict[Source, ClipFeatures]) -> list[Example]:
     texts = ("What do you hear?", "Is it loud?")
     return [Example(path, text, "x", i) for i, path in enumerate(seen) for text in texts]
 
 
-def answers(model: PatchedModel, questions: list[Example], seen: dict[Path, ClipFeatures], **options) -> list[str]:
+def answers(model: PatchedModel, questions: list[Example], seen: dict[Source, ClipFeatures], **options) -> list[str]:
     done = evaluate(model, questions, features=seen, max_new_tokens=4, **options)
     assert [sample.example for sample in done.samples] == questions
     return [sample.answer for sample in done.samples]
@@ -58,7 +58,7 @@ def test_shuffled_is_neither_own_nor_off(model, questions, seen) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_shuffling_gives_nobody_their_own_sound_and_loses_none(seen: dict[Path, ClipFeatures], seed: int) -> None:
+def test_shuffling_gives_nobody_their_own_sound_and_loses_none(seen: dict[Source, ClipFeatures], seed: int) -> None:
     shuffled = _change(seen, "shuffled", seed)
     owner = {id(clip.sides): path for path, clip in seen.items()}
     givers = {path: owner[id(clip.sides)] for path, clip in shuffled.items()}
@@ -67,7 +67,7 @@ def test_shuffling_gives_nobody_their_own_sound_and_loses_none(seen: dict[Path, 
     assert all(shuffled[path].tokens is seen[path].tokens for path in seen), "everybody keeps their pictures"
 
 
-def test_shuffling_depends_on_the_seed_alone(seen: dict[Path, ClipFeatures]) -> None:
+def test_shuffling_depends_on_the_seed_alone(seen: dict[Source, ClipFeatures]) -> None:
     orders = [tuple(id(c.sides) for c in _change(seen, "shuffled", seed).values()) for seed in (1, 1, 2, 3, 4)]
     assert orders[0] == orders[1] and len(set(orders)) > 1
 
@@ -86,7 +86,7 @@ def test_answers_do_not_depend_on_the_size_of_batches(model, questions, seen) ->
 
 
 def sample(answer: str, truth: str = "yes", **facts: object) -> Sample:
-    return Sample(Example(Path("1.mp4"), "?", truth, 1, dict(facts)), answer)
+    return Sample(Example(Source(Path("1.mp4")), "?", truth, 1, dict(facts)), answer)
 
 
 def test_scores_are_by_channel_with_the_mean_optimum() -> None:
@@ -134,7 +134,7 @@ def test_a_file_is_asked_clip_by_clip_with_what_cannot_be_read_left_out(model, w
     first = evaluate(model, file, cache=tmp_path / "kept", max_new_tokens=2)
     assert len(first.samples) == 6 and first.by()["all"].optimum is None
     (path,) = first.refused
-    assert path.name == "gone.mp4" and "gone.mp4" in str(first).splitlines()[-1]
+    assert path.video.name == "gone.mp4" and "gone.mp4" in str(first).splitlines()[-1]
     again = pave.evaluate(model, str(file), cache=tmp_path / "kept", max_new_tokens=2)
     assert [s.answer for s in again.samples] == [s.answer for s in first.samples]
     assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 3
@@ -156,7 +156,7 @@ def test_the_shipped_patch_hears_and_the_base_still_sees(tmp_path: Path) -> None
     model = pave.load("playroom")
     assert model.apply_patch("audio-playroom").base_match == "exact"
     asked = read_jsonl(write_clips(tmp_path, 32, seed=5, split="test"))
-    features = FeatureStore(model, model.encoders()).read(list(dict.fromkeys(example.video for example in asked)))
+    features = FeatureStore(model, model.encoders()).read(list(dict.fromkeys(example.source for example in asked)))
     own, shuffled = (evaluate(model, asked, features=features, side=side).by() for side in ("own", "shuffled"))
     base = evaluate(model, asked, features=features, patches=()).by()
     for channel in ("audio", "audio+video", "order"):

@@ -12,6 +12,7 @@ from clips import click, counting_frames, write_clip
 from conftest import FRAMES, full_disk, make_base
 from transformers import PreTrainedTokenizerFast
 
+from pave.data import Source
 from pave.encoder import load_encoder
 from pave.errors import DataError
 from pave.features import PARTS, FeatureStore
@@ -23,13 +24,13 @@ KEY = load_encoder("logmel", bands=16, rate=5).spec.preprocessing
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def films(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
     """Three short clips; the last has no sound track."""
     folder = tmp_path_factory.mktemp("films")
     for i in range(3):
         sound = click(1.0, 0.2 * (i + 1)) if i < 2 else None
         write_clip(folder / f"{i}.mp4", counting_frames(8)[i:], fps=8, audio=sound)
-    return [folder / f"{i}.mp4" for i in range(3)]
+    return [Source(folder / f"{i}.mp4") for i in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def kept(folder: Path) -> set[Path]:
     return set(folder.glob("*.safetensors"))
 
 
-def test_kept_features_are_fresh_ones_bit_for_bit(model: PatchedModel, films: list[Path], tmp_path: Path) -> None:
+def test_kept_features_are_fresh_ones_bit_for_bit(model: PatchedModel, films: list[Source], tmp_path: Path) -> None:
     fresh = store(model, tmp_path).read(films)
     again = store(model, tmp_path).read(films)
     nowhere = store(model, None).read(films)
@@ -75,7 +76,7 @@ def test_kept_features_are_fresh_ones_bit_for_bit(model: PatchedModel, films: li
 
 @pytest.mark.skipif(not MAPS.exists(), reason="only Linux tells what a process maps")
 def test_features_in_a_folder_lie_there_and_not_in_memory(
-    model: PatchedModel, films: list[Path], tmp_path: Path
+    model: PatchedModel, films: list[Source], tmp_path: Path
 ) -> None:
     for _ in range(2):  # fresh ones, and those of another run
         found = store(model, tmp_path).read(films)
@@ -84,13 +85,13 @@ def test_features_in_a_folder_lie_there_and_not_in_memory(
         assert not any(file.name in MAPS.read_text() for file in kept(tmp_path))
 
 
-def test_a_clip_without_sound_stays_one_and_says_why(model: PatchedModel, films: list[Path], tmp_path: Path) -> None:
+def test_a_clip_without_sound_stays_one_and_says_why(model: PatchedModel, films: list[Source], tmp_path: Path) -> None:
     for _ in range(2):
         mute = store(model, tmp_path).read(films)[films[2]]
         assert mute.sides == {KEY: None} and "no audio track" in mute.absent[KEY]
 
 
-def test_features_do_not_depend_on_the_neighbours(model: PatchedModel, films: list[Path]) -> None:
+def test_features_do_not_depend_on_the_neighbours(model: PatchedModel, films: list[Source]) -> None:
     together = store(model, None).read(films)
     assert equal(together[films[1]], store(model, None).read(films[1:2])[films[1]])
 
@@ -102,19 +103,19 @@ def rewrite(film: Path, content: bytes, seconds: int = 0) -> None:
     os.utime(film, ns=(facts.st_atime_ns, facts.st_mtime_ns + seconds * 10**9))
 
 
-def test_what_was_kept_is_used_until_the_file_changes(model: PatchedModel, films: list[Path], tmp_path: Path) -> None:
+def test_what_was_kept_is_used_until_the_file_changes(model: PatchedModel, films: list[Source], tmp_path: Path) -> None:
     film = tmp_path / "film.mp4"
-    film.write_bytes(films[0].read_bytes())
-    first = store(model, tmp_path / "kept").read([film])[film]
+    film.write_bytes(films[0].video.read_bytes())
+    first = store(model, tmp_path / "kept").read([Source(film)])[Source(film)]
     rewrite(film, bytes(film.stat().st_size))  # looks the same from outside: proof that nobody opens it again
-    assert equal(first, store(model, tmp_path / "kept").read([film])[film])
-    rewrite(film, films[1].read_bytes(), seconds=1)
-    changed = store(model, tmp_path / "kept").read([film])[film]
-    assert not equal(first, changed) and equal(changed, store(model, None).read([film])[film])
+    assert equal(first, store(model, tmp_path / "kept").read([Source(film)])[Source(film)])
+    rewrite(film, films[1].video.read_bytes(), seconds=1)
+    changed = store(model, tmp_path / "kept").read([Source(film)])[Source(film)]
+    assert not equal(first, changed) and equal(changed, store(model, None).read([Source(film)])[Source(film)])
 
 
 def test_another_encoder_option_or_base_is_another_look(
-    model: PatchedModel, films: list[Path], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+    model: PatchedModel, films: list[Source], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     store(model, tmp_path).read(films[:1])
     first = kept(tmp_path)
@@ -136,7 +137,7 @@ def test_another_encoder_option_or_base_is_another_look(
 
 
 def test_another_language_model_sees_the_same(
-    model: PatchedModel, films: list[Path], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+    model: PatchedModel, films: list[Source], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     store(model, tmp_path).read(films[:1])
     other = PatchedModel(make_base(tokenizer))
@@ -148,7 +149,7 @@ def test_another_language_model_sees_the_same(
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "bit", "text"])
 def test_a_damaged_kept_file_is_looked_at_again_and_mended(
-    model: PatchedModel, films: list[Path], tmp_path: Path, damage: str
+    model: PatchedModel, films: list[Source], tmp_path: Path, damage: str
 ) -> None:
     fresh = store(model, tmp_path).read(films[:1])[films[0]]
     (file,) = kept(tmp_path)
@@ -164,44 +165,44 @@ def test_a_damaged_kept_file_is_looked_at_again_and_mended(
 
 
 def test_what_cannot_be_read_is_in_quarantine_and_the_rest_goes_on(
-    model: PatchedModel, films: list[Path], tmp_path: Path
+    model: PatchedModel, films: list[Source], tmp_path: Path
 ) -> None:
     text, sound, gone = tmp_path / "text.mp4", tmp_path / "sound.m4a", tmp_path / "gone.mp4"
     text.write_text("not a film")
     write_clip(sound, None, audio=click(1.0, 0.5))
     looked = store(model, tmp_path / "kept")
-    found = looked.read([text, films[0], sound, gone, films[2]])
+    found = looked.read([Source(text), films[0], Source(sound), Source(gone), films[2]])
     assert list(found) == [films[0], films[2]]
     lines = [json.loads(line) for line in (tmp_path / "kept" / "quarantine.jsonl").read_text().splitlines()]
     reasons = {line["file"]: line["why"] for line in lines}
     assert list(reasons) == [str(text), str(sound), str(gone)]
-    assert {Path(file): why for file, why in reasons.items()} == looked.refused
+    assert {Source(Path(file)): why for file, why in reasons.items()} == looked.refused
     assert "no pictures" in reasons[str(sound)] and all(len(why) > 10 for why in reasons.values())
 
 
 def test_quarantine_of_all_is_still_a_list(model: PatchedModel, tmp_path: Path) -> None:
-    assert store(model, tmp_path / "kept").read([tmp_path / "gone.mp4"]) == {}
+    assert store(model, tmp_path / "kept").read([Source(tmp_path / "gone.mp4")]) == {}
     assert "gone.mp4" in (tmp_path / "kept" / "quarantine.jsonl").read_text()
 
 
-def test_a_mended_file_leaves_quarantine(model: PatchedModel, films: list[Path], tmp_path: Path) -> None:
+def test_a_mended_file_leaves_quarantine(model: PatchedModel, films: list[Source], tmp_path: Path) -> None:
     film = tmp_path / "film.mp4"
     film.write_text("not a film")
-    assert not store(model, tmp_path / "kept").read([film])
-    film.write_bytes(films[0].read_bytes())
-    assert store(model, tmp_path / "kept").read([film])
+    assert not store(model, tmp_path / "kept").read([Source(film)])
+    film.write_bytes(films[0].video.read_bytes())
+    assert store(model, tmp_path / "kept").read([Source(film)])
     assert (tmp_path / "kept" / "quarantine.jsonl").read_text() == ""
 
 
 def test_without_a_folder_nothing_is_written(
-    model: PatchedModel, films: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: PatchedModel, films: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert store(model, None).read(films[:1]) and not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_an_error_that_leaves_no_half_file(
-    model: PatchedModel, films: list[Path], tmp_path: Path
+    model: PatchedModel, films: list[Source], tmp_path: Path
 ) -> None:
     looked = store(model, tmp_path)
     with full_disk(), pytest.raises(DataError, match=r"features cannot be kept.*make room"):

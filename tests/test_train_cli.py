@@ -69,7 +69,7 @@ def test_overrides_are_what_dry_run_shows_and_nothing_is_written(
     code, out, _ = command(workshop / "patch.yaml", *words, "--dry-run")
     assert code == 0
     assert "steps: 7\n" in out and "bands: 24\n" in out and "lora: null\n" in out
-    assert "8 clips, 0 of them missing" in out and "line 1 as the loss sees it" in out
+    assert "8 clips, 0 files missing" in out and "line 1 as the loss sees it" in out
     assert "'no<|im_end|>'" in out and "17 visual tokens" in out, "what is learned, behind 4 x 4 tokens and a newline"
     assert everything(workshop) == before and not list(tmp_path.iterdir())
 
@@ -77,7 +77,7 @@ def test_overrides_are_what_dry_run_shows_and_nothing_is_written(
 def test_dry_run_names_clips_that_are_missing(command: Command, workshop: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(write_line("gone.mp4", "?", "a"))
     code, out, _ = command(workshop, f"data.train={tmp_path / 'a.jsonl'}", "--dry-run")
-    assert code == 0 and "1 of them missing" in out and f"missing: {tmp_path / 'gone.mp4'}" in out
+    assert code == 0 and "1 files missing" in out and f"missing: {tmp_path / 'gone.mp4'}" in out
 
 
 def test_a_name_of_the_catalogue_is_a_recipe(command: Command, workshop: Path, tmp_path: Path) -> None:
