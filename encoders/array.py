@@ -1,7 +1,7 @@
 """Any sensor: rows of numbers at a fixed rate, or at times of their own, become side tokens as they are.
 
 In: the signal of a clip by its name: an array (τ c), a pair (values, times), or a file: `.npy` with (τ c), or
-`.safetensors` with `values` (τ c) and perhaps `times` (τ,). Out: `stack` neighbouring rows as one token. No weights, and
+`.safetensors` with `values` (τ c) and perhaps `times` (τ,). Out: `stack` rows in line as one token. No weights, and
 no code of yours: a recipe says `senses: {imu: {encoder: array, options: {signal: imu, dim: 6, rate: 100}}}`.
 """
 
