@@ -1,6 +1,6 @@
 """What happens beside sounds, in the middle of colour phases, one of a few words at a time: flashes, and pushes.
 
-In: a seed. Out: a `Script` of such events, drawn independently of all that is seen and heard, and what is asked about it.
+In: a seed. Out: a `Script` of such events, drawn independently of what is seen and heard, and what is asked about it.
 A flash lights the rug for three pictures between two key frames; a push is felt by a sensor under the rug.
 """
 

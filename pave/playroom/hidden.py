@@ -1,6 +1,6 @@
 """What two further cameras see: a toy each, hidden from the main camera. In: a `Scene`. Out: toys, questions, films.
 
-The hidden toys have shapes that the main camera does not see, and any colours; they are drawn independently of all else.
+The hidden toys have shapes that the main camera does not see, and any colours, drawn independently of all else.
 The cameras run on the clock of the main one, and the light is dim for them when it is dim there.
 """
 
