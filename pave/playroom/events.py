@@ -1,133 +1,107 @@
-"""What happens beside sounds, in the middle of colour phases, one of a few words at a time: flashes, and pushes.
+"""What happens beside sounds: signs that flash between key frames, and shakes of the rug that a sensor feels.
 
-In: a seed. Out: a `Script` of such events, drawn independently of what is seen and heard, and what is asked about it.
-A flash lights the rug for three pictures between two key frames; a push is felt by a sensor under the rug.
+In: a `Script` in the words of sounds, but drawn independently of them, and a `Scene`. Out: what is asked about it, and
+pictures or numbers that tell it. The embedded base knows these words from picture cards, so that a patch need only tell
+it what happened when.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from itertools import combinations, permutations
+from itertools import chain
 from random import Random
 
 import numpy as np
 
-from pave.playroom import draw
-from pave.playroom.questions import CAPTION, NUMBERS, Choice, Question
-from pave.playroom.world import FPS, FRAMES, PHASES, SECONDS, Scene, Script
+from pave.playroom import draw, signs
+from pave.playroom.questions import Choice, captions, sound_questions
+from pave.playroom.world import FPS, FRAMES, SECONDS, SOUNDS, Scene, Script, schedule, scripts
 
 FLASH_PICTURES = 3
-TINT = 0.6  # how much of a picture is the flash's colour
 IMU_RATE, IMU_DIM = 100, 6  # rows per second: acceleration x y z in g, turning x y z in rad/s
-PUSH_SECONDS = 0.3
-DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, 1.0), "down": (0.0, -1.0)}
+SHAKE_SECONDS, SHAKE, TREMBLE = 0.28, 0.4, 0.02
+# Which way each of them shakes the rug: an acceleration and a turning, always in the same direction.
+SHAKES = {
+    "beep": (1, 0, 0, 0, 0, 1),
+    "horn": (-1, 0, 0, 0, 1, 0),
+    "bell": (0, 1, 0, 1, 0, 0),
+    "drum": (0, -1, 0, 0, 0, -1),
+    "hiss": (0, 0, 1, 0, -1, 0),
+    "siren": (0, 0, -1, -1, 0, 0),
+}
 
 
 @dataclass(frozen=True)
 class Events:
-    """One kind of event, and the words in which it is asked about."""
+    """One kind of event, and how it is asked about: as sounds are, in other words."""
 
     sense: str
-    words: tuple[str, ...]
-    which: str
-    times: str
-    place: str  # with {}: first or last
-    when: str  # with {}: a word
-    told: str
+    verb: str  # in place of "hear"
+    noun: str  # in place of "sound"
 
     @cached_property
     def scripts(self) -> list[tuple[Fraction, Script]]:
-        """Every script with its exact probability. one: one word in one to three phases; three: a word in each phase,
-        all different."""
-        found = []
-        for word in self.words:
-            for times in (1, 2, 3):
-                places = list(combinations(range(PHASES), times))
-                share = Fraction(1, 3 * len(self.words) * 3 * len(places))
-                found += [(share, Script("one", tuple((word, phase) for phase in phases))) for phases in places]
-        orders = list(permutations(self.words, PHASES))
-        share = Fraction(2, 3 * len(orders))
-        return found + [(share, Script("three", tuple(zip(order, range(PHASES), strict=True)))) for order in orders]
+        """Every script with its exact probability; no two events within a second."""
+        found = [(share, script) for share, script in scripts() if script.kind != "pair"]
+        whole = sum(share for share, _ in found)
+        return [(share / whole, script) for share, script in found]
+
+    def states(self, scene: Scene) -> list[tuple[Fraction, Script]]:
+        return self.scripts
 
     def draw(self, scene: Scene, seed: int) -> Script:
         """The events of a seed."""
         shares, known = zip(*self.scripts, strict=True)
         return Random(f"{self.sense} {seed}").choices(known, [float(share) for share in shares])[0]
 
-    def states(self, scene: Scene) -> list[tuple[Fraction, Script]]:
-        return self.scripts
-
     def questions(self, scene: Scene, script: Script) -> Iterator[Choice]:
         """All that can be asked, as choices of one; captions are for training."""
-        words = [word for word, _ in script.events]
+        channels = {"audio": self.sense, "audio+video": f"{self.sense}+video"}
+        for choice in chain(sound_questions(scene, script), captions(scene, script)):
+            yield [
+                (share, replace(each, text=self._said(each.text), channel=channels.get(each.channel, each.channel)))
+                for share, each in choice
+            ]
 
-        def ask(text: str, answer: str, kind: str, channel: str = self.sense) -> Choice:
-            return [(Fraction(1), Question(text, answer, channel, kind))]
-
-        if script.kind == "one":
-            yield ask(self.which, words[0], "which")
-            yield ask(self.times, NUMBERS[len(words)], "times")
-        else:
-            for place, word in (("first", words[0]), ("last", words[-1])):
-                yield ask(self.place.format(place), word, f"which-{place}")
-        colours, shape = scene.changer.colours, scene.changer.shape
-        if len(set(words)) == len(words):
-            for word, phase in script.events:
-                text = f"what colour is the {shape} when {self.when.format(word)}?"
-                yield ask(text, colours[phase], "colour-when", f"{self.sense}+video")
-        happened = {phase: word for word, phase in script.events}
-        told = ", ".join(f"{colours[phase]} {happened.get(phase, 'nothing')}" for phase in range(PHASES))
-        yield ask(self.told, told, "told", CAPTION)
-
-
-FLASHES = Events(
-    sense="fast",
-    words=("red", "green", "blue", "yellow"),
-    which="what colour is the light?",
-    times="how many times do you see the light?",
-    place="what colour is the {} light?",
-    when="the light is {}",
-    told="what do you see when the light is what colour?",
-)
-PUSHES = Events(
-    sense="imu",
-    words=tuple(DIRECTIONS),
-    which="which way is the push?",
-    times="how many times is there a push?",
-    place="which way is the {} push?",
-    when="the push is {}",
-    told="what do you see when the push is which way?",
-)
+    def _said(self, text: str) -> str:
+        words = {
+            "what do you see and hear": f"what toy and {self.noun} do you {self.verb}",
+            "what do you hear": f"what {self.noun} do you {self.verb}",
+            "is there a ": f"do you {self.verb} the ",
+            "hear": self.verb,
+            "sound": self.noun,
+        }
+        for old, new in words.items():
+            text = text.replace(old, new)
+        return text
 
 
-def put_on(frames: np.ndarray, scene: Scene, script: Script) -> None:
-    """Draw the flashes into all pictures of a clip (t y x 3); none is seen in or beside a key frame."""
-    rng = np.random.default_rng([scene.seed, 2])
+FLASHES = Events("fast", "see", "sign")
+SHAKING = Events("imu", "feel", "shake")
+
+
+def flash(frames: np.ndarray, scene: Scene, script: Script) -> None:
+    """Put up a card for every event, in pictures of a clip (t y x 3) that lie between two key frames."""
     keys = np.round(draw.key_times(FRAMES, FPS) * FPS).astype(int)
-    for word, phase in script.events:
-        middle = scene.phase_middle(phase) * FPS
-        before = min(range(FRAMES - 1), key=lambda i: abs((keys[i] + keys[i + 1]) / 2 - middle))
-        # two dark pictures on either side, so that no codec carries light over to a key frame
-        first = rng.integers(keys[before] + 3, keys[before + 1] - 1 - FLASH_PICTURES)
-        lit = frames[first : first + FLASH_PICTURES].astype(np.float32)
-        lit += TINT * (np.array(draw.PAINT[word], np.float32) - lit)
-        frames[first : first + FLASH_PICTURES] = lit.round().astype(np.uint8)
+    for name, start in schedule(scene, script):
+        before = min(range(FRAMES - 1), key=lambda i: abs((keys[i] + keys[i + 1]) / 2 - start * FPS))
+        # two pictures without a card on either side, so that no codec carries it over to a key frame
+        earliest, latest = keys[before] + 3, keys[before + 1] - 2 - FLASH_PICTURES
+        first = int(np.clip(round(start * FPS), earliest, latest))
+        signs.put_up(frames[first : first + FLASH_PICTURES], scene, [(name,)] * FLASH_PICTURES)
 
 
 def felt(scene: Scene, script: Script, seed: int) -> np.ndarray:
-    """What the sensor under the rug measures: float32 (τ 6), noise, gravity and a bump for every push."""
+    """What the sensor under the rug measures: float32 (τ 6), noise, gravity and a bump for every event."""
     rng = np.random.default_rng([seed, 3])
-    rows = rng.normal(0, 0.02, (int(SECONDS * IMU_RATE), IMU_DIM))
+    rows = rng.normal(0, TREMBLE, (int(SECONDS * IMU_RATE), IMU_DIM))
     rows[:, 2] += 1.0
-    count = int(PUSH_SECONDS * IMU_RATE)
-    bump = np.sin(np.linspace(0, 2 * np.pi, count))  # sets out, and comes to rest
-    for word, phase in script.events:
-        start = int((scene.phase_middle(phase) + rng.uniform(-0.12, 0.12) - PUSH_SECONDS / 2) * IMU_RATE)
-        strength = rng.uniform(0.3, 0.6)
-        for axis, part in enumerate(DIRECTIONS[word]):
-            rows[start : start + count, axis] += strength * part * bump
-            rows[start : start + count, 4 - axis] += 0.5 * strength * part * bump
+    for name, start in schedule(scene, script):
+        count = int(SHAKE_SECONDS * IMU_RATE * rng.uniform(0.9, 1.1))
+        bump = rng.uniform(0.6, 1.0) * SHAKE * np.sin(np.linspace(0, np.pi, count))
+        first = int(start * IMU_RATE)
+        rows[first : first + count] += bump[: len(rows) - first, None] * np.array(SHAKES[name])
     return rows.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What two further cameras see: a toy each, hidden from the main camera. In: a `Scene`. Out: toys, questions, films.
+"""What two further cameras see: a toy each, hidden from the main camera. In: a `Scene`. Out: toys, questions, scenes.
 
 The hidden toys have shapes that the main camera does not see, and any colours, drawn independently of all else.
 The cameras run on the clock of the main one, and the light is dim for them when it is dim there.
@@ -35,20 +35,12 @@ def draw(scene: Scene, seed: int) -> Hidden:
 
 
 def questions(scene: Scene, hidden: Hidden) -> Iterator[Choice]:
-    """All that can be asked. Whether a shape is there is asked only where another could be there instead."""
-    shapes = [shape for shape, _ in hidden]
-    others = [shape for shape in SHAPES if shape not in shapes and shape not in {toy.shape for toy in scene.toys}]
-    if others:
-        yield [
-            (Fraction(1, 2 * len(group)), Question(f"is there a hidden {shape}?", answer, "views", "is-there"))
-            for answer, group in (("yes", shapes), ("no", others))
-            for shape in group
-        ]
+    """All that can be asked, in the words of what is seen; a shape only by a colour that no other toy has."""
+    seen = [colour for toy in scene.toys for colour in toy.colours]
     for shape, colour in hidden:
-        yield [(Fraction(1), Question(f"what colour is the hidden {shape}?", colour, "views", "colour"))]
-    if len({colour for _, colour in hidden}) == CAMERAS:
-        for shape, colour in hidden:
-            yield [(Fraction(1), Question(f"what shape is the hidden {colour} toy?", shape, "views", "shape"))]
+        yield [(Fraction(1), Question(f"what colour is the {shape}?", colour, "views", "colour"))]
+        if [*seen, *(other for _, other in hidden)].count(colour) == 1:
+            yield [(Fraction(1), Question(f"what shape is the {colour} toy?", shape, "views", "shape"))]
 
 
 def scenes(scene: Scene, hidden: Hidden, seed: int) -> list[Scene]:

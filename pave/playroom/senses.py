@@ -4,8 +4,8 @@ In: a scene, its sounds, and the channels that questions are asked about. Out: w
 independently of all else, and questions, each with the best score that is possible without that sense: exact, over
 every state that there could be.
 
-fast   flashes between the key frames          views   toys that only two further cameras see
-depth  how far away the toys are               imu     pushes of the rug, felt by a sensor under it
+fast   signs that flash between key frames     views   toys that only two further cameras see
+depth  how far away the toys are               imu     shakes of the rug, felt by a sensor under it
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from random import Random
 from typing import Any
 
 from pave.playroom import distances, hidden
-from pave.playroom.events import FLASHES, PUSHES
+from pave.playroom.events import FLASHES, SHAKING
 from pave.playroom.questions import CAPTION, Answers, Choice, Question, best, pick, tally, whole
-from pave.playroom.world import PHASES, Scene, Script, scripts
+from pave.playroom.world import Scene, Script, scripts
 
 BOTH = "audio+fast"
 
@@ -39,7 +39,7 @@ SENSES = {
     "fast": Sense(FLASHES.draw, FLASHES.states, FLASHES.questions),
     "views": Sense(hidden.draw, hidden.states, hidden.questions),
     "depth": Sense(distances.draw, distances.states, distances.questions),
-    "imu": Sense(PUSHES.draw, PUSHES.states, PUSHES.questions),
+    "imu": Sense(SHAKING.draw, SHAKING.states, SHAKING.questions),
 }
 
 
@@ -60,27 +60,21 @@ def draw_more(
             question = pick(choice, rng)
             drawn.append((question, best(_answers(name, scene), question.text)))
     if BOTH in channels:
-        for ((_, question),) in light_and_sound(script, states["fast"]):
+        for ((_, question),) in sign_and_sound(script, states["fast"]):
             drawn.append((question, best(_together(), question.text)))
     return [(question, optimum) for question, optimum in drawn if question.channel in channels]
 
 
-def light_and_sound(script: Script, flashes: Script) -> Iterator[Choice]:
-    """What only those can tell who see the flashes and hear the sounds: where there is a sound in every phase."""
-    if script.kind != "three":
+def sign_and_sound(script: Script, flashes: Script) -> Iterator[Choice]:
+    """What only those can tell who see the signs and hear the sounds: where there is one of each in every phase."""
+    if script.kind != "three" or flashes.kind != "three":
         return
-    sounds = [sound for sound, _ in script.events]
-    lights = {phase: colour for colour, phase in flashes.events}
-    for phase, colour in lights.items():
-        if list(lights.values()).count(colour) == 1:
-            text = f"what sound do you hear when the light is {colour}?"
-            yield [(Fraction(1), Question(text, sounds[phase], BOTH, "sound-flash"))]
-    if flashes.kind == "three":
-        for phase, sound in enumerate(sounds):
-            text = f"what colour is the light when you hear the {sound}?"
-            yield [(Fraction(1), Question(text, lights[phase], BOTH, "flash-sound"))]
-    told = ", ".join(f"{lights.get(phase, 'nothing')} {sounds[phase]}" for phase in range(PHASES))
-    yield [(Fraction(1), Question("what sound do you hear when the light is what colour?", told, CAPTION, "told-both"))]
+    heard, seen = ([name for name, _ in each.events] for each in (script, flashes))
+    for sound, sign in zip(heard, seen, strict=True):
+        yield [(Fraction(1), Question(f"what sound do you hear when you see the {sign}?", sound, BOTH, "sound-at"))]
+        yield [(Fraction(1), Question(f"what sign do you see when you hear the {sound}?", sign, BOTH, "sign-at"))]
+    told = ", ".join(f"{sign} {sound}" for sound, sign in zip(heard, seen, strict=True))
+    yield [(Fraction(1), Question("what sign do you see when you hear what sound?", told, CAPTION, "told-both"))]
 
 
 @lru_cache(maxsize=64)
@@ -94,4 +88,4 @@ def _answers(name: str, scene: Scene) -> Answers:
 def _together() -> Answers:
     """The same for flashes and sounds, which hang on no scene."""
     pairs = product(whole(scripts()), whole(FLASHES.scripts))
-    return tally((a * b, light_and_sound(script, flashes)) for (a, script), (b, flashes) in pairs)
+    return tally((a * b, sign_and_sound(script, flashes)) for (a, script), (b, flashes) in pairs)

@@ -38,7 +38,7 @@ def write_clip(
     """One clip as mp4. `audio=False` leaves out the sound track altogether."""
     frames = draw.frames(scene, np.arange(int(SECONDS * FPS)) / FPS)
     if flashes:
-        events.put_on(frames, scene, flashes)
+        events.flash(frames, scene, flashes)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", FPS, options=CODEC)
         video.codec_context.thread_count = 1
