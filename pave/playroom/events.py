@@ -18,7 +18,7 @@ import numpy as np
 
 from pave.playroom import draw, signs
 from pave.playroom.questions import Choice, captions, sound_questions
-from pave.playroom.world import FPS, FRAMES, SECONDS, SOUNDS, Scene, Script, schedule, scripts
+from pave.playroom.world import FPS, FRAMES, SECONDS, Scene, Script, schedule, scripts
 
 FLASH_PICTURES = 3
 IMU_RATE, IMU_DIM = 100, 6  # rows per second: acceleration x y z in g, turning x y z in rad/s

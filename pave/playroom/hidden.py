@@ -12,7 +12,7 @@ from fractions import Fraction
 from itertools import permutations, product
 from random import Random
 
-from pave.playroom.questions import Choice, Question
+from pave.playroom.questions import CAPTION, Choice, Question
 from pave.playroom.world import COLOURS, GRID, SHAPES, Scene, Toy
 
 CAMERAS = 2
@@ -35,12 +35,16 @@ def draw(scene: Scene, seed: int) -> Hidden:
 
 
 def questions(scene: Scene, hidden: Hidden) -> Iterator[Choice]:
-    """All that can be asked, in the words of what is seen; a shape only by a colour that no other toy has."""
+    """All that can be asked, in the words of what is seen; a shape only by a colour that no other toy has. The captions
+    are for training: toys in any order, which teaches to look up what belongs to the word just said."""
     seen = [colour for toy in scene.toys for colour in toy.colours]
     for shape, colour in hidden:
         yield [(Fraction(1), Question(f"what colour is the {shape}?", colour, "views", "colour"))]
         if [*seen, *(other for _, other in hidden)].count(colour) == 1:
             yield [(Fraction(1), Question(f"what shape is the {colour} toy?", shape, "views", "shape"))]
+    for text, form in (("what other toys are there?", "a {1} {0}"), ("describe the other toys.", "the {0} is {1}")):
+        orders = [", ".join(form.format(*toy) for toy in order) for order in permutations(hidden)]
+        yield [(Fraction(1, len(orders)), Question(text, told, CAPTION, "told")) for told in orders]
 
 
 def scenes(scene: Scene, hidden: Hidden, seed: int) -> list[Scene]:
