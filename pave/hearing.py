@@ -35,11 +35,15 @@ def hear(
     sound = mono(clip, rate)
     if sound is None:
         return None
-    x = torch.cat([listen(part)[: -(-len(part) // hop)] for part in sound.split(window)])
-    steps = torch.arange(len(x), dtype=torch.float64)
-    places = ((steps + centre) * hop).clamp(max=len(sound))
-    x, places = (torch.stack([part.mean(0) for part in each.split(pool)]) for each in (x, places))
+    x = torch.cat([_means(listen(part)[: -(-len(part) // hop)], pool) for part in sound.split(window)])
+    steps = torch.arange(-(-len(sound) // hop), dtype=torch.float64)
+    places = _means(((steps + centre) * hop).clamp(max=len(sound)), pool)
     first = steps[::pool] * hop // window * window
     spans = torch.stack([first, (first + window).clamp(max=len(sound))], dim=-1)
     valid = torch.ones(x.shape[:3], dtype=torch.bool)
     return SideTokens(x, clip.audio_start + places / rate, clip.audio_start + spans / rate, valid)
+
+
+def _means(x: Tensor, size: int) -> Tensor:
+    """Of so many neighbours each, the last of those that are left."""
+    return torch.stack([part.mean(0) for part in x.split(size)])
