@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from pave import pickled
 from pave.encoder import Encoder, EncoderSpec
 from pave.errors import EncoderError, PatchError
-from pave.media import Clip, resample
+from pave.hearing import mono
+from pave.media import Clip
 from pave.sidechannel import SideTokens
 
 LICENCE = "CC-BY-NC-SA-4.0"  # of the weights; the file LICENSE and the model card agree, the README says CC-BY-NC 4.0
@@ -78,11 +79,9 @@ class ImageBindAudio(Encoder):
     def encode(self, clip: Clip) -> SideTokens | None:
         """Token i is of the seconds [i, i + 2) after the clip's first sample, as far as they are whole; a sound of less
         than two seconds is followed by silence, and gives one token of the seconds that are there."""
-        if clip.audio is None or clip.rate is None or not clip.audio.shape[-1]:
+        sound = mono(clip, SAMPLE_RATE)
+        if sound is None:
             return None
-        sound = clip.audio.to(torch.float32).mean(0)
-        if clip.rate != SAMPLE_RATE:
-            sound = resample(sound[None], clip.rate, SAMPLE_RATE)[0]
         seconds = len(sound) / SAMPLE_RATE
         sound = F.pad(sound, (0, max(0, SECONDS * SAMPLE_RATE - len(sound))))
         windows = sound.unfold(0, SECONDS * SAMPLE_RATE, SAMPLE_RATE)  # views, not copies
