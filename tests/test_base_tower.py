@@ -216,10 +216,13 @@ def test_the_fingerprint_is_that_of_the_eyes(tokenizer):
         ({"rate": "2"}, "got rate='2'"),
         ({"views": 0}, "got views=0"),
         ({"views": True}, "got views=True"),
-        ({"grid": 2}, "grid=2; give for example"),
+        ({"grid": 2}, "cannot cut its 4 x 4 tokens of a picture into grid=2; give two"),
         ({"grid": [2]}, r"grid=\[2\]"),
+        ({"grid": []}, r"grid=\[\]"),
+        ({"grid": "22"}, r"grid='22'"),
         ({"grid": [2, 0]}, r"grid=\[2, 0\]"),
-        ({"grid": [3, 2]}, "cannot cut the 4 x 4 grid of this base into 3 x 2"),
+        ({"grid": [2, True]}, r"grid=\[2, True\]"),
+        ({"grid": [3, 2]}, r"grid=\[3, 2\]"),
     ],
 )
 def test_impossible_options_are_refused(options, message, eyes):
