@@ -291,11 +291,16 @@ def sound_of(audio: Any, rate: int | None) -> Tensor:
 
 
 def signals_of(signals: Mapping[str, Any]) -> dict[str, Any]:
-    """Named streams; pairs become `Signal`s or `Clip`s, anything else is left to the encoder that asks for it."""
+    """Named streams; pairs of arrays become `Signal`s or `Clip`s, anything else is left to the encoder that asks."""
     return {
-        name: _pair(*value) if isinstance(value, tuple) and len(value) == 2 else value
+        name: _pair(*value) if isinstance(value, tuple) and len(value) == 2 and not _is_stream(value[0]) else value
         for name, value in signals.items()
     }
+
+
+def _is_stream(value: Any) -> bool:
+    """Whether this is one of several cameras, and not the values of a pair."""
+    return value is None or isinstance(value, str | os.PathLike | Clip)
 
 
 def _pair(values: Any, times: Any) -> Signal | Clip:
