@@ -144,7 +144,7 @@ def _embedded_base() -> str:
 def _encoders() -> str:
     from pave.encoder import known_encoders, load_encoder
 
-    return ", ".join(load_encoder(name).spec.name for name in known_encoders())
+    return ", ".join(name for name in known_encoders() if load_encoder(name))
 
 
 def _catalogue() -> list[str]:
