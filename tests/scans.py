@@ -31,13 +31,10 @@ def pose(turn: float, tilt: float, place: tuple[float, float, float]) -> Tensor:
 
 
 def floor_depth(k: Tensor, size: tuple[int, int], cam_to_world: Tensor) -> Tensor:
-    """Depth (h w) of the floor, by the meeting of each pixel's ray and the plane z = 0, pixel by pixel."""
-    found = torch.zeros(size, dtype=torch.float64)
-    for row in range(size[0]):
-        for column in range(size[1]):
-            ray = torch.linalg.inv(k) @ torch.tensor([column, row, 1.0]).double()
-            found[row, column] = -cam_to_world[2, 3] / (cam_to_world[:3, :3] @ ray)[2]
-    return found
+    """Depth (h w) of the floor, where each pixel's ray meets the plane z = 0."""
+    rows, columns = torch.meshgrid(*(torch.arange(side).double() for side in size), indexing="ij")
+    rays = torch.stack([columns, rows, torch.ones(size)], -1) @ torch.linalg.inv(k).T @ cam_to_world[:3, :3].T
+    return -cam_to_world[2, 3] / (rays @ FLOOR)
 
 
 def room(views: int = 4) -> RGBD:
