@@ -29,7 +29,7 @@ from pave.encoder import Encoder, EncoderSpec
 from pave.errors import EncoderError
 from pave.fusion import POINT
 from pave.media import Clip
-from pave.rgbd import RGBD, evenly
+from pave.rgbd import RGBD, Pick, evenly
 from pave.sidechannel import SideTokens
 from pave.unproject import at_centres
 
@@ -62,10 +62,7 @@ class Geometry(Encoder):
     """What the presets have in common."""
 
     options: Options
-
-    @abstractmethod
-    def pick(self, count: int) -> Sequence[int]:
-        """Which of so many views."""
+    pick: Pick
 
     @abstractmethod
     def look(self, scan: RGBD) -> tuple[Tensor, Tensor]:
@@ -139,7 +136,7 @@ class OnBase(Geometry):
     def look(self, scan: RGBD) -> tuple[Tensor, Tensor]:
         """A finer grid than the base's repeats its features, a coarser one averages them."""
         points, known = at_centres(scan, self.grid)
-        seen = rearrange(self.base.vision(scan.rgb.repeat_interleave(self.base.pair, 0)), "v h w c -> v c h w")
+        seen = rearrange(self.base.watch(scan.rgb.repeat_interleave(self.base.pair, 0)), "v h w c -> v c h w")
         features = rearrange(F.adaptive_avg_pool2d(seen, self.grid), "v c h w -> v h w c")
         return torch.cat([features, points], -1), known
 
