@@ -13,27 +13,48 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig
 
-from pave.base import Base
+from pave.base import PASS, Base, last_again
+from pave.dense import shorter
 from pave.encoder import Encoder, EncoderSpec
-from pave.errors import EncoderError
-from pave.fusion import POINT
-from pave.media import Clip
+from pave.errors import EncoderError, PatchError
+from pave.fusion import POINT, position_mlp
+from pave.languagebind import VIT_L, Tower, read
+from pave.media import Clip, preprocess
+from pave.release import find, opened
 from pave.rgbd import RGBD, Pick, evenly
 from pave.sidechannel import SideTokens
-from pave.unproject import at_centres
+from pave.storage import parse_json
+from pave.unproject import at_centres, at_corners
 
 MOST = 1024  # views, rows or columns
+CELLS, SIDE = 24, 336  # of llava3d: rows and columns of a view, pixels
+LICENCE = "CC-BY-NC-SA-4.0"  # of LLaVA-3D: its README says so, its model card says Apache-2.0
+CONSENT, PLACE, CLIP_PLACE = "PAVE_NONCOMMERCIAL", "PAVE_LLAVA3D", "PAVE_CLIP_336"  # in the environment
+LLAVA_3D, CLIP = "ChaimZhu/LLaVA-3D-7B", "openai/clip-vit-large-patch14-336"
+INDEX = "model.safetensors.index.json"
+HEADS = (  # what stands before the names of the MLP: in the whole model, and in its encoder alone
+    "model.video_tower.video_tower.positional_embedding.position_embedding_head.",
+    "positional_embedding.position_embedding_head.",
+)
+AGAIN = "give LLaVA-3D-7B, or safetensors of its position_embedding_head"
+# OpenAI's own ViT-L/14, which has an approximation of GELU.
+VIT_L_336 = CLIPVisionConfig(**{**VIT_L.to_dict(), "hidden_act": "quick_gelu", "image_size": SIDE})
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +162,112 @@ class OnBase(Geometry):
         return torch.cat([features, points], -1), known
 
 
+class Network(nn.Module):
+    """CLIP's patches, and what LLaVA-3D adds to them where their points are known."""
+
+    def __init__(self, config: CLIPVisionConfig, cells: int) -> None:
+        super().__init__()
+        self.clip = Tower(config, (cells, cells), temporal=False)
+        self.position = position_mlp(config.hidden_size)
+
+    def forward(self, pixels: Tensor, points: Tensor) -> Tensor:
+        """Tokens (v h w c) of pictures (v 3 y x) and points (v h w 3)."""
+        features = rearrange(self.clip(pixels)[:, 1:], "v (h w) c -> v h w c", h=points.shape[1])
+        return features + self.position(points)
+
+
+class Llava3D(Geometry):
+    """The preset `llava3d`. Where its weights lie is no part of what it is."""
+
+    def __init__(self, options: Options, weights: str = "", clip: str = "") -> None:
+        if options.grid is not None:
+            raise EncoderError(
+                f"rgbd-geometry has {CELLS} x {CELLS} points with preset=llava3d, got grid={options.grid}"
+            )
+        self.options, self.weights, self.clip = options, weights, clip
+        self.spec = EncoderSpec(
+            name="rgbd-geometry",
+            sense="depth",
+            dim=VIT_L_336.hidden_size,
+            rate=0,
+            grid=(CELLS, CELLS),
+            revision="LLaVA-3D-7B",
+            licence=LICENCE,
+            options={"preset": "llava3d", **asdict(options)},
+        )
+
+    def pick(self, count: int) -> Sequence[int]:
+        """Every so many views from the first, as upstream has it: the last ones may never be seen, and where there are
+        too few, they come again."""
+        return [i * max(1, count // self.options.frames) % count for i in range(self.options.frames)]
+
+    @cached_property
+    def network(self) -> Network:
+        """With its weights, as the first scan needs them."""
+        if os.environ.get(CONSENT) != "1":
+            raise EncoderError(
+                f"the position MLP of LLaVA-3D is under {LICENCE}, for research only; if that is what you do, also "
+                f"with patches that you train on it, set {CONSENT}=1 in the environment, or take preset=base"
+            )
+        with torch.device("meta"):
+            built = Network(VIT_L_336, CELLS)
+        source = self.weights or os.environ.get(PLACE) or LLAVA_3D
+        built.position = opened(
+            built.position, _shard(source), "main", prefixes=HEADS, others=re.compile(""), again=AGAIN
+        )
+        source = self.clip or os.environ.get(CLIP_PLACE) or CLIP
+        built.clip = read(source, "main", (CELLS, CELLS), temporal=False, config=VIT_L_336)
+        return built.float().to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def look(self, scan: RGBD) -> tuple[Tensor, Tensor]:
+        """One pass for so many views, the last of them again where there are fewer: a view's bits hang on no other."""
+        points, known = at_corners(scan, SIDE, CELLS)
+        device = next(self.network.parameters()).device
+        passes = zip(*(last_again(each, PASS).split(PASS) for each in (scan.rgb, points)), strict=True)
+        x = [self.network(pixels(rgb).to(device), part.to(device)).cpu() for rgb, part in passes]
+        return torch.cat(x)[: len(scan)], known
+
+
+def pixels(frames: Tensor) -> Tensor:
+    """Pictures uint8 (v 3 y x) as CLIP wants them: the shorter side scaled to 336, the square in the middle (v 3 336
+    336), normalised."""
+    short = shorter(frames)
+    height, width = (side * SIDE // short for side in frames.shape[2:])
+    scaled = F.interpolate(frames, size=(height, width), mode="bicubic", antialias=True)
+    top, left = (height - SIDE) // 2, (width - SIDE) // 2
+    return preprocess(scaled[..., top : top + SIDE, left : left + SIDE], (SIDE, SIDE), MEAN, STD)
+
+
+def _shard(source: str) -> str:
+    """The file of a release of LLaVA-3D that holds the position MLP."""
+    try:
+        path = find(source, (INDEX, "model.safetensors"), "main", AGAIN)
+        if path.name != INDEX:
+            return str(path)
+        shards = parse_json(path, path.read_bytes(), "text").get("weight_map")
+        name = shards.get(f"{HEADS[0]}0.weight") if isinstance(shards, dict) else None
+        if not isinstance(name, str):
+            raise EncoderError(f"{source}: its index names no file with {HEADS[0]}0.weight; {AGAIN}")
+        return str(find(source, (name,), "main", AGAIN))
+    except PatchError as error:
+        raise EncoderError(f"{source}: {error.cause}; {error.remedy}") from None
+
+
 def build(
     preset: str = "base",
     frames: int = Options.frames,
     fps: float | None = Options.fps,
     mask_holes: bool | None = None,
     grid: Sequence[int] | None = Options.grid,
+    weights: str | Path = "",
+    clip: str | Path = "",
 ) -> Geometry:
-    """The encoder `rgbd-geometry`."""
-    return OnBase(Options(frames=frames, fps=fps, mask_holes=mask_holes is not False, grid=grid))
+    """The encoder `rgbd-geometry`. mask_holes: by default only the preset `base` does, since upstream does not.
+    weights, clip: of the preset `llava3d`: the position MLP, in LLaVA-3D-7B or in a file of its own, and CLIP's
+    ViT-L/14 at 336 pixels; without them, what PAVE_LLAVA3D and PAVE_CLIP_336 say; without these, the Hub, where
+    the file with the MLP has 5 GB."""
+    if preset not in ("base", "llava3d"):
+        raise EncoderError(f"rgbd-geometry has no preset {preset!r}; known: base, llava3d")
+    mask = preset == "base" if mask_holes is None else mask_holes
+    options = Options(frames=frames, fps=fps, mask_holes=mask, grid=grid)
+    return OnBase(options) if preset == "base" else Llava3D(options, str(weights), str(clip))

@@ -190,7 +190,7 @@ class SenseFacts(SenseConfig):
     licence: str = ""
     preprocessing: Annotated[str, Field(min_length=1)]  # sha256 of the encoder's resolved options
     grid: tuple[int, int] = (1, 1)
-    # Whether the last three channels of a token are a point in metres. Unsaid where not: older files have no word for it.
+    # Whether the last three channels of a token are a point in metres. Unsaid where not, as in older files.
     points: Annotated[bool, Field(exclude_if=operator.not_)] = False
 
 

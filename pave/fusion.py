@@ -31,10 +31,11 @@ from pave.sidechannel import SideBatch
 
 POINT = 3  # channels of a point, metres
 
+
 class Reader(nn.Module):
     """What is common to all kinds: how they take in side tokens [f, p] of features and, with `points`, a point each.
 
-        x̂ = f̂ + MLP(p̂)          without points f̂ alone; hats as `Standard` has them, of f where a kind has one
+    x̂ = f̂ + MLP(p̂)          without points f̂ alone; hats as `Standard` has them, of f where a kind has one
     """
 
     scale: Tensor
@@ -76,7 +77,7 @@ class Fusion(Reader, ABC):
         tokens: int,
         frames: int,
         standard: bool,
-        points: bool = False,
+        points: bool,
     ) -> None:
         super().__init__(side_dim, standard=standard, points=points)
         self.config, self.heads, self.visual_dim = config, config.heads, visual_dim
@@ -140,14 +141,20 @@ class Standard(nn.Module):
         return self
 
 
+def position_mlp(dim: int) -> nn.Sequential:
+    """From points in metres to what features of `dim` channels gain by them, as LLaVA-3D has it (Zhu et al., arXiv
+    2409.18125)."""
+    return nn.Sequential(nn.Linear(POINT, dim), nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
+
+
 class Place(nn.Module):
-    """What the point (n 3) of a token adds to its features: the MLP of LLaVA-3D (Zhu et al., arXiv 2409.18125), but on
-    points that are centred and scaled as they were measured, so that a room far from its origin is no harder."""
+    """What the point (n 3) of a token adds to its features: LLaVA-3D's MLP, of points that are centred and scaled as
+    was measured, so that a room far from its origin is no harder."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.standard = Standard(POINT)
-        self.mlp = nn.Sequential(nn.Linear(POINT, dim), nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
+        self.mlp = position_mlp(dim)
 
     def forward(self, points: Tensor, dtype: torch.dtype) -> Tensor:
         return self.mlp(self.standard(points).to(dtype))
@@ -170,8 +177,8 @@ class Folded(Fusion):
     order is cheaper; `folds` takes the one with fewer multiplications.
     """
 
-    def __init__(self, config: FusionConfig, **dims: int) -> None:
-        super().__init__(config, standard=True, **dims)
+    def __init__(self, config: FusionConfig, *, points: bool = False, **dims: int) -> None:
+        super().__init__(config, standard=True, points=points, **dims)
         width = config.width
         self.query = nn.Linear(self.query_dim, width) if config.query != "learnable" else None
         self.key = nn.Linear(self.features, width)
@@ -258,8 +265,8 @@ class Official(Fusion):
     along time; the authors interpolate m, which is the same, since both maps are affine.
     """
 
-    def __init__(self, config: FusionConfig, *, embed: int | None = None, **dims: int) -> None:
-        super().__init__(config, standard=False, **dims)
+    def __init__(self, config: FusionConfig, *, points: bool = False, embed: int | None = None, **dims: int) -> None:
+        super().__init__(config, standard=False, points=points, **dims)
         width, embed = config.width, embed or config.width
         self.input_mapping = nn.Linear(self.features, embed)
         self.query_input_mapping = nn.Linear(self.query_dim, width) if config.query != "learnable" else None

@@ -44,38 +44,13 @@ Pick = Callable[[int], Sequence[int]]  # which of so many views
 class RGBD:
     """Views of one world. A camera looks along z, with x to the right and y down; pixel centres are whole numbers."""
 
-    rgb: Tensor  # uint8 (v 3 y x); or what `Clip.from_frames` takes
+    rgb: Tensor  # uint8 (v 3 y x)
     depth: Tensor  # float32 (v h w), metres along z; 0: nothing was measured
-    depth_intrinsics: Tensor  # float64 (3 3), or the same inside (4 4); of the pixels of `depth`
+    intrinsics: Tensor  # float64 (3 3), of the pixels of `rgb`
+    depth_intrinsics: Tensor  # the same of those of `depth`, which may be more or fewer
     cam_to_world: Tensor  # float64 (v 4 4)
-    intrinsics: Tensor | None = None  # of the pixels of `rgb`; None: those of `depth`, which has the same size
-    world: Tensor | None = None  # float64 (4 4), from the world of the poses to an upright one; None: it is upright
+    world: Tensor  # float64 (4 4), from the world of the poses to an upright one
     times: Tensor | None = None  # float64 (v,) seconds on the clip's clock; None: the views are a set
-
-    def __post_init__(self) -> None:
-        rgb, depth, poses = pictures_of(self.rgb), tensor_of(self.depth), tensor_of(self.cam_to_world).double()
-        if depth.ndim != 3 or not depth.is_floating_point() or 0 in depth.shape:
-            raise SignalError(f"depth is {depth.dtype} {tuple(depth.shape)}; give floats (v h w) in metres")
-        if len(depth) != len(rgb) or poses.shape != (len(rgb), 4, 4):
-            counts = f"{len(rgb)} pictures, {len(depth)} of depth, poses of shape {tuple(poses.shape)}"
-            raise SignalError(f"{counts}; give a depth and a pose (4 4) for every picture")
-        if self.intrinsics is None and rgb.shape[2:] != depth.shape[1:]:
-            sizes = f"pictures are {_size(rgb)} and their depth is {_size(depth)}"
-            raise SignalError(f"{sizes}; say how they lie on each other by intrinsics as well as depth_intrinsics")
-        depth_intrinsics = camera(self.depth_intrinsics, depth, "depth_intrinsics")
-        known = posed(poses)
-        world = torch.eye(4) if self.world is None else tensor_of(self.world)
-        made = {
-            "rgb": rgb[known],
-            "depth": torch.where(depth.isfinite() & (depth > 0), depth, 0).float()[known],
-            "depth_intrinsics": depth_intrinsics,
-            "cam_to_world": rigid(poses[known], "cam_to_world"),
-            "intrinsics": depth_intrinsics if self.intrinsics is None else camera(self.intrinsics, rgb, "intrinsics"),
-            "world": rigid(world.double(), "world"),
-            "times": None if self.times is None else times_of(self.times, len(rgb))[known],
-        }
-        for name, value in made.items():
-            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.rgb)
@@ -85,6 +60,44 @@ class RGBD:
         views = list(pick(len(self)))
         parts = {name: getattr(self, name)[views] for name in ("rgb", "depth", "cam_to_world")}
         return replace(self, **parts, times=None if self.times is None else self.times[views])
+
+    @classmethod
+    def from_arrays(
+        cls,
+        rgb: Any,
+        depth: Any,
+        depth_intrinsics: Any,
+        cam_to_world: Any,
+        *,
+        intrinsics: Any = None,
+        world: Any = None,
+        times: Any = None,
+    ) -> RGBD:
+        """Views from what the user already has.
+
+        rgb: as in `Clip.from_frames`. depth: floats (v h w) in metres; 0, below 0 or not finite where there is none.
+        depth_intrinsics, intrinsics: (3 3), or that inside (4 4); without the second, rgb has the pixels of the depth.
+        cam_to_world: (v 4 4). world: (4 4), where z of the poses is not upwards. times: seconds on the clip's clock.
+        """
+        rgb, depth, poses = pictures_of(rgb), tensor_of(depth), tensor_of(cam_to_world).double()
+        if depth.ndim != 3 or not depth.is_floating_point() or 0 in depth.shape:
+            raise SignalError(f"depth is {depth.dtype} {tuple(depth.shape)}; give floats (v h w) in metres")
+        if len(depth) != len(rgb) or poses.shape != (len(rgb), 4, 4):
+            counts = f"{len(rgb)} pictures, {len(depth)} of depth, poses of shape {tuple(poses.shape)}"
+            raise SignalError(f"{counts}; give a depth and a pose (4 4) for every picture")
+        if intrinsics is None and rgb.shape[2:] != depth.shape[1:]:
+            sizes = f"pictures are {_size(rgb)} and their depth is {_size(depth)}"
+            raise SignalError(f"{sizes}; say how they lie on each other by intrinsics as well as depth_intrinsics")
+        depth_k, known = camera(depth_intrinsics, depth, "depth_intrinsics"), posed(poses)
+        return cls(
+            rgb=rgb[known],
+            depth=torch.where(depth.isfinite() & (depth > 0), depth, 0).float()[known],
+            intrinsics=depth_k if intrinsics is None else camera(intrinsics, rgb, "intrinsics"),
+            depth_intrinsics=depth_k,
+            cam_to_world=rigid(poses[known], "cam_to_world"),
+            world=rigid(tensor_of(torch.eye(4) if world is None else world).double(), "world"),
+            times=None if times is None else times_of(times, len(rgb))[known],
+        )
 
     @classmethod
     def read(cls, source: str | os.PathLike, pick: Pick | None = None, fps: float | None = None) -> RGBD:
@@ -101,7 +114,7 @@ class RGBD:
             if fps is not None:
                 chosen = sorted(chosen, key=lambda view: view.number)
                 times = torch.tensor([view.number / fps for view in chosen], dtype=torch.float64)
-            return cls(
+            return cls.from_arrays(
                 rgb=_colours([view.colour for view in chosen]),
                 depth=_depths([view.depth for view in chosen]),
                 depth_intrinsics=scan.depth_intrinsics,
@@ -144,8 +157,8 @@ def rigid(poses: Tensor, name: str) -> Tensor:
     wrong = ~((off <= 1e-2) & (turn.det() > 0) & (last_off <= 1e-6) & poses.isfinite().all(-1).all(-1))
     if wrong.any():
         raise SignalError(
-            f"{name} has {int(wrong.sum())} of {wrong.numel()} matrices that do not turn and shift rigidly (Rᵀ R is off "
-            f"by up to {off.max().item():.3g}); give rows R t and 0 0 0 1, from the camera to the world, in metres"
+            f"{name} has {int(wrong.sum())} of {wrong.numel()} matrices that do not turn and shift rigidly (Rᵀ R is "
+            f"off by up to {off.max().item():.3g}); give rows R t and 0 0 0 1, from the camera to the world, in metres"
         )
     return poses
 
@@ -206,7 +219,9 @@ def _scannet(folder: Path) -> Scan:
     colours = _numbered(folder / "color", ".jpg", ".jpeg", ".png")
     depths, poses = _numbered(folder / "depth", ".png"), _numbered(folder / "pose", ".txt")
     counts = {"color": colours, "depth": depths, "pose": poses}
-    if lone := sorted((colours.keys() | depths.keys() | poses.keys()) - (colours.keys() & depths.keys() & poses.keys())):
+    if lone := sorted(
+        (colours.keys() | depths.keys() | poses.keys()) - (colours.keys() & depths.keys() & poses.keys())
+    ):
         told = ", ".join(f"{len(files)} of {name}" for name, files in counts.items())
         lacks = " and ".join(name for name, files in counts.items() if lone[0] not in files)
         raise MediaError(f"{folder}: {told}; number {lone[0]} lacks its {lacks}; each view needs all three")
@@ -328,7 +343,7 @@ def _stack(pictures: Sequence[Tensor], paths: Sequence[Path]) -> Tensor:
 
 
 def _pixels(path: Path, *, depth: bool) -> Tensor:
-    """A PNG or JPEG as it is stored: poses and intrinsics mean its own pixels, whatever its EXIF says of turning them."""
+    """A PNG or JPEG as it is stored: poses and intrinsics mean its own pixels, whatever its EXIF says of turns."""
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             if image.width * image.height > LARGEST:

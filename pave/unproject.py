@@ -16,32 +16,36 @@ from pave.rgbd import RGBD
 
 
 def at_centres(scan: RGBD, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Points (v h w 3) in float32 at the centres of the cells of a grid over each picture, and where (v h w) their depth
-    is known: that of the nearest pixel on the same ray, as the depth's own intrinsics say."""
-    rays, lines = [], []
-    for axis, (cells, size) in enumerate(zip(grid, scan.rgb.shape[2:], strict=True)):  # rows, then columns
-        pixels = (torch.arange(cells, dtype=torch.float64) + 0.5) * size / cells - 0.5
-        rays.append(_slopes(scan.intrinsics, 1 - axis, pixels))
-        focal, centre = scan.depth_intrinsics[1 - axis, [1 - axis, 2]]
-        lines.append((rays[axis] * focal + centre + 0.5).floor().long())
-    depth, inside = _samples(scan.depth, *lines)
-    return unproject(scan, *rays, depth), (depth > 0) & inside
+    """Points (v h w 3) in float32 at the middles of the cells of a grid over each picture, and where (v h w) their
+    depth is known: that of the nearest pixel on the same ray, as the depth's own intrinsics say."""
+
+    def along(cells: int, size: int, axis: int) -> tuple[Tensor, Tensor]:
+        slopes = _slopes(scan.intrinsics, axis, (torch.arange(cells).double() + 0.5) * size / cells - 0.5)
+        focal, centre = scan.depth_intrinsics[axis, axis], scan.depth_intrinsics[axis, 2]
+        return slopes, (slopes * focal + centre + 0.5).floor().long()
+
+    (down, rows), (right, columns) = along(grid[0], scan.rgb.shape[2], 1), along(grid[1], scan.rgb.shape[3], 0)
+    depth, inside = _samples(scan.depth, rows, columns)
+    return unproject(scan, down, right, depth), (depth > 0) & inside
 
 
 def at_corners(scan: RGBD, size: int, cells: int) -> tuple[Tensor, Tensor]:
     """The same as LLaVA-3D has it (ZCMax/LLaVA-3D, video_processor.py), for `cells` x `cells` over the square of `size`
     pixels in the middle of the depth, once its shorter side has so many: each cell takes its first pixel, and colour
     counts for nothing. Of portrait pictures upstream moves the centre sideways; here it moves as the square does."""
-    rays, lines = [], []
-    for axis, side in enumerate(scan.depth.shape[1:]):
-        scaled = side * size // min(scan.depth.shape[1:])
-        pixels = torch.arange(cells, dtype=torch.float64) * (size // cells)
+    short = min(scan.depth.shape[1:])
+    pixels = torch.arange(cells).double() * (size // cells)
+
+    def along(side: int, axis: int) -> tuple[Tensor, Tensor]:
+        scaled = side * size // short
         # Upstream's centre moves by half a pixel where an odd number is cut off, its picture by a whole one.
         offset = (scaled - size) / 2
-        rays.append(_slopes(scan.depth_intrinsics, 1 - axis, (pixels + offset) * side / scaled))
-        lines.append(((pixels + round(offset) + 0.5) * side / scaled).long())  # the nearest pixel, as Pillow scales
-    depth, _ = _samples(scan.depth, *lines)
-    return unproject(scan, *rays, depth), depth > 0
+        slopes = _slopes(scan.depth_intrinsics, axis, (pixels + offset) * side / scaled)
+        return slopes, ((pixels + round(offset) + 0.5) * side / scaled).long()  # the nearest, as Pillow scales
+
+    (down, rows), (right, columns) = along(scan.depth.shape[1], 1), along(scan.depth.shape[2], 0)
+    depth, _ = _samples(scan.depth, rows, columns)
+    return unproject(scan, down, right, depth), depth > 0
 
 
 def unproject(scan: RGBD, down: Tensor, right: Tensor, depth: Tensor) -> Tensor:

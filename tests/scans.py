@@ -41,7 +41,7 @@ def room(views: int = 4) -> RGBD:
     """Views of the floor from above, each from elsewhere."""
     draw = torch.Generator().manual_seed(0)
     poses = torch.stack([pose(0.7 * i, 1.0 + 0.1 * i, (i / 2, -i / 3, 1.5)) for i in range(views)])
-    return RGBD(
+    return RGBD.from_arrays(
         rgb=torch.randint(0, 256, (views, 3, 48, 64), generator=draw, dtype=torch.uint8),
         depth=torch.stack([floor_depth(DEPTH_K, (30, 40), each) for each in poses]).float(),
         depth_intrinsics=DEPTH_K,
@@ -52,7 +52,7 @@ def room(views: int = 4) -> RGBD:
 
 
 def write_scannet(folder: Path, scan: RGBD, *, step: int = 20, odin: bool = False) -> Path:
-    """ScanNet's layout, every `step`-th picture of a stream; or ODIN's, which has the alignment in a file of its own."""
+    """ScanNet's layout, every `step`-th picture of a stream; or ODIN's, whose alignment has a file of its own."""
     for name in ("color", "depth", "pose", "intrinsic"):
         (folder / name).mkdir(parents=True)
     for i in range(len(scan)):
@@ -87,6 +87,5 @@ def _write_view(colour: Path, depth: Path, scan: RGBD, view: int) -> None:
     Image.fromarray((scan.depth[view].numpy() * 1000).round().astype(np.uint16)).save(depth)
 
 
-def _whole(k: Tensor | None) -> np.ndarray:
-    assert k is not None
+def _whole(k: Tensor) -> np.ndarray:
     return torch.block_diag(k, torch.ones(1, 1)).numpy()

@@ -78,7 +78,7 @@ def test_llava3ds_points_are_its_own():
     tensors, _ = golden()
     for view in range(2):
         depth, pose, k = (tensors[name][view, None] for name in ("depth", "cam_to_world", "intrinsics"))
-        scan = RGBD(torch.zeros(1, 3, 336, 336, dtype=torch.uint8), depth, k[0], pose)
+        scan = RGBD.from_arrays(torch.zeros(1, 3, 336, 336, dtype=torch.uint8), depth, k[0], pose)
         points, known = at_corners(scan, 336, 24)
         assert torch.allclose(points[0], tensors["xyz"][view], rtol=0, atol=1e-5)
         assert torch.equal(known[0], depth[0, ::14, ::14] > 0) and not known.all()
@@ -88,7 +88,7 @@ def at_one_metre(size: list[int], k: Tensor) -> Tensor:
     """x and y of LLaVA-3D's points of a wall, one metre ahead of a camera at the origin."""
     width, height = size
     pictures, depth = torch.zeros(1, 3, height, width, dtype=torch.uint8), torch.ones(1, height, width)
-    return at_corners(RGBD(pictures, depth, k, torch.eye(4)[None]), 336, 24)[0][0, ..., :2]
+    return at_corners(RGBD.from_arrays(pictures, depth, k, torch.eye(4)[None]), 336, 24)[0][0, ..., :2]
 
 
 @pytest.mark.parametrize("case", golden()[1], ids=lambda case: "x".join(map(str, case["size"])))
@@ -110,10 +110,14 @@ def test_llava3d_reads_the_depth_that_pillow_would_scale_and_crop():
     from PIL import Image
 
     depth = torch.arange(1.0, 1 + 97 * 131).view(97, 131)
-    scan = RGBD(torch.zeros(1, 3, 97, 131, dtype=torch.uint8), depth[None], torch.eye(3), torch.eye(4)[None])
+    scan = RGBD.from_arrays(
+        torch.zeros(1, 3, 97, 131, dtype=torch.uint8), depth[None], torch.eye(3), torch.eye(4)[None]
+    )
     scaled = Image.fromarray(depth.numpy()).resize((336 * 131 // 97, 336), Image.Resampling.NEAREST)
     left = (scaled.width - 336) / 2
     square = scaled.crop((left, 0, left + 336, 336))  # type: ignore[arg-type]
-    assert left % 1 and [square.getpixel((14 * i, 14 * i)) for i in range(24)] == at_corners(scan, 336, 24)[0][
-        0, range(24), range(24), 2
-    ].tolist()
+    assert (
+        left % 1
+        and [square.getpixel((14 * i, 14 * i)) for i in range(24)]
+        == at_corners(scan, 336, 24)[0][0, range(24), range(24), 2].tolist()
+    )
