@@ -211,10 +211,7 @@ class Llava3D(Geometry):
             )
         with torch.device("meta"):
             built = Network(VIT_L_336, CELLS)
-        source = self.weights or os.environ.get(PLACE) or LLAVA_3D
-        built.position = opened(
-            built.position, _shard(source), "main", prefixes=HEADS, others=re.compile(""), again=AGAIN
-        )
+        built.position = position(self.weights or os.environ.get(PLACE) or LLAVA_3D)
         source = self.clip or os.environ.get(CLIP_PLACE) or CLIP
         built.clip = read(source, "main", (CELLS, CELLS), temporal=False, config=VIT_L_336)
         return built.float().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -238,19 +235,21 @@ def pixels(frames: Tensor) -> Tensor:
     return preprocess(scaled[..., top : top + SIDE, left : left + SIDE], (SIDE, SIDE), MEAN, STD)
 
 
-def _shard(source: str) -> str:
-    """The file of a release of LLaVA-3D that holds the position MLP."""
+def position(source: str) -> nn.Sequential:
+    """The position MLP of LLaVA-3D, out of the file of its release that holds it."""
     try:
         path = find(source, (INDEX, "model.safetensors"), "main", AGAIN)
-        if path.name != INDEX:
-            return str(path)
-        shards = parse_json(path, path.read_bytes(), "text").get("weight_map")
-        name = shards.get(f"{HEADS[0]}0.weight") if isinstance(shards, dict) else None
-        if not isinstance(name, str):
-            raise EncoderError(f"{source}: its index names no file with {HEADS[0]}0.weight; {AGAIN}")
-        return str(find(source, (name,), "main", AGAIN))
+        if path.name == INDEX:
+            shards = parse_json(path, path.read_bytes(), "text").get("weight_map")
+            name = shards.get(f"{HEADS[0]}0.weight") if isinstance(shards, dict) else None
+            if not isinstance(name, str):
+                raise EncoderError(f"{source}: its index names no file with {HEADS[0]}0.weight; {AGAIN}")
+            path = find(source, (name,), "main", AGAIN)
     except PatchError as error:
         raise EncoderError(f"{source}: {error.cause}; {error.remedy}") from None
+    with torch.device("meta"):
+        built = position_mlp(VIT_L_336.hidden_size)
+    return opened(built, str(path), "main", prefixes=HEADS, others=re.compile(""), again=AGAIN)
 
 
 def build(
