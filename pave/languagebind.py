@@ -37,7 +37,7 @@ VIT_L = CLIPVisionConfig(
 OTHERS = re.compile(
     r"text_model\.|(visual|text)_projection\.weight$|logit_scale$|.*\.position_ids$"
 )  # not of the tower
-AGAIN = "give a release of LanguageBind: FT, merge, or with its LoRA"
+AGAIN = "give a release of LanguageBind (FT, merge, or with its LoRA), or of CLIP, as the encoder asks for"
 
 
 class Block(CLIPEncoderLayer):
@@ -95,8 +95,10 @@ def tower(tensors: Mapping[str, Tensor], source: str, built: Tower, scale: float
     return built
 
 
-def read(source: str, revision: str, grid: tuple[int, int], *, temporal: bool) -> Tower:
-    """The tower of a release at full size: `source` is a repo of the Hub, a folder, or a file in it."""
+def read(
+    source: str, revision: str, grid: tuple[int, int], *, temporal: bool, config: CLIPVisionConfig = VIT_L
+) -> Tower:
+    """The tower of a release: `source` is a repo of the Hub, a folder, or a file in it."""
     try:
         path = find(source, FILES, revision, AGAIN)
         tensors = pickled.read(path) if path.suffix == ".bin" else storage.read(path)[0]
@@ -110,7 +112,7 @@ def read(source: str, revision: str, grid: tuple[int, int], *, temporal: bool) -
     except OSError as error:
         raise EncoderError(f"{source}: cannot be read ({error.strerror or error}); {AGAIN}") from None
     with torch.device("meta"):
-        built = Tower(VIT_L, grid, temporal=temporal)
+        built = Tower(config, grid, temporal=temporal)
     return tower(tensors, source, built, scale)
 
 
