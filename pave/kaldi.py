@@ -60,17 +60,22 @@ def filters(bands: int) -> Tensor:
 def listen(clip: Clip, frames: int, patch: int, tokens: Callable[[Tensor], Tensor]) -> SideTokens | None:
     """Side tokens of a network that reads the spectrum in patches of `patch` frames.
 
-    It hears windows of `frames` frames, whole patches, one after the other and each for itself. `tokens` makes of the
-    samples of a window (n,) its time steps (τ h w c), one for every patch. The last window may be shorter; what fills
-    no patch at its end is left out, but a sound of less than a patch is followed by silence.
+    It hears windows of `frames` frames, whole patches, one after the other and each for itself: a token spans its
+    window, and its time is the middle of its patch. `tokens` makes of the samples of a window (n,) its time steps
+    (τ h w c), one for every patch. The last window may be shorter; what fills no patch at its end is left out, but a
+    sound of less than a patch is followed by silence.
     """
     sound = mono(clip)
     if sound is None:
         return None
-    seconds, reach = len(sound) / SAMPLE_RATE, FRAME + (patch - 1) * HOP
-    sound = F.pad(sound, (0, max(0, reach - len(sound))))
-    starts = range(0, len(sound) - reach + 1, frames * HOP)
-    x = torch.cat([tokens(sound[start : start + FRAME + (frames - 1) * HOP]) for start in starts])
-    first = torch.arange(len(x), dtype=torch.float64) * patch * HOP / SAMPLE_RATE
-    spans = clip.audio_start + torch.stack([first, (first + reach / SAMPLE_RATE).clamp(max=seconds)], dim=-1)
-    return SideTokens(x, spans.mean(-1), spans, torch.ones(x.shape[:3], dtype=torch.bool))
+    length, step = len(sound), frames * HOP
+    window, reach = (FRAME + (count - 1) * HOP for count in (frames, patch))  # samples
+    sound = F.pad(sound, (0, max(0, reach - length)))
+    starts = range(0, len(sound) - reach + 1, step)
+    x = torch.cat([tokens(sound[start : start + window]) for start in starts])
+    first = torch.arange(len(x), dtype=torch.float64) * patch * HOP
+    times = (first + (first + reach).clamp(max=length)) / 2
+    begin = first // step * step
+    spans = torch.stack([begin, (begin + window).clamp(max=length)], dim=-1)
+    valid = torch.ones(x.shape[:3], dtype=torch.bool)
+    return SideTokens(x, clip.audio_start + times / SAMPLE_RATE, clip.audio_start + spans / SAMPLE_RATE, valid)

@@ -91,16 +91,18 @@ def test_windows_follow_each_other_and_are_as_long_as_the_sound(samples: int, st
     clip = Clip(audio=noise(samples), rate=SAMPLE_RATE, audio_start=1.5)
     side = listen(clip, FRAMES, PATCH, look)
     assert side is not None and len(side.x) == steps and side.valid.all() and heard == windows
-    ends = [min(0.2 * i + 0.215, samples / SAMPLE_RATE) for i in range(steps)]
-    assert side.spans.flatten().tolist() == pytest.approx([1.5 + s for i in range(steps) for s in (0.2 * i, ends[i])])
-    assert torch.equal(side.times, side.spans.mean(-1))
+    starts = [0.6 * (i // 3) for i in range(steps)]
+    ends = [min(start + heard[i // 3] / SAMPLE_RATE, samples / SAMPLE_RATE) for i, start in enumerate(starts)]
+    assert side.spans.flatten().tolist() == pytest.approx([1.5 + s for i in range(steps) for s in (starts[i], ends[i])])
+    middles = [0.2 * i + 0.1075 if samples >= 3440 else samples / SAMPLE_RATE / 2 for i in range(steps)]
+    assert side.times.tolist() == pytest.approx([1.5 + middle for middle in middles])
 
 
-def test_a_step_hears_its_span_and_nothing_else() -> None:
+def test_the_time_of_a_step_is_the_middle_of_what_it_hears() -> None:
     """Borders of windows included: a step of patches has the same values wherever its window begins."""
-    sound = noise(22640)
+    sound, reach = noise(22640), 3440
     whole = listen(Clip(audio=sound, rate=SAMPLE_RATE), FRAMES, PATCH, loudness)
     assert whole is not None
-    for step, (first, last) in enumerate((whole.spans * SAMPLE_RATE).round().long().tolist()):
-        alone = loudness(sound[0, first:last])
-        assert torch.allclose(whole.x[step], alone[0], atol=1e-5) and alone.shape == (1, 1, 1, 1)
+    for step, middle in enumerate((whole.times * SAMPLE_RATE).round().long().tolist()):
+        alone = loudness(sound[0, middle - reach // 2 : middle + reach // 2])
+        assert torch.allclose(whole.x[step], alone[0], atol=1e-5) and len(alone) == 1

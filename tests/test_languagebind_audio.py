@@ -89,19 +89,20 @@ def test_there_are_tokens_for_what_was_heard_and_not_for_its_echo(listen: Any, s
     side = listen(noise(seconds), rows=1, start=0.5)
     assert side.x.shape == (steps, 1, 1, 64) and side.valid.all()
     centres = torch.arange(steps, dtype=torch.float64) * 0.14 + 0.0775
-    assert torch.allclose(side.times[: steps - 1], 0.5 + centres[: steps - 1])
-    assert side.spans[-1, 1].item() <= 0.5 + seconds + 1e-9
+    assert torch.allclose(side.times, 0.5 + centres) or seconds < 0.155
+    assert side.spans[-1, 1].item() == pytest.approx(0.5 + seconds)
 
 
-def test_a_click_changes_mostly_the_tokens_that_span_it(listen: Any) -> None:
+def test_a_click_changes_its_window_and_mostly_the_token_in_its_place(listen: Any) -> None:
     sound = noise(WINDOW + 3)
     clicked = sound.clone()
     clicked[:, int(4.5 * SAMPLE_RATE) : int(4.5 * SAMPLE_RATE) + 400] = 1.0
     here, there = listen(sound), listen(clicked)
     change = (here.x - there.x).abs().mean((1, 2, 3))
-    inside = (here.spans[:, 0] < 4.525) & (here.spans[:, 1] > 4.5)
-    assert inside.any() and change[inside].min() > 3 * change[~inside].max()
-    assert not change[74:].any(), "the next window hears nothing of it"
+    near = (here.times - 4.5125).abs() < 0.07
+    assert near.any() and change[near].min() > 3 * change[~near].max()
+    spanned = (here.spans[:, 0] < 4.5) & (here.spans[:, 1] > 4.5)
+    assert torch.equal(change > 0, spanned) and spanned.tolist() == [True] * 74 + [False] * 21
 
 
 def test_a_window_is_the_same_whatever_follows(listen: Any) -> None:
