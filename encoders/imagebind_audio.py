@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from pave import pickled
 from pave.encoder import Encoder, EncoderSpec
 from pave.errors import EncoderError, PatchError
-from pave.kaldi import SAMPLE_RATE, fbank, mono
+from pave.hearing import mono
+from pave.kaldi import SAMPLE_RATE, fbank
 from pave.media import Clip
 from pave.sidechannel import SideTokens
 
@@ -74,7 +75,7 @@ class ImageBindAudio(Encoder):
     def encode(self, clip: Clip) -> SideTokens | None:
         """Token i is of the seconds [i, i + 2) after the clip's first sample, as far as they are whole; a sound of less
         than two seconds is followed by silence, and gives one token of the seconds that are there."""
-        sound = mono(clip)
+        sound = mono(clip, SAMPLE_RATE)
         if sound is None:
             return None
         seconds = len(sound) / SAMPLE_RATE

@@ -1,6 +1,6 @@
 """Sound as Kaldi's `fbank` draws it: log-mel power in frames of 25 ms, one every 10 ms.
 
-In: the sound of a clip. Out: mono samples at 16 kHz, their spectrum, and what a network makes of it as side tokens.
+In: the sound of a clip. Out: its spectrum, and what a network makes of it as side tokens.
 ImageBind, LanguageBind and BEATs were all trained on it, with different bands and windows. The numbers are Kaldi's
 defaults (feat/feature-window.h and feat/mel-computations.h of kaldi-asr/kaldi), without dither.
 
@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pave.media import Clip, resample
+from pave.hearing import mono
+from pave.media import Clip
 from pave.sidechannel import SideTokens
 
 SAMPLE_RATE = 16_000  # Hz
@@ -25,14 +26,6 @@ LOWEST = 20.0  # Hz
 PRE_EMPHASIS = 0.97
 FLOOR = torch.finfo(torch.float32).eps  # power below which nothing is heard
 HANN, POVEY = 1.0, 0.85  # exponents of Hann's window
-
-
-def mono(clip: Clip) -> Tensor | None:
-    """The sound of a clip (n,) in float32, its channels mixed; None: it has none."""
-    if clip.audio is None or clip.rate is None or not clip.audio.shape[-1]:
-        return None
-    sound = clip.audio.to(torch.float32).mean(0)
-    return sound if clip.rate == SAMPLE_RATE else resample(sound[None], clip.rate, SAMPLE_RATE)[0]
 
 
 def fbank(sound: Tensor, bands: int, window: float = HANN) -> Tensor:
@@ -65,7 +58,7 @@ def listen(clip: Clip, frames: int, patch: int, tokens: Callable[[Tensor], Tenso
     (τ h w c), one for every patch. The last window may be shorter; what fills no patch at its end is left out, but a
     sound of less than a patch is followed by silence.
     """
-    sound = mono(clip)
+    sound = mono(clip, SAMPLE_RATE)
     if sound is None:
         return None
     length, step = len(sound), frames * HOP

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pave.kaldi import FLOOR, FRAME, HOP, POVEY, SAMPLE_RATE, fbank, listen, mono
+from pave.kaldi import FLOOR, FRAME, HOP, POVEY, SAMPLE_RATE, fbank, listen
 from pave.media import Clip
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "imagebind_audio_tiny.safetensors")
@@ -58,14 +58,6 @@ def test_the_window_of_povey_is_hann_to_the_power_of_85_hundredths() -> None:
 def test_silence_is_the_floor_and_a_constant_is_silence() -> None:
     for level in (0.0, 0.5):
         assert torch.equal(fbank(torch.full((FRAME,), level), 32), torch.full((1, 32), SILENCE))
-
-
-def test_channels_are_mixed_and_other_rates_resampled() -> None:
-    sound = noise(800, 8)
-    same, finer = (mono(Clip(audio=sound, rate=rate)) for rate in (SAMPLE_RATE, 8000))
-    assert same is not None and torch.equal(same, sound.mean(0))
-    assert finer is not None and finer.shape == (1600,)
-    assert mono(Clip()) is None and mono(Clip(audio=torch.zeros(2, 0), rate=8000)) is None
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def first(weights: Weights, word: str) -> str:
         (
             lambda w: w.update({first(w, "class_embedding"): torch.ones(8, 64)}),
             2.0,
-            r"class_embedding is \(8, 64\) of torch.float32, the tower needs \(64,\)",
+            r"class_embedding is \(8, 64\) of torch.float32, the network needs \(64,\)",
         ),
         (lambda w: w.update({first(w, "pre_layrnorm"): torch.ones(64, dtype=torch.int8)}), 2.0, "of torch.int8"),
         (lambda w: w.pop(first(w, "lora_A")), 2.0, "lacks its weight or its other half"),
