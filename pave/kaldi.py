@@ -1,8 +1,8 @@
 """Sound as Kaldi's `fbank` draws it: log-mel power in frames of 25 ms, one every 10 ms.
 
-In: the sound of a clip. Out: its spectrum, and what a network makes of it as side tokens.
-ImageBind, LanguageBind and BEATs were all trained on it, with different bands and windows. The numbers are Kaldi's
-defaults (feat/feature-window.h and feat/mel-computations.h of kaldi-asr/kaldi), without dither.
+In: the sound of a clip. Out: its spectrum, and what a network makes of it as side tokens. ImageBind, LanguageBind and
+BEATs were all trained on it, with different bands and windows. The numbers are Kaldi's defaults (feat/feature-window.h
+and feat/mel-computations.h of kaldi-asr/kaldi), without dither. Knows nothing of networks.
 
 n samples, t frames, m mel bands, τ time steps
 """

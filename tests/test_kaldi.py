@@ -18,8 +18,8 @@ SILENCE = math.log(FLOOR)
 FRAMES, PATCH = 60, 20  # of a window, of a step
 
 
-def noise(samples: int, channels: int = 1) -> Tensor:
-    return torch.rand(channels, samples, generator=torch.Generator().manual_seed(0)) - 0.5
+def noise(samples: int) -> Tensor:
+    return torch.rand(1, samples, generator=torch.Generator().manual_seed(0)) - 0.5
 
 
 def loudness(sound: Tensor) -> Tensor:
