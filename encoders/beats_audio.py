@@ -104,8 +104,9 @@ def beats(weights: Mapping[str, Tensor], told: Mapping[str, Any], sizes: Sizes, 
     said = {key: config.get(key) for key in CONFIG} if isinstance(config, dict) else None
     if said != CONFIG:
         raise EncoderError(f"{source}: says of itself {said}, a BEATs {CONFIG}; {again}")
-    # What a checkpoint that was trained further makes of its tokens, the names of 527 sounds, is left out.
-    own = {name: weight.float() for name, weight in weights.items() if not name.startswith("predictor.")}
+    # What a checkpoint that was trained further makes of its tokens, the names of 527 sounds, is left out. Copies:
+    # where a weight lies in a file would change the last bits of what is computed with it.
+    own = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items() if "predictor." not in name}
     refuse_broken(own, source)
     with torch.device("meta"):
         network = Beats(sizes)

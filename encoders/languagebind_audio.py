@@ -1,4 +1,4 @@
-"""LanguageBind's audio tower: which sounds there are, from top to bottom of the spectrum, seven times a second.
+"""LanguageBind's audio tower: which sounds there are, and how high, seven times a second.
 
 In: the sound of a clip at any rate; several channels are mixed. Out: a time step for each 0.14 s, of 8 tokens with 1024
 channels, low frequencies first, or of the means of as many `rows` as are asked for. The sound is heard in windows of
@@ -26,7 +26,7 @@ from pave.languagebind import VIT_L, Tower
 from pave.media import Clip
 from pave.sidechannel import SideTokens
 
-# num_mel_bins, target_length, audio_mean and audio_std of LanguageBind_Audio_FT; its code halves what it divides.
+# num_mel_bins, target_length, audio_mean and audio_std of LanguageBind_Audio_FT; the code divides by 2 std.
 BANDS, FRAMES = 112, 1036
 MEAN, DEVIATION = -4.2677393, 2 * 4.5689974
 PATCH = 14  # bands and frames

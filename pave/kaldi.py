@@ -2,7 +2,7 @@
 
 In: the sound of a clip. Out: its spectrum, and what a network makes of it as side tokens. ImageBind, LanguageBind and
 BEATs were all trained on it, with different bands and windows. The numbers are Kaldi's defaults (feat/feature-window.h
-and feat/mel-computations.h of kaldi-asr/kaldi), without dither. Knows nothing of networks.
+and feat/mel-computations.h of kaldi-asr/kaldi), without dither. Knows nothing of weights.
 
 n samples, t frames, m mel bands, τ time steps
 """
