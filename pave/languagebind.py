@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,6 +39,28 @@ OTHERS = re.compile(
     r"text_model\.|(visual|text)_projection\.weight$|logit_scale$|.*\.position_ids$"
 )  # not of the tower
 AGAIN = "give a release of LanguageBind (FT, merge, or with its LoRA), or of CLIP, as the encoder asks for"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which tower, and in what numbers it computes: what a recipe may say."""
+
+    release: str  # a repo of the Hub
+    revision: str = "main"  # of the repo; a commit makes it exact
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("release", "revision", "dtype"):
+            if not isinstance(value := getattr(self, name), str) or not value:
+                raise EncoderError(f"LanguageBind needs a text for {name}, got {value!r}")
+        if self.dtype not in DTYPES:
+            raise EncoderError(f"LanguageBind runs in {', '.join(DTYPES)}, got dtype={self.dtype!r}")
+
+    def open(self, weights: str | None, grid: tuple[int, int], *, temporal: bool) -> Tower:
+        """The tower, on the GPU where there is one. weights: where they lie on this machine; without it, the Hub."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return read(weights or self.release, self.revision, grid, temporal=temporal).to(device, DTYPES[self.dtype])
 
 
 class Block(CLIPEncoderLayer):

@@ -36,10 +36,15 @@ def opened(
         raise EncoderError(f"{source}: {error.cause}; {error.remedy}") from None
     except (SafetensorError, OSError) as error:
         raise EncoderError(f"{source}: cannot be read ({error}); fetch it again") from None
-    broken = [name for name, tensor in found.items() if not tensor.isfinite().all()]
+    refuse_broken(found, source)
+    return fill(network, found, source, again).float().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def refuse_broken(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Weights that are not finite come of a damaged file."""
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise EncoderError(f"{source}: {len(broken)} of its weights are not finite ({broken[0]} …); fetch it again")
-    return fill(network, found, source, again).float().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def fill(network: N, tensors: Mapping[str, Tensor], source: str, again: str) -> N:

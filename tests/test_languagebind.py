@@ -275,7 +275,7 @@ def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch)
 
 @pytest.mark.parametrize("options", [{"dtype": "int8"}, {"revision": ""}, {"release": 3}])
 def test_impossible_options_are_refused(options):
-    with pytest.raises(EncoderError, match=r"languagebind-video (runs in float32|needs a text)"):
+    with pytest.raises(EncoderError, match=r"LanguageBind (runs in float32|needs a text)"):
         load_encoder("languagebind-video", **options)
 
 
