@@ -39,6 +39,7 @@ class Reader(nn.Module):
     """
 
     scale: Tensor
+    standard: Standard | None
 
     def __init__(self, side_dim: int, *, standard: bool, points: bool) -> None:
         super().__init__()
@@ -176,6 +177,8 @@ class Folded(Fusion):
     tokens, W_qᵀ R k_j and W_o v_j are computed on them, and no visual token is ever projected. With many, the usual
     order is cheaper; `folds` takes the one with fewer multiplications.
     """
+
+    standard: Standard
 
     def __init__(self, config: FusionConfig, *, points: bool = False, **dims: int) -> None:
         super().__init__(config, standard=True, points=points, **dims)
@@ -375,6 +378,8 @@ class Beside(Reader):
 
     Out: tokens (b t n d) and which of them are real (b t n); for `prefix` all steps come once, as one group (t = 1).
     """
+
+    standard: Standard
 
     def __init__(self, config: FusionConfig, *, side_dim: int, visual_dim: int, points: bool = False) -> None:
         super().__init__(side_dim, standard=True, points=points)

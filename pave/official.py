@@ -85,8 +85,8 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
 
 def kept_as(name: str, file: str, sense: str, encoder: str | EncoderSpec) -> str:
     """What a converted checkpoint is called where it is kept: another name whenever it would become another patch."""
-    spec = encoder if isinstance(encoder, str) else encoder.preprocessing
-    made = hashlib.sha256(json.dumps([file, sense, spec, NUMERICS, FRAMES, TOKENS]).encode()).hexdigest()
+    who = [encoder, ""] if isinstance(encoder, str) else [encoder.name, encoder.preprocessing]
+    made = hashlib.sha256(json.dumps([file, sense, *who, NUMERICS, FRAMES, TOKENS]).encode()).hexdigest()
     return f"{name}-{made[:16]}.safetensors"
 
 

@@ -293,7 +293,7 @@ def _embodiedscan(file: Path, scene: str) -> Scan:
             raise ValueError("it names no pictures")
         matrices = (_nested(info[key]) for key in ("depth_intrinsic", "intrinsic", "axis_align_matrix"))
         return Scan(sorted(views, key=lambda view: view.number), *matrices)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise MediaError(
             f"{file}: {scene} is not told as EmbodiedScan does ({what}); it needs depth_intrinsic, intrinsic, "

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from pave.rope import LONGEST, SHORTEST, cell_centres
 from pave.sidechannel import Rule, SideBatch, SideTokens, align
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "pave_golden.json").read_text())
-DIMS = {"side_dim": 6, "vision_dim": 10, "visual_dim": 12, "tokens": 9, "frames": 4}
+DIMS: dict[str, Any] = {"side_dim": 6, "vision_dim": 10, "visual_dim": 12, "tokens": 9, "frames": 4}
 KINDS = {
     "folded": FusionConfig(width=16, heads=2),
     "folded, learnable query": FusionConfig(width=16, heads=2, query="learnable"),
@@ -436,7 +437,8 @@ def test_points_are_added_to_features_by_their_mlp_and_by_nothing_else(name):
     else:
         assert plain.standard is not None and placing.standard is not None
         x = placing.standard(x)
-        plain.standard.mean.zero_(), plain.standard.gain.fill_(1)
+        plain.standard.mean.zero_()
+        plain.standard.gain.fill_(1)
 
     def said(fusion: Fusion | Beside, side: SideBatch) -> Tensor:
         return fusion(side)[0] if isinstance(fusion, Beside) else fusion(*visual(1), side)
