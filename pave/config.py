@@ -100,6 +100,7 @@ Channel = Literal[
     "fast+video",
     "audio+fast",
     "views",
+    "views+video",
     "depth",
     "imu",
     "imu+video",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 from random import Random
 
@@ -16,21 +16,19 @@ import numpy as np
 from PIL import Image
 
 from pave.playroom import draw as pictures
-from pave.playroom.questions import NUMBERS, Choice, Question
+from pave.playroom.questions import CAPTION, Choice, Question
 from pave.playroom.world import FPS, FRAMES, SIZE, Scene
 
-# Metres. Far is more than twice as far: toys of one picture differ in size by a fifth at most, so that the pictured
-# size does not tell which is big either.
-NEAR, FAR = 0.8, 2.0
-SPREAD = 0.1  # of both, as a share
-WALL, NOISE, HOLES = 4.0, 0.01, 0.02  # metres, deviation in metres, share of pixels that measured nothing
+STEPS = ("one", "two", "three", "four")  # metres; at twice the distance, what looks as big is twice as big
+SPREAD = 0.15  # of a metre, either way
+WALL, NOISE, HOLES = 6.0, 0.01, 0.02  # metres, deviation in metres, share of pixels that measured nothing
 FOCAL = 60.0  # pixels of the colour picture
-Distances = tuple[bool, ...]  # which toys of the scene are near
+Distances = tuple[int, ...]  # of each toy of the scene, in metres
 
 
 def states(scene: Scene) -> list[tuple[Fraction, Distances]]:
     """All arrangements, all equally likely."""
-    found = list(product((False, True), repeat=len(scene.toys)))
+    found = list(product(range(1, len(STEPS) + 1), repeat=len(scene.toys)))
     return [(Fraction(1, len(found)), state) for state in found]
 
 
@@ -39,24 +37,28 @@ def draw(scene: Scene, seed: int) -> Distances:
     return Random(f"distances {seed}").choice(states(scene))[1]
 
 
-def questions(scene: Scene, near: Distances) -> Iterator[Choice]:
-    """All that can be asked. What looks as big and is far is big."""
-    for toy, close in zip(scene.toys, near, strict=True):
-        asked = ((f"is the {toy.shape} near?", close), (f"is the {toy.shape} big?", not close))
-        yield [(Fraction(1, 2), Question(text, "yes" if so else "no", "depth", "is-near")) for text, so in asked]
-    yield [(Fraction(1), Question("how many toys are near?", NUMBERS[sum(near)], "depth", "count-near"))]
-    if sum(near) == 1:
-        shape = scene.toys[near.index(True)].shape
-        yield [(Fraction(1), Question("what shape is the near toy?", shape, "depth", "shape-near"))]
+def questions(scene: Scene, far: Distances) -> Iterator[Choice]:
+    """All that can be asked. The caption is for training: toys in any order, which teaches to look up what belongs to
+    the word just said."""
+    shapes, steps = [toy.shape for toy in scene.toys], [STEPS[metres - 1] for metres in far]
+    for shape, step in zip(shapes, steps, strict=True):
+        yield [
+            (Fraction(1, 2), Question(f"how {word} is the {shape}?", step, "depth", word)) for word in ("far", "big")
+        ]
+        if steps.count(step) == 1:
+            yield [(Fraction(1), Question(f"what shape is the toy at {step}?", shape, "depth", "shape-at"))]
+    orders = list(permutations(f"{shape} {step}" for shape, step in zip(shapes, steps, strict=True)))
+    text = "how far is what shape?"
+    yield [(Fraction(1, len(orders)), Question(text, ", ".join(order), CAPTION, "told")) for order in orders]
 
 
-def write(folder: Path, scene: Scene, near: Distances, seed: int) -> None:
+def write(folder: Path, scene: Scene, far: Distances, seed: int) -> None:
     """The scan, in a folder of its own. The camera stands on a tripod and trembles."""
-    rng = np.random.default_rng([seed, 4])
+    rng = np.random.default_rng([seed, 5])
     times = pictures.key_times(FRAMES, FPS)
     depth = np.full((len(times), SIZE, SIZE), WALL, np.float32)
-    for cover, close in zip(pictures.covers(scene, times), near, strict=True):
-        depth[cover > 0.5] = (NEAR if close else FAR) * rng.uniform(1 - SPREAD, 1 + SPREAD)
+    for cover, metres in zip(pictures.covers(scene, times), far, strict=True):
+        depth[cover > 0.5] = metres + rng.uniform(-SPREAD, SPREAD)
     depth += rng.normal(0, NOISE, depth.shape)
     depth[rng.random(depth.shape) < HOLES] = 0
     for part in ("color", "depth", "pose", "intrinsic"):
