@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import permutations, product
+from itertools import permutations
 from pathlib import Path
 from random import Random
 
@@ -19,16 +19,17 @@ from pave.playroom import draw as pictures
 from pave.playroom.questions import CAPTION, Choice, Question
 from pave.playroom.world import FPS, FRAMES, SIZE, Scene
 
-STEPS = ("one", "two", "three", "four")  # metres; at twice the distance, what looks as big is twice as big
-SPREAD = 0.15  # of a metre, either way
-WALL, NOISE, HOLES = 6.0, 0.01, 0.02  # metres, deviation in metres, share of pixels that measured nothing
+# Metres. What looks as big and is half as far again is half as big again: in pictures, toys differ by a fifth at most, so
+# that the farthest is the biggest whatever they look like.
+LEVELS = (0.8, 1.2, 1.8, 2.7)
+WALL, NOISE, HOLES = 4.0, 0.01, 0.02  # metres, deviation in metres, share of pixels that measured nothing
 FOCAL = 60.0  # pixels of the colour picture
-Distances = tuple[int, ...]  # of each toy of the scene, in metres
+Distances = tuple[float, ...]  # of each toy of the scene
 
 
 def states(scene: Scene) -> list[tuple[Fraction, Distances]]:
-    """All arrangements, all equally likely."""
-    found = list(product(range(1, len(STEPS) + 1), repeat=len(scene.toys)))
+    """All arrangements, all equally likely; no two toys are equally far."""
+    found = list(permutations(LEVELS, len(scene.toys)))
     return [(Fraction(1, len(found)), state) for state in found]
 
 
@@ -38,18 +39,14 @@ def draw(scene: Scene, seed: int) -> Distances:
 
 
 def questions(scene: Scene, far: Distances) -> Iterator[Choice]:
-    """All that can be asked. The caption is for training: toys in any order, which teaches to look up what belongs to
-    the word just said."""
-    shapes, steps = [toy.shape for toy in scene.toys], [STEPS[metres - 1] for metres in far]
-    for shape, step in zip(shapes, steps, strict=True):
-        yield [
-            (Fraction(1, 2), Question(f"how {word} is the {shape}?", step, "depth", word)) for word in ("far", "big")
-        ]
-        if steps.count(step) == 1:
-            yield [(Fraction(1), Question(f"what shape is the toy at {step}?", shape, "depth", "shape-at"))]
-    orders = list(permutations(f"{shape} {step}" for shape, step in zip(shapes, steps, strict=True)))
-    text = "how far is what shape?"
-    yield [(Fraction(1, len(orders)), Question(text, ", ".join(order), CAPTION, "told")) for order in orders]
+    """All that can be asked; the caption is for training."""
+    order = [toy for _, toy in sorted(zip(far, scene.toys, strict=True), key=lambda pair: pair[0])]
+    for word, toy in (("nearest", order[0]), ("biggest", order[-1])):
+        yield [(Fraction(1), Question(f"what shape is the {word} toy?", toy.shape, "depth", f"shape-{word}"))]
+        text = f"what colour is the {word} toy first?"
+        yield [(Fraction(1), Question(text, toy.colours[0], "depth", f"colour-{word}"))]
+    told = ", ".join(f"{toy.colours[0]} {toy.shape}" for toy in order)
+    yield [(Fraction(1), Question("what toys are there, nearest to farthest?", told, CAPTION, "told"))]
 
 
 def write(folder: Path, scene: Scene, far: Distances, seed: int) -> None:
@@ -58,7 +55,7 @@ def write(folder: Path, scene: Scene, far: Distances, seed: int) -> None:
     times = pictures.key_times(FRAMES, FPS)
     depth = np.full((len(times), SIZE, SIZE), WALL, np.float32)
     for cover, metres in zip(pictures.covers(scene, times), far, strict=True):
-        depth[cover > 0.5] = metres + rng.uniform(-SPREAD, SPREAD)
+        depth[cover > 0.5] = metres
     depth += rng.normal(0, NOISE, depth.shape)
     depth[rng.random(depth.shape) < HOLES] = 0
     for part in ("color", "depth", "pose", "intrinsic"):
