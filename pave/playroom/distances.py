@@ -19,8 +19,8 @@ from pave.playroom import draw as pictures
 from pave.playroom.questions import CAPTION, Choice, Question
 from pave.playroom.world import FPS, FRAMES, SIZE, Scene
 
-# Metres. What looks as big and is half as far again is half as big again: in pictures, toys differ by a fifth at most, so
-# that the farthest is the biggest whatever they look like.
+# Metres. What looks as big and is half as far again is half as big again: in pictures, toys differ by a fifth at most,
+# so that the farthest is the biggest whatever they look like.
 LEVELS = (0.8, 1.2, 1.8, 2.7)
 WALL, NOISE, HOLES = 4.0, 0.01, 0.02  # metres, deviation in metres, share of pixels that measured nothing
 FOCAL = 60.0  # pixels of the colour picture
