@@ -1,9 +1,9 @@
 """Resampler: a causal Q-Former that looks at all senses of a clip together, window by window.
 
 In: the side channels of one clip, as SideBatches of one row. Out: one SideBatch of a few tokens per window, aligned
-with the key frames, for the fusion to read. This is FAVOR (Sun et al., arXiv 2310.05863), built as the authors' inference
-code is (github.com/BriansIDP/AudioVisualLLM); several lengths of windows are video-SALMONN's (Sun et al., ICML 2024).
-Knows nothing of base models, encoders and files.
+with the key frames, for the fusion to read. This is FAVOR (Sun et al., arXiv 2310.05863), in the structure of its
+authors' inference code (github.com/BriansIDP/AudioVisualLLM); several lengths of windows are video-SALMONN's (Sun et al.,
+ICML 2024). Knows nothing of base models, encoders and files.
 
 t key frames, τ time steps of a sense, w windows, k steps of a window, m slots of a step, n queries, q channels of a
 query and of a sense, c channels of a step (all senses side by side), h heads, e channels of a head
