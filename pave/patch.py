@@ -152,7 +152,7 @@ def resampler_of(config: PatchConfig, *, blank: bool = False) -> Resampler | Non
     """The untrained resampler, if the patch has one; blank: on the meta device, for weights to come."""
     if config.resampler is None:
         return None
-    senses = tuple((sense, facts.dim) for sense, facts in config.senses.items())
+    senses = tuple(sorted((sense, facts.dim) for sense, facts in config.senses.items()))  # a file knows no order
     return (blank_resampler if blank else build_resampler)(config.resampler, config.fusion.combine, senses)
 
 

@@ -2,8 +2,8 @@
 
 In: the side channels of one clip, as SideBatches of one row. Out: one SideBatch of a few tokens per window, aligned
 with the key frames, for the fusion to read. This is FAVOR (Sun et al., arXiv 2310.05863), in the structure of its
-authors' inference code (github.com/BriansIDP/AudioVisualLLM); several lengths of windows are video-SALMONN's (Sun et al.,
-ICML 2024). Knows nothing of base models, encoders and files.
+authors' inference code (github.com/BriansIDP/AudioVisualLLM); several lengths of windows are from video-SALMONN (Sun et
+al., ICML 2024). Knows nothing of base models, encoders and files.
 
 t key frames, τ time steps of a sense, w windows, k steps of a window, m slots of a step, n queries, q channels of a
 query and of a sense, c channels of a step (all senses side by side), h heads, e channels of a head
