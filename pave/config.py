@@ -90,7 +90,7 @@ class ResamplerConfig(Config):
     heads: Annotated[int, Field(ge=1)] = 8
     layers: Annotated[int, Field(ge=1, le=64)] = 2
     causal_direction: Literal["past", "future", "none"] = "past"  # what a step sees; future: as its authors ship it
-    read: Literal["queries", "states"] = "queries"  # states: the steps themselves, which know nothing of later ones
+    readout: Literal["queries", "states"] = "queries"  # states: the steps themselves, which know nothing of later ones
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     diversity: Annotated[float, Field(ge=0)] = 0.01  # weight of the loss that keeps a window's outputs apart
 
@@ -100,12 +100,12 @@ class ResamplerConfig(Config):
         if not isinstance(data, dict) or "preset" not in data:
             return data
         given = dict(data)
-        name = given.pop("preset")
+        name = str(given.pop("preset"))
         if name not in PRESETS:
-            raise ValueError(f"no preset {name!r}; {nearest(str(name), PRESETS)}")
-        preset = {
-            key: value for key, value in PRESETS[name].items() if (given.get("read"), key) != ("states", "queries")
-        }
+            raise ValueError(f"no preset {name!r}; {nearest(name, PRESETS)}")
+        preset = dict(PRESETS[name])
+        if given.get("readout") == "states":
+            preset.pop("queries", None)
         return preset | given
 
     @model_validator(mode="after")
@@ -123,12 +123,12 @@ class ResamplerConfig(Config):
             raise ValueError(f"finer={list(self.finer)} names a length twice")
         if self.queries == 1 and self.diversity:
             raise ValueError("one query has no other to be kept apart from; use diversity: 0")
-        if self.read == "states":
+        if self.readout == "states":
             if self.causal_direction != "past":
-                raise ValueError(f"read: states is for causal_direction: past, got {self.causal_direction}")
+                raise ValueError(f"readout: states is for causal_direction: past, got {self.causal_direction}")
             for key in ("queries", "finer", "layers", "diversity"):
                 if getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f"read: states has no {key}; it reads the steps themselves")
+                    raise ValueError(f"readout: states has no {key}; it reads the steps themselves")
         return self
 
     @property
@@ -136,9 +136,13 @@ class ResamplerConfig(Config):
         """Steps of a window -> outputs of a window, the shortest windows first."""
         return {steps: self.queries * steps // self.window for steps in sorted((*self.finer, self.window))}
 
+    def __str__(self) -> str:
+        outputs = f"{self.queries} outputs" if self.readout == "queries" else "states"
+        return f"{outputs} of every {self.window} steps at {self.rate:g} per second, width {self.width}"
+
     def channels(self, senses: int) -> int:
         """Of what the fusion reads."""
-        return self.width * (len(self.levels) if self.read == "queries" else senses)
+        return self.width * (len(self.levels) if self.readout == "queries" else senses)
 
 
 class LoraConfig(Config):
@@ -231,8 +235,8 @@ def _resampler_fits(config: Any) -> Any:
         for sense, facts in config.senses.items():
             if facts.align != "time":
                 raise ValueError(f"senses.{sense}: a resampler knows no align: {facts.align}; use align: time")
-        if config.resampler.read == "states" and config.fusion.combine != "add":
-            raise ValueError(f"resampler.read: states is for combine: add, got {config.fusion.combine}")
+        if config.resampler.readout == "states" and config.fusion.combine != "add":
+            raise ValueError(f"resampler.readout: states is for combine: add, got {config.fusion.combine}")
     return config
 
 

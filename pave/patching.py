@@ -197,8 +197,9 @@ class Patching(Steps):
             heard[sense] = torch.cat(found).float()
         if attached.resampler is not None:
             attached.resampler.calibrate(heard)
-        for read, fusion in attached.fusion.items():  # what a resampler makes, a LayerNorm has scaled already
-            fusion.calibrate(tokens, heard.get(read, tokens.new_zeros(0, 0)))
+        for read in attached.fusion:
+            fusion: Any = attached.fusion[read]
+            fusion.calibrate(tokens, heard.get(read, tokens.new_zeros(0, 0)))  # a resampler has scaled what it makes
 
     @contextmanager
     def training(self, name: str) -> Iterator[None]:

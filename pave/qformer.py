@@ -212,7 +212,7 @@ class States(Resampler):
 
 def build_resampler(config: ResamplerConfig, combine: str, senses: tuple[tuple[str, int], ...]) -> Resampler:
     """The module that `config` describes, for senses of so many channels; `combine` as the fusion has it."""
-    return (Queries if config.read == "queries" else States)(config, combine, dict(senses))
+    return (Queries if config.readout == "queries" else States)(config, combine, dict(senses))
 
 
 blank_resampler = blank(build_resampler)

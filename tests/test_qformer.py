@@ -175,7 +175,7 @@ def test_whole_windows_that_change_places_change_outputs() -> None:
 @pytest.mark.parametrize(("stride", "third"), [(None, [3]), (2, [3, 4, 5]), (1, [3, 4, 5, 6])])
 def test_a_state_knows_nothing_of_later_steps(stride: int | None, third: list[int]) -> None:
     """Of the windows it stands in, it is that of the one with the longest past, whose later steps hear of step 3."""
-    resampler, still = taught(read="states", queries=32, stride=stride), senses()
+    resampler, still = taught(readout="states", queries=32, stride=stride), senses()
     assert made(resampler, still).shape == (8, 5, 32)
     heard = [changed(made(resampler, still), made(resampler, moved(still, "video", step))) for step in range(8)]
     assert all(steps == list(range(step, step + len(steps))) and steps for step, steps in enumerate(heard))
@@ -186,9 +186,9 @@ def test_a_state_knows_nothing_of_later_steps(stride: int | None, third: list[in
 
 
 @pytest.mark.parametrize("sense", ["video", "audio"])
-@pytest.mark.parametrize("read", ["queries", "states"])
-def test_a_sense_that_is_missing_is_zero_behind_its_projection(read: str, sense: str) -> None:
-    resampler, sides = taught(read=read, queries=4 if read == "queries" else 32), senses()
+@pytest.mark.parametrize("readout", ["queries", "states"])
+def test_a_sense_that_is_missing_is_zero_behind_its_projection(readout: str, sense: str) -> None:
+    resampler, sides = taught(readout=readout, queries=4 if readout == "queries" else 32), senses()
     without = made(resampler, sides | {sense: None})
     assert changed(without, made(resampler, sides))
     for parameter in resampler.project[sense].parameters():

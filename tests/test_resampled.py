@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pave import catalogue
 from pave.base import Base
+from pave.card import card
 from pave.config import FusionConfig, PatchConfig, Recipe, ResamplerConfig, SenseFacts, read_recipe
 from pave.cost import cost_of, table
 from pave.encoder import load_encoder
@@ -34,7 +35,7 @@ READ: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # resampler, fusion
     "official": ({}, {"kind": "official"}),
     "finer": ({"queries": 4, "finer": (1, 2)}, {}),
     "overlapping": ({"stride": 2}, {}),
-    "states": ({"read": "states", "queries": 32}, {}),
+    "states": ({"readout": "states", "queries": 32}, {}),
     "prefix": ({}, {"combine": "prefix"}),
     "interleave": ({}, {"combine": "interleave"}),
 }
@@ -270,6 +271,18 @@ def test_a_file_that_lacks_part_of_its_resampler_or_has_another_is_refused(one: 
     assert not one.patches
 
 
+def test_people_are_told_of_the_resampler(
+    one: PatchedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pave.cli import app
+
+    favors(one)
+    patch = one.export("favor")
+    app(["patch", "info", str(patch.save(tmp_path / "favor.safetensors"))], standalone_mode=False)
+    assert "3 outputs of every 4 steps at 2 per second, width 16" in capsys.readouterr().out
+    assert f"| resampler | {patch.config.resampler} |" in card(patch, "somebody/favor")
+
+
 def test_a_small_copy_of_the_file_still_acts(one: PatchedModel, tmp_path: Path) -> None:
     favors(one)
     patch = one.export("favor")
@@ -401,15 +414,15 @@ def test_a_resampler_costs_what_torch_counts(one: PatchedModel, way: str) -> Non
         ("resampler={finer: [3]}", "3 steps do not divide a window of 10 with 32 queries"),
         ("resampler={finer: [5, 5]}", "names a length twice"),
         ("resampler={queries: 1}", "use diversity: 0"),
-        ("resampler={read: states, causal_direction: none}", "is for causal_direction: past, got none"),
-        ("resampler={read: states, finer: [5]}", "read: states has no finer"),
+        ("resampler={readout: states, causal_direction: none}", "is for causal_direction: past, got none"),
+        ("resampler={readout: states, finer: [5]}", "readout: states has no finer"),
         ("senses.audio.align=index", "senses.audio: a resampler knows no align: index"),
-        ("fusion={combine: prefix}", "resampler.read: states is for combine: add, got prefix"),
+        ("fusion={combine: prefix}", "resampler.readout: states is for combine: add, got prefix"),
     ],
 )
 def test_a_wrong_resampler_is_refused_by_key_value_and_remedy(tmp_path: Path, override: str, said: str) -> None:
     path = tmp_path / "patch.yaml"
-    fields = {"name": "favor", "senses": {"audio": {"encoder": "logmel"}}, "resampler": {"read": "states"}}
+    fields = {"name": "favor", "senses": {"audio": {"encoder": "logmel"}}, "resampler": {"readout": "states"}}
     path.write_text(json.dumps(fields | {"data": {"playroom": {"clips": 8}}}))
     with pytest.raises(RecipeError) as refused:
         read_recipe(path, [override])
@@ -424,5 +437,5 @@ def test_a_preset_is_resolved_in_the_patch_and_can_be_changed(tmp_path: Path) ->
     assert read_recipe(path).resampler == tiny
     assert read_recipe(path, ["resampler.queries=8"]).resampler == tiny.model_copy(update={"queries": 8})
     assert read_recipe(path, ["resampler=null"]).resampler is None
-    states = read_recipe(path, ["resampler.read=states"]).resampler
-    assert states and (states.width, states.read) == (256, "states")
+    states = read_recipe(path, ["resampler.readout=states"]).resampler
+    assert states and (states.width, states.readout) == (256, "states")
