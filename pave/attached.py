@@ -35,6 +35,7 @@ class PatchReport:
     sha256: str
     bytes: int  # of the tensors
     params: int
+    resampler_params: int
     fusion_params: int
     lora_params: int
     senses: Mapping[str, str]  # sense -> encoder
@@ -42,7 +43,6 @@ class PatchReport:
     weight: float = 1.0
     enabled: bool = True
     remarks: tuple[str, ...] = ()
-    resampler_params: int = 0
 
     @classmethod
     def of(cls, name: str, attached: Attached, **facts: Any) -> PatchReport:
@@ -95,7 +95,7 @@ class Attached(nn.Module):
         if config.lora:
             self.lora = (blank_lora if blank else Lora)(config.lora, targets(config.lora, base.language_model))
         self.device, self.dtype = base.device, base.dtype  # of the base, in which LoRA computes
-        self.precision = base.dtype  # of the fusion
+        self.precision = base.dtype  # of the fusion and the resampler
         if config.fusion.precision == "float32":
             self.precision = torch.promote_types(base.dtype, torch.float32)
         self.aux_losses: dict[str, Tensor] = {}  # of the last call in training, weighted as the config says
@@ -169,14 +169,14 @@ class Attached(nn.Module):
     def reading(self, sides: Mapping[str, Sequence[SideBatch | None]]) -> Mapping[str, Sequence[SideBatch | None]]:
         """What the fusions read in each row, None for nothing: the senses, or what the resampler makes of them, row by
         row as fusions read it. Where it trains, `aux_losses` are those of all rows."""
-        if self.resampler is None or self.config.resampler is None:
+        if self.resampler is None:
             return sides
         resample = self._cast(self.resampler)
         rows = [dict(zip(sides, row, strict=True)) for row in zip(*sides.values(), strict=True)]
         made = [resample(row) if any(side is not None for side in row.values()) else None for row in rows]
         if self.training:
             alike = [each[1] for each in made if each is not None and len(each[1])]
-            weight = self.config.resampler.diversity
+            weight = self.resampler.config.diversity
             self.aux_losses = {"diversity": weight * torch.cat(alike).mean()} if alike and weight else {}
         return {RESAMPLED: [None if each is None else each[0] for each in made]}
 

@@ -232,6 +232,10 @@ class TrainConfig(Config):
 def _resampler_fits(config: Any) -> Any:
     """Refuse what a resampler cannot do for these senses and this fusion."""
     if config.resampler is not None:
+        if not config.senses:
+            raise ValueError("a resampler needs a sense to read; add one, or leave it out")
+        if config.fusion.rope == "3d":
+            raise ValueError("fusion.rope: 3d needs square grids, which no resampler gives; use time or off")
         for sense, facts in config.senses.items():
             if facts.align != "time":
                 raise ValueError(f"senses.{sense}: a resampler knows no align: {facts.align}; use align: time")

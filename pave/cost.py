@@ -53,9 +53,9 @@ class Flops:
     vision: int  # vision tower and projector
     language_model: int
     head: int
+    resampler: int
     fusion: Mapping[str, int]  # by what it reads
     lora: int
-    resampler: int = 0
 
     @property
     def total(self) -> int:
@@ -84,6 +84,7 @@ class Cost:
     base: str
     patch: str
     dtype: str
+    resampler_params: int
     fusion_params: Mapping[str, int]  # by what it reads: a sense, or what a resampler makes of all
     dead_params: Mapping[str, int]  # of the authors' v_linear, which they count and nothing reads
     lora_params: int
@@ -99,7 +100,6 @@ class Cost:
     honest: Flops
     paper: Flops
     memory: Memory
-    resampler_params: int = 0
 
     @property
     def prompt(self) -> int:
@@ -149,7 +149,8 @@ def cost_of(
     decoder, combine, resampler = Decoder.of(base), patch.config.fusion.combine, attached.resampler
     t, s = -(-base.frames // base.pair), base.tokens_per_frame
     side = _side(patch, side_steps)
-    read, resampling = (side, 0) if resampler is None else _resampled(resampler, patch.config, side)
+    read, resampling = (side, 0) if resampler is None else _resampled(resampler, patch.config, base, side)
+    resampler_params = 0 if resampler is None else _numbers(resampler)
     fusion_params = {name: _numbers(attached.fusion[name]) for name in read}
     lora_params = _numbers(attached.lora) if attached.lora else 0
     beside = 0
@@ -169,6 +170,7 @@ def cost_of(
         base=base.repo or base.model_type,
         patch=patch.config.name,
         dtype=str(base.dtype).removeprefix("torch."),
+        resampler_params=resampler_params,
         fusion_params=fusion_params,
         dead_params={name: _dead(patch.config, name) for name in read},
         lora_params=lora_params,
@@ -185,25 +187,24 @@ def cost_of(
             vision=_vision(base),
             language_model=decoder.products(prompt, pairs=prompt * (prompt + 1) // 2),
             head=decoder.head,
+            resampler=resampling,
             fusion=fusion,
             lora=2 * prompt * lora_params,  # each number of A and B meets each token once
-            resampler=resampling,
         ),
         paper=Flops(
             vision=0,
             language_model=decoder.as_llm_viewer(short),
             head=decoder.head,
+            resampler=resampling,
             fusion=written,
             lora=0,
-            resampler=resampling,
         ),
         memory=Memory(
             base=sum(parameter.nbytes for parameter in base.model.parameters()),
-            patch=sum(map(_numbers, attached.children())) * each,
+            patch=(resampler_params + sum(fusion_params.values()) + lora_params) * each,
             cache=2 * decoder.layers * decoder.key_width * prompt * each,
             features=(base.vision_dim + base.dim) * t * s * each,
         ),
-        resampler_params=0 if resampler is None else _numbers(resampler),
     )
 
 
@@ -340,16 +341,16 @@ def _side(patch: Patch, steps: Sequence[int]) -> dict[str, tuple[int, int, int]]
 
 @torch.no_grad()
 def _resampled(
-    resampler: Resampler, config: PatchConfig, side: Mapping[str, tuple[int, int, int]]
+    resampler: Resampler, config: PatchConfig, base: Base, side: Mapping[str, tuple[int, int, int]]
 ) -> tuple[dict[str, tuple[int, int, int]], int]:
     """Time steps, rows and columns of what a resampler makes of so many side tokens, and its FLOPs, as torch counts."""
     projected, seconds = 0, 0.0
     for sense, (steps, h, w) in side.items():
         facts = config.senses[sense]
         projected += 2 * steps * h * w * _linear(resampler.project[sense])
-        seconds = max(seconds, steps / load_encoder(facts.encoder, **facts.options).spec.rate)
+        seconds = max(seconds, steps / load_encoder(facts.encoder, **facts.options).on(base).spec.rate)
     shape = resampler.config
-    count = max(1, math.ceil(seconds * shape.rate))
+    count = math.ceil(seconds * shape.rate)
     clock = Clock(0, count, shape.rate, shape.window, shape.stride or shape.window, {})
     x = torch.empty(*clock.steps.shape, shape.slots, resampler.width, device="meta", dtype=resampler.position.dtype)
     with FlopCounterMode(display=False) as counter:

@@ -79,7 +79,7 @@ class Clock:
 
 def synchronise(sides: Mapping[str, SideBatch | None], config: ResamplerConfig) -> Clock:
     """Put the senses that a clip has on one clock. A token lies in the step of its centre time, in the order of time;
-    where a step is full, in the next. A sense of a single time step, as of a picture, stands still for all the clip."""
+    where a step is full, in the next. Where the clip is a picture, what a sense has of it stands still all the time."""
     present = {sense: side for sense, side in sides.items() if side is not None}
     laid = {sense: _laid(sense, side, config) for sense, side in present.items()}
     readable = torch.cat([laid[sense][0][_real(side).any(-1)] for sense, side in present.items()])
@@ -89,7 +89,7 @@ def synchronise(sides: Mapping[str, SideBatch | None], config: ResamplerConfig) 
     for sense, side in present.items():
         step, slot = laid[sense]
         token, real = torch.arange(slot.numel()).view_as(slot), _real(side)
-        if len(step) == 1:
+        if len(step) == 1 and (side.key_times == side.key_times[:, :1]).all():
             step = torch.arange(first, first + count)
             slot, token, real = (each.expand(count, -1) for each in (slot, token, real))
         put = (step - first)[:, None] * config.slots + slot

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import FRAMES, awaken, make_clip, make_config
 from patched import QUESTIONS, WAYS, alike, clips, logits, portrait
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -268,6 +269,9 @@ def test_a_file_that_lacks_part_of_its_resampler_or_has_another_is_refused(one: 
     longer = patch.config.model_copy(update={"resampler": ResamplerConfig.model_validate(SMALL | {"queries": 4})})
     with pytest.raises(PatchMismatch, match=r"resampler\.queries\.4 is \(3, 16\), expected \(4, 16\)"):
         one.apply_patch(Patch(longer, patch.tensors))
+    blind = patch.config.model_dump() | {"senses": {}}
+    with pytest.raises(ValidationError, match="a resampler needs a sense to read"):
+        PatchConfig.model_validate(blind)
     assert not one.patches
 
 
@@ -417,6 +421,7 @@ def test_a_resampler_costs_what_torch_counts(one: PatchedModel, way: str) -> Non
         ("resampler={readout: states, causal_direction: none}", "is for causal_direction: past, got none"),
         ("resampler={readout: states, finer: [5]}", "readout: states has no finer"),
         ("senses.audio.align=index", "senses.audio: a resampler knows no align: index"),
+        ("fusion={rope: 3d}", "fusion.rope: 3d needs square grids, which no resampler gives"),
         ("fusion={combine: prefix}", "resampler.readout: states is for combine: add, got prefix"),
     ],
 )

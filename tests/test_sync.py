@@ -17,12 +17,12 @@ from pave.sync import Clock, synchronise
 CONFIG = ResamplerConfig(window=5)
 
 
-def sense(times: Tensor, grid: int = 1, valid: Tensor | None = None) -> SideBatch:
+def sense(times: Tensor, grid: int = 1, valid: Tensor | None = None, keys: int = 4) -> SideBatch:
     """Side tokens of one channel at these seconds."""
     x = torch.zeros(len(times), grid, grid, 1)
     valid = torch.ones(x.shape[:3], dtype=torch.bool) if valid is None else valid
     row = SideTokens(x, times, torch.stack([times, times], -1), valid)
-    return align([row], [torch.arange(4.0)], "time")
+    return align([row], [torch.arange(float(keys))], "time")
 
 
 def regular(count: int, rate: float, start: float = 0.0) -> Tensor:
@@ -67,11 +67,17 @@ def test_a_picture_that_comes_early_does_not_push_another_out() -> None:
     assert torch.equal(put, torch.arange(40 * 25))
 
 
-def test_a_single_picture_stands_still_for_all_the_sound() -> None:
-    clock = synchronise({"video": sense(torch.zeros(1), grid=2), "audio": sense(regular(70, 50))}, CONFIG)
+def test_a_picture_stands_still_for_all_the_sound() -> None:
+    picture, sound = sense(torch.zeros(1), grid=2, keys=1), sense(regular(70, 50), keys=1)
+    clock = synchronise({"video": picture, "audio": sound}, CONFIG)
     take, put = clock.places["video"]
     assert clock.count == 3
     assert take.tolist() == [0, 1, 2, 3] * 3 and put.tolist() == [25 * j + i for j in range(3) for i in range(4)]
+
+
+def test_a_single_sound_in_a_film_is_heard_once() -> None:
+    clock = synchronise({"video": sense(torch.arange(6) / 2, grid=2), "audio": sense(torch.tensor([1.2]))}, CONFIG)
+    assert [each.tolist() for each in clock.places["audio"]] == [[0], [50]]
 
 
 def test_what_cannot_be_read_has_no_place_and_makes_no_clip_longer() -> None:
