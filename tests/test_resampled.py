@@ -21,11 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from pave import catalogue
 from pave.base import Base
 from pave.card import card
+from pave.cli import app
 from pave.config import FusionConfig, PatchConfig, Recipe, ResamplerConfig, SenseFacts, read_recipe
 from pave.cost import cost_of, table
 from pave.encoder import load_encoder
 from pave.errors import PatchMismatch, RecipeError
-from pave.inputs import ClipFeatures, Inputs
+from pave.inputs import ClipFeatures, Inputs, beside
 from pave.model import PatchedModel
 from pave.patch import Patch
 from pave.train import Run, train
@@ -114,8 +115,6 @@ def test_a_prompt_grows_by_the_queries_of_each_window_or_not_at_all(one: Patched
 def test_interleaved_windows_stand_before_their_own_key_frames(one: PatchedModel) -> None:
     """Key frames at 0, 1, 2 and 3 s, windows from 0 and from 2 s."""
     favors(one, "interleave")
-    from pave.inputs import beside
-
     (groups,) = beside(one.prepare(clips()[:1], QUESTIONS[:1]).uses, 1)
     assert [len(group) for group in groups[0]] == [3, 0, 3, 0]
 
@@ -278,8 +277,6 @@ def test_a_file_that_lacks_part_of_its_resampler_or_has_another_is_refused(one: 
 def test_people_are_told_of_the_resampler(
     one: PatchedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pave.cli import app
-
     favors(one)
     patch = one.export("favor")
     app(["patch", "info", str(patch.save(tmp_path / "favor.safetensors"))], standalone_mode=False)
