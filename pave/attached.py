@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pave.base import Base
-from pave.config import PatchConfig
+from pave.config import RESAMPLED, PatchConfig
 from pave.errors import PatchMismatch, PatchNotFound, RecipeError
 from pave.lora import Lora, Loras, blank_lora, targets
-from pave.patch import fusion_of, misfits
+from pave.patch import fusion_of, misfits, resampler_of
+from pave.sidechannel import SideBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class PatchReport:
     sha256: str
     bytes: int  # of the tensors
     params: int
+    resampler_params: int
     fusion_params: int
     lora_params: int
     senses: Mapping[str, str]  # sense -> encoder
@@ -53,16 +55,17 @@ class PatchReport:
             "bytes": sum(value.nbytes for value in attached.state_dict().values()),
             "senses": {sense: each.encoder for sense, each in attached.config.senses.items()},
         }
-        parts = {"params": sum(sizes.values()), "fusion_params": sizes["fusion"], "lora_params": sizes["lora"]}
-        return cls(**{"name": name, **parts, **known, **facts})
+        parts = {f"{part}_params": sizes[part] for part in ("resampler", "fusion", "lora")}
+        return cls(**{"name": name, "params": sum(sizes.values()), **parts, **known, **facts})
 
     def __str__(self) -> str:
         senses = ", ".join(f"{sense} ({encoder})" for sense, encoder in self.senses.items()) or "no sense"
         state = "on" if self.enabled else "off"
+        resampler = f"{self.resampler_params:,} resampler, " if self.resampler_params else ""
         lines = [
             f"patch {self.name}: {senses}; weight {self.weight:g}, {state}",
             f"  from {self.source}, sha256 {self.sha256[:16] or 'none yet'}",
-            f"  {self.params:,} parameters ({self.fusion_params:,} fusion, {self.lora_params:,} LoRA)"
+            f"  {self.params:,} parameters ({resampler}{self.fusion_params:,} fusion, {self.lora_params:,} LoRA)"
             f", {self.bytes:,} bytes",
             f"  base match: {self.base_match}",
             *(f"  note: {remark}" for remark in self.remarks),
@@ -86,14 +89,16 @@ class Attached(nn.Module):
         if config.fusion.combine != "add" and base.on_a_grid:
             cause = "puts tokens beside the visual ones, whose positions lie on a grid in this base"
             raise PatchMismatch(config.name, cause, "use fusion.combine: add")
-        self.fusion = nn.ModuleDict({sense: fusion_of(config, sense, blank=blank) for sense in config.senses})
+        self.resampler = resampler_of(config, blank=blank)
+        self.fusion = nn.ModuleDict({name: fusion_of(config, name, blank=blank) for name in config.read})
         self.lora = None
         if config.lora:
             self.lora = (blank_lora if blank else Lora)(config.lora, targets(config.lora, base.language_model))
         self.device, self.dtype = base.device, base.dtype  # of the base, in which LoRA computes
-        self.precision = base.dtype  # of the fusion
+        self.precision = base.dtype  # of the fusion and the resampler
         if config.fusion.precision == "float32":
             self.precision = torch.promote_types(base.dtype, torch.float32)
+        self.aux_losses: dict[str, Tensor] = {}  # of the last call in training, weighted as the config says
         self.place: Literal["inside", "replaced", "removed"] = "removed"
         self._calls, self._hung, self._loras = 0, False, Loras(nn.Identity())
         self._idle = threading.Condition()
@@ -161,20 +166,38 @@ class Attached(nn.Module):
             else:
                 modules[path]._buffers[leaf] = value
 
-    def fusing(self, sense: str) -> Callable[..., Any]:
-        """The fusion of a sense, to be called on as many rows as there are. Weights kept in float32 for training are
-        cast here, so that training computes what a loaded patch will."""
-        fusion = self.fusion[sense]
-        weights = dict(fusion.named_parameters())
+    def reading(self, sides: Mapping[str, Sequence[SideBatch | None]]) -> Mapping[str, Sequence[SideBatch | None]]:
+        """What the fusions read in each row, None for nothing: the senses, or what the resampler makes of them, row by
+        row as fusions read it. Where it trains, `aux_losses` are those of all rows."""
+        if self.resampler is None:
+            return sides
+        resample = self._cast(self.resampler)
+        rows = [dict(zip(sides, row, strict=True)) for row in zip(*sides.values(), strict=True)]
+        made = [resample(row) if any(side is not None for side in row.values()) else None for row in rows]
+        if self.training:
+            alike = [each[1] for each in made if each is not None and len(each[1])]
+            weight = self.resampler.config.diversity
+            self.aux_losses = {"diversity": weight * torch.cat(alike).mean()} if alike and weight else {}
+        return {RESAMPLED: [None if each is None else each[0] for each in made]}
+
+    def fusing(self, name: str) -> Callable[..., Any]:
+        """The fusion of a sense, or of what the resampler makes, to be called on as many rows as there are."""
+        return self._cast(self.fusion[name])
+
+    def _cast(self, module: nn.Module) -> Callable[..., Any]:
+        """A module as it is called: weights kept in float32 for training are cast here, so that training computes what
+        a loaded patch will."""
+        weights = dict(module.named_parameters())
         if all(weight.dtype == self.precision for weight in weights.values()):
-            return fusion
+            return module
         cast = {name: weight.to(self.precision) for name, weight in weights.items()}
-        return lambda *arguments: functional_call(fusion, cast, arguments)
+        return lambda *arguments: functional_call(module, cast, arguments)
 
     def ready(self, *, trainable: bool) -> Attached:
         """Bring the modules to the base's device, ready to be used. Trainable: weights stay float32 and are cast at
         every call; otherwise they take the dtype they are used in once."""
-        for module, dtype in ((self.fusion, self.precision), (self.lora, self.dtype)):
+        parts = ((self.resampler, self.precision), (self.fusion, self.precision), (self.lora, self.dtype))
+        for module, dtype in parts:
             if module is not None:
                 module.to(device=self.device, dtype=torch.float32 if trainable else dtype)
         return self.requires_grad_(trainable).eval()

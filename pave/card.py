@@ -43,6 +43,7 @@ def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> s
         ("base", f"{base}, weights {config.base.fingerprint[:12] or 'not recorded'}"),
         ("key frames", f"{config.base.frames} of {config.base.tokens_per_frame} visual tokens"),
         *((f"sense {name}", f"{each.encoder} {each.options or ''}".strip()) for name, each in config.senses.items()),
+        *([("resampler", str(config.resampler))] if config.resampler else []),
         ("fusion", f"{fusion.kind}, width {fusion.width}, {fusion.heads} heads" if config.senses else "none"),
         ("LoRA", f"r={lora.r}, alpha={lora.lora_alpha:g}" if lora else "none"),
         ("licence", config.licence or "unknown"),

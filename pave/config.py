@@ -24,6 +24,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+RESAMPLED = "resampled"  # what the one fusion of a patch with a resampler is called
 SenseName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -65,6 +66,84 @@ class FusionConfig(Config):
                 if getattr(self, key) != only:
                     raise ValueError(f"kind: folded has no {key}: {getattr(self, key)}; use kind: official")
         return self
+
+
+# Sun et al., "Fine-grained Audio-Visual Joint Representations for Multimodal Large Language Models", arXiv 2310.05863,
+# as their inference code ships it; the others are ours.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"slots": 32, "width": 768, "heads": 12, "dropout": 0.1},
+    "default": {},
+    "tiny": {"queries": 16, "width": 256, "heads": 4},
+}
+
+
+class ResamplerConfig(Config):
+    """A causal Q-Former between senses and fusion (FAVOR): it reads all senses of a patch together, step by step, and
+    the fusion reads what it makes of them. `preset: paper | default | tiny` stands for the values above."""
+
+    rate: Annotated[float, Field(gt=0)] = 2.0  # steps per second of the clock that all senses are put on
+    slots: Annotated[int, Field(ge=1, le=4096)] = 25  # tokens of one sense in one step, at most
+    window: Annotated[int, Field(ge=1, le=1024)] = 10  # steps that are looked at together
+    stride: Annotated[int, Field(ge=1)] | None = None  # steps from window to window; None: they do not overlap
+    queries: Annotated[int, Field(ge=1, le=4096)] = 32  # outputs of a window
+    finer: tuple[Annotated[int, Field(ge=1)], ...] = ()  # shorter windows inside a window, with as many outputs in all
+    width: Annotated[int, Field(ge=1)] = 512  # channels of a query, and of each sense
+    heads: Annotated[int, Field(ge=1)] = 8
+    layers: Annotated[int, Field(ge=1, le=64)] = 2
+    causal_direction: Literal["past", "future", "none"] = "past"  # what a step sees; future: as its authors ship it
+    readout: Literal["queries", "states"] = "queries"  # states: the steps themselves, which know nothing of later ones
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    diversity: Annotated[float, Field(ge=0)] = 0.01  # weight of the loss that keeps a window's outputs apart
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "preset" not in data:
+            return data
+        given = dict(data)
+        name = str(given.pop("preset"))
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r}; {nearest(name, PRESETS)}")
+        preset = dict(PRESETS[name])
+        if given.get("readout") == "states":
+            preset.pop("queries", None)
+        return preset | given
+
+    @model_validator(mode="after")
+    def _fits(self) -> ResamplerConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
+        if (self.stride or 0) > self.window:
+            raise ValueError(f"stride={self.stride} leaves steps out between windows of {self.window}")
+        for steps in self.finer:
+            if steps >= self.window or self.window % steps or self.queries * steps % self.window:
+                raise ValueError(
+                    f"finer: {steps} steps do not divide a window of {self.window} with {self.queries} queries"
+                )
+        if len(set(self.finer)) < len(self.finer):
+            raise ValueError(f"finer={list(self.finer)} names a length twice")
+        if self.queries == 1 and self.diversity:
+            raise ValueError("one query has no other to be kept apart from; use diversity: 0")
+        if self.readout == "states":
+            if self.causal_direction != "past":
+                raise ValueError(f"readout: states is for causal_direction: past, got {self.causal_direction}")
+            for key in ("queries", "finer", "layers", "diversity"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"readout: states has no {key}; it reads the steps themselves")
+        return self
+
+    @property
+    def levels(self) -> dict[int, int]:
+        """Steps of a window -> outputs of a window, the shortest windows first."""
+        return {steps: self.queries * steps // self.window for steps in sorted((*self.finer, self.window))}
+
+    def __str__(self) -> str:
+        outputs = f"{self.queries} outputs" if self.readout == "queries" else "states"
+        return f"{outputs} of every {self.window} steps at {self.rate:g} per second, width {self.width}"
+
+    def channels(self, senses: int) -> int:
+        """Of what the fusion reads."""
+        return self.width * (len(self.levels) if self.readout == "queries" else senses)
 
 
 class LoraConfig(Config):
@@ -146,7 +225,7 @@ class TrainConfig(Config):
 
     steps: Annotated[int, Field(ge=1)] = 300
     batch: Annotated[int, Field(ge=1)] = 32  # clips per step; all questions of a clip share its prefill
-    fusion_lr: Annotated[float, Field(gt=0, le=1)] = 3e-3
+    fusion_lr: Annotated[float, Field(gt=0, le=1)] = 3e-3  # of a resampler too
     lora_lr: Annotated[float, Field(gt=0, le=1)] = 3e-3
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the steps
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -161,6 +240,21 @@ class TrainConfig(Config):
     keep_lora_when_absent: bool = False  # recorded in the patch, then holds at inference too
     on_top_of: tuple[str, ...] = ()  # patches that are applied, frozen, while this one is trained
     output: Path | None = None  # None: runs/<name of the recipe>
+
+
+def _resampler_fits(config: Any) -> Any:
+    """Refuse what a resampler cannot do for these senses and this fusion."""
+    if config.resampler is not None:
+        if not config.senses:
+            raise ValueError("a resampler needs a sense to read; add one, or leave it out")
+        if config.fusion.rope == "3d":
+            raise ValueError("fusion.rope: 3d needs square grids, which no resampler gives; use time or off")
+        for sense, facts in config.senses.items():
+            if facts.align != "time":
+                raise ValueError(f"senses.{sense}: a resampler knows no align: {facts.align}; use align: time")
+        if config.resampler.readout == "states" and config.fusion.combine != "add":
+            raise ValueError(f"resampler.readout: states is for combine: add, got {config.fusion.combine}")
+    return config
 
 
 class Released(Config):
@@ -181,12 +275,15 @@ class Recipe(Config):
     frames: Annotated[int, Field(ge=1)] | None = None  # key frames; None: what the base was trained with
     newline: Literal["end", "grid", "none"] | None = None  # behind the visual tokens; None: as the base has it
     senses: Annotated[dict[SenseName, SenseConfig], Field(min_length=1)]
+    resampler: ResamplerConfig | None = None
     fusion: FusionConfig = FusionConfig()
     lora: LoraConfig | None = LoraConfig()
     licence: str = "apache-2.0"
     data: DataConfig
     train: TrainConfig = TrainConfig()
     released: tuple[Released, ...] = ()  # what `apply_patch` fetches and converts; no part of a training run
+
+    _resamples = model_validator(mode="after")(_resampler_fits)
 
     @property
     def output(self) -> Path:
@@ -228,15 +325,27 @@ class PatchConfig(Config):
     newline: Literal["end", "grid", "none"] = "end"
     prompt: str = ""  # template with {video} and {question}
     senses: dict[SenseName, SenseFacts]
+    resampler: ResamplerConfig | None = None
     fusion: FusionConfig
     lora: LoraConfig | None = None
     licence: str = "apache-2.0"
     keep_lora_when_absent: bool = False
     training: dict[str, Any] = {}
 
+    _resamples = model_validator(mode="after")(_resampler_fits)
+
+    @property
+    def read(self) -> dict[str, int]:
+        """What the fusions read, each with its channels: the senses; or what a resampler makes of them all."""
+        if self.resampler is not None:
+            return {RESAMPLED: self.resampler.channels(len(self.senses))}
+        return {sense: facts.dim for sense, facts in self.senses.items()}
+
     def canonical(self) -> str:
-        """The one JSON text of this config: sorted keys, no spaces."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        """The one JSON text of this config: sorted keys, no spaces. It says nothing of a resampler that is not there:
+        patches from before there were any keep their bytes."""
+        facts = self.model_dump(mode="json", exclude={"resampler"} if self.resampler is None else None)
+        return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 C = TypeVar("C", bound=Config)

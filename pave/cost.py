@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pave import catalogue, hub
 from pave.attached import Attached, base_match
 from pave.base import Base
-from pave.config import PatchConfig
+from pave.config import RESAMPLED, PatchConfig
 from pave.encoder import load_encoder, missing
 from pave.errors import BaseModelError, SignalError
 from pave.fusion import Beside, Folded, Official
@@ -30,6 +30,8 @@ from pave.opening import outline
 from pave.patch import Patch, fusion_of
 from pave.patch import outline as patch_outline
 from pave.peft_folder import load_peft
+from pave.qformer import Resampler
+from pave.sync import Clock
 from pave.train import patch_config
 
 TEXT = 40  # tokens of a question with its template, as the authors count
@@ -40,7 +42,8 @@ WORDS = """
   honest: matrix products, 2 operations per multiplication. Newlines are in the prompt, a token attends to those before
           it; a fusion takes its cheaper order, LoRA runs beside its layers, the head reads one token.
   paper:  the authors' way. No newlines, every token attends to every token; norms, softmax, additions and activations
-          count; each layer of a fusion has an output projection; no vision tower; LoRA is merged.""".splitlines()
+          count; each layer of a fusion has an output projection; no vision tower; LoRA is merged. A resampler, which
+          they do not have, counts as it is.""".splitlines()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +53,14 @@ class Flops:
     vision: int  # vision tower and projector
     language_model: int
     head: int
-    fusion: Mapping[str, int]  # by sense
+    resampler: int
+    fusion: Mapping[str, int]  # by what it reads
     lora: int
 
     @property
     def total(self) -> int:
-        return self.vision + self.language_model + self.head + sum(self.fusion.values()) + self.lora
+        patch = self.resampler + sum(self.fusion.values()) + self.lora
+        return self.vision + self.language_model + self.head + patch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +84,8 @@ class Cost:
     base: str
     patch: str
     dtype: str
-    fusion_params: Mapping[str, int]  # by sense
+    resampler_params: int
+    fusion_params: Mapping[str, int]  # by what it reads: a sense, or what a resampler makes of all
     dead_params: Mapping[str, int]  # of the authors' v_linear, which they count and nothing reads
     lora_params: int
     trained: bool  # False: a recipe, whose file is yet to be
@@ -101,7 +107,7 @@ class Cost:
 
     @property
     def params(self) -> int:
-        return sum(self.fusion_params.values()) + self.lora_params
+        return self.resampler_params + sum(self.fusion_params.values()) + self.lora_params
 
 
 def profile(
@@ -140,29 +146,33 @@ def cost_of(
     blank = Patch(patch.config, {name: tensor.to("meta") for name, tensor in patch.tensors.items()})
     attached = Attached(patch.config, base, blank=True)
     attached.load(blank.weights(), patch.source)
-    decoder, senses, combine = Decoder.of(base), patch.config.senses, patch.config.fusion.combine
+    decoder, combine, resampler = Decoder.of(base), patch.config.fusion.combine, attached.resampler
     t, s = -(-base.frames // base.pair), base.tokens_per_frame
     side = _side(patch, base, t, side_steps)
-    fusion_params = {sense: _numbers(attached.fusion[sense]) for sense in senses}
+    read, resampling = (side, 0) if resampler is None else _resampled(resampler, patch.config, base, side)
+    resampler_params = 0 if resampler is None else _numbers(resampler)
+    fusion_params = {name: _numbers(attached.fusion[name]) for name in read}
     lora_params = _numbers(attached.lora) if attached.lora else 0
     beside = 0
     if combine != "add":  # a key frame without a side token of its own borrows one
-        beside = sum(max(steps, t if combine == "interleave" else 0) * h * w for steps, h, w in side.values())
+        borrowed = t if combine == "interleave" and resampler is None else 0
+        beside = sum(max(steps, borrowed) * h * w for steps, h, w in read.values())
     rows = base.rows_of(t, patch.config.newline)
     prompt, short = rows + beside + text, t * s + beside + text
     fusion, written = {}, {}
-    for sense, (steps, h, w) in side.items():
+    for name, (steps, h, w) in read.items():
         # Split evenly; aligned by time, segments at the ends are shorter and the others longer, by one part in t.
         n, padded = steps * h * w, math.ceil(steps / t) * h * w
-        fusion[sense] = fusion_flops(attached.fusion[sense], t, s, n, padded)
-        written[sense] = fusion_flops(attached.fusion[sense], t, s, n, n / t, paper=True)
+        fusion[name] = fusion_flops(attached.fusion[name], t, s, n, padded)
+        written[name] = fusion_flops(attached.fusion[name], t, s, n, n / t, paper=True)
     each = base.dtype.itemsize
     return Cost(
         base=base.repo or base.model_type,
         patch=patch.config.name,
         dtype=str(base.dtype).removeprefix("torch."),
+        resampler_params=resampler_params,
         fusion_params=fusion_params,
-        dead_params={sense: _dead(patch.config, sense) for sense in senses},
+        dead_params={name: _dead(patch.config, name) for name in read},
         lora_params=lora_params,
         trained=file_bytes is not None,
         file_bytes=file_bytes or blank.file_bytes,
@@ -177,13 +187,21 @@ def cost_of(
             vision=_vision(base),
             language_model=decoder.products(prompt, pairs=prompt * (prompt + 1) // 2),
             head=decoder.head,
+            resampler=resampling,
             fusion=fusion,
             lora=2 * prompt * lora_params,  # each number of A and B meets each token once
         ),
-        paper=Flops(vision=0, language_model=decoder.as_llm_viewer(short), head=decoder.head, fusion=written, lora=0),
+        paper=Flops(
+            vision=0,
+            language_model=decoder.as_llm_viewer(short),
+            head=decoder.head,
+            resampler=resampling,
+            fusion=written,
+            lora=0,
+        ),
         memory=Memory(
             base=sum(parameter.nbytes for parameter in base.model.parameters()),
-            patch=(sum(fusion_params.values()) + lora_params) * each,
+            patch=(resampler_params + sum(fusion_params.values()) + lora_params) * each,
             cache=2 * decoder.layers * decoder.key_width * prompt * each,
             features=(base.vision_dim + base.dim) * t * s * each,
         ),
@@ -259,6 +277,8 @@ def table(cost: Cost) -> str:
     note = f"the paper's: with {dead:,} of a v_linear that nothing reads" if dead else ""
     lines = [f"{cost.patch} on {cost.base} ({cost.dtype}); no weights were loaded", ""]
     lines.append(_line("parameters", "here", "paper", indent=0))
+    if cost.resampler_params:
+        lines.append(_line("resampler", *[f"{cost.resampler_params:,}"] * 2))
     for sense, count in cost.fusion_params.items():
         lines.append(_line(f"fusion, {sense}", f"{count:,}", f"{count + cost.dead_params[sense]:,}"))
     lines.append(_line("LoRA", f"{cost.lora_params:,}", f"{cost.lora_params:,}"))
@@ -277,9 +297,11 @@ def table(cost: Cost) -> str:
         ("language model", cost.honest.language_model, cost.paper.language_model, ""),
         ("head", cost.honest.head, cost.paper.head, ""),
     ]
-    for sense, (steps, h, w) in cost.side.items():
-        counted = cost.honest.fusion[sense], cost.paper.fusion[sense]
-        rows.append((f"fusion, {sense}", *counted, f"{steps} × {h} × {w} side tokens"))
+    tokens = {sense: f"{steps} × {h} × {w} side tokens" for sense, (steps, h, w) in cost.side.items()}
+    if cost.resampler_params:
+        rows.append(("resampler", cost.honest.resampler, cost.paper.resampler, ", ".join(tokens.values())))
+    for name, counted in cost.honest.fusion.items():
+        rows.append((f"fusion, {name}", counted, cost.paper.fusion[name], tokens.get(name, "")))
     rows.append(("LoRA", cost.honest.lora, cost.paper.lora, ""))
     rows.append(("total", cost.honest.total, cost.paper.total, ""))
     for label, honest, paper, words in rows:
@@ -315,6 +337,25 @@ def _side(patch: Patch, base: Base, frames: int, steps: Sequence[int]) -> dict[s
         has = f"{patch.config.name} has {len(senses)} senses ({', '.join(senses) or 'none'})"
         raise SignalError(f"side_steps={list(steps)}: {has}; give one number of 1 or more for each, in this order")
     return {sense: (count, *facts.grid) for count, (sense, facts) in zip(steps, senses.items(), strict=True)}
+
+
+@torch.no_grad()
+def _resampled(
+    resampler: Resampler, config: PatchConfig, base: Base, side: Mapping[str, tuple[int, int, int]]
+) -> tuple[dict[str, tuple[int, int, int]], int]:
+    """Time steps, rows and columns of what a resampler makes of so many side tokens, and its FLOPs, as torch counts."""
+    projected, seconds = 0, 0.0
+    for sense, (steps, h, w) in side.items():
+        facts = config.senses[sense]
+        projected += 2 * steps * h * w * _linear(resampler.project[sense])
+        seconds = max(seconds, steps / load_encoder(facts.encoder, **facts.options).on(base).spec.rate)
+    shape = resampler.config
+    count = math.ceil(seconds * shape.rate)
+    clock = Clock(0, count, shape.rate, shape.window, shape.stride or shape.window, {})
+    x = torch.empty(*clock.steps.shape, shape.slots, resampler.width, device="meta", dtype=resampler.position.dtype)
+    with FlopCounterMode(display=False) as counter:
+        made, _ = resampler.look(x, clock)
+    return {RESAMPLED: (len(made), made.shape[1], 1)}, projected + counter.get_total_flops()
 
 
 @torch.no_grad()

@@ -116,8 +116,9 @@ def beside(uses: Sequence[Use], rows: int) -> list[list[list[Tensor]]]:
     one in all."""
     found: list[list[list[Tensor]]] = [[] for _ in range(rows)]
     for use in uses:
-        for sense, sides in use.sides.items() if use.weight and not use.attached.adds else ():
-            fusion = use.attached.fusing(sense)
+        read = use.attached.reading(use.sides) if use.weight and not use.attached.adds else {}
+        for name, sides in read.items():
+            fusion = use.attached.fusing(name)
             for i, side in enumerate(sides):
                 if side is not None:
                     tokens, real = fusion(side.to(use.attached.device))

@@ -22,6 +22,7 @@ from pave.catalogue import WEIGHTS as FILE
 from pave.config import C, PatchConfig, parse
 from pave.errors import PatchDamaged, PatchError, PatchFormatError, PatchMismatch, PatchNotFound, PaveError, RecipeError
 from pave.fusion import blank_fusion, build_fusion
+from pave.qformer import Resampler, blank_resampler, build_resampler
 from pave.storage import AGAIN, CODES
 
 FORMAT = 1
@@ -147,17 +148,25 @@ def file_of(path: str | Path) -> Path:
     return found
 
 
-def fusion_of(config: PatchConfig, sense: str, *, blank: bool = False) -> nn.Module:
-    """The untrained fusion of one sense, with the dimensions that the config records of its base; blank: on the meta
-    device, for weights to come."""
+def resampler_of(config: PatchConfig, *, blank: bool = False) -> Resampler | None:
+    """The untrained resampler, if the patch has one; blank: on the meta device, for weights to come."""
+    if config.resampler is None:
+        return None
+    senses = tuple(sorted((sense, facts.dim) for sense, facts in config.senses.items()))  # a file knows no order
+    return (blank_resampler if blank else build_resampler)(config.resampler, config.fusion.combine, senses)
+
+
+def fusion_of(config: PatchConfig, name: str, *, blank: bool = False) -> nn.Module:
+    """The untrained fusion of one sense, or of what the resampler makes of all, with the dimensions that the config
+    records of its base; blank: on the meta device, for weights to come."""
     return (blank_fusion if blank else build_fusion)(
         config.fusion,
-        side_dim=config.senses[sense].dim,
+        side_dim=config.read[name],
         vision_dim=config.base.vision_dim,
         visual_dim=config.base.dim,
         tokens=config.base.tokens_per_frame,
         frames=config.base.frames,
-        points=config.senses[sense].points,
+        points=name in config.senses and config.senses[name].points,  # to a resampler they are channels
     )
 
 
@@ -183,10 +192,14 @@ def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: st
         cause = f"its config is absurd: {config.fusion.layers} layers for {list(config.senses)}"
         raise PatchDamaged(source, cause, AGAIN)
     try:
-        parts = {sense: fusion_of(config, sense, blank=True).state_dict() for sense in config.senses}
+        parts = {f"fusion.{name}": fusion_of(config, name, blank=True) for name in config.read}
+        if (resampler := resampler_of(config, blank=True)) is not None:
+            parts["resampler"] = resampler
     except (PaveError, RuntimeError, TypeError, OverflowError) as error:
         raise PatchDamaged(source, f"no fusion can be built from its config ({error})", AGAIN) from None
-    expected = {f"fusion.{sense}.{name}": value for sense, state in parts.items() for name, value in state.items()}
+    expected = {
+        f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()
+    }
     wrong = misfits(expected, fusion) or _lora_misfits(config, {n: s for n, s in shapes.items() if n not in fusion})
     if wrong:
         raise PatchMismatch(source, f"tensors do not fit its own config: {wrong}", AGAIN)

@@ -58,6 +58,8 @@ def _describe(config: PatchConfig, file: str) -> None:
     for sense, facts in config.senses.items():
         read = f"{facts.encoder} {facts.options or ''}".strip()
         print(f"  sense    {sense}: {read}, {facts.dim} channels aligned by {facts.align}")
+    if config.resampler:
+        print(f"  read as  {config.resampler}")
     print(f"  fusion   {fusion.kind}, width {fusion.width}, {fusion.heads} heads{layers}")
     print(f"  lora     {f'r={config.lora.r}, alpha={config.lora.lora_alpha:g}' if config.lora else 'none'}")
     print(f"  licence  {config.licence}")

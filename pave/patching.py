@@ -180,21 +180,26 @@ class Patching(Steps):
         return attached.ready(trainable=trainable)
 
     def trainable(self, name: str) -> dict[str, dict[str, nn.Parameter]]:
-        """The parameters of a patch by part, "fusion" and "lora"."""
-        parts: dict[str, dict[str, nn.Parameter]] = {"fusion": {}, "lora": {}}
+        """The parameters of a patch by part: "resampler", "fusion" and "lora"."""
+        parts: dict[str, dict[str, nn.Parameter]] = {"resampler": {}, "fusion": {}, "lora": {}}
         for path, parameter in self._found(name)[0].named_parameters():
             parts[path.partition(".")[0]][path] = parameter
         return parts
 
     def calibrate(self, name: str, clips: Sequence[ClipFeatures]) -> None:
-        """Fit the untrained fusions to what is seen and heard in some clips."""
+        """Fit the untrained fusions, or the resampler before them, to what is seen and heard in some clips."""
         tokens = torch.cat([rearrange(clip.tokens, "t s d -> (t s) d") for clip in clips]).float()
         attached = self._found(name)[0]
+        heard = {}
         for sense, facts in attached.config.senses.items():
             sides = [side for clip in clips if (side := clip.sides[facts.preprocessing]) is not None]
-            heard = [side.x[side.valid] for side in sides] or [tokens.new_zeros(0, facts.dim)]
-            fusion: Any = attached.fusion[sense]
-            fusion.calibrate(tokens, torch.cat(heard).float())
+            found = [side.x[side.valid] for side in sides] or [tokens.new_zeros(0, facts.dim)]
+            heard[sense] = torch.cat(found).float()
+        if attached.resampler is not None:
+            attached.resampler.calibrate(heard)
+        for read in attached.fusion:
+            fusion: Any = attached.fusion[read]
+            fusion.calibrate(tokens, heard.get(read, tokens.new_zeros(0, 0)))  # a resampler has scaled what it makes
 
     @contextmanager
     def training(self, name: str) -> Iterator[None]:

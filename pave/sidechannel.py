@@ -116,7 +116,7 @@ def segments_by_time(times: Tensor, key_times: Tensor) -> tuple[Tensor, Tensor]:
         raise SignalError(f"key frames must be in order of time, got {[round(s, 3) for s in key_times.tolist()]}")
     times, key_times = times.to(torch.float64), key_times.to(torch.float64)
     middles = (key_times[:-1] + key_times[1:]) / 2
-    index, mask = _pack(torch.searchsorted(middles, times, right=True), len(key_times))
+    index, mask = segments_of(torch.searchsorted(middles, times, right=True), len(key_times))
     empty = ~mask.any(-1)
     if len(times) and empty.any():
         # Sorting first makes "the earlier one" hold for steps that are not in order of time.
@@ -140,7 +140,7 @@ def segments_by_index(steps: int, frames: int) -> tuple[Tensor, Tensor]:
         return index, torch.ones_like(index, dtype=torch.bool)
     counts = torch.full((frames,), steps // frames)
     counts[: steps % frames] += 1
-    return _pack(torch.arange(frames).repeat_interleave(counts), frames)
+    return segments_of(torch.arange(frames).repeat_interleave(counts), frames)
 
 
 def align(tokens: Sequence[SideTokens | None], key_times: Sequence[Tensor], rule: Rule) -> SideBatch:
@@ -208,7 +208,7 @@ def _blend(index: Tensor, steps: list[int], frames: list[int]) -> tuple[Tensor, 
     return after, share
 
 
-def _pack(segment: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+def segments_of(segment: Tensor, frames: int) -> tuple[Tensor, Tensor]:
     """Steps by the segment that each belongs to: index and mask (t m), m ≥ 1."""
     counts = segment.bincount(minlength=frames)
     slot = torch.arange(max(1, int(counts.max())))

@@ -156,8 +156,9 @@ class Steps:
         visual = inputs.visual.to(self.host.device, self.host.dtype).rows()
         fused = [row.tokens for row in visual]
         for use in self._live(inputs):
-            for sense, sides in use.sides.items() if use.weight and use.attached.adds else ():
-                fusion, dtype = use.attached.fusing(sense), use.attached.precision
+            read = use.attached.reading(use.sides) if use.weight and use.attached.adds else {}
+            for name, sides in read.items():
+                fusion, dtype = use.attached.fusing(name), use.attached.precision
                 for i, (row, side) in enumerate(zip(visual, sides, strict=True)):
                     if side is not None:
                         update = fusion(row.vision, row.tokens.to(dtype), side.to(row.tokens.device))

@@ -133,14 +133,15 @@ class Run:
     def attach(self) -> None:
         """Put an untrained patch into the model, scaled to the clips that were seen, and give it an optimiser."""
         torch.manual_seed(self.options.seed)
-        self.model.attach(self.recipe.name, self.config(), trainable=True)
+        self.attached = self.model.attach(self.recipe.name, self.config(), trainable=True)
         heard = list(filter(self._perceives, self.train_clips)) or self.train_clips
         self.model.calibrate(self.recipe.name, [clip.features for clip in heard[:CALIBRATION]])
         self.model.checkpoint_activations(self.options.gradient_checkpointing)
         self.parameters = self.model.trainable(self.recipe.name)
+        rates = (self.options.fusion_lr, self.options.fusion_lr, self.options.lora_lr)
         groups = [
             {"params": list(self.parameters[part].values()), "lr": rate}
-            for part, rate in (("fusion", self.options.fusion_lr), ("lora", self.options.lora_lr))
+            for part, rate in zip(("resampler", "fusion", "lora"), rates, strict=True)
             if self.parameters[part]
         ]
         self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=self.options.weight_decay)
@@ -166,6 +167,7 @@ class Run:
             self.losses.append(loss)
             self.seconds["steps"] += time.perf_counter() - begin
             figures = {"loss": loss, "rate": self.optimiser.param_groups[0]["lr"]}
+            figures |= {name: value.item() for name, value in self.attached.aux_losses.items()}
             if (step + 1) % self.options.eval_every == 0 and self.val_clips and step + 1 < self.options.steps:
                 figures["held-out"] = self.accuracy(self.val_clips)["all"]
             if (step + 1) % self.options.checkpoint_every == 0 or step + 1 == self.options.steps:
@@ -173,7 +175,7 @@ class Run:
             progress(step + 1, self.options.steps, figures)
 
     def step(self, step: int) -> float:
-        """One optimiser step; returns the loss."""
+        """One optimiser step; returns the loss of the answers, without what a patch adds for itself."""
         factor = _schedule(step, self.options.steps, self.options.warmup)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -183,7 +185,7 @@ class Run:
             loss = F.cross_entropy(scores.float(), wanted)
             self.optimiser.zero_grad()
             if loss.requires_grad:  # not where all clips of the step lack the sense: they get the base's answers
-                loss.backward()
+                sum(self.attached.aux_losses.values(), loss).backward()
         parts = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parts, self.options.max_grad_norm)
         if not (loss.isfinite() and norm.isfinite()):
@@ -295,6 +297,7 @@ def patch_config(recipe: Recipe, base: Base, encoders: Mapping[str, Encoder]) ->
         newline=recipe.newline or base.newlines[0],
         prompt=base.template,
         senses={sense: encoders[sense].spec.facts(config.align) for sense, config in recipe.senses.items()},
+        resampler=recipe.resampler,
         fusion=recipe.fusion,
         lora=recipe.lora,
         licence=recipe.licence,

@@ -1,0 +1,142 @@
+"""Synchronisation: several senses on one clock of equal steps, and windows of steps for key frames. Nothing is learned.
+
+In: the side channels of one clip, as SideBatches of one row. Out: where each token lies on the clock; and which windows
+or steps belong to which key frame. FAVOR's synchronisation (Sun et al., arXiv 2310.05863), for any rates and lengths.
+Knows nothing of weights.
+
+t key frames, τ time steps of a sense, n = h w side tokens of a time step, w windows, k steps of a window, p tokens
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pave.config import ResamplerConfig
+from pave.errors import SignalError
+from pave.sidechannel import SideBatch, segments_by_time, segments_of
+
+INSTANT = 1e-6  # seconds: what lies so near to the border of two steps or windows lies in the later one
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The steps of one clip: `count` of them from second `start` on, and the windows that they are looked at in."""
+
+    start: float
+    count: int
+    rate: float  # steps per second
+    window: int  # steps of a window
+    stride: int  # steps from window to window
+    places: Mapping[str, tuple[Tensor, Tensor]]  # sense -> numbers (p,) of its tokens (τ n), and of slots (count slots)
+
+    @property
+    def windows(self) -> int:
+        """As many as it takes to look at every step; the last one may reach beyond the end."""
+        return 1 + math.ceil(max(0, self.count - self.window) / self.stride)
+
+    @property
+    def steps(self) -> Tensor:
+        """Numbers of the steps of each window (w k), from `count` on beyond the end."""
+        return self.stride * torch.arange(self.windows)[:, None] + torch.arange(self.window)
+
+    @property
+    def starts(self) -> Tensor:
+        """Second at which each window begins (w,), float64."""
+        return self.start + torch.arange(self.windows, dtype=torch.float64) * self.stride / self.rate
+
+    @property
+    def middles(self) -> Tensor:
+        """Seconds of the windows' middles (w,)."""
+        return self.starts + self.window / self.rate / 2
+
+    def nearest_windows(self, key_times: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows for each key frame, index and mask (t m): those whose middle lies in its segment, or else the one it
+        lies in, as `align` does with time steps."""
+        return segments_by_time(self.middles - INSTANT, key_times)
+
+    def windows_before(self, key_times: Tensor) -> tuple[Tensor, Tensor]:
+        """Each window once (t m): with the first key frame that lies in it or after it, or else with the last."""
+        first = torch.searchsorted(key_times + INSTANT, self.starts).clamp(max=len(key_times) - 1)
+        return segments_of(first, len(key_times))
+
+    def steps_until(self, key_times: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps since the key frame before, up to the one that a key frame lies in (t m), which several may share; none
+        for key frames before the first step. No step is later than its key frame."""
+        own = _steps(key_times, self.rate) - round(self.start * self.rate)
+        own = own.clamp(max=self.count - 1)
+        first = torch.searchsorted(own, torch.arange(max(0, int(own[-1]) + 1)))
+        index, mask = segments_of(first, len(own))
+        shared = ~mask.any(-1) & (own >= 0)
+        index[shared, 0], mask[shared, 0] = own[shared], True
+        return index, mask
+
+
+def synchronise(sides: Mapping[str, SideBatch | None], config: ResamplerConfig) -> Clock:
+    """Put the senses that a clip has on one clock. A token lies in the step of its centre time, in the order of time;
+    where a step is full, in the next. Where the clip is a picture, what a sense has of it stands still all the time."""
+    present = {sense: side for sense, side in sides.items() if side is not None}
+    laid = {sense: _laid(sense, side, config) for sense, side in present.items()}
+    readable = torch.cat([laid[sense][0][_real(side).any(-1)] for sense, side in present.items()])
+    first = int(readable.min())
+    count = int(readable.max()) - first + 1
+    places = {}
+    for sense, side in present.items():
+        step, slot = laid[sense]
+        token, real = torch.arange(slot.numel()).view_as(slot), _real(side)
+        if len(step) == 1 and (side.key_times == side.key_times[:, :1]).all():
+            step = torch.arange(first, first + count)
+            slot, token, real = (each.expand(count, -1) for each in (slot, token, real))
+        put = (step - first)[:, None] * config.slots + slot
+        places[sense] = token[real], put[real]
+    stride = config.stride or config.window
+    return Clock(first / config.rate, count, config.rate, config.window, stride, places)
+
+
+def _laid(sense: str, side: SideBatch, config: ResamplerConfig) -> tuple[Tensor, Tensor]:
+    """The step (τ,) and the slots (τ n) of each time step of a sense, steps counted from second 0."""
+    if side.sets is not None:
+        raise SignalError(f"{sense} is a set, whose tokens have no time; a resampler needs times")
+    n = math.prod(side.x.shape[2:4])
+    fitting = config.slots // n
+    if not fitting:
+        raise SignalError(
+            f"a time step of {sense} has {n} tokens, a step of the resampler {config.slots} slots; raise "
+            "resampler.slots, or let the encoder pool more"
+        )
+    order = side.times[0].argsort(stable=True)
+    due = _steps(side.times[0][order], config.rate)
+    step = _pushed(due, fitting)
+    if (step - due).max() > 1:
+        most = int(torch.unique_consecutive(due, return_counts=True)[1].max()) * n
+        raise SignalError(
+            f"up to {most} tokens of {sense} lie in one step of {1 / config.rate:g} s, which has {config.slots} slots; "
+            "raise resampler.slots or resampler.rate"
+        )
+    rank = torch.arange(len(step)) - torch.searchsorted(step, step)
+    back = order.argsort()
+    return step[back], rank[back][:, None] * n + torch.arange(n)
+
+
+def _steps(times: Tensor, rate: float) -> Tensor:
+    """The step that each time lies in."""
+    return ((times + INSTANT) * rate).floor().long()
+
+
+def _pushed(due: Tensor, fitting: int) -> Tensor:
+    """Steps (τ,) in order, moved on so far that none is named more often than `fitting` times."""
+    rows = F.pad(due, (0, -len(due) % fitting), value=int(due[-1])).view(-1, fitting)
+    turn = torch.arange(len(rows))[:, None]
+    return ((rows - turn).cummax(0).values + turn).flatten()[: len(due)]
+
+
+def _real(side: SideBatch) -> Tensor:
+    """Which tokens can be read (τ n)."""
+    if side.valid is None:
+        return torch.ones(side.times.shape[1], math.prod(side.x.shape[2:4]), dtype=torch.bool)
+    return side.valid[0].flatten(1)
