@@ -8,7 +8,8 @@ For every seed, on the same held-out clips (split `test`, scenes that no trainin
     base       the embedded base as it is; with the patches below, where the recipe builds on some
     patched    fusion and LoRA, trained on picture and signal
     shuffled   the same patch, every clip with the signal of another one
-    video-only LoRA alone, trained on the same questions for the same steps, never perceiving the signal
+    without    LoRA alone, trained on the same questions for the same steps, never perceiving the signal
+    alone      the recipe trained without the patches below, where it builds on some
     text-only  the answer most often right for these very words in the training file
 beside the exact best score without the sense. Run again, it goes on with what is missing.
 """
@@ -32,6 +33,8 @@ from pave.config import Recipe, read_recipe
 from pave.data import Example, read_jsonl
 from pave.evaluate import Evaluation, Sample, evaluate
 from pave.features import FeatureStore
+from pave.inputs import ClipFeatures
+from pave.model import PatchedModel
 from pave.patch import Patch
 from pave.playroom.writer import write_clips
 from pave.train import Asked, Run, data_files
@@ -42,28 +45,28 @@ OURS = "-playroom"
 
 
 def figures(evaluation: Evaluation) -> dict[str, Any]:
-    """Accuracy by channel, with the number of questions and the exact optimum without sound."""
+    """Accuracy by channel, with the number of questions and the exact optimum without the sense."""
     return {
         channel: {"accuracy": round(score.accuracy, 4), "asked": score.asked, "optimum": round(score.optimum or 0, 4)}
         for channel, score in evaluation.by().items()
     }
 
 
-def video_only(recipe: Recipe, clips: Sequence[Asked]) -> Run:
-    """The recipe without its sense: no clip has the signal, and LoRA runs all the same."""
-    output = recipe.output.with_name(f"{recipe.output.name}-video-only")
+def control(recipe: Recipe, clips: Sequence[Asked], name: str, **changes: Any) -> PatchedModel:
+    """The recipe with changes of `train`, trained on clips that have been seen already."""
+    output = recipe.output.with_name(f"{recipe.output.name}-{name}")
     output.mkdir(parents=True, exist_ok=True)
-    options = recipe.train.model_copy(update={"keep_lora_when_absent": True, "output": output})
+    options = recipe.train.model_copy(update={**changes, "output": output})
     run = Run(recipe.model_copy(update={"train": options}))
-    own = [encoder.spec.preprocessing for encoder in run.senses.values()]
-    run.train_clips = [Asked(without(clip, own), clip.examples) for clip in clips]
+    run.train_clips = list(clips)
     run.attach()
     run.fit(lambda step, steps, figures: None)
-    return run
+    return run.model
 
 
-def without(clip: Asked, keys: Sequence[str]) -> Any:
-    return replace(clip.features, sides={**clip.features.sides, **dict.fromkeys(keys)})
+def without(features: ClipFeatures, keys: Sequence[str]) -> ClipFeatures:
+    """A clip that lacks some signals."""
+    return replace(features, sides={**features.sides, **dict.fromkeys(keys)})
 
 
 def text_only(train_file: Path, examples: Sequence[Example]) -> Evaluation:
@@ -91,21 +94,24 @@ def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_
     test = read_jsonl(write_clips(folder / "test", test_clips, 0, "test", channels))
     patch = Patch.load(result.patch)
 
-    seeing = Run(recipe).model
+    fresh = Run(recipe)
+    own, seeing = [encoder.spec.preprocessing for encoder in fresh.senses.values()], fresh.model
     below = list(seeing.patches)
     seeing.apply_patch(patch)
     sources = list(dict.fromkeys(example.source for example in test))
     features = FeatureStore(seeing, seeing.encoders(), folder / "features").read(sources)
-    blind = video_only(recipe, run.train_clips)
-    own = [encoder.spec.preprocessing for encoder in blind.senses.values()]
-    unseen = {source: replace(clip, sides={**clip.sides, **dict.fromkeys(own)}) for source, clip in features.items()}
     scores = {
         "base": evaluate(seeing, test, patches=below, features=features),
         "patched": evaluate(seeing, test, features=features),
         "shuffled": evaluate(seeing, test, features=features, side="shuffled"),
-        "video-only": evaluate(blind.model, test, features=unseen),
         "text-only": text_only(train_file, test),
     }
+    unseen = [Asked(without(clip.features, own), clip.examples) for clip in run.train_clips]
+    blind = control(recipe, unseen, "without", keep_lora_when_absent=True)
+    lacking = {source: without(clip, own) for source, clip in features.items()}
+    scores["without"] = evaluate(blind, test, features=lacking)
+    if below:
+        scores["alone"] = evaluate(control(recipe, run.train_clips, "alone", on_top_of=()), test, features=features)
     return {
         "seconds": round(seconds, 1),
         "seconds_by_part": result.metrics["seconds"],
@@ -139,10 +145,10 @@ def main() -> None:
 
 def show(key: str, run: dict[str, Any]) -> None:
     print(f"\n{key}: trained in {run['seconds']} s, patch of {run['patch_bytes']:,} bytes")
-    names = ("base", "video-only", "text-only", "shuffled", "patched")
-    print(f"{'channel':13} {'asked':>6} {'optimum':>8} " + " ".join(f"{name:>10}" for name in names))
+    order = [name for name in ("base", "text-only", "without", "alone", "shuffled", "patched") if name in run]
+    print(f"{'channel':13} {'asked':>6} {'optimum':>8} " + " ".join(f"{name:>10}" for name in order))
     for channel, own in run["patched"].items():
-        row = " ".join(f"{run[name][channel]['accuracy']:10.3f}" for name in names)
+        row = " ".join(f"{run[name][channel]['accuracy']:10.3f}" for name in order)
         print(f"{channel:13} {own['asked']:6} {own['optimum']:8.3f} {row}")
 
 

@@ -1,7 +1,7 @@
 """How many questions a model answers rightly, with and without its patches, and with the sense taken away.
 
 In: a model and a JSONL file. Out: an `Evaluation`: right answers by channel, beside the best score that is possible
-without the sound where the file says it (`optimum`). Answers are generated, greedily.
+without the sense where the file says it (`optimum`). Answers are generated, greedily.
 
 A side channel can be `own`, `shuffled` between clips (does the patch really listen?) or `off` (every clip without it).
 """
@@ -42,7 +42,7 @@ class Score:
 
     right: int
     asked: int
-    optimum: float | None  # best expected score without the sound, where every line of the group says its own
+    optimum: float | None  # best expected score without the sense, where every line of the group says its own
 
     @property
     def accuracy(self) -> float:
@@ -68,7 +68,7 @@ class Evaluation:
         return _score(self.samples).accuracy
 
     def __str__(self) -> str:
-        lines = [f"{'channel':14} {'right':>7} {'asked':>6} {'deaf optimum':>13}"]
+        lines = [f"{'channel':14} {'right':>7} {'asked':>6} {'best without':>13}"]
         for name, score in self.by().items():
             optimum = "" if score.optimum is None else f"{score.optimum:.3f}"
             lines.append(f"{name:14} {score.accuracy:7.3f} {score.asked:6} {optimum:>13}")
