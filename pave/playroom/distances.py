@@ -1,14 +1,15 @@
-"""How far from the camera each toy is, which no picture tells: all look equally big. In: a `Scene`. Out: distances,
-questions, and posed depth pictures in the layout of ScanNet.
+"""How far from the camera things are, which no picture tells. In: a `Scene`. Out: distances, questions, and posed
+depth pictures in the layout of ScanNet.
 
-The clip's key frames, as a scan: color/*.png, depth/*.png (millimetres, half the size), pose/*.txt, intrinsic/*.txt.
+In every colour phase two cards are shown. They look equally big, but one is near, and small, and the other is far, and
+big. The key frames as a scan: color/*.png, depth/*.png (millimetres, half the size), pose/*.txt, intrinsic/*.txt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import permutations
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -16,21 +17,26 @@ import numpy as np
 from PIL import Image
 
 from pave.playroom import draw as pictures
+from pave.playroom import signs
 from pave.playroom.questions import CAPTION, Choice, Question
-from pave.playroom.world import FPS, FRAMES, SIZE, Scene
+from pave.playroom.world import FPS, FRAMES, GRID, PHASES, SECONDS, SIZE, SOUNDS, Scene
 
-# Metres. What looks as big and is half as far again is half as big again: in pictures, toys differ by a fifth at most,
-# so that the farthest is the biggest whatever they look like.
-LEVELS = (0.8, 1.2, 1.8, 2.7)
-WALL, NOISE, HOLES = 4.0, 0.01, 0.02  # metres, deviation in metres, share of pixels that measured nothing
+NEAR, RUG, FAR = 1.0, 2.0, 3.5  # metres
+SPREAD, NOISE = 0.1, 0.01  # metres: of a card either way, and deviation of a measured pixel
+HOLES = 0.02  # share of pixels that measured nothing
 FOCAL = 60.0  # pixels of the colour picture
-Distances = tuple[float, ...]  # of each toy of the scene
+Distances = tuple[bool, ...]  # whether the left card is the near one, in each phase
+
+
+def pairs(scene: Scene) -> list[tuple[str, str]]:
+    """The cards on the left and on the right of each phase: every one is shown once, for all to see."""
+    names = Random(f"pairs {scene.seed}").sample(SOUNDS, 2 * PHASES)
+    return list(zip(names[::2], names[1::2], strict=True))
 
 
 def states(scene: Scene) -> list[tuple[Fraction, Distances]]:
-    """All arrangements, all equally likely; no two toys are equally far."""
-    found = list(permutations(LEVELS, len(scene.toys)))
-    return [(Fraction(1, len(found)), state) for state in found]
+    """All arrangements, all equally likely."""
+    return [(Fraction(1, 2**PHASES), state) for state in product((False, True), repeat=PHASES)]
 
 
 def draw(scene: Scene, seed: int) -> Distances:
@@ -38,29 +44,56 @@ def draw(scene: Scene, seed: int) -> Distances:
     return Random(f"distances {seed}").choice(states(scene))[1]
 
 
-def questions(scene: Scene, far: Distances) -> Iterator[Choice]:
+def questions(scene: Scene, near: Distances) -> Iterator[Choice]:
     """All that can be asked; the caption is for training."""
-    order = [toy for _, toy in sorted(zip(far, scene.toys, strict=True), key=lambda pair: pair[0])]
-    for word, toy in (("nearest", order[0]), ("biggest", order[-1])):
-        yield [(Fraction(1), Question(f"what shape is the {word} toy?", toy.shape, "depth", f"shape-{word}"))]
-        text = f"what colour is the {word} toy first?"
-        yield [(Fraction(1), Question(text, toy.colours[0], "depth", f"colour-{word}"))]
-    told = ", ".join(f"{toy.colours[0]} {toy.shape}" for toy in order)
-    yield [(Fraction(1), Question("what toys are there, nearest to farthest?", told, CAPTION, "told"))]
+    close = [pair[not left] for pair, left in zip(pairs(scene), near, strict=True)]
+    for pair, answer in zip(pairs(scene), close, strict=True):
+        texts = (f"which is near, the {a} or the {b}?" for a, b in (pair, pair[::-1]))
+        yield [(Fraction(1, 2), Question(text, answer, "depth", "which-near")) for text in texts]
+    asked = [
+        (f"is the {name} {word}?", (name in close) == (word == "near")) for name in SOUNDS for word in ("near", "big")
+    ]
+    yield [(Fraction(1, len(asked)), Question(text, "yes" if so else "no", "depth", "is-near")) for text, so in asked]
+    text = "what card is near when the light is dim?"
+    yield [(Fraction(1), Question(text, close[scene.dim_phase], "depth", "near-dim"))]
+    yield [(Fraction(1), Question("what card is near, first to last?", " ".join(close), CAPTION, "told"))]
 
 
-def write(folder: Path, scene: Scene, far: Distances, seed: int) -> None:
+def show(frames: np.ndarray, scene: Scene, times: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draw the cards into pictures (t y x 3) at `times`, around the key frame nearest to the middle of a phase. Where
+    they are (t y x): on the left and on the right, of each phase."""
+    rng = np.random.default_rng([scene.seed, 6])
+    keys, free = pictures.key_times(FRAMES, FPS), signs.free_squares(scene)
+    nearest = abs(times[:, None] - keys).argmin(1)
+    places = []
+    for phase, pair in enumerate(pairs(scene)):
+        shown = nearest == abs(keys - scene.phase_middle(phase)).argmin()
+        masks = []
+        for name, left in zip(pair, (True, False), strict=True):
+            squares = [square for square in free if (square[1] < GRID // 2) == left]
+            blank = np.zeros((SIZE, SIZE, 3), np.uint8)
+            signs.stick(blank, name, squares, rng)
+            card = blank.any(-1)
+            frames[np.ix_(shown)] = np.where(card[..., None], blank, frames[np.ix_(shown)])
+            masks.append(shown[:, None, None] & card)
+        places.append(tuple(masks))
+    return places
+
+
+def write(folder: Path, scene: Scene, near: Distances, seed: int) -> None:
     """The scan, in a folder of its own. The camera stands on a tripod and trembles."""
     rng = np.random.default_rng([seed, 5])
     times = pictures.key_times(FRAMES, FPS)
-    depth = np.full((len(times), SIZE, SIZE), WALL, np.float32)
-    for cover, metres in zip(pictures.covers(scene, times), far, strict=True):
-        depth[cover > 0.5] = metres
+    colour = pictures.frames(scene, times)
+    depth = np.full(colour.shape[:3], RUG, np.float32)
+    for (left, right), left_is_near in zip(show(colour, scene, times), near, strict=True):
+        for card, metres in zip((left, right), (NEAR, FAR) if left_is_near else (FAR, NEAR), strict=True):
+            depth[card] = metres + rng.uniform(-SPREAD, SPREAD)
     depth += rng.normal(0, NOISE, depth.shape)
     depth[rng.random(depth.shape) < HOLES] = 0
     for part in ("color", "depth", "pose", "intrinsic"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(pictures.frames(scene, times)):
+    for i, picture in enumerate(colour):
         Image.fromarray(picture).save(folder / "color" / f"{i}.png")
         small = (1000 * depth[i, 1::2, 1::2]).round().astype(np.uint16)
         Image.fromarray(small).save(folder / "depth" / f"{i}.png")

@@ -5,7 +5,7 @@ independently of all else, and questions, each with the best score that is possi
 every state that there could be.
 
 fast   signs that flash between key frames     views   cards that only two further cameras see
-depth  how far away the toys are               imu     shakes of the rug, felt by a sensor under it
+depth  which of two cards is near              imu     shakes of the rug, felt by a sensor under it
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ stream parameter tells an answer.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -33,12 +33,15 @@ WORLD = 1  # another number with every change of what is drawn, played or coded:
 
 
 def write_clip(
-    path: Path, scene: Scene, script: Script, seed: int, audio: bool = True, flashes: Script | None = None
+    path: Path, scene: Scene, script: Script, seed: int, audio: bool = True, extra: Mapping[str, Any] | None = None
 ) -> None:
-    """One clip as mp4. `audio=False` leaves out the sound track altogether."""
-    frames = draw.frames(scene, draw.pictures())
-    if flashes:
-        events.flash(frames, scene, flashes)
+    """One clip as mp4. `audio=False` leaves out the sound track altogether; `extra`: the states of further senses, two
+    of which show in the film."""
+    frames, extra = draw.frames(scene, draw.pictures()), extra or {}
+    if "fast" in extra:
+        events.flash(frames, scene, extra["fast"])
+    if "depth" in extra:
+        distances.show(frames, scene, draw.pictures())
     write_film(path, frames, sound.samples(scene, script, seed) if audio else None)
 
 
@@ -90,11 +93,12 @@ def write_clips(
 def _write(folder: Path, seed: int, split: Split, channels: Collection[str]) -> list[dict]:
     scene, script = draw_scene(seed, split), draw_script(seed)
     states = perceived(scene, channels, seed)
-    flashes = states.get("fast")
-    told = " ".join(map(str, (WORLD, scene, script, *([flashes] if flashes else []))))
+    shown = [states["fast"]] if "fast" in states else []
+    shown += ["with cards"] if "depth" in states else []
+    told = " ".join(map(str, (WORLD, scene, script, *shown)))
     name = f"clips/{split}-{seed}-{crc32(told.encode()):08x}.mp4"
     for part in _new(folder / name):
-        write_clip(part, scene, script, seed, flashes=flashes)
+        write_clip(part, scene, script, seed, extra=states)
     signals = {sense: WRITERS[sense](folder, scene, state, seed) for sense, state in states.items() if sense in WRITERS}
     deaf = bool(states) and not HEARD & set(channels)  # then nobody tells what is heard
     asked = draw_questions(scene, script, set(channels) - {CAPTION} if deaf else channels, seed)
