@@ -40,7 +40,7 @@ from pave.playroom.writer import write_clips
 from pave.train import Asked, Run, data_files
 
 SEEDS = (0, 1, 2)
-TEST_CLIPS = 400
+TEST_CLIPS = 200
 OURS = "-playroom"
 
 

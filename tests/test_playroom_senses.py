@@ -152,23 +152,32 @@ def test_each_card_is_before_one_camera_at_the_key_frame_of_its_phase():
         assert there[:, keys].sum(0).nonzero()[0].tolist() == shown and there.sum(0).max(initial=0) <= 1
 
 
-# Distances
+# Near and far
 
 
-def test_a_scan_has_the_distance_of_every_toy_and_no_picture_tells_it(tmp_path):
-    scene = next(each for each in map(draw_scene, range(50)) if len(each.toys) == 4)
+def test_a_scan_has_the_distance_of_every_card_and_no_picture_tells_it(tmp_path):
+    scene = draw_scene(4)
     times = draw.key_times(FRAMES, FPS)
-    for seed, far in enumerate([distances.LEVELS, distances.LEVELS[::-1]]):
-        distances.write(tmp_path / str(seed), scene, far, 1)
-        for i in (0, FRAMES - 1):
-            depth = np.asarray(Image.open(tmp_path / str(seed) / "depth" / f"{i}.png")) / 1000
-            for cover, metres in zip(draw.covers(scene, times), far, strict=True):
-                inside = depth[cover[i, 1::2, 1::2] > 0.9]
-                assert abs(np.median(inside) - metres) < 0.01
-            assert 0.005 < (depth == 0).mean() < 0.05, "holes"
+    for seed, near in enumerate([(True, True, False), (False, True, True)]):
+        distances.write(tmp_path / str(seed), scene, near, 1)
+        cards = distances.show(draw.frames(scene, times), scene, times)
+        for places, left_is_near in zip(cards, near, strict=True):
+            for place, close in zip(places, (left_is_near, not left_is_near), strict=True):
+                (shown,) = place.any((1, 2)).nonzero()
+                assert len(shown) == 1, "one key frame of every phase"
+                depth = np.asarray(Image.open(tmp_path / str(seed) / "depth" / f"{shown[0]}.png")) / 1000
+                metres = np.median(depth[place[shown[0], 1::2, 1::2]])
+                assert abs(metres - (distances.NEAR if close else distances.FAR)) < distances.SPREAD + 0.02
+                assert 0.005 < (depth == 0).mean() < 0.05, "holes"
     for i in range(FRAMES):
         one, other = ((tmp_path / str(seed) / "color" / f"{i}.png").read_bytes() for seed in (0, 1))
         assert one == other
+
+
+def test_every_card_is_shown_once():
+    for seed in range(50):
+        names = [name for pair in distances.pairs(draw_scene(seed)) for name in pair]
+        assert sorted(names) == sorted(SOUNDS)
 
 
 # Files
@@ -183,10 +192,10 @@ def test_lines_name_files_that_are_there_and_the_film_stays_the_same(tmp_path):
         for view in files["views"]:
             clip = Clip.read(tmp_path / view, frames=2)
             assert clip.audio is None and clip.report.pictures == SECONDS * FPS
-    plain = write_clips(tmp_path / "plain", 16, 2, "val", ("video", "views", "depth", "imu"))
+    plain = write_clips(tmp_path / "plain", 16, 2, "val", ("video", "views", "imu"))
     bare = write_clips(tmp_path / "bare", 16, 2, "val", ("video",))
     films = [sorted(path.name for path in (file.parent / "clips").iterdir()) for file in (plain, bare)]
-    assert films[0] == films[1], "views, depth and imu change no film"
+    assert films[0] == films[1], "views and imu change no film"
     assert all("signals" not in json.loads(line) for line in bare.read_text().splitlines())
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from pave.playroom import draw as pictures
 from pave.playroom import signs
 from pave.playroom.questions import CAPTION, Choice, Question
-from pave.playroom.world import FPS, FRAMES, GRID, PHASES, SECONDS, SIZE, SOUNDS, Scene
+from pave.playroom.world import FPS, FRAMES, GRID, PHASES, SIZE, SOUNDS, Scene
 
 NEAR, RUG, FAR = 1.0, 2.0, 3.5  # metres
 SPREAD, NOISE = 0.1, 0.01  # metres: of a card either way, and deviation of a measured pixel
