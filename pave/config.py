@@ -259,18 +259,19 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if isinstance(train, dict) and isinstance(train.get("on_top_of"), list):
         below = [str(path.parent / each) if (path.parent / str(each)).exists() else each for each in train["on_top_of"]]
         data["train"] = {**train, "on_top_of": below}
-    for override in overrides:
-        _override(data, override)
+    for words in overrides:
+        override(data, words)
     return parse(Recipe, data, path)
 
 
-def _override(data: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
+def override(data: dict[str, Any], words: str) -> None:
+    """Put `key.sub=value` into a mapping; the value is YAML."""
+    key, equals, value = words.partition("=")
     if not equals or not key:
-        raise RecipeError(f"{override!r} is not key.sub=value; write for example train.steps=100")
+        raise RecipeError(f"{words!r} is not key.sub=value; write for example train.steps=100")
     *parents, last = key.split(".")
     if not all((*parents, last)):
-        raise RecipeError(f"{override!r} has an empty part; write for example train.steps=100")
+        raise RecipeError(f"{words!r} has an empty part; write for example train.steps=100")
     for parent in parents:
         if not isinstance(data.setdefault(parent, {}), dict):
             raise RecipeError(f"{key}: {parent!r} holds a value, not a mapping")
@@ -278,7 +279,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     try:
         data[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{override!r}: the value is not YAML ({' '.join(str(error).split())})") from None
+        raise RecipeError(f"{words!r}: the value is not YAML ({' '.join(str(error).split())})") from None
 
 
 def _sentence(kind: type[Config], error: Any) -> str:

@@ -20,11 +20,10 @@ from pave.encoder import Encoder
 from pave.errors import BaseModelError, DataError, MediaError, PatchError, SignalError
 from pave.inputs import ClipFeatures
 from pave.media import Clip, decode_many
-from pave.sidechannel import SideTokens
+from pave.sidechannel import PARTS, SideTokens
 from pave.steps import Steps
 
 MAX_WORKERS = 8  # decoding processes; by then the vision tower is what takes the time
-PARTS = ("x", "times", "spans", "valid")
 Seeing = Callable[[int, int], None]  # how many clips are seen, of how many
 
 

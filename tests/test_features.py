@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerFast
 from pave.data import Source
 from pave.encoder import load_encoder
 from pave.errors import DataError
-from pave.features import PARTS, FeatureStore
+from pave.features import FeatureStore
 from pave.inputs import ClipFeatures
 from pave.model import PatchedModel
+from pave.sidechannel import PARTS
 
 MAPS = Path("/proc/self/maps")
 KEY = load_encoder("logmel", bands=16, rate=5).spec.preprocessing
