@@ -145,17 +145,17 @@ def plan(clips: Sequence[tuple[str, Source]], out: Path, size: int) -> list[Shar
     return [Shard(out / f"{number:05d}.safetensors", part) for number, part in enumerate(parts)]
 
 
-def _there(shards: Sequence[Shard], key: Key) -> dict[Path, list[Entry]]:
+def _there(shards: Sequence[Shard], key: Key) -> dict[Path, Sequence[Entry]]:
     """The feature files of these shards that there are. DataError: the folder holds others, which nobody overwrites."""
     names = {shard.path: [name for name, _ in shard.clips] for shard in shards}
     found = {}
     for path in files(shards[0].path.parent):
-        held, entries = head(path)
-        if held != key:
-            raise DataError(f"{path}: holds {held}, and asked for is {key}; give another folder")
-        if [entry.path for entry in entries] != names.get(path):
-            raise DataError(f"{path}: holds other clips, the first is {entries[0].path}; give another folder")
-        found[path] = entries
+        held = head(path)
+        if held.key != key:
+            raise DataError(f"{path}: holds {held.key}, and asked for is {key}; give another folder")
+        if [entry.path for entry in held.clips] != names.get(path):
+            raise DataError(f"{path}: holds {len(held.clips)} other clips than asked for; give another folder")
+        found[path] = held.clips
     return found
 
 

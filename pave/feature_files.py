@@ -34,13 +34,13 @@ class Key(Config):
 
     encoder: str
     options: dict[str, Any]
-    revision: str = ""
+    revision: str
     preprocessing: str  # sha256 of encoder, options and revision
-    weights: str = ""  # sha256 of the network; empty: there is none, or PAVE's authors had it
-    published: bool = False  # tokens are those of PAVE's authors
-    licence: str = ""
-    commercial: bool = True  # whether the licence allows such use
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # that the tokens are kept in
+    weights: str  # sha256 of the network; empty: there is none, or PAVE's authors had it
+    published: bool  # whether tokens are those of PAVE's authors
+    licence: str
+    commercial: bool  # whether the licence allows such use
+    dtype: Literal["float32", "float16", "bfloat16"]  # that the tokens are kept in
 
     @classmethod
     def of(cls, encoder: Encoder, dtype: str, published: bool = False) -> Key:
@@ -76,6 +76,13 @@ class Entry(Config):
     why: str = ""  # why the clip could not be read
 
 
+class Contents(Config):
+    """What a file says of itself."""
+
+    key: Key
+    clips: tuple[Entry, ...]
+
+
 def write(path: Path, key: Key, entries: Sequence[Entry], tokens: Mapping[int, SideTokens]) -> None:
     """Write one file in one piece; `tokens` are by the place of their clip among the `entries`."""
     tensors, told = {}, []
@@ -84,19 +91,20 @@ def write(path: Path, key: Key, entries: Sequence[Entry], tokens: Mapping[int, S
             own = {part: getattr(tokens[place], part) for part in PARTS}
             entry = entry.model_copy(update={"kind": tokens[place].kind, "sha256": storage.digest("", own)})
             tensors |= {f"{place}.{part}": tensor for part, tensor in own.items()}
-        told.append(entry.model_dump(exclude_defaults=True))
+        told.append(entry)
     if (size := sum(tensor.nbytes for tensor in tensors.values())) > storage.MAX_BYTES // 2:
         cause = f"{len(entries)} clips have {size:,} bytes of tokens, more than one file should hold"
         raise DataError(f"{path}: {cause}; put fewer clips into one (--shard), or round them (--dtype float16)")
-    facts = {"pave.features": FORMAT, "key": storage.canonical(key.model_dump()), "clips": json.dumps(told)}
+    told = Contents(key=key, clips=tuple(told)).model_dump(exclude_defaults=True)
+    facts = {"pave.features": FORMAT, "contents": json.dumps(told, sort_keys=True)}
     try:
         storage.write(path, tensors, facts | {"sha256": storage.digest(facts, {})})
     except PatchError as error:
         raise DataError(f"{path.parent}: features cannot be kept there ({error.cause}); make room") from None
 
 
-def head(path: Path) -> tuple[Key, list[Entry]]:
-    """What a file says of itself and of its clips; tokens are not read."""
+def head(path: Path) -> Contents:
+    """What a file says of itself; tokens are not read."""
     try:
         facts = storage.read_metadata(path)
         version = facts.get("pave.features")
@@ -105,12 +113,11 @@ def head(path: Path) -> tuple[Key, list[Entry]]:
             raise DataError(f"{path}: is {cause}; take it out of the folder, or upgrade PAVE")
         if facts.pop("sha256", "") != storage.digest(facts, {}):
             raise DataError(f"{path}: its header is damaged; {MAKE}")
-        key = parse(Key, storage.parse_json(path, facts["key"], "key"), path)
-        return key, [parse(Entry, entry, path) for entry in json.loads(facts["clips"])]
+        return parse(Contents, storage.parse_json(path, facts.get("contents", ""), "contents"), path)
     except PatchError as error:
         raise DataError(f"{path}: {error.cause}; {MAKE}") from None
-    except (RecipeError, KeyError, ValueError) as error:
-        raise DataError(f"{path}: its header is not that of a feature file ({error}); {MAKE}") from None
+    except RecipeError as error:
+        raise DataError(f"{error}; {MAKE}") from None
 
 
 def files(folder: Path) -> list[Path]:
@@ -127,12 +134,14 @@ class Features:
         found = files(folder)
         if not found:
             raise DataError(f"{folder}: holds no feature file; {MAKE}")
-        self.key, _ = head(found[0])
+        self.key = head(found[0]).key
         for path in found:
-            key, entries = head(path)
-            if key != self.key:
-                raise DataError(f"{found[0]}: holds {self.key}, and {path.name} {key}; give each a folder of its own")
-            self.places |= {(entry.media, entry.signal): (path, i, entry) for i, entry in enumerate(entries)}
+            here = head(path)
+            if here.key != self.key:
+                raise DataError(
+                    f"{found[0]}: holds {self.key}, and {path.name} {here.key}; give each a folder of its own"
+                )
+            self.places |= {(entry.media, entry.signal): (path, i, entry) for i, entry in enumerate(here.clips)}
 
     def find(self, media: str, signal: str = "") -> tuple[SideTokens | None, str]:
         """Side tokens of a clip, in float32; or None, and why. SignalError: nothing is known of this clip."""
