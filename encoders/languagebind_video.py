@@ -8,7 +8,6 @@ Weights are fetched when the first clip is read. Without a GPU a group takes mos
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import floor
@@ -18,10 +17,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from pave import dense
 from pave.encoder import Encoder, EncoderSpec
-from pave.errors import EncoderError, MediaError
+from pave.errors import EncoderError
 from pave.languagebind import GROUP, VIT_L, Tower, read
-from pave.media import Clip, size_of
+from pave.media import Clip
 from pave.sidechannel import SideTokens
 
 RATE = 2  # frames per second, as PAVE samples them
@@ -30,8 +30,6 @@ PATCHES, GRID = (16, 16), (2, 2)
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
 PLACE = "PAVE_LANGUAGEBIND_VIDEO"  # environment: a folder or file with the weights
-PART = 1 << 28  # bytes of frames at once: an hour would take tens of gigabytes
-LONGEST = 32  # times the shorter side: narrower pictures are damage, and would fill the memory once they are scaled
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -77,14 +75,12 @@ class LanguageBindVideo(Encoder):
         return found.to(device, DTYPES[self.options.dtype])
 
     def encode(self, clip: Clip) -> SideTokens | None:
-        """Tokens (τ 2 2 c) at the instants of `instants`; None for a clip without pictures."""
-        seen = clip.signals.get("fast", clip)
-        if seen is not None and not isinstance(seen, Clip):
-            raise EncoderError(f"fast= is a {type(seen).__name__}; give (frames, times), a Clip, or None")
-        if seen is None or seen.frames is None or not len(seen.frames):
+        """Tokens (τ 2 2 c) at the instants of `dense.instants`; None for a clip without pictures."""
+        seen = dense.fast(clip)
+        if seen is None:
             return None
-        times = instants(seen)
-        x = torch.cat([self.tokens(frames) for frames in _groups(seen, times)])
+        times = dense.instants(seen, RATE, GROUP)
+        x = torch.cat([self.tokens(frames) for frames in dense.groups(seen, times, GROUP)])
         spans = rearrange(times, "(g t) -> g t", t=GROUP)[:, (0, -1)].repeat_interleave(GROUP, 0)
         return SideTokens(x, times, spans, torch.ones(x.shape[:3], dtype=torch.bool))
 
@@ -95,35 +91,15 @@ class LanguageBindVideo(Encoder):
         return self.network.pooled(pixels(frames).to(weight), GRID).float().cpu()
 
 
-def instants(clip: Clip) -> Tensor:
-    """Seconds from the first picture to the last, at equal distances: two per second of the clip, rounded down to whole
-    groups, but one group at least."""
-    report = clip.report
-    seconds = report.last - report.first + report.gap
-    groups = max(1, floor(RATE * seconds / GROUP + 1e-6))
-    return torch.linspace(report.first, report.last, groups * GROUP, dtype=torch.float64)
-
-
 def pixels(frames: Tensor) -> Tensor:
     """Frames uint8 (t 3 y x) to pixels (t 3 224 224) in LanguageBind's order: normalised, then scaled by plain bilinear
     interpolation to the shorter side, then cropped to the centre."""
-    height, width = frames.shape[2:]
-    short = min(height, width)
-    if max(height, width) > LONGEST * short:
-        raise MediaError(f"frames are {width}x{height}, longer than 1:{LONGEST}; crop them for languagebind-video")
+    short = dense.shorter(frames)
     mean, std = (rearrange(torch.tensor(values), "c -> c 1 1") for values in (MEAN, STD))
-    size = [SIDE if side == short else floor(side / short * SIDE) for side in (height, width)]
+    size = [SIDE if side == short else floor(side / short * SIDE) for side in frames.shape[2:]]
     scaled = F.interpolate((frames.float() / 255 - mean) / std, size=size, mode="bilinear", align_corners=False)
     top, left = (round((side - SIDE) / 2) for side in size)
     return scaled[..., top : top + SIDE, left : left + SIDE]
-
-
-def _groups(clip: Clip, times: Tensor) -> Iterator[Tensor]:
-    """The pictures on screen at these instants, in groups; no more of them at once than memory should hold."""
-    height, width = size_of(clip.frames) or (1, 1)
-    part = GROUP * max(1, PART // (GROUP * 3 * height * width))
-    for instants in times.split(part):
-        yield from clip.at(instants.tolist()).split(GROUP)
 
 
 def build(

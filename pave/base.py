@@ -27,12 +27,14 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from pave import storage
 from pave.config import BaseFacts
-from pave.errors import MediaError
+from pave.errors import BaseModelError, MediaError
 from pave.media import Clip, preprocess
 from pave.prompt import CHATML, Prompter
 
 Newline = Literal["end", "grid", "none"]
+PASS = 8  # frames of one vision pass, where the bits of a frame must not hang on how many others there are
 
 
 @dataclass(frozen=True)
@@ -234,8 +236,8 @@ class Base(ABC):
         if times is None:
             times = [torch.arange(len(clip), dtype=torch.float64) for clip in pixels]
         steps = [-(-len(clip) // self.pair) for clip in pixels]
-        even = [_last_again(clip, self.pair) for clip in pixels]
-        clocks = [_last_again(clock.to(torch.float64), self.pair).view(-1, self.pair).mean(1) for clock in times]
+        even = [last_again(clip, self.pair) for clip in pixels]
+        clocks = [last_again(clock.to(torch.float64), self.pair).view(-1, self.pair).mean(1) for clock in times]
         frames = torch.cat(even).to(self.device, self.dtype)
         at_once = len(frames) if chunk is None else max(1, chunk // self.pair) * self.pair
         seen = [self.look(part) for part in frames.split(at_once)]
@@ -244,6 +246,16 @@ class Base(ABC):
             for parts in zip(*([part for part in each if part is not None] for each in seen), strict=True)
         )
         return Visual.stack([Seen(*parts) for parts in zip(*whole, strict=True)], [c.to(self.device) for c in clocks])
+
+    @torch.no_grad()
+    def watch(self, frames: Tensor) -> Tensor:
+        """Frames uint8 (t 3 y x) of any clip on the base's own grid before the projector (t y x q), float32 on the CPU;
+        a step for each pair where the base looks at pairs. A token of the whole picture, which would come first, is not
+        among them."""
+        steps, (y, x) = -(-len(frames) // self.pair), self.grid
+        pixels = last_again(self.pixels(Clip(frames)), PASS).to(self.device, self.dtype)
+        seen = torch.cat([self.look(part).vision.float().cpu() for part in pixels.split(PASS)])
+        return rearrange(seen[:steps, -y * x :], "t (y x) q -> t y x q", y=y)
 
     def rows_of(self, frames: int, newline: Newline) -> int:
         """How many visual rows, newlines included, `frames` key frames take in the prompt."""
@@ -319,6 +331,20 @@ class Base(ABC):
         if head is not embedding:
             yield "lm_head.weight", head[:rows]
 
+    def eyes(self) -> str:
+        """sha256 of all that decides how the base sees: its numbers of frames and pixels, its config of vision, and
+        every tensor but the language model's."""
+        config = {key: value for key, value in self.model.config.to_dict().items() if key.startswith("vision")}
+        facts = json.dumps([self.frames, *self.size, *self.mean, *self.std, str(self.dtype), config], default=str)
+        seeing = self.model.base_model
+        speech = next(name for name, module in seeing.named_modules() if module is self.language_model)
+        tensors = {name: each for name, each in seeing.state_dict().items() if not name.startswith(f"{speech}.")}
+        for name, tensor in tensors.items():
+            if tensor.is_meta:
+                cause = f"{name} is offloaded, so features in a folder could not be told from those of other bases"
+                raise BaseModelError(f"{cause}; give it a device in the device map, or keep features in memory only")
+        return storage.digest(facts, tensors)
+
     def facts(self) -> BaseFacts:
         """What a patch file records of its base."""
         return BaseFacts(
@@ -333,6 +359,6 @@ class Base(ABC):
         )
 
 
-def _last_again(x: Tensor, size: int) -> Tensor:
+def last_again(x: Tensor, size: int) -> Tensor:
     """Rows, with the last again until they fill groups of `size`."""
     return torch.cat([x, x[-1:].expand(-len(x) % size, *x.shape[1:])])

@@ -26,6 +26,13 @@ class Channel(str, Enum):  # Typer takes a list of an Enum, but not yet of a Lit
     AUDIO = "audio"
     BOTH = "audio+video"
     ORDER = "order"
+    FAST = "fast"
+    FAST_VIDEO = "fast+video"
+    AUDIO_FAST = "audio+fast"
+    VIEWS = "views"
+    DEPTH = "depth"
+    IMU = "imu"
+    IMU_VIDEO = "imu+video"
 
 
 app = typer.Typer(help="Give a frozen video LLM a new sense.", **PLAIN)
@@ -116,16 +123,19 @@ def playroom(
     ] = "train",
     channel: Annotated[
         list[Channel] | None,
-        typer.Option(metavar="CHANNEL", help="Ask only what this channel answers; may be repeated. Default: all."),
+        typer.Option(
+            metavar="CHANNEL", help="Ask what this channel answers; may be repeated. Default: pictures and sound."
+        ),
     ] = None,
 ) -> None:
     """Make small clips with sound, and questions.
 
     Writes mp4 files of the synthetic Playroom and a JSONL file that `pave-train` reads.
     """
+    from pave.playroom.questions import CHANNELS
     from pave.playroom.writer import write_clips
 
-    print(write_clips(out, clips, seed, split, [one.value for one in channel or Channel]))
+    print(write_clips(out, clips, seed, split, [one.value for one in channel] if channel else CHANNELS))
 
 
 @app.command("profile")

@@ -89,18 +89,29 @@ class LoraConfig(Config):
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
 
+# What carries the answers of the Playroom; caption: everything at once, for training.
+Channel = Literal[
+    "video",
+    "audio",
+    "audio+video",
+    "order",
+    "fast",
+    "fast+video",
+    "audio+fast",
+    "views",
+    "depth",
+    "imu",
+    "imu+video",
+    "caption",
+]
+
+
 class PlayroomData(Config):
     """Clips of the synthetic world, written as real mp4 files before training."""
 
     clips: Annotated[int, Field(ge=8)] = 1200
     seed: int = 0
-    channels: tuple[Literal["video", "audio", "audio+video", "order", "caption"], ...] = (
-        "video",
-        "audio",
-        "audio+video",
-        "order",
-        "caption",
-    )
+    channels: tuple[Channel, ...] = ("video", "audio", "audio+video", "order", "caption")
 
     @model_validator(mode="after")
     def _asks(self) -> PlayroomData:

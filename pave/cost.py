@@ -142,7 +142,7 @@ def cost_of(
     attached.load(blank.weights(), patch.source)
     decoder, senses, combine = Decoder.of(base), patch.config.senses, patch.config.fusion.combine
     t, s = -(-base.frames // base.pair), base.tokens_per_frame
-    side = _side(patch, side_steps)
+    side = _side(patch, base, t, side_steps)
     fusion_params = {sense: _numbers(attached.fusion[sense]) for sense in senses}
     lora_params = _numbers(attached.lora) if attached.lora else 0
     beside = 0
@@ -303,14 +303,14 @@ def _line(label: str, here: str, paper: str = "", note: str = "", *, indent: int
     return f"{' ' * indent + label:20}{here:>14}{paper:>14}   {note}".rstrip()
 
 
-def _side(patch: Patch, steps: Sequence[int]) -> dict[str, tuple[int, int, int]]:
+def _side(patch: Patch, base: Base, frames: int, steps: Sequence[int]) -> dict[str, tuple[int, int, int]]:
     """Time steps, rows and columns of each sense's side tokens."""
     senses = patch.config.senses
     if unknown := [facts.encoder for facts in senses.values() if not steps and missing(facts.encoder)]:
         raise SignalError(f"how many tokens {unknown[0]} gives is not known here; say it with --side-steps")
     if not steps:
-        rates = [load_encoder(facts.encoder, **facts.options).spec.rate for facts in senses.values()]
-        steps = [math.ceil(rate * SECONDS) for rate in rates]
+        rates = [load_encoder(facts.encoder, **facts.options).on(base).spec.rate for facts in senses.values()]
+        steps = [math.ceil(rate * SECONDS) or frames for rate in rates]
     if len(steps) != len(senses) or min(steps, default=1) < 1:
         has = f"{patch.config.name} has {len(senses)} senses ({', '.join(senses) or 'none'})"
         raise SignalError(f"side_steps={list(steps)}: {has}; give one number of 1 or more for each, in this order")

@@ -42,7 +42,7 @@ class EncoderSpec:
     name: str
     sense: str  # the stream of a Clip that it reads: "audio", "video" or the name of a signal
     dim: int  # channels of one side token
-    rate: float  # side tokens' time steps per second
+    rate: float  # side tokens' time steps per second; 0: one for each key frame
     grid: tuple[int, int] = (1, 1)  # h w of one time step
     revision: str = ""  # of the weights; of the maths where there are none
     licence: str = ""  # SPDX, of the weights

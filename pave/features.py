@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pave import storage
-from pave.base import Base
 from pave.data import Source
 from pave.encoder import Encoder
-from pave.errors import BaseModelError, DataError, MediaError, PatchError, SignalError
+from pave.errors import DataError, MediaError, PatchError, SignalError
 from pave.inputs import ClipFeatures
 from pave.media import Clip, decode_many
 from pave.sidechannel import PARTS, SideTokens
@@ -34,7 +33,7 @@ class FeatureStore:
     def __init__(self, model: Steps, encoders: Sequence[Encoder], folder: Path | None = None) -> None:
         self.model, self.encoders, self.folder = model, list(encoders), folder
         self.refused: dict[Source, str] = {}  # clips that could not be read, and why
-        eyes = "" if folder is None else _eyes(model.host)
+        eyes = "" if folder is None else model.host.eyes()
         self._looker = json.dumps([eyes, *(encoder.spec.preprocessing for encoder in encoders)])
 
     def read(self, sources: Sequence[Source], seeing: Seeing | None = None) -> dict[Source, ClipFeatures]:
@@ -111,18 +110,3 @@ def _facts(path: Path) -> list[str]:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     stats = [(file, file.stat()) for file in files]
     return [str(path.resolve()), *(f"{file.name}|{stat.st_size}|{stat.st_mtime_ns}" for file, stat in stats)]
-
-
-def _eyes(base: Base) -> str:
-    """sha256 of all that decides how a base sees: its numbers of frames and pixels, its config of vision, and every
-    tensor but the language model's."""
-    config = {key: value for key, value in base.model.config.to_dict().items() if key.startswith("vision")}
-    facts = json.dumps([base.frames, *base.size, *base.mean, *base.std, str(base.dtype), config], default=str)
-    seeing = base.model.base_model
-    speech = next(name for name, module in seeing.named_modules() if module is base.language_model)
-    tensors = {name: each for name, each in seeing.state_dict().items() if not name.startswith(f"{speech}.")}
-    for name, tensor in tensors.items():
-        if tensor.is_meta:
-            cause = f"{name} is offloaded, so features in a folder could not be told from those of other bases"
-            raise BaseModelError(f"{cause}; give it a device in the device map, or keep features in memory only")
-    return storage.digest(facts, tensors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from pave.playroom.world import GRID, SECONDS, SIZE, Scene, Toy
@@ -24,28 +26,40 @@ PAINT = {
 
 def frames(scene: Scene, times: np.ndarray) -> np.ndarray:
     """The scene as a camera sees it at `times`: uint8 (t y x 3)."""
-    rng = np.random.default_rng(scene.seed)
-    floor = _floor(rng)
-    jitter = rng.uniform(-1, 1, (len(scene.toys), 2))
-    size = rng.uniform(0.9, 1.08, len(scene.toys))
-    noise = np.float32(rng.uniform(1, 4))
-    covers: dict[tuple, np.ndarray] = {}  # most toys stay where they are
+    floor, jitter, size, noise, rng = _chances(scene)
     film = np.empty((len(times), SIZE, SIZE, 3), np.float32)
-    for i, time in enumerate(times):
-        film[i] = floor
-        for toy, shift, scale in zip(scene.toys, jitter, size, strict=True):
-            row, column = place(toy, scene.move_at, time)
-            key = (toy.shape, row, column)
-            if key not in covers:
-                y, x = (row + 0.5) * CELL + shift[0], (column + 0.5) * CELL + shift[1]
-                covers[key] = _cover(toy.shape, y, x, RADIUS * scale)
-            cover = covers[key]
-            paint = np.array(PAINT[colour(scene, toy, time)], np.float32)
-            film[i] += cover[..., None] * (paint - film[i])
-        if is_dim(scene, time):
-            film[i] *= DIM
+    film[:] = floor
+    for toy, cover in zip(scene.toys, _covers(scene, times, jitter, size), strict=True):
+        paint = np.array([PAINT[colour(scene, toy, time)] for time in times], np.float32)
+        film += cover[..., None] * (paint[:, None, None] - film)
+    film[[is_dim(scene, time) for time in times]] *= DIM
     film += noise * rng.standard_normal(film.shape, np.float32)
     return film.clip(0, 255).round().astype(np.uint8)
+
+
+def covers(scene: Scene, times: np.ndarray) -> list[np.ndarray]:
+    """How much of each pixel each toy covers at `times`, 0 to 1 (t y x)."""
+    _, jitter, size, _, _ = _chances(scene)
+    return list(_covers(scene, times, jitter, size))
+
+
+def _chances(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.float32, np.random.Generator]:
+    """What the scene's seed decides: floor, shift and size of the toys, level of the noise, and the noise to come."""
+    rng = np.random.default_rng(scene.seed)
+    floor, count = _floor(rng), len(scene.toys)
+    return floor, rng.uniform(-1, 1, (count, 2)), rng.uniform(0.9, 1.08, count), np.float32(rng.uniform(1, 4)), rng
+
+
+def _covers(scene: Scene, times: np.ndarray, jitter: np.ndarray, size: np.ndarray) -> Iterator[np.ndarray]:
+    for toy, shift, scale in zip(scene.toys, jitter, size, strict=True):
+        places = [place(toy, scene.move_at, time) for time in times]
+        known = {  # most toys stay where they are
+            (row, column): _cover(
+                toy.shape, (row + 0.5) * CELL + shift[0], (column + 0.5) * CELL + shift[1], RADIUS * scale
+            )
+            for row, column in set(places)
+        }
+        yield np.stack([known[each] for each in places])
 
 
 def _floor(rng: np.random.Generator) -> np.ndarray:

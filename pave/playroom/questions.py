@@ -7,13 +7,14 @@ the answer: `video`, `audio`, `audio+video`, `order` (which of two sounds within
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, lru_cache
 from itertools import chain, permutations
 from math import lcm
 from random import Random
+from typing import TypeVar
 
 from pave.playroom.world import COLOURS, PHASES, SOUNDS, Scene, Script, scripts
 
@@ -49,7 +50,9 @@ def video_questions(scene: Scene) -> Iterator[Question]:
     yield Question(f"what colour is the {changer.shape} when the light is dim?", dim, "video", "colour-dim")
 
 
+T = TypeVar("T")
 Choice = list[tuple[Fraction, Question]]
+Answers = dict[str, dict[str, int]]  # question -> answer -> weight
 CHOICES = 120  # a multiple of the denominators of all choices: 1, 2, 4, 6, 8, 10 and the orders of up to three sounds
 
 
@@ -111,34 +114,54 @@ def draw_questions(scene: Scene, script: Script, channels: Collection[str], seed
     seen = list(video_questions(scene))
     kinds = rng.sample(sorted({question.kind for question in seen}), 2)
     drawn = [rng.choice([question for question in seen if question.kind == kind]) for kind in kinds]
-    for choice in chain(sound_questions(scene, script), captions(scene, script)):
-        shares, questions = zip(*choice, strict=True)
-        drawn.append(rng.choices(questions, [float(share) for share in shares])[0])
+    drawn += [pick(choice, rng) for choice in chain(sound_questions(scene, script), captions(scene, script))]
     return [question for question in drawn if question.channel in channels]
+
+
+def pick(choice: Choice, rng: Random) -> Question:
+    """One question of a choice, by its probability."""
+    shares, questions = zip(*choice, strict=True)
+    return rng.choices(questions, [float(share) for share in shares])[0]
 
 
 def optimum_without_sound(scene: Scene, text: str) -> Fraction:
     """The best chance of a right answer for one who sees all and hears nothing: exact, over every script."""
-    answers = _answers(scene).get(text)
-    return Fraction(max(answers.values()), sum(answers.values())) if answers else Fraction(1)
+    return best(_answers(scene), text)
+
+
+def best(answers: Answers, text: str) -> Fraction:
+    """The share of the most likely answer; 1 for what no hidden state decides."""
+    weights = answers.get(text)
+    return Fraction(max(weights.values()), sum(weights.values())) if weights else Fraction(1)
 
 
 @lru_cache(maxsize=64)
-def _answers(scene: Scene) -> dict[str, dict[str, int]]:
-    """What could be heard in a scene: question -> answer -> weight, over every script."""
-    answers: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for weight, script in _weighted_scripts():
-        for share, question in chain(*sound_questions(scene, script), *captions(scene, script)):
-            answers[question.text][question.answer] += weight * (CHOICES * share.numerator // share.denominator)
-    return answers
+def _answers(scene: Scene) -> Answers:
+    """What could be heard in a scene, over every script."""
+    return tally(
+        (weight, chain(sound_questions(scene, script), captions(scene, script))) for weight, script in _weighted()
+    )
 
 
 @cache
-def _weighted_scripts() -> list[tuple[int, Script]]:
-    """Every script with its probability as an integer, which add up many times faster than fractions do."""
-    table = list(scripts())
-    whole = lcm(*(share.denominator for share, _ in table))
-    return [(whole * share.numerator // share.denominator, script) for share, script in table]
+def _weighted() -> list[tuple[int, Script]]:
+    return whole(scripts())
+
+
+def whole(table: Iterable[tuple[Fraction, T]]) -> list[tuple[int, T]]:
+    """States with their probabilities as integers, which add up many times faster than fractions do."""
+    table = list(table)
+    denominator = lcm(*(share.denominator for share, _ in table))
+    return [(denominator * share.numerator // share.denominator, state) for share, state in table]
+
+
+def tally(weighted: Iterable[tuple[int, Iterable[Choice]]]) -> Answers:
+    """Over every state that there could be, with its weight: how likely each answer to each question is."""
+    answers: Answers = defaultdict(lambda: defaultdict(int))
+    for weight, choices in weighted:
+        for share, question in chain(*choices):
+            answers[question.text][question.answer] += weight * (CHOICES * share.numerator // share.denominator)
+    return answers
 
 
 def optimum_from_question(question: Question) -> Fraction:

@@ -1,7 +1,8 @@
 """Real media files of the Playroom: mp4 with H.264 and AAC, and questions in the training JSONL format.
 
-In: a folder, a number of clips, a seed and a split. Out: `<split>.jsonl` and `clips/*.mp4`. Every file has the same
-length, rates and codec settings, so that no stream parameter tells an answer.
+In: a folder, a number of clips, a seed and a split. Out: `<split>.jsonl`, `clips/*.mp4`, and beside a clip the files of
+further senses where questions are about them. Every file has the same length, rates and codec settings, so that no
+stream parameter tells an answer.
 """
 
 from __future__ import annotations
@@ -11,25 +12,33 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from shutil import rmtree
+from typing import Any
 from zlib import crc32
 
 import av
 import numpy as np
 
 from pave.errors import DataError
-from pave.playroom import draw, sound
-from pave.playroom.questions import CHANNELS, Question, draw_questions, optimum_without_sound
+from pave.playroom import distances, draw, events, hidden, sound
+from pave.playroom.questions import CAPTION, CHANNELS, Question, draw_questions, optimum_without_sound
+from pave.playroom.senses import draw_more, perceived
 from pave.playroom.world import FPS, SECONDS, Scene, Script, Split, draw_scene, draw_script
 
 # x264's constant rate factor: at 64 x 64 pixels a clip takes about 60 kB. One thread and no macroblock tree, which was
 # seen to write other bytes in 5 of 60 runs, are the way to the same bytes every time.
 CODEC = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
+HEARD = {"audio", "audio+video", "order", "audio+fast"}  # channels of which a sound is a part
 WORLD = 1  # another number with every change of what is drawn, played or coded: old files are then not taken for new
 
 
-def write_clip(path: Path, scene: Scene, script: Script, seed: int, audio: bool = True) -> None:
+def write_clip(
+    path: Path, scene: Scene, script: Script, seed: int, audio: bool = True, flashes: Script | None = None
+) -> None:
     """One clip as mp4. `audio=False` leaves out the sound track altogether."""
     frames = draw.frames(scene, np.arange(int(SECONDS * FPS)) / FPS)
+    if flashes:
+        events.flash(frames, scene, flashes)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", FPS, options=CODEC)
         video.codec_context.thread_count = 1
@@ -76,29 +85,70 @@ def write_clips(
 
 def _write(folder: Path, seed: int, split: Split, channels: Collection[str]) -> list[dict]:
     scene, script = draw_scene(seed, split), draw_script(seed)
-    name = f"clips/{split}-{seed}-{crc32(f'{WORLD} {scene} {script}'.encode()):08x}.mp4"
-    if not (folder / name).is_file():
-        part = folder / f"{name}.part.mp4"
-        try:
-            write_clip(part, scene, script, seed)
-            part.replace(folder / name)
-        finally:
-            part.unlink(missing_ok=True)
-    return [
-        _line(f"{split}-{seed}-{i}", name, scene, question)
-        for i, question in enumerate(draw_questions(scene, script, channels, seed))
-    ]
+    states = perceived(scene, channels, seed)
+    flashes = states.get("fast")
+    told = " ".join(map(str, (WORLD, scene, script, *([flashes] if flashes else []))))
+    name = f"clips/{split}-{seed}-{crc32(told.encode()):08x}.mp4"
+    for part in _new(folder / name):
+        write_clip(part, scene, script, seed, flashes=flashes)
+    signals = {sense: WRITERS[sense](folder, scene, state, seed) for sense, state in states.items() if sense in WRITERS}
+    deaf = bool(states) and not HEARD & set(channels)  # then nobody tells what is heard
+    asked = draw_questions(scene, script, set(channels) - {CAPTION} if deaf else channels, seed)
+    drawn = [(question, optimum_without_sound(scene, question.text)) for question in asked]
+    drawn += draw_more(scene, script, states, channels, seed)
+    return [_line(f"{split}-{seed}-{i}", name, signals, *each) for i, each in enumerate(drawn)]
 
 
-def _line(identity: str, video: str, scene: Scene, question: Question) -> dict:
+def _new(target: Path) -> Iterator[Path]:
+    """A place to write a file or folder to, once, if it is not there yet; it gets its name when all of it is."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part{target.suffix}")
+    try:
+        yield part
+        part.replace(target)
+    finally:
+        rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def _views(folder: Path, scene: Scene, state: hidden.Hidden, seed: int) -> list[str]:
+    """The films of the further cameras, without sound."""
+    names = []
+    for each in hidden.scenes(scene, state, seed):
+        names.append(f"views/{seed}-{len(names)}-{crc32(f'{WORLD} {each}'.encode()):08x}.mp4")
+        for part in _new(folder / names[-1]):
+            write_clip(part, each, draw_script(seed), seed, audio=False)
+    return names
+
+
+def _scan(folder: Path, scene: Scene, state: distances.Distances, seed: int) -> str:
+    name = f"scans/{seed}-{crc32(f'{WORLD} {scene} {state}'.encode()):08x}"
+    for part in _new(folder / name):
+        distances.write(part, scene, state, seed)
+    return name
+
+
+def _sensor(folder: Path, scene: Scene, state: Script, seed: int) -> str:
+    name = f"imu/{seed}-{crc32(f'{WORLD} {scene} {state}'.encode()):08x}.npy"
+    for part in _new(folder / name):
+        np.save(part, events.felt(scene, state, seed))
+    return name
+
+
+WRITERS = {"views": _views, "depth": _scan, "imu": _sensor}
+
+
+def _line(identity: str, video: str, signals: dict[str, Any], question: Question, optimum: Fraction) -> dict:
     return {
         "id": identity,
         "video": video,
+        **({"signals": signals} if signals else {}),
         "conversations": [
             {"from": "human", "value": f"<video>\n{question.text}"},
             {"from": "gpt", "value": question.answer},
         ],
         "channel": question.channel,
         "kind": question.kind,
-        "optimum": round(float(optimum_without_sound(scene, question.text)), 4),
+        "optimum": round(float(optimum), 4),
     }

@@ -1,15 +1,16 @@
-"""Does the shipped audio patch hear? The recipe trained from mp4 files, beside everything it could do without hearing.
+"""Do the shipped patches perceive? Their recipes trained from files, beside all that could be done without the sense.
 
-    python benchmarks/playroom_audio.py            # seeds 0, 1, 2: about ten minutes each on two cores
-    python benchmarks/playroom_audio.py --small    # seed 0 with few clips and steps: a look at the script itself
+    python benchmarks/playroom_patches.py            # all, seeds 0, 1, 2: five to ten minutes each on two cores
+    python benchmarks/playroom_patches.py fast imu   # some
+    python benchmarks/playroom_patches.py --small    # seed 0 with few clips and steps: a look at the script itself
 
 For every seed, on the same held-out clips (split `test`, scenes that no training clip shares):
-    base       the embedded base as it is
-    patched    fusion and LoRA, trained on picture and sound
-    shuffled   the same patch, every clip with the sound of another one
-    video-only LoRA alone, trained on the same questions for the same steps, never hearing anything
+    base       the embedded base as it is; with the patches below, where the recipe builds on some
+    patched    fusion and LoRA, trained on picture and signal
+    shuffled   the same patch, every clip with the signal of another one
+    video-only LoRA alone, trained on the same questions for the same steps, never perceiving the signal
     text-only  the answer most often right for these very words in the training file
-beside the exact best score without sound. Run again, it goes on with what is missing.
+beside the exact best score without the sense. Run again, it goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 from study import Study
 
-from pave.catalogue import find
+from pave.catalogue import find, names
 from pave.config import Recipe, read_recipe
 from pave.data import Example, read_jsonl
 from pave.evaluate import Evaluation, Sample, evaluate
@@ -36,6 +37,7 @@ from pave.train import Asked, Run, data_files
 
 SEEDS = (0, 1, 2)
 TEST_CLIPS = 400
+OURS = "-playroom"
 
 
 def figures(evaluation: Evaluation) -> dict[str, Any]:
@@ -47,19 +49,20 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def video_only(recipe: Recipe, clips: Sequence[Asked]) -> Run:
-    """The recipe without ears: no clip has a sound, and LoRA runs all the same."""
+    """The recipe without its sense: no clip has the signal, and LoRA runs all the same."""
     output = recipe.output.with_name(f"{recipe.output.name}-video-only")
     output.mkdir(parents=True, exist_ok=True)
     options = recipe.train.model_copy(update={"keep_lora_when_absent": True, "output": output})
     run = Run(recipe.model_copy(update={"train": options}))
-    run.train_clips = [Asked(deaf(clip), clip.examples) for clip in clips]
+    own = [encoder.spec.preprocessing for encoder in run.senses.values()]
+    run.train_clips = [Asked(without(clip, own), clip.examples) for clip in clips]
     run.attach()
     run.fit(lambda step, steps, figures: None)
     return run
 
 
-def deaf(clip: Asked) -> Any:
-    return replace(clip.features, sides=dict.fromkeys(clip.features.sides))
+def without(clip: Asked, keys: Sequence[str]) -> Any:
+    return replace(clip.features, sides={**clip.features.sides, **dict.fromkeys(keys)})
 
 
 def text_only(train_file: Path, examples: Sequence[Example]) -> Evaluation:
@@ -72,30 +75,34 @@ def text_only(train_file: Path, examples: Sequence[Example]) -> Evaluation:
     return Evaluation(tuple(Sample(e, g.most_common(1)[0][0]) for e, g in zip(examples, guess, strict=True)))
 
 
-def run_seed(seed: int, folder: Path, overrides: Sequence[str], test_clips: int) -> dict[str, Any]:
+def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_clips: int) -> dict[str, Any]:
     """One seed: its own clips, its own run, its own controls."""
     output = folder / f"seed-{seed}"
-    recipe = read_recipe(
-        find("audio-playroom"),
-        [*overrides, f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}"],
-    )
+    words = [*overrides, f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}"]
+    recipe = read_recipe(find(name), words)
+    assert recipe.data.playroom
+    channels = [channel for channel in recipe.data.playroom.channels if channel != "caption"]
     train_file, _ = data_files(recipe.data, output)  # written beforehand: writing is not training
     begin = time.perf_counter()
     run = Run(recipe)
     result = run.whole(resume=False, progress=lambda step, steps, figures: None)
     seconds = time.perf_counter() - begin
-    test = read_jsonl(write_clips(folder / "test", test_clips, 0, "test"))
+    test = read_jsonl(write_clips(folder / "test", test_clips, 0, "test", channels))
     patch = Patch.load(result.patch)
 
-    hearing = Run(recipe)
-    hearing.model.apply_patch(patch)
+    seeing = Run(recipe).model
+    below = list(seeing.patches)
+    seeing.apply_patch(patch)
     sources = list(dict.fromkeys(example.source for example in test))
-    features = FeatureStore(hearing.model, list(hearing.senses.values()), folder / "features").read(sources)
+    features = FeatureStore(seeing, seeing.encoders(), folder / "features").read(sources)
+    blind = video_only(recipe, run.train_clips)
+    own = [encoder.spec.preprocessing for encoder in blind.senses.values()]
+    unseen = {source: replace(clip, sides={**clip.sides, **dict.fromkeys(own)}) for source, clip in features.items()}
     scores = {
-        "base": evaluate(hearing.model, test, patches=(), features=features),
-        "patched": evaluate(hearing.model, test, features=features),
-        "shuffled": evaluate(hearing.model, test, features=features, side="shuffled"),
-        "video-only": evaluate(video_only(recipe, run.train_clips).model, test, features=features, side="off"),
+        "base": evaluate(seeing, test, patches=below, features=features),
+        "patched": evaluate(seeing, test, features=features),
+        "shuffled": evaluate(seeing, test, features=features, side="shuffled"),
+        "video-only": evaluate(blind.model, test, features=unseen),
         "text-only": text_only(train_file, test),
     }
     return {
@@ -110,19 +117,23 @@ def run_seed(seed: int, folder: Path, overrides: Sequence[str], test_clips: int)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = [name.removesuffix(OURS) for name in names() if name.endswith(OURS)]
+    parser.add_argument("patches", nargs="*", choices=[[], *known], metavar="PATCH", help=f"of {', '.join(known)}")
     parser.add_argument("--small", action="store_true", help="few clips and steps; writes no result")
-    parser.add_argument("--folder", type=Path, default=Path(gettempdir()) / "pave-playroom-audio")
+    parser.add_argument("--folder", type=Path, default=Path(gettempdir()) / "pave-playroom")
     options = parser.parse_args()
-    if options.small:
-        small = ["data.playroom.clips=16", "train.steps=4", "train.batch=8"]
-        show("small", run_seed(0, options.folder / "small", small, 8))
-        return
-    study = Study("playroom_audio")
-    for seed in SEEDS:
-        key = f"seed {seed}"
-        if key not in study:
-            study.add(key, run_seed(seed, options.folder, (), TEST_CLIPS))
-        show(key, study.runs[key])
+    for patch in options.patches or known:
+        folder = options.folder / patch
+        if options.small:
+            small = ["data.playroom.clips=16", "train.steps=4", "train.batch=8"]
+            show(f"{patch}, small", run_seed(patch + OURS, 0, folder / "small", small, 8))
+            continue
+        study = Study(f"playroom_{patch}")
+        for seed in SEEDS:
+            key = f"seed {seed}"
+            if key not in study:
+                study.add(key, run_seed(patch + OURS, seed, folder, (), TEST_CLIPS))
+            show(f"{patch}, {key}", study.runs[key])
 
 
 def show(key: str, run: dict[str, Any]) -> None:

@@ -1,0 +1,158 @@
+"""The eyes of the base itself, for more pictures than its key frames: no new weights.
+
+In, as the sense `fast`: a clip of a file, which is read again for `rate` frames per second; or frames and times handed
+over as `fast`. In, as the sense `views`: a list of further cameras on the clip's clock, each a clip, a path or frames
+and times, or None where a camera is missing; they are looked at at the times of the key frames. Out: what the vision
+tower gives the projector, averaged to a small grid; cameras lie below each other in it.
+
+τ time steps (of two frames where the base looks at pairs), h w grid, c channels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from pave import dense
+from pave.base import PASS, Base, last_again
+from pave.encoder import Encoder, EncoderSpec
+from pave.errors import EncoderError, MediaError, SignalError
+from pave.media import Clip
+from pave.sidechannel import SideTokens
+
+FASTEST = 1000.0  # frames per second
+EDGE = 1e-6  # seconds: what rounding does to an instant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a recipe may say."""
+
+    sense: str = "fast"  # or views
+    rate: float = 2.0  # fast: frames per second
+    grid: Sequence[int] | None = None  # rows and columns; None: two and two of `fast`, of `views` all that the base has
+    views: int = 1  # views: how many cameras there are beside the clip's own
+
+    def __post_init__(self) -> None:
+        if self.sense not in ("fast", "views"):
+            raise EncoderError(f"base-tower looks at fast or views, got sense={self.sense!r}")
+        if not isinstance(self.rate, int | float) or not 0 < self.rate <= FASTEST:
+            raise EncoderError(f"base-tower takes up to {FASTEST:g} frames per second, got rate={self.rate!r}")
+        object.__setattr__(self, "rate", float(self.rate))  # 2 and 2.0 are one option, and one cache
+        grid = (1, 1) if self.grid is None else self.grid
+        counts = [self.views, *grid] if isinstance(grid, list | tuple) else []
+        if len(counts) != 3 or not all(type(count) is int and count > 0 for count in counts):
+            told = f"views={self.views!r} and grid={self.grid!r}"
+            raise EncoderError(f"base-tower counts in whole numbers above 0, got {told}; give for example grid=[2, 2]")
+
+
+class BaseTower(Encoder):
+    """What it is hangs on its base: until it is `on` one, it cannot say."""
+
+    def __init__(self, options: Options, eyes: Base | None = None) -> None:
+        self.options, self.eyes = options, eyes
+
+    def on(self, base: Base) -> BaseTower:
+        grid = tuple(self.options.grid or ((2, 2) if self.options.sense == "fast" else base.grid))
+        if any(have % want for have, want in zip(base.grid, grid, strict=True)):
+            have, want = (" x ".join(map(str, each)) for each in (base.grid, grid))
+            raise EncoderError(f"base-tower cannot cut the {have} grid of this base into {want}; give divisors")
+        return BaseTower(replace(self.options, grid=grid), base)
+
+    @property
+    def base(self) -> Base:
+        """Whose eyes these are."""
+        if self.eyes is None:
+            raise EncoderError("base-tower looks with the eyes of a base and has none yet; give it one by on(base)")
+        return self.eyes
+
+    @cached_property
+    def spec(self) -> EncoderSpec:
+        fast, (h, w) = self.options.sense == "fast", self.grid
+        return EncoderSpec(
+            name="base-tower",
+            sense=self.options.sense,
+            dim=self.base.vision_dim,
+            rate=self.options.rate / self.base.pair if fast else 0,
+            grid=(h, w) if fast else (self.options.views * h, w),
+            revision="1",
+            options=asdict(self.options),
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of one camera."""
+        h, w = self.options.grid or self.base.grid
+        return h, w
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the base's eyes."""
+        return self.base.eyes()
+
+    def encode(self, clip: Clip) -> SideTokens | None:
+        """None for a clip without pictures, or without further cameras."""
+        return self._fast(clip) if self.options.sense == "fast" else self._views(clip)
+
+    def _fast(self, clip: Clip) -> SideTokens | None:
+        seen = dense.fast(clip)
+        if seen is None:
+            return None
+        times = dense.instants(seen, self.options.rate, self.base.pair)
+        x = self._look(seen, times)
+        return self._tokens(x, times, torch.ones(x.shape[:3], dtype=torch.bool))
+
+    def _views(self, clip: Clip) -> SideTokens | None:
+        views: Any = clip.signals.get("views")
+        if views is None or clip.times is None:
+            return None
+        if not isinstance(views, list | tuple):
+            raise EncoderError(f"views= is a {type(views).__name__}; give a list of cameras")
+        if len(views) != self.options.views:
+            cause = f"views= holds {len(views)} cameras, this encoder looks at {self.options.views}"
+            raise SignalError(f"{cause}; give all, in the same order, and None for one that is missing")
+        times = last_again(clip.times.double(), self.base.pair)
+        x, valid = zip(*(self._view(view, f"views[{i}]", times) for i, view in enumerate(views)), strict=True)
+        return self._tokens(torch.cat(x, 1), times, torch.cat(valid, 1))
+
+    def _view(self, view: Any, name: str, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (τ h w c) of one camera, and which of them are of a moment that it saw."""
+        steps = len(times) // self.base.pair
+        if view is None:
+            return torch.zeros(steps, *self.grid, self.spec.dim), torch.zeros(steps, *self.grid, dtype=torch.bool)
+        seen = dense.opened(view, name)
+        if seen.frames is None or not len(seen.frames):
+            raise MediaError(f"{name} has no pictures; give a video, or None for a camera that is missing")
+        first, last, near = seen.report.first, seen.report.last, seen.report.gap / 2 + EDGE
+        there = (times >= first - near) & (times <= last + near)
+        if not there.any():
+            clocks = f"from {first:.2f} to {last:.2f} s, the key frames from {times[0]:.2f} to {times[-1]:.2f} s"
+            raise SignalError(f"{name} has pictures {clocks}: they share no moment; put both on one clock")
+        valid = rearrange(there, "(τ p) -> τ p", τ=steps).all(-1)
+        return self._look(seen, times.clamp(first, last)), valid[:, None, None].expand(-1, *self.grid)
+
+    def _look(self, clip: Clip, times: Tensor) -> Tensor:
+        """The pictures on screen at these instants as tokens (τ h w c)."""
+        h, w = self.grid
+        seen = (self.base.watch(frames) for frames in dense.groups(clip, times, PASS))
+        return torch.cat([reduce(part, "τ (h y) (w x) c -> τ h w c", "mean", h=h, w=w) for part in seen])
+
+    def _tokens(self, x: Tensor, times: Tensor, valid: Tensor) -> SideTokens:
+        clocks = rearrange(times, "(τ p) -> τ p", p=self.base.pair)
+        return SideTokens(x, clocks.mean(-1), clocks[:, (0, -1)], valid)
+
+
+def build(
+    sense: str = Options.sense,
+    rate: float = Options.rate,
+    grid: Sequence[int] | None = Options.grid,
+    views: int = Options.views,
+) -> BaseTower:
+    """The encoder `base-tower`, without a base."""
+    return BaseTower(Options(sense=sense, rate=rate, grid=grid, views=views))

@@ -1,0 +1,66 @@
+"""Dense pictures of a clip: as many per second as an encoder wants, in groups, and never an hour of them in memory.
+
+In: a clip, or what somebody handed over beside it. Out: instants at equal distances, and the pictures on screen there.
+Knows nothing of who looks at them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from math import floor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pave.errors import EncoderError, MediaError
+from pave.media import Clip, size_of
+
+PART = 1 << 28  # bytes of frames at once: an hour would take tens of gigabytes
+LONGEST = 32  # times the shorter side: narrower pictures are damage, and would fill the memory once they are scaled
+
+
+def opened(stream: Any, name: str) -> Clip:
+    """A stream of pictures that was handed over: a clip, the path of a file, or frames and their times."""
+    if isinstance(stream, str | os.PathLike):
+        return Clip.read(stream, frames=1, audio=False)
+    if isinstance(stream, tuple) and len(stream) == 2:
+        return Clip.from_frames(*stream)
+    if not isinstance(stream, Clip):
+        cause = f"{name}= is a {type(stream).__name__}"
+        raise EncoderError(f"{cause}; give (frames, times), a Clip, the path of a video file, or None")
+    return stream
+
+
+def fast(clip: Clip) -> Clip | None:
+    """What was handed over as `fast`, else the clip itself; None where there are no pictures."""
+    stream = clip.signals.get("fast", clip)
+    seen = None if stream is None else opened(stream, "fast")
+    return None if seen is None or seen.frames is None or not len(seen.frames) else seen
+
+
+def instants(clip: Clip, rate: float, size: int) -> Tensor:
+    """Seconds from the first picture to the last, at equal distances: `rate` per second of the clip, rounded down to
+    whole groups of `size`, but one group at least."""
+    report = clip.report
+    seconds = report.last - report.first + report.gap
+    groups = max(1, floor(rate * seconds / size + 1e-6))
+    return torch.linspace(report.first, report.last, groups * size, dtype=torch.float64)
+
+
+def groups(clip: Clip, times: Tensor, size: int) -> Iterator[Tensor]:
+    """The pictures on screen at these instants, in groups of `size`; the last may be smaller."""
+    height, width = size_of(clip.frames) or (1, 1)
+    part = size * max(1, PART // (size * 3 * height * width))
+    for instants in times.split(part):
+        yield from clip.at(instants.tolist()).split(size)
+
+
+def shorter(frames: Tensor) -> int:
+    """The shorter side of pictures, in pixels."""
+    height, width = frames.shape[2:]
+    short = min(height, width)
+    if max(height, width) > LONGEST * short:
+        raise MediaError(f"frames are {width}x{height}, longer than 1:{LONGEST}; crop them")
+    return short

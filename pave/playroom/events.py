@@ -1,0 +1,107 @@
+"""What happens beside sounds: signs that flash between key frames, and shakes of the rug that a sensor feels.
+
+In: a `Script` in the words of sounds, but drawn independently of them, and a `Scene`. Out: what is asked about it, and
+pictures or numbers that tell it. The embedded base knows these words from picture cards, so that a patch need only tell
+it what happened when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from itertools import chain
+from random import Random
+
+import numpy as np
+
+from pave.playroom import draw, signs
+from pave.playroom.questions import Choice, captions, sound_questions
+from pave.playroom.world import FPS, FRAMES, SECONDS, SOUNDS, Scene, Script, schedule, scripts
+
+FLASH_PICTURES = 3
+IMU_RATE, IMU_DIM = 100, 6  # rows per second: acceleration x y z in g, turning x y z in rad/s
+SHAKE_SECONDS, SHAKE, TREMBLE = 0.28, 0.4, 0.02
+# Which way each of them shakes the rug: an acceleration and a turning, always in the same direction.
+SHAKES = {
+    "beep": (1, 0, 0, 0, 0, 1),
+    "horn": (-1, 0, 0, 0, 1, 0),
+    "bell": (0, 1, 0, 1, 0, 0),
+    "drum": (0, -1, 0, 0, 0, -1),
+    "hiss": (0, 0, 1, 0, -1, 0),
+    "siren": (0, 0, -1, -1, 0, 0),
+}
+
+
+@dataclass(frozen=True)
+class Events:
+    """One kind of event, and how it is asked about: as sounds are, in other words."""
+
+    sense: str
+    verb: str  # in place of "hear"
+    noun: str  # in place of "sound"
+
+    @cached_property
+    def scripts(self) -> list[tuple[Fraction, Script]]:
+        """Every script with its exact probability; no two events within a second."""
+        found = [(share, script) for share, script in scripts() if script.kind != "pair"]
+        whole = sum(share for share, _ in found)
+        return [(share / whole, script) for share, script in found]
+
+    def states(self, scene: Scene) -> list[tuple[Fraction, Script]]:
+        return self.scripts
+
+    def draw(self, scene: Scene, seed: int) -> Script:
+        """The events of a seed."""
+        shares, known = zip(*self.scripts, strict=True)
+        return Random(f"{self.sense} {seed}").choices(known, [float(share) for share in shares])[0]
+
+    def questions(self, scene: Scene, script: Script) -> Iterator[Choice]:
+        """All that can be asked, as choices of one; captions are for training."""
+        channels = {"audio": self.sense, "audio+video": f"{self.sense}+video"}
+        for choice in chain(sound_questions(scene, script), captions(scene, script)):
+            yield [
+                (share, replace(each, text=self._said(each.text), channel=channels.get(each.channel, each.channel)))
+                for share, each in choice
+            ]
+
+    def _said(self, text: str) -> str:
+        words = {
+            "what do you see and hear": f"what toy and {self.noun} do you {self.verb}",
+            "what do you hear": f"what {self.noun} do you {self.verb}",
+            "is there a ": f"do you {self.verb} the ",
+            "hear": self.verb,
+            "sound": self.noun,
+        }
+        for old, new in words.items():
+            text = text.replace(old, new)
+        return text
+
+
+FLASHES = Events("fast", "see", "sign")
+SHAKING = Events("imu", "feel", "shake")
+
+
+def flash(frames: np.ndarray, scene: Scene, script: Script) -> None:
+    """Put up a card for every event, in pictures of a clip (t y x 3) that lie between two key frames."""
+    keys = np.round(draw.key_times(FRAMES, FPS) * FPS).astype(int)
+    for name, start in schedule(scene, script):
+        before = min(range(FRAMES - 1), key=lambda i: abs((keys[i] + keys[i + 1]) / 2 - start * FPS))
+        # two pictures without a card on either side, so that no codec carries it over to a key frame
+        earliest, latest = keys[before] + 3, keys[before + 1] - 2 - FLASH_PICTURES
+        first = int(np.clip(round(start * FPS), earliest, latest))
+        signs.put_up(frames[first : first + FLASH_PICTURES], scene, [(name,)] * FLASH_PICTURES)
+
+
+def felt(scene: Scene, script: Script, seed: int) -> np.ndarray:
+    """What the sensor under the rug measures: float32 (τ 6), noise, gravity and a bump for every event."""
+    rng = np.random.default_rng([seed, 3])
+    rows = rng.normal(0, TREMBLE, (int(SECONDS * IMU_RATE), IMU_DIM))
+    rows[:, 2] += 1.0
+    for name, start in schedule(scene, script):
+        count = int(SHAKE_SECONDS * IMU_RATE * rng.uniform(0.9, 1.1))
+        bump = rng.uniform(0.6, 1.0) * SHAKE * np.sin(np.linspace(0, np.pi, count))
+        first = int(start * IMU_RATE)
+        rows[first : first + count] += bump[: len(rows) - first, None] * np.array(SHAKES[name])
+    return rows.astype(np.float32)

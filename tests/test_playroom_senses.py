@@ -1,0 +1,223 @@
+"""The Playroom's further senses: exact chances, signals that nothing else tells, real files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from fractions import Fraction
+from random import Random
+from typing import get_args
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pave.config import Channel
+from pave.media import Clip
+from pave.playroom import distances, draw, events, hidden
+from pave.playroom.events import FLASHES, PUSHES
+from pave.playroom.questions import CHOICES, pick
+from pave.playroom.senses import SENSES, draw_more, light_and_sound, perceived
+from pave.playroom.world import FPS, FRAMES, SECONDS, SHAPES, draw_scene, draw_script
+from pave.playroom.writer import write_clips
+
+CHANNELS = ("fast", "fast+video", "audio+fast", "views", "depth", "imu", "imu+video")
+PICTURES = np.arange(int(SECONDS * FPS)) / FPS
+
+
+def test_channels_are_those_a_recipe_may_name():
+    assert {*CHANNELS, "video", "audio", "audio+video", "order", "caption"} == set(get_args(Channel))
+
+
+@pytest.mark.parametrize("name", SENSES)
+def test_states_sum_to_one_and_every_choice_is_drawn_whatever_its_answer(name):
+    sense, scene = SENSES[name], draw_scene(1)
+    states = sense.states(scene)
+    assert sum(share for share, _ in states) == 1
+    for _, state in states:
+        for choice in sense.questions(scene, state):
+            assert sum(share for share, _ in choice) == 1
+            assert all(CHOICES % share.denominator == 0 for share, _ in choice)
+
+
+@pytest.mark.parametrize("name", SENSES)
+def test_drawn_states_are_those_of_the_enumeration(name):
+    sense, scene = SENSES[name], draw_scene(2)
+    known = {state: float(share) for share, state in sense.states(scene)}
+    seen = Counter(sense.draw(scene, seed) for seed in range(3000))
+    assert set(seen) <= set(known)
+    for state, share in known.items():
+        assert abs(seen[state] / 3000 - share) < 5 * (share / 3000) ** 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("scene", [draw_scene(5), draw_scene(6)], ids=["5", "6"])
+def test_enumerated_optimum_is_what_a_guesser_reaches_who_lacks_the_sense(scene):
+    tally, optima = defaultdict(Counter), {}
+    for seed in range(4000):
+        states = perceived(scene, CHANNELS, seed)
+        for question, optimum in draw_more(scene, draw_script(seed), states, CHANNELS, seed):
+            tally[question.text][question.answer] += 1
+            assert optima.setdefault(question.text, optimum) == optimum
+    checked = 0
+    for text, answers in tally.items():
+        asked = answers.total()
+        if asked > 400:
+            best = answers.most_common(1)[0][1] / asked
+            assert -0.03 < best - float(optima[text]) < 0.08, (text, best, optima[text])
+            checked += 1
+    assert checked > 15
+
+
+def test_nothing_hidden_can_be_told_from_the_question():
+    scene = draw_scene(7)
+    for name, sense in SENSES.items():
+        for _, state in sense.states(scene):
+            states = {name: state}
+            for question, optimum in draw_more(scene, draw_script(1), states, [name], 0):
+                assert optimum <= Fraction(1, 2), question
+
+
+def test_states_are_drawn_apart_from_sounds_and_from_each_other():
+    scene, pairs = draw_scene(3), Counter()
+    for seed in range(4000):
+        states = perceived(scene, CHANNELS, seed)
+        first = {name: hash(states[name]) % 2 for name in SENSES}
+        pairs.update((a, b) for a in SENSES for b in SENSES if a < b and first[a] == first[b])
+        pairs.update((name, "sound") for name in SENSES if first[name] == (draw_script(seed).kind == "three"))
+    even = {pair: abs(count / 4000 - 0.5) for pair, count in pairs.items()}
+    assert len(even) == 10 and max(even.values()) < 0.06
+
+
+# Flashes
+
+
+def test_flashes_stay_clear_of_key_frames_and_are_seen_ten_times_a_second():
+    keys = np.round(draw.key_times(FRAMES, FPS) * FPS).astype(int)
+    for seed in range(60):
+        scene = draw_scene(seed)
+        script = FLASHES.draw(scene, seed)
+        plain = draw.frames(scene, PICTURES)
+        lit = plain.copy()
+        events.put_on(lit, scene, script)
+        changed = np.flatnonzero((plain != lit).any((1, 2, 3)))
+        assert len(changed) == events.FLASH_PICTURES * len(script.events)
+        assert min(abs(picture - key) for picture in changed for key in keys) > 2
+        edges = (0.0, *scene.changes, SECONDS)
+        for i, (_, phase) in enumerate(script.events):
+            own = changed[i * events.FLASH_PICTURES :][: events.FLASH_PICTURES] / FPS
+            assert edges[phase] < own[0] and own[-1] < edges[phase + 1], "in the phase of its colour"
+            assert any(picture % 2 == 0 for picture in changed[i * events.FLASH_PICTURES :][: events.FLASH_PICTURES])
+
+
+def test_light_and_sound_need_both():
+    for seed in range(300):
+        script, flashes = draw_script(seed), FLASHES.draw(draw_scene(seed), seed)
+        for ((_, question),) in light_and_sound(script, flashes):
+            sounds, lights = ({phase: word for word, phase in each.events} for each in (script, flashes))
+            if question.kind == "sound-flash":
+                colour = question.text.removesuffix("?").split()[-1]
+                assert [sounds[phase] for phase, light in lights.items() if light == colour] == [question.answer]
+
+
+# Pushes
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_push_is_felt_in_its_direction_and_its_phase(seed):
+    scene = draw_scene(seed)
+    script = PUSHES.draw(scene, seed)
+    rows = events.felt(scene, script, seed)
+    assert rows.shape == (400, events.IMU_DIM) and rows.dtype == np.float32
+    for word, phase in script.events:
+        middle = int(scene.phase_middle(phase) * events.IMU_RATE)
+        part = rows[middle - 30 : middle + 30]
+        axis, sign = int(np.flatnonzero(events.DIRECTIONS[word])[0]), sum(events.DIRECTIONS[word])
+        strongest = np.abs(part[:, :2]).max(0)
+        assert strongest[axis] > 3 * strongest[1 - axis]
+        assert (part[:, axis].argmax() < part[:, axis].argmin()) == (sign > 0)
+
+
+# Hidden toys
+
+
+def test_hidden_toys_are_of_shapes_that_the_camera_does_not_see():
+    for seed in range(100):
+        scene = draw_scene(seed)
+        toys = hidden.draw(scene, seed)
+        shapes = [shape for shape, _ in toys]
+        assert len(set(shapes)) == hidden.CAMERAS and not set(shapes) & {toy.shape for toy in scene.toys}
+        for each, (shape, colour) in zip(hidden.scenes(scene, toys, seed), toys, strict=True):
+            (toy,) = each.toys
+            assert (toy.shape, toy.colours) == (shape, (colour,))
+            assert (each.changes, each.dim_phase) == (scene.changes, scene.dim_phase), "one clock"
+
+
+# Distances
+
+
+def test_a_scan_has_the_distance_of_every_toy_and_no_picture_tells_it(tmp_path):
+    scene = next(each for each in map(draw_scene, range(50)) if len(each.toys) == 4)
+    times = draw.key_times(FRAMES, FPS)
+    for seed, far in enumerate([distances.LEVELS, distances.LEVELS[::-1]]):
+        distances.write(tmp_path / str(seed), scene, far, 1)
+        for i in (0, FRAMES - 1):
+            depth = np.asarray(Image.open(tmp_path / str(seed) / "depth" / f"{i}.png")) / 1000
+            for cover, metres in zip(draw.covers(scene, times), far, strict=True):
+                inside = depth[cover[i, 1::2, 1::2] > 0.9]
+                assert abs(np.median(inside) - metres) < 0.01
+            assert 0.005 < (depth == 0).mean() < 0.05, "holes"
+    for i in range(FRAMES):
+        one, other = ((tmp_path / str(seed) / "color" / f"{i}.png").read_bytes() for seed in (0, 1))
+        assert one == other
+
+
+def test_the_pictured_size_never_tells_which_toy_is_biggest():
+    ratios = np.array(distances.LEVELS[1:]) / np.array(distances.LEVELS[:-1])
+    assert ratios.min() > 1.08 / 0.9, "sizes in pictures lie within these"
+
+
+# Files
+
+
+def test_lines_name_files_that_are_there_and_the_film_stays_the_same(tmp_path):
+    lines = [json.loads(line) for line in write_clips(tmp_path, 8, 2, "val", CHANNELS).read_text().splitlines()]
+    assert {line["channel"] for line in lines} == set(CHANNELS)
+    for line in lines:
+        files = line["signals"]
+        assert (tmp_path / files["depth"] / "pose" / "7.txt").is_file() and (tmp_path / files["imu"]).is_file()
+        for view in files["views"]:
+            clip = Clip.read(tmp_path / view, frames=2)
+            assert clip.audio is None and clip.report.pictures == SECONDS * FPS
+    plain = write_clips(tmp_path / "plain", 8, 2, "val", ("video", "views", "depth", "imu"))
+    bare = write_clips(tmp_path / "bare", 8, 2, "val", ("video",))
+    films = [sorted(path.name for path in (file.parent / "clips").iterdir()) for file in (plain, bare)]
+    assert films[0] == films[1], "views, depth and imu change no film"
+    assert all("signals" not in json.loads(line) for line in bare.read_text().splitlines())
+
+
+def test_the_same_seed_writes_the_same_bytes(tmp_path):
+    for name in "ab":
+        write_clips(tmp_path / name, 3, 1, "test", CHANNELS)
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert len(files) > 3 * 20
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+
+
+def test_who_is_not_asked_about_sound_is_told_of_none(tmp_path):
+    lines = write_clips(tmp_path, 8, 2, "train", ("fast", "caption")).read_text().splitlines()
+    texts = {json.loads(line)["conversations"][0]["value"] for line in lines}
+    assert any("light" in text for text in texts) and not any("hear" in text for text in texts)
+
+
+def test_what_is_asked_does_not_hang_on_the_answer():
+    """The form of the questions tells nothing of their answers: one drawn question of each choice, whatever comes."""
+    scene, forms = draw_scene(9), defaultdict(Counter)
+    for seed in range(2000):
+        state = PUSHES.draw(scene, seed)
+        kinds = tuple(sorted(pick(choice, Random(seed)).kind for choice in PUSHES.questions(scene, state)))
+        if state.kind == "three":
+            forms[kinds][state.events[0][0]] += 1
+    assert len(forms) == 1
+    (found,) = forms.values()
+    assert set(found) == set(PUSHES.words) and max(found.values()) < 2 * min(found.values())
+    assert len(SHAPES) == 6
