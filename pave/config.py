@@ -126,6 +126,7 @@ class DataConfig(Config):
     train: Path | None = None  # JSONL; media paths are relative to its folder
     val: Path | None = None
     playroom: PlayroomData | None = None
+    features: tuple[Path, ...] = ()  # folders of feature files, as `pave encode` writes them: used instead of encoding
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -200,6 +201,8 @@ class SenseFacts(SenseConfig):
     licence: str = ""
     preprocessing: Annotated[str, Field(min_length=1)]  # sha256 of the encoder's resolved options
     grid: tuple[int, int] = (1, 1)
+    # sha256 of the encoder's weights, where feature files told it; written only then: older files keep their bytes
+    weights: Annotated[str, Field(exclude_if=lambda weights: not weights)] = ""
 
 
 class BaseFacts(Config):
@@ -263,9 +266,7 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: a recipe is a mapping of keys, got {type(data).__name__}")
     files = data.get("data")
     if isinstance(files, dict):
-        data["data"] = {
-            k: str(path.parent / v) if k != "playroom" and isinstance(v, str) else v for k, v in files.items()
-        }
+        data["data"] = {k: _beside(path.parent, v) if k != "playroom" else v for k, v in files.items()}
     train = data.get("train")
     if isinstance(train, dict) and isinstance(train.get("on_top_of"), list):
         below = [str(path.parent / each) if (path.parent / str(each)).exists() else each for each in train["on_top_of"]]
@@ -273,6 +274,13 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     for words in overrides:
         override(data, words)
     return parse(Recipe, data, path)
+
+
+def _beside(folder: Path, named: Any) -> Any:
+    """Paths as found from a folder."""
+    if isinstance(named, list):
+        return [_beside(folder, each) for each in named]
+    return str(folder / named) if isinstance(named, str) else named
 
 
 def override(data: dict[str, Any], words: str) -> None:

@@ -10,6 +10,7 @@ and what is there stays. Each caller has a worker process (pave/worker.py), repl
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -192,11 +193,13 @@ def _on_ray(work: Callable[[Shard], Path], shards: Sequence[Shard], workers: int
         import ray.data  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise DataError('--engine ray needs Ray; pip install "pave[ray]"') from None
-    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
+    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    logging.getLogger("ray.data").setLevel("ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     share = min(1.0, ray.cluster_resources().get("GPU", 0) / workers)
     rows = ray.data.from_items([{"place": place} for place in range(len(shards))], override_num_blocks=len(shards))
-    done = rows.map(lambda row: {"path": str(work(shards[row["place"]]))}, num_gpus=share or None, concurrency=workers)
+    pool = ray.data.TaskPoolStrategy(size=workers)
+    done = rows.map(lambda row: {"path": str(work(shards[row["place"]]))}, num_gpus=share or None, compute=pool)
     for row in done.iter_rows():
         yield Path(row["path"])
 

@@ -30,7 +30,7 @@ from pave.errors import MediaError, PaveError
 if TYPE_CHECKING:
     from pave.decode import Decoded, Request
 
-START_SECONDS = 60.0  # a machine under heavy load may need long to start an interpreter; not counted as decoding
+START_SECONDS = 300.0  # a machine under heavy load may need long to start an interpreter; not counted as decoding
 BOOT = (
     "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); importlib.import_module(sys.argv[2]).serve()"
 )

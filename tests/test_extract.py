@@ -60,7 +60,9 @@ def same(one: Path, other: Path) -> bool:
 
 def begin(*words: object, checkout: Path = ROOT) -> subprocess.Popen[str]:
     """`python -m WORDS` with the PAVE of a checkout."""
-    settings, pipe = {**os.environ, "PYTHONPATH": str(checkout), "RAY_USAGE_STATS_ENABLED": "0"}, subprocess.PIPE
+    # Ray works at a low priority, which takes long beside other tests, and reports home.
+    settings = {**os.environ, "PYTHONPATH": str(checkout), "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    pipe = subprocess.PIPE
     command = [sys.executable, "-m", *map(str, words)]
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=settings, cwd=checkout)
 
