@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pave import pickled
+from pave.dense import instants
 from pave.encoder import EncoderSpec
 from pave.errors import EncoderError, PatchError, SignalError
 from pave.media import Clip
@@ -24,34 +25,34 @@ from pave.sidechannel import SideTokens
 
 SECONDS = 2  # of sound behind each of ImageBind's tokens, one of which begins every second
 RATE, GROUP = 2, 8  # frames per second of LanguageBind's, in groups that see each other
-SHAPES = {  # of a file
-    "imagebind-audio": "(τ 1024)",
-    "languagebind-video": "(τ 5 1024), of which the first of 5 is no place in the picture",
-    "rgbd-geometry": "(1 18432 1024), 32 views of 24 x 24",
-}
+VIEWS, SIDE = 32, 24  # of a scan, each of as many tokens squared
 
 
 def tokens(spec: EncoderSpec, clip: Clip, folder: Path, media: Path) -> SideTokens | None:
     """The published tokens of a clip; None where it lacks the stream, and so could have none."""
-    if spec.name not in SHAPES:
-        raise EncoderError(f"PAVE's authors published no features of {spec.name}, but of {', '.join(SHAPES)}")
+    if spec.name not in LAID:
+        raise EncoderError(f"PAVE's authors published no features of {spec.name}, but of {', '.join(LAID)}")
     if spec.sense == "audio" and clip.audio is None:
         return None
     path = _file(folder, media)
     try:
         (x,) = pickled.read(path).values()
+        return laid(spec.name, x, clip)
     except PatchError as error:
         raise SignalError(f"{path}: {error.cause}; {error.remedy}") from None
     except ValueError:
         raise SignalError(f"{path}: holds several tensors, and a file of features one") from None
-    made = {"imagebind-audio": _sound, "languagebind-video": _frames, "rgbd-geometry": _views}[spec.name](x, clip)
-    if made is None:
-        raise SignalError(
-            f"{path}: holds {tuple(x.shape)} of {x.dtype}; features of {spec.name} are {SHAPES[spec.name]}"
-        )
-    if isinstance(made, str):
-        raise SignalError(f"{path}: holds {made}; these are features of another clip")
-    return made
+    except SignalError as error:
+        raise SignalError(f"{path}: {error}") from None
+
+
+def laid(encoder: str, x: Tensor, clip: Clip) -> SideTokens:
+    """The tensor of a file on the clock of its clip."""
+    lay, shape = LAID[encoder]
+    if x.ndim != len(shape) or any(want and have != want for have, want in zip(x.shape, shape, strict=True)):
+        told = ", ".join(str(each or "τ") for each in shape)
+        raise SignalError(f"holds {tuple(x.shape)} of {x.dtype}; published features of {encoder} are ({told})")
+    return lay(x, clip)
 
 
 def _file(folder: Path, media: Path) -> Path:
@@ -63,39 +64,39 @@ def _file(folder: Path, media: Path) -> Path:
     raise SignalError(f"{media}: has no published features; there is neither {places[0]} nor {places[1]}")
 
 
-def _sound(x: Tensor, clip: Clip) -> SideTokens | str | None:
-    """Token i is of the seconds [i, i + 2); their sound went through an mp3, so its length may be a little off."""
-    if clip.audio is None or clip.rate is None or x.ndim != 2 or x.shape[1] != 1024:
-        return None
-    seconds = clip.audio.shape[-1] / clip.rate
+def _sound(x: Tensor, clip: Clip) -> SideTokens:
+    """Token i is of the seconds [i, i + 2). Their sound went through an mp3, so its length may be a little off."""
+    seconds = 0.0 if clip.audio is None or clip.rate is None else clip.audio.shape[-1] / clip.rate
     if abs(len(x) - (floor(seconds) - 1)) > 1:
-        return f"{len(x)} tokens, one a second, for {seconds:.1f} s of sound"
+        raise SignalError(f"holds {len(x)} tokens, one a second, for {seconds:.1f} s of sound: another clip's")
     first = clip.audio_start + torch.arange(len(x), dtype=torch.float64)
     spans = torch.stack([first, first + SECONDS], dim=-1)
-    return _laid(rearrange(x, "τ c -> τ 1 1 c"), spans.mean(-1), spans)
+    return SideTokens(rearrange(x, "τ c -> τ 1 1 c"), spans.mean(-1), spans, _all(len(x), 1))
 
 
-def _frames(x: Tensor, clip: Clip) -> SideTokens | str | None:
-    """Frames at equal distances from the first picture to the last."""
-    if x.ndim != 3 or x.shape[1:] != (5, 1024) or not len(x) or len(x) % GROUP:
-        return None
-    report = clip.report
-    wanted = GROUP * max(1, floor(RATE * (report.last - report.first + report.gap) / GROUP))
-    if abs(len(x) - wanted) > GROUP:
-        return f"{len(x)} frames for {report.seconds:.1f} s of video, which has about {wanted}"
-    times = torch.linspace(report.first, report.last, len(x), dtype=torch.float64)
+def _frames(x: Tensor, clip: Clip) -> SideTokens:
+    """Frames at equal distances from the first picture to the last; the first of five tokens is no place in it."""
+    wanted = len(instants(clip, RATE, GROUP))
+    if not len(x) or len(x) % GROUP or abs(len(x) - wanted) > GROUP:
+        raise SignalError(f"holds {len(x)} frames for a clip that has {wanted}, in groups of {GROUP}: another clip's")
+    times = torch.linspace(clip.report.first, clip.report.last, len(x), dtype=torch.float64)
     spans = rearrange(times, "(g t) -> g t", t=GROUP)[:, (0, -1)].repeat_interleave(GROUP, 0)
-    return _laid(rearrange(x[:, 1:], "τ (h w) c -> τ h w c", h=2), times, spans)
+    return SideTokens(rearrange(x[:, 1:], "τ (h w) c -> τ h w c", h=2), times, spans, _all(len(x), 2))
 
 
-def _views(x: Tensor, clip: Clip) -> SideTokens | None:
+def _views(x: Tensor, clip: Clip) -> SideTokens:
     """Views of a scan, whose times are not told."""
-    if x.shape != (1, 32 * 24 * 24, 1024):
-        return None
-    times = torch.arange(32, dtype=torch.float64)
-    laid = rearrange(x, "1 (τ h w) c -> τ h w c", h=24, w=24)
-    return SideTokens(laid, times, times[:, None].expand(-1, 2), torch.ones(32, 24, 24, dtype=torch.bool), kind="set")
+    times = torch.arange(VIEWS, dtype=torch.float64)
+    views = rearrange(x, "1 (τ h w) c -> τ h w c", h=SIDE, w=SIDE)
+    return SideTokens(views, times, times[:, None].expand(-1, 2), _all(VIEWS, SIDE), kind="set")
 
 
-def _laid(x: Tensor, times: Tensor, spans: Tensor) -> SideTokens:
-    return SideTokens(x, times, spans, torch.ones(x.shape[:3], dtype=torch.bool))
+def _all(steps: int, side: int) -> Tensor:
+    return torch.ones(steps, side, side, dtype=torch.bool)
+
+
+LAID = {  # how, and the shape of a file, in which 0 is any number
+    "imagebind-audio": (_sound, (0, 1024)),
+    "languagebind-video": (_frames, (0, 5, 1024)),
+    "rgbd-geometry": (_views, (1, VIEWS * SIDE**2, 1024)),
+}
