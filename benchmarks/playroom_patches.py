@@ -20,6 +20,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -122,18 +123,18 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="few clips and steps; writes no result")
     parser.add_argument("--folder", type=Path, default=Path(gettempdir()) / "pave-playroom")
     options = parser.parse_args()
-    for patch in options.patches or known:
-        folder = options.folder / patch
-        if options.small:
-            small = ["data.playroom.clips=16", "train.steps=4", "train.batch=8"]
-            show(f"{patch}, small", run_seed(patch + OURS, 0, folder / "small", small, 8))
-            continue
-        study = Study(f"playroom_{patch}")
-        for seed in SEEDS:
-            key = f"seed {seed}"
-            if key not in study:
-                study.add(key, run_seed(patch + OURS, seed, folder, (), TEST_CLIPS))
-            show(f"{patch}, {key}", study.runs[key])
+    patches = options.patches or known
+    if options.small:
+        small = ["data.playroom.clips=16", "train.steps=4", "train.batch=8"]
+        for patch in patches:
+            show(f"{patch}, small", run_seed(patch + OURS, 0, options.folder / "small" / patch, small, 8))
+        return
+    studies = {patch: Study(f"playroom_{patch}") for patch in patches}
+    for seed, (patch, study) in product(SEEDS, studies.items()):
+        key = f"seed {seed}"
+        if key not in study:
+            study.add(key, run_seed(patch + OURS, seed, options.folder / patch, (), TEST_CLIPS))
+        show(f"{patch}, {key}", study.runs[key])
 
 
 def show(key: str, run: dict[str, Any]) -> None:

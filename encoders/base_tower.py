@@ -26,7 +26,6 @@ from pave.errors import EncoderError, MediaError, SignalError
 from pave.media import Clip
 from pave.sidechannel import SideTokens
 
-FASTEST = 1000.0  # frames per second
 EDGE = 1e-6  # seconds: what rounding does to an instant
 
 
@@ -42,14 +41,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.sense not in ("fast", "views"):
             raise EncoderError(f"base-tower looks at fast or views, got sense={self.sense!r}")
-        if not isinstance(self.rate, int | float) or not 0 < self.rate <= FASTEST:
-            raise EncoderError(f"base-tower takes up to {FASTEST:g} frames per second, got rate={self.rate!r}")
-        object.__setattr__(self, "rate", float(self.rate))  # 2 and 2.0 are one option, and one cache
-        grid = (1, 1) if self.grid is None else self.grid
-        counts = [self.views, *grid] if isinstance(grid, list | tuple) else []
-        if len(counts) != 3 or not all(type(count) is int and count > 0 for count in counts):
-            told = f"views={self.views!r} and grid={self.grid!r}"
-            raise EncoderError(f"base-tower counts in whole numbers above 0, got {told}; give for example grid=[2, 2]")
+        object.__setattr__(self, "rate", dense.rate_of(self.rate, "base-tower"))
+        if type(self.views) is not int or self.views < 1:
+            raise EncoderError(f"base-tower looks at one further camera or more, got views={self.views!r}")
 
 
 class BaseTower(Encoder):
@@ -59,11 +53,10 @@ class BaseTower(Encoder):
         self.options, self.eyes = options, eyes
 
     def on(self, base: Base) -> BaseTower:
-        grid = tuple(self.options.grid or ((2, 2) if self.options.sense == "fast" else base.grid))
-        if any(have % want for have, want in zip(base.grid, grid, strict=True)):
-            have, want = (" x ".join(map(str, each)) for each in (base.grid, grid))
-            raise EncoderError(f"base-tower cannot cut the {have} grid of this base into {want}; give divisors")
-        return BaseTower(replace(self.options, grid=grid), base)
+        told = self.options.grid
+        if told is None:
+            told = (2, 2) if self.options.sense == "fast" else base.grid
+        return BaseTower(replace(self.options, grid=dense.grid_of(told, base.grid, "base-tower")), base)
 
     @property
     def base(self) -> Base:

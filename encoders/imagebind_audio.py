@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from pave import pickled
 from pave.encoder import Encoder, EncoderSpec, consent
 from pave.errors import EncoderError, PatchError
-from pave.media import Clip, resample
+from pave.hearing import mono
+from pave.kaldi import SAMPLE_RATE, fbank
+from pave.media import Clip
 from pave.sidechannel import SideTokens
 
 LICENCE = "CC-BY-NC-SA-4.0"  # of the weights; the file LICENSE and the model card agree, the README says CC-BY-NC 4.0
@@ -37,14 +39,9 @@ SOURCE = "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"
 ON_HUB = re.compile(r"hf://(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w.-]+))?/(?P<file>[\w./-]+)")
 BRANCH = ".audio."  # inside the name of each weight that is ours
 
-SAMPLE_RATE = 16_000  # Hz
 SECONDS = 2  # of sound in a window; windows begin one second apart, as PAVE's authors cut them
-FRAME, HOP, FFT = 400, 160, 512  # samples: 25 ms, 10 ms, and the next power of two
-BANDS, LOWEST = 128, 20.0  # Hz
-PRE_EMPHASIS = 0.97
-FLOOR = torch.finfo(torch.float32).eps  # power below which nothing is heard
-HEARD = 1 + (SECONDS * SAMPLE_RATE - FRAME) // HOP  # 198 whole frames in a window
-WIDE = 204  # frames that the trunk looks at; the rest is 0 before the normalisation
+BANDS = 128
+WIDE = 204  # frames that the trunk looks at; a window has 198, the rest is 0 before the normalisation
 MEAN, DEVIATION = -4.268, 9.138  # of log mel power
 PATCH, STRIDE = 16, 10  # mel bands and frames
 PART = 16  # windows at once
@@ -78,11 +75,9 @@ class ImageBindAudio(Encoder):
     def encode(self, clip: Clip) -> SideTokens | None:
         """Token i is of the seconds [i, i + 2) after the clip's first sample, as far as they are whole; a sound of less
         than two seconds is followed by silence, and gives one token of the seconds that are there."""
-        if clip.audio is None or clip.rate is None or not clip.audio.shape[-1]:
+        sound = mono(clip, SAMPLE_RATE)
+        if sound is None:
             return None
-        sound = clip.audio.to(torch.float32).mean(0)
-        if clip.rate != SAMPLE_RATE:
-            sound = resample(sound[None], clip.rate, SAMPLE_RATE)[0]
         seconds = len(sound) / SAMPLE_RATE
         sound = F.pad(sound, (0, max(0, SECONDS * SAMPLE_RATE - len(sound))))
         windows = sound.unfold(0, SECONDS * SAMPLE_RATE, SAMPLE_RATE)  # views, not copies
@@ -119,29 +114,10 @@ class ImageBindAudio(Encoder):
 
 
 def spectra(sound: Tensor) -> Tensor:
-    """Windows (b n) to normalised log-mel pictures (b m t), as Kaldi's fbank computes them.
-
-    ImageBind takes off the mean of a window first, which changes nothing: each frame loses its own.
-    """
-    frames = sound.unfold(-1, FRAME, HOP)
-    frames = frames - frames.mean(-1, keepdim=True)
-    before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-    frames = (frames - PRE_EMPHASIS * before) * torch.hann_window(FRAME, periodic=False, device=sound.device)
-    power = torch.fft.rfft(frames, n=FFT).abs().square()
-    mel = (power @ filters().to(sound.device)).clamp(min=FLOOR).log()
-    mel = F.pad(mel, (0, 0, 0, WIDE - HEARD))
+    """Windows (b n) to normalised log-mel pictures (b m t)."""
+    mel = fbank(sound, BANDS)
+    mel = F.pad(mel, (0, 0, 0, WIDE - mel.shape[1]))
     return rearrange((mel - MEAN) / DEVIATION, "b t m -> b m t")
-
-
-def filters() -> Tensor:
-    """Triangles (bin m) of height 1, straight and even on the mel scale 1127·ln(1 + f / 700); the last bin is deaf."""
-    low, high = (1127 * math.log1p(hertz / 700) for hertz in (LOWEST, SAMPLE_RATE / 2))
-    edges = torch.linspace(low, high, BANDS + 2, dtype=torch.float64)
-    hertz = torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=torch.float64)
-    bins = 1127 * torch.log1p(hertz / 700)[:, None]
-    rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
-    return torch.minimum(rise, fall).clamp(min=0).to(torch.float32)
 
 
 class Trunk(nn.Module):

@@ -8,7 +8,7 @@ Weights are fetched when the first clip is read. Without a GPU a group takes mos
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from math import floor
 
@@ -19,34 +19,17 @@ from torch import Tensor
 
 from pave import dense
 from pave.encoder import Encoder, EncoderSpec
-from pave.errors import EncoderError
-from pave.languagebind import GROUP, VIT_L, Tower, read
+from pave.languagebind import GROUP, VIT_L, Options, Tower
 from pave.media import Clip
 from pave.sidechannel import SideTokens
 
 RATE = 2  # frames per second, as PAVE samples them
+RELEASE = "LanguageBind/LanguageBind_Video_merge"  # that of PAVE's features, which are of float16
 SIDE = 224  # pixels
 PATCHES, GRID = (16, 16), (2, 2)
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
 PLACE = "PAVE_LANGUAGEBIND_VIDEO"  # environment: a folder or file with the weights
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a recipe may say; the defaults are those of PAVE's features, but for the dtype."""
-
-    release: str = "LanguageBind/LanguageBind_Video_merge"  # a repo of the Hub
-    revision: str = "main"  # of the repo; a commit makes it exact
-    dtype: str = "float32"  # theirs are of float16
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not isinstance(value, str) or not value:
-                raise EncoderError(f"languagebind-video needs a text for {name}, got {value!r}")
-        if self.dtype not in DTYPES:
-            raise EncoderError(f"languagebind-video runs in {', '.join(DTYPES)}, got dtype={self.dtype!r}")
 
 
 class LanguageBindVideo(Encoder):
@@ -69,10 +52,7 @@ class LanguageBindVideo(Encoder):
     @cached_property
     def network(self) -> Tower:
         """The weights, on the GPU where there is one."""
-        source = self.weights or os.environ.get(PLACE) or self.options.release
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        found = read(source, self.options.revision, PATCHES, temporal=True)
-        return found.to(device, DTYPES[self.options.dtype])
+        return self.options.open(self.weights or os.environ.get(PLACE), PATCHES, temporal=True)
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ 2 2 c) at the instants of `dense.instants`; None for a clip without pictures."""
@@ -103,7 +83,7 @@ def pixels(frames: Tensor) -> Tensor:
 
 
 def build(
-    release: str = Options.release,
+    release: str = RELEASE,
     revision: str = Options.revision,
     dtype: str = Options.dtype,
     weights: str = "",

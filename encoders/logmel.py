@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pave.encoder import Encoder, EncoderSpec
 from pave.errors import EncoderError
-from pave.media import Clip, resample
+from pave.hearing import mono
+from pave.media import Clip
 from pave.sidechannel import SideTokens
 
 SAMPLE_RATE = 16_000  # Hz
@@ -83,11 +84,9 @@ class LogMel(Encoder):
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ 1 1 c) from the clip's first sample on; a last piece shorter than half a token is left out."""
-        if clip.audio is None or clip.rate is None or not clip.audio.shape[-1]:
+        sound = mono(clip, SAMPLE_RATE)
+        if sound is None:
             return None
-        sound = clip.audio.to(torch.float32).mean(0)
-        if clip.rate != SAMPLE_RATE:
-            sound = resample(sound[None], clip.rate, SAMPLE_RATE)[0]
         return SideTokens.regular(self.spectra(sound), rate=self.options.rate, start=clip.audio_start)
 
     def spectra(self, sound: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class Channel(str, Enum):  # Typer takes a list of an Enum, but not yet of a Lit
     FAST_VIDEO = "fast+video"
     AUDIO_FAST = "audio+fast"
     VIEWS = "views"
+    VIEWS_VIDEO = "views+video"
     DEPTH = "depth"
     IMU = "imu"
     IMU_VIDEO = "imu+video"

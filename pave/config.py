@@ -7,6 +7,7 @@ names the key, the value and the remedy. Knows nothing of tensors; dimensions of
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -99,6 +100,7 @@ Channel = Literal[
     "fast+video",
     "audio+fast",
     "views",
+    "views+video",
     "depth",
     "imu",
     "imu+video",
@@ -201,8 +203,10 @@ class SenseFacts(SenseConfig):
     licence: str = ""
     preprocessing: Annotated[str, Field(min_length=1)]  # sha256 of the encoder's resolved options
     grid: tuple[int, int] = (1, 1)
+    # Whether the last three channels of a token are a point in metres. Unsaid where not, as in older files.
+    points: Annotated[bool, Field(exclude_if=operator.not_)] = False
     # sha256 of the encoder's weights, where feature files told it; written only then: older files keep their bytes
-    weights: Annotated[str, Field(exclude_if=lambda weights: not weights)] = ""
+    weights: Annotated[str, Field(exclude_if=operator.not_)] = ""
 
 
 class BaseFacts(Config):

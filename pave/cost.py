@@ -240,16 +240,16 @@ def fusion_flops(fusion: nn.Module, t: int, s: int, n: int, k: float, *, paper: 
     if isinstance(fusion, Beside):
         return 2 * n * _linear(fusion)
     assert isinstance(fusion, Folded | Official)
-    width = fusion.config.width
+    width, placed = fusion.config.width, 0 if fusion.place is None else n * _linear(fusion.place)
     if isinstance(fusion, Folded):
-        made = n * (_linear(fusion.key) + _linear(fusion.value))
+        made = placed + n * (_linear(fusion.key) + _linear(fusion.value))
         folded = not paper and fusion.folds(s, k + 1)  # one for the null key
         return round(2 * (made + t * fusion.products(s, k + 1, folded=folded)))
     ask = fusion.query_input_mapping
     asked = 0 if ask is None else _linear(ask)
     answers = (2 if fusion.config.values == "own" else 1) * width * fusion.input_mapping.out_features
     layer = t * s * (6 if paper else 5) * width**2 + n * answers + 2 * t * s * k * width
-    ends = t * s * (asked + _linear(fusion.output_mapping)) + n * _linear(fusion.input_mapping)
+    ends = placed + t * s * (asked + _linear(fusion.output_mapping)) + n * _linear(fusion.input_mapping)
     return round(2 * (ends + fusion.config.layers * layer))
 
 

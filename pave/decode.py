@@ -73,7 +73,7 @@ def decode(request: Request) -> Decoded:
         result.facts["audio"] = "not asked for"
     if origin is None and result.audio is None:
         if survey.video is None and not request.audio:
-            raise refuse(request.path, "holds sound only and audio=False was asked", "read it with audio=True")
+            raise refuse(request.path, "holds sound only, and pictures were asked for", "give a video")
         raise refuse(request.path, "nothing in it decodes", "the file is damaged: fetch or record it again")
     if survey.promised and survey.reached < SHORT * survey.promised:
         survey.warnings.insert(

@@ -18,6 +18,7 @@ from pave.errors import EncoderError, MediaError
 from pave.media import Clip, size_of
 
 PART = 1 << 28  # bytes of frames at once: an hour would take tens of gigabytes
+FASTEST = 1000.0  # frames per second
 LONGEST = 32  # times the shorter side: narrower pictures are damage, and would fill the memory once they are scaled
 
 
@@ -38,6 +39,23 @@ def fast(clip: Clip) -> Clip | None:
     stream = clip.signals.get("fast", clip)
     seen = None if stream is None else opened(stream, "fast")
     return None if seen is None or seen.frames is None or not len(seen.frames) else seen
+
+
+def rate_of(rate: Any, name: str) -> float:
+    """Frames per second, as a recipe says them to the encoder `name`; 2 and 2.0 are one option, and one cache."""
+    if not isinstance(rate, int | float) or not 0 < rate <= FASTEST:
+        raise EncoderError(f"{name} takes up to {FASTEST:g} frames per second, got rate={rate!r}")
+    return float(rate)
+
+
+def grid_of(grid: Any, whole: tuple[int, int], name: str) -> tuple[int, int]:
+    """Rows and columns of tokens, as a recipe says them to the encoder `name`, which cuts `whole` into them evenly."""
+    pair = grid if isinstance(grid, list | tuple) and len(grid) == 2 else (0, 0)
+    if any(type(want) is not int or want < 1 or have % want for have, want in zip(whole, pair, strict=True)):
+        cause = f"{name} cannot cut its {whole[0]} x {whole[1]} tokens of a picture into grid={grid!r}"
+        raise EncoderError(f"{cause}; give two whole numbers that divide them, for example [1, 1]")
+    h, w = pair
+    return h, w
 
 
 def instants(clip: Clip, rate: float, size: int) -> Tensor:

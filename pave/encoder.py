@@ -47,6 +47,7 @@ class EncoderSpec:
     revision: str = ""  # of the weights; of the maths where there are none
     licence: str = ""  # SPDX, of the weights
     options: Mapping[str, Any] = field(default_factory=dict)  # resolved: defaults included
+    points: bool = False  # the last three channels of a token are a point in metres, for the fusion to place it by
 
     @property
     def commercial(self) -> bool:
@@ -70,6 +71,7 @@ class EncoderSpec:
             revision=self.revision,
             licence=self.licence,
             preprocessing=self.preprocessing,
+            points=self.points,
         )
 
 

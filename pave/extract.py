@@ -34,22 +34,7 @@ from pave.sidechannel import PARTS, SideTokens
 from pave.worker import Answer, Stopped, Worker, answering, limit
 
 START_SECONDS = 3600.0  # to open an encoder, whose weights may have to be fetched
-VIDEO = (
-    ".mp4",
-    ".m4v",
-    ".mkv",
-    ".webm",
-    ".mov",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".mts",
-    ".flv",
-    ".wmv",
-    ".3gp",
-    ".ogv",
-)
+VIDEO = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv")
 SOUND = (".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus")
 # One thread: a worker for every core is what keeps them busy, and last bits do not hang on how many cores there are.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -161,7 +146,7 @@ def _there(shards: Sequence[Shard], key: Key) -> dict[Path, Sequence[Entry]]:
 
 
 def _done(shard: Shard, entries: Sequence[Entry], retry: bool) -> bool:
-    """Whether nothing is left to do for a shard: it is there, and its clips are as long as they were."""
+    """Whether nothing is left to do for a shard: it is there, and the files of its clips are as long as they were."""
     sizes = [_size(clip) for _, clip in shard.clips]
     return [entry.size for entry in entries] == sizes and not (retry and any(entry.why for entry in entries))
 
@@ -227,7 +212,9 @@ def _ask(job: Job, key: Key, source: Source) -> Answer:
     for tries in (1, 2):
         worker, own = borrow(job)
         if own != key:
-            raise DataError(f"{source}: the worker has {own}, and asked for is {key}; what has changed meanwhile?")
+            raise DataError(
+                f"{source}: the worker has {own}, and asked for is {key}; its weights have changed meanwhile, begin again"
+            )
         try:
             said, arrays = worker.call({"path": str(source), "signals": source.signals}, job.timeout)
         except Stopped as stopped:
@@ -242,7 +229,7 @@ def _ask(job: Job, key: Key, source: Source) -> Answer:
 
 
 def _size(source: Source) -> int:
-    return source.video.stat().st_size if source.video.is_file() else -1
+    return sum(file.stat().st_size for file in source.files if file.is_file())
 
 
 # ---------------------------------------------------------------- workers
@@ -274,8 +261,9 @@ def _device() -> dict[str, str]:
     """Under torchrun, each process of a machine has a GPU of its own."""
     if "LOCAL_RANK" not in os.environ:
         return {}
-    local, visible = int(os.environ["LOCAL_RANK"]), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return {"CUDA_VISIBLE_DEVICES": visible[local % len(visible)] or str(local)}
+    local, visible = os.environ["LOCAL_RANK"], os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = [local] if visible is None else visible.split(",")
+    return {"CUDA_VISIBLE_DEVICES": devices[int(local) % len(devices)]}
 
 
 def serve() -> None:

@@ -67,7 +67,7 @@ class Entry(Config):
     """One clip in a feature file: its tokens are there, or the stream is absent from it, or it could not be read."""
 
     path: str  # as it was given
-    size: int  # bytes; -1: there was no such file
+    size: int  # bytes of its files together, as far as they were there
     media: str = ""  # sha256 of its bytes
     signal: str = ""  # sha256 of the files of the signal that the encoder reads; empty: the clip has none
     kind: Literal["sequence", "set"] = "sequence"
@@ -92,7 +92,7 @@ def write(path: Path, key: Key, entries: Sequence[Entry], tokens: Mapping[int, S
             entry = entry.model_copy(update={"kind": tokens[place].kind, "sha256": storage.digest("", own)})
             tensors |= {f"{place}.{part}": tensor for part, tensor in own.items()}
         told.append(entry)
-    if (size := sum(tensor.nbytes for tensor in tensors.values())) > storage.MAX_BYTES // 2:
+    if (size := sum(tensor.nbytes for tensor in tensors.values())) > storage.MAX_BYTES - storage.MAX_HEADER:
         cause = f"{len(entries)} clips have {size:,} bytes of tokens, more than one file should hold"
         raise DataError(f"{path}: {cause}; put fewer clips into one (--shard), or round them (--dtype float16)")
     told = Contents(key=key, clips=tuple(told)).model_dump(exclude_defaults=True)

@@ -29,14 +29,58 @@ from pave.rope import SECTIONS, Turns, cube_turns, rotate, time_turns
 from pave.segments import Segments
 from pave.sidechannel import SideBatch
 
+POINT = 3  # channels of a point, metres
 
-class Fusion(nn.Module, ABC):
-    """What is common to the kinds that add."""
+
+class Reader(nn.Module):
+    """What is common to all kinds: how they take in side tokens [f, p] of features and, with `points`, a point each.
+
+    x̂ = f̂ + MLP(p̂)          without points f̂ alone; hats as `Standard` has them, of f where a kind has one
+    """
 
     scale: Tensor
+    standard: Standard | None
 
-    def __init__(self, config: FusionConfig, *, vision_dim: int, visual_dim: int, tokens: int, frames: int) -> None:
+    def __init__(self, side_dim: int, *, standard: bool, points: bool) -> None:
         super().__init__()
+        self.features = side_dim - POINT if points else side_dim  # channels
+        self.standard = Standard(self.features) if standard else None
+        self.place = Place(self.features) if points else None
+
+    def read(self, side: SideBatch, dtype: torch.dtype) -> Tensor:
+        """All side tokens ((b τ n) c) in the dtype of the weights."""
+        f, p = side.x.flatten(0, 3).tensor_split((self.features,), -1)
+        x = (f if self.standard is None else self.standard(f)).to(dtype)
+        return x if self.place is None else x + self.place(p, dtype)
+
+    def calibrate(self, tokens: Tensor, side: Tensor) -> None:
+        """Fit an untrained fusion, where it has these, to visual tokens (… d), whose RMS becomes its `scale`, and to
+        side tokens (n c), whose mean and deviation it divides out, those of features and those of points."""
+        if "scale" in self._buffers:
+            self.scale.copy_(tokens.detach().float().square().mean().sqrt())
+        f, p = side.tensor_split((self.features,), -1)
+        if self.standard is not None:
+            self.standard.fit(f)
+        if self.place is not None:
+            self.place.standard.fit(p)
+
+
+class Fusion(Reader, ABC):
+    """What is common to the kinds that add."""
+
+    def __init__(
+        self,
+        config: FusionConfig,
+        *,
+        side_dim: int,
+        vision_dim: int,
+        visual_dim: int,
+        tokens: int,
+        frames: int,
+        standard: bool,
+        points: bool,
+    ) -> None:
+        super().__init__(side_dim, standard=standard, points=points)
         self.config, self.heads, self.visual_dim = config, config.heads, visual_dim
         self.query_dim = {"vision": vision_dim, "projected": visual_dim, "learnable": config.width}[config.query]
         if config.query == "learnable":
@@ -45,15 +89,6 @@ class Fusion(nn.Module, ABC):
     @abstractmethod
     def forward(self, vision: Tensor | None, tokens: Tensor, side: SideBatch) -> Tensor:
         """The update (b t s d) of `tokens` (b t s d), in their dtype; `vision` is (b t s q)."""
-
-    def calibrate(self, tokens: Tensor, side: Tensor) -> None:
-        """Fit an untrained fusion, where it has these, to visual tokens (… d), whose RMS becomes its `scale`, and to
-        side tokens (n c), whose mean and deviation it divides out."""
-        if "scale" in self._buffers:
-            self.scale.copy_(tokens.detach().float().square().mean().sqrt())
-        for module in self.children():
-            if isinstance(module, Standard):
-                module.fit(side)
 
     def _asking(self, vision: Tensor | None, tokens: Tensor) -> Tensor:
         """What the queries are made of ((b t s) q), in the dtype of the weights."""
@@ -107,13 +142,32 @@ class Standard(nn.Module):
         return self
 
 
+def position_mlp(dim: int) -> nn.Sequential:
+    """From points in metres to what features of `dim` channels gain by them, as LLaVA-3D has it (Zhu et al., arXiv
+    2409.18125)."""
+    return nn.Sequential(nn.Linear(POINT, dim), nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
+
+
+class Place(nn.Module):
+    """What the point (n 3) of a token adds to its features: LLaVA-3D's MLP, of points that are centred and scaled as
+    was measured, so that a room far from its origin is no harder."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.standard = Standard(POINT)
+        self.mlp = position_mlp(dim)
+
+    def forward(self, points: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.mlp(self.standard(points).to(dtype))
+
+
 class Folded(Fusion):
     """Projections move to the few side tokens, and a query that finds nothing to read abstains.
 
     With y a visual token before the projector, x_j the side tokens of its key frame, Δ_j their time minus the key
     frame's, R a rotation (rope), and one learned key k_∅ per head:
 
-        k_j = W_k x̂_j + b_k          x̂ as `Standard` has it
+        k_j = W_k x̂_j + b_k          x̂ as `Reader` has it
         v_j = W_2 GELU(W_1 x̂_j + b_1) + b_2
         q   = W_q ŷ + b_q            ŷ = LayerNorm(y) without gain
         a   = softmax_j(q · R(Δ_j) k_j / √e,  q · k_∅ / √e)
@@ -124,14 +178,15 @@ class Folded(Fusion):
     order is cheaper; `folds` takes the one with fewer multiplications.
     """
 
-    def __init__(self, config: FusionConfig, *, side_dim: int, **dims: int) -> None:
-        super().__init__(config, **dims)
+    standard: Standard
+
+    def __init__(self, config: FusionConfig, *, points: bool = False, **dims: int) -> None:
+        super().__init__(config, standard=True, points=points, **dims)
         width = config.width
         self.query = nn.Linear(self.query_dim, width) if config.query != "learnable" else None
-        self.standard = Standard(side_dim)
-        self.key = nn.Linear(side_dim, width)
+        self.key = nn.Linear(self.features, width)
         self.value = nn.Sequential(
-            nn.Linear(side_dim, width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(width, width)
+            nn.Linear(self.features, width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(width, width)
         )
         self.null = nn.Parameter(torch.zeros(width))
         self.out = nn.Linear(width, self.visual_dim, bias=False)
@@ -142,7 +197,7 @@ class Folded(Fusion):
         if not side.x.shape[1]:
             return torch.zeros_like(tokens)
         asking = self._asking(vision, tokens)
-        x = self.standard(side.x.flatten(0, 3)).to(asking.dtype)
+        x = self.read(side, asking.dtype)
         segments = Segments(side)
         k = segments(self.key(x)).unflatten(-1, (self.heads, -1))
         if self.config.rope == "time":
@@ -213,10 +268,10 @@ class Official(Fusion):
     along time; the authors interpolate m, which is the same, since both maps are affine.
     """
 
-    def __init__(self, config: FusionConfig, *, side_dim: int, embed: int | None = None, **dims: int) -> None:
-        super().__init__(config, **dims)
+    def __init__(self, config: FusionConfig, *, points: bool = False, embed: int | None = None, **dims: int) -> None:
+        super().__init__(config, standard=False, points=points, **dims)
         width, embed = config.width, embed or config.width
-        self.input_mapping = nn.Linear(side_dim, embed)
+        self.input_mapping = nn.Linear(self.features, embed)
         self.query_input_mapping = nn.Linear(self.query_dim, width) if config.query != "learnable" else None
         self.cross_attn_layers = nn.ModuleList(
             _Layer(width, embed, own=config.values == "own") for _ in range(config.layers)
@@ -238,7 +293,7 @@ class Official(Fusion):
             return torch.zeros_like(tokens)
         z = self._asking(vision, tokens)
         z = z if self.query_input_mapping is None else self.query_input_mapping(z)
-        memory = self.input_mapping(side.x.flatten(0, 3).to(z.dtype))
+        memory = self.input_mapping(self.read(side, z.dtype))
         segments = Segments(side)
         mask, keep, seen = segments.mask(), None, None
         if mask is not None:
@@ -316,33 +371,30 @@ class _Layer(nn.Module):
         return torch.addmm(z, gelu(widen(norm(z))), _weight(narrow, "weight").T)
 
 
-class Beside(nn.Module):
+class Beside(Reader):
     """The concatenation baseline: side tokens as tokens of the language model, to be put beside the visual ones.
 
-        token = scale · (W_2 GELU(W_1 x̂ + b_1) + b_2),   x̂ as `Standard` has it
+        token = scale · (W_2 GELU(W_1 x̂ + b_1) + b_2),   x̂ as `Reader` has it
 
     Out: tokens (b t n d) and which of them are real (b t n); for `prefix` all steps come once, as one group (t = 1).
     """
 
-    scale: Tensor
+    standard: Standard
 
-    def __init__(self, config: FusionConfig, *, side_dim: int, visual_dim: int) -> None:
-        super().__init__()
+    def __init__(self, config: FusionConfig, *, side_dim: int, visual_dim: int, points: bool = False) -> None:
+        super().__init__(side_dim, standard=True, points=points)
         self.config = config
-        self.standard = Standard(side_dim)
         self.project = nn.Sequential(
-            nn.Linear(side_dim, config.width),
+            nn.Linear(self.features, config.width),
             nn.GELU(),
             nn.Dropout(config.dropout),
             nn.Linear(config.width, visual_dim),
         )
         self.register_buffer("scale", torch.ones(()))
 
-    calibrate = Fusion.calibrate
-
     def forward(self, side: SideBatch) -> tuple[Tensor, Tensor]:
         """Tokens (b t k d) in the dtype of the weights, and their mask (b t k)."""
-        x = self.standard(side.x.flatten(0, 3)).to(_weight(self, "project.0.weight").dtype)
+        x = self.read(side, _weight(self, "project.0.weight").dtype)
         tokens = self.project(x) * self.scale.to(x.dtype)
         b, steps, h, w = side.x.shape[:4]
         if self.config.combine == "interleave":
@@ -356,20 +408,30 @@ class Beside(nn.Module):
 
 
 def build_fusion(
-    config: FusionConfig, *, side_dim: int, vision_dim: int, visual_dim: int, tokens: int, frames: int
+    config: FusionConfig,
+    *,
+    side_dim: int,
+    vision_dim: int,
+    visual_dim: int,
+    tokens: int,
+    frames: int,
+    points: bool = False,
 ) -> Fusion | Beside:
-    """The module that `config` describes; the dimensions are read from encoder and base, never typed."""
+    """The module that `config` describes; the dimensions are read from encoder and base, never typed. points: whether
+    the last three channels of a side token are its point."""
+    if points and side_dim <= POINT:
+        raise RecipeError(f"side tokens of {side_dim} channels with a point of {POINT} have no features beside it")
     if config.combine != "add":
-        return Beside(config, side_dim=side_dim, visual_dim=visual_dim)
+        return Beside(config, side_dim=side_dim, visual_dim=visual_dim, points=points)
     if config.kind == "folded" and config.rope == "3d":
         raise RecipeError("fusion.rope: 3d is the authors' table for kind: official; a folded fusion takes time or off")
-    dims = {"vision_dim": vision_dim, "visual_dim": visual_dim, "tokens": tokens, "frames": frames}
+    base = {"vision_dim": vision_dim, "visual_dim": visual_dim, "tokens": tokens, "frames": frames}
     if config.rope == "3d" and config.width != config.heads * 2 * sum(SECTIONS):
         raise RecipeError(
             f"fusion.rope: 3d needs {2 * sum(SECTIONS)} channels per head, got {config.width}/{config.heads}"
         )
     kind = Folded if config.kind == "folded" else Official
-    return kind(config, side_dim=side_dim, **dims)
+    return kind(config, side_dim=side_dim, points=points, **base)
 
 
 blank_fusion = blank(build_fusion)

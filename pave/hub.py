@@ -114,6 +114,7 @@ def locate(source: str | Path, revision: str | None = None, dim: int | None = No
 
 def _released(recipe: Recipe, dim: int | None) -> Place:
     """A checkpoint of the authors: fetched, converted once, and kept beside the cache of the Hub."""
+    from pave.encoder import load_encoder, missing
     from pave.official import LICENCE, convert, kept_as
 
     fitting = [each for each in recipe.released if dim in (None, each.dim)]
@@ -123,7 +124,8 @@ def _released(recipe: Recipe, dim: int | None) -> Place:
         raise PatchNotFound(recipe.name, cause, f"apply it to such a base, or train it: pave-train {recipe.name}")
     (found,), ((sense, config),) = fitting, recipe.senses.items()
     kept = Path(constants.HF_ASSETS_CACHE, "pave", found.repo.replace("/", "--"))
-    name = kept_as(recipe.name, found.file, sense, config.encoder)
+    encoder = config.encoder if missing(config.encoder) else load_encoder(config.encoder, **config.options).spec
+    name = kept_as(recipe.name, found.file, sense, encoder)
     try:
         try:
             commit, remark = _commit(found.repo, found.revision, [found.file])
@@ -135,7 +137,7 @@ def _released(recipe: Recipe, dim: int | None) -> Place:
         path = kept / commit / name
         if not path.is_file():
             fetched = _fetch(found.repo, found.file, commit)
-            convert(fetched, sense, config.encoder, name=recipe.name).save(path)
+            convert(fetched, sense, encoder, name=recipe.name).save(path)
     except PatchError as error:
         raise type(error)(recipe.name, f"{error.file} {error.cause}", error.remedy) from None
     origin = f"converted from the authors' {found.file}; licence: {LICENCE}"

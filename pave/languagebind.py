@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 
-from pave import hub, pickled, storage
+from pave import pickled, storage
 from pave.errors import EncoderError, PatchError
+from pave.release import FILES, fill, find
 
 GROUP = 8  # frames that see each other: num_frames of all releases
 # ViT-L/14 as LAION trained it: with GELU, where OpenAI's own has an approximation of it.
@@ -34,11 +35,32 @@ VIT_L = CLIPVisionConfig(
     projection_dim=768,
     hidden_act="gelu",
 )
-FILES = ("model.safetensors", "pytorch_model.bin")
 OTHERS = re.compile(
     r"text_model\.|(visual|text)_projection\.weight$|logit_scale$|.*\.position_ids$"
 )  # not of the tower
-AGAIN = "give a release of LanguageBind: FT, merge, or with its LoRA"
+AGAIN = "give a release of LanguageBind (FT, merge, or with its LoRA), or of CLIP, as the encoder asks for"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which tower, and in what numbers it computes: what a recipe may say."""
+
+    release: str  # a repo of the Hub
+    revision: str = "main"  # of the repo; a commit makes it exact
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("release", "revision", "dtype"):
+            if not isinstance(value := getattr(self, name), str) or not value:
+                raise EncoderError(f"LanguageBind needs a text for {name}, got {value!r}")
+        if self.dtype not in DTYPES:
+            raise EncoderError(f"LanguageBind runs in {', '.join(DTYPES)}, got dtype={self.dtype!r}")
+
+    def open(self, weights: str | None, grid: tuple[int, int], *, temporal: bool) -> Tower:
+        """The tower, on the GPU where there is one. weights: where they lie on this machine; without it, the Hub."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return read(weights or self.release, self.revision, grid, temporal=temporal).to(device, DTYPES[self.dtype])
 
 
 class Block(CLIPEncoderLayer):
@@ -92,52 +114,29 @@ class Tower(nn.Module):
 
 def tower(tensors: Mapping[str, Tensor], source: str, built: Tower, scale: float | None = None) -> Tower:
     """`built`, which needs no weights, with those of a release. scale: alpha / r of its LoRA."""
-    found, want = _merged(_named(tensors), source, scale), built.clip.state_dict()
-    for what, names in (("are missing", want.keys() - found.keys()), ("have no place", found.keys() - want.keys())):
-        if names:
-            raise EncoderError(f"{source}: {len(names)} of its weights {what} ({min(names)} …); {AGAIN}")
-    for name, tensor in found.items():
-        if tensor.shape != want[name].shape or not tensor.is_floating_point():
-            got = f"{tuple(tensor.shape)} of {tensor.dtype}"
-            raise EncoderError(f"{source}: {name} is {got}, the tower needs {tuple(want[name].shape)}; {AGAIN}")
-    built.clip.load_state_dict(found, assign=True)
-    return built.eval().requires_grad_(False)
+    fill(built.clip, _merged(_named(tensors), source, scale), source, AGAIN)
+    return built
 
 
-def read(source: str, revision: str, grid: tuple[int, int], *, temporal: bool) -> Tower:
-    """The tower of a release at full size: `source` is a repo of the Hub, a folder, or a file in it."""
+def read(
+    source: str, revision: str, grid: tuple[int, int], *, temporal: bool, config: CLIPVisionConfig = VIT_L
+) -> Tower:
+    """The tower of a release: `source` is a repo of the Hub, a folder, or a file in it."""
     try:
-        path = _find(source, FILES, revision)
+        path = find(source, FILES, revision, AGAIN)
         tensors = pickled.read(path) if path.suffix == ".bin" else storage.read(path)[0]
         scale = None
         if any(".lora_A." in name for name in tensors):
-            path = _find(str(path.parent) if Path(source).exists() else source, ("config.json",), revision)
+            place = str(path.parent) if Path(source).exists() else source
+            path = find(place, ("config.json",), revision, AGAIN)
             scale = _scale(storage.parse_json(path, path.read_bytes(), "text"))
     except PatchError as error:
         raise EncoderError(f"{source}: {error.cause}; {error.remedy}") from None
     except OSError as error:
         raise EncoderError(f"{source}: cannot be read ({error.strerror or error}); {AGAIN}") from None
     with torch.device("meta"):
-        built = Tower(VIT_L, grid, temporal=temporal)
+        built = Tower(config, grid, temporal=temporal)
     return tower(tensors, source, built, scale)
-
-
-def _find(source: str, names: tuple[str, ...], revision: str) -> Path:
-    place = Path(source)
-    if place.is_file():
-        return place
-    if place.is_dir():
-        there = [place / name for name in names if (place / name).is_file()]
-        if not there:
-            raise EncoderError(f"{source}: holds no {' or '.join(names)}; {AGAIN}")
-        return there[0]
-    repo = hub.NAME.fullmatch(source)
-    if repo is None:
-        raise EncoderError(f"{source}: no such folder or file, and no repo of the Hub (user/name); {AGAIN}")
-    for name in names[:-1]:
-        with suppress(PatchError):  # the last one tells what is wrong, when more than one file is not there
-            return hub.fetch(repo["repo"], name, repo["revision"] or revision)
-    return hub.fetch(repo["repo"], names[-1], repo["revision"] or revision)
 
 
 def _scale(config: Mapping[str, object]) -> float | None:

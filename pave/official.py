@@ -83,10 +83,10 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
     return patch
 
 
-def kept_as(name: str, file: str, sense: str, encoder: str) -> str:
+def kept_as(name: str, file: str, sense: str, encoder: str | EncoderSpec) -> str:
     """What a converted checkpoint is called where it is kept: another name whenever it would become another patch."""
-    spec = "" if missing(encoder) else load_encoder(encoder).spec.preprocessing
-    made = hashlib.sha256(json.dumps([file, sense, encoder, spec, NUMERICS, FRAMES, TOKENS]).encode()).hexdigest()
+    who = [encoder, ""] if isinstance(encoder, str) else [encoder.name, encoder.preprocessing]
+    made = hashlib.sha256(json.dumps([file, sense, *who, NUMERICS, FRAMES, TOKENS]).encode()).hexdigest()
     return f"{name}-{made[:16]}.safetensors"
 
 

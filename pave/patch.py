@@ -157,6 +157,7 @@ def fusion_of(config: PatchConfig, sense: str, *, blank: bool = False) -> nn.Mod
         visual_dim=config.base.dim,
         tokens=config.base.tokens_per_frame,
         frames=config.base.frames,
+        points=config.senses[sense].points,
     )
 
 

@@ -38,10 +38,22 @@ def read(path: Path, inside: str = "") -> dict[str, Tensor]:
     """The tensors of a file that torch.save has written; whatever else it holds or does makes it PatchDamaged. One that
     stands alone is called "". Those without `inside` in their name stay in the child process: a file may be larger than
     what is wanted of it."""
+    return _handed_over(path, inside, "")[0]
+
+
+def read_part(path: Path, part: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors that such a file holds under the name `part`, and what lies beside them: plain values as they are, of
+    everything else its kind. All tensors and nothing, where it has no such part."""
+    tensors, told = _handed_over(path, "", part)
+    return tensors, json.loads(told["beside"])
+
+
+def _handed_over(path: Path, inside: str, part: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The parent's side."""
     with TemporaryDirectory(prefix="pave-") as folder:
         # -I: the child finds exactly what its owner finds, whatever the folder or the environment holds.
         words = [sys.executable, "-I", "-c", BOOT, json.dumps([entry or os.getcwd() for entry in sys.path])]
-        words += [str(path.resolve()), str(Path(folder) / "out"), str(MEMORY), str(SECONDS), inside]
+        words += [str(path.resolve()), str(Path(folder) / "out"), str(MEMORY), str(SECONDS), inside, part]
         kept = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
         options: dict[str, Any] = {"cwd": folder, "env": {**kept, "OMP_NUM_THREADS": "1"}, "timeout": SECONDS}
         try:
@@ -55,29 +67,33 @@ def read(path: Path, inside: str = "") -> dict[str, Tensor]:
                 raise PatchError(path, cause, f"free space in {Path(folder).parent}, or set TMPDIR to another folder")
             raise PatchDamaged(path, cause, REMEDY)
         try:
-            return storage.read(Path(folder) / "out")[0]
+            return storage.read(Path(folder) / "out")
         except PatchError as error:
             raise PatchDamaged(path, error.cause, REMEDY) from None
 
 
 def rewrite() -> None:
     """The child's side: the file argv[2] as safetensors, in argv[3]; or a line that says why not, and an exit code."""
-    source, target, memory, seconds, inside = sys.argv[2:]
+    source, target, memory, seconds, inside, part = sys.argv[2:]
     size = os.path.getsize(source)
     _confine(int(memory) + 3 * size, int(float(seconds)) + 1)
+    beside: dict[Any, Any] = {}
     try:
         found = torch.load(source, map_location="cpu", weights_only=True)
         found = {"": found} if isinstance(found, Tensor) else found
+        if part and isinstance(found, dict) and part in found:
+            found, beside = found.pop(part), found
+        told = {"beside": json.dumps(beside, skipkeys=True, default=lambda value: type(value).__name__)}
         if isinstance(found, dict):
             found = {name: value for name, value in found.items() if inside in str(name)}
         flaw = _flaw(found, size)
     except Exception as error:
-        found, flaw = {}, _cause(error)
+        found, told, flaw = {}, {}, _cause(error)
     if flaw:
         sys.stdout.buffer.write(flaw.encode("utf-8", "replace"))
         raise SystemExit(1)
     try:
-        storage.write(Path(target), found, {})
+        storage.write(Path(target), found, told)
     except PatchError as error:
         sys.stdout.buffer.write(f"is sound, but its tensors {error.cause}".encode("utf-8", "replace"))
         raise SystemExit(UNWRITTEN) from None
@@ -107,7 +123,8 @@ def _flaw(found: Any, size: int) -> str:
         if not plain:
             return f"{name!r} is a tensor of {tensor.dtype}, {tensor.layout} on {tensor.device}, which no patch holds"
         total += tensor.numel() * tensor.element_size()
-    return f"tells of {total:,} bytes of tensors, but has {size:,} in all" if total > size else ""
+    # Twice: a network may use one tensor in several places.
+    return f"tells of {total:,} bytes of tensors, but has {size:,} in all" if total > 2 * size else ""
 
 
 def _cause(error: Exception) -> str:

@@ -147,6 +147,8 @@ def test_cameras_lie_below_each_other_at_the_times_of_the_key_frames(tmp_path, e
     # The first camera ends at 2.9 s, more than half a tenth of a second before the last key frame.
     assert side.valid[:, 0, 0].tolist() == [True, True, True, False] and side.valid[:, 4:].all()
     assert not side.valid[:, 2:4].any()
+    two = seen(looking(eyes, sense="views", views=2), Clip.from_frames(frames(4), times, views=(path, film)))
+    assert torch.equal(*two.x.chunk(2, 1))
 
 
 def test_a_camera_that_begins_later_is_not_seen_before(eyes):
@@ -160,6 +162,14 @@ def test_without_cameras_the_sense_is_absent(eyes):
     for clip in (Clip.from_frames(frames(2)), Clip.from_frames(frames(2), views=None)):
         assert encoder.encode(clip) is None
     assert not seen(encoder, Clip.from_frames(frames(2), views=[None])).present
+
+
+def test_a_file_without_pictures_is_refused(tmp_path, eyes):
+    sound = write_clip(tmp_path / "a.m4a", None, audio=click(1, 0.5))
+    clip = Clip.from_frames(frames(2), fast=sound, views=[sound])
+    for sense in ("fast", "views"):
+        with pytest.raises(MediaError, match=r"a\.m4a: holds sound only, .*; give a video"):
+            looking(eyes, sense=sense).encode(clip)
 
 
 @pytest.mark.parametrize(
@@ -216,10 +226,13 @@ def test_the_fingerprint_is_that_of_the_eyes(tokenizer):
         ({"rate": "2"}, "got rate='2'"),
         ({"views": 0}, "got views=0"),
         ({"views": True}, "got views=True"),
-        ({"grid": 2}, "grid=2; give for example"),
+        ({"grid": 2}, "cannot cut its 4 x 4 tokens of a picture into grid=2; give two"),
         ({"grid": [2]}, r"grid=\[2\]"),
+        ({"grid": []}, r"grid=\[\]"),
+        ({"grid": "22"}, r"grid='22'"),
         ({"grid": [2, 0]}, r"grid=\[2, 0\]"),
-        ({"grid": [3, 2]}, "cannot cut the 4 x 4 grid of this base into 3 x 2"),
+        ({"grid": [2, True]}, r"grid=\[2, True\]"),
+        ({"grid": [3, 2]}, r"grid=\[3, 2\]"),
     ],
 )
 def test_impossible_options_are_refused(options, message, eyes):

@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from pave.catalogue import list_patches
-from pave.config import FusionConfig, LoraConfig, PatchConfig, Recipe, parse, read_recipe
+from pave.config import FusionConfig, LoraConfig, PatchConfig, Recipe, SenseFacts, parse, read_recipe
 from pave.errors import RecipeError
 
 RECIPE = {
@@ -121,6 +121,13 @@ def test_the_canonical_text_of_a_patch_config_does_not_depend_on_the_order_of_ke
     assert text == parse(PatchConfig, dict(reversed(facts.items())), "here").canonical()
     assert parse(PatchConfig, json.loads(text), "here").canonical() == text
     assert " " not in text
+
+
+def test_a_sense_without_points_has_no_word_for_them_so_that_older_files_keep_their_bytes():
+    facts = SenseFacts(encoder="logmel", dim=5, preprocessing="00")
+    assert "points" not in facts.model_dump() and not SenseFacts.model_validate(facts.model_dump()).points
+    placed = facts.model_copy(update={"points": True})
+    assert SenseFacts.model_validate(placed.model_dump(mode="json")) == placed
 
 
 def test_every_recipe_of_the_catalogue_is_valid_and_named_like_its_folder():

@@ -22,6 +22,7 @@ from pave.errors import DataError, EncoderError
 from pave.extract import Job, listed
 from pave.feature_files import Features, files, head, identity
 from pave.media import Clip
+from pave.opening import load_base
 from pave.sidechannel import PARTS
 
 ROOT = Path(__file__).parents[1]
@@ -237,11 +238,12 @@ def test_clips_of_a_data_file_are_encoded_with_their_signals(media: Path, tmp_pa
 
 
 def test_the_eyes_of_a_base_are_part_of_the_key(media: Path, tmp_path: Path) -> None:
-    pytest.importorskip("pave.encoders.base_tower")
-    job = Job("base-tower", base="playroom")
-    extract.encode(job, listed(media)[:1], tmp_path)
-    key = Features(tmp_path).key
-    assert key.weights and key.encoder == "base-tower"
+    extract.encode(Job("base-tower", base="playroom"), listed(media)[:1], tmp_path)
+    features, tower = Features(tmp_path), load_encoder("base-tower").on(load_base("playroom", dtype="float32"))
+    assert features.key.weights == tower.fingerprint
+    found, _ = features.find(*identity(listed(media)[0][1], "fast"))
+    fresh = tower.encode(Clip.read(listed(media)[0][1].video, frames=8))
+    assert found and fresh and torch.equal(found.times, fresh.times) and torch.allclose(found.x, fresh.x, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from pave.rope import LONGEST, SHORTEST, cell_centres
 from pave.sidechannel import Rule, SideBatch, SideTokens, align
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "pave_golden.json").read_text())
-DIMS = {"side_dim": 6, "vision_dim": 10, "visual_dim": 12, "tokens": 9, "frames": 4}
+DIMS: dict[str, Any] = {"side_dim": 6, "vision_dim": 10, "visual_dim": 12, "tokens": 9, "frames": 4}
 KINDS = {
     "folded": FusionConfig(width=16, heads=2),
     "folded, learnable query": FusionConfig(width=16, heads=2, query="learnable"),
@@ -407,3 +409,74 @@ def test_what_a_fusion_cannot_do_is_refused():
     oblong = SideTokens.regular(random(8, 1, 2, 6), rate=2)
     with pytest.raises(SignalError, match="square grids, got 1 × 2"):
         taught(KINDS["official, 3-D"])(*visual(1), align([oblong], [keys(4)], "time"))
+
+
+# points
+
+
+@pytest.mark.parametrize("name", ["folded", "official", "official, own values", "interleave"])
+def test_points_are_added_to_features_by_their_mlp_and_by_nothing_else(name):
+    config = KINDS.get(name, FusionConfig(width=16, heads=2, combine="interleave"))
+    torch.manual_seed(0)
+    placing = build_fusion(config, **DIMS | {"side_dim": 9, "points": True}).double()
+    for parameter in placing.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    placing.calibrate(random(3, 12), random(50, 9) * 2 + 1)
+    plain = build_fusion(config, **DIMS).double()
+    state = placing.state_dict()
+    plain.load_state_dict({key: value for key, value in state.items() if not key.startswith("place.")})
+    side = align([SideTokens.regular(random(8, 2, 2, 9), rate=2)], [keys(4)], "time")
+    first, norm, relu, last = (state.get(f"place.mlp.{i}.weight") for i in range(4))
+    assert first is not None and norm is not None and last is not None and relu is None
+    p = (side.x[..., 6:] - state["place.standard.mean"]) * state["place.standard.gain"]
+    inner = p @ first.T + state["place.mlp.0.bias"]
+    inner = F.layer_norm(inner, (6,), norm, state["place.mlp.1.bias"]).relu()
+    x = side.x[..., :6]
+    if isinstance(plain, Official):
+        assert plain.standard is None
+    else:
+        assert plain.standard is not None and placing.standard is not None
+        x = placing.standard(x)
+        plain.standard.mean.zero_()
+        plain.standard.gain.fill_(1)
+
+    def said(fusion: Fusion | Beside, side: SideBatch) -> Tensor:
+        return fusion(side)[0] if isinstance(fusion, Beside) else fusion(*visual(1), side)
+
+    added = replace(side, x=x + inner @ last.T + state["place.mlp.3.bias"])
+    want = said(plain, added)
+    assert torch.allclose(said(placing, side), want, rtol=0, atol=1e-6)
+    assert not torch.allclose(said(plain, replace(side, x=x)), want, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("config", [KINDS["folded"], KINDS["official"]], ids=["folded", "official"])
+def test_a_room_far_from_its_origin_is_the_same_room(config):
+    """Even in bfloat16, which has steps of 4 m at 1000 m."""
+    said = []
+    for away in (0.0, 1000.0):
+        torch.manual_seed(0)
+        fusion = build_fusion(config, **DIMS | {"side_dim": 9, "points": True})
+        assert isinstance(fusion, Fusion)
+        for parameter in fusion.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        x = torch.cat([random(8, 2, 2, 6), (random(8, 2, 2, 3, seed=1) * 64).round() / 64 + away], -1).float()
+        fusion.calibrate(random(3, 12), x.flatten(0, 2))
+        side = align([SideTokens.regular(x, rate=2)], [keys(4)], "time")
+        vision, tokens = (each.bfloat16() for each in visual(1))
+        said.append(fusion.bfloat16()(vision, tokens, side))
+    assert torch.allclose(said[0].float(), said[1].float(), rtol=0.02, atol=0.02 * said[0].abs().max().item())
+
+
+def test_calibration_tells_features_from_points():
+    fusion = build_fusion(KINDS["folded"], **DIMS | {"side_dim": 9, "points": True})
+    x = random(500, 9) * torch.tensor([2.0] * 6 + [5.0] * 3) + torch.tensor([1.0] * 6 + [-7.0] * 3)
+    fusion.calibrate(random(3, 12), x)
+    assert fusion.standard is not None and fusion.place is not None
+    for standard, mean, deviation in ((fusion.standard, 1, 2), (fusion.place.standard, -7, 5)):
+        assert torch.allclose(standard.mean, torch.tensor(mean).float(), atol=1)
+        assert torch.allclose(1 / standard.gain, torch.tensor(deviation).float(), atol=0.5)
+
+
+def test_points_alone_are_refused():
+    with pytest.raises(RecipeError, match="side tokens of 3 channels with a point of 3 have no features"):
+        build_fusion(KINDS["folded"], **DIMS | {"side_dim": 3, "points": True})

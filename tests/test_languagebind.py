@@ -159,7 +159,7 @@ def first(weights: Weights, word: str) -> str:
         (
             lambda w: w.update({first(w, "class_embedding"): torch.ones(8, 64)}),
             2.0,
-            r"class_embedding is \(8, 64\) of torch.float32, the tower needs \(64,\)",
+            r"class_embedding is \(8, 64\) of torch.float32, the network needs \(64,\)",
         ),
         (lambda w: w.update({first(w, "pre_layrnorm"): torch.ones(64, dtype=torch.int8)}), 2.0, "of torch.int8"),
         (lambda w: w.pop(first(w, "lora_A")), 2.0, "lacks its weight or its other half"),
@@ -275,7 +275,7 @@ def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch)
 
 @pytest.mark.parametrize("options", [{"dtype": "int8"}, {"revision": ""}, {"release": 3}])
 def test_impossible_options_are_refused(options):
-    with pytest.raises(EncoderError, match=r"languagebind-video (runs in float32|needs a text)"):
+    with pytest.raises(EncoderError, match=r"LanguageBind (runs in float32|needs a text)"):
         load_encoder("languagebind-video", **options)
 
 

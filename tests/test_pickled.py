@@ -73,3 +73,12 @@ ODD: dict[str, Any] = {
 def test_only_plain_tensors_by_name_come_out(kind: str) -> None:
     assert pickled._flaw(ODD[kind], 100)
     assert not pickled._flaw({"x": torch.zeros(20), "y": torch.zeros(5, dtype=torch.bfloat16)}, 100)
+    assert not pickled._flaw(dict.fromkeys("ab", torch.zeros(20)), 100), "a tensor in two places"
+
+
+def test_of_a_file_with_parts_one_is_read_and_the_values_beside_it_are_told(tmp_path: Path) -> None:
+    beside = {"cfg": {"layers": 2, "act": "gelu", "fine": True}, "epoch": 3, "optimizer": torch.zeros(9), 4: 5}
+    torch.save({**beside, "model": {"x": torch.ones(2)}}, tmp_path / "x.pt")
+    found, told = pickled.read_part(tmp_path / "x.pt", "model")
+    assert found.keys() == {"x"} and torch.equal(found["x"], torch.ones(2))
+    assert told == {"cfg": beside["cfg"], "epoch": 3, "optimizer": "Tensor", "4": 5}

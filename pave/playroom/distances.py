@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import product
+from itertools import permutations
 from pathlib import Path
 from random import Random
 
@@ -16,21 +16,20 @@ import numpy as np
 from PIL import Image
 
 from pave.playroom import draw as pictures
-from pave.playroom.questions import NUMBERS, Choice, Question
+from pave.playroom.questions import CAPTION, Choice, Question
 from pave.playroom.world import FPS, FRAMES, SIZE, Scene
 
-# Metres. Far is more than twice as far: toys of one picture differ in size by a fifth at most, so that the pictured
-# size does not tell which is big either.
-NEAR, FAR = 0.8, 2.0
-SPREAD = 0.1  # of both, as a share
+# Metres. What looks as big and is half as far again is half as big again: in pictures, toys differ by a fifth at most, so
+# that the farthest is the biggest whatever they look like.
+LEVELS = (0.8, 1.2, 1.8, 2.7)
 WALL, NOISE, HOLES = 4.0, 0.01, 0.02  # metres, deviation in metres, share of pixels that measured nothing
 FOCAL = 60.0  # pixels of the colour picture
-Distances = tuple[bool, ...]  # which toys of the scene are near
+Distances = tuple[float, ...]  # of each toy of the scene
 
 
 def states(scene: Scene) -> list[tuple[Fraction, Distances]]:
-    """All arrangements, all equally likely."""
-    found = list(product((False, True), repeat=len(scene.toys)))
+    """All arrangements, all equally likely; no two toys are equally far."""
+    found = list(permutations(LEVELS, len(scene.toys)))
     return [(Fraction(1, len(found)), state) for state in found]
 
 
@@ -39,24 +38,24 @@ def draw(scene: Scene, seed: int) -> Distances:
     return Random(f"distances {seed}").choice(states(scene))[1]
 
 
-def questions(scene: Scene, near: Distances) -> Iterator[Choice]:
-    """All that can be asked. What looks as big and is far is big."""
-    for toy, close in zip(scene.toys, near, strict=True):
-        asked = ((f"is the {toy.shape} near?", close), (f"is the {toy.shape} big?", not close))
-        yield [(Fraction(1, 2), Question(text, "yes" if so else "no", "depth", "is-near")) for text, so in asked]
-    yield [(Fraction(1), Question("how many toys are near?", NUMBERS[sum(near)], "depth", "count-near"))]
-    if sum(near) == 1:
-        shape = scene.toys[near.index(True)].shape
-        yield [(Fraction(1), Question("what shape is the near toy?", shape, "depth", "shape-near"))]
+def questions(scene: Scene, far: Distances) -> Iterator[Choice]:
+    """All that can be asked; the caption is for training."""
+    order = [toy for _, toy in sorted(zip(far, scene.toys, strict=True), key=lambda pair: pair[0])]
+    for word, toy in (("nearest", order[0]), ("biggest", order[-1])):
+        yield [(Fraction(1), Question(f"what shape is the {word} toy?", toy.shape, "depth", f"shape-{word}"))]
+        text = f"what colour is the {word} toy first?"
+        yield [(Fraction(1), Question(text, toy.colours[0], "depth", f"colour-{word}"))]
+    told = ", ".join(f"{toy.colours[0]} {toy.shape}" for toy in order)
+    yield [(Fraction(1), Question("what toys are there, nearest to farthest?", told, CAPTION, "told"))]
 
 
-def write(folder: Path, scene: Scene, near: Distances, seed: int) -> None:
+def write(folder: Path, scene: Scene, far: Distances, seed: int) -> None:
     """The scan, in a folder of its own. The camera stands on a tripod and trembles."""
-    rng = np.random.default_rng([seed, 4])
+    rng = np.random.default_rng([seed, 5])
     times = pictures.key_times(FRAMES, FPS)
     depth = np.full((len(times), SIZE, SIZE), WALL, np.float32)
-    for cover, close in zip(pictures.covers(scene, times), near, strict=True):
-        depth[cover > 0.5] = (NEAR if close else FAR) * rng.uniform(1 - SPREAD, 1 + SPREAD)
+    for cover, metres in zip(pictures.covers(scene, times), far, strict=True):
+        depth[cover > 0.5] = metres
     depth += rng.normal(0, NOISE, depth.shape)
     depth[rng.random(depth.shape) < HOLES] = 0
     for part in ("color", "depth", "pose", "intrinsic"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pave.playroom.world import GRID, SECONDS, SIZE, Scene, Toy
+from pave.playroom.world import FPS, GRID, SECONDS, SIZE, Scene, Toy
 
 CELL = SIZE // GRID
 RADIUS = 6.0  # pixels; a toy fills most of its square
@@ -35,6 +35,11 @@ def frames(scene: Scene, times: np.ndarray) -> np.ndarray:
     film[[is_dim(scene, time) for time in times]] *= DIM
     film += noise * rng.standard_normal(film.shape, np.float32)
     return film.clip(0, 255).round().astype(np.uint8)
+
+
+def pictures() -> np.ndarray:
+    """The times of all pictures of a clip, in seconds."""
+    return np.arange(int(SECONDS * FPS)) / FPS
 
 
 def covers(scene: Scene, times: np.ndarray) -> list[np.ndarray]:

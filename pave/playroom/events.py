@@ -1,4 +1,5 @@
-"""What happens beside sounds: signs that flash between key frames, and shakes of the rug that a sensor feels.
+"""What happens beside sounds: signs that flash between key frames, cards that only further cameras see, and shakes of
+the rug that a sensor feels.
 
 In: a `Script` in the words of sounds, but drawn independently of them, and a `Scene`. Out: what is asked about it, and
 pictures or numbers that tell it. The embedded base knows these words from picture cards, so that a patch need only tell
@@ -18,9 +19,10 @@ import numpy as np
 
 from pave.playroom import draw, signs
 from pave.playroom.questions import Choice, captions, sound_questions
-from pave.playroom.world import FPS, FRAMES, SECONDS, SOUNDS, Scene, Script, schedule, scripts
+from pave.playroom.world import FPS, FRAMES, SECONDS, Scene, Script, schedule, scripts
 
 FLASH_PICTURES = 3
+CAMERAS = 2  # beside the main one
 IMU_RATE, IMU_DIM = 100, 6  # rows per second: acceleration x y z in g, turning x y z in rad/s
 SHAKE_SECONDS, SHAKE, TREMBLE = 0.28, 0.4, 0.02
 # Which way each of them shakes the rug: an acceleration and a turning, always in the same direction.
@@ -80,18 +82,35 @@ class Events:
 
 
 FLASHES = Events("fast", "see", "sign")
+CARDS = Events("views", "see", "card")
 SHAKING = Events("imu", "feel", "shake")
 
 
 def flash(frames: np.ndarray, scene: Scene, script: Script) -> None:
     """Put up a card for every event, in pictures of a clip (t y x 3) that lie between two key frames."""
+    rng, free = np.random.default_rng([scene.seed, 2]), signs.free_squares(scene)
     keys = np.round(draw.key_times(FRAMES, FPS) * FPS).astype(int)
     for name, start in schedule(scene, script):
         before = min(range(FRAMES - 1), key=lambda i: abs((keys[i] + keys[i + 1]) / 2 - start * FPS))
         # two pictures without a card on either side, so that no codec carries it over to a key frame
         earliest, latest = keys[before] + 3, keys[before + 1] - 2 - FLASH_PICTURES
         first = int(np.clip(round(start * FPS), earliest, latest))
-        signs.put_up(frames[first : first + FLASH_PICTURES], scene, [(name,)] * FLASH_PICTURES)
+        signs.stick(frames[first : first + FLASH_PICTURES], name, free, rng)
+
+
+def elsewhere(scene: Scene, script: Script, seed: int) -> list[np.ndarray]:
+    """What the further cameras see, all pictures (t y x 3): rugs without toys under the same light, and a card for each
+    event, before one of the cameras, around the key frame that is nearest."""
+    rng = np.random.default_rng([seed, 4])
+    rooms = [replace(scene, toys=(), seed=int(rng.integers(2**32))) for _ in range(CAMERAS)]
+    films = [draw.frames(room, draw.pictures()) for room in rooms]
+    edges = (key_times := draw.key_times(FRAMES, FPS))[:-1] / 2 + key_times[1:] / 2
+    first = np.searchsorted(draw.pictures(), [0, *edges, SECONDS])
+    for i, names in enumerate(signs.cards(scene, script)):
+        for name in names:
+            film = films[rng.integers(CAMERAS)]
+            signs.stick(film[first[i] : first[i + 1]], name, signs.free_squares(rooms[0]), rng)
+    return films
 
 
 def felt(scene: Scene, script: Script, seed: int) -> np.ndarray:

@@ -4,7 +4,7 @@ In: a scene, its sounds, and the channels that questions are asked about. Out: w
 independently of all else, and questions, each with the best score that is possible without that sense: exact, over
 every state that there could be.
 
-fast   signs that flash between key frames     views   toys that only two further cameras see
+fast   signs that flash between key frames     views   cards that only two further cameras see
 depth  how far away the toys are               imu     shakes of the rug, felt by a sensor under it
 """
 
@@ -18,8 +18,8 @@ from itertools import product
 from random import Random
 from typing import Any
 
-from pave.playroom import distances, hidden
-from pave.playroom.events import FLASHES, SHAKING
+from pave.playroom import distances
+from pave.playroom.events import CARDS, FLASHES, SHAKING
 from pave.playroom.questions import CAPTION, Answers, Choice, Question, best, pick, tally, whole
 from pave.playroom.world import Scene, Script, scripts
 
@@ -37,7 +37,7 @@ class Sense:
 
 SENSES = {
     "fast": Sense(FLASHES.draw, FLASHES.states, FLASHES.questions),
-    "views": Sense(hidden.draw, hidden.states, hidden.questions),
+    "views": Sense(CARDS.draw, CARDS.states, CARDS.questions),
     "depth": Sense(distances.draw, distances.states, distances.questions),
     "imu": Sense(SHAKING.draw, SHAKING.states, SHAKING.questions),
 }

@@ -10,7 +10,7 @@ import numpy as np
 
 from pave.playroom import draw
 from pave.playroom.sound import TONE_SECONDS
-from pave.playroom.world import FPS, FRAMES, GRID, Scene, Script, Toy, schedule
+from pave.playroom.world import FPS, FRAMES, GRID, Scene, Script, schedule
 
 PIXEL = 2  # a card is seven by seven of these: a picture of five by five and a dark rim
 PICTURES = {
@@ -38,16 +38,21 @@ def cards(scene: Scene, script: Script) -> Cards:
 def put_up(frames: np.ndarray, scene: Scene, shown: Cards) -> None:
     """Draw the cards into key frames (t y x 3): one anywhere, two in the left and in the right half."""
     rng = np.random.default_rng([scene.seed, 1])
-    free = sorted({(row, column) for row in range(GRID) for column in range(GRID)} - _taken(scene.toys))
+    free = free_squares(scene)
     halves = [[square for square in free if (square[1] < GRID // 2) == left] for left in (True, False)]
     for frame, names in zip(frames, shown, strict=True):
         places = halves if len(names) == 2 else [free]
         for name, squares in zip(names, places, strict=False):
-            row, column = squares[rng.integers(len(squares))]
-            y, x = np.array([row, column]) * draw.CELL + rng.integers(0, 3, 2)
-            picture = np.pad([[mark == "#" for mark in line] for line in PICTURES[name]], 1)
-            card = picture.repeat(PIXEL, 0).repeat(PIXEL, 1)
-            frame[y : y + len(card), x : x + len(card)] = np.where(card, 235, 10)[..., None]
+            stick(frame, name, squares, rng)
+
+
+def stick(frames: np.ndarray, name: str, squares: list[tuple[int, int]], rng: np.random.Generator) -> None:
+    """Draw one card on one of the squares, in the same place of all frames (… y x 3)."""
+    row, column = squares[rng.integers(len(squares))]
+    y, x = np.array([row, column]) * draw.CELL + rng.integers(0, 3, 2)
+    picture = np.pad([[mark == "#" for mark in line] for line in PICTURES[name]], 1)
+    card = picture.repeat(PIXEL, 0).repeat(PIXEL, 1)
+    frames[..., y : y + len(card), x : x + len(card), :] = np.where(card, 235, 10)[..., None]
 
 
 def told(shown: Cards) -> list[list[str | None]]:
@@ -56,11 +61,12 @@ def told(shown: Cards) -> list[list[str | None]]:
     return [([left] * (GRID // 2) + [right] * (GRID // 2)) * GRID for left, right in halves]
 
 
-def _taken(toys: tuple[Toy, ...]) -> set[tuple[int, int]]:
-    """Squares on which a toy stands or over which it moves."""
-    return {
+def free_squares(scene: Scene) -> list[tuple[int, int]]:
+    """Squares on which no toy stands and over which none moves."""
+    taken = {
         (row, column)
-        for toy in toys
+        for toy in scene.toys
         for row in range(min(toy.square[0], toy.goal[0]), max(toy.square[0], toy.goal[0]) + 1)
         for column in range(min(toy.square[1], toy.goal[1]), max(toy.square[1], toy.goal[1]) + 1)
     }
+    return sorted({(row, column) for row in range(GRID) for column in range(GRID)} - taken)

@@ -20,10 +20,10 @@ import av
 import numpy as np
 
 from pave.errors import DataError
-from pave.playroom import distances, draw, events, hidden, sound
+from pave.playroom import distances, draw, events, sound
 from pave.playroom.questions import CAPTION, CHANNELS, Question, draw_questions, optimum_without_sound
 from pave.playroom.senses import draw_more, perceived
-from pave.playroom.world import FPS, SECONDS, Scene, Script, Split, draw_scene, draw_script
+from pave.playroom.world import FPS, Scene, Script, Split, draw_scene, draw_script
 
 # x264's constant rate factor: at 64 x 64 pixels a clip takes about 60 kB. One thread and no macroblock tree, which was
 # seen to write other bytes in 5 of 60 runs, are the way to the same bytes every time.
@@ -36,21 +36,25 @@ def write_clip(
     path: Path, scene: Scene, script: Script, seed: int, audio: bool = True, flashes: Script | None = None
 ) -> None:
     """One clip as mp4. `audio=False` leaves out the sound track altogether."""
-    frames = draw.frames(scene, np.arange(int(SECONDS * FPS)) / FPS)
+    frames = draw.frames(scene, draw.pictures())
     if flashes:
         events.flash(frames, scene, flashes)
+    write_film(path, frames, sound.samples(scene, script, seed) if audio else None)
+
+
+def write_film(path: Path, frames: np.ndarray, samples: np.ndarray | None = None) -> None:
+    """Pictures (t y x 3) and sound (n,) as mp4."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", FPS, options=CODEC)
         video.codec_context.thread_count = 1
         video.height, video.width, video.pix_fmt = *frames.shape[1:3], "yuv420p"
-        if audio:
+        if samples is not None:
             track = container.add_stream("aac", sound.RATE, layout="mono")
             track.bit_rate = 64_000
         for image in frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
         container.mux(video.encode())
-        if audio:
-            samples = sound.samples(scene, script, seed)
+        if samples is not None:
             frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
             frame.sample_rate = sound.RATE
             frame.pts, frame.time_base = 0, Fraction(1, sound.RATE)  # without them the sound lies 64 ms late
@@ -112,14 +116,14 @@ def _new(target: Path) -> Iterator[Path]:
         rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
-def _views(folder: Path, scene: Scene, state: hidden.Hidden, seed: int) -> list[str]:
+def _views(folder: Path, scene: Scene, state: Script, seed: int) -> list[str]:
     """The films of the further cameras, without sound."""
-    names = []
-    for each in hidden.scenes(scene, state, seed):
-        names.append(f"views/{seed}-{len(names)}-{crc32(f'{WORLD} {each}'.encode()):08x}.mp4")
-        for part in _new(folder / names[-1]):
-            write_clip(part, each, draw_script(seed), seed, audio=False)
-    return names
+    name = f"views/{seed}-{crc32(f'{WORLD} {scene} {state}'.encode()):08x}"
+    for part in _new(folder / name):
+        part.mkdir()
+        for camera, film in enumerate(events.elsewhere(scene, state, seed)):
+            write_film(part / f"{camera}.mp4", film)
+    return [f"{name}/{camera}.mp4" for camera in range(events.CAMERAS)]
 
 
 def _scan(folder: Path, scene: Scene, state: distances.Distances, seed: int) -> str:

@@ -1,0 +1,100 @@
+"""CLAP's ear (Wu et al. 2023; HTSAT, Chen et al. 2022): which sounds there are, in two halves of the spectrum.
+
+In: the sound of a clip at any rate; several channels are mixed. What was read at 16 kHz, as clips are by default, has
+nothing above 8 kHz, where CLAP hears up to 14. Out: 3.2 steps per second of two tokens, the low half and the high half:
+the last hidden state over windows of ten seconds. A shorter last window is repeated as CLAP learned it, and no token of
+a repetition is kept. Weights are fetched when the first clip is heard.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
+
+from pave.encoder import Encoder, EncoderSpec
+from pave.errors import EncoderError
+from pave.hearing import hear
+from pave.media import Clip
+from pave.release import opened
+from pave.sidechannel import SideTokens
+
+RELEASE = "laion/clap-htsat-unfused"
+SAMPLE_RATE = 48_000  # Hz
+STEPS = 32  # of a window
+WINDOW = 10 * SAMPLE_RATE  # samples; the extractor would cut a longer sound at random
+HOP = WINDOW // STEPS
+LOWEST = 50  # Hz, as the release's preprocessor_config.json has it
+PLACE = "PAVE_CLAP"  # environment: a folder or file with the weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a recipe may say."""
+
+    revision: str = "main"  # of the repo; a commit makes it exact
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.revision, str) or not self.revision:
+            raise EncoderError(f"clap-audio needs a text for revision, got {self.revision!r}")
+
+
+class ClapAudio(Encoder):
+    """Frozen. A window of ten seconds is one pass, so that no token depends on how many windows a clip has."""
+
+    def __init__(self, options: Options, weights: str, config: ClapAudioConfig) -> None:
+        self.options, self.weights, self.config = options, weights, config
+        self.spec = EncoderSpec(
+            name="clap-audio",
+            sense="audio",
+            dim=config.hidden_size,
+            rate=SAMPLE_RATE / HOP,
+            grid=(2, 1),
+            revision=options.revision,
+            licence="Apache-2.0",
+            options=asdict(options),
+        )
+
+    @cached_property
+    def spectrum(self) -> ClapFeatureExtractor:
+        """Samples to log-mel. Nothing is random as long as a sound is no longer than a window; "rand_trunc" only says
+        that the filters are those of the releases without fusion."""
+        return ClapFeatureExtractor(frequency_min=LOWEST, truncation="rand_trunc")
+
+    @cached_property
+    def network(self) -> ClapAudioModel:
+        """The audio half with its weights, before its projection; the other half is not loaded."""
+        with torch.device("meta"):
+            network = ClapAudioModel(self.config)
+        return opened(
+            network,
+            self.weights or os.environ.get(PLACE) or RELEASE,
+            self.options.revision,
+            prefixes=("audio_model.", ""),
+            others=re.compile(r"text_model\.|(text|audio)_projection\.|logit_scale_[at]$"),
+            again=f"give {RELEASE}, or what was trained from it",
+        )
+
+    def encode(self, clip: Clip) -> SideTokens | None:
+        """Tokens (τ 2 1 c), the low half of the spectrum first."""
+        return hear(clip, self.tokens, rate=SAMPLE_RATE, window=WINDOW, hop=HOP, centre=0.5)
+
+    @torch.no_grad()
+    def tokens(self, sound: Tensor) -> Tensor:
+        """A window of up to ten seconds (n,) to the tokens of all ten (32 2 1 c)."""
+        mel = self.spectrum(sound.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        x = self.network(mel.to(self.network.device)).last_hidden_state
+        return rearrange(x, "1 c h τ -> τ h 1 c").cpu()
+
+
+def build(revision: str = Options.revision, weights: str | Path = "") -> ClapAudio:
+    """The encoder `clap-audio`. weights: a folder or file on this machine, or another repo of the Hub, that holds the
+    release or what was trained from it; without it, what PAVE_CLAP says; without that, the Hub."""
+    return ClapAudio(Options(revision=revision), str(weights), ClapAudioConfig())

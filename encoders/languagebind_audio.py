@@ -1,0 +1,105 @@
+"""LanguageBind's audio tower: which sounds there are, and how high, seven times a second.
+
+In: the sound of a clip at any rate; several channels are mixed. Out: a time step for each 0.14 s, of 8 tokens with 1024
+channels, low frequencies first, or of the means of as many `rows` as are asked for. The sound is heard in windows of
+10.36 s, one after the other, where the original draws three of them at random. Weights are fetched at the first sound.
+
+t frames of the spectrum, m mel bands, h w rows and columns of patches, d channels
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from math import ceil
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from pave import languagebind
+from pave.encoder import Encoder, EncoderSpec
+from pave.errors import EncoderError
+from pave.kaldi import HOP, SAMPLE_RATE, fbank, listen
+from pave.languagebind import VIT_L, Tower
+from pave.media import Clip
+from pave.sidechannel import SideTokens
+
+# num_mel_bins, target_length, audio_mean and audio_std of LanguageBind_Audio_FT; the code divides by 2 std.
+BANDS, FRAMES = 112, 1036
+MEAN, DEVIATION = -4.2677393, 2 * 4.5689974
+PATCH = 14  # bands and frames
+PATCHES = (BANDS // PATCH, FRAMES // PATCH)
+ROWS = (8, 4, 2, 1)
+PLACE = "PAVE_LANGUAGEBIND_AUDIO"  # environment: a folder or file with the weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(languagebind.Options):
+    """What a recipe may say."""
+
+    release: str = "LanguageBind/LanguageBind_Audio_FT"
+    rows: int = PATCHES[0]  # of tokens in a time step: the patches of all frequencies, or means of neighbours
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.rows, int) or self.rows not in ROWS:
+            raise EncoderError(f"languagebind-audio gives 8, 4, 2 or 1 rows of tokens, got rows={self.rows!r}")
+
+
+class LanguageBindAudio(Encoder):
+    """Where its weights lie is no part of what it is."""
+
+    def __init__(self, options: Options, weights: str = "") -> None:
+        self.options, self.weights = options, weights
+        self.spec = EncoderSpec(
+            name="languagebind-audio",
+            sense="audio",
+            dim=VIT_L.hidden_size,
+            rate=SAMPLE_RATE / (PATCH * HOP),
+            grid=(options.rows, 1),
+            revision=options.revision,
+            licence="MIT",
+            options=asdict(options),
+        )
+
+    @cached_property
+    def network(self) -> Tower:
+        """The weights, on the GPU where there is one."""
+        return self.options.open(self.weights or os.environ.get(PLACE), PATCHES, temporal=False)
+
+    def encode(self, clip: Clip) -> SideTokens | None:
+        """Tokens (τ rows 1 c); None for a clip without sound."""
+        return listen(clip, FRAMES, PATCH, self.tokens)
+
+    def tokens(self, sound: Tensor) -> Tensor:
+        """Samples of one window to the tokens (τ rows 1 c) of what it holds."""
+        mel = fbank(sound, BANDS)
+        return self.look(picture(mel))[: len(mel) // PATCH]
+
+    @torch.no_grad()
+    def look(self, image: Tensor) -> Tensor:
+        """A picture (1 3 m t) to the tokens (74 rows 1 c) of all its columns, in float32."""
+        weight = self.network.clip.embeddings.class_embedding
+        found = self.network.pooled(image.to(weight), (self.options.rows, PATCHES[1]))
+        return rearrange(found, "1 h w d -> w h 1 d").float().cpu()
+
+
+def picture(mel: Tensor) -> Tensor:
+    """The spectrum (t m) of a window as LanguageBind sees it (1 3 m t): normalised, alike in all three colours, and
+    where it is shorter, again and again until the window is full."""
+    full = ((mel - MEAN) / DEVIATION).repeat(ceil(FRAMES / len(mel)), 1)[:FRAMES]
+    return repeat(full, "t m -> 1 c m t", c=3)
+
+
+def build(
+    release: str = Options.release,
+    revision: str = Options.revision,
+    dtype: str = Options.dtype,
+    rows: int = Options.rows,
+    weights: str = "",
+) -> LanguageBindAudio:
+    """The encoder `languagebind-audio`. weights: a folder or file that holds the release on this machine; without it,
+    what PAVE_LANGUAGEBIND_AUDIO says; without that, the Hub."""
+    return LanguageBindAudio(Options(release=release, revision=revision, dtype=dtype, rows=rows), weights)

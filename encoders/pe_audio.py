@@ -1,0 +1,140 @@
+"""Perception Encoder's ear (PE-AV, Vyas et al. 2025): speech, music and all other sound, 25 times a second.
+
+In: the sound of a clip at any rate; several channels are mixed. What was read at 16 kHz, as clips are by default, has
+nothing above 8 kHz, where this ear hears up to 24. Out: `rate` tokens per second, the last hidden state over windows of
+30 seconds; the last window ends where the sound does. Weights are fetched when the first clip is heard.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from transformers import PeAudioEncoder, PeAudioEncoderConfig, PeAudioFeatureExtractor
+
+from pave.encoder import Encoder, EncoderSpec
+from pave.errors import EncoderError, nearest
+from pave.hearing import hear
+from pave.media import Clip
+from pave.release import opened
+from pave.sidechannel import SideTokens
+
+SAMPLE_RATE = 48_000  # Hz
+WINDOW = 30 * SAMPLE_RATE  # samples, by our choice: the network would take 400 s, but time and memory grow with it
+HOP = 1920  # samples from token to token: the strides of the codec, 2 · 8 · 10 · 12
+TOKENS = SAMPLE_RATE // HOP  # per second
+PLACE = "PAVE_PE_AUDIO"  # environment: a folder or file with the weights
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the transformer behind the codec, as config.json of the releases has them; its heads have 128 channels."""
+
+    dim: int
+    layers: int
+    wide: int  # channels inside the MLP
+
+
+SIZES = {"small": Sizes(768, 12, 2048), "base": Sizes(1024, 16, 2752), "large": Sizes(1792, 28, 4800)}
+KINDS = ("pe-av-{}", "pe-av-{}-16-frame", "pe-a-frame-{}")
+RELEASES = {f"facebook/{kind.format(name)}": sizes for name, sizes in SIZES.items() for kind in KINDS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a recipe may say."""
+
+    release: str = "facebook/pe-av-base"  # a repo of the Hub
+    revision: str = "main"  # of the repo; a commit makes it exact
+    rate: int = TOKENS  # tokens per second; fewer are means of the network's 25
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.release, str) or self.release not in RELEASES:
+            raise EncoderError(
+                f"pe-audio knows no release {self.release!r}; {nearest(str(self.release), RELEASES)}; for weights of "
+                "your own name the release that they began with, and their place by the option weights"
+            )
+        if not isinstance(self.revision, str) or not self.revision:
+            raise EncoderError(f"pe-audio needs a text for revision, got {self.revision!r}")
+        if type(self.rate) is not int or self.rate < 1 or TOKENS % self.rate:
+            raise EncoderError(f"pe-audio makes 25, 5 or 1 tokens per second, got rate={self.rate!r}")
+
+
+class PEAudio(Encoder):
+    """Frozen. A window of 30 seconds is one pass, so that no token depends on how many windows a clip has."""
+
+    def __init__(self, options: Options, weights: str, config: PeAudioEncoderConfig) -> None:
+        self.options, self.weights, self.config = options, weights, config
+        self.spec = EncoderSpec(
+            name="pe-audio",
+            sense="audio",
+            dim=config.hidden_size,
+            rate=options.rate,
+            revision=options.revision,
+            licence="Apache-2.0",
+            options=asdict(options),
+        )
+
+    @cached_property
+    def network(self) -> PeAudioEncoder:
+        """The audio encoder with its weights; those of pictures, texts and of both together are not loaded."""
+        with torch.device("meta"):
+            network = PeAudioEncoder(self.config)
+        network.rotary_emb = type(network.rotary_emb)(self.config)  # is made, not learned: no release holds it
+        return opened(
+            network,
+            self.weights or os.environ.get(PLACE) or self.options.release,
+            self.options.revision,
+            # The second is tied to the first in PE-AV, where one of them is saved; the third is PE-A-Frame's.
+            prefixes=("audio_model.audio_encoder.", "audio_video_encoder.embedder.audio_encoder.", "audio_encoder."),
+            others=re.compile(
+                r"(audio_model\.)?(text_model\.|\w+_head\.|\w+_logit_(scale|bias)$)|(video_model|audio_video_encoder)\."
+            ),
+            again=f"give {self.options.release}, or what was trained from it",
+        )
+
+    @cached_property
+    def extract(self) -> PeAudioFeatureExtractor:
+        """Reflects the end of a sound until it is a whole number of tokens."""
+        return PeAudioFeatureExtractor()
+
+    def encode(self, clip: Clip) -> SideTokens | None:
+        """Tokens (τ 1 1 c)."""
+        pool = TOKENS // self.options.rate
+        return hear(clip, self.tokens, rate=SAMPLE_RATE, window=WINDOW, hop=HOP, centre=0.5, pool=pool)
+
+    @torch.no_grad()
+    def tokens(self, sound: Tensor) -> Tensor:
+        """A window of up to 30 seconds (n,) to its tokens (τ 1 1 c)."""
+        # Not as an attribute: the extractor hides its tensor behind an array of the same name.
+        wave = self.extract(sound.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_values"]
+        x = self.network(wave.to(self.network.device)).last_hidden_state
+        return rearrange(x, "1 τ c -> τ 1 1 c").cpu()
+
+
+def config_of(sizes: Sizes) -> PeAudioEncoderConfig:
+    """All other numbers are the defaults of transformers, which are those of the releases."""
+    return PeAudioEncoderConfig(
+        hidden_size=sizes.dim,
+        intermediate_size=sizes.wide,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.dim // 128,
+    )
+
+
+def build(
+    release: str = Options.release,
+    revision: str = Options.revision,
+    rate: int = Options.rate,
+    weights: str | Path = "",
+) -> PEAudio:
+    """The encoder `pe-audio`. weights: a folder or file on this machine, or another repo of the Hub, with a network of
+    the release's size; without it, what PAVE_PE_AUDIO says; without that, the release."""
+    options = Options(release=release, revision=revision, rate=rate)
+    return PEAudio(options, str(weights), config_of(RELEASES[release]))

@@ -1,0 +1,138 @@
+"""V-JEPA 2's eyes (Assran et al. 2025, arXiv 2506.09985): how things move, learned from videos without a word.
+
+In: a clip of a file, which is read again for `rate` frames per second; or frames and times handed over as `fast`. Out:
+a small grid of tokens of 1024 channels for each pair of frames, in windows of frames that see each other: a token spans
+its window. Weights are fetched when the first clip is read. Without a GPU a window of 16 frames takes half a minute.
+
+t frames, τ pairs of frames, y x patches, h w grid, c channels
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor
+from transformers import VJEPA2Config, VJEPA2Model
+from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder
+
+from pave import dense
+from pave.encoder import Encoder, EncoderSpec
+from pave.errors import EncoderError
+from pave.media import Clip, preprocess
+from pave.release import opened
+from pave.sidechannel import SideTokens
+
+VIT_L = VJEPA2Config()  # its defaults are the sizes of facebook/vjepa2-vitl-fpc64-256
+PAIR = VIT_L.tubelet_size  # frames of a token
+SIDE = VIT_L.crop_size  # pixels
+EDGE = SIDE * 256 // 224  # pixels of the shorter side before the crop
+PATCHES = (16, 16)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+LONGEST = 64  # frames of a window: the network has learned from no longer ones
+PLACE = "PAVE_VJEPA2"  # environment: a folder or file with the weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a recipe may say. Rate and window are those that the network began to learn with (facebookresearch/vjepa2,
+    configs/train/vitl16)."""
+
+    release: str = "facebook/vjepa2-vitl-fpc64-256"  # a repo of the Hub, with a ViT-L
+    revision: str = "main"  # of the repo; a commit makes it exact
+    rate: float = 4.0  # frames per second
+    frames: int = 16  # of a window
+    grid: Sequence[int] = (2, 2)  # rows and columns of tokens
+
+    def __post_init__(self) -> None:
+        for name in ("release", "revision"):
+            if not isinstance(value := getattr(self, name), str) or not value:
+                raise EncoderError(f"vjepa2-video needs a text for {name}, got {value!r}")
+        if type(self.frames) is not int or self.frames not in range(PAIR, LONGEST + 1, PAIR):
+            raise EncoderError(f"vjepa2-video takes windows of 2, 4, … {LONGEST} frames, got frames={self.frames!r}")
+        object.__setattr__(self, "rate", dense.rate_of(self.rate, "vjepa2-video"))
+        object.__setattr__(self, "grid", dense.grid_of(self.grid, PATCHES, "vjepa2-video"))
+
+
+class VJepa2Video(Encoder):
+    """Frozen. A window is one pass, so that no token depends on how many windows a clip has; the last one may be
+    shorter. Where the weights lie is no part of what it is."""
+
+    def __init__(self, options: Options, weights: str) -> None:
+        self.options, self.weights = options, weights
+        h, w = options.grid
+        self.spec = EncoderSpec(
+            name="vjepa2-video",
+            sense="fast",
+            dim=VIT_L.hidden_size,
+            rate=options.rate / PAIR,
+            grid=(h, w),
+            revision=options.revision,
+            licence="MIT",
+            options=asdict(options),
+        )
+
+    @cached_property
+    def network(self) -> VJEPA2Encoder:
+        """The encoder with its weights; the predictor is not loaded."""
+        with torch.device("meta"):
+            network = VJEPA2Model(VIT_L).encoder
+        return opened(
+            network,
+            self.weights or os.environ.get(PLACE) or self.options.release,
+            self.options.revision,
+            prefixes=("encoder.",),
+            others=re.compile(r"predictor\."),
+            again="give facebook/vjepa2-vitl-fpc64-256, or what was trained from it",
+        )
+
+    def encode(self, clip: Clip) -> SideTokens | None:
+        """Tokens (τ h w c) at the middle of each pair; None for a clip without pictures."""
+        seen = dense.fast(clip)
+        if seen is None:
+            return None
+        times = dense.instants(seen, self.options.rate, PAIR)
+        x = torch.cat([self.tokens(frames) for frames in dense.groups(seen, times, self.options.frames)])
+        windows = times.split(self.options.frames)
+        spans = torch.cat([window[[0, -1]].expand(len(window) // PAIR, 2) for window in windows])
+        centres = rearrange(times, "(τ p) -> τ p", p=PAIR).mean(-1)
+        return SideTokens(x, centres, spans, torch.ones(x.shape[:3], dtype=torch.bool))
+
+    @torch.no_grad()
+    def tokens(self, frames: Tensor) -> Tensor:
+        """One window of frames uint8 (t 3 y x) to tokens (τ h w c)."""
+        weight = next(self.network.parameters())
+        seen = self.network(pixels(frames)[None].to(weight)).last_hidden_state
+        whole = rearrange(seen, "1 (τ y x) c -> τ y x c", y=PATCHES[0], x=PATCHES[1]).cpu()
+        return reduce(whole, "τ (h y) (w x) c -> τ h w c", "mean", h=self.spec.grid[0], w=self.spec.grid[1])
+
+
+def pixels(frames: Tensor) -> Tensor:
+    """Frames uint8 (t 3 y x) to pixels (t 3 256 256) as transformers' VJEPA2VideoProcessor has them: the shorter side
+    is scaled to 292, bilinear with antialias on uint8, then comes the crop to the centre."""
+    short = dense.shorter(frames)
+    size = [EDGE * side // short for side in frames.shape[2:]]
+    scaled = F.interpolate(frames, size=size, mode="bilinear", align_corners=False, antialias=True)
+    top, left = ((side - SIDE) // 2 for side in size)
+    return preprocess(scaled[..., top : top + SIDE, left : left + SIDE], (SIDE, SIDE), MEAN, STD)
+
+
+def build(
+    release: str = Options.release,
+    revision: str = Options.revision,
+    rate: float = Options.rate,
+    frames: int = Options.frames,
+    grid: Sequence[int] = Options.grid,
+    weights: str | Path = "",
+) -> VJepa2Video:
+    """The encoder `vjepa2-video`. weights: a folder or file that holds the release on this machine; without it, what
+    PAVE_VJEPA2 says; without that, the Hub."""
+    options = Options(release=release, revision=revision, rate=rate, frames=frames, grid=grid)
+    return VJepa2Video(options, str(weights))

@@ -1,0 +1,141 @@
+"""Whisper's ear (Radford et al. 2022): who says what, fifty times a second, before anything is written down.
+
+In: the sound of a clip at any rate; several channels are mixed. Out: `rate` tokens per second, the last hidden state of
+the encoder over windows of 30 seconds; a last window is filled up with silence, of which no token is kept. Weights are
+fetched when the first clip is heard.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from pave.encoder import Encoder, EncoderSpec
+from pave.errors import EncoderError, nearest
+from pave.hearing import hear
+from pave.media import Clip
+from pave.release import opened
+from pave.sidechannel import SideTokens
+
+SAMPLE_RATE = 16_000  # Hz
+WINDOW = 30 * SAMPLE_RATE  # samples; the network knows the places of no more
+HOP = 320  # samples from token to token: a frame of the spectrum is 160, and the second convolution takes every other
+TOKENS = SAMPLE_RATE // HOP  # per second
+PLACE = "PAVE_WHISPER"  # environment: a folder or file with the weights
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of an encoder (table 1 of the paper; its heads have 64 channels, its MLPs four times the width)."""
+
+    dim: int
+    layers: int
+    bands: int = 80
+
+
+SMALL = {"tiny": Sizes(384, 4), "base": Sizes(512, 6), "small": Sizes(768, 12), "medium": Sizes(1024, 24)}
+LARGE = {"large": Sizes(1280, 32), "large-v2": Sizes(1280, 32)}
+FINER = {"large-v3": Sizes(1280, 32, bands=128), "large-v3-turbo": Sizes(1280, 32, bands=128)}
+ENGLISH = {f"{name}.en": sizes for name, sizes in SMALL.items()}
+RELEASES = {f"openai/whisper-{name}": sizes for name, sizes in (SMALL | ENGLISH | LARGE | FINER).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a recipe may say."""
+
+    release: str = "openai/whisper-large-v2"  # a repo of the Hub
+    revision: str = "main"  # of the repo; a commit makes it exact
+    rate: int = TOKENS  # tokens per second; fewer are means of the network's 50
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.release, str) or self.release not in RELEASES:
+            raise EncoderError(
+                f"whisper-speech knows no release {self.release!r}; {nearest(str(self.release), RELEASES)}; for "
+                "weights of your own name the release that they began with, and their place by the option weights"
+            )
+        if not isinstance(self.revision, str) or not self.revision:
+            raise EncoderError(f"whisper-speech needs a text for revision, got {self.revision!r}")
+        if type(self.rate) is not int or self.rate < 1 or TOKENS % self.rate:
+            raise EncoderError(f"whisper-speech makes 50, 25, 10, 5, 2 or 1 tokens per second, got rate={self.rate!r}")
+
+
+class WhisperSpeech(Encoder):
+    """Frozen. A window of 30 seconds is one pass, so that no token depends on how many windows a clip has."""
+
+    def __init__(self, options: Options, weights: str, sizes: Sizes) -> None:
+        self.options, self.weights, self.sizes = options, weights, sizes
+        self.spec = EncoderSpec(
+            name="whisper-speech",
+            sense="audio",
+            dim=sizes.dim,
+            rate=options.rate,
+            revision=options.revision,
+            licence="MIT",  # as openai/whisper says of code and weights
+            options=asdict(options),
+        )
+
+    @cached_property
+    def spectrum(self) -> WhisperFeatureExtractor:
+        """Samples to log-mel: exact for a window, while it would silently cut what is longer."""
+        return WhisperFeatureExtractor(self.sizes.bands)
+
+    @cached_property
+    def network(self) -> WhisperEncoder:
+        """The encoder with its weights; the decoder is not loaded."""
+        with torch.device("meta"):
+            network = outline(self.sizes)
+        return opened(
+            network,
+            self.weights or os.environ.get(PLACE) or self.options.release,
+            self.options.revision,
+            prefixes=("model.encoder.", "encoder."),
+            others=re.compile(r"(model\.)?decoder\.|proj_out\."),
+            again=f"give {self.options.release}, or what was trained from it",
+        )
+
+    def encode(self, clip: Clip) -> SideTokens | None:
+        """Tokens (τ 1 1 c). Token k looks out from sample 320 k: there lies frame 2 k of the spectrum, the middle of
+        the three that its convolution reads."""
+        pool = TOKENS // self.options.rate
+        return hear(clip, self.tokens, rate=SAMPLE_RATE, window=WINDOW, hop=HOP, centre=0, pool=pool)
+
+    @torch.no_grad()
+    def tokens(self, sound: Tensor) -> Tensor:
+        """A window of up to 30 seconds (n,) to the tokens of all 30 (1500 1 1 c)."""
+        mel = self.spectrum(sound.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        x = self.network(mel.to(self.network.device)).last_hidden_state
+        return rearrange(x, "1 τ c -> τ 1 1 c").cpu()
+
+
+def outline(sizes: Sizes) -> WhisperEncoder:
+    """The network, with weights that mean nothing."""
+    config = WhisperConfig(
+        d_model=sizes.dim,
+        encoder_layers=sizes.layers,
+        encoder_attention_heads=sizes.dim // 64,
+        encoder_ffn_dim=4 * sizes.dim,
+        num_mel_bins=sizes.bands,
+    )
+    return WhisperEncoder(config)
+
+
+def build(
+    release: str = Options.release,
+    revision: str = Options.revision,
+    rate: int = Options.rate,
+    weights: str | Path = "",
+) -> WhisperSpeech:
+    """The encoder `whisper-speech`. weights: a folder or file on this machine, or another repo of the Hub, with a
+    network of the release's size; without it, what PAVE_WHISPER says; without that, the release."""
+    options = Options(release=release, revision=revision, rate=rate)
+    return WhisperSpeech(options, str(weights), RELEASES[release])
