@@ -212,9 +212,7 @@ def _ask(job: Job, key: Key, source: Source) -> Answer:
     for tries in (1, 2):
         worker, own = borrow(job)
         if own != key:
-            raise DataError(
-                f"{source}: the worker has {own}, and asked for is {key}; its weights have changed meanwhile, begin again"
-            )
+            raise DataError(f"the weights have changed meanwhile: from {key} to {own}; begin again in another folder")
         try:
             said, arrays = worker.call({"path": str(source), "signals": source.signals}, job.timeout)
         except Stopped as stopped:

@@ -270,7 +270,7 @@ def test_features_for_research_only_ask_for_consent(
 
 
 def test_a_source_without_media_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no media file \(\.mp4"):
+    with pytest.raises(DataError, match=r"holds no media file \(\.avi"):
         listed(tmp_path)
     with pytest.raises(DataError, match="no such file; give a JSONL"):
         listed(tmp_path / "gone.jsonl")

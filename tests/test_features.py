@@ -13,8 +13,8 @@ from clips import click, counting_frames, write_clip
 from conftest import FRAMES, full_disk, make_base
 from transformers import PreTrainedTokenizerFast
 
-from pave.data import Source
 from pave.config import Recipe, read_recipe
+from pave.data import Source
 from pave.encoder import CONSENT, load_encoder
 from pave.errors import DataError, EncoderError, PatchMismatch
 from pave.feature_files import Entry, Key, identity, write
