@@ -78,34 +78,36 @@ def encoding(media: Path, out: Path) -> subprocess.Popen[bytes]:
     return begin("-m", "pave.cli", "encode", "logmel", media, out, "--shard", SHARD, "--workers", workers)
 
 
-def disturbed(media: Path, out: Path, clips: int) -> int:
-    """Kill twice on the way, then let it end; how many files the kills have left."""
-    left = 0
+def killed(media: Path, folder: Path, damaged: dict[str, str], clips: int) -> dict[str, int]:
+    """An undisturbed run, and one that is killed twice on the way; what has become of the clips."""
+    whole, out = folder / "whole", folder / "killed"
+    assert encoding(media, whole).wait() == 0
     for third in (1, 2):
         with encoding(media, out) as process:
             while len(files(out)) < third * clips / SHARD / 3 and process.poll() is None:
                 time.sleep(0.001)
             process.send_signal(signal.SIGKILL)
-        left = len(files(out))
+        assert not (out / "quarantine.jsonl").exists(), "it was killed on the way"
     assert encoding(media, out).wait() == 0
-    return left
+    return verdict(whole, out, media, damaged)
 
 
-def verdict(whole: Path, out: Path, media: Path, damaged: dict[str, str]) -> Counter[str]:
-    """What has become of the clips; no name may be BAD."""
-    found = Counter[str]()
+def verdict(whole: Path, out: Path, media: Path, damaged: dict[str, str]) -> dict[str, int]:
+    """Counts; none may be BAD."""
     told = Counter(entry.path for path in files(out) for entry in head(path).clips if not entry.why)
     good = {path.relative_to(media).as_posix() for path in media.rglob("*.mp4")} - damaged.keys()
-    found["good clips, each once"] = sum(told[name] == 1 for name in good)
-    found["BAD: lost"] = sum(told[name] == 0 for name in good)
-    found["BAD: doubled, or encoded though damaged"] = told.total() - len(good)
     listed = [json.loads(line)["file"] for line in (out / "quarantine.jsonl").read_text().splitlines()]
-    found["damaged clips on the list"] = len(listed)
-    found["BAD: the list is not exact"] = sorted(listed) != sorted(damaged)
     equal = [path.read_bytes() == (out / path.name).read_bytes() for path in files(whole)]
-    found["files equal to the undisturbed"] = sum(equal)
-    found["BAD: other files"] = len(files(out)) - sum(equal)
-    return found
+    found = {
+        "good clips, each once": sum(told[name] == 1 for name in good),
+        "BAD: lost": sum(told[name] == 0 for name in good),
+        "BAD: doubled, or encoded though damaged": told.total() - len(good),
+        "damaged clips, each on the list": len(listed),
+        "BAD: the list is not exact": int(sorted(listed) != sorted(damaged)),
+        "files equal to the undisturbed ones": sum(equal),
+        "BAD: other files": len(files(out)) - sum(equal),
+    }
+    return {name: count for name, count in found.items() if count}
 
 
 def speeds(media: Path, folder: Path, clips: int) -> dict[str, float]:
@@ -120,34 +122,27 @@ def speeds(media: Path, folder: Path, clips: int) -> dict[str, float]:
             best[name] = min(best[name], time.perf_counter() - clock)
             shutil.rmtree(out, ignore_errors=True)
     rates = {f"{name}: clips per second": round(clips / seconds, 1) for name, seconds in best.items()}
-    return {**rates, "ratio": round(best["plain loop"] / best["pave encode"], 2)}
+    ratio = round(best["plain loop"] / best["pave encode"], 2)
+    return {**rates, "ratio": ratio, "workers": os.cpu_count() or 1}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="60 clips; writes no result")
     small = parser.parse_args().small
-    clips = 60 if small else 1000
+    clips, study = 60 if small else 1000, Study("extraction")
     with TemporaryDirectory() as name:
         folder, media = Path(name), Path(name) / "media"
         damaged = made(media, clips)
-        assert encoding(media, folder / "whole").wait() == 0
-        left = disturbed(media, folder / "killed", clips)
-        found = verdict(folder / "whole", folder / "killed", media, damaged)
-        figures = {
-            "clips": clips,
-            "damaged": dict(Counter(damaged.values())),
-            "files": len(files(folder / "whole")),
-            "files after two kills": left,
-            **{name: int(count) for name, count in found.items() if count},
-            "workers": os.cpu_count() or 1,
-            **speeds(media, folder, clips),
-        }
-    print(json.dumps(figures, indent=1))
-    if any(name.startswith("BAD") for name in figures):
-        raise SystemExit(1)
-    if not small:
-        Study("extraction").add("logmel", figures)
+        parts = {"killed": lambda: killed(media, folder, damaged, clips), "speed": lambda: speeds(media, folder, clips)}
+        for key, part in parts.items():
+            if small or key not in study:
+                figures = {"clips": clips, "damaged": dict(Counter(damaged.values())), **part()}
+                print(key, json.dumps(figures), flush=True)
+                if any(name.startswith("BAD") for name in figures):
+                    raise SystemExit(1)
+                if not small:
+                    study.add(key, figures)
 
 
 if __name__ == "__main__":
