@@ -41,11 +41,12 @@ class FeatureStore:
         self.made: dict[str, tuple[Encoder, Features]] = {}
         for features in map(Features, made):
             encoder = _maker(model, encoders, features)
-            if encoder.spec.preprocessing in self.made:
+            _, held = self.made.setdefault(encoder.spec.preprocessing, (encoder, features))
+            if held.key != features.key:
                 raise DataError(
-                    f"{features.folder}: holds more features of {encoder.spec.name}; give one folder of each"
+                    f"{held.folder}: holds {held.key}, and {features.folder} {features.key}; give one of them"
                 )
-            self.made[encoder.spec.preprocessing] = (encoder, features)
+            held.places |= features.places
         self.encoders = [encoder for encoder in encoders if encoder.spec.preprocessing not in self.made]
         eyes = "" if folder is None else model.host.eyes()
         keys = [features.key.model_dump_json() for _, features in self.made.values()]

@@ -260,8 +260,19 @@ def test_feature_files_of_another_encoder_are_refused_with_both_hashes(
     held = hold(tmp_path, LOGMEL, {films[0]: spoken(0)})
     with pytest.raises(DataError, match=rf"{KEY[:12]}.*asked for is logmel {encoder.spec.preprocessing[:12]}"):
         FeatureStore(model, [encoder], None, [held])
-    with pytest.raises(DataError, match="give one folder of each"):
-        FeatureStore(model, [load_encoder("logmel", bands=16, rate=5)], None, [held, held])
+
+
+def test_folders_of_one_key_are_one_shelf_and_of_two_are_refused(
+    model: PatchedModel, films: list[Source], tmp_path: Path
+) -> None:
+    encoder = load_encoder("logmel", bands=16, rate=5)
+    half = LOGMEL.model_copy(update={"dtype": "float16"})
+    held = [hold(tmp_path / f"{i}", LOGMEL, {film: spoken(i)}) for i, film in enumerate(films[:2])]
+    found = FeatureStore(model, [encoder], None, held).read(films[:2])
+    sides = [clip.sides[KEY] for clip in found.values()]
+    assert len(sides) == 2 and all(side and torch.equal(side.x, spoken(i).x) for i, side in enumerate(sides))
+    with pytest.raises(DataError, match=r"float32\), and .* float16\); give one of them"):
+        FeatureStore(model, [encoder], None, [*held, hold(tmp_path / "half", half, {films[2]: spoken(2)})])
 
 
 def test_feature_files_of_another_bases_eyes_are_refused_with_both_hashes(
