@@ -40,7 +40,7 @@ clean:
 
 # What is optional is tested, too; it is no part of a demo, since PEFT imports it wherever it is, and it talks.
 .venv/complete: .venv/installed
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation -e ".[dev,quantize]"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation -e ".[dev,quantize,ray]"
 	touch $@
 
 .venv-floor/installed: setup.cfg pyproject.toml constraints-floor.txt

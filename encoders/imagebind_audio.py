@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pave import pickled
-from pave.encoder import Encoder, EncoderSpec
+from pave.encoder import Encoder, EncoderSpec, consent
 from pave.errors import EncoderError, PatchError
 from pave.hearing import mono
 from pave.kaldi import SAMPLE_RATE, fbank
@@ -34,7 +34,7 @@ from pave.media import Clip
 from pave.sidechannel import SideTokens
 
 LICENCE = "CC-BY-NC-SA-4.0"  # of the weights; the file LICENSE and the model card agree, the README says CC-BY-NC 4.0
-CONSENT, PLACE = "PAVE_NONCOMMERCIAL", "PAVE_IMAGEBIND"  # in the environment: a recipe or patch cannot say it for you
+PLACE = "PAVE_IMAGEBIND"  # in the environment
 SOURCE = "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"
 ON_HUB = re.compile(r"hf://(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w.-]+))?/(?P<file>[\w./-]+)")
 BRANCH = ".audio."  # inside the name of each weight that is ours
@@ -95,11 +95,7 @@ class ImageBindAudio(Encoder):
     @cached_property
     def network(self) -> Trunk:
         """With its weights, as the first sound needs them."""
-        if os.environ.get(CONSENT) != "1":
-            raise EncoderError(
-                f"the weights of imagebind-audio are under {LICENCE}, for research only; if that is what you do, also "
-                f"with patches that you train on them, set {CONSENT}=1 in the environment"
-            )
+        consent(self.spec.name, LICENCE)
         words = self.weights or os.environ.get(PLACE, "")
         if not words:
             raise EncoderError(

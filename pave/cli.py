@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pave import patch_cli
+from pave import encode_cli, patch_cli
 from pave.terminal import PLAIN, quiet, remark, run_command
 
 Split = Literal["train", "val", "test"]
@@ -166,6 +166,9 @@ def profile_command(
 
     cost = profile(base, patch, frames=frames, text=text, side_steps=side_steps or (), dtype=dtype)
     print(json.dumps(asdict(cost), indent=1) if as_json else table(cost))
+
+
+app.command()(encode_cli.encode)
 
 
 @app.command()

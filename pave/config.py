@@ -207,6 +207,7 @@ class DataConfig(Config):
     train: Path | None = None  # JSONL; media paths are relative to its folder
     val: Path | None = None
     playroom: PlayroomData | None = None
+    features: tuple[Path, ...] = ()  # folders of feature files, as `pave encode` writes them: used instead of encoding
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -301,6 +302,8 @@ class SenseFacts(SenseConfig):
     grid: tuple[int, int] = (1, 1)
     # Whether the last three channels of a token are a point in metres. Unsaid where not, as in older files.
     points: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    # sha256 of the encoder's weights, where feature files told it; written only then: older files keep their bytes
+    weights: Annotated[str, Field(exclude_if=operator.not_)] = ""
 
 
 class BaseFacts(Config):
@@ -376,25 +379,31 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: a recipe is a mapping of keys, got {type(data).__name__}")
     files = data.get("data")
     if isinstance(files, dict):
-        data["data"] = {
-            k: str(path.parent / v) if k != "playroom" and isinstance(v, str) else v for k, v in files.items()
-        }
+        data["data"] = {k: _beside(path.parent, v) if k != "playroom" else v for k, v in files.items()}
     train = data.get("train")
     if isinstance(train, dict) and isinstance(train.get("on_top_of"), list):
         below = [str(path.parent / each) if (path.parent / str(each)).exists() else each for each in train["on_top_of"]]
         data["train"] = {**train, "on_top_of": below}
-    for override in overrides:
-        _override(data, override)
+    for words in overrides:
+        override(data, words)
     return parse(Recipe, data, path)
 
 
-def _override(data: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
+def _beside(folder: Path, named: Any) -> Any:
+    """Paths as found from a folder."""
+    if isinstance(named, list):
+        return [_beside(folder, each) for each in named]
+    return str(folder / named) if isinstance(named, str) else named
+
+
+def override(data: dict[str, Any], words: str) -> None:
+    """Put `key.sub=value` into a mapping; the value is YAML."""
+    key, equals, value = words.partition("=")
     if not equals or not key:
-        raise RecipeError(f"{override!r} is not key.sub=value; write for example train.steps=100")
+        raise RecipeError(f"{words!r} is not key.sub=value; write for example train.steps=100")
     *parents, last = key.split(".")
     if not all((*parents, last)):
-        raise RecipeError(f"{override!r} has an empty part; write for example train.steps=100")
+        raise RecipeError(f"{words!r} has an empty part; write for example train.steps=100")
     for parent in parents:
         if not isinstance(data.setdefault(parent, {}), dict):
             raise RecipeError(f"{key}: {parent!r} holds a value, not a mapping")
@@ -402,7 +411,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     try:
         data[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{override!r}: the value is not YAML ({' '.join(str(error).split())})") from None
+        raise RecipeError(f"{words!r}: the value is not YAML ({' '.join(str(error).split())})") from None
 
 
 def _sentence(kind: type[Config], error: Any) -> str:

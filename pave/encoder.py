@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from pave.media import Clip
 
 
+CONSENT = "PAVE_NONCOMMERCIAL"  # in the environment: a recipe or patch cannot say it for you
+
+
 @dataclass(frozen=True)
 class EncoderSpec:
     """What an encoder says of itself; readable before any weights are loaded."""
@@ -44,6 +48,11 @@ class EncoderSpec:
     licence: str = ""  # SPDX, of the weights
     options: Mapping[str, Any] = field(default_factory=dict)  # resolved: defaults included
     points: bool = False  # the last three channels of a token are a point in metres, for the fusion to place it by
+
+    @property
+    def commercial(self) -> bool:
+        """Whether the licence of the weights allows such use."""
+        return "NC" not in self.licence.upper().split("-")
 
     @property
     def preprocessing(self) -> str:
@@ -85,6 +94,11 @@ class Encoder(ABC):
         """sha256 of the network's weights; empty without one."""
         return "" if self.network is None else storage.digest({}, self.network.state_dict())
 
+    def lacks(self, clip: Clip) -> str:
+        """Why `encode` found nothing to read in a clip."""
+        sense = self.spec.sense
+        return f"absent: {clip.report.audio}" if sense == "audio" else f"absent: the clip has no {sense}"
+
     def on(self, base: Base) -> Encoder:
         """This encoder beside a base: one that looks with the base's own eyes gets them here."""
         return self
@@ -104,6 +118,15 @@ def load_encoder(name: str, **options: Any) -> Encoder:
             f"encoder {name!r} needs the options {', '.join(lacking)}; give them, as options of the sense"
         )
     return build(**options)
+
+
+def consent(name: str, licence: str) -> None:
+    """EncoderError unless the user has said that the use is not commercial."""
+    if os.environ.get(CONSENT) != "1":
+        raise EncoderError(
+            f"the weights of {name} are under {licence}, for research only; if that is what you do, also with patches "
+            f"that you train on them, set {CONSENT}=1 in the environment"
+        )
 
 
 def module_of(name: str) -> ModuleType:

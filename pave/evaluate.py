@@ -84,13 +84,15 @@ def evaluate(
     side: Side = "own",
     features: dict[Source, ClipFeatures] | None = None,
     cache: Path | None = None,
+    made: Sequence[Path] = (),
     batch: int = 32,
     max_new_tokens: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Ask every question of `data` (a JSONL file or examples); `patches=()` asks the base, None all enabled patches.
 
-    `features` (or the folder `cache`) saves looking at clips again. Clips that cannot be read are left out.
+    `features` (or the folder `cache`) saves looking at clips again, `made` (folders of feature files) encoding them.
+    Clips that cannot be read are left out.
     max_new_tokens: None has room for the longest of the right answers.
     """
     if side not in get_args(Side):
@@ -99,7 +101,7 @@ def evaluate(
     sources = list(dict.fromkeys(example.source for example in examples))
     refused: dict[Source, str] = {}
     if features is None:
-        store = FeatureStore(model, model.encoders(), cache)
+        store = FeatureStore(model, model.encoders(), cache, made)
         features, refused = store.read(sources), store.refused
     examples = [example for example in examples if example.source in features]
     if not examples:

@@ -1,6 +1,7 @@
 """Frozen features of clips, computed once and kept on disk: what training and evaluation read at every step.
 
-In: media files. Out: `ClipFeatures`, by file. A file that cannot be read is put on a quarantine list with its reason,
+In: media files, and perhaps folders of feature files (pave/feature_files.py), whose side tokens are taken instead of
+encoding. Out: `ClipFeatures`, by file. A file that cannot be read is put on a quarantine list with its reason,
 and the run goes on without it. A kept feature is used again only for the same file, eyes of the base, key frames and
 encoders, and only when every bit of it is as it was written.
 """
@@ -11,31 +12,50 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pave import storage
 from pave.data import Source
-from pave.encoder import Encoder
-from pave.errors import DataError, MediaError, PatchError, SignalError
+from pave.encoder import Encoder, consent
+from pave.errors import DataError, MediaError, PatchError, PatchMismatch, SignalError
+from pave.feature_files import Features, identity
 from pave.inputs import ClipFeatures
 from pave.media import Clip, decode_many
-from pave.sidechannel import SideTokens
+from pave.sidechannel import PARTS, SideTokens
 from pave.steps import Steps
 
 MAX_WORKERS = 8  # decoding processes; by then the vision tower is what takes the time
-PARTS = ("x", "times", "spans", "valid")
 Seeing = Callable[[int, int], None]  # how many clips are seen, of how many
 
 
 class FeatureStore:
     """Features of one base and one set of encoders. In a folder, where they stay until they are touched, so that more
-    clips than memory can be learned from; with `folder=None` kept in memory only."""
+    clips than memory can be learned from; with `folder=None` kept in memory only. `made`: folders of feature files."""
 
-    def __init__(self, model: Steps, encoders: Sequence[Encoder], folder: Path | None = None) -> None:
-        self.model, self.encoders, self.folder = model, list(encoders), folder
+    def __init__(
+        self, model: Steps, encoders: Sequence[Encoder], folder: Path | None = None, made: Sequence[Path] = ()
+    ) -> None:
+        self.model, self.folder = model, folder
         self.refused: dict[Source, str] = {}  # clips that could not be read, and why
+        self.made: dict[str, tuple[Encoder, Features]] = {}
+        for features in map(Features, made):
+            encoder = _maker(model, encoders, features)
+            _, held = self.made.setdefault(encoder.spec.preprocessing, (encoder, features))
+            if held.key != features.key:
+                raise DataError(
+                    f"{held.folder}: holds {held.key}, and {features.folder} {features.key}; give one of them"
+                )
+            held.places |= features.places
+        self.encoders = [encoder for encoder in encoders if encoder.spec.preprocessing not in self.made]
         eyes = "" if folder is None else model.host.eyes()
-        self._looker = json.dumps([eyes, *(encoder.spec.preprocessing for encoder in encoders)])
+        keys = [features.key.model_dump_json() for _, features in self.made.values()]
+        self._looker = json.dumps([eyes, *(encoder.spec.preprocessing for encoder in encoders), *keys])
+
+    def weights(self, encoder: Encoder) -> str:
+        """sha256 of the weights that tokens of feature files come from; empty: not known, or there are none such."""
+        held = self.made.get(encoder.spec.preprocessing)
+        return held[1].key.weights if held else ""
 
     def read(self, sources: Sequence[Source], seeing: Seeing | None = None) -> dict[Source, ClipFeatures]:
         """Features of all clips that can be read, in the order given; `seeing` is called after every look."""
@@ -59,6 +79,11 @@ class FeatureStore:
             if isinstance(clip, MediaError):
                 raise clip
             features = self.model.encode_clip(clip.beside(dict(source.signals)), self.encoders)
+            sides, absent = dict(features.sides), dict(features.absent)
+            for key, (encoder, held) in self.made.items():
+                sides[key], why = held.find(*identity(source, encoder.spec.sense))
+                absent |= {key: why} if why else {}
+            features = replace(features, sides=sides, absent=absent)
         except (MediaError, SignalError) as error:
             self.refused[source] = str(error)
             return None
@@ -104,6 +129,28 @@ class FeatureStore:
             sides[key] = SideTokens(*(tensors[f"{key}.{part}"] for part in PARTS), kind=kind)
         absent = json.loads(facts["absent"])
         return ClipFeatures(tensors["vision"], tensors["tokens"], tensors["times"], sides, absent, tensors.get("deep"))
+
+
+def _maker(model: Steps, encoders: Sequence[Encoder], features: Features) -> Encoder:
+    """The encoder that feature files are of. Refused: those of none of these, and those of other weights than are
+    known: of a base's eyes, or of what an applied patch was trained with."""
+    key, named = features.key, f"{features.folder}: holds features of {features.key}"
+    if not key.commercial:
+        consent(key.encoder, key.licence)
+    encoder = next((each for each in encoders if each.spec.preprocessing == key.preprocessing), None)
+    if encoder is None:
+        asked = ", ".join(f"{each.spec.name} {each.spec.preprocessing[:12]}" for each in encoders)
+        raise DataError(f"{named}, and asked for is {asked}; encode with the same encoder, revision and options")
+    if type(encoder).network is Encoder.network and key.weights != encoder.fingerprint:
+        here = encoder.fingerprint[:12]
+        raise DataError(f"{named}, and here they would be of weights {here}; encode them again with this base")
+    for attached in model.attached():
+        for facts in attached.config.senses.values():
+            known = facts.preprocessing == key.preprocessing and facts.weights and key.weights
+            if known and facts.weights != key.weights:
+                cause = f"was trained with features of weights {facts.weights[:12]}, those in {features.folder} are of"
+                raise PatchMismatch(attached.config.name, f"{cause} {key.weights[:12]}", "encode with its weights")
+    return encoder
 
 
 def _facts(path: Path) -> list[str]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pave import storage
 from pave.errors import PatchDamaged, PatchError
+from pave.worker import limit
 
 SECONDS = 300.0  # of the clock, to open a file; one of 320 MB takes about 3, one of 4.8 GB 8
 MEMORY = 2 << 30  # bytes, beside three times those of the file: itself, its tensors, and one that is copied
@@ -34,8 +35,9 @@ REMEDY = "download it again; a file that cannot be opened safely is never opened
 
 
 def read(path: Path, inside: str = "") -> dict[str, Tensor]:
-    """The tensors of a file that torch.save has written; whatever else it holds or does makes it PatchDamaged. Those
-    without `inside` in their name stay in the child process: a file may be larger than what is wanted of it."""
+    """The tensors of a file that torch.save has written; whatever else it holds or does makes it PatchDamaged. One that
+    stands alone is called "". Those without `inside` in their name stay in the child process: a file may be larger than
+    what is wanted of it."""
     return _handed_over(path, inside, "")[0]
 
 
@@ -78,6 +80,7 @@ def rewrite() -> None:
     beside: dict[Any, Any] = {}
     try:
         found = torch.load(source, map_location="cpu", weights_only=True)
+        found = {"": found} if isinstance(found, Tensor) else found
         if part and isinstance(found, dict) and part in found:
             found, beside = found.pop(part), found
         told = {"beside": json.dumps(beside, skipkeys=True, default=lambda value: type(value).__name__)}
@@ -98,15 +101,8 @@ def rewrite() -> None:
 
 def _confine(memory: int, seconds: int) -> None:
     """From here on: so many bytes and seconds of a core, where the system has such limits; no network, no processes."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        pass
-    else:
-        for limit, most in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_CPU, seconds)):
-            hard = resource.getrlimit(limit)[1]
-            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(limit, (most, most))
+    limit("RLIMIT_DATA", memory)
+    limit("RLIMIT_CPU", seconds)
 
     def refuse(event: str, args: object) -> None:
         if event.startswith(FENCED):

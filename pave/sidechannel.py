@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pave.errors import SignalError
 
 Rule = Literal["time", "index"]
+PARTS = ("x", "times", "spans", "valid")  # the tensors of `SideTokens`, by name
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class Steps:
         for i, clip in enumerate(clips):
             count = int(visual.frames[i])
             sides = {key: encoder.encode(clip) for key, encoder in encoders.items()}
-            absent = {key: _why(clip, encoders[key]) for key, side in sides.items() if side is None}
+            absent = {key: encoders[key].lacks(clip) for key, side in sides.items() if side is None}
             parts = (visual.vision[i, :count], visual.tokens[i, :count], visual.times[i, :count])
             deep = None if visual.deep is None else visual.deep[i, :count]
             features.append(ClipFeatures(*parts, sides, absent, deep))
@@ -313,9 +313,3 @@ def _times(clip: Clip) -> Tensor:
     if clip.times is None:
         raise SignalError("the clip's frames have no times; give Clip.from_frames(frames, times=seconds)")
     return clip.times
-
-
-def _why(clip: Clip, encoder: Encoder) -> str:
-    """Why an encoder found nothing to read."""
-    sense = encoder.spec.sense
-    return f"absent: {clip.report.audio}" if sense == "audio" else f"absent: the clip has no {sense}"

@@ -86,6 +86,8 @@ class Run:
         self.model: PatchedModel = load(recipe.base, dtype=recipe.train.dtype, frames=recipe.frames)
         self.below = [self.model.apply_patch(each) for each in recipe.train.on_top_of]  # frozen
         self.senses = {sense: self.model.encoder(config) for sense, config in recipe.senses.items()}
+        encoders = {each.spec.preprocessing: each for each in (*self.model.encoders(), *self.senses.values())}
+        self.store = FeatureStore(self.model, list(encoders.values()), self.folder / "features", recipe.data.features)
         self.names = [*(report.name for report in self.below), recipe.name]
         self.begin = self.kept = 0  # the step to start at; that of the last checkpoint of this run
         self.train_clips: list[Asked] = []
@@ -116,12 +118,10 @@ class Run:
         train_file, val_file = data_files(self.recipe.data, self.folder)
         self.seconds["clips"] = time.perf_counter() - begin
         begin = time.perf_counter()
-        encoders = {each.spec.preprocessing: each for each in (*self.model.encoders(), *self.senses.values())}
-        store = FeatureStore(self.model, list(encoders.values()), self.folder / "features")
         asked = [read_jsonl(file) for file in (train_file, val_file) if file]  # both, before anything is looked at
-        self.train_clips = _ask_all(store, train_file, asked[0], self.limit, seeing)
-        self.val_clips = _ask_all(store, val_file, asked[1], self.limit, seeing) if val_file else []
-        self.refused = store.refused
+        self.train_clips = _ask_all(self.store, train_file, asked[0], self.limit, seeing)
+        self.val_clips = _ask_all(self.store, val_file, asked[1], self.limit, seeing) if val_file else []
+        self.refused = self.store.refused
         self.seconds["features"] = time.perf_counter() - begin
         if not self.options.keep_lora_when_absent and not any(map(self._perceives, self.train_clips)):
             why = "; ".join(sorted({why for clip in self.train_clips for why in clip.features.absent.values()})[:3])
@@ -156,7 +156,9 @@ class Run:
             **config.training,
             **({"on_top_of": {each.name: each.sha256 for each in self.below}} if self.below else {}),
         }
-        return config.model_copy(update={"training": training})
+        told = {sense: {"weights": self.store.weights(encoder)} for sense, encoder in self.senses.items()}
+        senses = {sense: facts.model_copy(update=told[sense]) for sense, facts in config.senses.items()}
+        return config.model_copy(update={"training": training, "senses": senses})
 
     def fit(self, progress: Progress) -> None:
         """The steps. A checkpoint is written every so often, and the last good one stays whatever happens."""

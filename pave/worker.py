@@ -1,8 +1,9 @@
-"""Decoding with a wall-clock limit: in another process, because a hanging decoder can only be stopped by killing it.
+"""Work with a wall-clock limit: in another process, because a hanging decoder can only be stopped by killing it.
 
 In: a `Request` and seconds. Out: its `Decoded`, or a MediaError after the limit. A worker imports PyAV and numpy only,
 serves many requests (starting one costs about 0.3 s), dies with its owner, and is replaced when it was killed.
 The processes are plain subprocesses, not multiprocessing: a user's script needs no `if __name__ == "__main__"`.
+Other work than decoding is done in the same way by other modules that have a `serve()` (pave/extract.py).
 
 Wire format: one line of JSON each way; the answer's arrays follow as raw bytes. No pickle.
 """
@@ -17,20 +18,24 @@ import sys
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pave.errors import MediaError
+from pave.errors import MediaError, PaveError
 
 if TYPE_CHECKING:
     from pave.decode import Decoded, Request
 
-START_SECONDS = 60.0  # a machine under heavy load may need long to start an interpreter; not counted as decoding
-BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pave.worker import serve; serve()"
+START_SECONDS = 300.0  # a machine under heavy load may need long to start an interpreter; not counted as decoding
+BOOT = (
+    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); importlib.import_module(sys.argv[2]).serve()"
+)
 ARRAYS = ("frames", "times", "audio")
+Answer = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 class Stopped(Exception):
@@ -38,22 +43,22 @@ class Stopped(Exception):
 
 
 class Worker:
-    """One decoding process, used by one thread at a time."""
+    """One process that runs `serve()` of a module, used by one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "pave.worker", **environment: str) -> None:
         path = json.dumps([entry or os.getcwd() for entry in sys.path])
         # -I: the worker finds exactly what its owner finds, whatever the folder or the environment holds.
-        command = [sys.executable, "-I", "-c", BOOT, path]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        command, pipe = [sys.executable, "-I", "-c", BOOT, path, module], subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env={**os.environ, **environment})
         self.owner = os.getpid()
         self.late = False
         weakref.finalize(self, end, self.process, self.owner)
         try:
             self.call({}, START_SECONDS)
         except Stopped as error:
-            raise MediaError(f"the decoding process does not start ({error}); run `pave doctor`") from None
+            raise MediaError(f"a process of {module} does not start ({error}); run `pave doctor`") from None
 
-    def call(self, request: dict[str, Any], seconds: float) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def call(self, request: dict[str, Any], seconds: float) -> Answer:
         """Send one request and wait for its answer; Stopped when the process dies or is killed after `seconds`."""
         timer = threading.Timer(seconds, self.expire)
         timer.daemon = True
@@ -76,7 +81,7 @@ class Worker:
             raise Stopped("killed")
         return answer
 
-    def exchange(self, request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def exchange(self, request: dict[str, Any]) -> Answer:
         """Write a request, read the answer and its arrays."""
         inlet, outlet = self.process.stdin, self.process.stdout
         assert inlet and outlet
@@ -157,32 +162,53 @@ def decode_within(request: Request, seconds: float) -> Decoded:
 
 
 def serve() -> None:
-    """The worker's side: answer requests from stdin until it closes."""
+    """The side of a worker that decodes."""
     from pave.decode import Request, decode
 
+    def answer(request: dict[str, Any]) -> Answer:
+        values = vars(decode(Request(**request)))
+        arrays = {name: values.pop(name) for name in ARRAYS if values[name] is not None}
+        return {"values": values}, arrays
+
+    answering(answer)
+
+
+def answering(answer: Callable[[dict[str, Any]], Answer]) -> None:
+    """The worker's side: answer requests from stdin until it closes. An empty one asks whether it is there."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's affair
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not land among the answers
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        seconds, arrays, answer = request.pop("seconds"), {}, {}
+        seconds, arrays, said = request.pop("seconds"), {}, {}
         if hasattr(signal, "setitimer"):  # should the owner die meanwhile, the kernel ends this process
             signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 60)
         if request:
             try:
-                values = vars(decode(Request(**request)))
-                arrays = {name: values.pop(name) for name in ARRAYS if values[name] is not None}
-                answer = {"values": values, "arrays": {n: (a.dtype.str, a.shape) for n, a in arrays.items()}}
-            except MediaError as error:
-                answer = {"error": str(error)}
+                said, arrays = answer(request)
+                said["arrays"] = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+            except PaveError as error:
+                said = {"error": str(error)}
             except MemoryError:
-                answer = {"error": f"{request['path']}: needs more memory than there is; ask for fewer frames"}
+                said = {"error": f"{request['path']}: needs more memory than there is; ask for fewer frames"}
             except Exception as error:
                 cause = f"{type(error).__name__}: {error}"
-                answer = {"error": f"{request['path']}: {cause}; this is a bug of PAVE, not of the file: report it"}
-        out.write(json.dumps(answer).encode() + b"\n")
+                said = {"error": f"{request['path']}: {cause}; this is a bug of PAVE, not of the file: report it"}
+        out.write(json.dumps(said).encode() + b"\n")
         for array in arrays.values():
             out.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
         out.flush()
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def limit(name: str, most: int) -> None:
+    """Lower a limit of this process, as RLIMIT_DATA, where the system has it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    kind = getattr(resource, name)
+    hard = resource.getrlimit(kind)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,17 @@ from clips import click, counting_frames, write_clip
 from conftest import FRAMES, full_disk, make_base
 from transformers import PreTrainedTokenizerFast
 
+from pave.config import Recipe, read_recipe
 from pave.data import Source
-from pave.encoder import load_encoder
-from pave.errors import DataError
-from pave.features import PARTS, FeatureStore
+from pave.encoder import CONSENT, load_encoder
+from pave.errors import DataError, EncoderError, PatchMismatch
+from pave.feature_files import Entry, Key, identity, write
+from pave.features import FeatureStore
 from pave.inputs import ClipFeatures
 from pave.model import PatchedModel
+from pave.patch import Patch
+from pave.sidechannel import PARTS, SideTokens
+from pave.train import Run, train
 
 MAPS = Path("/proc/self/maps")
 KEY = load_encoder("logmel", bands=16, rate=5).spec.preprocessing
@@ -208,3 +214,103 @@ def test_a_full_disk_is_an_error_that_leaves_no_half_file(
     with full_disk(), pytest.raises(DataError, match=r"features cannot be kept.*make room"):
         looked.read(films[:1])
     assert not list(tmp_path.iterdir())
+
+
+# feature files
+
+
+def hold(folder: Path, key: Key, tokens: dict[Source, SideTokens | None]) -> Path:
+    """Feature files of one's own: what no encoder would say. None: the clip lacks the stream."""
+    entries = []
+    for film, side in tokens.items():
+        absent = "absent: no audio track" if side is None else ""
+        media, _ = identity(film, "audio")
+        entries.append(Entry(path=film.video.name, size=film.video.stat().st_size, media=media, absent=absent))
+    write(folder / "0.safetensors", key, entries, {i: side for i, side in enumerate(tokens.values()) if side})
+    return folder
+
+
+def spoken(seed: int, dim: int = 16) -> SideTokens:
+    return SideTokens.regular(torch.randn(4, dim, generator=torch.Generator().manual_seed(seed)), rate=5)
+
+
+LOGMEL = Key.of(load_encoder("logmel", bands=16, rate=5), "float32")
+
+
+def test_side_tokens_of_feature_files_take_the_place_of_encoding(
+    model: PatchedModel, films: list[Source], tmp_path: Path
+) -> None:
+    held = hold(tmp_path / "made", LOGMEL, {films[0]: spoken(0), films[2]: None})
+    live = store(model, None).read(films[:1])[films[0]]
+    for folder in (tmp_path / "kept", tmp_path / "kept", None):  # fresh ones, those of another run, and in memory
+        reading = FeatureStore(model, [load_encoder("logmel", bands=16, rate=5)], folder, [held])
+        found = reading.read(films)
+        side, silent = found[films[0]].sides[KEY], found[films[2]]
+        assert side is not None and torch.equal(side.x, spoken(0).x)
+        assert torch.equal(found[films[0]].vision, live.vision), "the base looks by itself"
+        assert silent.sides[KEY] is None and silent.absent[KEY] == "absent: no audio track"
+        assert "none of the 2 encoded" in reading.refused[films[1]]
+    assert equal(store(model, tmp_path / "kept").read(films[:1])[films[0]], live), "and not mixed up"
+
+
+def test_feature_files_of_another_encoder_are_refused_with_both_hashes(
+    model: PatchedModel, films: list[Source], tmp_path: Path
+) -> None:
+    encoder = load_encoder("logmel", bands=32, rate=5)
+    held = hold(tmp_path, LOGMEL, {films[0]: spoken(0)})
+    with pytest.raises(DataError, match=rf"{KEY[:12]}.*asked for is logmel {encoder.spec.preprocessing[:12]}"):
+        FeatureStore(model, [encoder], None, [held])
+
+
+def test_folders_of_one_key_are_one_shelf_and_of_two_are_refused(
+    model: PatchedModel, films: list[Source], tmp_path: Path
+) -> None:
+    encoder = load_encoder("logmel", bands=16, rate=5)
+    half = LOGMEL.model_copy(update={"dtype": "float16"})
+    held = [hold(tmp_path / f"{i}", LOGMEL, {film: spoken(i)}) for i, film in enumerate(films[:2])]
+    found = FeatureStore(model, [encoder], None, held).read(films[:2])
+    sides = [clip.sides[KEY] for clip in found.values()]
+    assert len(sides) == 2 and all(side and torch.equal(side.x, spoken(i).x) for i, side in enumerate(sides))
+    with pytest.raises(DataError, match=r"float32\), and .* float16\); give one of them"):
+        FeatureStore(model, [encoder], None, [*held, hold(tmp_path / "half", half, {films[2]: spoken(2)})])
+
+
+def test_feature_files_of_another_bases_eyes_are_refused_with_both_hashes(
+    model: PatchedModel, films: list[Source], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tower = load_encoder("base-tower").on(model.host)
+    held = hold(tmp_path, Key.of(tower, "float32"), {films[0]: spoken(0)})
+    FeatureStore(model, [tower], None, [held])
+    other = PatchedModel(make_base(tokenizer))
+    next(other.base.model.vision_tower.parameters()).data += 0.5
+    theirs = load_encoder("base-tower").on(other.host)
+    with pytest.raises(
+        DataError, match=rf"weights {tower.fingerprint[:12]}.*would be of weights {theirs.fingerprint[:12]}"
+    ):
+        FeatureStore(other, [theirs], None, [held])
+
+
+def test_a_patch_learns_from_feature_files_without_the_encoder_and_says_of_which(
+    recipe: Callable[..., Recipe], workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PAVE_IMAGEBIND", raising=False)
+    clips = sorted((workshop / "clips").glob("train-*.mp4"))
+    tokens: dict[Source, SideTokens | None] = {Source(clip): spoken(i, 1024) for i, clip in enumerate(clips)}
+    key = Key.of(load_encoder("imagebind-audio"), "float32", published=True)
+    kinds = {name: key.model_copy(update={"published": False, "weights": name * 64}) for name in "ab"}
+    held = {name: hold(tmp_path / name, kind, tokens) for name, kind in kinds.items()}
+    hears = "senses.audio={encoder: imagebind-audio}"
+    with pytest.raises(EncoderError, match=f"for research only.*{CONSENT}=1"):
+        train(recipe(hears, f"data.features=[{held['a']}]"))
+    monkeypatch.setenv(CONSENT, "1")
+    patch = train(recipe(hears, f"data.features=[{held['a']}]")).patch
+    told = Patch.load(patch).config.senses["audio"]
+    assert told.licence == "CC-BY-NC-SA-4.0" and told.weights == "a" * 64
+    with pytest.raises(PatchMismatch, match=f"weights {'a' * 12}, .* {'b' * 12}"):
+        Run(recipe(hears, f"data.features=[{held['b']}]", f"train.on_top_of=[{patch}]", "name=more", output="more"))
+
+
+def test_a_recipe_names_feature_folders_from_its_own(workshop: Path, tmp_path: Path) -> None:
+    text = (workshop / "patch.yaml").read_text().replace("data: {", "data: {features: [a, /b], ")
+    (tmp_path / "patch.yaml").write_text(text)
+    assert read_recipe(tmp_path).data.features == (tmp_path / "a", Path("/b"))

@@ -17,7 +17,7 @@ from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pave.encoder import load_encoder
+from pave.encoder import CONSENT, load_encoder
 from pave.errors import EncoderError, SignalError
 from pave.media import Clip
 from pave.sidechannel import SideTokens
@@ -32,7 +32,7 @@ TINY = ears.Sizes(width=96, heads=6, layers=3, dim=64)
 
 @pytest.fixture(autouse=True)
 def consent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ears.CONSENT, "1")
+    monkeypatch.setenv(CONSENT, "1")
     monkeypatch.delenv(ears.PLACE, raising=False)
 
 
@@ -158,7 +158,7 @@ def test_long_sound_is_heard_in_parts_without_a_seam(
 
 
 def test_what_it_is_can_be_read_without_weights_or_consent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(ears.CONSENT)
+    monkeypatch.delenv(CONSENT)
     spec = load_encoder("imagebind-audio", weights="nowhere.pth").spec
     assert (spec.sense, spec.dim, spec.rate, spec.licence) == ("audio", 1024, 1.0, "CC-BY-NC-SA-4.0")
     assert spec == load_encoder("imagebind-audio").spec, "where the weights lie is nobody else's business"
@@ -168,7 +168,7 @@ def test_what_it_is_can_be_read_without_weights_or_consent(monkeypatch: pytest.M
 def test_weights_wait_for_the_word_that_the_use_is_not_commercial(
     file: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
-    monkeypatch.setenv(ears.CONSENT, said)
+    monkeypatch.setenv(CONSENT, said)
     with pytest.raises(EncoderError, match=r"CC-BY-NC-SA-4.0.* set PAVE_NONCOMMERCIAL=1"):
         ears.ImageBindAudio(str(file), TINY).encode(Clip(audio=noise(2), rate=RATE))
 
