@@ -28,6 +28,11 @@ TAGS = ("<video>", "<image>")
 Files = str | None | tuple[str | None, ...]  # of one signal: a file or folder, several (None: one is missing), or none
 
 
+def whole(path: Path) -> Path:
+    """The file that a signal is, or is a part of, as `infos.json#scene` is."""
+    return path if path.exists() else Path(str(path).partition("#")[0])
+
+
 @dataclass(frozen=True)
 class Source:
     """The files of one clip: its video, and those of further signals, by name."""
@@ -42,7 +47,7 @@ class Source:
     def files(self) -> list[Path]:
         """All of them; what is missing in a list is left out."""
         named = [each if isinstance(each, tuple) else (each,) for _, each in self.signals]
-        return [self.video, *(Path(file) for files in named for file in files if file is not None)]
+        return [self.video, *(whole(Path(file)) for files in named for file in files if file is not None)]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 
 from pave import storage
 from pave.config import Config, parse
-from pave.data import Source
+from pave.data import Source, whole
 from pave.encoder import Encoder
 from pave.errors import DataError, MediaError, PatchError, RecipeError, SignalError
 from pave.sidechannel import PARTS, SideTokens
@@ -174,7 +174,9 @@ def identity(source: Source, sense: str) -> tuple[str, str]:
 
 
 def _sha256(path: Path) -> str:
-    """Of a file's bytes; of a folder, of the names and bytes of all that lies in it."""
+    """Of a file's bytes, and of which part is meant; of a folder, of the names and bytes of all that lies in it."""
+    if (file := whole(path)) != path:
+        return hashlib.sha256(f"{_sha256(file)} {path.name}".encode()).hexdigest()
     if path.is_dir():
         inside = sorted(file for file in path.rglob("*") if file.is_file())
         told = "".join(f"{file.relative_to(path).as_posix()}\0{_sha256(file)}\0" for file in inside)

@@ -154,8 +154,7 @@ def _maker(model: Steps, encoders: Sequence[Encoder], features: Features) -> Enc
 
 
 def _facts(path: Path) -> list[str]:
-    """Place, size and time of change of a file, or of all in a folder; `infos.json#scene` is a part of a file."""
-    path = path if path.exists() else Path(str(path).partition("#")[0])
+    """Place, size and time of change of a file, or of all in a folder."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     stats = [(file, file.stat()) for file in files]
     return [str(path.resolve()), *(f"{file.name}|{stat.st_size}|{stat.st_mtime_ns}" for file, stat in stats)]

@@ -13,7 +13,8 @@ from patched import awaken, make_config
 
 from pave.data import Source, read_jsonl
 from pave.encoder import load_encoder
-from pave.errors import DataError, EncoderError, SignalError
+from pave.errors import DataError, EncoderError, MediaError, SignalError
+from pave.feature_files import identity
 from pave.features import FeatureStore
 from pave.media import Clip
 from pave.model import PatchedModel
@@ -181,3 +182,16 @@ def test_a_patch_reads_the_sensor_of_a_question(tokenizer, tmp_path: Path) -> No
     assert str(model.ask(clip, "?")) == str(base)
     with pytest.raises(SignalError, match="no applied patch reads the signal 'gyro'"):
         model.ask(clip, "?", gyro=ROWS)
+
+
+def test_a_part_of_a_file_is_known_by_the_file(tmp_path: Path) -> None:
+    (tmp_path / "infos.json").write_text("{}")
+    (tmp_path / "1.mp4").write_bytes(b"film")
+    one, other, none = (
+        Source(tmp_path / "1.mp4", (("depth", f"{tmp_path}/{name}"),))
+        for name in ("infos.json#a", "infos.json#b", "gone.json#a")
+    )
+    assert one.files == [tmp_path / "1.mp4", tmp_path / "infos.json"]
+    assert identity(one, "depth")[1] != identity(other, "depth")[1]
+    with pytest.raises(MediaError, match=r"gone\.json"):
+        identity(none, "depth")
