@@ -80,7 +80,7 @@ def rewrite() -> None:
     beside: dict[Any, Any] = {}
     try:
         found = torch.load(source, map_location="cpu", weights_only=True)
-        found = {"": found} if isinstance(found, Tensor) else found
+        found: Any = {"": found} if isinstance(found, Tensor) else found
         if part and isinstance(found, dict) and part in found:
             found, beside = found.pop(part), found
         told = {"beside": json.dumps(beside, skipkeys=True, default=lambda value: type(value).__name__)}
