@@ -29,7 +29,7 @@ from transformers import CLIPVisionConfig
 
 from pave.base import PASS, Base, last_again
 from pave.dense import shorter
-from pave.encoder import Encoder, EncoderSpec
+from pave.encoder import Encoder, EncoderSpec, consent
 from pave.errors import EncoderError, PatchError
 from pave.fusion import POINT, position_mlp
 from pave.languagebind import VIT_L, Tower, read
@@ -43,7 +43,7 @@ from pave.unproject import at_centres, at_corners
 MOST = 1024  # views, rows or columns
 CELLS, SIDE = 24, 336  # of llava3d: rows and columns of a view, pixels
 LICENCE = "CC-BY-NC-SA-4.0"  # of LLaVA-3D: its README says so, its model card says Apache-2.0
-CONSENT, PLACE, CLIP_PLACE = "PAVE_NONCOMMERCIAL", "PAVE_LLAVA3D", "PAVE_CLIP_336"  # in the environment
+PLACE, CLIP_PLACE = "PAVE_LLAVA3D", "PAVE_CLIP_336"  # in the environment
 LLAVA_3D, CLIP = "ChaimZhu/LLaVA-3D-7B", "openai/clip-vit-large-patch14-336"
 INDEX = "model.safetensors.index.json"
 HEADS = (  # what stands before the names of the MLP: in the whole model, and in its encoder alone
@@ -204,11 +204,7 @@ class Llava3D(Geometry):
     @cached_property
     def network(self) -> Network:
         """With its weights, as the first scan needs them."""
-        if os.environ.get(CONSENT) != "1":
-            raise EncoderError(
-                f"the position MLP of LLaVA-3D is under {LICENCE}, for research only; if that is what you do, also "
-                f"with patches that you train on it, set {CONSENT}=1 in the environment, or take preset=base"
-            )
+        consent(f"{self.spec.name} with preset=llava3d", LICENCE)
         with torch.device("meta"):
             built = Network(VIT_L_336, CELLS)
         built.position = position(self.weights or os.environ.get(PLACE) or LLAVA_3D)

@@ -59,7 +59,7 @@ def questions(scene: Scene, near: Distances) -> Iterator[Choice]:
     yield [(Fraction(1), Question("what card is near, first to last?", " ".join(close), CAPTION, "told"))]
 
 
-def show(frames: np.ndarray, scene: Scene, times: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+def show(frames: np.ndarray, scene: Scene, times: np.ndarray) -> list[list[np.ndarray]]:
     """Draw the cards into pictures (t y x 3) at `times`, around the key frame nearest to the middle of a phase. Where
     they are (t y x): on the left and on the right, of each phase."""
     rng = np.random.default_rng([scene.seed, 6])
@@ -73,10 +73,9 @@ def show(frames: np.ndarray, scene: Scene, times: np.ndarray) -> list[tuple[np.n
             squares = [square for square in free if (square[1] < GRID // 2) == left]
             blank = np.zeros((SIZE, SIZE, 3), np.uint8)
             signs.stick(blank, name, squares, rng)
-            card = blank.any(-1)
-            frames[np.ix_(shown)] = np.where(card[..., None], blank, frames[np.ix_(shown)])
-            masks.append(shown[:, None, None] & card)
-        places.append(tuple(masks))
+            masks.append(shown[:, None, None] & blank.any(-1))
+            frames[masks[-1]] = np.broadcast_to(blank, frames.shape)[masks[-1]]
+        places.append(masks)
     return places
 
 
