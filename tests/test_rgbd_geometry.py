@@ -26,7 +26,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerF
 from pave.base import Base
 from pave.config import FusionConfig, LoraConfig, PatchConfig
 from pave.cost import cost_of
-from pave.encoder import Encoder, load_encoder
+from pave.encoder import CONSENT, Encoder, load_encoder
 from pave.errors import EncoderError, MediaError
 from pave.inputs import Inputs
 from pave.languagebind import tower
@@ -377,7 +377,7 @@ def test_every_weight_of_clip_and_of_the_mlp_has_a_place():
 
 @pytest.fixture
 def research(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(geometry.CONSENT, "1")
+    monkeypatch.setenv(CONSENT, "1")
 
 
 def write_llava3d(folder: Path, prefix: str = geometry.HEADS[0], shard: str = "model-00002.safetensors") -> Path:
@@ -391,8 +391,8 @@ def write_llava3d(folder: Path, prefix: str = geometry.HEADS[0], shard: str = "m
 
 def test_weights_are_opened_once_the_user_says_that_the_use_is_not_commercial(tmp_path, monkeypatch):
     encoder = load_encoder("rgbd-geometry", preset="llava3d", weights=write_llava3d(tmp_path / "a"))
-    monkeypatch.delenv(geometry.CONSENT, raising=False)
-    with pytest.raises(EncoderError, match=r"for research only; .* set PAVE_NONCOMMERCIAL=1 .*, or take preset=base"):
+    monkeypatch.delenv(CONSENT, raising=False)
+    with pytest.raises(EncoderError, match=r"preset=llava3d .* for research only; .* set PAVE_NONCOMMERCIAL=1"):
         seen(encoder, room(1))
 
 
