@@ -37,7 +37,8 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setattr(sys, "argv", ["pave", "new-encoder", *words])
         with pytest.raises(SystemExit) as stop:
             cli.main()
-        return int(stop.value.code or 0), *capsys.readouterr()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
 
     return run
 
