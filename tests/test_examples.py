@@ -40,7 +40,7 @@ def test_ask_shows_the_base_the_patch_and_the_base_again():
 
 
 def test_new_sense_goes_from_clips_to_an_answer(tmp_path, capsys):
-    opened("new_sense").main(tmp_path, clips=8, steps=2)
+    opened("new_sense").main(tmp_path, clips=8, overrides=["train.steps=2"])
     lines = capsys.readouterr().out.splitlines()
     assert '"signals": {"imu": "imu/' in lines[1] and "step 2 of 2" in " ".join(lines)
     assert [line.split()[0] for line in lines[-4:-1]] == ["truth", "patched", "base"]
