@@ -1,9 +1,9 @@
 """CLAP's ear (Wu et al. 2023; HTSAT, Chen et al. 2022): which sounds there are, in two halves of the spectrum.
 
-In: the sound of a clip at any rate; several channels are mixed. What was read at 16 kHz, as clips are by default, has
-nothing above 8 kHz, where CLAP hears up to 14. Out: 3.2 steps per second of two tokens, the low half and the high half:
-the last hidden state over windows of ten seconds. A shorter last window is repeated as CLAP learned it, and no token of
-a repetition is kept. Weights are fetched when the first clip is heard.
+In: the sound of a clip at any rate, of which CLAP hears what is below 14 kHz; several channels are mixed. Out: 3.2
+steps per second of two tokens, the low half and the high half: the last hidden state over windows of ten seconds. A
+shorter last window is repeated as CLAP learned it, and no token of a repetition is kept. Weights are fetched when the
+first clip is heard.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Perception Encoder's ear (PE-AV, Vyas et al. 2025): speech, music and all other sound, 25 times a second.
 
-In: the sound of a clip at any rate; several channels are mixed. What was read at 16 kHz, as clips are by default, has
-nothing above 8 kHz, where this ear hears up to 24. Out: `rate` tokens per second, the last hidden state over windows of
-30 seconds; the last window ends where the sound does. Weights are fetched when the first clip is heard.
+In: the sound of a clip at any rate, all of it up to 24 kHz; several channels are mixed. Out: `rate` tokens per second,
+the last hidden state over windows of 30 seconds; the last window ends where the sound does. Weights are fetched when
+the first clip is heard.
 """
 
 from __future__ import annotations

@@ -171,6 +171,31 @@ def profile_command(
 app.command()(encode_cli.encode)
 
 
+@app.command("new-encoder")
+def new_encoder(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the encoder, as heart-rate.")],
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where it is written; for encoders only.")] = Path(
+        "encoders"
+    ),
+) -> None:
+    """Write a template of an encoder and its test.
+
+    For a sense that needs code of its own; numbers of a sensor as they are need none: the encoder `array` reads them.
+    """
+    quiet()
+    import os
+
+    from pave.encoder import PLACE, folders
+    from pave.template import write_encoder
+
+    encoder, test = write_encoder(name, to)
+    print(encoder, test, sep="\n")
+    if to.resolve() not in folders():
+        places = os.pathsep.join(filter(None, (os.environ.get(PLACE), str(to.resolve()))))
+        remark(f"it is found where the environment says {PLACE}={places}")
+    remark(f"it works as it is: python -m pytest {test}")
+
+
 @app.command()
 def doctor() -> None:
     """Say what is wrong here, and what to do.

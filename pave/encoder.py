@@ -1,8 +1,8 @@
 """The contract of a side-channel encoder, and finding one by name.
 
 In: a Clip. Out: side tokens on the clip's clock, or None when the clip lacks the stream. An encoder is one file in
-encoders/ with a function `build(**options) -> Encoder`; its file name, with dashes for underscores, is its name.
-Knows nothing of key frames or patches.
+encoders/, or in a folder that PAVE_ENCODERS names, with a function `build(**options) -> Encoder`; its file name, with
+dashes for underscores, is its name. Knows nothing of key frames or patches.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 
 CONSENT = "PAVE_NONCOMMERCIAL"  # in the environment: a recipe or patch cannot say it for you
+PLACE = "PAVE_ENCODERS"  # environment: folders of encoders of your own, separated as in PATH
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,14 @@ def consent(name: str, licence: str) -> None:
 
 def module_of(name: str) -> ModuleType:
     """The file of an encoder, imported."""
-    return import_module(f"pave.encoders.{name.replace('-', '_')}")
+    try:
+        module = import_module(f"pave.encoders.{name.replace('-', '_')}")
+    except Exception as error:  # somebody's own code fails as it likes
+        cause = f"{type(error).__name__}: {error}"
+        raise EncoderError(f"encoder {name!r} cannot be imported ({cause}); mend its file") from error
+    if not hasattr(module, "build"):
+        raise EncoderError(f"{module.__file__}: an encoder has a function build(**options), this file has none; add it")
+    return module
 
 
 def missing(name: str) -> str:
@@ -141,6 +150,20 @@ def missing(name: str) -> str:
 
 
 def known_encoders() -> list[str]:
-    """Names of all encoders, by their files; none of them is imported."""
-    folder = import_module("pave.encoders").__path__
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(folder))
+    """Names of all encoders, by their files; none of them is imported. A file called test_... is the test of one."""
+    homes: dict[str, Path] = {}
+    for folder in folders():
+        if not folder.is_dir():
+            raise EncoderError(f"{PLACE} names {folder}, where no folder is; make it, or mend the environment")
+        for module in pkgutil.iter_modules([str(folder)]):
+            name = module.name.replace("_", "-")
+            if name in homes:
+                raise EncoderError(f"{homes[name]} and {folder} both have an encoder {name!r}; rename one of them")
+            if not name.startswith("test-"):
+                homes[name] = folder
+    return sorted(homes)
+
+
+def folders() -> list[Path]:
+    """Where encoders lie: PAVE's own, then those that the environment names."""
+    return list(dict.fromkeys(Path(each).resolve() for each in import_module("pave.encoders").__path__))

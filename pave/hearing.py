@@ -18,10 +18,11 @@ from pave.sidechannel import SideTokens
 
 
 def mono(clip: Clip, rate: int) -> Tensor | None:
-    """The mean of a clip's channels (n,) at this rate; None for a clip without sound."""
+    """The mean of a clip's channels (n,) at this rate, in [-1, 1]; None for a clip without sound."""
     if clip.audio is None or clip.rate is None or not clip.audio.shape[-1]:
         return None
-    return resample(clip.audio.to(torch.float32).mean(0, keepdim=True), clip.rate, rate)[0]
+    sound = resample(clip.audio.to(torch.float32).mean(0, keepdim=True), clip.rate, rate)[0]
+    return sound.where(sound.isinf(), sound.clamp(-1, 1))  # a sinc overshoots; what is not finite stays, to be refused
 
 
 def hear(

@@ -96,7 +96,7 @@ class Clip:
         frames: int | None = 32,
         fps: float | None = None,
         audio: bool = True,
-        audio_rate: int | None = 16000,
+        audio_rate: int | None = None,
         mono: bool = True,
         start: float | None = None,
         end: float | None = None,
@@ -109,7 +109,8 @@ class Clip:
             linspace(first stamp, last stamp, frames)[i], and that instant is its time. Pictures repeat when there are
             fewer; a single picture gives one frame. 0: none. None: every picture, at its own time.
         fps: pictures at this rate instead.
-        audio_rate: Hz that the sound is resampled to; None keeps the file's. mono: mean of the channels.
+        audio_rate: Hz that the sound is resampled to; None keeps the file's, for encoders that each want another one.
+        mono: mean of the channels.
         start, end: seconds on the file's clock; times stay those of the whole file.
         at: the pictures on screen at these seconds on the file's clock instead.
         timeout: seconds of wall clock, kept by killing a worker process; None decodes in this process, without a limit.

@@ -7,14 +7,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from clips import counting_frames, write_clip
+from patched import hears
 from torch import Tensor
 from transformers import ClapAudioConfig, ClapAudioModel, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig
 
 from pave.encoder import load_encoder
 from pave.errors import EncoderError, SignalError
 from pave.media import Clip
+from pave.model import PatchedModel
 from pave.release import fill
 from pave.sidechannel import SideTokens
 
@@ -125,6 +129,22 @@ def test_channels_are_mixed_and_other_rates_resampled(listen: Callable[..., Side
     coarse, fine = (torch.sin(2 * torch.pi * 440 * torch.arange(2 * rate) / rate)[None] for rate in (16_000, RATE))
     assert len(listen(coarse, 16_000).x) == len(listen(fine).x) == 7
     assert (listen(coarse, 16_000).x - listen(fine).x).abs().mean() < 0.2 * listen(fine).x.abs().mean()
+
+
+def test_a_model_that_is_asked_about_a_file_lets_it_hear_what_is_above_8_khz(
+    one: PatchedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ears, "ClapAudioConfig", lambda: TINY)
+    monkeypatch.setenv(ears.PLACE, str(folder))
+    tone = 0.5 * np.sin(2 * np.pi * 12_000 * np.arange(2 * RATE) / RATE).astype(np.float32)
+    path = write_clip(tmp_path / "a.mkv", counting_frames(50), 25, tone, RATE, audio_codec="pcm_s16le")
+    hears(one, senses={"audio": load_encoder("clap-audio").spec.facts("time")})
+    encoder: Any = one.encoders()[0]
+    extract, heard = encoder.spectrum, []
+    encoder.spectrum = lambda *given, **how: heard.append(extract(*given, **how)) or heard[-1]
+    assert one.ask(path, "What do you hear?").signals["audio"].startswith("present: 7 steps")
+    bands = heard[0].input_features[0, 0].mean(0)
+    assert bands.argmax() == extract.mel_filters_slaney[12_000 * 1024 // RATE].argmax() and bands.max() > 0
 
 
 def test_silence_is_a_sound_and_no_track_is_none(listen: Callable[..., SideTokens]) -> None:

@@ -78,7 +78,7 @@ def test_a_function_is_not_hidden_by_the_file_of_its_name(name):
 def test_help_lists_the_verbs_that_work_today(command):
     code, out, _ = command("--help")
     verbs = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()]
-    assert (code, verbs) == (0, ["ask", "demo", "playroom", "profile", "encode", "doctor", "patch"])
+    assert (code, verbs) == (0, ["ask", "demo", "playroom", "profile", "encode", "new-encoder", "doctor", "patch"])
 
 
 def test_a_mistyped_verb_is_guessed(command):

@@ -1,13 +1,12 @@
-"""The examples run as they are printed, each in a process of its own, as a newcomer starts it.
-
-`train_your_own.py` takes most of a minute and is left to `make examples`; its recipe is checked here.
-"""
+"""The examples run as they are printed. Those that train take most of a minute and are left to `make examples`: of
+`new_sense.py` two steps are run here, of `train_your_own.py` the recipe is checked."""
 
 import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -25,22 +24,31 @@ def output(name: str, *words: str) -> str:
     return done.stdout
 
 
+def opened(name: str) -> Any:
+    """An example as a module, not yet run."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_ask_shows_the_base_the_patch_and_the_base_again():
     lines = dict(line.split(maxsplit=1) for line in output("ask.py").splitlines() if line.startswith("  "))
     assert lines["removed"].split("  (")[0].strip() == lines["base"].strip()
     assert "patched" in lines
 
 
-def test_new_encoder_hears_on_the_clock_of_the_clip():
-    out = output("new_encoder.py")
-    assert out.count(" at ") == 8 and "digital silence is a signal: True; no track is none: None" in out
+def test_new_sense_goes_from_clips_to_an_answer(tmp_path, capsys):
+    opened("new_sense").main(tmp_path, clips=8, overrides=["train.steps=2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert '"signals": {"imu": "imu/' in lines[1] and "step 2 of 2" in " ".join(lines)
+    assert [line.split()[0] for line in lines[-4:-1]] == ["truth", "patched", "base"]
+    assert lines[-1].startswith("right answers to held-out questions: base 0.")
 
 
 def test_train_your_own_has_a_recipe_without_mistakes(tmp_path):
-    spec = importlib.util.spec_from_file_location("train_your_own", EXAMPLES / "train_your_own.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = opened("train_your_own")
     assert module.recipe(tmp_path).data.val is None
     (tmp_path / "val.jsonl").touch()
     assert module.recipe(tmp_path).data.val == tmp_path / "val.jsonl"

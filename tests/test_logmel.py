@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from clips import write_clip
 
 from pave.encoder import load_encoder
 from pave.errors import EncoderError, SignalError
@@ -95,6 +97,16 @@ def test_another_sampling_rate_gives_nearly_the_same_tokens():
     assert at_16k is not None and at_44k is not None
     peak = at_16k.x[3, 0, 0].argmax()
     assert torch.allclose(at_16k.x[2:-2, ..., peak], at_44k.x[2:-2, ..., peak], atol=0.01)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_a_file_at_its_own_rate_is_heard_as_one_that_was_resampled_while_it_was_read(tmp_path, rate):
+    square = np.sign(np.sin(np.arange(2 * rate) * 440 * 2 * np.pi / rate))  # resampled, it reaches beyond full scale
+    path = write_clip(tmp_path / "a.wav", None, audio=square.astype(np.float32), rate=rate, audio_codec="pcm_s16le")
+    own, read = (Clip.read(path, audio_rate=to, timeout=None) for to in (None, RATE))
+    here, there = map(load_encoder("logmel").encode, (own, read))
+    assert (own.rate, read.rate) == (rate, RATE) and here is not None and there is not None
+    assert torch.equal(here.x, there.x) and torch.equal(here.spans, there.spans)
 
 
 def test_sound_that_is_not_finite_is_an_error():
