@@ -152,17 +152,24 @@ def test_the_base_alone_can_be_asked(workshop: Path, tmp_path: Path) -> None:
     assert len(evaluate(bare, asked, max_new_tokens=2).samples) == 2
 
 
-def test_the_shipped_patch_hears_and_the_base_still_sees(tmp_path: Path) -> None:
+SHIPPED = {"audio": ("audio", "audio+video", "order"), "imu": ("imu", "imu+video"), "views": ("views", "views+video")}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_patch_perceives_and_the_base_still_sees(name: str, tmp_path: Path) -> None:
     model = pave.load("playroom")
-    assert model.apply_patch("audio-playroom").base_match == "exact"
-    asked = read_jsonl(write_clips(tmp_path, 32, seed=5, split="test"))
+    assert model.apply_patch(f"{name}-playroom").base_match == "exact"
+    asked = read_jsonl(write_clips(tmp_path, 32, seed=5, split="test", channels=("video", *SHIPPED[name])))
     features = FeatureStore(model, model.encoders()).read(list(dict.fromkeys(example.source for example in asked)))
     own, shuffled = (evaluate(model, asked, features=features, side=side).by() for side in ("own", "shuffled"))
     base = evaluate(model, asked, features=features, patches=()).by()
-    for channel in ("audio", "audio+video", "order"):
+    for channel in SHIPPED[name]:
         optimum = own[channel].optimum
         assert optimum is not None and own[channel].accuracy > 0.85, channel
         assert max(base[channel].accuracy, shuffled[channel].accuracy) < optimum + 0.15 < 0.7, channel
     assert base["video"].accuracy > 0.95 and own["video"].accuracy > base["video"].accuracy - 0.05
+
+
+def test_a_side_that_there_is_not_is_refused(model, questions, seen) -> None:
     with pytest.raises(ValueError, match="own, shuffled, off"):
-        evaluate(model, asked, features=features, side="shufled")  # type: ignore[arg-type]
+        evaluate(model, questions, features=seen, side="shufled")  # type: ignore[arg-type]
