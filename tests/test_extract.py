@@ -65,7 +65,16 @@ def begin(*words: object, checkout: Path = ROOT) -> subprocess.Popen[str]:
     settings = {**os.environ, "PYTHONPATH": str(checkout), "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     pipe = subprocess.PIPE
     command = [sys.executable, "-m", *map(str, words)]
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=settings, cwd=checkout)
+    return subprocess.Popen(
+        command,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        env=settings,
+        cwd=checkout,
+        # a job in the background ignores it, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def run(*words: object, checkout: Path = ROOT) -> tuple[str, str]:
