@@ -190,10 +190,11 @@ def new_encoder(
 
     encoder, test = write_encoder(name, to)
     print(encoder, test, sep="\n")
+    needs = ""
     if to.resolve() not in folders():
-        places = os.pathsep.join(filter(None, (os.environ.get(PLACE), str(to.resolve()))))
-        remark(f"it is found where the environment says {PLACE}={places}")
-    remark(f"it works as it is: python -m pytest {test}")
+        needs = f"{PLACE}={os.pathsep.join(filter(None, (os.environ.get(PLACE), str(to.resolve()))))} "
+        remark(f"it is found where the environment says {needs}")
+    remark(f"it works as it is: {needs}python -m pytest {test}")
 
 
 @app.command()
