@@ -11,8 +11,10 @@ channels of what a resampler makes, q d channels of visual tokens before and aft
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from itertools import islice
 from math import inf
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -39,8 +41,8 @@ class Heard:
         first = inf if tokens is None or not len(tokens.times) else tokens.times.min().item()
         if min(first, until) < self.until:
             raise SignalError(
-                f"{self.sense} comes late: all of it before {self.until:g} s was said to be here, and now comes what is "
-                f"of {min(first, until):g} s; feed it in the order of time"
+                f"{self.sense} comes late: all of it before {self.until:g} s was said to be here, and now comes "
+                f"what is of {min(first, until):g} s; feed it in the order of time"
             )
         if tokens is not None:
             if tokens.kind == "set":
@@ -101,11 +103,16 @@ class Listening:
         return found
 
     @torch.no_grad()
-    def rest(self) -> tuple[Tensor, Tensor] | None:
-        """What the windows that are not finished give up to now, as if the recording ended here."""
-        sides = self._sides()
-        clock = self._clock(sides)
-        return None if clock is None else self._look(sides, list(clock.parts(WINDOWS, self.config.slots)))
+    def rest(self, more: Mapping[str, SideTokens] = MappingProxyType({})) -> tuple[Tensor, Tensor] | None:
+        """What the windows that are not finished give, as if the recording ended here; or with these tokens, which are
+        not taken for good."""
+        ended = copy(self)
+        ended.senses = {sense: copy(heard) for sense, heard in self.senses.items()}
+        for sense, tokens in more.items():
+            ended.senses[sense].add(tokens, inf)
+        sides = ended._sides()
+        clock = ended._clock(sides)
+        return None if clock is None else ended._look(sides, list(clock.parts(WINDOWS, self.config.slots)))
 
     def _sides(self) -> dict[str, SideBatch | None]:
         none = torch.zeros(2, 1, dtype=torch.long)

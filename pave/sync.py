@@ -96,7 +96,7 @@ def synchronise(sides: Mapping[str, SideBatch | None], config: ResamplerConfig, 
     """Put the senses that a clip has on one clock. A token lies in the step of its centre time, in the order of time;
     where a step is full, in the next. Where the clip is a picture, what a sense has of it stands still all the time.
 
-    since: the step that the clock begins with, counted from second 0, where all windows before it have been looked at."""
+    since: the step that the clock begins with, counted from second 0; all windows before it have been looked at."""
     present = {sense: side for sense, side in sides.items() if side is not None}
     laid = {sense: laid_out(sense, side, config, since) for sense, side in present.items()}
     readable = torch.cat([laid[sense][0][_real(side).any(-1)] for sense, side in present.items()])
