@@ -8,7 +8,7 @@ t pictures, y x pixels, n samples
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ class Chunk(NamedTuple):
     start: float = 0.0  # second of the very first sample
 
 
-def chunks_of(path: str) -> Iterator[Chunk]:
+def chunks_of(path: str) -> Generator[Chunk, None, None]:
     """The pictures of a file, one by one, each with the sound since the one before; then the rest of the sound."""
     check_file(path)
     track, audio = tracks(path)
@@ -52,7 +52,7 @@ def chunks_of(path: str) -> Iterator[Chunk]:
             second = float((stamp - origin) * track.base)
             picture = upright(scaler.reformat(frame, format="rgb24", **size).to_ndarray(), frame, path)
             frames = rearrange(torch.from_numpy(np.ascontiguousarray(picture)), "y x c -> 1 c y x")
-            heard = (None,) if hearing is None else hearing.until(second)
+            heard = (None, RATE, 0.0) if hearing is None else hearing.until(second)
             yield Chunk(frames, torch.tensor([second], dtype=torch.float64), *heard)
             stamp, frame = next(pictures, (None, None))
         if hearing is not None:

@@ -163,7 +163,7 @@ def test_what_comes_late_or_is_on_no_clock_is_refused_and_loses_nothing() -> Non
 
 def fusion_of(**changes: Any) -> Fusion:
     config = FusionConfig.model_validate({"width": 16, "heads": 2} | changes)
-    dims = {"side_dim": 6, "vision_dim": 8, "visual_dim": 12, "tokens": 4, "frames": 100}
+    dims: dict[str, Any] = {"side_dim": 6, "vision_dim": 8, "visual_dim": 12, "tokens": 4, "frames": 100}
     fusion = awake(build_fusion(config, **dims))
     assert isinstance(fusion, Fusion)
     return fusion

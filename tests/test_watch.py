@@ -47,7 +47,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def remembered(show: Show) -> tuple[Clip, list[Any], list[Any]]:
+def remembered(show: Show) -> tuple[Any, list[Any], list[Any]]:
+    """Key frames, side tokens, and what resamplers have made."""
     clip, sides, made, _ = show._remembered()
     return clip, list(sides.values()), list(made.values())
 
@@ -124,7 +125,7 @@ def test_at_any_moment_the_key_frames_are_those_of_the_file_up_to_then(
 def test_a_file_is_read_no_further_than_it_is_watched(files: dict[str, Path]) -> None:
     reading = chunks_of(str(files["long"]))
     first, *some = (next(reading) for _ in range(8))
-    assert number(some[-1].frames[0].movedim(0, -1).numpy().transpose(2, 0, 1)) == 7
+    assert some[-1].frames is not None and number(some[-1].frames[0].numpy()) == 7
     heard = sum(chunk.sound.shape[1] for chunk in [first, *some] if chunk.sound is not None) / 16_000
     assert 1.6 < heard < 1.9 and first.start == 0
     reading.close()
@@ -166,7 +167,7 @@ def test_a_camera_is_watched_and_asked_at_any_moment(one: PatchedModel) -> None:
         answer = show.ask(QUESTION)
         clip, (side,), _ = remembered(show)
     assert reached == [0.5 * i + 0.25 for i in range(40)]
-    assert [number(frame) for frame in clip.frames] == [0, 26, 52, 79] and clip.times is not None
+    assert [number(frame.numpy()) for frame in clip.frames] == [0, 26, 52, 79] and clip.times is not None
     whole = Clip.from_frames(clip.frames, clip.times, audio=tone(20, 16_000), rate=16_000)
     assert one.ask(whole, QUESTION) == answer
     (heard,) = one.encode([whole])[0].sides.values()
@@ -181,7 +182,7 @@ def test_a_question_can_be_about_the_last_seconds(one: PatchedModel) -> None:
         assert show.ask(QUESTION, patches=["ears"]).patches == ("ears",)
         clip, (side,), (made,) = remembered(show)
     assert clip.times is not None and clip.times.tolist() == pytest.approx(np.linspace(49.75, 59.75, FRAMES))
-    assert [number(frame) for frame in clip.frames] == [199, 212, 225, 239]
+    assert [number(frame.numpy()) for frame in clip.frames] == [199, 212, 225, 239]
     assert 49.75 <= side.times[0] < 50 and side.times[-1] > 59.75 and 49.75 <= made[1][0] < 52
     assert len(show.pictures.held) == 41 and len(show.heard.popitem()[1].held) < 20
 
