@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pave import pickled
 from pave.encoder import Encoder, EncoderSpec
 from pave.errors import EncoderError, PatchError
-from pave.kaldi import HOP, POVEY, SAMPLE_RATE, fbank, listen
+from pave.kaldi import HOP, POVEY, SAMPLE_RATE, fbank, listen, pieces_of
 from pave.media import Clip
 from pave.release import fill, find, refuse_broken
 from pave.sidechannel import SideTokens
@@ -55,6 +55,8 @@ class Sizes:
 
 class BeatsAudio(Encoder):
     """Frozen. Where its weights lie is no part of what it is, which of the checkpoints they are is."""
+
+    pieces = pieces_of(FRAMES, PATCH)
 
     def __init__(self, release: str, weights: str, sizes: Sizes) -> None:
         if not isinstance(release, str) or not release:

@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
 
-from pave.encoder import Encoder, EncoderSpec
+from pave.encoder import Encoder, EncoderSpec, Pieces
 from pave.errors import EncoderError
 from pave.hearing import hear
 from pave.media import Clip
@@ -48,6 +48,8 @@ class Options:
 
 class ClapAudio(Encoder):
     """Frozen. A window of ten seconds is one pass, so that no token depends on how many windows a clip has."""
+
+    pieces = Pieces(WINDOW / SAMPLE_RATE)
 
     def __init__(self, options: Options, weights: str, config: ClapAudioConfig) -> None:
         self.options, self.weights, self.config = options, weights, config

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pave import pickled
-from pave.encoder import Encoder, EncoderSpec, consent
+from pave.encoder import Encoder, EncoderSpec, Pieces, consent
 from pave.errors import EncoderError, PatchError
 from pave.hearing import mono
 from pave.kaldi import SAMPLE_RATE, fbank
@@ -59,6 +59,8 @@ class Sizes:
 
 class ImageBindAudio(Encoder):
     """Frozen. What it is can be read without weights; where they lie is no part of what it is."""
+
+    pieces = Pieces(PART, before=1, after=1)  # of as many windows; the middle of a window is its time
 
     def __init__(self, weights: str, sizes: Sizes) -> None:
         self.weights, self.sizes = weights, sizes

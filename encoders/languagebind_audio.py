@@ -21,7 +21,7 @@ from torch import Tensor
 from pave import languagebind
 from pave.encoder import Encoder, EncoderSpec
 from pave.errors import EncoderError
-from pave.kaldi import HOP, SAMPLE_RATE, fbank, listen
+from pave.kaldi import HOP, SAMPLE_RATE, fbank, listen, pieces_of
 from pave.languagebind import VIT_L, Tower
 from pave.media import Clip
 from pave.sidechannel import SideTokens
@@ -50,6 +50,8 @@ class Options(languagebind.Options):
 
 class LanguageBindAudio(Encoder):
     """Where its weights lie is no part of what it is."""
+
+    pieces = pieces_of(FRAMES, PATCH)
 
     def __init__(self, options: Options, weights: str = "") -> None:
         self.options, self.weights = options, weights

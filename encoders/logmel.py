@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from pave.encoder import Encoder, EncoderSpec
+from pave.encoder import Encoder, EncoderSpec, Pieces
 from pave.errors import EncoderError
 from pave.hearing import mono
 from pave.media import Clip
@@ -62,6 +62,8 @@ class Options:
 
 class LogMel(Encoder):
     """Deterministic, without weights; 4 s of sound take about a millisecond."""
+
+    pieces = Pieces(8, before=1, after=1)
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers import PeAudioEncoder, PeAudioEncoderConfig, PeAudioFeatureExtractor
 
-from pave.encoder import Encoder, EncoderSpec
+from pave.encoder import Encoder, EncoderSpec, Pieces
 from pave.errors import EncoderError, nearest
 from pave.hearing import hear
 from pave.media import Clip
@@ -68,6 +68,8 @@ class Options:
 
 class PEAudio(Encoder):
     """Frozen. A window of 30 seconds is one pass, so that no token depends on how many windows a clip has."""
+
+    pieces = Pieces(WINDOW / SAMPLE_RATE)
 
     def __init__(self, options: Options, weights: str, config: PeAudioEncoderConfig) -> None:
         self.options, self.weights, self.config = options, weights, config

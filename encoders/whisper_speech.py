@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from pave.encoder import Encoder, EncoderSpec
+from pave.encoder import Encoder, EncoderSpec, Pieces
 from pave.errors import EncoderError, nearest
 from pave.hearing import hear
 from pave.media import Clip
@@ -71,6 +71,8 @@ class Options:
 
 class WhisperSpeech(Encoder):
     """Frozen. A window of 30 seconds is one pass, so that no token depends on how many windows a clip has."""
+
+    pieces = Pieces(WINDOW / SAMPLE_RATE)
 
     def __init__(self, options: Options, weights: str, sizes: Sizes) -> None:
         self.options, self.weights, self.sizes = options, weights, sizes

@@ -167,9 +167,9 @@ class Attached(nn.Module):
                 modules[path]._buffers[leaf] = value
 
     def reading(self, sides: Mapping[str, Sequence[SideBatch | None]]) -> Mapping[str, Sequence[SideBatch | None]]:
-        """What the fusions read in each row, None for nothing: the senses, or what the resampler makes of them, row by
-        row as fusions read it. Where it trains, `aux_losses` are those of all rows."""
-        if self.resampler is None:
+        """What the fusions read in each row, None for nothing: the senses, or what the resampler makes of them, or has
+        made of them already, row by row as fusions read it. Where it trains, `aux_losses` are those of all rows."""
+        if self.resampler is None or RESAMPLED in sides:
             return sides
         resample = self._cast(self.resampler)
         rows = [dict(zip(sides, row, strict=True)) for row in zip(*sides.values(), strict=True)]

@@ -19,7 +19,7 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -77,10 +77,20 @@ class EncoderSpec:
         )
 
 
+class Pieces(NamedTuple):
+    """How a sound can be heard piece by piece: given a piece and some seconds around it, an encoder makes the tokens
+    that the whole sound has there."""
+
+    seconds: float  # of a piece; the first begins with the sound
+    before: float = 0
+    after: float = 0
+
+
 class Encoder(ABC):
     """Frozen reader of one stream of a clip."""
 
     spec: EncoderSpec
+    pieces: Pieces | None = None  # None: it reads a clip as a whole
 
     @abstractmethod
     def encode(self, clip: Clip) -> SideTokens | None:

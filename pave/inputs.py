@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pave.base import Base, Newline, Seen, Visual
-from pave.config import SenseFacts
+from pave.config import RESAMPLED, SenseFacts
 from pave.errors import PatchMismatch, SignalError
 from pave.sidechannel import SideBatch, SideTokens, align
 
@@ -34,12 +34,15 @@ class ClipFeatures:
     sides: Mapping[str, SideTokens | None] = field(default_factory=dict)  # by the encoder's `spec.preprocessing`
     absent: Mapping[str, str] = field(default_factory=dict)  # why a side channel is None
     deep: Tensor | None = None  # (t s k d), where the base has such features
+    # What resamplers have made of it as it came: (τ n c) and seconds (τ,), None for nothing. Then it holds no `sides`
+    # for their patches, and is the only clip of its batch.
+    made: Mapping[Attached, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> ClipFeatures:
         """The same clip elsewhere; side tokens stay where they are until a batch is moved."""
         vision, tokens, times = (each.to(device) for each in (self.vision, self.tokens, self.times))
         deep = None if self.deep is None else self.deep.to(device)
-        return ClipFeatures(vision, tokens, times, self.sides, self.absent, deep)
+        return ClipFeatures(vision, tokens, times, self.sides, self.absent, deep, self.made)
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,9 @@ def sides_of(
 ) -> dict[str, tuple[SideBatch | None, ...]]:
     """The senses of a patch in each row of a batch, aligned with the key frames of the row. Where `rows` (b,) asks
     for the patch, the clip must have been encoded for it."""
+    if attached.resampler is not None and attached in clips[0].made:
+        (clip,), made = clips, clips[0].made[attached]
+        return {RESAMPLED: (None if made is None else attached.resampler.side(*made, clip.times.cpu()),)}
     return {
         sense: tuple(_side(facts, clip) if asks else None for clip, asks in zip(clips, rows.tolist(), strict=True))
         for sense, facts in attached.config.senses.items()

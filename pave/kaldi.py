@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pave.encoder import Pieces
 from pave.hearing import mono
 from pave.media import Clip
 from pave.sidechannel import SideTokens
@@ -72,3 +73,10 @@ def listen(clip: Clip, frames: int, patch: int, tokens: Callable[[Tensor], Tenso
     spans = torch.stack([begin, (begin + window).clamp(max=length)], dim=-1)
     valid = torch.ones(x.shape[:3], dtype=torch.bool)
     return SideTokens(x, clip.audio_start + times / SAMPLE_RATE, clip.audio_start + spans / SAMPLE_RATE, valid)
+
+
+def pieces_of(frames: int, patch: int) -> Pieces:
+    """How a network that `listen` serves can hear piece by piece: a window at a time, and behind it a sample less
+    than what would begin the next."""
+    reach = FRAME + (patch - 1) * HOP
+    return Pieces(frames * HOP / SAMPLE_RATE, after=(reach - 1) / SAMPLE_RATE)

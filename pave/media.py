@@ -323,10 +323,16 @@ def preprocess(frames: Tensor, size: tuple[int, int], mean: Sequence[float], std
     """
     if frames.dtype != torch.uint8 or frames.ndim != 4:
         raise MediaError(f"frames are {frames.dtype} {tuple(frames.shape)}; preprocess needs uint8 (t 3 y x)")
-    if tuple(frames.shape[2:]) != tuple(size):
-        frames = F.interpolate(frames, size=tuple(size), mode="bicubic", align_corners=False, antialias=True)
+    frames = scaled(frames, size)
     shift, scale = (rearrange(torch.tensor(v, dtype=torch.float32) * 255.0, "c -> c 1 1") for v in (mean, std))
     return frames.float().sub_(shift.to(frames.device)).div_(scale.to(frames.device))
+
+
+def scaled(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Frames uint8 (t 3 y x) in another size, as `preprocess` takes them."""
+    if tuple(frames.shape[2:]) == tuple(size):
+        return frames
+    return F.interpolate(frames, size=tuple(size), mode="bicubic", align_corners=False, antialias=True)
 
 
 def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
@@ -348,6 +354,29 @@ def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
     waves = F.conv1d(flat, kernel.to(audio), stride=step)
     waves = rearrange(waves, "b phase n -> b (n phase)")[:, : math.ceil(length * phases / step)]
     return waves.reshape(*audio.shape[:-1], -1)
+
+
+class Resampling:
+    """`resample` of a sound (c n) that comes by and by."""
+
+    def __init__(self, from_rate: int, to_rate: int) -> None:
+        common = math.gcd(from_rate, to_rate)
+        self.rates, self.step, self.phases = (from_rate, to_rate), from_rate // common, to_rate // common
+        reach = 0 if from_rate == to_rate else sinc_kernel(self.step, self.phases)[1]
+        self.around = -(-(reach + self.step) // self.step) * self.step  # samples that a result hangs on, on either side
+        self.held: Tensor | None = None
+        self.before = 0  # held samples whose results have been given
+
+    def feed(self, sound: Tensor, *, last: bool = False) -> Tensor:
+        """The results that are due, once these samples follow; all that are left when they are the last."""
+        held = sound if self.held is None else torch.cat([self.held, sound], dim=-1)
+        length = held.shape[-1]
+        due = length if last else max(self.before, (length - self.around) // self.step * self.step)
+        first, end = (-(-count * self.phases // self.step) for count in (self.before, due))
+        found = resample(held, *self.rates)[..., first:end] if due > self.before else held[..., :0]
+        cut = max(0, due - self.around) // self.step * self.step
+        self.held, self.before = held[..., cut:], due - cut
+        return found
 
 
 @lru_cache(maxsize=8)

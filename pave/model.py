@@ -27,6 +27,7 @@ from pave.inputs import ClipFeatures, Inputs
 from pave.media import Clip
 from pave.opening import Place, load_base
 from pave.patching import Patching
+from pave.watch import MEMORY, Show
 
 __all__ = ["Answer", "ClipFeatures", "Inputs", "PatchReport", "PatchedModel", "load"]
 
@@ -90,6 +91,12 @@ class PatchedModel(Patching):
         if not rows:
             return []
         inputs, signals, timings = self._prepare_rows(rows)
+        return self.answers(inputs, signals, timings, max_new_tokens)
+
+    def answers(
+        self, inputs: Inputs, signals: Sequence[Mapping[str, str]], timings: dict[str, float], max_new_tokens: int
+    ) -> list[Answer]:
+        """The answers to prepared questions, with what was perceived in each row and how long it took so far."""
         begin = time.perf_counter()
         ids = self.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
         timings["generate"] = time.perf_counter() - begin
@@ -112,6 +119,35 @@ class PatchedModel(Patching):
         row = {"clip": clip, "question": question, "patches": patches, **signals}
         inputs, _, _ = self._prepare_rows([row])
         return self._pieces(inputs, max_new_tokens)
+
+    def watch(
+        self,
+        source: Any,
+        *,
+        rate: int | None = None,
+        patches: Sequence[str] | None = None,
+        last: float | None = None,
+        memory: int = MEMORY,
+    ) -> Show:
+        """Watch pictures and sound as they come, and ask at any moment:
+
+            with model.watch("kitchen.mp4") as show:
+                for second in show:
+                    ...
+                    print(show.ask("What do you hear?"))
+
+        source: a video file, which is read progressively; or an iterable of (frames, times, samples): pictures as in
+            `Clip.from_frames`, their seconds, and the samples that follow on those before, the first of them at second
+            0, at `rate` Hz. None stands for no pictures or no sound.
+        patches: names of those that watch; None means all that are enabled.
+        last: seconds before a question that it is about; None: all that has come.
+        memory: bytes that pictures may take, and each sense. What is more is thinned out, evenly over the past.
+
+        After the whole of a file, `show.ask` answers as `ask(file)` does. What it reads is equal bit by bit for sound
+        of 16 kHz until the first piece of it is finished, after 8 to 30 seconds, as the encoder says; then it is equal
+        but for rounding, since an encoder is given other lengths. It is another thing once pictures or senses had to
+        be thinned out. Patches that read anything but sound cannot watch."""
+        return Show(self, source, rate=rate, patches=patches, last=last, memory=memory)
 
     def _pieces(self, inputs: Inputs, max_new_tokens: int) -> Iterator[str]:
         streamer = TextIteratorStreamer(self.host.tokenizer, skip_prompt=True, skip_special_tokens=True)

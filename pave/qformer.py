@@ -24,8 +24,9 @@ from pave.blank import blank
 from pave.config import ResamplerConfig
 from pave.fusion import Standard
 from pave.sidechannel import SideBatch
-from pave.sync import Clock, synchronise
+from pave.sync import Clock, nearest_windows, steps_until, synchronise, windows_before
 
+WINDOWS = 16  # looked at at once: two hours of them would take 1.5 GB for every activation
 EPS = 1e-12  # of BERT's norms (Devlin et al., arXiv 1810.04805), which the authors build on
 
 
@@ -120,9 +121,18 @@ class Resampler(nn.Module, ABC):
         """What the fusion reads of a clip (one row; None: it lacks the sense), and how much alike the outputs of each
         of its windows are (w,)."""
         clock = synchronise(sides, self.config)
-        x, alike = self.look(self._on(clock, sides), clock)
+        parts = [self.part(sides, part) for part in clock.parts(WINDOWS, self.config.slots)]
+        x, alike = (torch.cat(each) for each in zip(*parts, strict=True))
         key_times = next(side.key_times for side in sides.values() if side is not None)
-        times, (index, mask) = self.align(clock, key_times[0])
+        return self.side(x, self.times(clock), key_times[0]), alike
+
+    def part(self, sides: Mapping[str, SideBatch | None], clock: Clock) -> tuple[Tensor, Tensor]:
+        """Some of the windows: their tokens (τ n c), and how much alike they are."""
+        return self.look(self._on(clock, sides), clock)
+
+    def side(self, x: Tensor, times: Tensor, key_times: Tensor) -> SideBatch:
+        """Tokens (τ n c) at `times`, all that are left of a clip, as the fusion reads them at these key frames."""
+        index, mask = self.align(times, key_times)
         return SideBatch(
             x=rearrange(x, "τ n c -> 1 τ n 1 c"),
             times=times[None],
@@ -130,16 +140,20 @@ class Resampler(nn.Module, ABC):
             index=index[None],
             mask=mask[None],
             valid=None,
-            key_times=key_times,
-        ), alike
+            key_times=key_times[None],
+        )
 
     @abstractmethod
     def look(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:
         """Tokens (τ n c) of windows of steps (w k m c), and how much alike they are."""
 
     @abstractmethod
-    def align(self, clock: Clock, key_times: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Seconds of what `look` gives (τ,), and its index and mask by key frame (t m)."""
+    def times(self, clock: Clock) -> Tensor:
+        """Seconds of what `look` gives (τ,)."""
+
+    @abstractmethod
+    def align(self, times: Tensor, key_times: Tensor) -> tuple[Tensor, Tensor]:
+        """What `look` gives by key frame: index and mask (t m)."""
 
     def _on(self, clock: Clock, sides: Mapping[str, SideBatch | None]) -> Tensor:
         """The windows (w k m c) of all senses."""
@@ -184,9 +198,13 @@ class Queries(Resampler):
         tokens = made.new_zeros(len(real), *queries.shape).index_copy(0, heard, made)
         return rearrange(tokens, "(w p) n q -> w (p n) q", w=len(x)), made
 
-    def align(self, clock: Clock, key_times: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        once = self.combine != "add"
-        return clock.middles, clock.windows_before(key_times) if once else clock.nearest_windows(key_times)
+    def times(self, clock: Clock) -> Tensor:
+        return clock.middles
+
+    def align(self, times: Tensor, key_times: Tensor) -> tuple[Tensor, Tensor]:
+        if self.combine == "add":
+            return nearest_windows(times, key_times)
+        return windows_before(times - self.config.window / self.config.rate / 2, key_times)
 
 
 class States(Resampler):
@@ -200,14 +218,16 @@ class States(Resampler):
         k, m = x.shape[1:3]
         windows = rearrange(x, "w k m c -> w (k m) c") + self.position
         states = self.causal(windows, windows, seen_by(k, m, "past", x.device))
-        steps = torch.arange(clock.count)
+        steps = torch.arange(clock.known, clock.count)
         window = ((steps - k) // clock.stride + 1).clamp(min=0)  # of those that hold a step, the longest past
         states = rearrange(states, "w (k m) c -> w k m c", m=m)[window, steps - window * clock.stride]
         return states, x.new_zeros(0)
 
-    def align(self, clock: Clock, key_times: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        times = clock.start + (torch.arange(clock.count, dtype=torch.float64) + 0.5) / clock.rate
-        return times, clock.steps_until(key_times)
+    def times(self, clock: Clock) -> Tensor:
+        return clock.start + (torch.arange(clock.known, clock.count, dtype=torch.float64) + 0.5) / clock.rate
+
+    def align(self, times: Tensor, key_times: Tensor) -> tuple[Tensor, Tensor]:
+        return steps_until(times, key_times, self.config.rate)
 
 
 def build_resampler(config: ResamplerConfig, combine: str, senses: tuple[tuple[str, int], ...]) -> Resampler:

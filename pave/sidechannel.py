@@ -61,6 +61,19 @@ class SideTokens:
         """Whether there is a token to read; silence is present."""
         return bool(self.valid.any())
 
+    def only(self, steps: Tensor) -> SideTokens:
+        """Some of the time steps, by number or by mask."""
+        return replace(self, x=self.x[steps], times=self.times[steps], spans=self.spans[steps], valid=self.valid[steps])
+
+    @classmethod
+    def cat(cls, parts: Sequence[SideTokens]) -> SideTokens:
+        """One after the other."""
+        x, times, spans, valid = (
+            torch.cat(each)
+            for each in zip(*((part.x, part.times, part.spans, part.valid) for part in parts), strict=True)
+        )
+        return replace(parts[0], x=x, times=times, spans=spans, valid=valid)
+
     @classmethod
     def regular(cls, x: Tensor, *, rate: float, start: float = 0.0) -> SideTokens:
         """Tokens (τ c) or (τ h w c) at `rate` per second: token i covers start + [i, i + 1) / rate."""

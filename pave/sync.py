@@ -10,7 +10,7 @@ t key frames, τ time steps of a sense, n = h w side tokens of a time step, w wi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,7 @@ class Clock:
     window: int  # steps of a window
     stride: int  # steps from window to window
     places: Mapping[str, tuple[Tensor, Tensor]]  # sense -> numbers (p,) of its tokens (τ n), and of slots (count slots)
+    known: int = 0  # first steps that windows before these hold, too, with a longer past
 
     @property
     def windows(self) -> int:
@@ -55,35 +56,51 @@ class Clock:
         """Seconds of the windows' middles (w,)."""
         return self.starts + self.window / self.rate / 2
 
-    def nearest_windows(self, key_times: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows for each key frame, index and mask (t m): those whose middle lies in its segment, or else the one it
-        lies in, as `align` does with time steps."""
-        return segments_by_time(self.middles - INSTANT, key_times)
-
-    def windows_before(self, key_times: Tensor) -> tuple[Tensor, Tensor]:
-        """Each window once (t m): with the first key frame that lies in it or after it, or else with the last."""
-        first = torch.searchsorted(key_times + INSTANT, self.starts).clamp(max=len(key_times) - 1)
-        return segments_of(first, len(key_times))
-
-    def steps_until(self, key_times: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps since the key frame before, up to the one that a key frame lies in (t m), which several may share; none
-        for key frames before the first step. No step is later than its key frame."""
-        own = _steps(key_times, self.rate) - round(self.start * self.rate)
-        own = own.clamp(max=self.count - 1)
-        first = torch.searchsorted(own, torch.arange(max(0, int(own[-1]) + 1)))
-        index, mask = segments_of(first, len(own))
-        shared = ~mask.any(-1) & (own >= 0)
-        index[shared, 0], mask[shared, 0] = own[shared], True
-        return index, mask
+    def parts(self, windows: int, slots: int) -> Iterator[Clock]:
+        """The same by so many windows at a time: clocks of their own, whose bits hang on no other window."""
+        for first in range(0, self.windows, windows):
+            begin = first * self.stride
+            count = min(self.count - begin, (windows - 1) * self.stride + self.window)
+            places = {}
+            for sense, (take, put) in self.places.items():
+                own = (put >= begin * slots) & (put < (begin + count) * slots)
+                places[sense] = take[own], put[own] - begin * slots
+            start, known = self.start + begin / self.rate, self.window - self.stride if first else self.known
+            yield Clock(start, count, self.rate, self.window, self.stride, places, known)
 
 
-def synchronise(sides: Mapping[str, SideBatch | None], config: ResamplerConfig) -> Clock:
+def nearest_windows(middles: Tensor, key_times: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows for each key frame, index and mask (t m): those whose middle lies in its segment, or else the one it lies
+    in, as `align` does with time steps."""
+    return segments_by_time(middles - INSTANT, key_times)
+
+
+def windows_before(starts: Tensor, key_times: Tensor) -> tuple[Tensor, Tensor]:
+    """Each window once (t m): with the first key frame that lies in it or after it, or else with the last."""
+    first = torch.searchsorted(key_times + INSTANT, starts).clamp(max=len(key_times) - 1)
+    return segments_of(first, len(key_times))
+
+
+def steps_until(middles: Tensor, key_times: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """Steps since the key frame before, up to the one that a key frame lies in (t m), which several may share; none for
+    key frames before the first step. No step is later than its key frame."""
+    own = torch.searchsorted(steps_at(middles, rate), steps_at(key_times, rate), right=True) - 1
+    first = torch.searchsorted(own, torch.arange(max(0, int(own[-1]) + 1)))
+    index, mask = segments_of(first, len(own))
+    shared = ~mask.any(-1) & (own >= 0)
+    index[shared, 0], mask[shared, 0] = own[shared], True
+    return index, mask
+
+
+def synchronise(sides: Mapping[str, SideBatch | None], config: ResamplerConfig, since: int | None = None) -> Clock:
     """Put the senses that a clip has on one clock. A token lies in the step of its centre time, in the order of time;
-    where a step is full, in the next. Where the clip is a picture, what a sense has of it stands still all the time."""
+    where a step is full, in the next. Where the clip is a picture, what a sense has of it stands still all the time.
+
+    since: the step that the clock begins with, counted from second 0; all windows before it have been looked at."""
     present = {sense: side for sense, side in sides.items() if side is not None}
-    laid = {sense: _laid(sense, side, config) for sense, side in present.items()}
+    laid = {sense: laid_out(sense, side, config, since) for sense, side in present.items()}
     readable = torch.cat([laid[sense][0][_real(side).any(-1)] for sense, side in present.items()])
-    first = int(readable.min())
+    first = int(readable.min()) if since is None else since
     count = int(readable.max()) - first + 1
     places = {}
     for sense, side in present.items():
@@ -95,10 +112,11 @@ def synchronise(sides: Mapping[str, SideBatch | None], config: ResamplerConfig) 
         put = (step - first)[:, None] * config.slots + slot
         places[sense] = token[real], put[real]
     stride = config.stride or config.window
-    return Clock(first / config.rate, count, config.rate, config.window, stride, places)
+    known = 0 if since is None else config.window - stride
+    return Clock(first / config.rate, count, config.rate, config.window, stride, places, known)
 
 
-def _laid(sense: str, side: SideBatch, config: ResamplerConfig) -> tuple[Tensor, Tensor]:
+def laid_out(sense: str, side: SideBatch, config: ResamplerConfig, since: int | None) -> tuple[Tensor, Tensor]:
     """The step (τ,) and the slots (τ n) of each time step of a sense, steps counted from second 0."""
     if side.sets is not None:
         raise SignalError(f"{sense} is a set, whose tokens have no time; a resampler needs times")
@@ -110,8 +128,8 @@ def _laid(sense: str, side: SideBatch, config: ResamplerConfig) -> tuple[Tensor,
             "resampler.slots, or let the encoder pool more"
         )
     order = side.times[0].argsort(stable=True)
-    due = _steps(side.times[0][order], config.rate)
-    step = _pushed(due, fitting)
+    due = steps_at(side.times[0][order], config.rate)
+    step = _pushed(due if since is None else due.clamp(min=since), fitting)
     if (step - due).max() > 1:
         most = int(torch.unique_consecutive(due, return_counts=True)[1].max()) * n
         raise SignalError(
@@ -123,8 +141,8 @@ def _laid(sense: str, side: SideBatch, config: ResamplerConfig) -> tuple[Tensor,
     return step[back], rank[back][:, None] * n + torch.arange(n)
 
 
-def _steps(times: Tensor, rate: float) -> Tensor:
-    """The step that each time lies in."""
+def steps_at(times: Tensor, rate: float) -> Tensor:
+    """The step that each time lies in, counted from second 0."""
     return ((times + INSTANT) * rate).floor().long()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from hub_server import HubServer
+from listening import hear_in_pieces
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -272,3 +273,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(save(tmp_path / "x.pt").read_bytes()[:5000])
     with pytest.raises(EncoderError, match=r"x\.pt: .*cut short"):
         ear(tmp_path / "x.pt").encode(SHORT)
+
+
+def test_it_hears_in_pieces_what_it_hears_in_the_whole(small: Any) -> None:
+    assert hear_in_pieces(small, noise(20.7), SAMPLE_RATE) == 2 * 62

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from clips import counting_frames, write_clip
+from listening import hear_in_pieces
 from patched import hears
 from torch import Tensor
 from transformers import ClapAudioConfig, ClapAudioModel, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig
@@ -230,3 +231,7 @@ def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch:
         load_encoder("clap-audio").encode(Clip(audio=noise(1), rate=RATE))
     with pytest.raises(EncoderError, match="needs a text for revision"):
         load_encoder("clap-audio", revision=3)
+
+
+def test_it_hears_in_pieces_what_it_hears_in_the_whole(folder: Path) -> None:
+    assert hear_in_pieces(ears.ClapAudio(ears.Options(), str(folder), TINY), noise(21.3), RATE) == 2 * 32

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from hub_server import HubServer
+from listening import hear_in_pieces
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -245,3 +246,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match=r"asks for (posix|nt)\.mkdir"):
         _ = ears.ImageBindAudio(str(tmp_path / "x.pth"), TINY).network
     assert not (tmp_path / "done").exists()
+
+
+def test_it_hears_in_pieces_what_it_hears_in_the_whole(file: Path) -> None:
+    assert hear_in_pieces(ears.ImageBindAudio(str(file), TINY), noise(34.2), RATE) == 31

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from listening import hear_in_pieces
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -166,3 +167,9 @@ def test_a_release_of_another_size_or_sense_is_refused(tmp_path: Path) -> None:
     encoder = load_encoder("languagebind-audio", weights=str(tmp_path))
     with pytest.raises(EncoderError, match=r"of its weights are missing \(encoder.layers.10"):
         encoder.encode(Clip(audio=noise(1), rate=SAMPLE_RATE))
+
+
+def test_it_hears_in_pieces_what_it_hears_in_the_whole(small: Tower) -> None:
+    encoder = load_encoder("languagebind-audio")
+    encoder.network = small  # type: ignore[misc]
+    assert hear_in_pieces(encoder, noise(21.5), SAMPLE_RATE) == 2 * 74

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from listening import hear_in_pieces
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PeAudioConfig, PeAudioEncoder, PeAudioEncoderConfig, PeAudioFrameLevelModel
@@ -260,3 +261,7 @@ def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch:
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(EncoderError, match=message):
         load_encoder("pe-audio", **options)
+
+
+def test_it_hears_in_pieces_what_it_hears_in_the_whole(folder: Path) -> None:
+    assert hear_in_pieces(encoder(folder), noise(61.3), RATE) == 2 * 30 * 25

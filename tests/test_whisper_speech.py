@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from listening import hear_in_pieces
 from torch import Tensor
 from transformers import (
     WhisperConfig,
@@ -258,3 +259,7 @@ def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch:
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(EncoderError, match=message):
         load_encoder("whisper-speech", **options)
+
+
+def test_it_hears_in_pieces_what_it_hears_in_the_whole(folder: Path) -> None:
+    assert hear_in_pieces(ears.WhisperSpeech(ears.Options(), str(folder), TINY), noise(61.3), RATE) == 2 * 30 * 50

@@ -1,0 +1,183 @@
+"""Does a stream give what the whole recording gives, and does its memory stay flat over hours?
+
+    python benchmarks/streaming.py            # two hours, writes benchmarks/results/streaming.json
+    python benchmarks/streaming.py --small    # ten minutes; writes nothing
+
+`equal`: resamplers of both read-outs and both kinds of fusion hear a recording second by second, beside the same
+chunks of it at once (bits) and beside all of it in one pass (share of scale). `flat`: the embedded base watches a clip
+of the Playroom again and again, with the shipped audio patch and a resampler over two rates of sound, thins out what is
+beyond `MEMORY`, and is asked ten times. `held` are bytes that the stream holds, `resident` those of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from math import inf
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from study import Study
+from torch import Tensor, nn
+
+from pave import qformer, streaming
+from pave.config import FusionConfig, PatchConfig, ResamplerConfig
+from pave.encoder import load_encoder
+from pave.fusion import build_fusion
+from pave.media import Clip
+from pave.model import PatchedModel, load
+from pave.playroom.world import draw_scene, draw_script
+from pave.playroom.writer import write_clip
+from pave.qformer import build_resampler
+from pave.sidechannel import SideBatch, SideTokens, align
+from pave.watch import Show
+
+MEMORY = 4 << 20  # bytes: 340 pictures of 64 x 64, so that two hours are thinned out several times
+RATES = {"slow": 2, "fast": 10}  # side tokens per second
+SHAPE = {"slots": 5, "width": 64, "heads": 4, "queries": 16}
+READOUTS: dict[str, dict[str, Any]] = {"queries": {}, "states": {"readout": "states", "queries": 32}}
+DIM, VISION, VISUAL, TOKENS = 32, 48, 64, 16
+
+
+def awake(module: nn.Module) -> Any:
+    """Weights that all act."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return module.eval()
+
+
+def share(one: Tensor, other: Tensor) -> float:
+    """The greatest difference, as a share of scale."""
+    return float(f"{(one - other).abs().max() / other.abs().max():.1e}")
+
+
+def second(tokens: SideTokens, i: int) -> SideTokens:
+    return tokens.only((tokens.times >= i) & (tokens.times < i + 1))
+
+
+@torch.no_grad()
+def resampled(readout: str, seconds: int) -> dict[str, Any]:
+    """A resampler that listens for so many seconds, beside the whole."""
+    shape = ResamplerConfig.model_validate(SHAPE | READOUTS[readout])
+    resampler = awake(build_resampler(shape, "add", tuple((sense, DIM) for sense in RATES)))
+    heard = {s: SideTokens.regular(torch.randn(seconds * rate, DIM), rate=rate) for s, rate in RATES.items()}
+    listening, found = streaming.Listening(resampler), []
+    for i in range(seconds):
+        found += [listening.feed(sense, second(tokens, i), i + 1.0) for sense, tokens in heard.items()]
+    made = torch.cat([each[0] for each in [*found, listening.rest()] if each is not None])
+    keys = torch.linspace(0, seconds, 32, dtype=torch.float64)
+    sides: dict[str, SideBatch | None] = {sense: align([tokens], [keys], "time") for sense, tokens in heard.items()}
+    chunks = resampler(sides)[0].x[0, :, :, 0]
+    at_once, qformer.WINDOWS = qformer.WINDOWS, 10**9
+    whole = resampler(sides)[0].x[0, :, :, 0]
+    qformer.WINDOWS = at_once
+    return {"equal_bits": torch.equal(made, chunks), "share_of_one_pass": share(made, whole)}
+
+
+@torch.no_grad()
+def fused(kind: str, seconds: int) -> dict[str, Any]:
+    """A fusion that reads along with two key frames per second, beside all of them at once."""
+    dims: dict[str, Any] = {"side_dim": DIM, "vision_dim": VISION, "visual_dim": VISUAL, "tokens": TOKENS, "frames": 1}
+    fusion = awake(build_fusion(FusionConfig.model_validate({"kind": kind, "width": 32, "heads": 2}), **dims))
+    times = torch.arange(2 * seconds, dtype=torch.float64) / 2
+    vision, tokens = torch.randn(len(times), TOKENS, VISION), torch.randn(len(times), TOKENS, VISUAL)
+    sound = SideTokens.regular(torch.randn(10 * seconds, DIM), rate=10)
+    by_and_by, at_once = streaming.Fusing(fusion), streaming.Fusing(fusion)
+    found = []
+    for i in range(seconds):
+        own = slice(2 * i, 2 * i + 2)
+        found += by_and_by.feed(vision[own], tokens[own], times[own], second(sound, i), i + 1.0)
+    made = torch.cat([*found, *by_and_by.rest()])
+    chunks = torch.cat([*at_once.feed(vision, tokens, times, sound, inf), *at_once.rest()])
+    whole = fusion(vision[None], tokens[None], align([sound], [times], "time"))[0]
+    return {"equal_bits": torch.equal(made, chunks), "share_of_one_pass": share(made, whole)}
+
+
+def ears(model: PatchedModel) -> None:
+    """The shipped patch, and one with a resampler, whose weights act."""
+    model.apply_patch("audio-playroom")
+    heard = {sense: load_encoder("logmel", bands=16, rate=rate).spec.facts("time") for sense, rate in RATES.items()}
+    shape, fusion = ResamplerConfig.model_validate(SHAPE), FusionConfig(width=32, heads=2)
+    config = PatchConfig(name="favor", base=model.host.facts(), senses=heard, resampler=shape, fusion=fusion, lora=None)
+    attached = model.attach("favor", config, trainable=False)
+    assert attached.resampler is not None
+    awake(attached.resampler)
+
+
+def camera(path: Path, seconds: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """A clip again and again, a second at a time."""
+    clip = Clip.read(path, frames=None)
+    assert clip.frames is not None and clip.times is not None and clip.audio is not None and clip.rate is not None
+    length = int(clip.report.seconds)
+    for i in range(seconds):
+        own = (clip.times >= i % length) & (clip.times < i % length + 1)
+        sound = clip.audio[:, clip.rate * (i % length) : clip.rate * (i % length + 1)]
+        yield clip.frames[own], clip.times[own] + (i - i % length), sound
+
+
+def held(show: Show) -> int:
+    """Bytes that a stream holds: what it remembers, unfinished sound, and tokens that wait for a resampler."""
+    memories = [show.pictures, *show.heard.values(), *(memory for _, memory in show.listening.values())]
+    waiting = [heard.tokens for listening, _ in show.listening.values() for heard in listening.senses.values()]
+    sound = sum(ear.sound.nbytes for ear in show.ears.values() if ear.sound is not None)
+    return sound + sum(each.nbytes for each in memories) + sum(each.x.nbytes for each in waiting if each is not None)
+
+
+def resident() -> int:
+    """Bytes of this process."""
+    words = Path("/proc/self/statm").read_text().split()
+    return int(words[1]) * 4096
+
+
+def watched(seconds: int) -> list[dict[str, Any]]:
+    """Ten moments of a long stream."""
+    model = load("playroom")
+    ears(model)
+    lines = []
+    with TemporaryDirectory() as folder:
+        write_clip(path := Path(folder) / "clip.mp4", draw_scene(0), draw_script(0), 0)
+        film = camera(path, seconds)
+        with model.watch(film, rate=16_000, memory=MEMORY) as show:
+            for part in range(1, 11):
+                begin = time.perf_counter()
+                reached = show.see(seconds * part / 10 - 0.06)
+                watching = time.perf_counter() - begin
+                begin = time.perf_counter()
+                answer = show.ask("what sounds do you hear?", max_new_tokens=8)
+                lines.append(
+                    {
+                        "second": round(reached, 2),
+                        "held_mb": round(held(show) / 1e6, 2),
+                        "resident_mb": round(resident() / 1e6, 1),
+                        "pictures": len(show.pictures.held),
+                        "one_picture_of": show.pictures.every,
+                        "seconds_per_second": round(watching / (seconds / 10), 4),
+                        "seconds_of_answer": round(time.perf_counter() - begin, 2),
+                        "answer": str(answer),
+                    }
+                )
+                print(lines[-1], flush=True)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare streams with whole recordings, and weigh a long one.")
+    parser.add_argument("--small", action="store_true", help="ten minutes; writes nothing")
+    arguments = parser.parse_args()
+    study, seconds = Study("streaming"), 600 if arguments.small else 7200
+    for name, measure in {**dict.fromkeys(READOUTS, resampled), **dict.fromkeys(("folded", "official"), fused)}.items():
+        figures = {"seconds": seconds // 10, **measure(name, seconds // 10)}
+        print(f"equal, {name}: {figures}", flush=True)
+        if not arguments.small:
+            study.add(f"equal, {name}", figures)
+    lines = watched(seconds)
+    if not arguments.small:
+        study.add("flat", {"memory_mb": MEMORY / 1e6, "moments": lines})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""Watching: pictures and sound come as time goes by, and a question can be asked at any moment.
+
+In: a video file that is read progressively, or whatever gives pictures, their seconds and samples. Out: answers about
+what has come so far, or in the last seconds. Memory does not grow with the hours: pictures are kept at the size that
+the vision tower reads, which takes a fraction of their features, and are looked at when somebody asks; sound is heard
+piece by piece, and what encoders and resamplers have finished is kept in place of it.
+
+t key frames, τ time steps, n samples, c channels, y x pixels
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pave.attached import Attached
+from pave.encoder import Encoder
+from pave.errors import EncoderError, MediaError, PatchNotFound
+from pave.media import Clip, pictures_of, scaled, sound_of, tensor_of, times_of
+from pave.progressive import Chunk, chunks_of
+from pave.sidechannel import SideTokens
+from pave.streaming import Listening
+from pave.sync import INSTANT
+
+if TYPE_CHECKING:
+    from pave.model import Answer, PatchedModel
+
+MEMORY = 1 << 28  # bytes: 600 pictures of 384 x 384, 18 hours of a token of 1024 channels per second
+
+
+@dataclass(frozen=True)
+class Held:
+    """Something that came at a moment."""
+
+    number: int
+    second: float
+    parts: tuple[Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+
+class Memory:
+    """What came, in the order of time, in up to `size` bytes. When it is more, every second one is forgotten, and of
+    what is to come every second one is kept; and so on. So it lies evenly over all of the past."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.held, self.nbytes = size, deque[Held](), 0
+        self.every, self.count = 1, 0
+
+    def add(self, second: float, make: Callable[[], tuple[Tensor, ...]]) -> None:
+        """Keep one more, which is made only if it is kept."""
+        if self.count % self.every == 0:
+            self.held.append(Held(self.count, second, make()))
+            self.nbytes += self.held[-1].nbytes
+        self.count += 1
+        while self.nbytes > self.size and len(self.held) > 1:
+            self.every *= 2
+            self.held = deque(each for each in self.held if each.number % self.every == 0)
+            self.nbytes = sum(each.nbytes for each in self.held)
+
+    def add_seconds(self, times: Tensor, *parts: Tensor) -> None:
+        """Keep time steps (τ …) at `times` second by second, so that what happens within a second stays whole."""
+        counts = torch.unique_consecutive(times.floor(), return_counts=True)[1].tolist()
+        for each in zip(*(part.split(counts) for part in (times, *parts)), strict=True):
+            self.add(each[0][0].item(), lambda each=each: tuple(part.clone() for part in each))
+
+    def forget(self, before: float) -> None:
+        """Keep nothing that is over at second `before`: what came last until then still is."""
+        while len(self.held) > 1 and self.held[1].second <= before:
+            self.nbytes -= self.held.popleft().nbytes
+
+    def joined(self) -> list[Tensor]:
+        """The parts of all that is held, in line."""
+        return [torch.cat(parts) for parts in zip(*(each.parts for each in self.held), strict=True)]
+
+
+class Ear:
+    """An encoder that hears a sound as it comes: what lies in a whole piece is finished."""
+
+    def __init__(self, encoder: Encoder, name: str) -> None:
+        if encoder.spec.sense != "audio" or encoder.pieces is None:
+            cause = f"{name} needs the whole clip for {encoder.spec.name}, which reads {encoder.spec.sense}"
+            raise EncoderError(f"{cause}; ask() about a file, or watch with patches that hear piece by piece")
+        self.encoder, self.pieces = encoder, encoder.pieces
+        self.rate, self.start = 0, 0.0
+        self.sound: Tensor | None = None  # held samples (c n)
+        self.first = self.done = 0  # sample that is held first; pieces that are finished
+        self.steps, self.since = 0, inf  # finished time steps, and the second of the very first
+
+    def feed(self, chunk: Chunk) -> Iterator[tuple[SideTokens | None, float]]:
+        """Hear what follows. Gives the tokens of pieces that are finished now, and until which second they are."""
+        if chunk.sound is None or not chunk.sound.shape[1]:
+            return
+        self.rate, self.start = chunk.rate, chunk.start
+        self.sound = chunk.sound if self.sound is None else torch.cat([self.sound, chunk.sound], dim=-1)
+        while self.first + self.sound.shape[1] >= self._sample(self._end + self.pieces.after):
+            until = self._end
+            tokens = self._tokens(self.sound[:, : self._sample(until + self.pieces.after) - self.first], until)
+            self.done += 1
+            cut = max(0, self._sample(self.done * self.pieces.seconds - self.pieces.before))
+            self.sound, self.first = self.sound[:, cut - self.first :].clone(), cut
+            if tokens is not None and len(tokens.times):
+                self.steps, self.since = self.steps + len(tokens.times), min(self.since, tokens.times[0].item())
+            yield tokens, self.start + until - INSTANT
+
+    def rest(self) -> SideTokens | None:
+        """The tokens behind the finished pieces, as if the sound ended here."""
+        return None if self.sound is None else self._tokens(self.sound, inf)
+
+    def said(self, rest: SideTokens | None) -> str:
+        """What has been heard, in words."""
+        times = [] if rest is None else rest.times.tolist()
+        if not self.steps and not times:
+            return "absent: no sound has come"
+        return f"present: {self.steps + len(times)} steps from {min([self.since, *times]):.2f} s"
+
+    @property
+    def _end(self) -> float:
+        """Second at which the piece ends that is not finished, after the first sample."""
+        return (self.done + 1) * self.pieces.seconds
+
+    def _sample(self, seconds: float) -> int:
+        return round(seconds * self.rate)
+
+    def _tokens(self, sound: Tensor, until: float) -> SideTokens | None:
+        """Those of the piece that is not finished, from the samples that are held of it and around it."""
+        clip = Clip(audio=sound, rate=self.rate, audio_start=self.start + self.first / self.rate)
+        tokens = self.encoder.encode(clip)
+        if tokens is None:
+            return None
+        begin = self.start + self.done * self.pieces.seconds if self.done else -inf
+        own = (tokens.times >= begin - INSTANT) & (tokens.times < self.start + until - INSTANT)
+        return tokens.only(own)
+
+
+class Show:
+    """What is being watched. Iterating goes on by a chunk, and gives the second that has been reached; `ask` answers
+    about what has come by then. Both may be called from different threads."""
+
+    def __init__(
+        self,
+        model: PatchedModel,
+        source: Any,
+        *,
+        rate: int | None,
+        patches: Sequence[str] | None,
+        last: float | None,
+        memory: int,
+    ) -> None:
+        if last is not None and not 0 < last < inf:
+            raise ValueError(f"last={last}; give the seconds before a question that it is about, or None for all")
+        if memory < 1:
+            raise ValueError(f"memory={memory}; give the bytes that pictures may take, and each sense")
+        self.model, self.last = model, inf if last is None else float(last)
+        self.names = model._wanted(patches, 1)[0]
+        self.begin, self.now = inf, -inf  # seconds of the first picture and of the last
+        self.latest = torch.zeros(0)
+        self.pictures = Memory(memory)
+        self.ears: dict[str, Ear] = {}  # by the encoder's `spec.preprocessing`
+        self.heard: dict[str, Memory] = {}  # its tokens, where a fusion reads them itself
+        self.listening: dict[Attached, tuple[Listening, Memory]] = {}
+        self._attach(memory)
+        self._lock = threading.RLock()
+        self._file = chunks_of(os.path.abspath(source)) if isinstance(source, str | os.PathLike) else None
+        self._chunks = self._file or map(partial(_checked, rate=rate), _iterable(source))
+
+    def _attach(self, memory: int) -> None:
+        for name in self.names:
+            attached, _ = self.model._found(name)
+            if attached.resampler is not None:
+                self.listening[attached] = Listening(attached.resampler), Memory(memory)
+            for facts in attached.config.senses.values():
+                if facts.preprocessing not in self.ears:
+                    self.ears[facts.preprocessing] = Ear(self.model.encoder(facts), name)
+                if attached.resampler is None:
+                    self.heard.setdefault(facts.preprocessing, Memory(memory))
+
+    def __enter__(self) -> Show:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file; an iterator of your own stays yours."""
+        if self._file is not None:
+            self._file.close()
+
+    def __iter__(self) -> Iterator[float]:
+        return self
+
+    def __next__(self) -> float:
+        chunk = next(self._chunks)
+        with self._lock:
+            self._take(chunk)
+            return self.now
+
+    def see(self, until: float = inf) -> float:
+        """Go on until this second, or to the end; gives the second that has been reached."""
+        while self.now < until and next(self, None) is not None:
+            pass
+        return self.now
+
+    def ask(self, question: str, *, patches: Sequence[str] | None = None, max_new_tokens: int = 32) -> Answer:
+        """Ask about what has come so far. patches: names; None means all that watch."""
+        names = self.names if patches is None else self.model._wanted(patches, 1)[0]
+        for name in names:
+            if name not in self.names:
+                raise PatchNotFound(name, "it has not been watching", "name it, or apply it, before you begin to watch")
+        begin = time.perf_counter()
+        with self._lock:
+            clip, sides, made, said = self._remembered()
+        features = replace(self.model.encode([clip], [])[0], sides=sides, absent=said, made=made)
+        encoded = time.perf_counter()
+        inputs = self.model.prepare([features], [question], patches=[names])
+        senses = [facts for use in inputs.uses for facts in use.attached.config.senses.items()]
+        signals = {sense: said[facts.preprocessing] for sense, facts in senses}
+        seconds = {"encode": encoded - begin, "prepare": time.perf_counter() - encoded}
+        return self.model.answers(inputs, [signals], seconds, max_new_tokens)[0]
+
+    def _take(self, chunk: Chunk) -> None:
+        size = self.model.host.size
+        if chunk.frames is not None and chunk.times is not None:
+            if chunk.times[0] < self.now:
+                cause = f"a picture of {chunk.times[0]:g} s comes after one of {self.now:g} s"
+                raise MediaError(f"{cause}; give them in the order of time, on one clock")
+            for frame, second in zip(chunk.frames.split(1), chunk.times.tolist(), strict=True):
+                self.pictures.add(second, lambda frame=frame: (scaled(frame, size).clone(),))
+                self.latest, self.now = frame, second
+            self.begin = min(self.begin, chunk.times[0].item())
+        for key, ear in self.ears.items():
+            for tokens, until in ear.feed(chunk):
+                self._finish(key, tokens, until)
+        memories = (self.pictures, *self.heard.values(), *(memory for _, memory in self.listening.values()))
+        for memory in memories:
+            memory.forget(self.now - self.last)
+
+    def _finish(self, key: str, tokens: SideTokens | None, until: float) -> None:
+        """Keep what an ear has finished, or hand it on to the resamplers that listen to it."""
+        if tokens is not None and key in self.heard:
+            self.heard[key].add_seconds(tokens.times, tokens.x, tokens.spans, tokens.valid)
+        for attached, (listening, memory) in self.listening.items():
+            for sense, facts in attached.config.senses.items():
+                found = listening.feed(sense, tokens, until) if facts.preprocessing == key else None
+                if found is not None:
+                    memory.add_seconds(found[1], found[0].cpu())
+
+    def _remembered(
+        self,
+    ) -> tuple[Clip, dict[str, SideTokens | None], dict[Attached, tuple[Tensor, Tensor] | None], dict[str, str]]:
+        """Key frames; side tokens, and what resamplers have made of others; and what was heard, in words."""
+        clip = self._key_frames()
+        begin = self.now - self.last
+        rests = {key: ear.rest() for key, ear in self.ears.items()}
+        sides = {key: _recent(begin, memory, rests[key]) for key, memory in self.heard.items()}
+        made = {}
+        for attached, (listening, memory) in self.listening.items():
+            senses = {sense: rests[facts.preprocessing] for sense, facts in attached.config.senses.items()}
+            rest = listening.rest({sense: tokens for sense, tokens in senses.items() if tokens is not None})
+            parts = [memory.joined()] if memory.held else []
+            parts += [] if rest is None else [[rest[1], rest[0].cpu()]]
+            times, x = map(torch.cat, zip(*parts, strict=True)) if parts else torch.zeros(2, 0)
+            recent = times >= begin
+            made[attached] = (x[recent], times[recent]) if recent.any() else None
+        return clip, sides, made, {key: ear.said(rests[key]) for key, ear in self.ears.items()}
+
+    def _key_frames(self) -> Clip:
+        """Spread evenly from the first picture that is asked about to the last, by the rule of `Clip.read`. Where
+        pictures have been forgotten, a key frame has the time of the picture that is left of its moment."""
+        if self.now == -inf:
+            raise MediaError("no picture has come yet; go on with watching before you ask")
+        first = max(self.begin, self.now - self.last)
+        count = self.model.host.frames if first < self.now else 1
+        instants = torch.linspace(first, self.now, count, dtype=torch.float64)
+        seconds = torch.tensor([*(each.second for each in self.pictures.held), self.now], dtype=torch.float64)
+        shown = (torch.searchsorted(seconds, instants + INSTANT, right=True) - 1).clamp(min=0)
+        last = scaled(self.latest, self.model.host.size)
+        frames = [self.pictures.held[i].parts[0] if i < len(self.pictures.held) else last for i in shown.tolist()]
+        return Clip(torch.cat(frames), instants if self.pictures.every == 1 else seconds[shown])
+
+
+def _recent(begin: float, memory: Memory, rest: SideTokens | None) -> SideTokens | None:
+    """What is held of a sense, and what is not finished, from second `begin` on."""
+    parts = [] if rest is None else [rest]
+    if memory.held:
+        times, x, spans, valid = memory.joined()
+        parts.insert(0, SideTokens(x, times, spans, valid))
+    whole = SideTokens.cat(parts) if parts else None
+    return None if whole is None else whole.only(whole.times >= begin)
+
+
+def _iterable(source: Any) -> Iterable[Any]:
+    if isinstance(source, Iterable) and not isinstance(source, Tensor | Clip):
+        return source
+    cause = f"watch() got a {type(source).__name__}"
+    raise MediaError(f"{cause}; give the path of a video file, or what gives (frames, times, samples) again and again")
+
+
+def _checked(chunk: Any, rate: int | None) -> Chunk:
+    """What an iterator of the user's gave."""
+    if not isinstance(chunk, tuple | list) or len(chunk) != 3:
+        got = f"{len(chunk)} values" if isinstance(chunk, tuple | list) else f"a {type(chunk).__name__}"
+        raise MediaError(f"a chunk is (frames, times, samples), got {got}; give None for pictures or sound it lacks")
+    frames, times, samples = chunk
+    pictures = None if frames is None else pictures_of(frames)
+    clock = None if pictures is None else times_of(torch.atleast_1d(tensor_of(times)), len(pictures))
+    if samples is None:
+        return Chunk(pictures, clock)
+    return Chunk(pictures, clock, sound_of(samples, rate).mean(0, keepdim=True), rate or 0)
