@@ -146,7 +146,8 @@ class PatchedModel(Patching):
         After the whole of a file, `show.ask` answers as `ask(file)` does. What it reads is equal bit by bit for sound
         of 16 kHz until the first piece of it is finished, after 8 to 30 seconds, as the encoder says; then it is equal
         but for rounding, since an encoder is given other lengths. It is another thing once pictures or senses had to
-        be thinned out. Patches that read anything but sound cannot watch."""
+        be thinned out. Files are heard at 16 kHz: an ear for more hears nothing above 8 kHz here, as it would in `ask`.
+        Patches that read anything but sound cannot watch."""
         return Show(self, source, rate=rate, patches=patches, last=last, memory=memory)
 
     def _pieces(self, inputs: Inputs, max_new_tokens: int) -> Iterator[str]:

@@ -23,7 +23,7 @@ from pave.container import Track, check_file, decoded, opened, refuse, stamped, 
 from pave.decode import Request, Sound, upright
 from pave.media import Resampling
 
-RATE = 16_000  # Hz, as `Clip.read` gives sound
+RATE = 16_000  # Hz: resampled as it comes, so that pieces join without a seam
 
 
 class Chunk(NamedTuple):

@@ -133,7 +133,7 @@ def test_a_file_is_read_no_further_than_it_is_watched(files: dict[str, Path]) ->
 
 def test_sound_that_begins_late_lies_where_the_file_has_it(files: dict[str, Path]) -> None:
     parts = [chunk for chunk in chunks_of(str(files["late"])) if chunk.sound is not None and chunk.sound.shape[1]]
-    whole = Clip.read(files["late"])
+    whole = Clip.read(files["late"], audio_rate=16_000)
     assert whole.audio is not None and {part.start for part in parts} == {whole.audio_start} and whole.audio_start > 1.6
     assert torch.allclose(torch.cat([part.sound for part in parts], -1), whole.audio, atol=1e-6)  # type: ignore[misc]
 
