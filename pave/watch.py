@@ -173,7 +173,7 @@ class Show:
         self.listening: dict[Attached, tuple[Listening, Memory]] = {}
         self._attach(memory)
         self._lock = threading.RLock()
-        self._file = chunks_of(os.path.abspath(source)) if isinstance(source, str | os.PathLike) else None
+        self._file = chunks_of(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else None
         self._chunks = self._file or map(partial(_checked, rate=rate), _iterable(source))
 
     def _attach(self, memory: int) -> None:
@@ -214,8 +214,12 @@ class Show:
         """Ask about what has come so far. patches: names; None means all that watch."""
         names = self.names if patches is None else self.model._wanted(patches, 1)[0]
         for name in names:
-            if name not in self.names:
-                raise PatchNotFound(name, "it has not been watching", "name it, or apply it, before you begin to watch")
+            attached, _ = self.model._found(name)
+            senses = {facts.preprocessing for facts in attached.config.senses.values()}
+            if not (attached in self.listening if attached.resampler else senses <= self.heard.keys()):
+                raise PatchNotFound(
+                    name, "it has not been watching", "apply it, and name it, before you begin to watch"
+                )
         begin = time.perf_counter()
         with self._lock:
             clip, sides, made, said = self._remembered()
@@ -235,8 +239,8 @@ class Show:
                 raise MediaError(f"{cause}; give them in the order of time, on one clock")
             for frame, second in zip(chunk.frames.split(1), chunk.times.tolist(), strict=True):
                 self.pictures.add(second, lambda frame=frame: (scaled(frame, size).clone(),))
-                self.latest, self.now = frame, second
-            self.begin = min(self.begin, chunk.times[0].item())
+            self.latest = chunk.frames[-1:].clone()  # a camera may use its buffer again
+            self.begin, self.now = min(self.begin, chunk.times[0].item()), chunk.times[-1].item()
         for key, ear in self.ears.items():
             for tokens, until in ear.feed(chunk):
                 self._finish(key, tokens, until)
@@ -311,6 +315,8 @@ def _checked(chunk: Any, rate: int | None) -> Chunk:
         got = f"{len(chunk)} values" if isinstance(chunk, tuple | list) else f"a {type(chunk).__name__}"
         raise MediaError(f"a chunk is (frames, times, samples), got {got}; give None for pictures or sound it lacks")
     frames, times, samples = chunk
+    if frames is not None and times is None:
+        raise MediaError("a chunk has pictures but no times; give the second of each, on one clock")
     pictures = None if frames is None else pictures_of(frames)
     clock = None if pictures is None else times_of(torch.atleast_1d(tensor_of(times)), len(pictures))
     if samples is None:

@@ -15,7 +15,7 @@ from clips import counting_frames, number, write_clip
 from conftest import FRAMES, make_config
 from listening import hear_in_pieces
 from patched import hears, other_ears
-from test_resampled import READ, favors
+from test_resampled import READ, favors, sense
 from torch import Tensor
 
 from pave.config import SenseFacts
@@ -264,6 +264,7 @@ def test_a_file_without_pictures_and_what_is_no_source_is_refused(one: PatchedMo
         (7, "a chunk is .*, got a int"),
         ((None, None), "a chunk is .*, got 2 values"),
         ((np.zeros((1, 8, 8, 3), np.uint8), [0.1], None), "a picture of 0.1 s comes after one of 0.75 s"),
+        ((np.zeros((1, 8, 8, 3), np.uint8), None, None), "pictures but no times"),
         ((np.zeros((1, 8, 8, 3), np.uint8), [1.0, 1.1], None), "2,.* there are 1 frames"),
         ((np.zeros((1, 8, 8, 3)), [1.0], None), "float64"),
         ((np.zeros((1, 8, 8, 3), np.uint8), [1.0], np.full(8, 99.0)), "a sample of 99"),
@@ -293,7 +294,7 @@ def test_a_question_before_the_first_picture_or_of_another_patch_is_refused(one:
         with pytest.raises(MediaError, match="no picture has come yet"):
             show.ask(QUESTION)
         next(show)
-        hears(one, "late")
+        hears(one, "late", senses={"audio": sense(rate=4)})
         with pytest.raises(PatchNotFound, match="late: it has not been watching"):
             show.ask(QUESTION, patches=["late"])
         assert show.ask(QUESTION).patches == ("ears",)
@@ -302,10 +303,15 @@ def test_a_question_before_the_first_picture_or_of_another_patch_is_refused(one:
 
 def test_a_patch_that_changes_or_goes_while_it_watches(one: PatchedModel) -> None:
     hears(one)
-    with one.watch(chunks(4), rate=16_000) as show:
+    favors(one)
+    with one.watch(chunks(4), rate=16_000, patches=["ears", "favor"]) as show:
         show.see()
+        assert show.ask(QUESTION).patches == ("ears", "favor")
         one.swap_patch("ears", other_ears(one), strict=False)
-        assert show.ask(QUESTION).patches == ("ears",)
+        assert show.ask(QUESTION, patches=["ears"]).patches == ("ears",)
+        one.swap_patch("favor", one.export("favor"))
+        with pytest.raises(PatchNotFound, match="favor: it has not been watching"):
+            show.ask(QUESTION, patches=["favor"])
         one.remove_patch("ears")
         with pytest.raises(PatchNotFound, match="ears"):
             show.ask(QUESTION)
