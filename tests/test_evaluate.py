@@ -152,7 +152,9 @@ def test_the_base_alone_can_be_asked(workshop: Path, tmp_path: Path) -> None:
     assert len(evaluate(bare, asked, max_new_tokens=2).samples) == 2
 
 
-SHIPPED = {"audio": ("audio", "audio+video", "order"), "imu": ("imu", "imu+video"), "views": ("views", "views+video")}
+SHIPPED = {"audio": ("audio", "audio+video", "order")} | {
+    name: (name, f"{name}+video") for name in ("imu", "views", "fast")
+}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
