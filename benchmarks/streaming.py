@@ -12,6 +12,7 @@ beyond `MEMORY`, and is asked ten times. `held` are bytes that the stream holds,
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 from collections.abc import Iterator
 from math import inf
@@ -133,11 +134,10 @@ def resident() -> int:
     return int(words[1]) * 4096
 
 
-def watched(seconds: int) -> list[dict[str, Any]]:
+def watched(seconds: int) -> Iterator[dict[str, Any]]:
     """Ten moments of a long stream."""
     model = load("playroom")
     ears(model)
-    lines = []
     with TemporaryDirectory() as folder:
         write_clip(path := Path(folder) / "clip.mp4", draw_scene(0), draw_script(0), 0)
         film = camera(path, seconds)
@@ -148,20 +148,18 @@ def watched(seconds: int) -> list[dict[str, Any]]:
                 watching = time.perf_counter() - begin
                 begin = time.perf_counter()
                 answer = show.ask("what sounds do you hear?", max_new_tokens=8)
-                lines.append(
-                    {
-                        "second": round(reached, 2),
-                        "held_mb": round(held(show) / 1e6, 2),
-                        "resident_mb": round(resident() / 1e6, 1),
-                        "pictures": len(show.pictures.held),
-                        "one_picture_of": show.pictures.every,
-                        "seconds_per_second": round(watching / (seconds / 10), 4),
-                        "seconds_of_answer": round(time.perf_counter() - begin, 2),
-                        "answer": str(answer),
-                    }
-                )
-                print(lines[-1], flush=True)
-    return lines
+                yield {
+                    "second": round(reached, 2),
+                    "memory_mb": MEMORY / 1e6,
+                    "held_mb": round(held(show) / 1e6, 2),
+                    "resident_mb": round(resident() / 1e6, 1),
+                    "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1),
+                    "pictures": len(show.pictures.held),
+                    "one_picture_of": show.pictures.every,
+                    "seconds_per_second": round(watching / (seconds / 10), 4),
+                    "seconds_of_answer": round(time.perf_counter() - begin, 2),
+                    "answer": str(answer),
+                }
 
 
 def main() -> None:
@@ -169,14 +167,16 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="ten minutes; writes nothing")
     arguments = parser.parse_args()
     study, seconds = Study("streaming"), 600 if arguments.small else 7200
-    for name, measure in {**dict.fromkeys(READOUTS, resampled), **dict.fromkeys(("folded", "official"), fused)}.items():
-        figures = {"seconds": seconds // 10, **measure(name, seconds // 10)}
-        print(f"equal, {name}: {figures}", flush=True)
+
+    def keep(key: str, figures: dict[str, Any]) -> None:
+        print(f"{key}: {figures}", flush=True)
         if not arguments.small:
-            study.add(f"equal, {name}", figures)
-    lines = watched(seconds)
-    if not arguments.small:
-        study.add("flat", {"memory_mb": MEMORY / 1e6, "moments": lines})
+            study.add(key, figures)
+
+    for name, measure in {**dict.fromkeys(READOUTS, resampled), **dict.fromkeys(("folded", "official"), fused)}.items():
+        keep(f"equal, {name}", {"seconds": seconds // 10, **measure(name, seconds // 10)})
+    for moment in watched(seconds):
+        keep(f"flat, {moment['second']:.0f} s", moment)
 
 
 if __name__ == "__main__":
