@@ -22,7 +22,7 @@ from pave.base import Base
 from pave.config import FusionConfig, LoraConfig, PatchConfig, Recipe, SenseFacts, read_recipe
 from pave.encoder import load_encoder
 from pave.media import Clip
-from pave.model import PatchedModel
+from pave.model import PatchedModel, load
 from pave.playroom.world import draw_scene, draw_script
 from pave.playroom.writer import write_clip, write_clips
 
@@ -192,3 +192,13 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def playroom() -> PatchedModel:
+    return load("playroom", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def eyes(playroom: PatchedModel) -> Base:
+    return playroom.host

@@ -20,18 +20,8 @@ from pave.cost import profile
 from pave.encoder import Encoder, load_encoder
 from pave.errors import EncoderError, MediaError, SignalError
 from pave.media import Clip
-from pave.model import PatchedModel, load
+from pave.model import PatchedModel
 from pave.sidechannel import SideTokens
-
-
-@pytest.fixture(scope="module")
-def playroom() -> PatchedModel:
-    return load("playroom", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def eyes(playroom: PatchedModel) -> Base:
-    return playroom.host
 
 
 def frames(count: int, seed: int = 0) -> Tensor:

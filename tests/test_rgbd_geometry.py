@@ -31,7 +31,7 @@ from pave.errors import EncoderError, MediaError
 from pave.inputs import Inputs
 from pave.languagebind import tower
 from pave.media import Clip
-from pave.model import PatchedModel, load
+from pave.model import PatchedModel
 from pave.patch import Patch
 from pave.sidechannel import SideTokens
 from pave.unproject import at_centres, at_corners
@@ -42,16 +42,6 @@ FUSIONS = {
     "official": FusionConfig(kind="official", width=32, heads=2),
     "interleave": FusionConfig(width=32, heads=2, combine="interleave"),
 }
-
-
-@pytest.fixture(scope="module")
-def playroom() -> PatchedModel:
-    return load("playroom", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def eyes(playroom: PatchedModel) -> Base:
-    return playroom.host
 
 
 def depths(base: Base, **options: Any) -> Encoder:
