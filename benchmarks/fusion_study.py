@@ -20,7 +20,7 @@ from typing import Any
 from study import Study
 
 from pave.catalogue import find
-from pave.config import read_recipe
+from pave.recipe import read_recipe
 from pave.train import Run
 
 KINDS = {

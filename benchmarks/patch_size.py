@@ -23,7 +23,7 @@ from large import empty_model, random_patch
 from study import RESULTS, Study
 
 from pave.catalogue import find
-from pave.config import FusionConfig, read_recipe
+from pave.config import FusionConfig
 from pave.data import Example, Source, read_jsonl
 from pave.evaluate import Evaluation, evaluate
 from pave.features import FeatureStore
@@ -31,6 +31,7 @@ from pave.inputs import ClipFeatures
 from pave.model import PatchedModel, load
 from pave.patch import Patch
 from pave.playroom.writer import write_clips
+from pave.recipe import read_recipe
 from pave.train import train
 
 FUSIONS = {

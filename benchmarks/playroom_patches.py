@@ -29,7 +29,6 @@ from typing import Any
 from study import Study
 
 from pave.catalogue import find, names
-from pave.config import Recipe, read_recipe
 from pave.data import Example, read_jsonl
 from pave.evaluate import Evaluation, Sample, evaluate
 from pave.features import FeatureStore
@@ -37,6 +36,7 @@ from pave.inputs import ClipFeatures
 from pave.model import PatchedModel
 from pave.patch import Patch
 from pave.playroom.writer import write_clips
+from pave.recipe import Recipe, read_recipe
 from pave.train import Asked, Run, data_files
 
 SEEDS = (0, 1, 2)

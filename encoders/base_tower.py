@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pave import dense
 from pave.base import PASS, Base, last_again
-from pave.encoder import Encoder, EncoderSpec
+from pave.encoder import EncoderSpec, OnBase
 from pave.errors import EncoderError, MediaError, SignalError
 from pave.media import Clip
 from pave.sidechannel import SideTokens
@@ -46,8 +46,8 @@ class Options:
             raise EncoderError(f"base-tower looks at one further camera or more, got views={self.views!r}")
 
 
-class BaseTower(Encoder):
-    """What it is hangs on its base: until it is `on` one, it cannot say."""
+class BaseTower(OnBase):
+    """More pictures, or other ones, than the key frames of its base."""
 
     def __init__(self, options: Options, eyes: Base | None = None) -> None:
         self.options, self.eyes = options, eyes
@@ -57,13 +57,6 @@ class BaseTower(Encoder):
         if told is None:
             told = (2, 2) if self.options.sense == "fast" else base.grid
         return BaseTower(replace(self.options, grid=dense.grid_of(told, base.grid, "base-tower")), base)
-
-    @property
-    def base(self) -> Base:
-        """Whose eyes these are."""
-        if self.eyes is None:
-            raise EncoderError("base-tower looks with the eyes of a base and has none yet; give it one by on(base)")
-        return self.eyes
 
     @cached_property
     def spec(self) -> EncoderSpec:
@@ -77,17 +70,6 @@ class BaseTower(Encoder):
             revision="1",
             options=asdict(self.options),
         )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of one camera."""
-        h, w = self.options.grid or self.base.grid
-        return h, w
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 of the base's eyes."""
-        return self.base.eyes()
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """None for a clip without pictures, or without further cameras."""

@@ -29,11 +29,11 @@ from transformers import CLIPVisionConfig
 
 from pave.base import PASS, Base, last_again
 from pave.dense import shorter
-from pave.encoder import Encoder, EncoderSpec, consent
+from pave.encoder import Encoder, EncoderSpec, OnBase, consent
 from pave.errors import EncoderError, PatchError
-from pave.fusion import POINT, position_mlp
 from pave.languagebind import VIT_L, Tower, read
 from pave.media import Clip, preprocess
+from pave.reading import POINT, position_mlp
 from pave.release import find, opened
 from pave.rgbd import RGBD, Pick, evenly
 from pave.sidechannel import SideTokens
@@ -110,25 +110,15 @@ class Geometry(Encoder):
         return SideTokens(x, times, times[:, None].expand(-1, 2), valid, kind)
 
 
-class OnBase(Geometry):
-    """The preset `base`. What it is hangs on the base: until it is `on` one, it cannot say."""
+class Placed(Geometry, OnBase):
+    """The preset `base`."""
 
     def __init__(self, options: Options, eyes: Base | None = None) -> None:
         self.options, self.eyes = options, eyes
         self.pick = evenly(options.frames)
 
-    def on(self, base: Base) -> OnBase:
-        return OnBase(replace(self.options, grid=list(self.options.grid or base.grid)), base)
-
-    @property
-    def base(self) -> Base:
-        """Whose eyes these are."""
-        if self.eyes is None:
-            raise EncoderError(
-                "rgbd-geometry looks with the eyes of a base and has none yet; give it one by on(base), or take "
-                "preset=llava3d, which has its own"
-            )
-        return self.eyes
+    def on(self, base: Base) -> Placed:
+        return Placed(replace(self.options, grid=list(self.options.grid or base.grid)), base)
 
     @cached_property
     def spec(self) -> EncoderSpec:  # type: ignore[override]
@@ -142,17 +132,6 @@ class OnBase(Geometry):
             options={"preset": "base", **asdict(self.options)},
             points=True,
         )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns."""
-        h, w = self.options.grid or self.base.grid
-        return h, w
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 of the base's eyes."""
-        return self.base.eyes()
 
     def look(self, scan: RGBD) -> tuple[Tensor, Tensor]:
         """A finer grid than the base's repeats its features, a coarser one averages them."""
@@ -265,4 +244,4 @@ def build(
         raise EncoderError(f"rgbd-geometry has no preset {preset!r}; known: base, llava3d")
     mask = preset == "base" if mask_holes is None else mask_holes
     options = Options(frames=frames, fps=fps, mask_holes=mask, grid=grid)
-    return OnBase(options) if preset == "base" else Llava3D(options, str(weights), str(clip))
+    return Placed(options) if preset == "base" else Llava3D(options, str(weights), str(clip))

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pave
-from pave.config import read_recipe
 from pave.data import read_jsonl
 from pave.playroom.writer import write_clips
+from pave.recipe import read_recipe
 
 RECIPE = """\
 name: my-imu

@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 import pave
-from pave.config import Recipe, parse
+from pave.config import parse
 from pave.playroom.writer import write_clips
+from pave.recipe import Recipe
 
 
 def recipe(folder: Path) -> Recipe:

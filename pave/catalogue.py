@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pave.config import Recipe, read_recipe
 from pave.errors import PatchNotFound, nearest
+from pave.recipe import Recipe, read_recipe
 
 WEIGHTS = "patch.safetensors"
 HUB_NAME = re.compile(

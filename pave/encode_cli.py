@@ -57,7 +57,7 @@ def encode(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from pave import extract
-    from pave.config import override
+    from pave.recipe import override
 
     begin, options = time.perf_counter(), {}
     for words in option or []:

@@ -116,6 +116,33 @@ class Encoder(ABC):
         return self
 
 
+class OnBase(Encoder):
+    """An encoder without weights of its own, which looks with the eyes of a base. Until it is `on` one, it cannot say
+    what it is."""
+
+    options: Any  # its own, with a `grid`: None for that of the base
+    eyes: Base | None
+
+    @property
+    def base(self) -> Base:
+        """Whose eyes these are."""
+        if self.eyes is None:
+            name = type(self).__module__.rpartition(".")[-1].replace("_", "-")
+            raise EncoderError(f"{name} looks with the eyes of a base and has none yet; give it one by on(base)")
+        return self.eyes
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of one picture."""
+        h, w = self.options.grid or self.base.grid
+        return h, w
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the base's eyes."""
+        return self.base.eyes()
+
+
 def load_encoder(name: str, **options: Any) -> Encoder:
     """Build the encoder called `name`, as `load_encoder("logmel", bands=32)`."""
     if lacking := missing(name):

@@ -46,8 +46,9 @@ from pave.catalogue import WEIGHTS as FILE
 from pave.errors import PatchDamaged, PatchError, PatchNotFound, nearest
 
 if TYPE_CHECKING:  # torch comes when a patch is opened, not when its name is looked up
-    from pave.config import PatchConfig, Recipe
+    from pave.config import PatchConfig
     from pave.patch import Patch
+    from pave.recipe import Recipe
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT = 10.0  # seconds for an answer of the Hub; some calls of its client would wait for ever

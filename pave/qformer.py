@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pave.blank import blank
 from pave.config import ResamplerConfig
-from pave.fusion import Standard
+from pave.reading import Standard
 from pave.sidechannel import SideBatch
 from pave.sync import Clock, nearest_windows, steps_until, synchronise, windows_before
 

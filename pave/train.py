@@ -28,13 +28,14 @@ from pave import catalogue
 from pave.attached import Attached
 from pave.base import Base
 from pave.checkpoint import Identity, read_checkpoint, write_checkpoint
-from pave.config import DataConfig, PatchConfig, Recipe
+from pave.config import PatchConfig
 from pave.data import IGNORE, Example, Source, collate, pack, read_jsonl
 from pave.encoder import Encoder, missing
 from pave.errors import DataError, EncoderError, RecipeError, TrainingError
 from pave.features import FeatureStore, Seeing
 from pave.inputs import ClipFeatures, Inputs, layout
 from pave.model import PatchedModel, load
+from pave.recipe import DataConfig, Recipe
 from pave.steps import Names
 
 # Said elsewhere in the patch, or without influence on its weights.

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pave import catalogue
-from pave.config import Recipe
 from pave.errors import RecipeError
+from pave.recipe import Recipe
 from pave.terminal import PLAIN, quiet, run_command
 
 if TYPE_CHECKING:

@@ -19,12 +19,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pave.base import Base
-from pave.config import FusionConfig, LoraConfig, PatchConfig, Recipe, SenseFacts, read_recipe
+from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
 from pave.encoder import load_encoder
 from pave.media import Clip
 from pave.model import PatchedModel, load
 from pave.playroom.world import draw_scene, draw_script
 from pave.playroom.writer import write_clip, write_clips
+from pave.recipe import Recipe, read_recipe
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
 

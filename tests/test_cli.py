@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 import pave
 from pave import cli, doctor
-from pave.config import Channel
+from pave.recipe import Channel
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "rich", "numpy")

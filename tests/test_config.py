@@ -7,8 +7,9 @@ import yaml
 from pydantic import ValidationError
 
 from pave.catalogue import list_patches
-from pave.config import FusionConfig, LoraConfig, PatchConfig, Recipe, SenseFacts, parse, read_recipe
+from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts, parse
 from pave.errors import RecipeError
+from pave.recipe import Recipe, read_recipe
 
 RECIPE = {
     "name": "audio-test",

@@ -13,7 +13,6 @@ from clips import click, counting_frames, write_clip
 from conftest import FRAMES, full_disk, make_base
 from transformers import PreTrainedTokenizerFast
 
-from pave.config import Recipe, read_recipe
 from pave.data import Source
 from pave.encoder import CONSENT, load_encoder
 from pave.errors import DataError, EncoderError, PatchMismatch
@@ -22,6 +21,7 @@ from pave.features import FeatureStore
 from pave.inputs import ClipFeatures
 from pave.model import PatchedModel
 from pave.patch import Patch
+from pave.recipe import Recipe, read_recipe
 from pave.sidechannel import PARTS, SideTokens
 from pave.train import Run, train
 

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
-from pave.fusion import Beside, Folded, Fusion, Official, Standard, build_fusion
+from pave.fusion import Beside, Folded, Fusion, Official, build_fusion
+from pave.reading import Standard
 from pave.rope import LONGEST, SHORTEST, cell_centres
 from pave.sidechannel import Rule, SideBatch, SideTokens, align
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pave.config import Channel
 from pave.media import Clip
 from pave.playroom import distances, draw, events, signs
 from pave.playroom.events import CARDS, FLASHES, SHAKES, SHAKING
@@ -19,6 +18,7 @@ from pave.playroom.questions import CHOICES
 from pave.playroom.senses import SENSES, draw_more, perceived, sign_and_sound
 from pave.playroom.world import FPS, FRAMES, SECONDS, SOUNDS, Script, draw_scene, draw_script, schedule
 from pave.playroom.writer import write_clips
+from pave.recipe import Channel
 
 CHANNELS = ("fast", "fast+video", "audio+fast", "views", "views+video", "depth", "imu", "imu+video")
 

@@ -22,13 +22,14 @@ from pave import catalogue
 from pave.base import Base
 from pave.card import card
 from pave.cli import app
-from pave.config import FusionConfig, PatchConfig, Recipe, ResamplerConfig, SenseFacts, read_recipe
+from pave.config import FusionConfig, PatchConfig, ResamplerConfig, SenseFacts
 from pave.cost import cost_of, table
 from pave.encoder import load_encoder
 from pave.errors import PatchMismatch, RecipeError
 from pave.inputs import ClipFeatures, Inputs, beside
 from pave.model import PatchedModel
 from pave.patch import Patch
+from pave.recipe import Recipe, read_recipe
 from pave.train import Run, train
 
 SMALL: dict[str, Any] = {"slots": 5, "window": 4, "queries": 3, "width": 16, "heads": 2}

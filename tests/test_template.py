@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from pave import cli, doctor
-from pave.config import Recipe
 from pave.encoder import PLACE, known_encoders, load_encoder, missing
 from pave.errors import EncoderError
 from pave.media import Clip
+from pave.recipe import Recipe
 from pave.template import write_encoder
 from pave.train import train
 

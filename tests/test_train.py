@@ -21,11 +21,11 @@ from transformers import PreTrainedTokenizerFast
 
 from pave import catalogue
 from pave.checkpoint import NAME
-from pave.config import Recipe, read_recipe
 from pave.errors import DataError, EncoderError, PatchMismatch, PatchNotFound, RecipeError, TrainingError
 from pave.model import PatchedModel
 from pave.opening import load_base
 from pave.patch import Patch, read_config
+from pave.recipe import Recipe, read_recipe
 from pave.steps import Names
 from pave.storage import read_metadata
 from pave.train import Asked, Run, train
@@ -93,7 +93,7 @@ def test_looking_and_saving_change_nothing(recipe: Make, workshop: Path, whole: 
 
 KILLED = """
 import os, signal, sys
-from pave.config import read_recipe
+from pave.recipe import read_recipe
 from pave.train import train
 def progress(step, steps, figures):
     if step == 3:

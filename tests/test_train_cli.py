@@ -18,7 +18,7 @@ from conftest import write_line
 
 from pave import train_cli
 from pave.checkpoint import NAME
-from pave.config import read_recipe
+from pave.recipe import read_recipe
 from pave.train import Run
 
 ROOT = Path(__file__).parents[1]
