@@ -30,14 +30,13 @@ from transformers import CLIPVisionConfig
 from pave.base import PASS, Base, last_again
 from pave.dense import shorter
 from pave.encoder import Encoder, EncoderSpec, OnBase, consent
-from pave.errors import EncoderError, PatchError
+from pave.errors import EncoderError
 from pave.languagebind import VIT_L, Tower, read
 from pave.media import Clip, preprocess
 from pave.reading import POINT, position_mlp
-from pave.release import find, opened
+from pave.release import opened
 from pave.rgbd import RGBD, Pick, evenly
 from pave.sidechannel import SideTokens
-from pave.storage import parse_json
 from pave.unproject import at_centres, at_corners
 
 MOST = 1024  # views, rows or columns
@@ -45,7 +44,6 @@ CELLS, SIDE = 24, 336  # of llava3d: rows and columns of a view, pixels
 LICENCE = "CC-BY-NC-SA-4.0"  # of LLaVA-3D: its README says so, its model card says Apache-2.0
 PLACE, CLIP_PLACE = "PAVE_LLAVA3D", "PAVE_CLIP_336"  # in the environment
 LLAVA_3D, CLIP = "ChaimZhu/LLaVA-3D-7B", "openai/clip-vit-large-patch14-336"
-INDEX = "model.safetensors.index.json"
 HEADS = (  # what stands before the names of the MLP: in the whole model, and in its encoder alone
     "model.video_tower.video_tower.positional_embedding.position_embedding_head.",
     "positional_embedding.position_embedding_head.",
@@ -211,20 +209,10 @@ def pixels(frames: Tensor) -> Tensor:
 
 
 def position(source: str) -> nn.Sequential:
-    """The position MLP of LLaVA-3D, out of the file of its release that holds it."""
-    try:
-        path = find(source, (INDEX, "model.safetensors"), "main", AGAIN)
-        if path.name == INDEX:
-            shards = parse_json(path, path.read_bytes(), "text").get("weight_map")
-            name = shards.get(f"{HEADS[0]}0.weight") if isinstance(shards, dict) else None
-            if not isinstance(name, str):
-                raise EncoderError(f"{source}: its index names no file with {HEADS[0]}0.weight; {AGAIN}")
-            path = find(source, (name,), "main", AGAIN)
-    except PatchError as error:
-        raise EncoderError(f"{source}: {error.cause}; {error.remedy}") from None
+    """The position MLP of LLaVA-3D, out of its release."""
     with torch.device("meta"):
         built = position_mlp(VIT_L_336.hidden_size)
-    return opened(built, str(path), "main", prefixes=HEADS, others=re.compile(""), again=AGAIN)
+    return opened(built, source, "main", prefixes=HEADS, others=re.compile(""), again=AGAIN)
 
 
 def build(

@@ -27,7 +27,7 @@ from pave import pickled, storage
 from pave.catalogue import HUB_NAME, PEFT_CONFIG, PEFT_WEIGHTS
 from pave.catalogue import OFFICIAL_FUSION as FUSION
 from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts, parse
-from pave.encoder import EncoderSpec, load_encoder, missing
+from pave.encoder import EncoderSpec, OnBase, load_encoder, missing
 from pave.errors import PatchDamaged, PatchError, PatchFormatError, PatchMismatch, PatchNotFound
 from pave.patch import Patch, parsed
 from pave.peft_folder import lora_config, name_of, named_pairs, plain_config
@@ -50,11 +50,12 @@ UNSAFE = re.compile(r"^/|^[A-Za-z]:|\\|\0|(^|/)\.\.(/|$)")
 RATIO = 100  # unpacked bytes for each one of the zip; weights hardly shrink at all
 
 
-def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name: str = "") -> Patch:
+def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name: str = "", **options: Any) -> Patch:
     """The patch of a released checkpoint, as convert("pave_avsd.zip", "audio", "imagebind-audio").
 
     encoder: who made the features that it was trained with, by name, or by what it says of itself. It need not be
-    installed: the patch then reads features that are brought along as SideTokens. name: of the patch.
+    installed: the patch then reads features that are brought along as SideTokens. name: of the patch. options: of an
+    encoder that is told by name, as preset="llava3d".
     """
     source = Path(source)
     with _unpacked(source) as folder:
@@ -71,7 +72,7 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
         "base": {**known, **channels, "fingerprint": ""},
         "newline": newline,
         "prompt": CHATML,
-        "senses": {sense: _facts(source, sense, encoder, side)},
+        "senses": {sense: _facts(source, sense, encoder, side, options)},
         "fusion": shape,
         "lora": lora,
         "licence": LICENCE,
@@ -90,10 +91,15 @@ def kept_as(name: str, file: str, sense: str, encoder: str | EncoderSpec) -> str
     return f"{name}-{made[:16]}.safetensors"
 
 
-def _facts(source: Path, sense: str, encoder: str | EncoderSpec, side: int) -> SenseFacts:
-    if isinstance(encoder, str):
-        unknown = EncoderSpec(encoder, sense, dim=side, rate=0)  # its rate is not recorded
-        encoder = unknown if missing(encoder) else load_encoder(encoder).spec
+def _facts(source: Path, sense: str, encoder: str | EncoderSpec, side: int, options: Any) -> SenseFacts:
+    if isinstance(encoder, str) and missing(encoder):
+        encoder = EncoderSpec(encoder, sense, dim=side, rate=0, options=options)  # its rate is not recorded
+    elif isinstance(encoder, str):
+        loaded = load_encoder(encoder, **options)
+        if isinstance(loaded, OnBase):
+            cause = f"{encoder} looks with the eyes of a base here, which no released checkpoint was trained on"
+            raise PatchMismatch(source, cause, "give its options, as --option preset=llava3d")
+        encoder = loaded.spec
     if encoder.dim != side:
         cause = f"its fusion reads {side} channels, {encoder.name} gives {encoder.dim}"
         raise PatchMismatch(source, cause, "name the encoder that made the features it was trained with")

@@ -77,6 +77,10 @@ def patch_convert(
         Path | None, typer.Argument(metavar="OUT", help="File or folder to write. Default: <name>.safetensors.")
     ] = None,
     name: Annotated[str, typer.Option(metavar="NAME", help="Of the patch. Default: that of SOURCE.")] = "",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of the encoder, as preset=llava3d; may be repeated."),
+    ] = None,
 ) -> None:
     """Make a patch of a checkpoint that the authors of PAVE released.
 
@@ -85,11 +89,15 @@ def patch_convert(
     """
     from pave.encoder import missing
     from pave.official import convert
+    from pave.recipe import override
 
     sense, _, encoder = sense.partition("=")
     if not encoder:
         raise PatchError(f"--sense {sense}", "names no encoder", "write SENSE=ENCODER, as audio=imagebind-audio")
-    patch = convert(source, sense, encoder, name=name)
+    options: dict[str, object] = {}
+    for words in option or []:
+        override(options, words)
+    patch = convert(source, sense, encoder, name=name, **options)
     written = patch.save(out or f"{patch.config.name}.safetensors")
     _describe(patch.config, f"{written} ({written.stat().st_size:,} bytes)")
     if lacking := missing(encoder):

@@ -16,10 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pave import hub, pickled
+from pave import hub, pickled, storage
 from pave.errors import EncoderError, PatchError
 
-FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX = "model.safetensors.index.json"  # of a release in several files
+FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
+SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -31,7 +33,7 @@ def opened(
     prefixes: what stands before the part's names; the class that was saved decides which. Each ends with the last.
     others: the names of other parts. again: what to give instead of a wrong release."""
     try:
-        found = _part(find(source, FILES, revision, again), prefixes, others)
+        found = _part(source, revision, prefixes, others, again)
     except PatchError as error:
         raise EncoderError(f"{source}: {error.cause}; {error.remedy}") from None
     except (SafetensorError, OSError) as error:
@@ -80,13 +82,37 @@ def find(source: str, names: Sequence[str], revision: str, again: str) -> Path:
     return hub.fetch(repo["repo"], names[-1], repo["revision"] or revision)
 
 
-def _part(path: Path, prefixes: Sequence[str], others: re.Pattern[str]) -> dict[str, Tensor]:
+def _part(
+    source: str, revision: str, prefixes: Sequence[str], others: re.Pattern[str], again: str
+) -> dict[str, Tensor]:
+    path = find(source, FILES, revision, again)
     if path.suffix == ".bin":
         found = pickled.read(path, inside=prefixes[-1])
         return {name: found[full] for name, full in _names(found, prefixes, others).items()}
-    with safe_open(path, "pt") as file:
-        # Copies: where a weight lies in a mapped file would change the last bits of what is computed with it.
-        return {name: file.get_tensor(full).clone() for name, full in _names(file.keys(), prefixes, others).items()}
+    if path.suffix != ".json":
+        with safe_open(path, "pt") as file:
+            return _taken(file, _names(file.keys(), prefixes, others))
+    shards = _shards(path)
+    names = _names(shards, prefixes, others)
+    beside = str(path.parent) if Path(source).exists() else source
+    part: dict[str, Tensor] = {}
+    for shard in sorted({shards[full] for full in names.values()}):
+        with safe_open(find(beside, (shard,), revision, again), "pt") as file:
+            part |= _taken(file, {name: full for name, full in names.items() if shards[full] == shard})
+    return part
+
+
+def _taken(file: safe_open, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Copies: where a weight lies in a mapped file would change the last bits of what is computed with it."""
+    return {name: file.get_tensor(full).clone() for name, full in names.items()}
+
+
+def _shards(path: Path) -> dict[str, str]:
+    """Which file beside an index holds each weight."""
+    shards = storage.parse_json(path, path.read_bytes(), "text").get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(s, str) and SHARD.fullmatch(s) for s in shards.values()):
+        raise EncoderError(f"{path}: its weight_map does not name safetensors files beside it; fetch it again")
+    return shards
 
 
 def _names(names: Iterable[str], prefixes: Sequence[str], others: re.Pattern[str]) -> dict[str, str]:

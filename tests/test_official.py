@@ -346,10 +346,10 @@ def test_without_its_encoder_a_patch_reads_features_only(seeing: PatchedModel, p
 
 def test_an_encoder_that_is_here_speaks_for_itself() -> None:
     spec = load_encoder("logmel").spec
-    assert _facts(Path("x.zip"), "audio", "logmel", 64) == _facts(Path("x.zip"), "audio", spec, 64)
-    assert _facts(Path("x.zip"), "audio", spec, 64) == spec.facts("index")
+    assert _facts(Path("x.zip"), "audio", "logmel", 64, {}) == _facts(Path("x.zip"), "audio", spec, 64, {})
+    assert _facts(Path("x.zip"), "audio", spec, 64, {}) == spec.facts("index")
     with pytest.raises(PatchMismatch, match=r"x.zip: its fusion reads 24 channels, logmel gives 64"):
-        _facts(Path("x.zip"), "audio", "logmel", 24)
+        _facts(Path("x.zip"), "audio", "logmel", 24, {})
 
 
 # files
@@ -373,6 +373,24 @@ def test_the_command_converts_a_folder_with_a_pickled_lora_to_the_bytes_of_the_z
     assert Path("audio-avsd.safetensors").read_bytes() == written and str(tmp_path).encode() not in written
     back = Patch.load("audio-avsd.safetensors")
     assert back.config == patch.config and all(torch.equal(back.tensors[n], t) for n, t in patch.tensors.items())
+
+
+def test_the_command_takes_options_of_the_encoder(
+    command: Callable[..., tuple[int, str, str]],  # noqa: F811
+    released: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    source, out = released(), tmp_path / "out.safetensors"
+    code, *_ = command("patch", "convert", source, out, "--sense", "audio=logmel", "--option", "bands=24")
+    facts = Patch.load(out).config.senses["audio"]
+    assert code == 0 and facts == load_encoder("logmel", bands=24).spec.facts("index")
+    geometry = ("patch", "convert", source, "--sense", "depth=rgbd-geometry")
+    code, _, err = command(*geometry)
+    assert code == 2 and "looks with the eyes of a base here" in err and "--option preset=llava3d" in err
+    code, _, err = command(*geometry, "--option", "preset=llava3d")
+    assert code == 2 and "reads 24 channels, rgbd-geometry gives 1024" in err
+    code, _, err = command(*geometry, "--option", "preset")
+    assert code == 2 and "is not key.sub=value" in err
 
 
 def test_a_name_is_one_that_a_file_may_have(released: Callable[..., Path]) -> None:

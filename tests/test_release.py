@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pave.errors import EncoderError
-from pave.release import opened
+from pave.release import INDEX, opened
 
 EAR = {"weight": torch.tensor([[1.0, 2], [3, 4], [5, 6]]), "bias": torch.tensor([7.0, 8, 9])}
 MOUTH = {"mouth.weight": torch.zeros(5, 5)}
@@ -58,6 +59,44 @@ def test_of_two_copies_the_first_name_counts(tmp_path: Path) -> None:
     others = re.compile(r"ear\.")
     found = opened(network(), str(tmp_path), "main", prefixes=("model.ear.", "ear."), others=others, again="")
     assert torch.equal(found.bias.cpu(), EAR["bias"])
+
+
+def write_shards(folder: Path) -> dict[str, str]:
+    """A release of one part in two files, and another part in a third one that is not there."""
+    first, second = inside("ear.", {"weight": EAR["weight"]}), inside("ear.", {"bias": EAR["bias"]}) | MOUTH
+    save_file(first, folder / "model-1.safetensors")
+    save_file(second, folder / "model-2.safetensors")
+    shards = dict.fromkeys(first, "model-1.safetensors") | dict.fromkeys(second, "model-2.safetensors")
+    shards["mouth.bias"] = "model-3.safetensors"
+    (folder / INDEX).write_text(json.dumps({"weight_map": shards}))
+    return shards
+
+
+def test_of_a_release_in_several_files_those_with_the_part_are_read(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    with HubServer() as server, server.client(tmp_path / "cache"):
+        server.create("them/ears", {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()})
+        for source in (tmp_path, tmp_path / INDEX, "them/ears"):
+            found = listen(source).state_dict()
+            assert all(torch.equal(found[name].cpu(), value) for name, value in EAR.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update({"ear.bias": "../model-2.safetensors"}), "does not name safetensors files beside it"),
+        (lambda s: s.update({"ear.bias": "model.bin"}), "does not name safetensors files beside it"),
+        (lambda s: s.update({"ear.bias": 3}), "does not name safetensors files beside it"),
+        (lambda s: s.update({"ear.bias": "model-1.safetensors"}), "cannot be read .*; fetch it again"),
+        (lambda s: s.update({"ear.bias": "model-3.safetensors"}), "holds no model-3.safetensors"),
+        (lambda s: s.pop("ear.bias"), r"1 of its weights are missing \(bias …\)"),
+    ],
+)
+def test_a_damaged_index_is_refused(tmp_path: Path, change: Callable[[dict], object], message: str) -> None:
+    change(shards := write_shards(tmp_path))
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(EncoderError, match=message):
+        listen(tmp_path)
 
 
 def test_half_precision_becomes_float32_and_nothing_hangs_on_the_file(tmp_path: Path) -> None:
@@ -121,7 +160,7 @@ def test_a_damaged_release_is_refused(tmp_path: Path, change: Callable[[dict], o
         ("model.safetensors", b"<!doctype html>", "cannot be read .*; fetch it again"),
         ("model.safetensors", b"", "cannot be read"),
         ("pytorch_model.bin", b"PK\x03\x04", "is cut short, or no file of torch.save"),
-        ("other.bin", b"", "holds no model.safetensors or pytorch_model.bin; give a release with ears"),
+        ("other.bin", b"", "holds no model.safetensors or .* or pytorch_model.bin; give a release with ears"),
     ],
 )
 def test_a_folder_without_a_release_is_refused(tmp_path: Path, name: str, data: bytes, message: str) -> None:
