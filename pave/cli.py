@@ -34,6 +34,9 @@ class Channel(str, Enum):  # Typer takes a list of an Enum, but not yet of a Lit
     DEPTH = "depth"
     IMU = "imu"
     IMU_VIDEO = "imu+video"
+    SPEECH = "speech"
+    SPEECH_VIDEO = "speech+video"
+    MATCH = "match"
 
 
 app = typer.Typer(help="Give a frozen video LLM a new sense.", **PLAIN)

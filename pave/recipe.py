@@ -30,6 +30,9 @@ Channel = Literal[
     "depth",
     "imu",
     "imu+video",
+    "speech",
+    "speech+video",
+    "match",
     "caption",
 ]
 

@@ -2,7 +2,8 @@
 depth pictures in the layout of ScanNet.
 
 In every colour phase two cards are shown. They look equally big, but one is near, and small, and the other is far, and
-big. The key frames as a scan: color/*.png, depth/*.png (millimetres, half the size), pose/*.txt, intrinsic/*.txt.
+big. The key frames as a scan: color/*.png, depth/*.png (millimetres, half the size), pose/*.txt, intrinsic/*.txt,
+under the numbers of the clip's pictures.
 """
 
 from __future__ import annotations
@@ -92,13 +93,13 @@ def write(folder: Path, scene: Scene, near: Distances, seed: int) -> None:
     depth[rng.random(depth.shape) < HOLES] = 0
     for part in ("color", "depth", "pose", "intrinsic"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(colour):
-        Image.fromarray(picture).save(folder / "color" / f"{i}.png")
-        small = (1000 * depth[i, 1::2, 1::2]).round().astype(np.uint16)
-        Image.fromarray(small).save(folder / "depth" / f"{i}.png")
+    for number, picture, metres in zip((times * FPS).round().astype(int), colour, depth, strict=True):
+        Image.fromarray(picture).save(folder / "color" / f"{number}.png")
+        small = (1000 * metres[1::2, 1::2]).round().astype(np.uint16)
+        Image.fromarray(small).save(folder / "depth" / f"{number}.png")
         pose = np.eye(4)
         pose[:3, 3] = rng.normal(0, 0.01, 3)
-        np.savetxt(folder / "pose" / f"{i}.txt", pose, "%.6f")
+        np.savetxt(folder / "pose" / f"{number}.txt", pose, "%.6f")
     for name, scale in (("color", 1.0), ("depth", 0.5)):
         matrix = np.diag([FOCAL * scale, FOCAL * scale, 1.0, 1.0])
         matrix[:2, 2] = (SIZE * scale - 1) / 2

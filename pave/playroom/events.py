@@ -1,5 +1,5 @@
-"""What happens beside sounds: signs that flash between key frames, cards that only further cameras see, and shakes of
-the rug that a sensor feels.
+"""What happens instead of sounds or beside them: words that a voice says, signs that flash between key frames, cards
+that only further cameras see, and shakes of the rug that a sensor feels.
 
 In: a `Script` in the words of sounds, but drawn independently of them, and a `Scene`. Out: what is asked about it, and
 pictures or numbers that tell it. The embedded base knows these words from picture cards, so that a patch need only tell
@@ -83,6 +83,7 @@ class Events:
 
 FLASHES = Events("fast", "see", "sign")
 CARDS = Events("views", "see", "card")
+SPOKEN = Events("speech", "hear", "word")
 SHAKING = Events("imu", "feel", "shake")
 
 

@@ -6,6 +6,9 @@ every state that there could be.
 
 fast   signs that flash between key frames     views   cards that only two further cameras see
 depth  which of two cards is near              imu     shakes of the rug, felt by a sensor under it
+
+Two of them are heard in a clip instead of its sounds:
+speech  words, all of the same vowels in another order      match  one sound, and a card that it belongs to or not
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from itertools import product
 from random import Random
 from typing import Any
 
-from pave.playroom import distances
-from pave.playroom.events import CARDS, FLASHES, SHAKING
+from pave.playroom import distances, matches
+from pave.playroom.events import CARDS, FLASHES, SHAKING, SPOKEN
 from pave.playroom.questions import CAPTION, Answers, Choice, Question, best, pick, tally, whole
 from pave.playroom.world import Scene, Script, scripts
 
 BOTH = "audio+fast"
+SOUNDING = {"audio", "audio+video", "order", BOTH}  # channels of which a sound is a part
+INSTEAD = ("speech", "match")  # senses that are heard instead of sounds
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,19 @@ SENSES = {
     "views": Sense(CARDS.draw, CARDS.states, CARDS.questions),
     "depth": Sense(distances.draw, distances.states, distances.questions),
     "imu": Sense(SHAKING.draw, SHAKING.states, SHAKING.questions),
+    "speech": Sense(SPOKEN.draw, SPOKEN.states, SPOKEN.questions),
+    "match": Sense(matches.draw, matches.states, matches.questions),
 }
 
 
 def perceived(scene: Scene, channels: Collection[str], seed: int) -> dict[str, Any]:
-    """The state of every sense that one of the channels needs."""
+    """The state of every sense that one of the channels needs. Where sounds, words and matches are asked about, a clip
+    has one of them, by its seed."""
     parts = {part for channel in channels for part in channel.split("+")}
-    return {name: sense.draw(scene, seed) for name, sense in SENSES.items() if name in parts}
+    heard = [name for name in INSTEAD if name in parts] + ["sounds"] * (not SOUNDING.isdisjoint(channels))
+    turn = Random(f"heard {seed}").choice(heard) if heard else ""
+    left_out = {name for name in INSTEAD if name != turn}
+    return {name: sense.draw(scene, seed) for name, sense in SENSES.items() if name in parts - left_out}
 
 
 def draw_more(

@@ -1,6 +1,14 @@
-"""Samples of a script. In: when each sound begins. Out: float32 samples. Knows nothing of pictures."""
+"""Samples of scripts. In: sounds, or words that are said, and when each of them begins. Out: float32 samples. Knows
+nothing of pictures.
+
+A word has three vowels, the same in all words, in another order; it is said within one second of the clip's clock. So
+whoever hears one spectrum a second cannot tell words apart.
+"""
 
 from __future__ import annotations
+
+from itertools import permutations
+from random import Random
 
 import numpy as np
 
@@ -8,17 +16,46 @@ from pave.playroom.world import SECONDS, SOUNDS, Scene, Script, schedule
 
 RATE = 16_000  # Hz
 TONE_SECONDS = 0.28
+VOWEL_SECONDS = 0.17
+# Formants in Hz of men's vowels: Peterson and Barney, "Control Methods Used in a Study of the Vowels", JASA 1952.
+FORMANTS = {"a": (730, 1090, 2440), "i": (270, 2290, 3010), "u": (300, 870, 2240)}
+BANDWIDTH = 90  # Hz, of a formant either way
+WORDS = dict(zip(SOUNDS, permutations(FORMANTS), strict=True))
+# When words of the three phases may begin: each ends within its phase and within its second.
+STARTS = (((0.05, 0.4),), ((1.4, 1.45), (2.0, 2.05)), ((3.0, 3.4),))
 
 
-def samples(scene: Scene, script: Script, seed: int) -> np.ndarray:
+def samples(scene: Scene, script: Script, seed: int, spoken: Script | None = None) -> np.ndarray:
     """The clip's sound: float32 (samples,) in [-1, 1], with a room's faint noise under it."""
     rng = np.random.default_rng([seed, 7])
     track = rng.normal(0, 10 ** rng.uniform(-3.3, -2.5), int(SECONDS * RATE))
-    for sound, start in schedule(scene, script):
-        wave = 0.5 * rng.uniform(0.5, 1.0) * tone(sound, rng)
+    waves = [(start, tone, sound) for sound, start in schedule(scene, script)]
+    waves += [(start, say, word) for word, start in said_at(scene, spoken)] if spoken else []
+    for start, make, name in waves:
+        wave = 0.5 * rng.uniform(0.5, 1.0) * make(name, rng)
         first = int(start * RATE)
         track[first : first + len(wave)] += wave[: len(track) - first]
     return track.clip(-1, 1).astype(np.float32)
+
+
+def said_at(scene: Scene, script: Script) -> list[tuple[str, float]]:
+    """When each word begins, in seconds."""
+    rng = Random(f"words {scene.seed}")
+    return [(word, rng.uniform(*rng.choice(STARTS[phase]))) for word, phase in script.events]
+
+
+def say(word: str, rng: np.random.Generator) -> np.ndarray:
+    """One word of about half a second; voice and pace differ from one to the next."""
+    t = np.arange(int(RATE * VOWEL_SECONDS * rng.uniform(0.95, 1.05))) / RATE
+    harmonics = rng.uniform(110, 190) * np.arange(1, 25)[:, None]
+    pulses = np.sin(2 * np.pi * harmonics * t)
+    rise = np.minimum(1, np.minimum(t, t[-1] - t) / 0.015)
+    vowels = []
+    for vowel in WORDS[word]:
+        loud = sum(1 / (k + 1) / (1 + ((harmonics - f) / BANDWIDTH) ** 2) for k, f in enumerate(FORMANTS[vowel]))
+        wave = (loud * pulses).sum(0) * rise
+        vowels.append(wave / np.abs(wave).max())
+    return np.concatenate(vowels)
 
 
 def tone(sound: str, rng: np.random.Generator) -> np.ndarray:

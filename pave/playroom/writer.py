@@ -20,29 +20,32 @@ import av
 import numpy as np
 
 from pave.errors import DataError
-from pave.playroom import distances, draw, events, sound
-from pave.playroom.questions import CAPTION, CHANNELS, Question, draw_questions, optimum_without_sound
-from pave.playroom.senses import draw_more, perceived
+from pave.playroom import distances, draw, events, matches, sound
+from pave.playroom.questions import CHANNELS, Question, draw_questions, optimum_without_sound
+from pave.playroom.senses import INSTEAD, SOUNDING, draw_more, perceived
 from pave.playroom.world import FPS, Scene, Script, Split, draw_scene, draw_script
 
 # x264's constant rate factor: at 64 x 64 pixels a clip takes about 60 kB. One thread and no macroblock tree, which was
 # seen to write other bytes in 5 of 60 runs, are the way to the same bytes every time.
 CODEC = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
-HEARD = {"audio", "audio+video", "order", "audio+fast"}  # channels of which a sound is a part
-WORLD = 1  # another number with every change of what is drawn, played or coded: old files are then not taken for new
+QUIET = Script("quiet", ())
+WORLD = 2  # another number with every change of what is drawn, played or coded: old files are then not taken for new
 
 
 def write_clip(
     path: Path, scene: Scene, script: Script, seed: int, audio: bool = True, extra: Mapping[str, Any] | None = None
 ) -> None:
-    """One clip as mp4. `audio=False` leaves out the sound track altogether; `extra`: the states of further senses, two
-    of which show in the film."""
+    """One clip as mp4. `audio=False` leaves out the sound track altogether; `extra`: the states of further senses, some
+    of which show in the film or sound in it."""
     frames, extra = draw.frames(scene, draw.pictures()), extra or {}
     if "fast" in extra:
         events.flash(frames, scene, extra["fast"])
     if "depth" in extra:
         distances.show(frames, scene, draw.pictures())
-    write_film(path, frames, sound.samples(scene, script, seed) if audio else None)
+    if "match" in extra:
+        matches.show(frames, scene, extra["match"])
+        script = extra["match"].heard
+    write_film(path, frames, sound.samples(scene, script, seed, extra.get("speech")) if audio else None)
 
 
 def write_film(path: Path, frames: np.ndarray, samples: np.ndarray | None = None) -> None:
@@ -91,17 +94,20 @@ def write_clips(
 
 
 def _write(folder: Path, seed: int, split: Split, channels: Collection[str]) -> list[dict]:
-    scene, script = draw_scene(seed, split), draw_script(seed)
+    scene = draw_scene(seed, split)
     states = perceived(scene, channels, seed)
+    instead = [states[sense] for sense in INSTEAD if sense in states]
+    script = QUIET if instead else draw_script(seed)
     shown = [states["fast"]] if "fast" in states else []
     shown += ["with cards"] if "depth" in states else []
+    shown += instead
     told = " ".join(map(str, (WORLD, scene, script, *shown)))
     name = f"clips/{split}-{seed}-{crc32(told.encode()):08x}.mp4"
     for part in _new(folder / name):
         write_clip(part, scene, script, seed, extra=states)
     signals = {sense: WRITERS[sense](folder, scene, state, seed) for sense, state in states.items() if sense in WRITERS}
-    deaf = bool(states) and not HEARD & set(channels)  # then nobody tells what is heard
-    asked = draw_questions(scene, script, set(channels) - {CAPTION} if deaf else channels, seed)
+    deaf = bool(instead) or (bool(states) and SOUNDING.isdisjoint(channels))  # then nobody tells which sounds are heard
+    asked = draw_questions(scene, script, {"video"} & set(channels) if deaf else channels, seed)
     drawn = [(question, optimum_without_sound(scene, question.text)) for question in asked]
     drawn += draw_more(scene, script, states, channels, seed)
     return [_line(f"{split}-{seed}-{i}", name, signals, *each) for i, each in enumerate(drawn)]

@@ -1,0 +1,64 @@
+"""Whether what is heard belongs to what is seen: a card on the rug, and a sound in the middle of the time that it is
+there. In: a `Scene`. Out: which card and which sound, questions, and the card in pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from random import Random
+
+import numpy as np
+
+from pave.playroom import draw as pictures
+from pave.playroom import signs
+from pave.playroom.questions import CAPTION, Choice, Question
+from pave.playroom.world import FPS, FRAMES, PHASES, SOUNDS, Scene, Script
+
+
+@dataclass(frozen=True)
+class Match:
+    """One card and one sound of one phase."""
+
+    card: str
+    sound: str
+    phase: int
+
+    @property
+    def heard(self) -> Script:
+        return Script("one", ((self.sound, self.phase),))
+
+
+def states(scene: Scene) -> list[tuple[Fraction, Match]]:
+    """All of them: card and sound are the same in half of all clips."""
+    return [
+        (Fraction(1, 2 * len(SOUNDS) * PHASES * len(group)), Match(card, sound, phase))
+        for card in SOUNDS
+        for group in ((card,), tuple(name for name in SOUNDS if name != card))
+        for sound in group
+        for phase in range(PHASES)
+    ]
+
+
+def draw(scene: Scene, seed: int) -> Match:
+    """Card and sound in the clip of a seed."""
+    shares, known = zip(*states(scene), strict=True)
+    return Random(f"match {seed}").choices(known, [float(share) for share in shares])[0]
+
+
+def questions(scene: Scene, state: Match) -> Iterator[Choice]:
+    """All that can be asked; the caption is for training."""
+    same = "yes" if state.card == state.sound else "no"
+    yield [(Fraction(1), Question("does the sound belong to the picture?", same, "match", "match"))]
+    text = "what sign do you see and what sound do you hear?"
+    yield [(Fraction(1), Question(text, f"{state.card} {state.sound}", CAPTION, "told"))]
+
+
+def show(frames: np.ndarray, scene: Scene, state: Match) -> None:
+    """Put up the card in all pictures of a clip (t y x 3) around the key frame nearest to the middle of its phase."""
+    keys = pictures.key_times(FRAMES, FPS)
+    nearest = abs(pictures.pictures()[:, None] - keys).argmin(1)
+    shown = np.flatnonzero(nearest == abs(keys - scene.phase_middle(state.phase)).argmin())
+    rng = np.random.default_rng([scene.seed, 8])
+    signs.stick(frames[shown[0] : shown[-1] + 1], state.card, signs.free_squares(scene), rng)
