@@ -1,5 +1,5 @@
-"""Whether what is heard belongs to what is seen: a card on the rug, and a sound in the middle of the time that it is
-there. In: a `Scene`. Out: which card and which sound, questions, and the card in pictures.
+"""Whether what is heard belongs to what is seen: a card on the rug, and a sound about the time that it is there.
+In: a `Scene`. Out: which card and which sound, questions, and the card in pictures.
 """
 
 from __future__ import annotations
