@@ -51,10 +51,8 @@ def questions(scene: Scene, near: Distances) -> Iterator[Choice]:
     for pair, answer in zip(pairs(scene), close, strict=True):
         texts = (f"which is near, the {a} or the {b}?" for a, b in (pair, pair[::-1]))
         yield [(Fraction(1, 2), Question(text, answer, "depth", "which-near")) for text in texts]
-    asked = [
-        (f"is the {name} {word}?", (name in close) == (word == "near")) for name in SOUNDS for word in ("near", "big")
-    ]
-    yield [(Fraction(1, len(asked)), Question(text, "yes" if so else "no", "depth", "is-near")) for text, so in asked]
+    asked = [Question(f"is the {name} near?", "yes" if name in close else "no", "depth", "is-near") for name in SOUNDS]
+    yield [(Fraction(1, len(asked)), question) for question in asked]
     text = "what card is near when the light is dim?"
     yield [(Fraction(1), Question(text, close[scene.dim_phase], "depth", "near-dim"))]
     yield [(Fraction(1), Question("what card is near, first to last?", " ".join(close), CAPTION, "told"))]
