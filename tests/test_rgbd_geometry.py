@@ -408,7 +408,10 @@ def test_the_mlp_is_found_in_a_release_in_shards_and_in_a_file(prefix, tmp_path,
         (lambda f: (f / INDEX).unlink(), "holds no model.safetensors or .*index.json"),
         (lambda f: (f / "model-00002.safetensors").unlink(), "holds no model-00002.safetensors"),
         (lambda f: (f / "model-00002.safetensors").write_bytes(b"<html>"), "cannot be read"),
-        (lambda f: save_file({"x": torch.ones(1)}, f / "model-00002.safetensors"), "cannot be read .*does not contain tensor"),
+        (
+            lambda f: save_file({"x": torch.ones(1)}, f / "model-00002.safetensors"),
+            "cannot be read .*does not contain tensor",
+        ),
     ],
 )
 def test_a_damaged_release_is_refused(damage: Callable[[Path], Any], message: str, tmp_path):
