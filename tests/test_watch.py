@@ -13,8 +13,7 @@ import pytest
 import torch
 from clips import counting_frames, number, write_clip
 from conftest import FRAMES, make_config
-from patched import hears, other_ears
-from test_resampled import READ, favors, sense
+from patched import READ, favors, hears, other_ears, sense
 from torch import Tensor
 
 from pave.config import SenseFacts
