@@ -8,6 +8,9 @@ import torch
 from conftest import awaken, make_clip, make_config
 from torch import Tensor
 
+from pave.base import Base
+from pave.config import FusionConfig, PatchConfig, ResamplerConfig, SenseFacts
+from pave.encoder import load_encoder
 from pave.inputs import Inputs
 from pave.media import Clip
 from pave.model import PatchedModel
@@ -18,6 +21,17 @@ WAYS: dict[str, Callable[[PatchedModel, Inputs], Tensor]] = {
     "forward": lambda model, inputs: model.forward(inputs).logits.detach(),
     "greedy": lambda model, inputs: model.generate(inputs, max_new_tokens=6, do_sample=False),
     "beams": lambda model, inputs: model.generate(inputs, max_new_tokens=6, do_sample=False, num_beams=3),
+}
+RESAMPLER: dict[str, Any] = {"slots": 5, "window": 4, "queries": 3, "width": 16, "heads": 2}
+# Ways to read a resampler: what they change of it, and of the fusion.
+READ: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "residual": ({}, {}),
+    "official": ({}, {"kind": "official"}),
+    "finer": ({"queries": 4, "finer": (1, 2)}, {}),
+    "overlapping": ({"stride": 2}, {}),
+    "states": ({"readout": "states", "queries": 32}, {}),
+    "prefix": ({}, {"combine": "prefix"}),
+    "interleave": ({}, {"combine": "interleave"}),
 }
 
 
@@ -34,6 +48,28 @@ def hears(model: PatchedModel, name: str = "ears", **changes: Any) -> None:
     """Apply a patch whose weights act."""
     model.attach(name, make_config(model.host, name, **changes), trainable=False)
     awaken(model, name)
+
+
+def sense(**options: Any) -> SenseFacts:
+    return load_encoder("logmel", **options).spec.facts("time")
+
+
+def favor_config(base: Base, way: str = "residual") -> PatchConfig:
+    """Two senses, 10 and 2 tokens per second, put on one clock of 2 steps per second: 4 steps, or 2 s, to a window."""
+    resampler, fusion = READ[way]
+    return make_config(
+        base,
+        "favor",
+        senses={"slow": sense(bands=8, rate=2), "fast": sense(bands=16, rate=10)},
+        resampler=ResamplerConfig.model_validate(RESAMPLER | resampler),
+        fusion=FusionConfig.model_validate({"width": 32, "heads": 2} | fusion),
+    )
+
+
+def favors(model: PatchedModel, way: str = "residual") -> None:
+    """Apply a patch with a resampler, whose weights act."""
+    model.attach("favor", favor_config(model.host, way), trainable=False)
+    awaken(model, "favor")
 
 
 def other_ears(one: PatchedModel, **changes: Any) -> Patch:

@@ -8,27 +8,27 @@ and the clock have their tests in test_kaldi.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import listening
 import pytest
 import torch
 from hub_server import HubServer
-from listening import hear_in_pieces
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pave.encoder import load_encoder
-from pave.errors import EncoderError, SignalError
+from pave.errors import EncoderError
 from pave.kaldi import POVEY, SAMPLE_RATE, fbank
 from pave.media import Clip
 from pave.sidechannel import SideTokens
 
 ears: Any = import_module("pave.encoders.beats_audio")
-GOLDEN = load_file(Path(__file__).parent / "golden" / "beats_tiny.safetensors")
-WEIGHTS = {name[8:]: value for name, value in GOLDEN.items() if name.startswith("weights.")}
-RELEASE, TINY = "BEATs_iter3_plus_AS2M", ears.Sizes(patch=32, width=48, heads=4, layers=3)
+GOLDEN, WEIGHTS = listening.golden("beats")
+RELEASE, TINY = "BEATs_iter3_plus_AS2M", listening.BEATS
+noise = partial(listening.noise, SAMPLE_RATE)
 SHORT = Clip(audio=torch.zeros(1, SAMPLE_RATE), rate=SAMPLE_RATE)
 # What all 15 released checkpoints say, beside dropout and the classes of those that were trained further: read from
 # the files by TioSisai/timbral (src/timbral/models/helpers/beats.py).
@@ -76,16 +76,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def listen(small: Any) -> Callable[..., SideTokens]:
     """What the small ear hears."""
-
-    def tokens(sound: Tensor, rate: int = SAMPLE_RATE, start: float = 0.0) -> SideTokens:
-        return small.encode(Clip(audio=sound, rate=rate, audio_start=start))
-
-    return tokens
-
-
-def noise(seconds: float, channels: int = 1) -> Tensor:
-    samples = round(seconds * SAMPLE_RATE)
-    return torch.rand(channels, samples, generator=torch.Generator().manual_seed(0)) - 0.5
+    return listening.listener(small)
 
 
 # what it hears
@@ -132,16 +123,6 @@ def test_the_spectrum_is_that_of_samples_of_16_bits() -> None:
     assert torch.allclose(ears.spectrum(sound), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("seconds", "steps"), [(0.01, 1), (1, 6), (9.935, 62), (12, 74), (25, 156)])
-def test_there_is_a_step_for_every_16_hundredths_of_a_second(
-    listen: Callable[..., SideTokens], seconds: float, steps: int
-) -> None:
-    side = listen(noise(seconds), start=0.5)
-    assert side.x.shape == (steps, 8, 1, 48) and side.valid.all()
-    assert torch.allclose(side.times, 0.5875 + 0.16 * torch.arange(steps, dtype=torch.float64)) or seconds < 0.175
-    assert side.spans[0, 0].item() == 0.5 and side.spans[-1, 1].item() == pytest.approx(0.5 + seconds)
-
-
 def test_the_first_row_of_a_step_reads_its_lowest_frequencies(small: Any) -> None:
     tone = torch.sin(2 * torch.pi * 200 * torch.arange(SAMPLE_RATE) / SAMPLE_RATE)
     mel = ears.spectrum(tone).to(small.network.device)
@@ -167,28 +148,7 @@ def test_a_click_changes_its_window_and_no_other(listen: Callable[..., SideToken
 def test_a_window_is_the_same_whatever_follows(listen: Callable[..., SideTokens]) -> None:
     sound, step, window = noise(21), 158_720, 158_960
     whole, first, second = (listen(each) for each in (sound, sound[:, :window], sound[:, step : step + window]))
-    assert torch.equal(whole.x[:62], first.x) and torch.equal(whole.x[62:124], second.x)
-
-
-def test_silence_is_a_sound_and_no_track_is_none(listen: Callable[..., SideTokens]) -> None:
-    side = listen(torch.zeros(1, 4 * SAMPLE_RATE))
-    assert side.valid.all() and len(side.x) == 24
-    assert load_encoder("beats-audio").encode(Clip()) is None
-    assert load_encoder("beats-audio").encode(Clip(audio=torch.zeros(1, 0), rate=8000)) is None
-
-
-def test_channels_are_mixed_and_other_rates_resampled(listen: Callable[..., SideTokens]) -> None:
-    sound = noise(2, channels=8)
-    assert torch.equal(listen(sound).x, listen(sound.mean(0, keepdim=True)).x)
-    assert listen(noise(2), 8000).x.shape == (24, 8, 1, 48)
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_sound_that_is_not_finite_is_an_error(listen: Callable[..., SideTokens], value: float) -> None:
-    sound = noise(1)
-    sound[0, 100] = value
-    with pytest.raises(SignalError, match="not finite"):
-        listen(sound)
+    assert torch.equal(whole.x[:62], first.x) and torch.equal(whole.x[62:124], second.x) and len(whole.x) == 131
 
 
 # what it is, and its weights
@@ -273,7 +233,3 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(save(tmp_path / "x.pt").read_bytes()[:5000])
     with pytest.raises(EncoderError, match=r"x\.pt: .*cut short"):
         ear(tmp_path / "x.pt").encode(SHORT)
-
-
-def test_it_hears_in_pieces_what_it_hears_in_the_whole(small: Any) -> None:
-    assert hear_in_pieces(small, noise(20.7), SAMPLE_RATE) == 2 * 62

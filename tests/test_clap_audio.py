@@ -7,17 +7,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import listening
 import numpy as np
 import pytest
 import torch
 from clips import counting_frames, write_clip
-from listening import hear_in_pieces
 from patched import hears
 from torch import Tensor
-from transformers import ClapAudioConfig, ClapAudioModel, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig
+from transformers import ClapAudioModel, ClapFeatureExtractor, ClapModel
 
 from pave.encoder import load_encoder
-from pave.errors import EncoderError, SignalError
+from pave.errors import EncoderError
 from pave.media import Clip
 from pave.model import PatchedModel
 from pave.release import fill
@@ -25,54 +25,33 @@ from pave.sidechannel import SideTokens
 
 ears: Any = import_module("pave.encoders.clap_audio")
 RATE = 48_000
-TINY = ClapAudioConfig(
-    patch_embeds_hidden_size=16, hidden_size=128, depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2]
-)
-TEXT = ClapTextConfig(
-    vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, projection_dim=16
-)
 
 
 @pytest.fixture(scope="module")
-def original() -> ClapModel:
-    torch.manual_seed(0)
-    model: Any = ClapModel(
-        ClapConfig(text_config=TEXT.to_dict(), audio_config=TINY.to_dict(), projection_dim=16)
-    ).eval()
-    norm = model.audio_model.audio_encoder.batch_norm
-    norm.running_mean.fill_(-30)  # about what decibels of sound have
-    norm.running_var.fill_(400)
-    return model
+def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return listening.clap_audio(tmp_path_factory.mktemp("clap"))
 
 
 @pytest.fixture(scope="module")
-def folder(original: ClapModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    original.save_pretrained(path := tmp_path_factory.mktemp("clap"))
-    return path
+def original(small: Any) -> Any:
+    return ClapModel.from_pretrained(small.weights).eval()
 
 
 @pytest.fixture
-def listen(folder: Path) -> Callable[..., SideTokens]:
+def listen(small: Any) -> Callable[..., SideTokens]:
     """What the small ear hears."""
-
-    def tokens(sound: Tensor, rate: int = RATE, start: float = 0.0) -> SideTokens:
-        encoder = ears.ClapAudio(ears.Options(), str(folder), TINY)
-        side = encoder.encode(Clip(audio=sound, rate=rate, audio_start=start))
-        assert side is not None
-        return side
-
-    return tokens
+    return listening.listener(small)
 
 
-def noise(seconds: float, channels: int = 1) -> Tensor:
-    return (torch.rand(channels, round(seconds * RATE), generator=torch.Generator().manual_seed(0)) - 0.5) / 5
+def noise(seconds: float) -> Tensor:
+    return listening.noise(RATE, seconds) / 5
 
 
 # what it hears
 
 
 def test_every_window_is_what_transformers_hears_cut_to_its_sound(
-    original: ClapModel, listen: Callable[..., SideTokens]
+    original: Any, listen: Callable[..., SideTokens]
 ) -> None:
     sound = noise(23)
     extract = ClapFeatureExtractor(frequency_min=50, frequency_max=14000, truncation="rand_trunc", padding="repeatpad")
@@ -115,28 +94,11 @@ def test_the_first_token_of_a_step_is_the_low_half(listen: Callable[..., SideTok
         assert int((tone - quiet).norm(dim=-1).sum((0, 2)).argmax()) == loud
 
 
-@pytest.mark.parametrize(("samples", "steps"), [(1, 1), (15_000, 1), (15_001, 2), (48_000, 4), (480_000, 32)])
-def test_there_is_a_step_for_every_15000_samples(listen: Callable[..., SideTokens], samples: int, steps: int) -> None:
-    side = listen(noise(10)[:, :samples], start=0.25)
-    assert side.x.shape == (steps, 2, 1, 128) and side.valid.all()
-    want = [0.25 + min(0.3125 * (k + 0.5), samples / RATE) for k in range(steps)]
-    assert side.times.tolist() == pytest.approx(want)
-    assert side.spans.tolist() == [[0.25, 0.25 + samples / RATE]] * steps
-
-
-def test_channels_are_mixed_and_other_rates_resampled(listen: Callable[..., SideTokens]) -> None:
-    sound = noise(2, channels=8)
-    assert torch.equal(listen(sound).x, listen(sound.mean(0, keepdim=True)).x)
-    coarse, fine = (torch.sin(2 * torch.pi * 440 * torch.arange(2 * rate) / rate)[None] for rate in (16_000, RATE))
-    assert len(listen(coarse, 16_000).x) == len(listen(fine).x) == 7
-    assert (listen(coarse, 16_000).x - listen(fine).x).abs().mean() < 0.2 * listen(fine).x.abs().mean()
-
-
 def test_a_model_that_is_asked_about_a_file_lets_it_hear_what_is_above_8_khz(
-    one: PatchedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one: PatchedModel, small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ears, "ClapAudioConfig", lambda: TINY)
-    monkeypatch.setenv(ears.PLACE, str(folder))
+    monkeypatch.setattr(ears, "ClapAudioConfig", lambda: small.config)
+    monkeypatch.setenv(ears.PLACE, small.weights)
     tone = 0.5 * np.sin(2 * np.pi * 12_000 * np.arange(2 * RATE) / RATE).astype(np.float32)
     path = write_clip(tmp_path / "a.mkv", counting_frames(50), 25, tone, RATE, audio_codec="pcm_s16le")
     hears(one, senses={"audio": load_encoder("clap-audio").spec.facts("time")})
@@ -146,21 +108,6 @@ def test_a_model_that_is_asked_about_a_file_lets_it_hear_what_is_above_8_khz(
     assert one.ask(path, "What do you hear?").signals["audio"].startswith("present: 7 steps")
     bands = heard[0].input_features[0, 0].mean(0)
     assert bands.argmax() == extract.mel_filters_slaney[12_000 * 1024 // RATE].argmax() and bands.max() > 0
-
-
-def test_silence_is_a_sound_and_no_track_is_none(listen: Callable[..., SideTokens]) -> None:
-    side = listen(torch.zeros(1, RATE))
-    assert side.valid.all() and len(side.x) == 4
-    encoder = load_encoder("clap-audio", weights="nowhere")  # which nobody looks for
-    assert encoder.encode(Clip()) is None and encoder.encode(Clip(audio=torch.zeros(2, 0), rate=RATE)) is None
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_sound_that_is_not_finite_is_an_error(listen: Callable[..., SideTokens], value: float) -> None:
-    sound = noise(1)
-    sound[0, 100] = value
-    with pytest.raises(SignalError, match="not finite"):
-        listen(sound)
 
 
 # what it is, and its weights
@@ -205,19 +152,18 @@ def test_every_tensor_of_the_release_has_a_place_and_no_place_is_left() -> None:
 
 
 def test_the_release_is_a_pickle_and_the_audio_half_may_come_alone(
-    original: ClapModel, listen: Callable[..., SideTokens], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    original: Any, small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want = listen(noise(1)).x
     torch.save(original.state_dict(), tmp_path / "pytorch_model.bin")
     monkeypatch.setenv(ears.PLACE, str(tmp_path))
-    assert torch.equal(ears.ClapAudio(ears.Options(), "", TINY).encode(Clip(audio=noise(1), rate=RATE)).x, want)
     original.audio_model.save_pretrained(tmp_path / "alone")
-    alone = ears.ClapAudio(ears.Options(), str(tmp_path / "alone"), TINY)
-    assert torch.equal(alone.encode(Clip(audio=noise(1), rate=RATE)).x, want)
+    clip = Clip(audio=noise(1), rate=RATE)
+    for weights in ("", str(tmp_path / "alone")):
+        assert torch.equal(ears.ClapAudio(ears.Options(), weights, small.config).encode(clip).x, small.encode(clip).x)
 
 
-def test_weights_of_another_size_are_refused(folder: Path) -> None:
-    encoder = load_encoder("clap-audio", weights=folder)
+def test_weights_of_another_size_are_refused(small: Any) -> None:
+    encoder = load_encoder("clap-audio", weights=small.weights)
     with pytest.raises(EncoderError, match=r"weights are missing .*give laion/clap-htsat-unfused, or what was"):
         encoder.encode(Clip(audio=noise(1), rate=RATE))
 
@@ -231,7 +177,3 @@ def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch:
         load_encoder("clap-audio").encode(Clip(audio=noise(1), rate=RATE))
     with pytest.raises(EncoderError, match="needs a text for revision"):
         load_encoder("clap-audio", revision=3)
-
-
-def test_it_hears_in_pieces_what_it_hears_in_the_whole(folder: Path) -> None:
-    assert hear_in_pieces(ears.ClapAudio(ears.Options(), str(folder), TINY), noise(21.3), RATE) == 2 * 32

@@ -7,28 +7,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import listening
 import pytest
 import torch
 from hub_server import HubServer
-from listening import hear_in_pieces
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pave.encoder import CONSENT, load_encoder
-from pave.errors import EncoderError, SignalError
+from pave.errors import EncoderError
 from pave.media import Clip
 from pave.sidechannel import SideTokens
 
 ears: Any = import_module("pave.encoders.imagebind_audio")
 RATE = 16_000
-GOLDEN = load_file(Path(__file__).parent / "golden" / "imagebind_audio_tiny.safetensors")
-WEIGHTS = {name[8:]: value for name, value in GOLDEN.items() if name.startswith("weights.")}
+GOLDEN, WEIGHTS = listening.golden("imagebind_audio")
+TINY = listening.IMAGEBIND
+noise = partial(listening.noise, RATE)
 STEM = "modality_preprocessors.audio.rgbt_stem.proj.weight"
-TINY = ears.Sizes(width=96, heads=6, layers=3, dim=64)
 
 
 @pytest.fixture(autouse=True)
@@ -37,26 +38,20 @@ def consent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ears.PLACE, raising=False)
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    save_file(WEIGHTS, path := tmp_path_factory.mktemp("tiny") / "audio.safetensors")
-    return path
+@pytest.fixture
+def small(tmp_path: Path) -> Any:
+    return listening.imagebind_audio(tmp_path)
 
 
 @pytest.fixture
-def listen(file: Path) -> Callable[..., SideTokens]:
+def file(small: Any) -> Path:
+    return Path(small.weights)
+
+
+@pytest.fixture
+def listen(small: Any) -> Callable[..., SideTokens]:
     """What the small ear hears."""
-
-    def tokens(sound: Tensor, rate: int = RATE, start: float = 0.0) -> SideTokens:
-        side = ears.ImageBindAudio(str(file), TINY).encode(Clip(audio=sound, rate=rate, audio_start=start))
-        assert side is not None
-        return side
-
-    return tokens
-
-
-def noise(seconds: float, channels: int = 1, rate: int = RATE) -> Tensor:
-    return torch.rand(channels, round(seconds * rate), generator=torch.Generator().manual_seed(0)) - 0.5
+    return listening.listener(small)
 
 
 # what it hears
@@ -112,34 +107,9 @@ def test_a_sound_of_less_than_two_seconds_is_one_token_of_what_is_there(
     assert torch.equal(side.x, listen(followed).x)
 
 
-def test_silence_is_a_sound_and_no_track_is_none() -> None:
-    """Without a track no weights are needed, and no consent."""
-    encoder = load_encoder("imagebind-audio")
-    assert encoder.encode(Clip()) is None
-    assert encoder.encode(Clip(audio=torch.zeros(1, 0), rate=RATE)) is None
-
-
 def test_silence_has_one_token_of_the_same_norm(listen: Callable[..., SideTokens]) -> None:
     side = listen(torch.zeros(1, 4 * RATE))
-    assert side.valid.all() and torch.allclose(side.x, side.x[:1]) and side.x[0].norm() == pytest.approx(20)
-
-
-def test_channels_are_mixed_and_other_rates_resampled(listen: Callable[..., SideTokens]) -> None:
-    sound = noise(3, channels=8)
-    assert torch.equal(listen(sound).x, listen(sound.mean(0, keepdim=True)).x)
-    seconds = torch.arange(3 * 44_100) / 44_100
-    fine = torch.sin(2 * torch.pi * 440 * seconds)[None]
-    coarse = torch.sin(2 * torch.pi * 440 * torch.arange(3 * RATE) / RATE)[None]
-    assert len(listen(fine, 44_100).x) == len(listen(coarse).x) == 2
-    assert (listen(fine, 44_100).x - listen(coarse).x).abs().max() < 0.1 * listen(coarse).x.abs().max()
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_sound_that_is_not_finite_is_an_error(listen: Callable[..., SideTokens], value: float) -> None:
-    sound = noise(4)
-    sound[0, 100] = value
-    with pytest.raises(SignalError, match="not finite"):
-        listen(sound)
+    assert torch.allclose(side.x, side.x[:1]) and side.x[0].norm() == pytest.approx(20)
 
 
 def test_long_sound_is_heard_in_parts_without_a_seam(
@@ -246,7 +216,3 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match=r"asks for (posix|nt)\.mkdir"):
         _ = ears.ImageBindAudio(str(tmp_path / "x.pth"), TINY).network
     assert not (tmp_path / "done").exists()
-
-
-def test_it_hears_in_pieces_what_it_hears_in_the_whole(file: Path) -> None:
-    assert hear_in_pieces(ears.ImageBindAudio(str(file), TINY), noise(34.2), RATE) == 31

@@ -6,70 +6,48 @@ in test_languagebind.py, the clock in test_kaldi.py.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import listening
 import pytest
 import torch
-from listening import hear_in_pieces
-from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import CLIPVisionConfig
 
 from pave.encoder import load_encoder
-from pave.errors import EncoderError, SignalError
+from pave.errors import EncoderError
 from pave.kaldi import SAMPLE_RATE, fbank
-from pave.languagebind import VIT_L, Tower, tower
 from pave.media import Clip
 from pave.sidechannel import SideTokens
 
 ears: Any = import_module("pave.encoders.languagebind_audio")
 WINDOW = 10.36  # seconds
-with safe_open(Path(__file__).parent / "golden" / "languagebind_audio_tiny.safetensors", "pt") as golden:
-    GOLDEN = {name: golden.get_tensor(name) for name in golden.keys()}  # noqa: SIM118
-    TOLD = json.loads(golden.metadata()["cfg"])
-WEIGHTS = {name[8:]: tensor for name, tensor in GOLDEN.items() if name.startswith("weights.")}
+GOLDEN, WEIGHTS = listening.golden("languagebind_audio")
+noise = partial(listening.noise, SAMPLE_RATE)
 
 
 @pytest.fixture(scope="module")
-def small() -> Tower:
-    with torch.device("meta"):
-        built = Tower(
-            CLIPVisionConfig(**{key: TOLD[key] for key in TOLD if hasattr(VIT_L, key)}), (8, 74), temporal=False
-        )
-    return tower(WEIGHTS, "a release", built)
+def small() -> Any:
+    return listening.languagebind_audio(Path())
 
 
 @pytest.fixture
-def listen(small: Tower) -> Any:
+def listen(small: Any) -> Callable[..., SideTokens]:
     """What the small ear hears."""
-
-    def tokens(sound: Tensor, rate: int = SAMPLE_RATE, rows: int = 8, start: float = 0.0) -> SideTokens:
-        encoder = load_encoder("languagebind-audio", rows=rows)
-        encoder.network = small  # type: ignore[misc]
-        side = encoder.encode(Clip(audio=sound, rate=rate, audio_start=start))
-        assert side is not None
-        return side
-
-    return tokens
-
-
-def noise(seconds: float, channels: int = 1) -> Tensor:
-    samples = round(seconds * SAMPLE_RATE)
-    return torch.rand(channels, samples, generator=torch.Generator().manual_seed(0)) - 0.5
+    return listening.listener(small)
 
 
 # what it hears
 
 
 @pytest.mark.parametrize("rows", ears.ROWS)
-def test_the_tokens_of_a_picture_are_those_of_the_original(small: Tower, rows: int) -> None:
+def test_the_tokens_of_a_picture_are_those_of_the_original(small: Any, rows: int) -> None:
     """The patch in row r and column c is token 1 + 74 r + c of the original's."""
     encoder: Any = load_encoder("languagebind-audio", rows=rows)
-    encoder.network = small
+    encoder.network = small.network
     known = GOLDEN["hidden_minus2"][0, 0, 1:].view(rows, 8 // rows, 74, 1, 64).mean(1).transpose(0, 1)
     assert torch.allclose(encoder.look(GOLDEN["input"]), known, atol=5e-5, rtol=0)
 
@@ -85,16 +63,7 @@ def test_the_picture_is_the_spectrum_from_low_to_high_as_the_original_normalises
     assert ears.picture(fbank(tone, 112))[0, 0, :, 50].argmax() < 112 // 4
 
 
-@pytest.mark.parametrize(("seconds", "steps"), [(0.01, 1), (1, 7), (WINDOW + 0.015, 74), (12, 85), (25, 178)])
-def test_there_are_tokens_for_what_was_heard_and_not_for_its_echo(listen: Any, seconds: float, steps: int) -> None:
-    side = listen(noise(seconds), rows=1, start=0.5)
-    assert side.x.shape == (steps, 1, 1, 64) and side.valid.all()
-    centres = torch.arange(steps, dtype=torch.float64) * 0.14 + 0.0775
-    assert torch.allclose(side.times, 0.5 + centres) or seconds < 0.155
-    assert side.spans[-1, 1].item() == pytest.approx(0.5 + seconds)
-
-
-def test_a_click_changes_its_window_and_mostly_the_token_in_its_place(listen: Any) -> None:
+def test_a_click_changes_its_window_and_mostly_the_token_in_its_place(listen: Callable[..., SideTokens]) -> None:
     sound = noise(WINDOW + 3)
     clicked = sound.clone()
     clicked[:, int(4.5 * SAMPLE_RATE) : int(4.5 * SAMPLE_RATE) + 400] = 1.0
@@ -106,38 +75,12 @@ def test_a_click_changes_its_window_and_mostly_the_token_in_its_place(listen: An
     assert torch.equal(change > 0, spanned) and spanned.tolist() == [True] * 74 + [False] * 21
 
 
-def test_a_window_is_the_same_whatever_follows(listen: Any) -> None:
+def test_a_window_is_the_same_whatever_follows(listen: Callable[..., SideTokens]) -> None:
     sound = noise(2 * WINDOW + 1)
     whole, first = listen(sound), listen(sound[:, : round(WINDOW * SAMPLE_RATE) + 240])
     second = listen(sound[:, round(WINDOW * SAMPLE_RATE) : 2 * round(WINDOW * SAMPLE_RATE) + 240], start=WINDOW)
-    assert torch.equal(whole.x[:74], first.x) and torch.equal(whole.x[74:148], second.x)
+    assert torch.equal(whole.x[:74], first.x) and torch.equal(whole.x[74:148], second.x) and len(whole.x) == 155
     assert torch.allclose(whole.times[74:148], second.times)
-
-
-def test_silence_is_a_sound_and_no_track_is_none(listen: Any) -> None:
-    side = listen(torch.zeros(1, 4 * SAMPLE_RATE))
-    assert side.valid.all() and len(side.x) == 28
-    assert load_encoder("languagebind-audio").encode(Clip()) is None
-    assert load_encoder("languagebind-audio").encode(Clip(audio=torch.zeros(1, 0), rate=8000)) is None
-
-
-def test_channels_are_mixed_and_other_rates_resampled(listen: Any) -> None:
-    sound = noise(2, channels=8)
-    assert torch.equal(listen(sound).x, listen(sound.mean(0, keepdim=True)).x)
-    fine, coarse = (
-        torch.sin(2 * torch.pi * 440 * torch.arange(2 * rate) / rate)[None] for rate in (44_100, SAMPLE_RATE)
-    )
-    at_44k, at_16k = listen(fine, 44_100).x, listen(coarse).x
-    assert at_44k.shape == at_16k.shape == (14, 8, 1, 64)
-    assert (at_44k - at_16k)[:, 0].abs().max() < 0.1 * at_16k.abs().max()
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_sound_that_is_not_finite_is_an_error(listen: Any, value: float) -> None:
-    sound = noise(1)
-    sound[0, 100] = value
-    with pytest.raises(SignalError, match="not finite"):
-        listen(sound)
 
 
 # what it is, and its weights
@@ -167,9 +110,3 @@ def test_a_release_of_another_size_or_sense_is_refused(tmp_path: Path) -> None:
     encoder = load_encoder("languagebind-audio", weights=str(tmp_path))
     with pytest.raises(EncoderError, match=r"of its weights are missing \(encoder.layers.10"):
         encoder.encode(Clip(audio=noise(1), rate=SAMPLE_RATE))
-
-
-def test_it_hears_in_pieces_what_it_hears_in_the_whole(small: Tower) -> None:
-    encoder = load_encoder("languagebind-audio")
-    encoder.network = small  # type: ignore[misc]
-    assert hear_in_pieces(encoder, noise(21.5), SAMPLE_RATE) == 2 * 74

@@ -3,84 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import listening
 import pytest
 import torch
-from listening import hear_in_pieces
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PeAudioConfig, PeAudioEncoder, PeAudioEncoderConfig, PeAudioFrameLevelModel
+from transformers import PeAudioEncoder, PeAudioFrameLevelModel
 
 from pave.encoder import load_encoder
-from pave.errors import EncoderError, SignalError
+from pave.errors import EncoderError
 from pave.media import Clip
 from pave.release import fill
 from pave.sidechannel import SideTokens
 
 ears: Any = import_module("pave.encoders.pe_audio")
 RATE = 48_000
-AUDIO = {
-    "hidden_size": 128,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 1,
-    "dac_config": {"encoder_hidden_size": 4, "codebook_dim": 8},
-}
-TEXT = {
-    "model_type": "modernbert",
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "vocab_size": 64,
-    **{f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos", "cls", "sep"))},
-}
-TINY = PeAudioEncoderConfig(**AUDIO)  # type: ignore[arg-type]
+noise = partial(listening.noise, RATE)
 
 
 @pytest.fixture(scope="module")
-def original() -> PeAudioFrameLevelModel:
-    torch.manual_seed(0)
-    return PeAudioFrameLevelModel(PeAudioConfig(text_config=TEXT, audio_config=AUDIO)).eval()
-
-
-@pytest.fixture(scope="module")
-def folder(original: PeAudioFrameLevelModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    original.save_pretrained(path := tmp_path_factory.mktemp("pe"))
-    return path
-
-
-def encoder(weights: Path, **options: Any) -> Any:
-    return ears.PEAudio(ears.Options(**options), str(weights), TINY)
+def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return listening.pe_audio(tmp_path_factory.mktemp("pe"))
 
 
 @pytest.fixture
-def listen(folder: Path) -> Callable[..., SideTokens]:
+def listen(small: Any) -> Callable[..., SideTokens]:
     """What the small ear hears."""
-
-    def tokens(sound: Tensor, hertz: int = RATE, start: float = 0.0, **options: Any) -> SideTokens:
-        side = encoder(folder, **options).encode(Clip(audio=sound, rate=hertz, audio_start=start))
-        assert side is not None
-        return side
-
-    return tokens
-
-
-def noise(seconds: float, channels: int = 1) -> Tensor:
-    return torch.rand(channels, round(seconds * RATE), generator=torch.Generator().manual_seed(0)) - 0.5
+    return listening.listener(small)
 
 
 # what it hears
 
 
 def test_every_window_is_what_transformers_hears(
-    original: PeAudioFrameLevelModel, listen: Callable[..., SideTokens], monkeypatch: pytest.MonkeyPatch
+    small: Any, listen: Callable[..., SideTokens], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Theirs is told that nothing is padded, which changes the way of its sums. Windows of 2 s take less time."""
     monkeypatch.setattr(ears, "WINDOW", 2 * RATE)
+    original = PeAudioFrameLevelModel.from_pretrained(small.weights).eval()
     sound, want = noise(4.51), []
     for part in sound[0].split(2 * RATE):
         inputs = ears.PeAudioFeatureExtractor()(part.numpy(), sampling_rate=RATE, return_tensors="pt")
@@ -104,58 +69,25 @@ def test_a_gap_changes_the_tokens_about_it_most(listen: Callable[..., SideTokens
     assert float(here.times[changed.argmax()]) == pytest.approx(at + 0.505, abs=0.1)
 
 
-def test_a_token_is_in_the_middle_of_what_the_codec_hears() -> None:
+def test_a_token_is_in_the_middle_of_what_the_codec_hears(small: Any) -> None:
     """The samples that a token of the codec hangs on lie evenly about sample 1920 (k + 1/2)."""
-    torch.manual_seed(0)
-    codec = PeAudioEncoder(TINY).eval().embedder.dac_encoder
     sound = torch.zeros(1, 1, 40 * 1920, requires_grad=True)
-    codec(sound)[0, :, 20].sum().backward()
+    small.network.embedder.dac_encoder(sound)[0, :, 20].sum().backward()
     assert sound.grad is not None
     heard = sound.grad[0, 0].nonzero()
     assert float(heard.min() + heard.max()) / 2 == pytest.approx(1920 * 20.5, abs=1)
 
 
-@pytest.mark.parametrize(("samples", "steps"), [(1, 1), (1920, 1), (1921, 2), (48_000, 25)])
-def test_there_is_a_token_for_every_1920_samples(listen: Callable[..., SideTokens], samples: int, steps: int) -> None:
-    side = listen(noise(1)[:, :samples], start=0.25)
-    assert side.x.shape == (steps, 1, 1, 128) and side.valid.all()
-    want = [0.25 + min(0.04 * (k + 0.5), samples / RATE) for k in range(steps)]
-    assert side.times.tolist() == pytest.approx(want)
-    assert side.spans.tolist() == [[0.25, 0.25 + samples / RATE]] * steps
-
-
 @pytest.mark.parametrize(("rate", "pool"), [(5, 5), (1, 25)])
 def test_lower_rates_are_means_of_tokens_and_of_their_times(
-    listen: Callable[..., SideTokens], rate: int, pool: int
+    small: Any, listen: Callable[..., SideTokens], rate: int, pool: int
 ) -> None:
     sound = noise(1.3)  # 33 tokens
-    full, side = listen(sound), listen(sound, rate=rate)
+    slow = ears.PEAudio(ears.Options(rate=rate), small.weights, small.config)
+    full, side = listen(sound), listening.listener(slow)(sound)
     assert len(side.x) == -(-33 // pool)
     assert torch.allclose(side.x[-1], full.x[33 // pool * pool :].mean(0))
     assert torch.allclose(side.times[0], full.times[:pool].mean())
-
-
-def test_channels_are_mixed_and_other_rates_resampled(listen: Callable[..., SideTokens]) -> None:
-    sound = noise(1, channels=8)
-    assert torch.equal(listen(sound).x, listen(sound.mean(0, keepdim=True)).x)
-    coarse, fine = (torch.sin(2 * torch.pi * 440 * torch.arange(rate) / rate)[None] for rate in (16_000, RATE))
-    assert len(listen(coarse, 16_000).x) == len(listen(fine).x) == 25
-    assert (listen(coarse, 16_000).x - listen(fine).x).abs().mean() < 0.1 * listen(fine).x.abs().mean()
-
-
-def test_silence_is_a_sound_and_no_track_is_none(listen: Callable[..., SideTokens]) -> None:
-    side = listen(torch.zeros(1, RATE))
-    assert side.valid.all() and len(side.x) == 25
-    ear = load_encoder("pe-audio", weights="nowhere")  # which nobody looks for
-    assert ear.encode(Clip()) is None and ear.encode(Clip(audio=torch.zeros(2, 0), rate=RATE)) is None
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_sound_that_is_not_finite_is_an_error(listen: Callable[..., SideTokens], value: float) -> None:
-    sound = noise(1)
-    sound[0, 100] = value
-    with pytest.raises(SignalError, match="not finite"):
-        listen(sound)
 
 
 # what it is, and its weights
@@ -211,10 +143,10 @@ def test_every_tensor_of_a_release_has_a_place_and_no_place_is_left(
 
 @pytest.mark.parametrize("place", ["audio_model.audio_encoder.", "audio_video_encoder.embedder.audio_encoder."])
 def test_the_ear_of_pe_av_is_found_under_both_of_its_names(
-    folder: Path, listen: Callable[..., SideTokens], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """PeAudioVideoModel needs timm, so its file is written by hand, with a name of each of its other parts."""
-    inner = load_file(folder / "model.safetensors")
+    inner = load_file(Path(small.weights) / "model.safetensors")
     ear = {name: tensor for name, tensor in inner.items() if name.startswith("audio_encoder.")}
     outer = {place + name.removeprefix("audio_encoder."): tensor for name, tensor in ear.items()}
     outer |= {f"audio_model.{name}": inner[name] for name in inner.keys() - ear.keys() if "text_model" not in name}
@@ -228,12 +160,12 @@ def test_the_ear_of_pe_av_is_found_under_both_of_its_names(
         outer[name] = torch.zeros(1)
     save_file(outer, tmp_path / "model.safetensors")
     monkeypatch.setenv(ears.PLACE, str(tmp_path))
-    side = ears.PEAudio(ears.Options(), "", TINY).encode(Clip(audio=noise(1), rate=RATE))
-    assert torch.equal(side.x, listen(noise(1)).x)
+    clip = Clip(audio=noise(1), rate=RATE)
+    assert torch.equal(ears.PEAudio(ears.Options(), "", small.config).encode(clip).x, small.encode(clip).x)
 
 
-def test_weights_of_another_size_are_refused(folder: Path) -> None:
-    ear = load_encoder("pe-audio", release="facebook/pe-a-frame-small", weights=folder)
+def test_weights_of_another_size_are_refused(small: Any) -> None:
+    ear = load_encoder("pe-audio", release="facebook/pe-a-frame-small", weights=small.weights)
     with pytest.raises(EncoderError, match=r"110 of its weights are missing .*give facebook/pe-a-frame-small, or"):
         ear.encode(Clip(audio=noise(1), rate=RATE))
 
@@ -261,7 +193,3 @@ def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch:
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(EncoderError, match=message):
         load_encoder("pe-audio", **options)
-
-
-def test_it_hears_in_pieces_what_it_hears_in_the_whole(folder: Path) -> None:
-    assert hear_in_pieces(encoder(folder), noise(61.3), RATE) == 2 * 30 * 25

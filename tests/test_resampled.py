@@ -1,9 +1,8 @@
 """Claims about patches with a resampler inside a model: the laws of DESIGN.md for what reads several senses at once,
-each beside its opposite; their training, their files, their cost, and what is refused."""
+each beside its opposite."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,60 +11,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import FRAMES, awaken, make_clip, make_config
-from patched import QUESTIONS, WAYS, alike, clips, logits, portrait
-from pydantic import ValidationError
+from patched import QUESTIONS, READ, WAYS, alike, clips, favor_config, favors, logits, portrait
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from pave import catalogue
-from pave.base import Base
-from pave.card import card
-from pave.cli import app
-from pave.config import FusionConfig, PatchConfig, ResamplerConfig, SenseFacts
-from pave.cost import cost_of, table
-from pave.encoder import load_encoder
-from pave.errors import PatchMismatch, RecipeError
+from pave.config import SenseFacts
 from pave.inputs import ClipFeatures, Inputs, beside
 from pave.model import PatchedModel
-from pave.patch import Patch
-from pave.recipe import Recipe, read_recipe
-from pave.train import Run, train
 
-SMALL: dict[str, Any] = {"slots": 5, "window": 4, "queries": 3, "width": 16, "heads": 2}
-READ: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # resampler, fusion
-    "residual": ({}, {}),
-    "official": ({}, {"kind": "official"}),
-    "finer": ({"queries": 4, "finer": (1, 2)}, {}),
-    "overlapping": ({"stride": 2}, {}),
-    "states": ({"readout": "states", "queries": 32}, {}),
-    "prefix": ({}, {"combine": "prefix"}),
-    "interleave": ({}, {"combine": "interleave"}),
-}
-ADDS = ("residual", "official", "finer", "overlapping", "states")
 every_way = pytest.mark.parametrize("way", READ)
-every_addition = pytest.mark.parametrize("way", ADDS)
-
-
-def sense(**options: Any) -> SenseFacts:
-    return load_encoder("logmel", **options).spec.facts("time")
-
-
-def favor_config(base: Base, way: str = "residual", name: str = "favor", **changes: Any) -> PatchConfig:
-    """Two senses, 10 and 2 tokens per second, put on one clock of 2 steps per second: 4 steps, or 2 s, to a window."""
-    resampler, fusion = READ[way]
-    fields = {
-        "senses": {"slow": sense(bands=8, rate=2), "fast": sense(bands=16, rate=10)},
-        "resampler": ResamplerConfig.model_validate(SMALL | resampler),
-        "fusion": FusionConfig.model_validate({"width": 32, "heads": 2} | fusion),
-    }
-    return make_config(base, name, **(fields | changes))
-
-
-def favors(model: PatchedModel, way: str = "residual", name: str = "favor", **changes: Any) -> None:
-    """Apply a patch whose weights act."""
-    model.attach(name, favor_config(model.host, way, name, **changes), trainable=False)
-    awaken(model, name)
+every_addition = pytest.mark.parametrize("way", ["residual", "official", "finer", "overlapping", "states"])
 
 
 def fused(model: PatchedModel, *seen: Any) -> list[Tensor]:
@@ -254,191 +208,3 @@ def test_training_computes_what_the_loaded_patch_will(model: PatchedModel) -> No
     model.remove_patch("favor")
     model.apply_patch(patch)
     assert torch.equal(logits(model), trained)
-
-
-def test_a_file_that_lacks_part_of_its_resampler_or_has_another_is_refused(one: PatchedModel) -> None:
-    favors(one)
-    patch = one.export("favor")
-    one.remove_patch("favor")
-    lost = {name: tensor for name, tensor in patch.tensors.items() if name != "resampler.position"}
-    with pytest.raises(PatchMismatch, match=r"resampler\.position is missing"):
-        one.apply_patch(Patch(patch.config, lost))
-    none = patch.config.model_copy(update={"resampler": None})
-    with pytest.raises(PatchMismatch, match=r"fusion\.slow\..* is missing"):
-        one.apply_patch(Patch(none, patch.tensors))
-    longer = patch.config.model_copy(update={"resampler": ResamplerConfig.model_validate(SMALL | {"queries": 4})})
-    with pytest.raises(PatchMismatch, match=r"resampler\.queries\.4 is \(3, 16\), expected \(4, 16\)"):
-        one.apply_patch(Patch(longer, patch.tensors))
-    blind = patch.config.model_dump() | {"senses": {}}
-    with pytest.raises(ValidationError, match="a resampler needs a sense to read"):
-        PatchConfig.model_validate(blind)
-    assert not one.patches
-
-
-def test_people_are_told_of_the_resampler(
-    one: PatchedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    favors(one)
-    patch = one.export("favor")
-    app(["patch", "info", str(patch.save(tmp_path / "favor.safetensors"))], standalone_mode=False)
-    assert "3 outputs of every 4 steps at 2 per second, width 16" in capsys.readouterr().out
-    assert f"| resampler | {patch.config.resampler} |" in card(patch, "somebody/favor")
-
-
-def test_a_small_copy_of_the_file_still_acts(one: PatchedModel, tmp_path: Path) -> None:
-    favors(one)
-    patch = one.export("favor")
-    one.remove_patch("favor")
-    one.apply_patch(patch.shrink(8).save(tmp_path / "small.safetensors"))
-    assert one.patches["favor"].bytes < 0.7 * patch.nbytes
-    assert not torch.equal(logits(one), logits(one, patches=[]))
-
-
-def test_patches_without_a_resampler_are_written_as_before(tmp_path: Path) -> None:
-    place = catalogue.locate("audio-playroom")
-    patch = Patch.load(place)
-    assert patch.save(tmp_path / "again.safetensors").read_bytes() == place.read_bytes()
-    words = patch.config.model_copy(update={"resampler": ResamplerConfig()}).canonical()
-    assert '"resampler":{' in words and "resampler" not in patch.config.canonical()
-
-
-# Training
-
-
-@pytest.fixture
-def favor(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
-    """The workshop's recipe with a second sense and a resampler."""
-
-    def make(*overrides: str, output: str = "out", **resampler: Any) -> Recipe:
-        words = json.dumps({**SMALL, "slots": 3, **resampler})
-        slow = "senses.slow={encoder: logmel, options: {bands: 8, rate: 2}}"
-        return recipe(slow, f"resampler={words}", *overrides, output=output)
-
-    return make
-
-
-@pytest.mark.parametrize("way", ["residual", "states", "prefix"])
-def test_training_moves_all_of_the_patch_and_its_file_can_be_used(favor: Callable[..., Recipe], way: str) -> None:
-    resampler, fusion = READ[way]
-    run = Run(favor("train.steps=2", f"fusion={json.dumps({'width': 32, 'heads': 2} | fusion)}", **resampler))
-    run.prepare()
-    before = run.model.export("ears").tensors
-    run.fit(lambda step, steps, figures: None)
-    patch = Patch.load(run.finish().patch)
-    same = {name for name, tensor in patch.tensors.items() if torch.equal(tensor, before[name])}
-    assert all("standard." in name or name.endswith("scale") for name in same), "what was measured, not learned"
-    run.model.remove_patch("ears")
-    assert run.model.apply_patch(patch).senses == {"audio": "logmel", "slow": "logmel"}
-
-
-def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(favor: Callable[..., Recipe]) -> None:
-    whole = train(favor(dropout=0.1, output="whole")).patch.read_bytes()
-
-    def stop(step: int, steps: int, figures: dict[str, float]) -> None:
-        if step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(favor(dropout=0.1), progress=stop)
-    assert train(favor(dropout=0.1), resume=True).patch.read_bytes() == whole
-
-
-def test_the_diversity_loss_is_that_of_all_windows_of_a_step_times_its_weight(favor: Callable[..., Recipe]) -> None:
-    run = Run(favor(diversity=0.5))
-    run.prepare()
-    clips = run.train_clips[:3]
-    inputs, _ = run.batch(clips, run.names)
-    (use,) = inputs.uses
-    with run.model.training("ears"):
-        run.model.forward(inputs)
-    resampler: Any = use.attached.resampler
-    rows = [dict(zip(use.sides, row, strict=True)) for row in zip(*use.sides.values(), strict=True)]
-    want = 0.5 * torch.cat([resampler(row)[1] for row in rows]).mean()
-    assert torch.allclose(use.attached.aux_losses["diversity"], want)
-
-
-def test_the_diversity_loss_is_learned_from_and_none_is_none(favor: Callable[..., Recipe]) -> None:
-    alike = {}
-    for weight in (0.0, 10.0):
-        run = Run(favor("train.steps=6", "train.batch=1", diversity=weight, output=f"out{weight}"))
-        run.prepare()
-        told: list[dict[str, float]] = []
-        run.fit(lambda step, steps, figures, told=told: told.append(figures))
-        assert [set(each) for each in told] == [{"loss", "rate"} | ({"diversity"} if weight else set())] * 6
-        row = {sense: sides[0] for sense, sides in run.batch(run.train_clips[:1], run.names)[0].uses[0].sides.items()}
-        resampler: Any = run.attached.resampler
-        alike[weight] = resampler(row)[1].mean().item()
-    assert alike[10.0] < alike[0.0] - 0.1
-
-
-def test_the_senses_are_measured_before_training(favor: Callable[..., Recipe]) -> None:
-    run = Run(favor())
-    run.prepare()
-    attached: Any = run.attached
-    sides = [clip.features.sides[run.senses["audio"].spec.preprocessing] for clip in run.train_clips]
-    heard = torch.cat([side.x.flatten(0, 2) for side in sides if side is not None])
-    assert torch.allclose(attached.resampler.standard["audio"].mean, heard.double().mean(0).float(), atol=1e-5)
-    assert attached.fusion["resampled"].scale != 1
-
-
-# Cost
-
-
-@every_way
-def test_a_resampler_costs_what_torch_counts(one: PatchedModel, way: str) -> None:
-    config = favor_config(one.host, way)
-    one.attach("favor", config, trainable=False)
-    (seen,) = one.encode(clips()[:1])
-    (use,) = one.prepare([seen], QUESTIONS[:1]).uses
-    row = {sense: sides[0] for sense, sides in use.sides.items()}
-    resampler: Any = use.attached.resampler
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        side, _ = resampler(row)
-    steps = [side.x.shape[1] for side in row.values() if side is not None]
-    cost = cost_of(one.host, one.export("favor"), side_steps=steps)
-    assert cost.honest.resampler == counter.get_total_flops() and cost.side == {"slow": (8, 1, 1), "fast": (40, 1, 1)}
-    assert cost.beside == (side.x[0, :, :, 0, 0].numel() if config.fusion.combine != "add" else 0)
-    report = one.patches["favor"]
-    assert (cost.resampler_params, cost.params) == (report.resampler_params, report.params)
-    assert cost.file_bytes == one.export("favor").file_bytes and f"{cost.resampler_params:,}" in table(cost)
-
-
-# What is refused
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("resampler={preset: papre}", "did you mean 'paper'"),
-        ("resampler={querys: 3}", "did you mean 'queries'"),
-        ("resampler={width: 30, heads: 4}", "width=30 is not a multiple of heads=4"),
-        ("resampler={window: 4, stride: 5}", "stride=5 leaves steps out between windows of 4"),
-        ("resampler={finer: [3]}", "3 steps do not divide a window of 10 with 32 queries"),
-        ("resampler={finer: [5, 5]}", "names a length twice"),
-        ("resampler={queries: 1}", "use diversity: 0"),
-        ("resampler={readout: states, causal_direction: none}", "is for causal_direction: past, got none"),
-        ("resampler={readout: states, finer: [5]}", "readout: states has no finer"),
-        ("senses.audio.align=index", "senses.audio: a resampler knows no align: index"),
-        ("fusion={rope: 3d}", "fusion.rope: 3d needs square grids, which no resampler gives"),
-        ("fusion={combine: prefix}", "resampler.readout: states is for combine: add, got prefix"),
-    ],
-)
-def test_a_wrong_resampler_is_refused_by_key_value_and_remedy(tmp_path: Path, override: str, said: str) -> None:
-    path = tmp_path / "patch.yaml"
-    fields = {"name": "favor", "senses": {"audio": {"encoder": "logmel"}}, "resampler": {"readout": "states"}}
-    path.write_text(json.dumps(fields | {"data": {"playroom": {"clips": 8}}}))
-    with pytest.raises(RecipeError) as refused:
-        read_recipe(path, [override])
-    assert said in str(refused.value)
-
-
-def test_a_preset_is_resolved_in_the_patch_and_can_be_changed(tmp_path: Path) -> None:
-    path = tmp_path / "patch.yaml"
-    fields = {"name": "favor", "senses": {"audio": {"encoder": "logmel"}}, "resampler": {"preset": "tiny"}}
-    path.write_text(json.dumps(fields | {"data": {"playroom": {"clips": 8}}}))
-    tiny = ResamplerConfig(queries=16, width=256, heads=4)
-    assert read_recipe(path).resampler == tiny
-    assert read_recipe(path, ["resampler.queries=8"]).resampler == tiny.model_copy(update={"queries": 8})
-    assert read_recipe(path, ["resampler=null"]).resampler is None
-    states = read_recipe(path, ["resampler.readout=states"]).resampler
-    assert states and (states.width, states.readout) == (256, "states")

@@ -13,9 +13,7 @@ import pytest
 import torch
 from clips import counting_frames, number, write_clip
 from conftest import FRAMES, make_config
-from listening import hear_in_pieces
-from patched import hears, other_ears
-from test_resampled import READ, favors, sense
+from patched import READ, favors, hears, other_ears, sense
 from torch import Tensor
 
 from pave.config import SenseFacts
@@ -149,12 +147,6 @@ def test_sound_that_comes_by_and_by_is_resampled_as_the_whole(hertz: int, to: in
     assert resampling.held is not None and resampling.held.shape[1] < 3000
     parts.append(resampling.feed(sound[:, :0], last=True))
     assert torch.allclose(torch.cat(parts, -1), resample(sound, hertz, to), rtol=0, atol=1e-6)
-
-
-def test_logmel_hears_in_pieces_what_it_hears_in_the_whole() -> None:
-    sound = torch.from_numpy(tone(21.33, 16_000))[None]
-    assert hear_in_pieces(load_encoder("logmel"), sound, 16_000) == 2 * 8 * 20
-    assert hear_in_pieces(load_encoder("logmel", rate=4, stack=2), sound, 16_000, start=-0.3) == 2 * 8 * 4
 
 
 # A camera

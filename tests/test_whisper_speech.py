@@ -3,73 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import listening
 import pytest
 import torch
-from listening import hear_in_pieces
 from torch import Tensor
-from transformers import (
-    WhisperConfig,
-    WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
-    WhisperModel,
-)
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperModel
 
 from pave.encoder import load_encoder
-from pave.errors import EncoderError, SignalError
+from pave.errors import EncoderError
 from pave.media import Clip
 from pave.release import fill
 from pave.sidechannel import SideTokens
 
 ears: Any = import_module("pave.encoders.whisper_speech")
 RATE = 16_000
-TINY = ears.Sizes(dim=128, layers=2)
-CONFIG = WhisperConfig(
-    d_model=128,
-    encoder_layers=2,
-    encoder_attention_heads=2,
-    encoder_ffn_dim=512,
-    decoder_layers=1,
-    decoder_attention_heads=2,
-    decoder_ffn_dim=64,
-    vocab_size=64,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-    decoder_start_token_id=1,
-)
+noise = partial(listening.noise, RATE)
 
 
 @pytest.fixture(scope="module")
-def original() -> WhisperForConditionalGeneration:
-    torch.manual_seed(0)
-    return WhisperForConditionalGeneration(CONFIG).eval()
+def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return listening.whisper_speech(tmp_path_factory.mktemp("whisper"))
 
 
 @pytest.fixture(scope="module")
-def folder(original: WhisperForConditionalGeneration, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    original.save_pretrained(path := tmp_path_factory.mktemp("whisper"))
-    return path
+def original(small: Any) -> WhisperForConditionalGeneration:
+    return WhisperForConditionalGeneration.from_pretrained(small.weights).eval()
 
 
 @pytest.fixture
-def listen(folder: Path) -> Callable[..., SideTokens]:
+def listen(small: Any) -> Callable[..., SideTokens]:
     """What the small ear hears."""
-
-    def tokens(sound: Tensor, hertz: int = RATE, start: float = 0.0, **options: Any) -> SideTokens:
-        encoder = ears.WhisperSpeech(ears.Options(**options), str(folder), TINY)
-        side = encoder.encode(Clip(audio=sound, rate=hertz, audio_start=start))
-        assert side is not None
-        return side
-
-    return tokens
-
-
-def noise(seconds: float, channels: int = 1) -> Tensor:
-    return torch.rand(channels, round(seconds * RATE), generator=torch.Generator().manual_seed(0)) - 0.5
+    return listening.listener(small)
 
 
 # what it hears
@@ -127,49 +96,19 @@ def test_a_click_changes_the_tokens_about_it_most(listen: Callable[..., SideToke
     assert float(here.times[changed.argmax()]) == pytest.approx(7.5, abs=0.03)
 
 
-@pytest.mark.parametrize(("samples", "steps"), [(1, 1), (320, 1), (321, 2), (16_000, 50), (480_000, 1500)])
-def test_there_is_a_token_for_every_320_samples(listen: Callable[..., SideTokens], samples: int, steps: int) -> None:
-    side = listen(noise(30)[:, :samples], start=0.25)
-    assert side.x.shape == (steps, 1, 1, 128) and side.valid.all()
-    assert side.times.tolist() == pytest.approx([0.25 + 0.02 * k for k in range(steps)])
-    assert side.spans.tolist() == [[0.25, 0.25 + samples / RATE]] * steps
-
-
 @pytest.mark.parametrize(("rate", "pool"), [(25, 2), (10, 5), (5, 10), (2, 25), (1, 50)])
 def test_lower_rates_are_means_of_tokens_and_of_their_times(
-    listen: Callable[..., SideTokens], rate: int, pool: int
+    small: Any, listen: Callable[..., SideTokens], rate: int, pool: int
 ) -> None:
     sound = noise(30.33)  # 1517 tokens: the last mean is of those that are left
-    full, side = listen(sound), listen(sound, rate=rate)
+    slow = ears.WhisperSpeech(ears.Options(rate=rate), small.weights, small.sizes)
+    full, side = listen(sound), listening.listener(slow)(sound)
     assert len(side.x) == -(-1517 // pool)
     for k in (0, len(side.x) - 1):
         mine = slice(pool * k, pool * (k + 1))
         assert torch.allclose(side.x[k], full.x[mine].mean(0))
         assert torch.allclose(side.times[k], full.times[mine].mean())
         assert torch.equal(side.spans[k], full.spans[pool * k])
-
-
-def test_channels_are_mixed_and_other_rates_resampled(listen: Callable[..., SideTokens]) -> None:
-    sound = noise(2, channels=8)
-    assert torch.equal(listen(sound).x, listen(sound.mean(0, keepdim=True)).x)
-    fine, coarse = (torch.sin(2 * torch.pi * 440 * torch.arange(2 * rate) / rate)[None] for rate in (44_100, RATE))
-    assert len(listen(fine, 44_100).x) == len(listen(coarse).x) == 100
-    assert (listen(fine, 44_100).x - listen(coarse).x).abs().mean() < 0.1 * listen(coarse).x.abs().mean()
-
-
-def test_silence_is_a_sound_and_no_track_is_none(listen: Callable[..., SideTokens]) -> None:
-    side = listen(torch.zeros(1, RATE))
-    assert side.valid.all() and len(side.x) == 50
-    encoder = load_encoder("whisper-speech", weights="nowhere")  # which nobody looks for
-    assert encoder.encode(Clip()) is None and encoder.encode(Clip(audio=torch.zeros(2, 0), rate=RATE)) is None
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_sound_that_is_not_finite_is_an_error(listen: Callable[..., SideTokens], value: float) -> None:
-    sound = noise(1)
-    sound[0, 100] = value
-    with pytest.raises(SignalError, match="not finite"):
-        listen(sound)
 
 
 # what it is, and its weights
@@ -219,18 +158,18 @@ def test_every_tensor_of_a_release_has_a_place_and_no_place_is_left(
 
 
 def test_a_model_without_its_speaking_head_is_read_too(
-    original: WhisperForConditionalGeneration, listen: Callable[..., SideTokens], tmp_path: Path, monkeypatch
+    original: WhisperForConditionalGeneration, small: Any, tmp_path: Path, monkeypatch
 ) -> None:
     model = original.model
     assert isinstance(model, WhisperModel)
     model.save_pretrained(tmp_path)
     monkeypatch.setenv(ears.PLACE, str(tmp_path))
-    side = ears.WhisperSpeech(ears.Options(), "", TINY).encode(Clip(audio=noise(1), rate=RATE))
-    assert torch.equal(side.x, listen(noise(1)).x)
+    clip = Clip(audio=noise(1), rate=RATE)
+    assert torch.equal(ears.WhisperSpeech(ears.Options(), "", small.sizes).encode(clip).x, small.encode(clip).x)
 
 
-def test_weights_of_another_size_are_refused(folder: Path) -> None:
-    encoder = load_encoder("whisper-speech", release="openai/whisper-tiny", weights=folder)
+def test_weights_of_another_size_are_refused(small: Any) -> None:
+    encoder = load_encoder("whisper-speech", release="openai/whisper-tiny", weights=small.weights)
     with pytest.raises(EncoderError, match=r"30 of its weights are missing .*give openai/whisper-tiny, or what was"):
         encoder.encode(Clip(audio=noise(1), rate=RATE))
 
@@ -259,7 +198,3 @@ def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch:
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(EncoderError, match=message):
         load_encoder("whisper-speech", **options)
-
-
-def test_it_hears_in_pieces_what_it_hears_in_the_whole(folder: Path) -> None:
-    assert hear_in_pieces(ears.WhisperSpeech(ears.Options(), str(folder), TINY), noise(61.3), RATE) == 2 * 30 * 50
