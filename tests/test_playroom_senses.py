@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from fractions import Fraction
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -105,7 +105,7 @@ def test_of_sounds_words_and_matches_a_clip_has_one(tmp_path):
 
 
 def test_words_have_the_same_sounds_in_another_order_within_a_second():
-    ears = {rate: load_encoder("logmel", bands=48, rate=rate) for rate in (1, 50)}
+    ears: dict[int, Any] = {rate: load_encoder("logmel", bands=48, rate=rate) for rate in (1, 50)}
     for seed in range(30):
         scene = draw_scene(seed)
         script = SPOKEN.draw(scene, seed)
@@ -216,7 +216,7 @@ def test_a_scan_has_the_distance_of_every_card_and_no_picture_tells_it(tmp_path)
             for place, close in zip(places, (left_is_near, not left_is_near), strict=True):
                 (shown,) = place.any((1, 2)).nonzero()
                 assert len(shown) == 1, "one key frame of every phase"
-                number = round(times[shown[0]] * FPS)
+                number = round(float(times[shown[0]]) * FPS)
                 depth = np.asarray(Image.open(tmp_path / str(seed) / "depth" / f"{number}.png")) / 1000
                 metres = np.median(depth[place[shown[0], 1::2, 1::2]])
                 assert abs(metres - (distances.NEAR if close else distances.FAR)) < distances.SPREAD + 0.02

@@ -20,7 +20,7 @@ VOWEL_SECONDS = 0.17
 # Formants in Hz of men's vowels: Peterson and Barney, "Control Methods Used in a Study of the Vowels", JASA 1952.
 FORMANTS = {"a": (730, 1090, 2440), "i": (270, 2290, 3010), "u": (300, 870, 2240)}
 BANDWIDTH = 90  # Hz, of a formant either way
-WORDS = dict(zip(SOUNDS, permutations(FORMANTS), strict=True))
+WORDS: dict[str, tuple[str, ...]] = dict(zip(SOUNDS, permutations(FORMANTS), strict=True))
 # When words of the three phases may begin: each ends within its phase and within its second.
 STARTS = (((0.05, 0.4),), ((1.4, 1.45), (2.0, 2.05)), ((3.0, 3.4),))
 
