@@ -76,7 +76,8 @@ class TrainConfig(Config):
 
     steps: Annotated[int, Field(ge=1)] = 300
     batch: Annotated[int, Field(ge=1)] = 32  # clips per step; all questions of a clip share its prefill
-    fusion_lr: Annotated[float, Field(gt=0, le=1)] = 3e-3  # of a resampler too
+    fusion_lr: Annotated[float, Field(gt=0, le=1)] = 3e-3
+    resampler_lr: Annotated[float, Field(gt=0, le=1)] = 3e-4  # at the fusion's rate it learns several times more slowly
     lora_lr: Annotated[float, Field(gt=0, le=1)] = 3e-3
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the steps
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0

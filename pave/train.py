@@ -139,7 +139,7 @@ class Run:
         self.model.calibrate(self.recipe.name, [clip.features for clip in heard[:CALIBRATION]])
         self.model.checkpoint_activations(self.options.gradient_checkpointing)
         self.parameters = self.model.trainable(self.recipe.name)
-        rates = (self.options.fusion_lr, self.options.fusion_lr, self.options.lora_lr)
+        rates = (self.options.resampler_lr, self.options.fusion_lr, self.options.lora_lr)
         groups = [
             {"params": list(self.parameters[part].values()), "lr": rate}
             for part, rate in zip(("resampler", "fusion", "lora"), rates, strict=True)
