@@ -152,7 +152,7 @@ def test_the_base_alone_can_be_asked(workshop: Path, tmp_path: Path) -> None:
     assert len(evaluate(bare, asked, max_new_tokens=2).samples) == 2
 
 
-SHIPPED = {"audio": ("audio", "audio+video", "order")} | {
+SHIPPED = {"audio": ("audio", "audio+video", "order"), "depth": ("depth",)} | {
     name: (name, f"{name}+video") for name in ("imu", "views", "fast")
 }
 
