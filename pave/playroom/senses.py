@@ -24,7 +24,7 @@ from typing import Any
 from pave.playroom import distances, matches
 from pave.playroom.events import CARDS, FLASHES, SHAKING, SPOKEN
 from pave.playroom.questions import CAPTION, Answers, Choice, Question, best, pick, tally, whole
-from pave.playroom.world import Scene, Script, scripts
+from pave.playroom.world import PHASES, Scene, Script, scripts
 
 BOTH = "audio+fast"
 SOUNDING = {"audio", "audio+video", "order", BOTH}  # channels of which a sound is a part
@@ -77,15 +77,17 @@ def draw_more(
 
 
 def sign_and_sound(script: Script, flashes: Script) -> Iterator[Choice]:
-    """What only those can tell who see the signs and hear the sounds: where there is one of each in every phase."""
+    """What only those can tell who see the signs and hear the sounds: where there is one of each in every phase. The
+    caption, for training, tells phase by phase what there is."""
+    phases = [[[name for name, at in each.events if at == i] for each in (flashes, script)] for i in range(PHASES)]
+    told = ", ".join(f"{' '.join(seen) or 'nothing'} {' '.join(heard) or 'nothing'}" for seen, heard in phases)
+    yield [(Fraction(1), Question("what sign do you see when you hear what sound?", told, CAPTION, "told-both"))]
     if script.kind != "three" or flashes.kind != "three":
         return
     heard, seen = ([name for name, _ in each.events] for each in (script, flashes))
     for sound, sign in zip(heard, seen, strict=True):
         yield [(Fraction(1), Question(f"what sound do you hear when you see the {sign}?", sound, BOTH, "sound-at"))]
         yield [(Fraction(1), Question(f"what sign do you see when you hear the {sound}?", sign, BOTH, "sign-at"))]
-    told = ", ".join(f"{sign} {sound}" for sound, sign in zip(heard, seen, strict=True))
-    yield [(Fraction(1), Question("what sign do you see when you hear what sound?", told, CAPTION, "told-both"))]
 
 
 @lru_cache(maxsize=64)
