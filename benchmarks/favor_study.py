@@ -1,0 +1,167 @@
+"""What of FAVOR's causal Q-Former matters? One thing changed at a time, beside patches that have none.
+
+    python benchmarks/favor_study.py            # three seeds of everything; hours
+    python benchmarks/favor_study.py sound dir  # rows whose name begins so
+    python benchmarks/favor_study.py --table    # table and plot of what was found so far
+
+Every row is the recipe `favor-playroom` with fewer steps and one thing changed: same clips, same rates. Rows of `sound`
+are patches without a resampler, whose fusion reads so many log-mel spectra a second; one a second is what FAVOR is
+meant to surpass. In `senses: apart` the Q-Former reads pictures and sound one after the other, never side by side.
+Accuracies are those of held-out questions, by channel. Run again, it goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from tempfile import gettempdir
+from typing import Any
+
+import torch
+from study import RESULTS, Study
+from torch import Tensor
+
+from pave.catalogue import find
+from pave.qformer import Queries
+from pave.recipe import read_recipe
+from pave.sidechannel import SideBatch
+from pave.sync import Clock
+from pave.train import Asked, Run
+
+SEEDS = (0, 1, 2)
+BUDGET = ["train.steps=300", "train.eval_every=100000", "train.checkpoint_every=100000"]
+CHANNELS = ("audio", "audio+video", "order", "speech", "speech+video", "match")
+
+
+def hearing(rate: int) -> str:
+    """Sound alone, so many spectra a second."""
+    return f"senses={{audio: {{encoder: logmel, options: {{bands: 48, rate: {rate}}}}}}}"
+
+
+APART = "senses: apart"
+ROWS: dict[str, list[str]] = {
+    "favor": [],
+    "sound, 1 a second": ["resampler=null", hearing(1)],
+    "sound, 20 a second": ["resampler=null", hearing(20)],
+    "sound, 50 a second": ["resampler=null", hearing(50)],
+    "direction: future": ["resampler.causal_direction=future"],
+    "direction: none": ["resampler.causal_direction=none"],
+    "window: 1 step": ["resampler.window=1", "resampler.queries=2"],
+    "window: 4 steps": ["resampler.window=4", "resampler.queries=8"],
+    "window: 8 steps": ["resampler.window=8", "resampler.queries=16"],
+    "stride: whole window": ["resampler.stride=2"],
+    "queries: 1": ["resampler.queries=1", "resampler.diversity=0"],
+    "queries: 2": ["resampler.queries=2"],
+    "queries: 8": ["resampler.queries=8"],
+    "diversity: 0": ["resampler.diversity=0"],
+    "diversity: 0.1": ["resampler.diversity=0.1"],
+    "diversity: 1": ["resampler.diversity=1"],
+    "pictures: 1 a second": ["senses.fast.options.rate=1"],
+    "pictures: 4 a second": [
+        "senses.fast.options.rate=4",
+        "resampler={preset: tiny, rate: 4, window: 4, stride: 2, queries: 4}",
+    ],
+    "pictures: none": [hearing(50)],
+    APART: ["resampler.queries=2"],
+    "read-out: states": ["resampler={window: 2, stride: 1, width: 128, heads: 4, readout: states}"],
+    "read-out: prefix": ["fusion.combine=prefix"],
+    "read-out: interleave": ["fusion.combine=interleave"],
+}
+
+
+class Apart(Queries):
+    """Reads each sense without the others; the outputs of all of them stand behind each other."""
+
+    def part(self, sides: Mapping[str, SideBatch | None], clock: Clock) -> tuple[Tensor, Tensor]:
+        made = [
+            super(Apart, self).part({each: sides[each] if each == sense else None for each in sides}, clock)
+            for sense in sides
+            if sides[sense] is not None
+        ]
+        tokens, alike = zip(*made, strict=True)
+        return torch.cat(tokens, 1), torch.stack(alike).mean(0)
+
+
+class Bench:
+    """Every clip is seen once by each encoder; every run starts from the same features."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: dict[tuple[str, ...], tuple[list[Asked], list[Asked]]] = {}
+
+    def run(self, name: str, seed: int) -> dict[str, Any]:
+        """One run: accuracy by channel and what it took."""
+        words = [*ROWS[name], *BUDGET, f"train.seed={seed}", f"train.output={self.folder}"]
+        run = Run(read_recipe(find("favor-playroom"), words))
+        encoders = tuple(encoder.spec.preprocessing for encoder in run.senses.values())
+        if encoders not in self.seen:
+            run.see()
+            self.seen[encoders] = run.train_clips, run.val_clips
+        run.train_clips, run.val_clips = self.seen[encoders]
+        run.attach()
+        if name == APART:
+            run.attached.resampler.__class__ = Apart
+        begin = time.perf_counter()
+        run.fit(lambda step, steps, figures: None)
+        return {
+            "accuracy": {key: round(value, 4) for key, value in run.accuracy(run.val_clips).items()},
+            "seconds": round(time.perf_counter() - begin, 1),
+            "parameters": sum(each.numel() for part in run.parameters.values() for each in part.values()),
+            "last_loss": round(mean(run.losses[-20:]), 4),
+        }
+
+
+def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Every row, lowest to highest seed, by channel."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(CHANNELS), figsize=(13, 0.6 + 0.26 * len(found)), sharey=True)
+    for axes, channel in zip(panels, CHANNELS, strict=True):
+        for i, runs in enumerate(found.values()):
+            scores = [100 * run["accuracy"][channel] for run in runs]
+            axes.plot([min(scores), max(scores)], [i, i], color="C0", alpha=0.5)
+            axes.plot(mean(scores), i, "o", color="C0", markersize=5)
+        axes.axvline(100 * mean(run["accuracy"][channel] for run in found["favor"]), color="0.8", zorder=0)
+        axes.set(title=channel, xlim=(0, 101), xlabel="% right")
+    panels[0].set_yticks(range(len(found)), found)
+    panels[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="beginnings of names of rows")
+    parser.add_argument("--table", action="store_true", help="only show what was found so far")
+    parser.add_argument("--folder", type=Path, default=Path(gettempdir()) / "pave-favor-study")
+    options = parser.parse_args()
+    study, bench = Study("favor_study"), Bench(options.folder)
+    rows = [name for name in ROWS if not options.rows or name.startswith(tuple(options.rows))]
+    for seed, name in product(SEEDS, rows):
+        key = f"{name}, seed {seed}"
+        if key not in study and not options.table:
+            study.add(key, bench.run(name, seed))
+            print(key, study.runs[key], flush=True)
+    found = {
+        name: runs
+        for name in ROWS
+        if (runs := [study.runs[key] for s in SEEDS if (key := f"{name}, seed {s}") in study])
+    }
+    print(f"{'':21} {'parameters':>10} runs  " + "  ".join(CHANNELS))
+    for name, runs in found.items():
+        parts = "  ".join(f"{mean(run['accuracy'][c] for run in runs):{len(c)}.3f}" for c in CHANNELS)
+        print(f"{name:21} {runs[0]['parameters']:10,} {len(runs):4}  {parts}")
+    if "favor" in found:
+        draw(found, RESULTS / "favor_study.png")
+
+
+if __name__ == "__main__":
+    main()
