@@ -22,7 +22,7 @@ from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLay
 
 from pave import pickled, storage
 from pave.errors import EncoderError, PatchError
-from pave.release import FILES, fill, find
+from pave.release import WHOLE, fill, find
 
 GROUP = 8  # frames that see each other: num_frames of all releases
 # ViT-L/14 as LAION trained it: with GELU, where OpenAI's own has an approximation of it.
@@ -123,7 +123,7 @@ def read(
 ) -> Tower:
     """The tower of a release: `source` is a repo of the Hub, a folder, or a file in it."""
     try:
-        path = find(source, FILES, revision, AGAIN)
+        path = find(source, WHOLE, revision, AGAIN)
         tensors = pickled.read(path) if path.suffix == ".bin" else storage.read(path)[0]
         scale = None
         if any(".lora_A." in name for name in tensors):

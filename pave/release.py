@@ -20,7 +20,8 @@ from pave import hub, pickled, storage
 from pave.errors import EncoderError, PatchError
 
 INDEX = "model.safetensors.index.json"  # of a release in several files
-FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+FILES = (WHOLE[0], INDEX, WHOLE[1])
 SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
 N = TypeVar("N", bound=nn.Module)
 
