@@ -103,7 +103,7 @@ class Bench:
             self.seen[encoders] = run.train_clips, run.val_clips
         run.train_clips, run.val_clips = self.seen[encoders]
         run.attach()
-        if name == APART:
+        if name == APART and run.attached.resampler is not None:
             run.attached.resampler.__class__ = Apart
         begin = time.perf_counter()
         run.fit(lambda step, steps, figures: None)
