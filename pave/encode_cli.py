@@ -57,11 +57,9 @@ def encode(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from pave import extract
-    from pave.recipe import override
+    from pave.recipe import overridden
 
-    begin, options = time.perf_counter(), {}
-    for words in option or []:
-        override(options, words)
+    begin, options = time.perf_counter(), overridden(option or [])
     place = str(published.absolute()) if published else ""
     job = extract.Job(encoder, options, dtype, base, place, timeout, memory)
     clips = extract.listed(source)

@@ -89,15 +89,12 @@ def patch_convert(
     """
     from pave.encoder import missing
     from pave.official import convert
-    from pave.recipe import override
+    from pave.recipe import overridden
 
     sense, _, encoder = sense.partition("=")
     if not encoder:
         raise PatchError(f"--sense {sense}", "names no encoder", "write SENSE=ENCODER, as audio=imagebind-audio")
-    options: dict[str, object] = {}
-    for words in option or []:
-        override(options, words)
-    patch = convert(source, sense, encoder, name=name, **options)
+    patch = convert(source, sense, encoder, name=name, **overridden(option or []))
     written = patch.save(out or f"{patch.config.name}.safetensors")
     _describe(patch.config, f"{written} ({written.stat().st_size:,} bytes)")
     if lacking := missing(encoder):

@@ -162,6 +162,14 @@ def _beside(folder: Path, named: Any) -> Any:
     return str(folder / named) if isinstance(named, str) else named
 
 
+def overridden(words: Iterable[str]) -> dict[str, Any]:
+    """A mapping of nothing but overrides, as options of an encoder on the command line."""
+    data: dict[str, Any] = {}
+    for each in words:
+        override(data, each)
+    return data
+
+
 def override(data: dict[str, Any], words: str) -> None:
     """Put `key.sub=value` into a mapping; the value is YAML."""
     key, equals, value = words.partition("=")
