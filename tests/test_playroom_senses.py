@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from fractions import Fraction
 from typing import Any, get_args
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -16,18 +17,18 @@ from pave.encoder import load_encoder
 from pave.media import Clip
 from pave.playroom import distances, draw, events, matches, signs, sound
 from pave.playroom.events import CARDS, FLASHES, SHAKES, SHAKING, SPOKEN
-from pave.playroom.questions import CHOICES
-from pave.playroom.senses import SENSES, draw_more, perceived, sign_and_sound
+from pave.playroom.questions import CHOICES, draw_questions
+from pave.playroom.senses import BOTH, SENSES, draw_more, perceived, sign_and_sound, unheard
 from pave.playroom.world import FPS, FRAMES, SECONDS, SOUNDS, Script, draw_scene, draw_script, schedule
 from pave.playroom.writer import write_clips
 from pave.recipe import Channel
 
-CHANNELS = ("fast", "fast+video", "audio+fast", "views", "views+video", "depth", "imu", "imu+video")
+CHANNELS = ("fast", "fast+video", "views", "views+video", "depth", "imu", "imu+video")
 HEARD = ("speech", "speech+video", "match")
 
 
 def test_channels_are_those_a_recipe_may_name():
-    assert {*CHANNELS, *HEARD, "video", "audio", "audio+video", "order", "caption"} == set(get_args(Channel))
+    assert {*CHANNELS, *HEARD, BOTH, "video", "audio", "audio+video", "order", "caption"} == set(get_args(Channel))
 
 
 @pytest.mark.parametrize("name", SENSES)
@@ -51,7 +52,7 @@ def test_drawn_states_are_those_of_the_enumeration(name):
         assert abs(seen[state] / 3000 - share) < 5 * (share / 3000) ** 0.5 + 1e-3
 
 
-@pytest.mark.parametrize(("scene", "channels"), [(5, CHANNELS), (6, CHANNELS), (5, HEARD)])
+@pytest.mark.parametrize(("scene", "channels"), [(5, CHANNELS), (6, CHANNELS), (5, HEARD), (5, (BOTH,))])
 def test_enumerated_optimum_is_what_a_guesser_reaches_who_lacks_the_sense(scene, channels):
     scene = draw_scene(scene)
     tally, optima = defaultdict(Counter), {}
@@ -70,6 +71,34 @@ def test_enumerated_optimum_is_what_a_guesser_reaches_who_lacks_the_sense(scene,
     assert checked > 8
 
 
+@pytest.mark.parametrize("known", ["sounds", "signs"])
+def test_enumerated_optimum_reckons_with_sounds_that_tell_of_signs_and_signs_that_tell_of_sounds(known):
+    scene, channels = draw_scene(5), ("audio", "fast", BOTH)
+    tally, optima = defaultdict(Counter), {}
+    for seed in range(40000):
+        script = draw_script(seed)
+        if known == "sounds" and {name for name, _ in script.events} != {"bell"}:
+            continue
+        states = perceived(scene, channels, seed)
+        if known == "signs" and {name for name, _ in states["fast"].events} != {"bell"}:
+            continue
+        if known == "sounds":
+            drawn = [each for each in draw_more(scene, script, states, channels, seed) if each[0].channel == "fast"]
+        else:
+            asked = draw_questions(scene, script, ["audio"], seed)
+            drawn = [(question, unheard(scene, question.text, states, channels)) for question in asked]
+        for question, optimum in drawn:
+            tally[question.text][question.answer] += 1
+            assert optima.setdefault(question.text, optimum) == optimum
+    (certain,) = (text for text in tally if "the bell?" in text or text == "is there a bell?")
+    assert set(tally[certain]) == {"no"} and optima[certain] == 1
+    checked = [text for text, answers in tally.items() if answers.total() > 150]
+    for text in checked:
+        best = tally[text].most_common(1)[0][1] / tally[text].total()
+        assert abs(best - optima[text]) < 0.1, (text, best, optima[text])
+    assert len(checked) > 6
+
+
 def test_nothing_hidden_can_be_told_from_the_question():
     scene = draw_scene(7)
     for name, sense in SENSES.items():
@@ -80,14 +109,13 @@ def test_nothing_hidden_can_be_told_from_the_question():
 
 
 def test_states_are_drawn_apart_from_sounds_and_from_each_other():
-    scene, pairs = draw_scene(3), Counter()
+    scene, odd = draw_scene(3), defaultdict(list)
     for seed in range(4000):
-        states = perceived(scene, CHANNELS, seed)
-        first = {name: hash(states[name]) % 2 for name in states}
-        pairs.update((a, b) for a in states for b in states if a < b and first[a] == first[b])
-        pairs.update((name, "sound") for name in states if first[name] == (draw_script(seed).kind == "three"))
-    even = {pair: abs(count / 4000 - 0.5) for pair, count in pairs.items()}
-    assert len(even) == 10 and max(even.values()) < 0.06
+        for name, state in {**perceived(scene, CHANNELS, seed), "sound": draw_script(seed)}.items():
+            odd[name].append(crc32(repr(state).encode()) % 2)
+    assert len(odd) == 5
+    together = np.corrcoef(list(odd.values())) - np.eye(5)
+    assert np.abs(together).max() < 0.06, together
 
 
 # Words, and what they belong to
@@ -161,15 +189,16 @@ def test_flashes_stay_clear_of_key_frames_and_are_seen_ten_times_a_second():
 def test_what_is_seen_and_heard_at_once_needs_both():
     asked = 0
     for seed in range(300):
-        script, flashes = draw_script(seed), FLASHES.draw(draw_scene(seed), seed)
+        script, flashes = draw_script(seed), perceived(draw_scene(seed), (BOTH,), seed)["fast"]
         sounds, lights = ({phase: word for word, phase in each.events} for each in (script, flashes))
-        for ((_, question),) in sign_and_sound(script, flashes):
+        assert not {*sounds.values()} & {*lights.values()}
+        for (_, question), *_ in sign_and_sound(script, flashes):
             word = question.text.removesuffix("?").split()[-1]
             given, wanted = (lights, sounds) if question.kind == "sound-at" else (sounds, lights)
-            if question.channel == "audio+fast":
+            if question.channel == BOTH:
                 assert [wanted[phase] for phase, name in given.items() if name == word] == [question.answer]
                 asked += 1
-    assert asked > 100
+    assert asked > 600
 
 
 # Shakes

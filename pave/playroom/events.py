@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import cached_property
 from itertools import chain
 from random import Random
@@ -19,7 +18,7 @@ import numpy as np
 
 from pave.playroom import draw, signs
 from pave.playroom.questions import Choice, captions, sound_questions
-from pave.playroom.world import FPS, FRAMES, SECONDS, Scene, Script, schedule, scripts
+from pave.playroom.world import FPS, FRAMES, SECONDS, Scene, Script, Table, among, choose, schedule, scripts
 
 FLASH_PICTURES = 3
 CAMERAS = 2  # beside the main one
@@ -45,19 +44,16 @@ class Events:
     noun: str  # in place of "sound"
 
     @cached_property
-    def scripts(self) -> list[tuple[Fraction, Script]]:
+    def scripts(self) -> Table[Script]:
         """Every script with its exact probability; no two events within a second."""
-        found = [(share, script) for share, script in scripts() if script.kind != "pair"]
-        whole = sum(share for share, _ in found)
-        return [(share / whole, script) for share, script in found]
+        return among((share, script) for share, script in scripts() if script.kind != "pair")
 
-    def states(self, scene: Scene) -> list[tuple[Fraction, Script]]:
+    def states(self, scene: Scene) -> Table[Script]:
         return self.scripts
 
     def draw(self, scene: Scene, seed: int) -> Script:
         """The events of a seed."""
-        shares, known = zip(*self.scripts, strict=True)
-        return Random(f"{self.sense} {seed}").choices(known, [float(share) for share in shares])[0]
+        return choose(self.scripts, Random(f"{self.sense} {seed}"))
 
     def questions(self, scene: Scene, script: Script) -> Iterator[Choice]:
         """All that can be asked, as choices of one; captions are for training."""

@@ -14,7 +14,7 @@ import numpy as np
 from pave.playroom import draw as pictures
 from pave.playroom import signs
 from pave.playroom.questions import CAPTION, Choice, Question
-from pave.playroom.world import FPS, FRAMES, PHASES, SOUNDS, Scene, Script
+from pave.playroom.world import FPS, FRAMES, PHASES, SOUNDS, Scene, Script, Table, choose
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Match:
         return Script("one", ((self.sound, self.phase),))
 
 
-def states(scene: Scene) -> list[tuple[Fraction, Match]]:
+def states(scene: Scene) -> Table[Match]:
     """All of them: card and sound are the same in half of all clips."""
     return [
         (Fraction(1, 2 * len(SOUNDS) * PHASES * len(group)), Match(card, sound, phase))
@@ -43,8 +43,7 @@ def states(scene: Scene) -> list[tuple[Fraction, Match]]:
 
 def draw(scene: Scene, seed: int) -> Match:
     """Card and sound in the clip of a seed."""
-    shares, known = zip(*states(scene), strict=True)
-    return Random(f"match {seed}").choices(known, [float(share) for share in shares])[0]
+    return choose(states(scene), Random(f"match {seed}"))
 
 
 def questions(scene: Scene, state: Match) -> Iterator[Choice]:

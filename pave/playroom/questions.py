@@ -10,13 +10,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import chain, permutations
 from math import lcm
 from random import Random
-from typing import TypeVar
 
-from pave.playroom.world import COLOURS, PHASES, SOUNDS, Scene, Script, scripts
+from pave.playroom.world import COLOURS, PHASES, SOUNDS, Scene, Script, T, Table, choose, scripts
 
 CHANNELS = ("video", "audio", "audio+video", "order")
 CAPTION = "caption"  # not asked when answers are counted; one tells much more of a clip than a word does
@@ -50,8 +49,7 @@ def video_questions(scene: Scene) -> Iterator[Question]:
     yield Question(f"what colour is the {changer.shape} when the light is dim?", dim, "video", "colour-dim")
 
 
-T = TypeVar("T")
-Choice = list[tuple[Fraction, Question]]
+Choice = Table[Question]
 Answers = dict[str, dict[str, int]]  # question -> answer -> weight
 CHOICES = 120  # a multiple of the denominators of all choices: 1, 2, 4, 6, 8, 10 and the orders of up to three sounds
 
@@ -114,19 +112,14 @@ def draw_questions(scene: Scene, script: Script, channels: Collection[str], seed
     seen = list(video_questions(scene))
     kinds = rng.sample(sorted({question.kind for question in seen}), 2)
     drawn = [rng.choice([question for question in seen if question.kind == kind]) for kind in kinds]
-    drawn += [pick(choice, rng) for choice in chain(sound_questions(scene, script), captions(scene, script))]
+    drawn += [choose(choice, rng) for choice in chain(sound_questions(scene, script), captions(scene, script))]
     return [question for question in drawn if question.channel in channels]
 
 
-def pick(choice: Choice, rng: Random) -> Question:
-    """One question of a choice, by its probability."""
-    shares, questions = zip(*choice, strict=True)
-    return rng.choices(questions, [float(share) for share in shares])[0]
-
-
-def optimum_without_sound(scene: Scene, text: str) -> Fraction:
-    """The best chance of a right answer for one who sees all and hears nothing: exact, over every script."""
-    return best(_answers(scene), text)
+def optimum_without_sound(scene: Scene, text: str, sounds: Table[Script] | None = None) -> Fraction:
+    """The best chance of a right answer for one who sees all and hears nothing: exact, over every script, or over those
+    that what is perceived otherwise leaves."""
+    return best(_answers(scene, sounds and tuple(sounds)), text)
 
 
 def best(answers: Answers, text: str) -> Fraction:
@@ -136,16 +129,12 @@ def best(answers: Answers, text: str) -> Fraction:
 
 
 @lru_cache(maxsize=64)
-def _answers(scene: Scene) -> Answers:
-    """What could be heard in a scene, over every script."""
+def _answers(scene: Scene, sounds: Table[Script] | None) -> Answers:
+    """What could be heard in a scene."""
     return tally(
-        (weight, chain(sound_questions(scene, script), captions(scene, script))) for weight, script in _weighted()
+        (weight, chain(sound_questions(scene, script), captions(scene, script)))
+        for weight, script in whole(sounds or scripts())
     )
-
-
-@cache
-def _weighted() -> list[tuple[int, Script]]:
-    return whole(scripts())
 
 
 def whole(table: Iterable[tuple[Fraction, T]]) -> list[tuple[int, T]]:

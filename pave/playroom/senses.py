@@ -9,6 +9,9 @@ depth  which of two cards is near              imu     shakes of the rug, felt b
 
 Two of them are heard in a clip instead of its sounds:
 speech  words, all of the same vowels in another order      match  one sound, and a card that it belongs to or not
+
+Only where questions need signs and sounds at once (`audio+fast`), the signs hang on the sounds: they are other words,
+and three where three sounds are. One who perceives either then knows something of the other; the optima reckon with it.
 """
 
 from __future__ import annotations
@@ -17,14 +20,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, lru_cache
-from itertools import product
+from itertools import permutations
 from random import Random
 from typing import Any
 
 from pave.playroom import distances, matches
 from pave.playroom.events import CARDS, FLASHES, SHAKING, SPOKEN
-from pave.playroom.questions import CAPTION, Answers, Choice, Question, best, pick, tally, whole
-from pave.playroom.world import PHASES, Scene, Script, scripts
+from pave.playroom.questions import CAPTION, Answers, Choice, Question, best, optimum_without_sound, tally, whole
+from pave.playroom.world import PHASES, Scene, Script, Table, among, choose, draw_script, scripts
 
 BOTH = "audio+fast"
 SOUNDING = {"audio", "audio+video", "order", BOTH}  # channels of which a sound is a part
@@ -36,7 +39,7 @@ class Sense:
     """One further sense: its state in the clip of a seed, all states with their chances, and what is asked."""
 
     draw: Callable[[Scene, int], Any]
-    states: Callable[[Scene], Sequence[tuple[Fraction, Any]]]
+    states: Callable[[Scene], Table[Any]]
     questions: Callable[[Scene, Any], Iterator[Choice]]
 
 
@@ -57,7 +60,10 @@ def perceived(scene: Scene, channels: Collection[str], seed: int) -> dict[str, A
     heard = [name for name in INSTEAD if name in parts] + ["sounds"] * (not SOUNDING.isdisjoint(channels))
     turn = Random(f"heard {seed}").choice(heard) if heard else ""
     left_out = {name for name in INSTEAD if name != turn}
-    return {name: sense.draw(scene, seed) for name, sense in SENSES.items() if name in parts - left_out}
+    drawn = {name: sense.draw(scene, seed) for name, sense in SENSES.items() if name in parts - left_out}
+    if BOTH in channels:
+        drawn["fast"] = choose(_signs_beside(draw_script(seed)), Random(f"{BOTH} {seed}"))
+    return drawn
 
 
 def draw_more(
@@ -67,38 +73,74 @@ def draw_more(
     drawn = []
     for name, state in states.items():
         rng = Random(f"{name} questions {seed}")
+        answers = _answers(name, scene, script if name == "fast" and BOTH in channels else None)
         for choice in SENSES[name].questions(scene, state):
-            question = pick(choice, rng)
-            drawn.append((question, best(_answers(name, scene), question.text)))
+            question = choose(choice, rng)
+            drawn.append((question, best(answers, question.text)))
     if BOTH in channels:
-        for ((_, question),) in sign_and_sound(script, states["fast"]):
-            drawn.append((question, best(_together(), question.text)))
+        rng = Random(f"{BOTH} questions {seed}")
+        for choice in sign_and_sound(script, states["fast"]):
+            question = choose(choice, rng)
+            drawn.append((question, best(_both(), question.text)))
     return [(question, optimum) for question, optimum in drawn if question.channel in channels]
 
 
-def sign_and_sound(script: Script, flashes: Script) -> Iterator[Choice]:
+def unheard(scene: Scene, text: str, states: Mapping[str, Any], channels: Collection[str]) -> Fraction:
+    """The best score without sound of a question about sounds."""
+    return optimum_without_sound(scene, text, _sounds_beside(states["fast"]) if BOTH in channels else None)
+
+
+def sign_and_sound(script: Script, signs: Script) -> Iterator[Choice]:
     """What only those can tell who see the signs and hear the sounds: where there is one of each in every phase. The
-    caption, for training, tells phase by phase what there is."""
-    phases = [[[name for name, at in each.events if at == i] for each in (flashes, script)] for i in range(PHASES)]
-    told = ", ".join(f"{' '.join(seen) or 'nothing'} {' '.join(heard) or 'nothing'}" for seen, heard in phases)
-    yield [(Fraction(1), Question("what sign do you see when you hear what sound?", told, CAPTION, "told-both"))]
-    if script.kind != "three" or flashes.kind != "three":
+    captions, for training, tell pair by pair in any order, which teaches to look up what belongs to a word."""
+    phases = [[[name for name, at in each.events if at == i] for each in (script, signs)] for i in range(PHASES)]
+    told = [[" ".join(each) or "nothing" for each in phase] for phase in phases if any(phase)]
+    yield _told("what sign do you see when you hear what sound?", [f"{sound} {sign}" for sound, sign in told])
+    yield _told("what sound do you hear when you see what sign?", [f"{sign} {sound}" for sound, sign in told])
+    if script.kind != "three":
         return
-    heard, seen = ([name for name, _ in each.events] for each in (script, flashes))
-    for sound, sign in zip(heard, seen, strict=True):
+    for sound, sign in told:
         yield [(Fraction(1), Question(f"what sound do you hear when you see the {sign}?", sound, BOTH, "sound-at"))]
         yield [(Fraction(1), Question(f"what sign do you see when you hear the {sound}?", sign, BOTH, "sign-at"))]
 
 
-@lru_cache(maxsize=64)
-def _answers(name: str, scene: Scene) -> Answers:
-    """What a sense could perceive in a scene, over all its states."""
-    sense = SENSES[name]
-    return tally((weight, sense.questions(scene, state)) for weight, state in whole(sense.states(scene)))
+def _told(text: str, pairs: Sequence[str]) -> Choice:
+    orders = [", ".join(order) or "nothing" for order in permutations(pairs)]
+    return [(Fraction(1, len(orders)), Question(text, order, CAPTION, "told-both")) for order in orders]
 
 
 @cache
-def _together() -> Answers:
-    """The same for flashes and sounds, which hang on no scene."""
-    pairs = product(whole(scripts()), whole(FLASHES.scripts))
-    return tally((a * b, sign_and_sound(script, flashes)) for (a, script), (b, flashes) in pairs)
+def _signs_beside(sounds: Script) -> Table[Script]:
+    """The signs that there could be beside these sounds, where questions need both."""
+    words = {name for name, _ in sounds.events}
+    return among(
+        (share, signs)
+        for share, signs in FLASHES.scripts
+        if (signs.kind == "three") == (sounds.kind == "three") and words.isdisjoint(name for name, _ in signs.events)
+    )
+
+
+@cache
+def _pairs() -> list[tuple[Fraction, tuple[Script, Script]]]:
+    """All sounds and signs of such clips."""
+    return [(a * b, (sounds, signs)) for a, sounds in scripts() for b, signs in _signs_beside(sounds)]
+
+
+@lru_cache(maxsize=256)
+def _sounds_beside(signs: Script) -> Table[Script]:
+    """The sounds that there could be beside these signs."""
+    return among((share, sounds) for share, (sounds, seen) in _pairs() if seen == signs)
+
+
+@lru_cache(maxsize=64)
+def _answers(name: str, scene: Scene, sounds: Script | None) -> Answers:
+    """What a sense could perceive in a scene, over all its states; or the signs that there could be beside sounds."""
+    sense = SENSES[name]
+    states = _signs_beside(sounds) if sounds else sense.states(scene)
+    return tally((weight, sense.questions(scene, state)) for weight, state in whole(states))
+
+
+@cache
+def _both() -> Answers:
+    """The same for signs and sounds together, which hang on no scene."""
+    return tally((weight, sign_and_sound(*pair)) for weight, pair in whole(_pairs()))

@@ -11,13 +11,13 @@ of the changer's three phases.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from itertools import combinations, permutations
 from random import Random
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 SECONDS = 4.0
 FPS = 20
@@ -30,6 +30,8 @@ SOUNDS = ("beep", "horn", "bell", "drum", "hiss", "siren")
 PHASES = 3
 WAYS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 Split = Literal["train", "val", "test"]
+T = TypeVar("T")
+Table = Sequence[tuple[Fraction, T]]  # everything that there could be, with its exact probability
 
 
 @dataclass(frozen=True)
@@ -165,14 +167,25 @@ def scripts() -> Iterator[tuple[Fraction, Script]]:
 
 def draw_script(seed: int) -> Script:
     """The script of a seed."""
-    shares, known = _script_table()
-    return Random(f"script {seed}").choices(known, shares)[0]
+    return choose(_script_table(), Random(f"script {seed}"))
 
 
 @cache
-def _script_table() -> tuple[list[float], list[Script]]:
-    table = list(scripts())
-    return [float(share) for share, _ in table], [script for _, script in table]
+def _script_table() -> Table[Script]:
+    return list(scripts())
+
+
+def choose(table: Table[T], rng: Random) -> T:
+    """One of them, by its probability."""
+    shares, known = zip(*table, strict=True)
+    return rng.choices(known, [float(share) for share in shares])[0]
+
+
+def among(table: Iterable[tuple[Fraction, T]]) -> Table[T]:
+    """What is left of a table, its probabilities made whole."""
+    table = list(table)
+    whole = sum(share for share, _ in table)
+    return [(share / whole, each) for share, each in table]
 
 
 def schedule(scene: Scene, script: Script) -> list[tuple[str, float]]:
