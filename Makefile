@@ -44,7 +44,7 @@ clean:
 	touch $@
 
 .venv-floor/installed: setup.cfg pyproject.toml constraints-floor.txt
-	$(call install,.venv-floor,constraints-floor.txt,dev$(comma)quantize)
+	$(call install,.venv-floor,constraints-floor.txt,dev$(comma)quantize$(comma)ray)
 
 # setuptools comes first and pinned, so that building the editable install fetches nothing of its own.
 define install

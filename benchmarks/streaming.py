@@ -30,6 +30,7 @@ from pave.encoder import load_encoder
 from pave.fusion import build_fusion
 from pave.media import Clip
 from pave.model import PatchedModel, load
+from pave.perceiving import Ear
 from pave.playroom.world import draw_scene, draw_script
 from pave.playroom.writer import write_clip
 from pave.qformer import build_resampler
@@ -124,7 +125,7 @@ def held(show: Show) -> int:
     """Bytes that a stream holds: what it remembers, unfinished sound, and tokens that wait for a resampler."""
     memories = [show.pictures, *show.heard.values(), *(memory for _, memory in show.listening.values())]
     waiting = [heard.tokens for listening, _ in show.listening.values() for heard in listening.senses.values()]
-    sound = sum(ear.sound.nbytes for ear in show.ears.values() if ear.sound is not None)
+    sound = sum(each.sound.nbytes for each in show.organs.values() if isinstance(each, Ear) and each.sound is not None)
     return sound + sum(each.nbytes for each in memories) + sum(each.x.nbytes for each in waiting if each is not None)
 
 

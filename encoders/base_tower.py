@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pave import dense
 from pave.base import PASS, Base, last_again
-from pave.encoder import EncoderSpec, OnBase
+from pave.encoder import EncoderSpec, Groups, OnBase
 from pave.errors import EncoderError, MediaError, SignalError
 from pave.media import Clip
 from pave.sidechannel import SideTokens
@@ -70,6 +70,10 @@ class BaseTower(OnBase):
             revision="1",
             options=asdict(self.options),
         )
+
+    @property
+    def groups(self) -> Groups | None:
+        return Groups(self.options.rate, PASS) if self.options.sense == "fast" else None
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """None for a clip without pictures, or without further cameras."""

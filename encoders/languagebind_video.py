@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pave import dense
-from pave.encoder import Encoder, EncoderSpec
+from pave.encoder import Encoder, EncoderSpec, Groups
 from pave.languagebind import GROUP, VIT_L, Options, Tower
 from pave.media import Clip
 from pave.sidechannel import SideTokens
@@ -53,6 +53,10 @@ class LanguageBindVideo(Encoder):
     def network(self) -> Tower:
         """The weights, on the GPU where there is one."""
         return self.options.open(self.weights or os.environ.get(PLACE), PATCHES, temporal=True)
+
+    @property
+    def groups(self) -> Groups:
+        return Groups(RATE, GROUP)
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ 2 2 c) at the instants of `dense.instants`; None for a clip without pictures."""

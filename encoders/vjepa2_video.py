@@ -24,7 +24,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder
 
 from pave import dense
-from pave.encoder import Encoder, EncoderSpec
+from pave.encoder import Encoder, EncoderSpec, Groups
 from pave.errors import EncoderError
 from pave.media import Clip, preprocess
 from pave.release import opened
@@ -92,6 +92,10 @@ class VJepa2Video(Encoder):
             others=re.compile(r"predictor\."),
             again="give facebook/vjepa2-vitl-fpc64-256, or what was trained from it",
         )
+
+    @property
+    def groups(self) -> Groups:
+        return Groups(self.options.rate, self.options.frames)
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ h w c) at the middle of each pair; None for a clip without pictures."""

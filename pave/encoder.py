@@ -86,6 +86,13 @@ class Pieces(NamedTuple):
     after: float = 0
 
 
+class Groups(NamedTuple):
+    """How pictures can be looked at as they come: in groups that know nothing of each other."""
+
+    rate: float  # pictures per second
+    size: int
+
+
 class Encoder(ABC):
     """Frozen reader of one stream of a clip."""
 
@@ -95,6 +102,11 @@ class Encoder(ABC):
     @abstractmethod
     def encode(self, clip: Clip) -> SideTokens | None:
         """The stream as side tokens. None: the clip lacks the stream. Digital silence is a stream."""
+
+    @property
+    def groups(self) -> Groups | None:
+        """None: it does not look at pictures, or at those of a clip as a whole."""
+        return None
 
     @cached_property
     def network(self) -> nn.Module | None:

@@ -2,8 +2,8 @@
 
 In: a video file that is read progressively, or whatever gives pictures, their seconds and samples. Out: answers about
 what has come so far, or in the last seconds. Memory does not grow with the hours: pictures are kept at the size that
-the vision tower reads, which takes a fraction of their features, and are looked at when somebody asks; sound is heard
-piece by piece, and what encoders and resamplers have finished is kept in place of it.
+the vision tower reads, which takes a fraction of their features, and are looked at when somebody asks; sound and dense
+pictures are perceived piece by piece, and what encoders and resamplers have finished is kept in place of them.
 
 t key frames, τ time steps, n samples, c channels, y x pixels
 """
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from pave.attached import Attached
-from pave.encoder import Encoder
-from pave.errors import EncoderError, MediaError, PatchNotFound
+from pave.errors import MediaError, PatchNotFound
 from pave.media import Clip, pictures_of, scaled, sound_of, tensor_of, times_of
+from pave.perceiving import Organ, organ
 from pave.progressive import Chunk, chunks_of
 from pave.sidechannel import SideTokens
 from pave.streaming import Listening
@@ -35,6 +35,7 @@ from pave.sync import INSTANT
 if TYPE_CHECKING:
     from pave.model import Answer, PatchedModel
 
+PATIENCE = 60.0  # seconds that a resampler waits for one sense while another comes; the pieces of all ears are shorter
 MEMORY = 1 << 28  # bytes: 600 pictures of 384 x 384, 18 hours of a token of 1024 channels per second
 
 
@@ -86,65 +87,6 @@ class Memory:
         return [torch.cat(parts) for parts in zip(*(each.parts for each in self.held), strict=True)]
 
 
-class Ear:
-    """An encoder that hears a sound as it comes: what lies in a whole piece is finished."""
-
-    def __init__(self, encoder: Encoder, name: str) -> None:
-        if encoder.spec.sense != "audio" or encoder.pieces is None:
-            cause = f"{name} needs the whole clip for {encoder.spec.name}, which reads {encoder.spec.sense}"
-            raise EncoderError(f"{cause}; ask() about a file, or watch with patches that hear piece by piece")
-        self.encoder, self.pieces = encoder, encoder.pieces
-        self.rate, self.start = 0, 0.0
-        self.sound: Tensor | None = None  # held samples (c n)
-        self.first = self.done = 0  # sample that is held first; pieces that are finished
-        self.steps, self.since = 0, inf  # finished time steps, and the second of the very first
-
-    def feed(self, chunk: Chunk) -> Iterator[tuple[SideTokens | None, float]]:
-        """Hear what follows. Gives the tokens of pieces that are finished now, and until which second they are."""
-        if chunk.sound is None or not chunk.sound.shape[1]:
-            return
-        self.rate, self.start = chunk.rate, chunk.start
-        self.sound = chunk.sound if self.sound is None else torch.cat([self.sound, chunk.sound], dim=-1)
-        while self.first + self.sound.shape[1] >= self._sample(self._end + self.pieces.after):
-            until = self._end
-            tokens = self._tokens(self.sound[:, : self._sample(until + self.pieces.after) - self.first], until)
-            self.done += 1
-            cut = max(0, self._sample(self.done * self.pieces.seconds - self.pieces.before))
-            self.sound, self.first = self.sound[:, cut - self.first :].clone(), cut
-            if tokens is not None and len(tokens.times):
-                self.steps, self.since = self.steps + len(tokens.times), min(self.since, tokens.times[0].item())
-            yield tokens, self.start + until - INSTANT
-
-    def rest(self) -> SideTokens | None:
-        """The tokens behind the finished pieces, as if the sound ended here."""
-        return None if self.sound is None else self._tokens(self.sound, inf)
-
-    def said(self, rest: SideTokens | None) -> str:
-        """What has been heard, in words."""
-        times = [] if rest is None else rest.times.tolist()
-        if not self.steps and not times:
-            return "absent: no sound has come"
-        return f"present: {self.steps + len(times)} steps from {min([self.since, *times]):.2f} s"
-
-    @property
-    def _end(self) -> float:
-        """Second at which the piece ends that is not finished, after the first sample."""
-        return (self.done + 1) * self.pieces.seconds
-
-    def _sample(self, seconds: float) -> int:
-        return round(seconds * self.rate)
-
-    def _tokens(self, sound: Tensor, until: float) -> SideTokens | None:
-        """Those of the piece that is not finished, from the samples that are held of it and around it."""
-        clip = Clip(audio=sound, rate=self.rate, audio_start=self.start + self.first / self.rate)
-        tokens = self.encoder.encode(clip)
-        if tokens is None:
-            return None
-        begin = self.start + self.done * self.pieces.seconds if self.done else -inf
-        own = (tokens.times >= begin - INSTANT) & (tokens.times < self.start + until - INSTANT)
-        return tokens.only(own)
-
-
 class Show:
     """What is being watched. Iterating goes on by a chunk, and gives the second that has been reached; `ask` answers
     about what has come by then. Both may be called from different threads."""
@@ -168,7 +110,7 @@ class Show:
         self.begin, self.now = inf, -inf  # seconds of the first picture and of the last
         self.latest = torch.zeros(0)
         self.pictures = Memory(memory)
-        self.ears: dict[str, Ear] = {}  # by the encoder's `spec.preprocessing`
+        self.organs: dict[str, Organ] = {}  # by the encoder's `spec.preprocessing`
         self.heard: dict[str, Memory] = {}  # its tokens, where a fusion reads them itself
         self.listening: dict[Attached, tuple[Listening, Memory]] = {}
         self._attach(memory)
@@ -182,8 +124,8 @@ class Show:
             if attached.resampler is not None:
                 self.listening[attached] = Listening(attached.resampler), Memory(memory)
             for facts in attached.config.senses.values():
-                if facts.preprocessing not in self.ears:
-                    self.ears[facts.preprocessing] = Ear(self.model.encoder(facts), name)
+                if facts.preprocessing not in self.organs:
+                    self.organs[facts.preprocessing] = organ(self.model.encoder(facts), name)
                 if attached.resampler is None:
                     self.heard.setdefault(facts.preprocessing, Memory(memory))
 
@@ -241,22 +183,32 @@ class Show:
                 self.pictures.add(second, lambda frame=frame: (scaled(frame, size).clone(),))
             self.latest = chunk.frames[-1:].clone()  # a camera may use its buffer again
             self.begin, self.now = min(self.begin, chunk.times[0].item()), chunk.times[-1].item()
-        for key, ear in self.ears.items():
-            for tokens, until in ear.feed(chunk):
+        for key, each in self.organs.items():
+            for tokens, until in each.feed(chunk):
                 self._finish(key, tokens, until)
+        for attached, (listening, _) in self.listening.items():
+            for sense, heard in listening.senses.items():
+                if heard.until < self.now - PATIENCE:
+                    self._hand_on(attached, sense, None, self.now - PATIENCE)
         memories = (self.pictures, *self.heard.values(), *(memory for _, memory in self.listening.values()))
         for memory in memories:
             memory.forget(self.now - self.last)
 
     def _finish(self, key: str, tokens: SideTokens | None, until: float) -> None:
-        """Keep what an ear has finished, or hand it on to the resamplers that listen to it."""
+        """Keep what an organ has finished, or hand it on to the resamplers that listen to it."""
         if tokens is not None and key in self.heard:
             self.heard[key].add_seconds(tokens.times, tokens.x, tokens.spans, tokens.valid)
-        for attached, (listening, memory) in self.listening.items():
+        for attached in self.listening:
             for sense, facts in attached.config.senses.items():
-                found = listening.feed(sense, tokens, until) if facts.preprocessing == key else None
-                if found is not None:
-                    memory.add_seconds(found[1], found[0].cpu())
+                if facts.preprocessing == key:
+                    self._hand_on(attached, sense, tokens, until)
+
+    def _hand_on(self, attached: Attached, sense: str, tokens: SideTokens | None, until: float) -> None:
+        """Let a resampler listen."""
+        listening, memory = self.listening[attached]
+        found = listening.feed(sense, _due(listening, sense, tokens), max(until, listening.senses[sense].until))
+        if found is not None:
+            memory.add_seconds(found[1], found[0].cpu())
 
     def _remembered(
         self,
@@ -264,18 +216,19 @@ class Show:
         """Key frames; side tokens, and what resamplers have made of others; and what was heard, in words."""
         clip = self._key_frames()
         begin = self.now - self.last
-        rests = {key: ear.rest() for key, ear in self.ears.items()}
+        rests = {key: each.rest() for key, each in self.organs.items()}
         sides = {key: _recent(begin, memory, rests[key]) for key, memory in self.heard.items()}
         made = {}
         for attached, (listening, memory) in self.listening.items():
-            senses = {sense: rests[facts.preprocessing] for sense, facts in attached.config.senses.items()}
-            rest = listening.rest({sense: tokens for sense, tokens in senses.items() if tokens is not None})
+            senses = attached.config.senses.items()
+            due = {sense: _due(listening, sense, rests[facts.preprocessing]) for sense, facts in senses}
+            rest = listening.rest({sense: tokens for sense, tokens in due.items() if tokens is not None})
             parts = [memory.joined()] if memory.held else []
             parts += [] if rest is None else [[rest[1], rest[0].cpu()]]
             times, x = map(torch.cat, zip(*parts, strict=True)) if parts else torch.zeros(2, 0)
             recent = times >= begin
             made[attached] = (x[recent], times[recent]) if recent.any() else None
-        return clip, sides, made, {key: ear.said(rests[key]) for key, ear in self.ears.items()}
+        return clip, sides, made, {key: each.said(rests[key]) for key, each in self.organs.items()}
 
     def _key_frames(self) -> Clip:
         """Spread evenly from the first picture that is asked about to the last, by the rule of `Clip.read`. Where
@@ -290,6 +243,11 @@ class Show:
         last = scaled(self.latest, self.model.host.size)
         frames = [self.pictures.held[i].parts[0] if i < len(self.pictures.held) else last for i in shown.tolist()]
         return Clip(torch.cat(frames), instants if self.pictures.every == 1 else seconds[shown])
+
+
+def _due(listening: Listening, sense: str, tokens: SideTokens | None) -> SideTokens | None:
+    """What a resampler still waits for; what comes after its patience is left out."""
+    return None if tokens is None else tokens.only(tokens.times >= listening.senses[sense].until)
 
 
 def _recent(begin: float, memory: Memory, rest: SideTokens | None) -> SideTokens | None:

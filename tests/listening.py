@@ -27,9 +27,9 @@ from transformers import (
 from pave.encoder import Encoder, load_encoder, module_of
 from pave.languagebind import VIT_L, Tower, tower
 from pave.media import Clip
+from pave.perceiving import organ
 from pave.progressive import Chunk
 from pave.sidechannel import SideTokens
-from pave.watch import Ear
 
 BEATS = module_of("beats-audio").Sizes(patch=32, width=48, heads=4, layers=3)
 IMAGEBIND = module_of("imagebind-audio").Sizes(width=96, heads=6, layers=3, dim=64)
@@ -153,7 +153,7 @@ def hear_in_pieces(encoder: Encoder, sound: Tensor, rate: int, start: float = 0.
     """Assert that an encoder hears a sound (c n) of several pieces as it hears the whole; returns how many of its
     tokens were finished before the end."""
     whole = encoder.encode(Clip(audio=sound, rate=rate, audio_start=start))
-    ear, parts, known = Ear(encoder, "ears"), [], start
+    ear, parts, known = organ(encoder, "ears"), [], start
     for some in sound.split(round(1.3 * rate), dim=-1):
         for tokens, until in ear.feed(Chunk(None, None, some, rate, start)):
             assert tokens is not None and known <= tokens.times.min() and tokens.times.max() < until

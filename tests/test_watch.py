@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 from clips import counting_frames, number, write_clip
-from conftest import FRAMES, make_config
-from patched import READ, favors, hears, other_ears, sense
+from conftest import FRAMES, awaken, make_config
+from patched import READ, RESAMPLER, favors, hears, other_ears, sense
 from torch import Tensor
 
-from pave.config import SenseFacts
+from pave.config import ResamplerConfig, SenseFacts
 from pave.encoder import load_encoder
 from pave.errors import EncoderError, MediaError, PatchNotFound
-from pave.media import Clip, Resampling, resample, scaled
+from pave.media import Clip, Resampling, pictures_of, resample, scaled
 from pave.model import PatchedModel
 from pave.progressive import chunks_of
-from pave.watch import Memory, Show
+from pave.watch import PATIENCE, Memory, Show
 
 QUESTION = "What do you hear?"
 
@@ -149,6 +149,83 @@ def test_sound_that_comes_by_and_by_is_resampled_as_the_whole(hertz: int, to: in
     assert torch.allclose(torch.cat(parts, -1), resample(sound, hertz, to), rtol=0, atol=1e-6)
 
 
+# Dense pictures
+
+
+def looks(model: PatchedModel, name: str = "eyes", **options: Any) -> None:
+    model.attach(name, make_config(model.host, name, senses={"fast": eyes(model, **options)}), trainable=False)
+    awaken(model, name)
+
+
+def eyes(model: PatchedModel, **options: Any) -> SenseFacts:
+    return load_encoder("base-tower", **options).on(model.host).spec.facts("time")
+
+
+@pytest.mark.parametrize("pictures", [5, 16, 27])
+def test_pictures_between_key_frames_are_those_of_ask(one: PatchedModel, tmp_path: Path, pictures: int) -> None:
+    """At two pictures per second the instants of a file are those at which a stream looks."""
+    looks(one, rate=2)
+    path = write_clip(tmp_path / "slow.mp4", counting_frames(pictures), 2)
+    with one.watch(path) as show:
+        show.see()
+        told, asked = show.ask(QUESTION), one.ask(path, QUESTION)
+        _, (side,), _ = remembered(show)
+    (whole,) = one.encode([Clip.read(path, frames=FRAMES)])[0].sides.values()
+    assert told == asked and told.signals == asked.signals and told.signals["fast"].startswith(f"present: {pictures} ")
+    assert whole and torch.equal(side.x, whole.x) and torch.equal(side.times, whole.times)
+
+
+@pytest.mark.parametrize("each", [0.5, 1.0, 5.0])
+def test_a_camera_is_looked_at_from_its_first_picture_on(one: PatchedModel, each: float) -> None:
+    looks(one, rate=1.6)
+    with one.watch(((f, t + 3, s) for f, t, s in chunks(20, each=each)), rate=16_000) as show:
+        show.see()
+        _, (side,), _ = remembered(show)
+    instants = torch.arange(32) / 1.6  # the last picture is of 19.75 s
+    shown = counting_frames(80)[(instants * 4 + 1e-6).floor().long().numpy()]
+    pooled = one.host.watch(pictures_of(shown)).unflatten(1, (2, -1)).unflatten(3, (2, -1)).mean((2, 4))
+    assert torch.allclose(side.times, 3 + instants.double(), rtol=0, atol=1e-9)
+    assert torch.allclose(side.x, pooled, atol=1e-6)
+
+
+def both(model: PatchedModel) -> None:
+    """A resampler that hears ten times a second and sees twice."""
+    senses = {"audio": sense(bands=16, rate=10), "fast": eyes(model, rate=2, grid=[1, 1])}
+    resampler = ResamplerConfig.model_validate(RESAMPLER | {"stride": 2})
+    model.attach("favor", make_config(model.host, "favor", senses=senses, resampler=resampler), trainable=False)
+    awaken(model, "favor")
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_what_is_heard_and_seen_together_is_that_of_ask(one: PatchedModel, tmp_path: Path, deaf: bool) -> None:
+    both(one)
+    path = write_clip(tmp_path / "both.mp4", counting_frames(250), 2, None if deaf else tone(125, 16_000), 16_000)
+    with one.watch(path) as show:
+        show.see()
+        told, asked = show.ask(QUESTION), one.ask(path, QUESTION)
+        _, _, (made,) = remembered(show)
+    assert told == asked and told.signals["fast"] == asked.signals["fast"]
+    (use,) = one.prepare([Clip.read(path, frames=FRAMES)], [QUESTION]).uses
+    resampler: Any = use.attached.resampler
+    with torch.no_grad():
+        side, _ = resampler({sense: sides[0] for sense, sides in use.sides.items()})
+    assert torch.allclose(made[1], side.times[0], rtol=0, atol=1e-9)
+    assert (made[0] - side.x[0, :, :, 0]).abs().max() <= 1e-5 * side.x.abs().max()
+
+
+@pytest.mark.parametrize("late", [None, 70.0])
+def test_a_resampler_does_not_wait_for_ever_for_one_sense(one: PatchedModel, late: float | None) -> None:
+    both(one)
+    waiting, film = [], chunks(240, each=1)
+    silent = ((f, t, s if late is not None and t[0] >= late else None) for f, t, s in film)
+    with one.watch(silent, rate=16_000) as show:
+        ((listening, _),) = show.listening.values()
+        for _ in show:
+            tokens = listening.senses["fast"].tokens
+            waiting.append(0 if tokens is None else len(tokens.times))
+        assert max(waiting) < 2 * (PATIENCE + 20) and show.ask(QUESTION)
+
+
 # A camera
 
 
@@ -188,7 +265,8 @@ def test_memory_stays_flat_and_what_is_left_lies_evenly_over_the_past(one: Patch
         for _ in show:
             memories = [show.pictures, *show.heard.values(), *(memory for _, memory in show.listening.values())]
             assert all(memory.nbytes <= size for memory in memories)
-            held.append(sum(each.sound.nbytes for each in show.ears.values() if each.sound is not None))
+            ears: Any = show.organs.values()
+            held.append(sum(each.sound.nbytes for each in ears if each.sound is not None))
         clip, (side,), _ = remembered(show)
         assert show.ask(QUESTION)
     assert max(held[len(held) // 2 :]) <= max(held[: len(held) // 2]), "held sound does not grow"
@@ -224,12 +302,9 @@ def test_what_is_thinned_is_thinned_evenly_and_makes_no_more_than_it_keeps(count
 
 
 def test_a_patch_that_needs_the_whole_clip_is_refused_by_name(one: PatchedModel) -> None:
-    spec = load_encoder("base-tower", rate=2).on(one.host).spec
-    facts = SenseFacts(
-        encoder="base-tower", options=dict(spec.options), dim=spec.dim, grid=spec.grid, preprocessing=spec.preprocessing
-    )
-    one.attach("eyes", make_config(one.host, "eyes", senses={"fast": facts}), trainable=False)
-    with pytest.raises(EncoderError, match="eyes needs the whole clip for base-tower, which reads fast"):
+    facts = eyes(one, sense="views")
+    one.attach("eyes", make_config(one.host, "eyes", senses={"views": facts}), trainable=False)
+    with pytest.raises(EncoderError, match="eyes needs the whole clip for base-tower, which reads views"):
         one.watch(chunks(2), rate=16_000)
     assert one.watch(chunks(2), rate=16_000, patches=[]).see() == 1.75
 
