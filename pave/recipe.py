@@ -71,6 +71,9 @@ class DataConfig(Config):
         return self
 
 
+PATCHES = ("on_top_of", "start_from")  # keys of `train` that name patches
+
+
 class TrainConfig(Config):
     """One run. Rates are those of AdamW at their peak; the schedule is a linear warm-up, then a cosine to zero."""
 
@@ -91,6 +94,7 @@ class TrainConfig(Config):
     )
     keep_lora_when_absent: bool = False  # recorded in the patch, then holds at inference too
     on_top_of: tuple[str, ...] = ()  # patches that are applied, frozen, while this one is trained
+    start_from: str | None = None  # a patch of the same shape, whose weights training begins with; None: untrained ones
     output: Path | None = None  # None: runs/<name of the recipe>
 
 
@@ -147,12 +151,18 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if isinstance(files, dict):
         data["data"] = {k: _beside(path.parent, v) if k != "playroom" else v for k, v in files.items()}
     train = data.get("train")
-    if isinstance(train, dict) and isinstance(train.get("on_top_of"), list):
-        below = [str(path.parent / each) if (path.parent / str(each)).exists() else each for each in train["on_top_of"]]
-        data["train"] = {**train, "on_top_of": below}
+    if isinstance(train, dict):
+        data["train"] = {k: _patches(path.parent, v) if k in PATCHES else v for k, v in train.items()}
     for words in overrides:
         override(data, words)
     return parse(Recipe, data, path)
+
+
+def _patches(folder: Path, named: Any) -> Any:
+    """Patches as found from a folder, where they are files or folders there."""
+    if isinstance(named, list):
+        return [_patches(folder, each) for each in named]
+    return str(folder / named) if isinstance(named, str) and (folder / named).exists() else named
 
 
 def _beside(folder: Path, named: Any) -> Any:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pave import catalogue
-from pave.attached import Attached
+from pave.attached import Attached, base_match
 from pave.base import Base
 from pave.checkpoint import Identity, read_checkpoint, write_checkpoint
 from pave.config import PatchConfig
@@ -35,6 +35,7 @@ from pave.errors import DataError, EncoderError, RecipeError, TrainingError
 from pave.features import FeatureStore, Seeing
 from pave.inputs import ClipFeatures, Inputs, layout
 from pave.model import PatchedModel, load
+from pave.patch import Patch
 from pave.recipe import DataConfig, Recipe
 from pave.steps import Names
 
@@ -46,7 +47,16 @@ UNRECORDED = {
     "checkpoint_every",
     "gradient_checkpointing",
     "on_top_of",
+    "start_from",
 }
+SHAPE = (
+    "senses",
+    "resampler",
+    "fusion",
+    "lora",
+    "newline",
+    "prompt",
+)  # in which a patch and that it goes on from agree
 CALIBRATION = 16  # clips that an untrained fusion is fitted to
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -96,6 +106,7 @@ class Run:
         self.losses: list[float] = []
         self.refused: dict[Source, str] = {}  # clips that cannot be read, and why
         self.seconds = {"clips": 0.0, "features": 0.0, "steps": 0.0}
+        self.start = self._start(self.options.start_from)
         with torch.device("meta"):  # what cannot be built, or not beside the others, is refused before any clip is seen
             layout(self.model.host, [*self.model.attached(), Attached(self.config(), self.model.host)])
 
@@ -134,9 +145,11 @@ class Run:
     def attach(self) -> None:
         """Put an untrained patch into the model, scaled to the clips that were seen, and give it an optimiser."""
         torch.manual_seed(self.options.seed)
-        self.attached = self.model.attach(self.recipe.name, self.config(), trainable=True)
-        heard = list(filter(self._perceives, self.train_clips)) or self.train_clips
-        self.model.calibrate(self.recipe.name, [clip.features for clip in heard[:CALIBRATION]])
+        begun = None if self.start is None else self.start.weights()
+        self.attached = self.model.attach(self.recipe.name, self.config(), begun, trainable=True)
+        if begun is None:
+            heard = list(filter(self._perceives, self.train_clips)) or self.train_clips
+            self.model.calibrate(self.recipe.name, [clip.features for clip in heard[:CALIBRATION]])
         self.model.checkpoint_activations(self.options.gradient_checkpointing)
         self.parameters = self.model.trainable(self.recipe.name)
         rates = (self.options.resampler_lr, self.options.fusion_lr, self.options.lora_lr)
@@ -156,6 +169,7 @@ class Run:
             "questions": sum(len(clip.examples) for clip in self.train_clips),
             **config.training,
             **({"on_top_of": {each.name: each.sha256 for each in self.below}} if self.below else {}),
+            **({"start_from": {self.start.config.name: self.start.sha256}} if self.start else {}),
         }
         told = {sense: {"weights": self.store.weights(encoder)} for sense, encoder in self.senses.items()}
         senses = {sense: facts.model_copy(update=told[sense]) for sense, facts in config.senses.items()}
@@ -262,6 +276,23 @@ class Run:
         if not self.kept:
             return "no checkpoint of this run has been written yet"
         return f"the last good checkpoint, of step {self.kept}, is in {self.folder}, and --resume goes on from it"
+
+    def _start(self, source: str | None) -> Patch | None:
+        """The patch to go on from, which has to be of the recipe's shape."""
+        if source is None:
+            return None
+        patch, _ = self.model.find_patch(source)
+        base_match(patch.config, self.model.host, source, strict=False)
+        theirs, ours = (
+            config.model_dump(mode="json", include=set(SHAPE), exclude={"senses": {"__all__": {"weights"}}})
+            for config in (patch.config, patch_config(self.recipe, self.model.host, self.senses))
+        )
+        for key in SHAPE:
+            if theirs[key] != ours[key]:
+                raise RecipeError(
+                    f"train.start_from={source}: its {key} is {theirs[key]}, the recipe's {ours[key]}; make them equal"
+                )
+        return patch
 
     def _perceives(self, clip: Asked) -> bool:
         """Whether a clip has one of the senses that are trained."""

@@ -209,6 +209,44 @@ def test_a_patch_is_trained_on_top_of_another_that_stays_as_it_is(recipe: Make, 
         train(recipe(*words, output="above"), resume=True)
 
 
+def test_training_goes_on_from_a_patch(recipe: Make, tmp_path: Path) -> None:
+    first = train(recipe("name=first", output="first")).patch
+    kept = first.read_bytes()
+    run = prepared(recipe(f"train.start_from={first}", output="second"))
+    begun, tensors = run.model.export(run.recipe.name).tensors, Patch.load(first).tensors
+    assert begun.keys() == tensors.keys() and all(torch.equal(begun[name], tensors[name]) for name in begun)
+    run.fit(quiet)
+    second = Patch.load(run.finish().patch)
+    assert any(not torch.equal(second.tensors[name], tensors[name]) for name in tensors) and first.read_bytes() == kept
+    assert second.config.training["start_from"] == {"first": Patch.load(first).sha256}
+    assert str(tmp_path) not in second.text
+    with pytest.raises(TrainingError, match=r"training.start_from.first: '\w+' there, None here"):
+        train(recipe(output="second"), resume=True)
+    written = tmp_path / "patch.yaml"
+    shutil.copy(first, tmp_path / "old.safetensors")
+    written.write_text(
+        "name: a\nsenses: {audio: {encoder: logmel}}\ndata: {train: a.jsonl}\ntrain: {start_from: old.safetensors}"
+    )
+    assert read_recipe(written).train.start_from == str(tmp_path / "old.safetensors")
+    assert read_recipe(written, ["train.start_from=audio-playroom"]).train.start_from == "audio-playroom"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("lora={r: 2, lora_alpha: 2}", "its lora is "),
+        ("fusion={width: 16, heads: 2}", "its fusion is "),
+        ("senses={audio: {encoder: logmel, options: {bands: 4}}}", "its senses is "),
+    ],
+)
+def test_a_patch_of_another_shape_is_nothing_to_go_on_from(recipe: Make, words: str, said: str) -> None:
+    first = train(recipe("name=first", output="first")).patch
+    with pytest.raises(RecipeError, match=f"train.start_from=.*{said}"):
+        Run(recipe(words, f"train.start_from={first}"))
+    with pytest.raises(PatchNotFound, match="no patch, folder or file"):
+        Run(recipe("train.start_from=nowhere"))
+
+
 def test_patches_that_cannot_share_a_row_are_refused_before_clips_are_seen(recipe: Make, tmp_path: Path) -> None:
     below = train(recipe("name=below", "newline=grid", output="below")).patch
     with pytest.raises(PatchMismatch, match="lay out the prompt differently"):
