@@ -29,6 +29,7 @@ class Channel(str, Enum):  # Typer takes a list of an Enum, but not yet of a Lit
     FAST = "fast"
     FAST_VIDEO = "fast+video"
     AUDIO_FAST = "audio+fast"
+    AUDIO_FAST_VIDEO = "audio+fast+video"
     VIEWS = "views"
     VIEWS_VIDEO = "views+video"
     DEPTH = "depth"

@@ -25,6 +25,7 @@ Channel = Literal[
     "fast",
     "fast+video",
     "audio+fast",
+    "audio+fast+video",
     "views",
     "views+video",
     "depth",

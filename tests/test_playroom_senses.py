@@ -15,20 +15,22 @@ from PIL import Image
 
 from pave.encoder import load_encoder
 from pave.media import Clip
-from pave.playroom import distances, draw, events, matches, signs, sound
+from pave.playroom import distances, draw, events, matches, mixed, signs, sound
 from pave.playroom.events import CARDS, FLASHES, SHAKES, SHAKING, SPOKEN
-from pave.playroom.questions import CHOICES, draw_questions
-from pave.playroom.senses import BOTH, SENSES, draw_more, perceived, sign_and_sound, unheard
+from pave.playroom.mixed import BOTH
+from pave.playroom.questions import CHOICES
+from pave.playroom.senses import SENSES, draw_more, perceived
 from pave.playroom.world import FPS, FRAMES, SECONDS, SOUNDS, Script, draw_scene, draw_script, schedule
-from pave.playroom.writer import write_clips
+from pave.playroom.writer import write_clip, write_clips
 from pave.recipe import Channel
 
 CHANNELS = ("fast", "fast+video", "views", "views+video", "depth", "imu", "imu+video")
+MIXED = (BOTH, "audio+fast+video")
 HEARD = ("speech", "speech+video", "match")
 
 
 def test_channels_are_those_a_recipe_may_name():
-    assert {*CHANNELS, *HEARD, BOTH, "video", "audio", "audio+video", "order", "caption"} == set(get_args(Channel))
+    assert {*CHANNELS, *HEARD, *MIXED, "video", "audio", "audio+video", "order", "caption"} == set(get_args(Channel))
 
 
 @pytest.mark.parametrize("name", SENSES)
@@ -52,13 +54,13 @@ def test_drawn_states_are_those_of_the_enumeration(name):
         assert abs(seen[state] / 3000 - share) < 5 * (share / 3000) ** 0.5 + 1e-3
 
 
-@pytest.mark.parametrize(("scene", "channels"), [(5, CHANNELS), (6, CHANNELS), (5, HEARD), (5, (BOTH,))])
+@pytest.mark.parametrize(("scene", "channels"), [(5, CHANNELS), (6, CHANNELS), (5, HEARD), (5, MIXED)])
 def test_enumerated_optimum_is_what_a_guesser_reaches_who_lacks_the_sense(scene, channels):
     scene = draw_scene(scene)
     tally, optima = defaultdict(Counter), {}
     for seed in range(10**6, 10**6 + 4000):
         states = perceived(scene, channels, seed)
-        for question, optimum in draw_more(scene, draw_script(seed), states, channels, seed):
+        for question, optimum in draw_more(scene, states, channels, seed):
             tally[question.text][question.answer] += 1
             assert optima.setdefault(question.text, optimum) == optimum
     checked = 0
@@ -71,40 +73,12 @@ def test_enumerated_optimum_is_what_a_guesser_reaches_who_lacks_the_sense(scene,
     assert checked > 8
 
 
-@pytest.mark.parametrize("known", ["sounds", "signs"])
-def test_enumerated_optimum_reckons_with_sounds_that_tell_of_signs_and_signs_that_tell_of_sounds(known):
-    scene, channels = draw_scene(5), ("audio", "fast", BOTH)
-    tally, optima = defaultdict(Counter), {}
-    for seed in range(40000):
-        script = draw_script(seed)
-        if known == "sounds" and {name for name, _ in script.events} != {"bell"}:
-            continue
-        states = perceived(scene, channels, seed)
-        if known == "signs" and {name for name, _ in states["fast"].events} != {"bell"}:
-            continue
-        if known == "sounds":
-            drawn = [each for each in draw_more(scene, script, states, channels, seed) if each[0].channel == "fast"]
-        else:
-            asked = draw_questions(scene, script, ["audio"], seed)
-            drawn = [(question, unheard(scene, question.text, states, channels)) for question in asked]
-        for question, optimum in drawn:
-            tally[question.text][question.answer] += 1
-            assert optima.setdefault(question.text, optimum) == optimum
-    (certain,) = (text for text in tally if "the bell?" in text or text == "is there a bell?")
-    assert set(tally[certain]) == {"no"} and optima[certain] == 1
-    checked = [text for text, answers in tally.items() if answers.total() > 150]
-    for text in checked:
-        best = tally[text].most_common(1)[0][1] / tally[text].total()
-        assert abs(best - optima[text]) < 0.1, (text, best, optima[text])
-    assert len(checked) > 6
-
-
 def test_nothing_hidden_can_be_told_from_the_question():
     scene = draw_scene(7)
     for name, sense in SENSES.items():
         for _, state in sense.states(scene):
             states = {name: state}
-            for question, optimum in draw_more(scene, draw_script(1), states, [name], 0):
+            for question, optimum in draw_more(scene, states, [name], 0):
                 assert optimum <= Fraction(1, 2), question
 
 
@@ -186,19 +160,24 @@ def test_flashes_stay_clear_of_key_frames_and_are_seen_ten_times_a_second():
             assert any(picture % 2 == 0 for picture in own)
 
 
-def test_what_is_seen_and_heard_at_once_needs_both():
-    asked = 0
+def test_of_what_happens_a_part_is_heard_and_the_rest_is_seen(tmp_path):
+    shares = Counter()
     for seed in range(300):
-        script, flashes = draw_script(seed), perceived(draw_scene(seed), (BOTH,), seed)["fast"]
-        sounds, lights = ({phase: word for word, phase in each.events} for each in (script, flashes))
-        assert not {*sounds.values()} & {*lights.values()}
-        for (_, question), *_ in sign_and_sound(script, flashes):
-            word = question.text.removesuffix("?").split()[-1]
-            given, wanted = (lights, sounds) if question.kind == "sound-at" else (sounds, lights)
-            if question.channel == BOTH:
-                assert [wanted[phase] for phase, name in given.items() if name == word] == [question.answer]
-                asked += 1
-    assert asked > 600
+        scene = draw_scene(seed)
+        state = perceived(scene, (BOTH,), seed)[BOTH]
+        events = sorted((*state.heard.events, *state.seen.events), key=lambda event: event[1])
+        assert tuple(events) == state.script.events and {name for name, _ in events} <= set(SOUNDS)
+        shares[bool(state.heard.events), bool(state.seen.events)] += 1
+        told = [question for ((_, question), *_) in mixed.questions(scene, state)]
+        assert all("see or hear" in question.text and "see or see" not in question.text for question in told)
+    assert min(shares.values()) > 10 and len(shares) == 4
+    scene, state = (
+        draw_scene(1),
+        mixed.Mixed(Script("three", (("bell", 0), ("horn", 1), ("drum", 2))), (True, False, True)),
+    )
+    write_clip(tmp_path / "mixed.mp4", scene, Script("quiet", ()), 0, extra={BOTH: state})
+    write_clip(tmp_path / "parts.mp4", scene, state.heard, 0, extra={"fast": state.seen})
+    assert (tmp_path / "mixed.mp4").read_bytes() == (tmp_path / "parts.mp4").read_bytes()
 
 
 # Shakes

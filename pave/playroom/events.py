@@ -8,6 +8,7 @@ it what happened when.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ import numpy as np
 
 from pave.playroom import draw, signs
 from pave.playroom.questions import Choice, captions, sound_questions
-from pave.playroom.world import FPS, FRAMES, SECONDS, Scene, Script, Table, among, choose, schedule, scripts
+from pave.playroom.world import FPS, FRAMES, SECONDS, Scene, Script, Table, choose, schedule, scripts
 
 FLASH_PICTURES = 3
 CAMERAS = 2  # beside the main one
@@ -46,7 +47,9 @@ class Events:
     @cached_property
     def scripts(self) -> Table[Script]:
         """Every script with its exact probability; no two events within a second."""
-        return among((share, script) for share, script in scripts() if script.kind != "pair")
+        found = [(share, script) for share, script in scripts() if script.kind != "pair"]
+        whole = sum(share for share, _ in found)
+        return [(share / whole, script) for share, script in found]
 
     def states(self, scene: Scene) -> Table[Script]:
         return self.scripts
@@ -72,9 +75,7 @@ class Events:
             "hear": self.verb,
             "sound": self.noun,
         }
-        for old, new in words.items():
-            text = text.replace(old, new)
-        return text
+        return re.sub("|".join(words), lambda found: words[found[0]], text)
 
 
 FLASHES = Events("fast", "see", "sign")

@@ -116,10 +116,9 @@ def draw_questions(scene: Scene, script: Script, channels: Collection[str], seed
     return [question for question in drawn if question.channel in channels]
 
 
-def optimum_without_sound(scene: Scene, text: str, sounds: Table[Script] | None = None) -> Fraction:
-    """The best chance of a right answer for one who sees all and hears nothing: exact, over every script, or over those
-    that what is perceived otherwise leaves."""
-    return best(_answers(scene, sounds and tuple(sounds)), text)
+def optimum_without_sound(scene: Scene, text: str) -> Fraction:
+    """The best chance of a right answer for one who sees all and hears nothing: exact, over every script."""
+    return best(_answers(scene), text)
 
 
 def best(answers: Answers, text: str) -> Fraction:
@@ -129,11 +128,10 @@ def best(answers: Answers, text: str) -> Fraction:
 
 
 @lru_cache(maxsize=64)
-def _answers(scene: Scene, sounds: Table[Script] | None) -> Answers:
-    """What could be heard in a scene."""
+def _answers(scene: Scene) -> Answers:
+    """What could be heard in a scene, over every script."""
     return tally(
-        (weight, chain(sound_questions(scene, script), captions(scene, script)))
-        for weight, script in whole(sounds or scripts())
+        (weight, chain(sound_questions(scene, script), captions(scene, script))) for weight, script in whole(scripts())
     )
 
 

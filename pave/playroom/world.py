@@ -11,7 +11,7 @@ of the changer's three phases.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -179,13 +179,6 @@ def choose(table: Table[T], rng: Random) -> T:
     """One of them, by its probability."""
     shares, known = zip(*table, strict=True)
     return rng.choices(known, [float(share) for share in shares])[0]
-
-
-def among(table: Iterable[tuple[Fraction, T]]) -> Table[T]:
-    """What is left of a table, its probabilities made whole."""
-    table = list(table)
-    whole = sum(share for share, _ in table)
-    return [(share / whole, each) for share, each in table]
 
 
 def schedule(scene: Scene, script: Script) -> list[tuple[str, float]]:

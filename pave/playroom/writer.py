@@ -20,9 +20,9 @@ import av
 import numpy as np
 
 from pave.errors import DataError
-from pave.playroom import distances, draw, events, matches, sound
-from pave.playroom.questions import CHANNELS, Question, draw_questions
-from pave.playroom.senses import INSTEAD, SOUNDING, draw_more, perceived, unheard
+from pave.playroom import distances, draw, events, matches, mixed, sound
+from pave.playroom.questions import CHANNELS, Question, draw_questions, optimum_without_sound
+from pave.playroom.senses import INSTEAD, SOUNDING, draw_more, perceived
 from pave.playroom.world import FPS, Scene, Script, Split, draw_scene, draw_script
 
 # x264's constant rate factor: at 64 x 64 pixels a clip takes about 60 kB. One thread and no macroblock tree, which was
@@ -40,6 +40,9 @@ def write_clip(
     frames, extra = draw.frames(scene, draw.pictures()), extra or {}
     if "fast" in extra:
         events.flash(frames, scene, extra["fast"])
+    if mixed.BOTH in extra:
+        events.flash(frames, scene, extra[mixed.BOTH].seen)
+        script = extra[mixed.BOTH].heard
     if "depth" in extra:
         distances.show(frames, scene, draw.pictures())
     if "match" in extra:
@@ -108,8 +111,8 @@ def _write(folder: Path, seed: int, split: Split, channels: Collection[str]) -> 
     signals = {sense: WRITERS[sense](folder, scene, state, seed) for sense, state in states.items() if sense in WRITERS}
     deaf = bool(instead) or (bool(states) and SOUNDING.isdisjoint(channels))  # then nobody tells which sounds are heard
     asked = draw_questions(scene, script, {"video"} & set(channels) if deaf else channels, seed)
-    drawn = [(question, unheard(scene, question.text, states, channels)) for question in asked]
-    drawn += draw_more(scene, script, states, channels, seed)
+    drawn = [(question, optimum_without_sound(scene, question.text)) for question in asked]
+    drawn += draw_more(scene, states, channels, seed)
     return [_line(f"{split}-{seed}-{i}", name, signals, *each) for i, each in enumerate(drawn)]
 
 
