@@ -11,7 +11,8 @@ For every seed, on the same held-out clips (split `test`, scenes that no trainin
     without    LoRA alone, trained on the same questions for the same steps, never perceiving the signal
     alone      the recipe trained without the patches below, where it builds on some
     text-only  the answer most often right for these very words in the training file
-beside the exact best score without the sense. Run again, it goes on with what is missing.
+beside the exact best score without the sense (`optimum`), or of one who has only one of two (`hearing`, `seeing`). Run
+again, it goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from tempfile import gettempdir
 from typing import Any
 
@@ -42,12 +44,21 @@ from pave.train import Asked, Run, data_files
 SEEDS = (0, 1, 2)
 TEST_CLIPS = 200
 OURS = "-playroom"
+BOUNDS = {"optimum", "hearing", "seeing"}
 
 
 def figures(evaluation: Evaluation) -> dict[str, Any]:
-    """Accuracy by channel, with the number of questions and the exact optimum without the sense."""
+    """Accuracy by channel, with the number of questions and the exact best scores without the sense."""
+    bounds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for facts in (sample.example.facts for sample in evaluation.samples):
+        for name in BOUNDS & facts.keys():
+            bounds[facts["channel"]][name].append(facts[name])
     return {
-        channel: {"accuracy": round(score.accuracy, 4), "asked": score.asked, "optimum": round(score.optimum or 0, 4)}
+        channel: {
+            "accuracy": round(score.accuracy, 4),
+            "asked": score.asked,
+            **{name: round(mean(each), 4) for name, each in sorted(bounds[channel].items())},
+        }
         for channel, score in evaluation.by().items()
     }
 
@@ -146,10 +157,11 @@ def main() -> None:
 def show(key: str, run: dict[str, Any]) -> None:
     print(f"\n{key}: trained in {run['seconds']} s, patch of {run['patch_bytes']:,} bytes")
     order = [name for name in ("base", "text-only", "without", "alone", "shuffled", "patched") if name in run]
-    print(f"{'channel':13} {'asked':>6} {'optimum':>8} " + " ".join(f"{name:>10}" for name in order))
+    print(f"{'channel':16} {'asked':>6} " + " ".join(f"{name:>10}" for name in order) + "  best without")
     for channel, own in run["patched"].items():
         row = " ".join(f"{run[name][channel]['accuracy']:10.3f}" for name in order)
-        print(f"{channel:13} {own['asked']:6} {own['optimum']:8.3f} {row}")
+        bounds = ", ".join(f"{name} {own[name]:.3f}" for name in sorted(BOUNDS & own.keys()))
+        print(f"{channel:16} {own['asked']:6} {row}  {bounds}")
 
 
 if __name__ == "__main__":

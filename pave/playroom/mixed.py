@@ -4,15 +4,16 @@ In: a `Scene`. Out: what is heard, what is seen, and questions that do not tell 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from random import Random
 
 from pave.playroom.events import Events
-from pave.playroom.questions import Choice
+from pave.playroom.questions import Answers, Choice, best, tally, whole
 from pave.playroom.world import Scene, Script, Table, choose
 
 BOTH = "audio+fast"
@@ -56,6 +57,26 @@ def _states() -> Table[Mixed]:
 def draw(scene: Scene, seed: int) -> Mixed:
     """What happens in the clip of a seed."""
     return choose(states(scene), Random(f"{BOTH} {seed}"))
+
+
+def alone(scene: Scene, state: Mixed, text: str) -> dict[str, Fraction]:
+    """The best chance of a right answer for one who hears, and for one who sees, and lacks the other sense: exact."""
+    known = {"hearing": state.heard, "seeing": state.seen}
+    return {way: best(_left(way, scene, part), text) for way, part in known.items()}
+
+
+@lru_cache(maxsize=64)
+def _left(way: str, scene: Scene, known: Script) -> Answers:
+    """What could be asked and answered in a scene of which so much is known."""
+    return tally((weight, questions(scene, state)) for weight, state in whole(_by_part(way)[known.events]))
+
+
+@cache
+def _by_part(way: str) -> dict[tuple[tuple[str, int], ...], Table[Mixed]]:
+    parts = defaultdict(list)
+    for share, state in _states():
+        parts[(state.heard if way == "hearing" else state.seen).events].append((share, state))
+    return dict(parts)
 
 
 def questions(scene: Scene, state: Mixed) -> Iterator[Choice]:

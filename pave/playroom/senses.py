@@ -37,6 +37,7 @@ class Sense:
     draw: Callable[[Scene, int], Any]
     states: Callable[[Scene], Table[Any]]
     questions: Callable[[Scene, Any], Iterator[Choice]]
+    alone: Callable[[Scene, Any, str], dict[str, Fraction]] | None = None  # best scores with a part of it
 
 
 SENSES = {
@@ -46,7 +47,7 @@ SENSES = {
     "imu": Sense(SHAKING.draw, SHAKING.states, SHAKING.questions),
     "speech": Sense(SPOKEN.draw, SPOKEN.states, SPOKEN.questions),
     "match": Sense(matches.draw, matches.states, matches.questions),
-    mixed.BOTH: Sense(mixed.draw, mixed.states, mixed.questions),
+    mixed.BOTH: Sense(mixed.draw, mixed.states, mixed.questions, mixed.alone),
 }
 
 
@@ -67,15 +68,18 @@ def _parts(channel: str) -> list[str]:
 
 def draw_more(
     scene: Scene, states: Mapping[str, Any], channels: Collection[str], seed: int
-) -> list[tuple[Question, Fraction]]:
-    """Questions about these states, cut to `channels`, with the best score without the sense."""
+) -> list[tuple[Question, dict[str, Fraction]]]:
+    """Questions about these states, cut to `channels`, with the best score without the sense (`optimum`), and with each
+    of its parts alone."""
     drawn = []
     for name, state in states.items():
-        rng = Random(f"{name} questions {seed}")
-        for choice in SENSES[name].questions(scene, state):
+        rng, sense = Random(f"{name} questions {seed}"), SENSES[name]
+        for choice in sense.questions(scene, state):
             question = choose(choice, rng)
-            drawn.append((question, best(_answers(name, scene), question.text)))
-    return [(question, optimum) for question, optimum in drawn if question.channel in channels]
+            if question.channel in channels:
+                parts = sense.alone(scene, state, question.text) if sense.alone else {}
+                drawn.append((question, {"optimum": best(_answers(name, scene), question.text), **parts}))
+    return drawn
 
 
 @lru_cache(maxsize=64)

@@ -111,7 +111,7 @@ def _write(folder: Path, seed: int, split: Split, channels: Collection[str]) -> 
     signals = {sense: WRITERS[sense](folder, scene, state, seed) for sense, state in states.items() if sense in WRITERS}
     deaf = bool(instead) or (bool(states) and SOUNDING.isdisjoint(channels))  # then nobody tells which sounds are heard
     asked = draw_questions(scene, script, {"video"} & set(channels) if deaf else channels, seed)
-    drawn = [(question, optimum_without_sound(scene, question.text)) for question in asked]
+    drawn = [(question, {"optimum": optimum_without_sound(scene, question.text)}) for question in asked]
     drawn += draw_more(scene, states, channels, seed)
     return [_line(f"{split}-{seed}-{i}", name, signals, *each) for i, each in enumerate(drawn)]
 
@@ -156,7 +156,9 @@ def _sensor(folder: Path, scene: Scene, state: Script, seed: int) -> str:
 WRITERS = {"views": _views, "depth": _scan, "imu": _sensor}
 
 
-def _line(identity: str, video: str, signals: dict[str, Any], question: Question, optimum: Fraction) -> dict:
+def _line(
+    identity: str, video: str, signals: dict[str, Any], question: Question, scores: Mapping[str, Fraction]
+) -> dict:
     return {
         "id": identity,
         "video": video,
@@ -167,5 +169,5 @@ def _line(identity: str, video: str, signals: dict[str, Any], question: Question
         ],
         "channel": question.channel,
         "kind": question.kind,
-        "optimum": round(float(optimum), 4),
+        **{name: round(float(score), 4) for name, score in scores.items()},
     }
