@@ -11,6 +11,7 @@ For every seed, on the same held-out clips (split `test`, scenes that no trainin
     without    LoRA alone, trained on the same questions for the same steps, never perceiving the signal
     alone      the recipe trained without the patches below, where it builds on some
     text-only  the answer most often right for these very words in the training file
+    coarse     of `favor`: fusion and LoRA alone, which read one spectrum of the sound a second
 beside the exact best score without the sense (`optimum`), or of one who has only one of two (`hearing`, `seeing`). Run
 again, it goes on with what is missing.
 """
@@ -44,6 +45,7 @@ from pave.train import Asked, Run, data_files
 SEEDS = (0, 1, 2)
 TEST_CLIPS = 200
 OURS = "-playroom"
+COARSE = {"favor": ["resampler=null", "senses={audio: {encoder: logmel, options: {bands: 48, rate: 1}}}"]}
 BOUNDS = {"optimum", "hearing", "seeing"}
 
 
@@ -133,6 +135,20 @@ def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_
     }
 
 
+def run_coarse(patch: str, seed: int, folder: Path) -> dict[str, Any]:
+    """The recipe with a sense of less detail, on the same clips and questions as that of `run_seed`."""
+    output = folder / f"seed-{seed}"
+    words = [f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}", *COARSE[patch]]
+    run = Run(read_recipe(find(patch + OURS), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"]))
+    run.see()
+    run.attach()
+    run.fit(lambda step, steps, figures: None)
+    test = read_jsonl(folder / "test" / "test.jsonl")
+    sources = list(dict.fromkeys(example.source for example in test))
+    features = FeatureStore(run.model, run.model.encoders(), folder / "features").read(sources)
+    return figures(evaluate(run.model, test, features=features))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [name.removesuffix(OURS) for name in names() if name.endswith(OURS)]
@@ -151,12 +167,14 @@ def main() -> None:
         key = f"seed {seed}"
         if key not in study:
             study.add(key, run_seed(patch + OURS, seed, options.folder / patch, (), TEST_CLIPS))
+        if patch in COARSE and "coarse" not in study.runs[key]:
+            study.add(key, {**study.runs[key], "coarse": run_coarse(patch, seed, options.folder / patch)})
         show(f"{patch}, {key}", study.runs[key])
 
 
 def show(key: str, run: dict[str, Any]) -> None:
     print(f"\n{key}: trained in {run['seconds']} s, patch of {run['patch_bytes']:,} bytes")
-    order = [name for name in ("base", "text-only", "without", "alone", "shuffled", "patched") if name in run]
+    order = [name for name in ("base", "text-only", "without", "alone", "coarse", "shuffled", "patched") if name in run]
     print(f"{'channel':16} {'asked':>6} " + " ".join(f"{name:>10}" for name in order) + "  best without")
     for channel, own in run["patched"].items():
         row = " ".join(f"{run[name][channel]['accuracy']:10.3f}" for name in order)
