@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from conftest import make_clip
 from PIL import Image
 from torch import Tensor
 
+from pave.encoder import Encoder
 from pave.rgbd import RGBD
+from pave.sidechannel import SideTokens
 
 COLOUR_K = torch.tensor([[70.0, 0, 31.5], [0, 72, 23.5], [0, 0, 1]]).double()  # of 64 x 48 pixels
 DEPTH_K = torch.tensor([[40.0, 0, 20.5], [0, 41, 14.0], [0, 0, 1]]).double()  # of 40 x 30: not merely the other, scaled
@@ -49,6 +53,13 @@ def room(views: int = 4) -> RGBD:
         intrinsics=COLOUR_K,
         world=WORLD,
     )
+
+
+def seen(encoder: Encoder, scan: object) -> SideTokens:
+    """What an encoder makes of a scan beside a clip."""
+    side = encoder.encode(replace(make_clip(sound=False), signals={"depth": scan}))
+    assert side is not None
+    return side
 
 
 def write_scannet(folder: Path, scan: RGBD, *, step: int = 20, odin: bool = False) -> Path:
