@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 
 import pytest
 from conftest import awaken, make_clip, make_config, write_line
 
 import pave
+from pave import catalogue
 from pave.data import Example, Source, read_jsonl
 from pave.errors import DataError
 from pave.evaluate import Evaluation, Sample, Side, _change, evaluate
@@ -152,15 +154,21 @@ def test_the_base_alone_can_be_asked(workshop: Path, tmp_path: Path) -> None:
     assert len(evaluate(bare, asked, max_new_tokens=2).samples) == 2
 
 
-SHIPPED = {"audio": ("audio", "audio+video", "order"), "depth": ("depth",)} | {
-    name: (name, f"{name}+video") for name in ("imu", "views", "fast")
+SHIPPED = {
+    "audio": ("audio", "audio+video", "order"),
+    "depth": ("depth",),
+    "fast-on-audio": ("audio+fast", "audio+fast+video"),
+    **{name: (name, f"{name}+video") for name in ("imu", "views", "fast")},
 }
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_patch_perceives_and_the_base_still_sees(name: str, tmp_path: Path) -> None:
     model = pave.load("playroom")
-    assert model.apply_patch(f"{name}-playroom").base_match == "exact"
+    for below in catalogue.recipe(f"{name}-playroom").train.on_top_of:
+        model.apply_patch(below)
+    report = model.apply_patch(f"{name}-playroom")
+    assert report.base_match == "exact" and not report.remarks
     asked = read_jsonl(write_clips(tmp_path, 32, seed=5, split="test", channels=("video", *SHIPPED[name])))
     features = FeatureStore(model, model.encoders()).read(list(dict.fromkeys(example.source for example in asked)))
     own, shuffled = (evaluate(model, asked, features=features, side=side).by() for side in ("own", "shuffled"))
@@ -169,6 +177,9 @@ def test_the_shipped_patch_perceives_and_the_base_still_sees(name: str, tmp_path
         optimum = own[channel].optimum
         assert optimum is not None and own[channel].accuracy > 0.85, channel
         assert max(base[channel].accuracy, shuffled[channel].accuracy) < optimum + 0.15 < 0.7, channel
+        facts = [example.facts for example in asked if example.facts["channel"] == channel]
+        for way in {"hearing", "seeing"} & facts[0].keys():
+            assert own[channel].accuracy > mean(each[way] for each in facts) + 0.1, "with one of two senses alone"
     assert base["video"].accuracy > 0.95 and own["video"].accuracy > base["video"].accuracy - 0.05
 
 
