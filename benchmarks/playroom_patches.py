@@ -43,7 +43,7 @@ from pave.recipe import Recipe, read_recipe
 from pave.train import Asked, Run, data_files
 
 SEEDS = (0, 1, 2)
-TEST_CLIPS = 200
+TEST_CLIPS = 400
 OURS = "-playroom"
 COARSE = {"favor": ["resampler=null", "senses={audio: {encoder: logmel, options: {bands: 48, rate: 1}}}"]}
 BOUNDS = {"optimum", "hearing", "seeing"}
