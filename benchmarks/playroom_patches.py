@@ -13,7 +13,7 @@ For every seed, on the same held-out clips (split `test`, scenes that no trainin
     text-only  the answer most often right for these very words in the training file
     coarse     of `favor`: fusion and LoRA alone, which read one spectrum of the sound a second
 beside the exact best score without the sense (`optimum`), or of one who has only one of two (`hearing`, `seeing`). Run
-again, it goes on with what is missing.
+again, it goes on where it stopped, within a training too.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from study import Study
 
 from pave.catalogue import find, names
 from pave.data import Example, read_jsonl
+from pave.errors import TrainingError
 from pave.evaluate import Evaluation, Sample, evaluate
 from pave.features import FeatureStore
 from pave.inputs import ClipFeatures
@@ -73,8 +74,17 @@ def control(recipe: Recipe, clips: Sequence[Asked], name: str, **changes: Any) -
     run = Run(recipe.model_copy(update={"train": options}))
     run.train_clips = list(clips)
     run.attach()
+    return fitted(run).model
+
+
+def fitted(run: Run) -> Run:
+    """Train, from where this very run stopped, if it did."""
+    try:
+        run.resume()
+    except TrainingError as error:  # what lies there is of another one
+        print(f"from the start: {error}")
     run.fit(lambda step, steps, figures: None)
-    return run.model
+    return run
 
 
 def without(features: ClipFeatures, keys: Sequence[str]) -> ClipFeatures:
@@ -102,8 +112,9 @@ def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_
     train_file, _ = data_files(recipe.data, output)  # written beforehand: writing is not training
     begin = time.perf_counter()
     run = Run(recipe)
-    result = run.whole(resume=False, progress=lambda step, steps, figures: None)
-    seconds = time.perf_counter() - begin
+    run.prepare()
+    result = fitted(run).finish()
+    seconds = None if run.begin else round(time.perf_counter() - begin, 1)  # None: not in one go
     test = read_jsonl(write_clips(folder / "test", test_clips, 0, "test", channels))
     patch = Patch.load(result.patch)
 
@@ -125,8 +136,10 @@ def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_
     scores["without"] = evaluate(blind, test, features=lacking)
     if below:
         scores["alone"] = evaluate(control(recipe, run.train_clips, "alone", on_top_of=()), test, features=features)
+    for left in folder.glob(f"seed-{seed}*/checkpoint.safetensors"):
+        left.unlink()  # who wants it all again gets it from the start
     return {
-        "seconds": round(seconds, 1),
+        "seconds": seconds,
         "seconds_by_part": result.metrics["seconds"],
         "base": patch.config.base.fingerprint[:12],
         "patch_bytes": result.patch.stat().st_size,
@@ -140,9 +153,8 @@ def run_coarse(patch: str, seed: int, folder: Path) -> dict[str, Any]:
     output = folder / f"seed-{seed}"
     words = [f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}", *COARSE[patch]]
     run = Run(read_recipe(find(patch + OURS), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"]))
-    run.see()
-    run.attach()
-    run.fit(lambda step, steps, figures: None)
+    run.prepare()
+    fitted(run)
     test = read_jsonl(folder / "test" / "test.jsonl")
     sources = list(dict.fromkeys(example.source for example in test))
     features = FeatureStore(run.model, run.model.encoders(), folder / "features").read(sources)
@@ -173,7 +185,8 @@ def main() -> None:
 
 
 def show(key: str, run: dict[str, Any]) -> None:
-    print(f"\n{key}: trained in {run['seconds']} s, patch of {run['patch_bytes']:,} bytes")
+    time_taken = f"{run['seconds']} s" if run["seconds"] else "more than one go"
+    print(f"\n{key}: trained in {time_taken}, patch of {run['patch_bytes']:,} bytes")
     order = [name for name in ("base", "text-only", "without", "alone", "coarse", "shuffled", "patched") if name in run]
     print(f"{'channel':16} {'asked':>6} " + " ".join(f"{name:>10}" for name in order) + "  best without")
     for channel, own in run["patched"].items():
