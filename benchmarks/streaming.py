@@ -5,13 +5,15 @@
 
 `equal`: resamplers of both read-outs and both kinds of fusion hear a recording second by second, beside the same
 chunks of it at once (bits) and beside all of it in one pass (share of scale). `flat`: the embedded base watches a clip
-of the Playroom again and again, with the shipped audio patch and a resampler over two rates of sound, thins out what is
-beyond `MEMORY`, and is asked ten times. `held` are bytes that the stream holds, `resident` those of the process.
+of the Playroom again and again, with `audio-playroom` and with `favor-playroom`, which hears and sees, thins out what
+is beyond `MEMORY`, and is asked ten times. `held` are bytes that the stream holds, `resident` those of the process,
+once the system's allocator has given back what it keeps for later (glibc only).
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import resource
 import time
 from collections.abc import Iterator
@@ -25,12 +27,11 @@ from study import Study
 from torch import Tensor, nn
 
 from pave import qformer, streaming
-from pave.config import FusionConfig, PatchConfig, ResamplerConfig
-from pave.encoder import load_encoder
+from pave.config import FusionConfig, ResamplerConfig
 from pave.fusion import build_fusion
 from pave.media import Clip
-from pave.model import PatchedModel, load
-from pave.perceiving import Ear
+from pave.model import load
+from pave.perceiving import Ear, Eye
 from pave.playroom.world import draw_scene, draw_script
 from pave.playroom.writer import write_clip
 from pave.qformer import build_resampler
@@ -99,17 +100,6 @@ def fused(kind: str, seconds: int) -> dict[str, Any]:
     return {"equal_bits": torch.equal(made, chunks), "share_of_one_pass": share(made, whole)}
 
 
-def ears(model: PatchedModel) -> None:
-    """The shipped patch, and one with a resampler, whose weights act."""
-    model.apply_patch("audio-playroom")
-    heard = {sense: load_encoder("logmel", bands=16, rate=rate).spec.facts("time") for sense, rate in RATES.items()}
-    shape, fusion = ResamplerConfig.model_validate(SHAPE), FusionConfig(width=32, heads=2)
-    config = PatchConfig(name="favor", base=model.host.facts(), senses=heard, resampler=shape, fusion=fusion, lora=None)
-    attached = model.attach("favor", config, trainable=False)
-    assert attached.resampler is not None
-    awake(attached.resampler)
-
-
 def camera(path: Path, seconds: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """A clip again and again, a second at a time."""
     clip = Clip.read(path, frames=None)
@@ -125,12 +115,16 @@ def held(show: Show) -> int:
     """Bytes that a stream holds: what it remembers, unfinished sound, and tokens that wait for a resampler."""
     memories = [show.pictures, *show.heard.values(), *(memory for _, memory in show.listening.values())]
     waiting = [heard.tokens for listening, _ in show.listening.values() for heard in listening.senses.values()]
-    sound = sum(each.sound.nbytes for each in show.organs.values() if isinstance(each, Ear) and each.sound is not None)
-    return sound + sum(each.nbytes for each in memories) + sum(each.x.nbytes for each in waiting if each is not None)
+    sounds = [each.sound for each in show.organs.values() if isinstance(each, Ear) and each.sound is not None]
+    pictures = [frame for each in show.organs.values() if isinstance(each, Eye) for frame, _ in each.held]
+    tokens = [each.x for each in waiting if each is not None]
+    return sum(each.nbytes for each in (*memories, *sounds, *pictures, *tokens))
 
 
 def resident() -> int:
-    """Bytes of this process."""
+    """Bytes of this process that are in use."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
     words = Path("/proc/self/statm").read_text().split()
     return int(words[1]) * 4096
 
@@ -138,7 +132,8 @@ def resident() -> int:
 def watched(seconds: int) -> Iterator[dict[str, Any]]:
     """Ten moments of a long stream."""
     model = load("playroom")
-    ears(model)
+    model.apply_patch("audio-playroom")
+    model.apply_patch("favor-playroom")
     with TemporaryDirectory() as folder:
         write_clip(path := Path(folder) / "clip.mp4", draw_scene(0), draw_script(0), 0)
         film = camera(path, seconds)
@@ -148,7 +143,7 @@ def watched(seconds: int) -> Iterator[dict[str, Any]]:
                 reached = show.see(seconds * part / 10 - 0.06)
                 watching = time.perf_counter() - begin
                 begin = time.perf_counter()
-                answer = show.ask("what sounds do you hear?", max_new_tokens=8)
+                answer = show.ask("what do you hear?", patches=["favor-playroom"], max_new_tokens=8)
                 yield {
                     "second": round(reached, 2),
                     "memory_mb": MEMORY / 1e6,
