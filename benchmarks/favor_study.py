@@ -5,7 +5,7 @@
     python benchmarks/favor_study.py --table    # table and plot of what was found so far
     python benchmarks/favor_study.py --small    # a look at the script itself; writes no result
 
-Every row is the recipe `favor-playroom` at a quarter of its budget, with one thing changed: same clips, same rates.
+Every row is the recipe `favor-playroom` at a sixth of its budget, with one thing changed: same clips, same rates.
 What is compared is how soon it is learned. Rows of `sound` are patches without a resampler, whose fusion reads so many
 log-mel spectra a second; one a second is what FAVOR is meant to surpass. In `senses: apart` the Q-Former reads pictures
 and sound one after the other, never side by side. Accuracies are those of held-out questions, by channel. Run again, it

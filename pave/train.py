@@ -49,14 +49,8 @@ UNRECORDED = {
     "on_top_of",
     "start_from",
 }
-SHAPE = (
-    "senses",
-    "resampler",
-    "fusion",
-    "lora",
-    "newline",
-    "prompt",
-)  # in which a patch and that it goes on from agree
+# In these a recipe agrees with the patch that it goes on from.
+SHAPE = ("senses", "resampler", "fusion", "lora", "newline", "prompt")
 CALIBRATION = 16  # clips that an untrained fusion is fitted to
 Progress = Callable[[int, int, dict[str, float]], None]
 
