@@ -109,7 +109,7 @@ class Base(ABC):
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
         self.frames, self.mean, self.std = frames or self.FRAMES, tuple(mean), tuple(std)
         self.repo, self.revision = repo, revision
-        self.prompter = Prompter(tokenizer, template or self.TEMPLATE)
+        self.prompter = Prompter(tokenizer, template or self.own_template())
         self.encode_text, self.prompt, self.end = self.prompter.encode_text, self.prompter.prompt, self.prompter.end
         self._fingerprint: str | None = None
 
@@ -145,6 +145,10 @@ class Base(ABC):
     def newline(self) -> Tensor | None:
         """The learned newline row (d,), where there is one."""
         return None
+
+    def own_template(self) -> str:
+        """The prompt, where a checkpoint of this library's says nothing else."""
+        return self.TEMPLATE
 
     def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
         """What the family writes before and behind each key frame; `times` in seconds."""

@@ -176,7 +176,8 @@ FAMILIES = {
 # What stands in the templates and around the key frames, beside what the tokenizer of the tests has.
 MARKS = """<s> </s> <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|> [gMASK] <sop> <|user|> <|assistant|>
 <|begin_of_image|> <|end_of_image|> <|begin_of_video|> <|end_of_video|> <|image|> <|video|> <img> </img> <IMG_CONTEXT>
-<fake_token_around_image> <global-img> <end_of_utterance> <bos> <|turn> <turn|> <|image> <image|> <|image_soft|>"""
+<fake_token_around_image> <global-img> <end_of_utterance> <bos> <|turn> <turn|> <|image> <image|> <|image_soft|>
+<|channel> <channel|>"""
 
 
 def with_marks(tokenizer: PreTrainedTokenizerFast, without: str = "") -> PreTrainedTokenizerFast:

@@ -23,6 +23,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
+from pave.bases.smolvlm import in_words
 from pave.config import FusionConfig, LoraConfig, PatchConfig
 from pave.data import collate, pack
 from pave.errors import BaseModelError, PatchMismatch
@@ -89,6 +90,38 @@ def test_a_tokenizer_without_the_marks_of_the_family_is_refused(
     with_marks(tokenizer, without=mark).save_pretrained(tmp_path)
     with pytest.raises(BaseModelError, match=f"does not know {re.escape(mark)} of its prompt"):
         load(tmp_path)
+
+
+def test_glm4v_writes_when_the_first_frame_of_a_step_was(tokenizer: PreTrainedTokenizerFast) -> None:
+    base = make_base(tokenizer, family="glm4v")
+    for frames in ([1.0, 3.0, 5.0, 7.0], [0.0, 0.5, 1.0, 1.5, 2.0, 2.5], [4.0, 4.0]):
+        times = [(frames[i] + frames[i + 1]) / 2 for i in range(0, len(frames), 2)]
+        assert [behind for _, behind in base.around(times)] == [f"<|end_of_image|>{int(t)}" for t in frames[::2]]
+
+
+def test_smolvlm_is_told_the_number_of_frames_in_words(tokenizer: PreTrainedTokenizerFast) -> None:
+    (head, _), *_ = make_base(tokenizer, family="smolvlm").around([0.5, 2.5, 61.5])
+    assert head.startswith("You are provided the following series of three frames from a 0:01:01 [H:MM:SS] video.")
+    told = {1: "one", 13: "thirteen", 18: "eighteen", 20: "twenty", 32: "thirty-two", 45: "forty-five", 128: "128"}
+    assert {count: in_words(count) for count in told} == told
+
+
+@pytest.mark.parametrize("thought", ["", "<|channel>thought\n<channel|>"])
+def test_an_answer_begins_as_the_chat_template_of_the_checkpoint_has_it(
+    thought: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    make_base(tokenizer, family="gemma4").model.save_pretrained(tmp_path)
+    talking = with_marks(tokenizer)
+    talking.chat_template = (
+        "{{ '<bos>' }}{% for each in messages %}{{ '<|turn>' + each['role'] + '\n' + each['content'] + '<turn|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|turn>model\n"
+        + thought.replace("\n", "\\n")
+        + "' }}{% endif %}"
+    )
+    talking.save_pretrained(tmp_path)
+    base = load(tmp_path).host
+    assert base.template == "<bos><|turn>user\n{video}{question}<turn|>\n<|turn>model\n" + thought
+    assert base.end == base.tokenizer.convert_tokens_to_ids("<turn|>")
 
 
 def config(one: PatchedModel, **changes: Any) -> PatchConfig:

@@ -17,7 +17,7 @@ from pave.base import Base, Seen
 
 
 class Gemma4(Base):
-    TEMPLATE = "<bos><|turn>user\n{video}\n{question}<turn|>\n<|turn>model\n"
+    TEMPLATE = "<bos><|turn>user\n{video}{question}<turn|>\n<|turn>model\n"
     listed = True
     read_apart = ("model.language_model.embed_tokens.weight",)
     side = 384  # pixels; 64 tokens, of the 70 at most that its processor gives a frame of a video
@@ -35,6 +35,14 @@ class Gemma4(Base):
     def size(self) -> tuple[int, int]:
         vision = self.model.config.vision_config
         return (self.grid[0] * vision.patch_size * vision.pooling_kernel_size,) * 2
+
+    def own_template(self) -> str:
+        """The larger ones begin every answer with a thought, be it an empty one: their chat templates tell."""
+        if not self.tokenizer.chat_template:
+            return self.TEMPLATE
+        asked = [{"role": "user", "content": "?"}]
+        begun = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        return self.TEMPLATE + str(begun).partition("<|turn>model\n")[2]
 
     def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
         clocks = [f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}" for seconds in times]

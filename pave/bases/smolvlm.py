@@ -15,6 +15,9 @@ from torch import Tensor
 from pave.base import Base, Seen
 
 MARK = "<fake_token_around_image>"
+ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+ONES += [f"{stem}teen" for stem in ["thir", "four", "fif", "six", "seven", "eigh", "nine"]]
+TENS = [f"{stem}ty" for stem in ["twen", "thir", "for", "fif", "six", "seven", "eigh", "nine"]]
 
 
 class SmolVLM(Base):
@@ -35,8 +38,10 @@ class SmolVLM(Base):
 
     def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
         last = timedelta(seconds=int(max(times)))
-        # The words of its own processor, which writes the count out in words.
-        head = f"You are provided the following series of {len(times)} frames from a {last} [H:MM:SS] video.\n"
+        # The words of its own processor.
+        head = (
+            f"You are provided the following series of {in_words(len(times))} frames from a {last} [H:MM:SS] video.\n"
+        )
         clocks = [f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}" for seconds in times]
         return [(f"{'' if i else head}\nFrame from {clock}:{MARK}<global-img>", MARK) for i, clock in enumerate(clocks)]
 
@@ -45,6 +50,16 @@ class SmolVLM(Base):
         seen = inner.get_image_features(pixels[None], return_dict=True)
         tokens = rearrange(torch.cat(list(seen.pooler_output)), "(t s) d -> t s d", t=len(pixels))
         return Seen(inner.connector.pixel_shuffle(seen.last_hidden_state, self.model.config.scale_factor), tokens)
+
+
+def in_words(count: int) -> str:
+    """A number, written out below a hundred."""
+    if count < 20:
+        return ONES[count]
+    if count > 99:
+        return str(count)
+    tens, ones = TENS[count // 10 - 2], count % 10
+    return f"{tens}-{ONES[ones]}" if ones else tens
 
 
 BASE = SmolVLM
