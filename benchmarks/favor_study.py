@@ -37,7 +37,7 @@ from pave.train import Asked, Run
 
 SEEDS = (0, 1, 2)
 BUDGET = ["train.steps=150", "train.batch=6", "train.eval_every=100000", "train.checkpoint_every=100000"]
-CLIPS = {"train": 600, "test": 300}
+CLIPS, TEST_CLIPS = 600, 300
 CHANNELS = ("audio", "audio+video", "order")
 
 
@@ -90,9 +90,9 @@ class Apart(Queries):
 class Bench:
     """Every clip is seen once by each encoder; every run starts from the same features."""
 
-    def __init__(self, folder: Path, budget: list[str], clips: Mapping[str, int]) -> None:
-        asked = {"train": [*CHANNELS, "caption"], "test": CHANNELS}
-        train, test = (write_clips(folder / "clips", clips[split], 0, split, asked[split]) for split in asked)
+    def __init__(self, folder: Path, budget: list[str], clips: int, test_clips: int) -> None:
+        train = write_clips(folder / "clips", clips, 0, "train", [*CHANNELS, "caption"])
+        test = write_clips(folder / "clips", test_clips, 0, "test", CHANNELS)
         self.fixed = [*budget, f"data={{train: {train}, val: {test}}}", f"train.output={folder}"]
         self.seen: dict[tuple[str, ...], tuple[list[Asked], list[Asked]]] = {}
 
@@ -148,11 +148,11 @@ def main() -> None:
     options = parser.parse_args()
     rows = [name for name in ROWS if not options.rows or name.startswith(tuple(options.rows))]
     if options.small:
-        bench = Bench(options.folder / "small", [*BUDGET, "train.steps=2"], {"train": 12, "test": 8})
+        bench = Bench(options.folder / "small", [*BUDGET, "train.steps=2"], 12, 8)
         for name in rows:
             print(name, bench.run(name, 0), flush=True)
         return
-    study, bench = Study("favor_study"), Bench(options.folder, BUDGET, CLIPS)
+    study, bench = Study("favor_study"), Bench(options.folder, BUDGET, CLIPS, TEST_CLIPS)
     for seed, name in product(SEEDS, rows):
         key = f"{name}, seed {seed}"
         if key not in study and not options.table:
