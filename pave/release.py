@@ -120,4 +120,5 @@ def _names(names: Iterable[str], prefixes: Sequence[str], others: re.Pattern[str
     """Each name of the part and each name of no part, without the first of the prefixes that occurs, and whole."""
     names = list(names)
     prefix = next((each for each in prefixes if any(name.startswith(each) for name in names)), prefixes[-1])
-    return {name.removeprefix(prefix): name for name in names if name.startswith(prefix) or not others.match(name)}
+    ours = (name for name in names if (prefix and name.startswith(prefix)) or not others.match(name))
+    return {name.removeprefix(prefix): name for name in ours}

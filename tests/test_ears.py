@@ -15,7 +15,7 @@ from pave.errors import SignalError
 from pave.media import Clip
 from pave.sidechannel import SideTokens
 
-DEAF = {"array", "base-tower", "languagebind-video", "rgbd-geometry", "vjepa2-video"}
+DEAF = {"array", "base-tower", "instructblip-video", "languagebind-video", "rgbd-geometry", "vjepa2-video"}
 # Where the time of the first step lies, seconds from step to step, and steps of so many samples, of one window at most.
 # The steps of logmel and ImageBind are no parts of windows, and are counted in their own files.
 CLOCKS: dict[str, tuple[float, float, dict[int, int]]] = {
