@@ -12,6 +12,7 @@ For every seed, on the same held-out clips (split `test`, scenes that no trainin
     alone      the recipe trained without the patches below, where it builds on some
     text-only  the answer most often right for these very words in the training file
     coarse     of `favor`: fusion and LoRA alone, which read one spectrum of the sound a second
+    plain      of `favor`: fusion and LoRA alone, which read all fifty
 beside the exact best score without the sense (`optimum`), or of one who has only one of two (`hearing`, `seeing`). Run
 again, it goes on where it stopped, within a training too.
 """
@@ -46,7 +47,8 @@ from pave.train import Asked, Run, data_files
 SEEDS = (0, 1, 2)
 TEST_CLIPS = 400
 OURS = "-playroom"
-COARSE = {"favor": ["resampler=null", "senses={audio: {encoder: logmel, options: {bands: 48, rate: 1}}}"]}
+ALONE = ("resampler=null", "senses={audio: {encoder: logmel, options: {bands: 48, rate: 50}}}")
+PEERS = {"favor": {"coarse": (*ALONE, "senses.audio.options.rate=1"), "plain": ALONE}}  # what else reads its clips
 BOUNDS = {"optimum", "hearing", "seeing"}
 
 
@@ -92,6 +94,13 @@ def without(features: ClipFeatures, keys: Sequence[str]) -> ClipFeatures:
     return replace(features, sides={**features.sides, **dict.fromkeys(keys)})
 
 
+def held_out(recipe: Recipe, folder: Path, clips: int) -> list[Example]:
+    """The questions of scenes that no training clip shares."""
+    assert recipe.data.playroom
+    asked = [channel for channel in recipe.data.playroom.channels if channel != "caption"]
+    return read_jsonl(write_clips(folder / "test", clips, 0, "test", asked))
+
+
 def text_only(train_file: Path, examples: Sequence[Example]) -> Evaluation:
     """The most frequent answer to the same words, or to questions of the same kind."""
     known: dict[str, Counter[str]] = defaultdict(Counter)
@@ -107,15 +116,13 @@ def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_
     output = folder / f"seed-{seed}"
     words = [*overrides, f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}"]
     recipe = read_recipe(find(name), words)
-    assert recipe.data.playroom
-    channels = [channel for channel in recipe.data.playroom.channels if channel != "caption"]
     train_file, _ = data_files(recipe.data, output)  # written beforehand: writing is not training
     begin = time.perf_counter()
     run = Run(recipe)
     run.prepare()
     result = fitted(run).finish()
     seconds = None if run.begin else round(time.perf_counter() - begin, 1)  # None: not in one go
-    test = read_jsonl(write_clips(folder / "test", test_clips, 0, "test", channels))
+    test = held_out(recipe, folder, test_clips)
     patch = Patch.load(result.patch)
 
     fresh = Run(recipe)
@@ -148,14 +155,14 @@ def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_
     }
 
 
-def run_coarse(patch: str, seed: int, folder: Path) -> dict[str, Any]:
-    """The recipe with a sense of less detail, on the same clips and questions as that of `run_seed`."""
+def run_peer(patch: str, peer: str, seed: int, folder: Path) -> dict[str, Any]:
+    """The recipe with another way to read, on the same clips and questions as that of `run_seed`."""
     output = folder / f"seed-{seed}"
-    words = [f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}", *COARSE[patch]]
+    words = [f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}", *PEERS[patch][peer]]
     run = Run(read_recipe(find(patch + OURS), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"]))
     run.prepare()
     fitted(run)
-    test = read_jsonl(folder / "test" / "test.jsonl")
+    test = held_out(run.recipe, folder, TEST_CLIPS)
     sources = list(dict.fromkeys(example.source for example in test))
     features = FeatureStore(run.model, run.model.encoders(), folder / "features").read(sources)
     return figures(evaluate(run.model, test, features=features))
@@ -179,15 +186,17 @@ def main() -> None:
         key = f"seed {seed}"
         if key not in study:
             study.add(key, run_seed(patch + OURS, seed, options.folder / patch, (), TEST_CLIPS))
-        if patch in COARSE and "coarse" not in study.runs[key]:
-            study.add(key, {**study.runs[key], "coarse": run_coarse(patch, seed, options.folder / patch)})
+        for peer in PEERS.get(patch, ()):
+            if peer not in study.runs[key]:
+                study.add(key, {**study.runs[key], peer: run_peer(patch, peer, seed, options.folder / patch)})
         show(f"{patch}, {key}", study.runs[key])
 
 
 def show(key: str, run: dict[str, Any]) -> None:
     time_taken = f"{run['seconds']} s" if run["seconds"] else "more than one go"
     print(f"\n{key}: trained in {time_taken}, patch of {run['patch_bytes']:,} bytes")
-    order = [name for name in ("base", "text-only", "without", "alone", "coarse", "shuffled", "patched") if name in run]
+    names = ("base", "text-only", "without", "alone", "coarse", "plain", "shuffled", "patched")
+    order = [name for name in names if name in run]
     print(f"{'channel':16} {'asked':>6} " + " ".join(f"{name:>10}" for name in order) + "  best without")
     for channel, own in run["patched"].items():
         row = " ".join(f"{run[name][channel]['accuracy']:10.3f}" for name in order)
