@@ -211,7 +211,8 @@ class Attached(nn.Module):
 def base_match(config: PatchConfig, base: Base, source: str, strict: bool) -> str:
     """In words, how the base of a patch compares with this one; a PatchMismatch when it cannot be used here."""
     made, here = config.base, base.facts()
-    named = f"{made.repo or made.model_type} ({made.fingerprint[:12]})"
+    named = made.repo or made.model_type
+    named += f" ({made.fingerprint[:12]})" if made.fingerprint else ""
     for key in ("model_type", "dim", "vision_dim", "tokens_per_frame"):
         if getattr(made, key) != getattr(here, key):
             cause = f"was made for {named} with {key}={getattr(made, key)}, this base has {getattr(here, key)}"
@@ -223,7 +224,11 @@ def base_match(config: PatchConfig, base: Base, source: str, strict: bool) -> st
     other = f"{here.repo or here.model_type} ({here.fingerprint[:12]})"
     cause = f"was made for the weights of {named}, this base is {other}, of the same dimensions"
     if strict:
-        again = "train it again, or update pave" if made.repo == here.repo else f"load {made.repo or 'its own base'}"
+        again = (
+            "train it again, or update pave"
+            if made.repo and made.repo == here.repo
+            else f"load {made.repo or 'its own base'}"
+        )
         remedy = f"{again}; or pass strict=False to use it here all the same"
         raise PatchMismatch(source, cause, remedy)
     return f"not its own base: {cause}"

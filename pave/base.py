@@ -48,12 +48,10 @@ class Visual:
     deep: Tensor | None = None  # (b t s k d) what deeper layers of the vision tower give as many layers of the decoder
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Visual:
-        """Features on `device` in `dtype`; times stay float64."""
+        """Features on `device` in `dtype`; counts and times stay where they are: the host reads them."""
         move = {"device": device, "dtype": dtype}
         deep = None if self.deep is None else self.deep.to(**move)
-        return Visual(
-            self.vision.to(**move), self.tokens.to(**move), self.frames.to(device), self.times.to(device), deep
-        )
+        return Visual(self.vision.to(**move), self.tokens.to(**move), self.frames, self.times, deep)
 
     def rows(self) -> list[Visual]:
         """Each clip as a batch of its own, without padding."""
@@ -92,6 +90,9 @@ class Base(ABC):
     modality: Literal["video", "image"] = "video"  # under which the model takes its key frames
     on_a_grid = False  # whether visual tokens have positions in time, height and width
     read_apart: tuple[str, ...] = ()  # weights that the model reads without calling the module that holds them
+    beams = True  # whether the model can search with beams
+    MEAN: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixels, where a checkpoint says nothing else
+    STD: tuple[float, ...] = (0.5, 0.5, 0.5)
     listed = False  # whether the model takes its visual rows as a list, one tensor per row, or as one tensor
 
     def __init__(
@@ -100,14 +101,14 @@ class Base(ABC):
         tokenizer: PreTrainedTokenizerFast,
         *,
         frames: int | None = None,
-        mean: Sequence[float] = (0.5, 0.5, 0.5),
-        std: Sequence[float] = (0.5, 0.5, 0.5),
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
         template: str = "",
         repo: str = "",
         revision: str = "",
     ) -> None:
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
-        self.frames, self.mean, self.std = frames or self.FRAMES, tuple(mean), tuple(std)
+        self.frames, self.mean, self.std = frames or self.FRAMES, tuple(mean or self.MEAN), tuple(std or self.STD)
         self.repo, self.revision = repo, revision
         self.prompter = Prompter(tokenizer, template or self.own_template())
         self.encode_text, self.prompt, self.end = self.prompter.encode_text, self.prompter.prompt, self.prompter.end

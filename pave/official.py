@@ -118,9 +118,9 @@ def _there(folder: Path, name: str) -> Path:
 def _base(path: Path) -> tuple[str, Any]:
     """Newline layout, and the number of blocks of the language model. (The size of its vocabulary says nothing: the
     authors cut rows that no token has.)"""
-    said = storage.parse_json(path, path.read_bytes(), "text")
+    said = storage.read_json(path)
     newline, combine = said.get("mm_newline_position"), said.get("feat_combine_method", "add")
-    if newline not in NEWLINES or combine != "add":
+    if not isinstance(newline, str) or newline not in NEWLINES or combine != "add":
         cause = f"mm_newline_position={newline!r} with feat_combine_method={combine!r}"
         raise PatchFormatError(path, cause, f"patches know {', '.join(NEWLINES)}, with add")
     return NEWLINES[newline], said.get("num_hidden_layers")

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoConfig,
@@ -29,7 +27,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from pave import light, original
 from pave.base import Base
-from pave.errors import BaseModelError, nearest
+from pave.errors import BaseModelError, PaveError, nearest
 from pave.prompt import QUESTION, VIDEO
 
 Place = str | int | torch.device
@@ -66,7 +64,7 @@ def load_base(
         tokenizer, pixels = _tokenizer(place, config), _pixels(place)
         told = original.options(config, tokenizer, source) if config else {}
         opened: Any = AutoModelForImageTextToText.from_pretrained(
-            place, dtype=exact, output_loading_info=True, ignore_mismatched_sizes=True, **told
+            place, dtype=exact, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **told
         )
         model, loaded = opened
     _refuse_misfits(source, loaded, original.UNUSED if authors else re.compile(""))
@@ -76,8 +74,8 @@ def load_base(
         model,
         tokenizer,
         frames=frames,
-        mean=pixels.get("image_mean", (0.5, 0.5, 0.5)),
-        std=pixels.get("image_std", (0.5, 0.5, 0.5)),
+        mean=pixels.get("image_mean", ()),
+        std=pixels.get("image_std", ()),
         repo=_repo(source),
         revision=_revision(place),
     )
@@ -135,11 +133,12 @@ def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Bas
     except (OSError, ValueError) as error:
         cause = str(error).strip().splitlines()[0]
         raise BaseModelError(f"{source}: cannot be opened ({cause}); give 'playroom', a folder or a Hub id") from None
-    authors = original.ARCHITECTURE in (described.get("architectures") or [])
+    named = described.get("architectures")
+    authors = isinstance(named, list) and original.ARCHITECTURE in named
     name = original.FAMILY if authors else described.get("model_type")
     if name not in families():
         known = nearest(str(name), families())
-        one = "a new family is one file, as CONTRIBUTING.md tells"
+        one = f"a new family is a file pave/bases/{name}.py, whose BASE is a subclass of pave.base.Base"
         raise BaseModelError(f"{source}: no file in pave/bases for model_type {name!r}; {known}; {one}")
     return described, import_module(f"pave.bases.{name}").BASE, authors
 
@@ -159,9 +158,12 @@ def _frames(source: str | Path, place: str, frames: int | None) -> int | None:
 def _readable(source: str | Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        cause = str(error).strip().splitlines()[0]
-        raise BaseModelError(f"{source}: cannot be read ({cause}); fetch it again") from None
+    except PaveError:
+        raise
+    except Exception as error:  # what lies in a damaged file decides where it fails, and how
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        cause = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+        raise BaseModelError(f"{source}: cannot be read ({cause}); fetch it again, as safetensors") from error
 
 
 def _place(source: str | Path) -> str:
@@ -215,7 +217,10 @@ def _json(place: str, name: str) -> Mapping[str, Any]:
     found = cached_file(
         place, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False
     )
-    return json.loads(Path(found).read_text("utf-8")) if found else {}
+    said = json.loads(Path(found).read_text("utf-8")) if found else {}
+    if not isinstance(said, dict):
+        raise ValueError(f"its {name} is no JSON object")
+    return said
 
 
 def _pixels(place: str) -> Mapping[str, Any]:

@@ -96,7 +96,7 @@ def name_of(text: str) -> str:
 
 def plain_config(path: Path) -> dict[str, Any]:
     """What an adapter_config.json says, once it is known to be of a plain LoRA."""
-    said = storage.parse_json(path, path.read_bytes(), "text")
+    said = storage.read_json(path)
     if said.get("peft_type") != "LORA":
         raise PatchFormatError(path, f"peft_type is {said.get('peft_type')!r}", "only plain LoRA can be a patch")
     for key, plain in PLAIN.items():

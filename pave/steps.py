@@ -171,13 +171,15 @@ class Steps:
             base: Any = self.base
             said = base(
                 input_ids=inputs.input_ids.to(self.host.device),
-                attention_mask=self.host.attention(inputs.attention_mask, inputs.input_ids, inputs.positions()),
+                attention_mask=self._here(
+                    self.host.attention(inputs.attention_mask, inputs.input_ids, inputs.positions())
+                ),
                 position_ids=self._positions(inputs),
                 mm_encoder_outputs=self._outputs(inputs),
                 labels=None if labels is None else labels.to(self.host.device),
                 logits_to_keep=logits_to_keep,
                 use_cache=False,
-                **self.host.beyond(inputs.input_ids),
+                **self._here(self.host.beyond(inputs.input_ids)),
             )
         if said.logits.shape[1] == inputs.input_ids.shape[1]:  # VideoLLaMA 3 gives all, whatever is asked for
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -195,6 +197,10 @@ class Steps:
             raise ValueError(
                 f"rows hold {held.tolist()} visual placeholders, generate needs as many in all; use prepare()"
             )
+        if options.get("num_beams", 1) > 1 and not self.host.beams:
+            raise ValueError(
+                f"{self.host.model_type} cannot search with num_beams={options['num_beams']}; leave it out"
+            )
         options = {"eos_token_id": self.host.stops, "pad_token_id": self.host.pad, **options}
         with self._calling(inputs):
             base: Any = self.base
@@ -203,9 +209,15 @@ class Steps:
                 attention_mask=inputs.attention_mask.to(self.host.device),
                 position_ids=self._positions(inputs),
                 mm_encoder_outputs=self._outputs(inputs),
-                **self.host.beyond(inputs.input_ids),
+                **self._here(self.host.beyond(inputs.input_ids)),
                 **options,
             )
+
+    def _here(self, told: Any) -> Any:
+        """A tensor, or several by name, where the base lies. (transformers moves masks of two dimensions only.)"""
+        if isinstance(told, dict):
+            return {name: self._here(each) for name, each in told.items()}
+        return told.to(self.host.device)
 
     def _positions(self, inputs: Inputs) -> Tensor:
         counts = inputs.visual.frames.tolist()

@@ -27,6 +27,7 @@ from torch import Tensor
 from pave.errors import PatchDamaged, PatchError
 
 AGAIN = "download or train it again"
+MAX_JSON = 1 << 20  # bytes; what names every layer of a 7B base takes 20 kB
 MAX_HEADER, MAX_BYTES = 16 << 20, 4 << 30  # bytes; a patch of a 7B base has a header of 0.1 MB and some 20 MB in all
 STALE = 3600.0  # seconds after which a temporary file can only be what a killed save left behind
 DTYPES = {
@@ -122,6 +123,13 @@ def digest(facts: str | Mapping[str, str], tensors: Mapping[str, Tensor]) -> str
 def raw(tensor: Tensor) -> memoryview:
     """Little-endian bytes, as every machine that torch runs on has them."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON file. Parsed, one takes up to thirty times its bytes of memory."""
+    if (size := path.stat().st_size) > MAX_JSON:
+        raise PatchDamaged(path, f"has {size:,} bytes, a text of its kind at most {MAX_JSON:,}", AGAIN)
+    return parse_json(path, path.read_bytes(), "text")
 
 
 def parse_json(path: Path, text: str | bytes, what: str) -> dict[str, Any]:

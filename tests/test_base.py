@@ -130,10 +130,41 @@ def test_a_base_with_missing_or_damaged_files_is_refused(tmp_path: Path) -> None
     with pytest.raises(BaseModelError, match="cannot be read"):
         load_base(tmp_path / "base")
     weights.write_bytes(whole)
-    for damaged in ('{"frames": "8"}', "{"):
+    for damaged in ('{"frames": "8"}', "{", "[]"):
         (tmp_path / "base" / "pave.json").write_text(damaged)
         with pytest.raises(BaseModelError, match=r"frames='8'|cannot be read"):
             load_base(tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "cause"),
+    [
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1", "cannot be read"),
+        ("tokenizer_config.json", "[]", "cannot be read"),
+        ("preprocessor_config.json", "[]", "its preprocessor_config.json is no JSON object"),
+        ("generation_config.json", "[]", "cannot be read"),
+        ("model.safetensors.index.json", "{}", "cannot be read"),
+        ("config.json", '{"architectures": 5, "model_type": "bert"}', "no file in pave/bases"),
+        ("config.json", '{"model_type": "llava_onevision", "dtype": "floaty"}', "cannot be read"),
+        ("config.json", '{"model_type": "llava_onevision", "vision_config": 3}', "cannot be read"),
+    ],
+)
+def test_a_base_with_one_odd_file_is_refused(file: str, text: str, cause: str, tmp_path: Path) -> None:
+    shutil.copytree(EMBEDDED, tmp_path / "base")
+    if "index" in file:
+        (tmp_path / "base" / "model.safetensors").unlink()
+    (tmp_path / "base" / file).write_text(text)
+    with pytest.raises(BaseModelError, match=cause) as refused:
+        load_base(tmp_path / "base")
+    assert str(refused.value).startswith(str(tmp_path / "base"))
+
+
+def test_a_pickled_base_is_not_opened(tmp_path: Path) -> None:
+    shutil.copytree(EMBEDDED, tmp_path / "base")
+    torch.save(load_file(tmp_path / "base" / "model.safetensors"), tmp_path / "base" / "pytorch_model.bin")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    with pytest.raises(BaseModelError, match=r"no file named model\.safetensors.*fetch it again, as safetensors"):
+        load_base(tmp_path / "base")
 
 
 def test_load_opens_a_saved_folder(base: Base, tmp_path: Path) -> None:
@@ -154,7 +185,9 @@ def test_unknown_bases_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match="did you mean 'playroom'"):
         pave.load("playrom")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(BaseModelError, match=r"'bert'.*llava_onevision"):
+    with pytest.raises(
+        BaseModelError, match=r"'bert'.*llava_onevision.*a file pave/bases/bert\.py, whose BASE is a sub"
+    ):
         pave.load(tmp_path)
     with pytest.raises(BaseModelError, match="float33"):
         load_base(tmp_path, dtype="float33")

@@ -34,7 +34,6 @@ from pave.opening import families
 from pave.patch import Patch
 from pave.peft_folder import export_peft, load_peft
 
-NO_BEAMS = {"glm4v"}  # counts a token for videos that its prompts never hold, on its own pixel path too
 ON_A_GRID = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"}  # positions in time, height and width
 
 
@@ -219,6 +218,44 @@ def test_without_patches_it_is_the_model_on_its_own_pixels(one: PatchedModel) ->
     ends = {"pad_token_id": one.host.pad, "eos_token_id": one.host.stops}  # those of a config are of large vocabularies
     told = base.generate(input_ids=ids, attention_mask=mask, **words, **ends, max_new_tokens=5, do_sample=False)
     assert torch.equal(greedy(one, inputs), told[:, ids.shape[1] :])
+    if not one.host.beams:
+        with pytest.raises(ValueError, match="cannot search with num_beams=2"):
+            greedy(one, inputs, num_beams=2)
+        with pytest.raises(ValueError, match="non-empty list"):  # and neither can the model
+            base.generate(input_ids=ids, attention_mask=mask, **words, **ends, max_new_tokens=5, num_beams=2)
+
+
+def test_all_that_the_model_is_given_lies_where_it_lies(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    one = PatchedModel(make_base(tokenizer, family=family))
+    whole = one.prepare(clips(), QUESTIONS)
+    features = one.encode(clips())
+    (before, behind), seen = one.host.prompt("hm?"), one.visual_ids(features, None)
+    rows = [pack([*before, *ids], [(behind, [1]), (behind, [2])]) for ids in seen]
+    tokens = collate(rows, one.host.pad)
+    del tokens["labels"]
+    shared = one.inputs(features, None, **tokens)
+    told: list[Any] = []
+
+    def spy(module: torch.nn.Module, args: Any, words: dict[str, Any]) -> None:
+        told.extend([*args, *words.values()])
+        raise InterruptedError
+
+    one.base.register_forward_pre_hook(spy, with_kwargs=True)
+    model: Any = one.base
+    model.to("meta")
+    for inputs in (whole, shared):
+        with pytest.raises(InterruptedError):
+            one.forward(inputs)
+    places = [tensor.device.type for tensor in tensors_in(told)]
+    assert len(places) >= 8 and set(places) == {"meta"}
+
+
+def tensors_in(told: Any) -> list[Tensor]:
+    """All tensors in lists, dicts and outputs."""
+    if isinstance(told, Tensor):
+        return [told]
+    inner = told.values() if isinstance(told, dict) else told if isinstance(told, list | tuple) else ()
+    return [tensor for each in inner for tensor in tensors_in(each)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -228,7 +265,7 @@ def test_an_untrained_patch_changes_nothing_and_a_trained_one_does(
     one = PatchedModel(make_base(tokenizer, dtype, family=family))
     inputs = one.prepare(clips(), QUESTIONS)
     logits, said = forward(one, inputs), greedy(one, inputs)
-    beams = None if family in NO_BEAMS else greedy(one, inputs, num_beams=2)
+    beams = greedy(one, inputs, num_beams=2) if one.host.beams else None
     one.attach("ears", config(one))
     inputs = one.prepare(clips(), QUESTIONS)
     assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), said)
@@ -309,7 +346,7 @@ def test_rows_of_one_batch_have_their_own_patches(one: PatchedModel) -> None:
 def test_ragged_rows_say_what_each_says_alone(one: PatchedModel) -> None:
     hears(one)
     ragged = [make_clip(0), make_clip(1, FRAMES - 2)]
-    ways: list[dict[str, Any]] = [{}] if one.host.model_type in NO_BEAMS else [{}, {"num_beams": 2}]
+    ways: list[dict[str, Any]] = [{}, {"num_beams": 2}] if one.host.beams else [{}]
     for way in ways:
         together = greedy(one, one.prepare(ragged, QUESTIONS), **way)
         for i, clip in enumerate(ragged):

@@ -394,13 +394,18 @@ def test_a_patch_of_another_base_is_refused(one: PatchedModel, tokenizer: PreTra
     stranger = PatchedModel(make_base(tokenizer, seed=9))
     hears(stranger)
     patch = stranger.export("ears")
-    with pytest.raises(PatchMismatch, match=stranger.host.fingerprint()[:12]):
+    with pytest.raises(PatchMismatch, match=rf"{stranger.host.fingerprint()[:12]}.*load its own base; or pass strict"):
         one.apply_patch(patch)
     assert not one.patches
     report = one.apply_patch(patch, strict=False)
     assert "not its own base" in report.base_match
     facts = patch.config.base.model_copy(update={"dim": 65})
     with pytest.raises(PatchMismatch, match="dim=65"):
+        one.apply_patch(Patch(patch.config.model_copy(update={"base": facts}), patch.tensors), name="b", strict=False)
+    facts = patch.config.base.model_copy(update={"model_type": "qwen2_vl", "repo": "a/b", "fingerprint": ""})
+    with pytest.raises(
+        PatchMismatch, match=r"for a/b with model_type=qwen2_vl, this base has llava_onevision; load a/b"
+    ):
         one.apply_patch(Patch(patch.config.model_copy(update={"base": facts}), patch.tensors), name="b", strict=False)
 
 

@@ -92,6 +92,21 @@ KEY = f"{PREFIX}temporal_aggregator."
 REFUSED: dict[str, tuple[type[PatchError], str, Damage]] = {
     "no fusion": (PatchNotFound, f"no {FUSION}", lambda folder: (folder / FUSION).unlink()),
     "no LoRA": (PatchNotFound, f"no {PEFT_WEIGHTS}", lambda folder: (folder / PEFT_WEIGHTS).unlink()),
+    "long config": (
+        PatchDamaged,
+        "has 3,000,004 bytes, a text of its kind at most 1,048,576",
+        lambda folder: (folder / CONFIG).write_text("[" + "{}," * 10**6 + "{}]"),
+    ),
+    "long config of the LoRA": (
+        PatchDamaged,
+        "has 3,000,004 bytes, a text of its kind at most 1,048,576",
+        lambda folder: (folder / PEFT_CONFIG).write_text("[" + "{}," * 10**6 + "{}]"),
+    ),
+    "newlines of two kinds": (
+        PatchFormatError,
+        r"mm_newline_position=\['grid'\]",
+        lambda folder: change_json(folder / CONFIG, mm_newline_position=["grid"]),
+    ),
     "no config of the LoRA": (PatchNotFound, f"no {PEFT_CONFIG}", lambda folder: (folder / PEFT_CONFIG).unlink()),
     "no config": (PatchNotFound, f"no {CONFIG}", lambda folder: (folder / CONFIG).unlink()),
     "config that is no JSON": (PatchDamaged, "is not JSON", cut(CONFIG)),

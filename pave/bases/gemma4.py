@@ -18,6 +18,7 @@ from pave.base import Base, Seen
 
 class Gemma4(Base):
     TEMPLATE = "<bos><|turn>user\n{video}{question}<turn|>\n<|turn>model\n"
+    MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     listed = True
     read_apart = ("model.language_model.embed_tokens.weight",)
     side = 384  # pixels; 64 tokens, of the 70 at most that its processor gives a frame of a video

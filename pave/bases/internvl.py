@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 from einops import rearrange
 from torch import Tensor
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from pave.base import Base, Seen
 
 
 class InternVL(Base):
+    MEAN, STD = tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD)
     TEMPLATE = "<|im_start|>user\n{video}\n{question}<|im_end|>\n<|im_start|>assistant\n"
     modality = "image"
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from pave.base import Seen
 from pave.bases.llava_onevision import Llava
 
 
 class LlavaNextVideo(Llava):
+    MEAN, STD = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
     TEMPLATE = "<s>USER: {video}\n{question} ASSISTANT:"
 
     @property

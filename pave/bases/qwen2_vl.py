@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from pave.base import Base, Seen
 
 
 class Qwen2VL(Base):
+    MEAN, STD = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
     TEMPLATE = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n<|vision_start|>{video}<|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
@@ -59,7 +61,7 @@ class Qwen2VL(Base):
 
     def seen(self, pixels: Tensor) -> Any:
         """What the vision tower makes of frames, as the model itself returns it."""
-        grid = self.patch_grid(len(pixels) // self.pair)
+        grid = self.patch_grid(len(pixels) // self.pair).to(pixels.device)
         return self.model.model.get_video_features(self.patches(pixels), grid, return_dict=True)
 
     def patches(self, pixels: Tensor) -> Tensor:
@@ -69,7 +71,7 @@ class Qwen2VL(Base):
 
     def patch_grid(self, steps: int) -> Tensor:
         """Patches of a clip along time, height and width (1 3)."""
-        return torch.tensor([[steps, self.grid[0] * self.merge, self.grid[1] * self.merge]], device=self.device)
+        return torch.tensor([[steps, self.grid[0] * self.merge, self.grid[1] * self.merge]])
 
     def before(self, seen: Any) -> Tensor:
         """Features before the merger (t s q): the mean of the patches that become one token."""
@@ -88,7 +90,7 @@ class Qwen2VL(Base):
             at = dict(zip(places.tolist(), row.tolist(), strict=True))
             text = torch.tensor([[at[place] for place in range(len(at))]])
             kinds = 2 * (text == self.placeholder).int()  # 0 text, 2 video
-            grid = self.patch_grid(len(seconds)).cpu()
+            grid = self.patch_grid(len(seconds))
             index, _ = self.model.model.get_rope_index(
                 text, mm_token_type_ids=kinds, video_grid_thw=grid, **self.clock(seconds)
             )

@@ -16,6 +16,7 @@ from pave.prompt import CHATML
 
 
 class VideoLlama3(Qwen2VL):
+    MEAN, STD = Base.MEAN, Base.STD
     TEMPLATE = CHATML
     on_a_grid, positions = False, Base.positions
 
@@ -35,7 +36,7 @@ class VideoLlama3(Qwen2VL):
         return [(f"{',' if i else ''}Time {seconds:.1f}s:", "") for i, seconds in enumerate(times)]
 
     def seen(self, pixels: Tensor) -> Any:
-        grid, merges = self.patch_grid(len(pixels)), torch.tensor([self.merge], device=pixels.device)
+        grid, merges = (each.to(pixels.device) for each in (self.patch_grid(len(pixels)), torch.tensor([self.merge])))
         return self.model.model.get_video_features(self.patches(pixels), grid, merges, return_dict=True)
 
     def before(self, seen: Any) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from torch import Tensor
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from pave.base import Seen
 from pave.bases.llava_onevision import Llava
 
 
 class VideoLlava(Llava):
+    MEAN, STD = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
     TEMPLATE, FRAMES = "<s>USER: {video}\n{question} ASSISTANT:", 8
 
     @property
