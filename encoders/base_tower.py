@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor
 
 from pave import dense
@@ -118,9 +118,8 @@ class BaseTower(OnBase):
 
     def _look(self, clip: Clip, times: Tensor) -> Tensor:
         """The pictures on screen at these instants as tokens (τ h w c)."""
-        h, w = self.grid
         seen = (self.base.watch(frames) for frames in dense.groups(clip, times, PASS))
-        return torch.cat([reduce(part, "τ (h y) (w x) c -> τ h w c", "mean", h=h, w=w) for part in seen])
+        return torch.cat([dense.pooled(part, self.grid) for part in seen])
 
     def _tokens(self, x: Tensor, times: Tensor, valid: Tensor) -> SideTokens:
         clocks = rearrange(times, "(τ p) -> τ p", p=self.base.pair)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder
@@ -115,7 +115,7 @@ class VJepa2Video(Encoder):
         weight = next(self.network.parameters())
         seen = self.network(pixels(frames)[None].to(weight)).last_hidden_state
         whole = rearrange(seen, "1 (τ y x) c -> τ y x c", y=PATCHES[0], x=PATCHES[1]).cpu()
-        return reduce(whole, "τ (h y) (w x) c -> τ h w c", "mean", h=self.spec.grid[0], w=self.spec.grid[1])
+        return dense.pooled(whole, self.spec.grid)
 
 
 def pixels(frames: Tensor) -> Tensor:

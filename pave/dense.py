@@ -12,6 +12,8 @@ from math import floor
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
 from torch import Tensor
 
 from pave.errors import EncoderError, MediaError
@@ -49,13 +51,21 @@ def rate_of(rate: Any, name: str) -> float:
 
 
 def grid_of(grid: Any, whole: tuple[int, int], name: str) -> tuple[int, int]:
-    """Rows and columns of tokens, as a recipe says them to the encoder `name`, which cuts `whole` into them evenly."""
+    """Rows and columns of tokens, as a recipe says them to the encoder `name`, which averages `whole` to them."""
     pair = grid if isinstance(grid, list | tuple) and len(grid) == 2 else (0, 0)
-    if any(type(want) is not int or want < 1 or have % want for have, want in zip(whole, pair, strict=True)):
-        cause = f"{name} cannot cut its {whole[0]} x {whole[1]} tokens of a picture into grid={grid!r}"
-        raise EncoderError(f"{cause}; give two whole numbers that divide them, for example [1, 1]")
+    if any(type(want) is not int or not 1 <= want <= have for have, want in zip(whole, pair, strict=True)):
+        cause = f"{name} cannot average its {whole[0]} x {whole[1]} tokens of a picture to grid={grid!r}"
+        raise EncoderError(f"{cause}; give two whole numbers, for example [1, 1]")
     h, w = pair
     return h, w
+
+
+def pooled(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens (τ y x c) averaged to a grid (τ h w c), over parts that share rows or columns where it does not divide."""
+    (height, width), (h, w) = x.shape[1:3], grid
+    if height % h == 0 and width % w == 0:
+        return reduce(x, "τ (h y) (w x) c -> τ h w c", "mean", h=h, w=w)
+    return rearrange(F.adaptive_avg_pool2d(rearrange(x, "τ y x c -> τ c y x"), grid), "τ c h w -> τ h w c")
 
 
 def instants(clip: Clip, rate: float, size: int) -> Tensor:

@@ -81,6 +81,12 @@ def test_tokens_hang_on_nothing_but_their_picture(tmp_path, eyes, monkeypatch):
     assert set(passes) == {PASS}, "how a pass rounds hangs on its size"
 
 
+def test_a_grid_that_does_not_divide_the_whole_shares_a_row(eyes: Base) -> None:
+    pictures = frames(4)
+    side = seen(looking(eyes, rate=2, grid=[3, 4]), Clip.from_frames(pictures, seconds(4, 2)))
+    assert torch.allclose(side.x, key_frames(eyes, pictures, (3, 4)), atol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["qwen2_vl", "video_llava"])
 def test_pairs_and_tokens_of_whole_pictures_are_as_for_key_frames(family, tokenizer: PreTrainedTokenizerFast):
     base = make_base(tokenizer, family=family)
@@ -216,13 +222,13 @@ def test_the_fingerprint_is_that_of_the_eyes(tokenizer):
         ({"rate": "2"}, "got rate='2'"),
         ({"views": 0}, "got views=0"),
         ({"views": True}, "got views=True"),
-        ({"grid": 2}, "cannot cut its 4 x 4 tokens of a picture into grid=2; give two"),
+        ({"grid": 2}, "cannot average its 4 x 4 tokens of a picture to grid=2; give two"),
         ({"grid": [2]}, r"grid=\[2\]"),
         ({"grid": []}, r"grid=\[\]"),
         ({"grid": "22"}, r"grid='22'"),
         ({"grid": [2, 0]}, r"grid=\[2, 0\]"),
         ({"grid": [2, True]}, r"grid=\[2, True\]"),
-        ({"grid": [3, 2]}, r"grid=\[3, 2\]"),
+        ({"grid": [5, 2]}, r"grid=\[5, 2\]"),
     ],
 )
 def test_impossible_options_are_refused(options, message, eyes):

@@ -249,6 +249,13 @@ def test_a_recipe_is_profiled_before_it_is_trained(tmp_path: Path) -> None:
     assert replace(untrained, **known) == trained
 
 
+@pytest.mark.parametrize("name", [name for name in catalogue.names() if not name.endswith("-playroom")])
+def test_a_recipe_of_the_catalogue_can_be_built_on_its_base(name: str, tmp_path: Path) -> None:
+    """Released for, or meant for, LLaVA-OneVision 7B: every encoder, resampler and fusion is made in its dimensions."""
+    cost = profile(write_config(tmp_path, "7B"), catalogue.folder() / name / "patch.yaml")
+    assert not cost.trained and cost.lora_params > 20e6 and sum(cost.fusion_params.values()) > 2e6
+
+
 def test_a_folder_of_peft_has_no_sense(tmp_path: Path) -> None:
     model = load("playroom")
     model.apply_patch("audio-playroom")

@@ -142,7 +142,7 @@ def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch)
         ({"frames": 15}, "windows of 2, 4, … 64 frames, got frames=15"),
         ({"frames": 66}, "got frames=66"),
         ({"frames": 0}, "got frames=0"),
-        ({"grid": [3, 2]}, r"cannot cut its 16 x 16 tokens of a picture into grid=\[3, 2\]"),
+        ({"grid": [17, 2]}, r"cannot average its 16 x 16 tokens of a picture to grid=\[17, 2\]"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
