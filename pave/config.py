@@ -80,7 +80,7 @@ class ResamplerConfig(Config):
     """A causal Q-Former between senses and fusion (FAVOR): it reads all senses of a patch together, step by step, and
     the fusion reads what it makes of them. `preset: paper | default | tiny` stands for the values above."""
 
-    rate: Annotated[float, Field(gt=0)] = 2.0  # steps per second of the clock that all senses are put on
+    rate: Annotated[float, Field(gt=0, le=1000)] = 2.0  # steps per second of the clock that all senses are put on
     slots: Annotated[int, Field(ge=1, le=4096)] = 25  # tokens of one sense in one step, at most
     window: Annotated[int, Field(ge=1, le=1024)] = 10  # steps that are looked at together
     stride: Annotated[int, Field(ge=1)] | None = None  # steps from window to window; None: they do not overlap
@@ -113,12 +113,12 @@ class ResamplerConfig(Config):
         if self.width % self.heads:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
         if (self.stride or 0) > self.window:
-            raise ValueError(f"stride={self.stride} leaves steps out between windows of {self.window}")
+            cause = f"stride={self.stride} leaves steps out between windows of {self.window}"
+            raise ValueError(f"{cause}; use {self.window} or less")
         for steps in self.finer:
             if steps >= self.window or self.window % steps or self.queries * steps % self.window:
-                raise ValueError(
-                    f"finer: {steps} steps do not divide a window of {self.window} with {self.queries} queries"
-                )
+                cause = f"finer: windows of {steps} steps do not lie evenly in one of {self.window} with {self.queries}"
+                raise ValueError(f"{cause} queries; take shorter ones that divide it, and queries that they share")
         if len(set(self.finer)) < len(self.finer):
             raise ValueError(f"finer={list(self.finer)} names a length twice")
         if self.queries == 1 and self.diversity:
@@ -128,7 +128,7 @@ class ResamplerConfig(Config):
                 raise ValueError(f"readout: states is for causal_direction: past, got {self.causal_direction}")
             for key in ("queries", "finer", "layers", "diversity"):
                 if getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f"readout: states has no {key}; it reads the steps themselves")
+                    raise ValueError(f"readout: states has no {key}; it reads the steps themselves: leave it out")
         return self
 
     @property

@@ -348,7 +348,8 @@ def _resampled(
     for sense, (steps, h, w) in side.items():
         facts = config.senses[sense]
         projected += 2 * steps * h * w * _linear(resampler.project[sense])
-        seconds = max(seconds, steps / load_encoder(facts.encoder, **facts.options).on(base).spec.rate)
+        rate = load_encoder(facts.encoder, **facts.options).on(base).spec.rate
+        seconds = max(seconds, steps / rate if rate else SECONDS)
     shape = resampler.config
     count = math.ceil(seconds * shape.rate)
     clock = Clock(0, count, shape.rate, shape.window, shape.stride or shape.window, {})

@@ -138,6 +138,10 @@ class Fusing:
     that has none borrows the nearest, so all of them wait for the first token that there is."""
 
     def __init__(self, fusion: Fusion) -> None:
+        if fusion.config.combine != "add":
+            raise SignalError(
+                f"this fusion puts tokens beside the visual ones ({fusion.config.combine}); it adds nothing"
+            )
         if fusion.config.query == "learnable":
             raise SignalError("this fusion learned a query for each key frame of a clip; it reads a clip at once")
         self.fusion, self.heard = fusion, Heard("the side channel")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pave.config import ResamplerConfig
-from pave.errors import SignalError
+from pave.errors import RecipeError, SignalError
 from pave.sidechannel import SideBatch, segments_by_time, segments_of
 
 INSTANT = 1e-6  # seconds: what lies so near to the border of two steps or windows lies in the later one
@@ -116,10 +116,23 @@ def synchronise(sides: Mapping[str, SideBatch | None], config: ResamplerConfig, 
     return Clock(first / config.rate, count, config.rate, config.window, stride, places, known)
 
 
+def refuse_overflow(sense: str, rate: float, grid: tuple[int, int], config: ResamplerConfig) -> None:
+    """RecipeError where a sense of so many time steps a second, each a grid of tokens, has no room in its slots."""
+    n, due = math.prod(grid), max(rate / config.rate, 1e-9)  # tokens of a time step; time steps in a step
+    if config.slots // n < due:
+        need = math.ceil(due - 1e-9) * n
+        raise RecipeError(
+            f"resampler.slots={config.slots}: {sense} gives {n} tokens {rate:g} times a second, up to {need} in a step "
+            f"of {1 / config.rate:g} s; take resampler.slots={need}, or an encoder of fewer tokens"
+        )
+
+
 def laid_out(sense: str, side: SideBatch, config: ResamplerConfig, since: int | None) -> tuple[Tensor, Tensor]:
     """The step (τ,) and the slots (τ n) of each time step of a sense, steps counted from second 0."""
     if side.sets is not None:
-        raise SignalError(f"{sense} is a set, whose tokens have no time; a resampler needs times")
+        raise SignalError(
+            f"{sense} is a set, whose tokens have no time; a resampler needs times: give them, or leave it out"
+        )
     n = math.prod(side.x.shape[2:4])
     fitting = config.slots // n
     if not fitting:

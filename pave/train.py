@@ -38,6 +38,7 @@ from pave.model import PatchedModel, load
 from pave.patch import Patch
 from pave.recipe import DataConfig, Recipe
 from pave.steps import Names
+from pave.sync import refuse_overflow
 
 # Said elsewhere in the patch, or without influence on its weights.
 UNRECORDED = {
@@ -318,6 +319,9 @@ class Run:
 
 def patch_config(recipe: Recipe, base: Base, encoders: Mapping[str, Encoder]) -> PatchConfig:
     """What a patch file of this recipe says of itself before any clip is seen; no paths, no time stamps."""
+    for sense, encoder in encoders.items():
+        if recipe.resampler:
+            refuse_overflow(sense, encoder.spec.rate, encoder.spec.grid, recipe.resampler)
     return PatchConfig(
         name=recipe.name,
         description=recipe.description,

@@ -39,6 +39,7 @@ from pave.opening import outline
 from pave.patch import Patch
 from pave.patch import outline as patch_outline
 from pave.peft_folder import export_peft
+from pave.recipe import read_recipe
 from pave.sidechannel import SideTokens, align
 
 COUNTED = {"llava_onevision", "video_llava", "llava_next_video", "internvl"}  # towers of one size
@@ -254,6 +255,24 @@ def test_a_recipe_of_the_catalogue_can_be_built_on_its_base(name: str, tmp_path:
     """Released for, or meant for, LLaVA-OneVision 7B: every encoder, resampler and fusion is made in its dimensions."""
     cost = profile(write_config(tmp_path, "7B"), catalogue.folder() / name / "patch.yaml")
     assert not cost.trained and cost.lora_params > 20e6 and sum(cost.fusion_params.values()) > 2e6
+
+
+@pytest.mark.parametrize(
+    ("words", "need"),
+    [
+        (["resampler.slots=24"], 25),
+        (["senses.fast={encoder: instructblip-video}"], 32),
+        (["senses.fast.options.grid=[7, 7]"], 49),
+    ],
+)
+def test_a_sense_that_overflows_its_slots_is_refused_before_any_clip(
+    words: list[str], need: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "patch.yaml"
+    recipe = read_recipe(catalogue.folder() / "favor-av", [*words, "data.train=/nowhere.jsonl"])
+    file.write_text(json.dumps(recipe.model_dump(mode="json")))
+    with pytest.raises(RecipeError, match=rf"take resampler\.slots={need}, or an encoder of fewer tokens"):
+        profile(write_config(tmp_path, "7B"), file)
 
 
 def test_a_folder_of_peft_has_no_sense(tmp_path: Path) -> None:

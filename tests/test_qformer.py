@@ -182,6 +182,30 @@ def test_a_state_knows_nothing_of_later_steps(stride: int | None, third: list[in
     assert heard[3] == third
 
 
+@pytest.mark.parametrize(("sense", "at", "slots", "half"), [("video", 3, {0, 1, 2, 3}, 0), ("audio", 17, {2}, 1)])
+def test_a_token_stands_at_its_step_and_slot_in_the_channels_of_its_own_sense(
+    sense: str, at: int, slots: set[int], half: int
+) -> None:
+    resampler, sides = taught(), senses()
+    resampler.norm = torch.nn.Identity()  # type: ignore[assignment]
+    clock, side = synchronise(sides, resampler.config), sides[sense]
+    assert side is not None
+    x = side.x.clone()
+    x[0, at] += 1
+    louder = SideBatch(x, side.times, side.steps, side.index, side.mask, None, side.key_times)
+    differ = (resampler._on(clock, sides | {sense: louder}) - resampler._on(clock, sides)).abs() > 1e-9
+    windows, steps, places, halves = differ.unflatten(-1, (2, 16)).any(-1).nonzero(as_tuple=True)
+    assert set(clock.steps[windows, steps].tolist()) == {3} and set(places.tolist()) == slots
+    assert set(halves.tolist()) == {half}
+
+
+def test_defaults_are_favors() -> None:
+    config, paper = ResamplerConfig(), ResamplerConfig.model_validate({"preset": "paper"})
+    told = (config.diversity, config.causal_direction, config.rate, config.window, config.queries)
+    assert told == (0.01, "past", 2, 10, 32)
+    assert (paper.width, paper.heads, paper.layers, paper.slots, paper.dropout) == (768, 12, 2, 32, 0.1)
+
+
 # What is not there
 
 

@@ -192,7 +192,7 @@ def write_recipe(folder: Path, **resampler: str) -> Path:
         ("resampler={querys: 3}", "did you mean 'queries'"),
         ("resampler={width: 30, heads: 4}", "width=30 is not a multiple of heads=4"),
         ("resampler={window: 4, stride: 5}", "stride=5 leaves steps out between windows of 4"),
-        ("resampler={finer: [3]}", "3 steps do not divide a window of 10 with 32 queries"),
+        ("resampler={finer: [3]}", "windows of 3 steps do not lie evenly in one of 10 with 32 queries"),
         ("resampler={finer: [5, 5]}", "names a length twice"),
         ("resampler={queries: 1}", "use diversity: 0"),
         ("resampler={readout: states, causal_direction: none}", "is for causal_direction: past, got none"),
