@@ -52,6 +52,10 @@ def empty_model(size: str, device: str = "cpu") -> PatchedModel:
     model = model.to(torch.bfloat16).to_empty(device=device)
     for parameter in model.parameters() if device != "cpu" else ():
         torch.nn.init.normal_(parameter, std=0.02)
+    for module in model.modules():  # buffers have lost what they held: positions would be anything, not a number too
+        if "inv_freq" in module._buffers:
+            fresh = type(module)(module.config).inv_freq
+            module.inv_freq = module.original_inv_freq = fresh.to(device)
     base = LlavaOnevision(model, load_base("playroom").tokenizer)
     base._fingerprint = "0" * 64
     return PatchedModel(base)
