@@ -167,8 +167,11 @@ def updated(x: Tensor, out: Tensor, path: str, acting: Sequence[Lora], call: Cal
             inner = torch.bmm(F.dropout(rows, pairs[0].dropout, pairs[0].training), a.mT)
             # The factor meets the r inner channels, in float32.
             update = torch.bmm((inner * turn.factors[:, None, None]).to(x.dtype), b.mT).view_as(out)
-            wanted = turn.factors.view(-1, *[1] * (out.dim() - 1)) != 0
-            out = out + update if turn.every else torch.where(wanted, out + update, out)
+            if turn.every:
+                out = out + update
+            else:
+                wanted = turn.factors.view(-1, *[1] * (out.dim() - 1)) != 0
+                out = torch.where(wanted, out + update, out)
     return out
 
 
