@@ -8,8 +8,9 @@
 Every row is the recipe `favor-playroom` at a twelfth of its budget, about sounds alone, with one thing changed: same
 clips, same rates. What is compared is how soon it is learned; words take several times as long, in every row. Rows of
 `sound` are patches without a resampler, whose fusion reads so many log-mel spectra a second; one a second is what FAVOR
-is meant to surpass. In `senses: apart` the Q-Former reads pictures and sound one after the other, never side by side.
-Accuracies are those of held-out questions, by channel. Run again, it goes on with what is missing.
+is meant to surpass. In `senses: apart` the Q-Former reads pictures and sound one after the other, with the same
+queries, never side by side. Accuracies are those of held-out questions, by channel; `beside favor` is the difference to
+the first row in points of all questions, lowest and highest of the seeds. Run again, it goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -163,10 +164,13 @@ def main() -> None:
         for name in ROWS
         if (runs := [study.runs[key] for s in SEEDS if (key := f"{name}, seed {s}") in study])
     }
-    print(f"{'':21} {'parameters':>10} runs  " + "  ".join(CHANNELS))
+    print(f"{'':21} {'parameters':>10} runs  {'  '.join(CHANNELS)}  beside favor")
     for name, runs in found.items():
         parts = "  ".join(f"{mean(run['accuracy'][c] for run in runs):{len(c)}.3f}" for c in CHANNELS)
-        print(f"{name:21} {runs[0]['parameters']:10,} {len(runs):4}  {parts}")
+        pairs = zip(runs, found.get("favor", ()), strict=False)
+        beside = sorted(100 * (one["accuracy"]["all"] - other["accuracy"]["all"]) for one, other in pairs)
+        told = f"{beside[0]:+5.1f} to {beside[-1]:+5.1f}" if beside else ""
+        print(f"{name:21} {runs[0]['parameters']:10,} {len(runs):4}  {parts}  {told}")
     if "favor" in found:
         draw(found, RESULTS / "favor_study.png")
 
