@@ -148,7 +148,7 @@ class Base(ABC):
         return None
 
     def own_template(self) -> str:
-        """The prompt, where a checkpoint of this library's says nothing else."""
+        """The prompt, unless another is given: the family's, or what its checkpoint makes of it."""
         return self.TEMPLATE
 
     def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
