@@ -8,8 +8,8 @@
 Every row is the recipe `favor-playroom` at a twelfth of its budget, about sounds alone, with one thing changed: same
 clips, same rates. What is compared is how soon it is learned; words take several times as long, in every row. Rows of
 `sound` are patches without a resampler, whose fusion reads so many log-mel spectra a second; one a second is what FAVOR
-is meant to surpass. In `senses: apart` the Q-Former reads pictures and sound one after the other, with the same
-queries, never side by side. Accuracies are those of held-out questions, by channel; `beside favor` is the difference to
+is meant to surpass. In `senses: apart` the Q-Former reads pictures and sound one after the other, with two queries
+for each, never side by side. Accuracies are those of held-out questions, by channel; `beside favor` is the difference to
 the first row in points of all questions, lowest and highest of the seeds. Run again, it goes on with what is missing.
 """
 
@@ -68,7 +68,7 @@ ROWS: dict[str, list[str]] = {
         "resampler={width: 128, heads: 4, rate: 4, window: 4, stride: 2, queries: 4}",
     ],
     "pictures: none": [hearing(50)],
-    APART: ["resampler.queries=2"],
+    APART: [],
     "read-out: states": ["resampler={window: 2, stride: 1, width: 128, heads: 4, readout: states}"],
     "read-out: prefix": ["fusion.combine=prefix"],
     "read-out: interleave": ["fusion.combine=interleave"],
@@ -76,14 +76,22 @@ ROWS: dict[str, list[str]] = {
 
 
 class Apart(Queries):
-    """Reads each sense without the others; the outputs of all of them stand behind each other."""
+    """Reads each sense without the others, with queries of its own; what all of them give stands behind each other."""
+
+    own = slice(None)
+
+    @property
+    def queries(self) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of the sense that is being read."""
+        every: Any = self._modules["queries"]
+        return {k: queries[self.own] for k, queries in every.items()}
 
     def part(self, sides: Mapping[str, SideBatch | None], clock: Clock) -> tuple[Tensor, Tensor]:
-        made = [
-            super(Apart, self).part({each: sides[each] if each == sense else None for each in sides}, clock)
-            for sense in sides
-            if sides[sense] is not None
-        ]
+        made, each = [], self.config.queries // len(sides)
+        for i, sense in enumerate(sides):
+            if sides[sense] is not None:
+                self.own = slice(i * each, (i + 1) * each)
+                made.append(super().part({other: sides[other] if other == sense else None for other in sides}, clock))
         tokens, alike = zip(*made, strict=True)
         return torch.cat(tokens, 1), torch.stack(alike).mean(0)
 

@@ -133,7 +133,7 @@ class InstructBlipVideo(Encoder):
         seen = dense.fast(clip)
         if seen is None:
             return None
-        times = dense.instants(seen, self.options.rate, 1)
+        times = dense.instants(seen, self.options.rate)
         x = torch.cat([self.tokens(frames) for frames in dense.groups(seen, times, PASS)])
         return SideTokens(x, times, repeat(times, "τ -> τ 2"), torch.ones(x.shape[:3], dtype=torch.bool))
 

@@ -59,11 +59,11 @@ class LanguageBindVideo(Encoder):
         return Groups(RATE, GROUP)
 
     def encode(self, clip: Clip) -> SideTokens | None:
-        """Tokens (τ 2 2 c) at the instants of `dense.instants`; None for a clip without pictures."""
+        """Tokens (τ 2 2 c) at the instants of `dense.spread`; None for a clip without pictures."""
         seen = dense.fast(clip)
         if seen is None:
             return None
-        times = dense.instants(seen, RATE, GROUP)
+        times = dense.spread(seen, RATE, GROUP)
         x = torch.cat([self.tokens(frames) for frames in dense.groups(seen, times, GROUP)])
         spans = rearrange(times, "(g t) -> g t", t=GROUP)[:, (0, -1)].repeat_interleave(GROUP, 0)
         return SideTokens(x, times, spans, torch.ones(x.shape[:3], dtype=torch.bool))

@@ -1,6 +1,6 @@
 """Dense pictures of a clip: as many per second as an encoder wants, in groups, and never an hour of them in memory.
 
-In: a clip, or what somebody handed over beside it. Out: instants at equal distances, and the pictures on screen there.
+In: a clip, or what somebody handed over beside it. Out: instants, and the pictures on screen there.
 Knows nothing of who looks at them.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pave.errors import EncoderError, MediaError
 from pave.media import Clip, size_of
+from pave.sync import INSTANT
 
 PART = 1 << 28  # bytes of frames at once: an hour would take tens of gigabytes
 FASTEST = 1000.0  # frames per second
@@ -68,9 +69,17 @@ def pooled(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return rearrange(F.adaptive_avg_pool2d(rearrange(x, "τ y x c -> τ c y x"), grid), "τ c h w -> τ h w c")
 
 
-def instants(clip: Clip, rate: float, size: int) -> Tensor:
+def instants(clip: Clip, rate: float, size: int = 1) -> Tensor:
+    """Seconds from the first picture on, `rate` per second, as far as there are pictures; the last one again until they
+    fill groups of `size`."""
+    count = floor(rate * (clip.report.last - clip.report.first + INSTANT)) + 1
+    each = torch.arange(count + -count % size).clamp(max=count - 1)
+    return clip.report.first + each.double() / rate
+
+
+def spread(clip: Clip, rate: float, size: int) -> Tensor:
     """Seconds from the first picture to the last, at equal distances: `rate` per second of the clip, rounded down to
-    whole groups of `size`, but one group at least."""
+    whole groups of `size`, but one group at least. So PAVE's authors choose the frames for LanguageBind."""
     report = clip.report
     seconds = report.last - report.first + report.gap
     groups = max(1, floor(rate * seconds / size + 1e-6))

@@ -111,7 +111,7 @@ class Ear(Organ):
 
 class Eye(Organ):
     """It looks at the pictures on screen at equal distances from the first one on: what lies in a whole group is
-    finished. (Of a file, `dense.instants` stretches these distances until the last of them is the last picture.)"""
+    finished. (Of a file, LanguageBind stretches these distances until the last of them is the last picture.)"""
 
     def __init__(self, encoder: Encoder, groups: Groups) -> None:
         super().__init__(encoder)

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pave import pickled
-from pave.dense import instants
+from pave.dense import spread
 from pave.encoder import EncoderSpec
 from pave.errors import EncoderError, PatchError, SignalError
 from pave.media import Clip
@@ -76,7 +76,7 @@ def _sound(x: Tensor, clip: Clip) -> SideTokens:
 
 def _frames(x: Tensor, clip: Clip) -> SideTokens:
     """Frames at equal distances from the first picture to the last; the first of five tokens is no place in it."""
-    wanted = len(instants(clip, RATE, GROUP))
+    wanted = len(spread(clip, RATE, GROUP))
     if not len(x) or len(x) % GROUP or abs(len(x) - wanted) > GROUP:
         raise SignalError(f"holds {len(x)} frames for a clip that has {wanted}, in groups of {GROUP}: another clip's")
     times = torch.linspace(clip.report.first, clip.report.last, len(x), dtype=torch.float64)

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pave.base import PASS, Base
+from pave.base import PASS, Base, last_again
 from pave.cost import profile
 from pave.encoder import Encoder, load_encoder
 from pave.errors import EncoderError, MediaError, SignalError
@@ -53,16 +53,18 @@ def key_frames(base: Base, pictures: Tensor, grid: tuple[int, int] = (2, 2)) -> 
 # Fast
 
 
-@pytest.mark.parametrize(("pictures", "fps", "rate", "steps"), [(1, 25, 2, 1), (40, 20, 8, 16), (19, 10, 5, 9)])
+@pytest.mark.parametrize(
+    ("pictures", "fps", "rate", "steps"), [(1, 25, 2, 1), (40, 20, 8, 16), (19, 10, 5, 10), (26, 25, 2, 3)]
+)
 def test_a_file_is_seen_at_the_rate_by_the_base_s_own_tower(pictures, fps, rate, steps, tmp_path, eyes):
     path = write_clip(tmp_path / "a.mp4", counting_frames(pictures), fps, click(1, 0.5))
     clip, every = (Clip.read(path, frames=count, timeout=None) for count in (4, None))
     side = seen(looking(eyes, rate=rate), clip)
     assert side.x.dtype == torch.float32 and side.x.shape == (steps, 2, 2, eyes.vision_dim) and side.valid.all()
-    assert side.times.tolist() == pytest.approx([i * (pictures - 1) / fps / max(1, steps - 1) for i in range(steps)])
+    assert side.times.tolist() == [i / rate for i in range(steps)]
     assert torch.equal(side.spans, side.times[:, None].expand(-1, 2))
     assert every.frames is not None
-    chosen = [i * (pictures - 1) // max(1, steps - 1) for i in range(steps)]
+    chosen = [i * fps // rate for i in range(steps)]
     assert torch.allclose(side.x, key_frames(eyes, every.frames[chosen]), atol=1e-5)
 
 
@@ -90,11 +92,12 @@ def test_a_grid_that_does_not_divide_the_whole_shares_a_row(eyes: Base) -> None:
 @pytest.mark.parametrize("family", ["qwen2_vl", "video_llava"])
 def test_pairs_and_tokens_of_whole_pictures_are_as_for_key_frames(family, tokenizer: PreTrainedTokenizerFast):
     base = make_base(tokenizer, family=family)
-    pictures, times = frames(6 * base.pair), seconds(6 * base.pair, 4)
+    count = 5 * base.pair + 1  # the last one is seen twice in a pair
+    pictures, times = frames(count), seconds(count, 4)
     side = seen(looking(base, rate=4, grid=[1, 2]), Clip.from_frames(pictures, times))
     clocks = base.encode([base.pixels(Clip(pictures))], [times]).times[0]
     assert side.x.shape == (6, 1, 2, base.vision_dim) and torch.equal(side.times, clocks)
-    assert side.spans.tolist() == times.view(6, base.pair)[:, (0, -1)].tolist()
+    assert side.spans.tolist() == last_again(times, base.pair).view(6, base.pair)[:, (0, -1)].tolist()
     assert torch.allclose(side.x, key_frames(base, pictures, (1, 2)), atol=1e-5)
     assert looking(base, rate=4).spec.rate == 4 / base.pair
 

@@ -11,7 +11,7 @@ from clips import click, counting_frames, write_clip
 from torch import Tensor
 
 from pave import extract, published
-from pave.dense import instants
+from pave.dense import spread
 from pave.encoder import CONSENT, load_encoder
 from pave.errors import EncoderError, SignalError
 from pave.extract import Job, listed
@@ -46,7 +46,7 @@ def test_frames_lose_their_first_token_and_lie_where_languagebind_looks() -> Non
     found = laid("languagebind-video", x, moving(9.0))
     assert found.x.shape == (16, 2, 2, 1024)
     assert torch.equal(found.x[3, 0, 1], x[3, 2]) and torch.equal(found.x[3, 1, 0], x[3, 3])
-    assert torch.equal(found.times, instants(moving(9.0), 2, 8))
+    assert torch.equal(found.times, spread(moving(9.0), 2, 8))
     assert found.spans[9].tolist() == [found.times[8], found.times[15]]
 
 
