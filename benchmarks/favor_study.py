@@ -8,8 +8,8 @@
 Every row is the recipe `favor-playroom` at a twelfth of its budget, about sounds alone, with one thing changed: same
 clips, same rates. What is compared is how soon it is learned; words take several times as long, in every row. Rows of
 `sound` are patches without a resampler, whose fusion reads so many log-mel spectra a second; one a second is what FAVOR
-is meant to surpass. In `senses: apart` the Q-Former reads pictures and sound one after the other, with two queries
-for each, never side by side. Accuracies are those of held-out questions, by channel; `beside favor` is the difference to
+is meant to surpass. In `senses: apart` the Q-Former reads pictures and sound one after the other, with two queries for
+each, never side by side. Accuracies are those of held-out questions, by channel; `beside favor` is the difference to
 the first row in points of all questions, lowest and highest of the seeds. Run again, it goes on with what is missing.
 """
 

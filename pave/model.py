@@ -147,9 +147,9 @@ class PatchedModel(Patching):
         of 16 kHz until the first piece of it is finished, after 8 to 30 seconds, as the encoder says; then it is equal
         but for rounding, since an encoder is given other lengths. It is another thing once pictures or senses had to
         be thinned out. Files are heard at 16 kHz: an ear for more hears nothing above 8 kHz here, as it would in `ask`.
-        Patches that read sound or dense frames can watch. For LanguageBind, `ask` spreads dense frames over the whole of
-        a clip, as PAVE's authors do; here they come twice a second from the first picture on, so that what its patches
-        see is nearly the same, not equal. Feed zeros for a time without sound: None samples leave the sound's clock alone."""
+        Patches that read sound or dense frames can watch. For LanguageBind, `ask` spreads dense frames over the whole
+        clip, as PAVE's authors do; here they come twice a second from the first picture on, so that what its patches
+        see is nearly the same, not equal. Feed zeros for a time without sound: None leaves the sound's clock alone."""
         return Show(self, source, rate=rate, patches=patches, last=last, memory=memory)
 
     def _pieces(self, inputs: Inputs, max_new_tokens: int) -> Iterator[str]:

@@ -27,6 +27,7 @@ from pave.sync import Clock, laid_out, steps_at, synchronise
 
 FRAMES = 16  # key frames that a fusion updates at once
 MOVING = torch.tensor([0.0, 1.0], dtype=torch.float64)  # key times of a clip that is no picture
+STILL = torch.zeros(2, dtype=torch.float64)  # and of one that is
 
 
 class Heard:
@@ -103,20 +104,22 @@ class Listening:
         return found
 
     @torch.no_grad()
-    def rest(self, more: Mapping[str, SideTokens] = MappingProxyType({})) -> tuple[Tensor, Tensor] | None:
+    def rest(
+        self, more: Mapping[str, SideTokens] = MappingProxyType({}), *, still: bool = False
+    ) -> tuple[Tensor, Tensor] | None:
         """What the windows that are not finished give, as if the recording ended here; or with these tokens, which are
-        not taken for good."""
+        not taken for good. still: all of it was one picture, which is there all the time."""
         ended = copy(self)
         ended.senses = {sense: copy(heard) for sense, heard in self.senses.items()}
         for sense, tokens in more.items():
             ended.senses[sense].add(tokens, inf)
-        sides = ended._sides()
+        sides = ended._sides(STILL if still else MOVING)
         clock = ended._clock(sides)
         return None if clock is None else ended._look(sides, list(clock.parts(WINDOWS, self.config.slots)))
 
-    def _sides(self) -> dict[str, SideBatch | None]:
+    def _sides(self, key_times: Tensor = MOVING) -> dict[str, SideBatch | None]:
         none = torch.zeros(2, 1, dtype=torch.long)
-        return {sense: heard.side(MOVING, none, none.bool()) for sense, heard in self.senses.items()}
+        return {sense: heard.side(key_times, none, none.bool()) for sense, heard in self.senses.items()}
 
     def _clock(self, sides: Mapping[str, SideBatch | None]) -> Clock | None:
         """Of what is held; None where no step of it is new."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -113,6 +113,7 @@ class Show:
         self.organs: dict[str, Organ] = {}  # by the encoder's `spec.preprocessing`
         self.heard: dict[str, Memory] = {}  # its tokens, where a fusion reads them itself
         self.listening: dict[Attached, tuple[Listening, Memory]] = {}
+        self.late = Counter[tuple[Attached, str]]()  # steps of a sense that a resampler did not wait for
         self._attach(memory)
         self._lock = threading.RLock()
         self._file = chunks_of(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else None
@@ -164,12 +165,16 @@ class Show:
                 )
         begin = time.perf_counter()
         with self._lock:
-            clip, sides, made, said = self._remembered()
+            clip, sides, made, said, late = self._remembered()
         features = replace(self.model.encode([clip], [])[0], sides=sides, absent=said, made=made)
         encoded = time.perf_counter()
         inputs = self.model.prepare([features], [question], patches=[names])
-        senses = [facts for use in inputs.uses for facts in use.attached.config.senses.items()]
-        signals = {sense: said[facts.preprocessing] for sense, facts in senses}
+        signals = {}
+        for attached in (use.attached for use in inputs.uses):
+            for sense, facts in attached.config.senses.items():
+                signals[sense] = said[facts.preprocessing]
+                if count := late[attached, sense]:
+                    signals[sense] += f"; {count} came {PATIENCE:g} s after the pictures and are left out"
         seconds = {"encode": encoded - begin, "prepare": time.perf_counter() - encoded}
         return self.model.answers(inputs, [signals], seconds, max_new_tokens)[0]
 
@@ -206,29 +211,43 @@ class Show:
     def _hand_on(self, attached: Attached, sense: str, tokens: SideTokens | None, until: float) -> None:
         """Let a resampler listen."""
         listening, memory = self.listening[attached]
-        found = listening.feed(sense, _due(listening, sense, tokens), max(until, listening.senses[sense].until))
+        due = None
+        if tokens is not None:
+            due = _due(listening, sense, tokens)
+            self.late[attached, sense] += len(tokens.times) - len(due.times)
+        found = listening.feed(sense, due, max(until, listening.senses[sense].until))
         if found is not None:
             memory.add_seconds(found[1], found[0].cpu())
 
     def _remembered(
         self,
-    ) -> tuple[Clip, dict[str, SideTokens | None], dict[Attached, tuple[Tensor, Tensor] | None], dict[str, str]]:
-        """Key frames; side tokens, and what resamplers have made of others; and what was heard, in words."""
+    ) -> tuple[
+        Clip,
+        dict[str, SideTokens | None],
+        dict[Attached, tuple[Tensor, Tensor] | None],
+        dict[str, str],
+        Counter[tuple[Attached, str]],
+    ]:
+        """Key frames; side tokens, and what resamplers have made of others; what was heard, in words, and how many
+        steps of it came too late."""
         clip = self._key_frames()
         begin = self.now - self.last
         rests = {key: each.rest() for key, each in self.organs.items()}
         sides = {key: _recent(begin, memory, rests[key]) for key, memory in self.heard.items()}
-        made = {}
+        made, late = {}, self.late.copy()
         for attached, (listening, memory) in self.listening.items():
             senses = attached.config.senses.items()
-            due = {sense: _due(listening, sense, rests[facts.preprocessing]) for sense, facts in senses}
-            rest = listening.rest({sense: tokens for sense, tokens in due.items() if tokens is not None})
+            ended = {sense: rest for sense, facts in senses if (rest := rests[facts.preprocessing]) is not None}
+            for sense, tokens in ended.items():
+                ended[sense] = _due(listening, sense, tokens)
+                late[attached, sense] += len(tokens.times) - len(ended[sense].times)
+            rest = listening.rest(ended, still=self.pictures.count == 1)
             parts = [memory.joined()] if memory.held else []
             parts += [] if rest is None else [[rest[1], rest[0].cpu()]]
             times, x = map(torch.cat, zip(*parts, strict=True)) if parts else torch.zeros(2, 0)
             recent = times >= begin
             made[attached] = (x[recent], times[recent]) if recent.any() else None
-        return clip, sides, made, {key: each.said(rests[key]) for key, each in self.organs.items()}
+        return clip, sides, made, {key: each.said(rests[key]) for key, each in self.organs.items()}, late
 
     def _key_frames(self) -> Clip:
         """Spread evenly from the first picture that is asked about to the last, by the rule of `Clip.read`. Where
@@ -245,9 +264,9 @@ class Show:
         return Clip(torch.cat(frames), instants if self.pictures.every == 1 else seconds[shown])
 
 
-def _due(listening: Listening, sense: str, tokens: SideTokens | None) -> SideTokens | None:
+def _due(listening: Listening, sense: str, tokens: SideTokens) -> SideTokens:
     """What a resampler still waits for; what comes after its patience is left out."""
-    return None if tokens is None else tokens.only(tokens.times >= listening.senses[sense].until)
+    return tokens.only(tokens.times >= listening.senses[sense].until)
 
 
 def _recent(begin: float, memory: Memory, rest: SideTokens | None) -> SideTokens | None:
