@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pave.config import PRESETS, ResamplerConfig
-from pave.qformer import QFormer, Queries, Resampler, alikeness, build_resampler, seen_by
+from pave.qformer import Attention, QFormer, Queries, Resampler, alikeness, build_resampler, seen_by
 from pave.sidechannel import SideBatch, SideTokens, align
 from pave.sync import synchronise
 
@@ -218,6 +218,34 @@ def test_a_sense_that_is_missing_is_zero_behind_its_projection(readout: str, sen
     for parameter in resampler.project[sense].parameters():
         torch.nn.init.zeros_(parameter)
     assert torch.equal(made(resampler, sides), without)
+
+
+def test_what_is_read_is_standardised_by_what_was_measured() -> None:
+    """A sense that comes 40 times as loud, on a large constant, is read just the same."""
+    resampler, other, sides = taught(), taught(), senses()
+    side = sides["audio"]
+    assert side is not None
+    loud = SideBatch(40 * side.x + 900, side.times, side.steps, side.index, side.mask, None, side.key_times)
+    resampler.calibrate({"audio": side.x.flatten(0, 3)})
+    other.calibrate({"audio": loud.x.flatten(0, 3)})
+    want = made(resampler, sides)
+    assert torch.allclose(made(other, sides | {"audio": loud}), want, rtol=0, atol=1e-5)
+    assert changed(made(resampler, sides | {"audio": loud}), want) == [0, 1]
+
+
+def test_dropout_is_of_what_is_attended_to_and_of_what_is_found() -> None:
+    """With one thing to read, and every weight such that 1 is found: a head is dropped, or an element, or doubled."""
+    attention = Attention(64, heads=16, dropout=0.5)
+    attention.norm = torch.nn.Identity()  # type: ignore[assignment]
+    for name, parameter in attention.named_parameters():
+        torch.nn.init.constant_(parameter, 1.0 if name == "value.bias" else 0.0)
+    torch.nn.init.eye_(attention.out.weight)
+    x, read = torch.zeros(32, 1, 64), torch.zeros(32, 1, 64)
+    found = attention.train()(x, read)
+    heads = found.unflatten(-1, (16, 4))
+    assert set(found.unique().tolist()) == {0.0, 4.0}
+    assert 0.4 < (heads == 0).all(-1).float().mean() < 0.7, "half of the heads, and of the others one in sixteen"
+    assert torch.equal(attention.eval()(x, read), torch.ones_like(x))
 
 
 def test_sound_that_ends_inside_a_step_is_filled_with_zeros() -> None:

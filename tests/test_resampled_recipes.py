@@ -4,14 +4,18 @@ refused."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import awaken
 from patched import QUESTIONS, READ, RESAMPLER, clips, favor_config, favors, logits
 from pydantic import ValidationError
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,11 +24,14 @@ from pave.card import card
 from pave.cli import app
 from pave.config import PatchConfig, ResamplerConfig
 from pave.cost import cost_of, table
+from pave.data import IGNORE
 from pave.errors import PatchMismatch, RecipeError
+from pave.inputs import ClipFeatures
 from pave.model import PatchedModel
 from pave.patch import Patch
 from pave.recipe import Recipe, read_recipe
-from pave.train import Run, train
+from pave.sidechannel import SideTokens
+from pave.train import Asked, Run, train
 
 # Files
 
@@ -117,9 +124,12 @@ def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(favor: Callable[.
 
 
 def test_the_diversity_loss_is_that_of_all_windows_of_a_step_times_its_weight(favor: Callable[..., Recipe]) -> None:
+    """Each window counts the same, however many its clip has."""
     run = Run(favor(diversity=0.5))
     run.prepare()
     clips = run.train_clips[:3]
+    short = {key: side and side.only(side.times < 2) for key, side in clips[0].features.sides.items()}
+    clips[0] = replace(clips[0], features=replace(clips[0].features, sides=short))
     inputs, _ = run.batch(clips, run.names)
     (use,) = inputs.uses
     with run.model.training("ears"):
@@ -128,6 +138,87 @@ def test_the_diversity_loss_is_that_of_all_windows_of_a_step_times_its_weight(fa
     rows = [dict(zip(use.sides, row, strict=True)) for row in zip(*use.sides.values(), strict=True)]
     want = 0.5 * torch.cat([resampler(row)[1] for row in rows]).mean()
     assert torch.allclose(use.attached.aux_losses["diversity"], want)
+    assert [len(resampler(row)[1]) for row in rows] == [1, 2, 2]
+
+
+@pytest.fixture
+def mixed(recipe: Callable[..., Recipe]) -> Run:
+    """Training of a patch that hears and sees, whose weights act, with a clip that has both, one that is deaf, one that
+    lacks dense pictures, and one that has neither; their answers are of several lengths."""
+    fast = "senses.fast={encoder: base-tower, options: {rate: 2, grid: [1, 1]}}"
+    run = Run(recipe(fast, f"resampler={json.dumps({**RESAMPLER, 'slots': 3})}"))
+    run.prepare()
+    audio, pictures = (encoder.spec.preprocessing for encoder in run.senses.values())
+    clips = run.train_clips[:4]
+    for i, lacks in enumerate([(), (audio,), (pictures,), (audio, pictures)]):
+        examples = tuple(replace(each, answer="a beep and a bell"[: 4 + 5 * i]) for each in clips[i].examples)
+        clips[i] = Asked(with_sides(clips[i].features, dict.fromkeys(lacks)), examples)
+    run.train_clips = clips
+    awaken(run.model, "ears")
+    return run
+
+
+def with_sides(features: ClipFeatures, sides: Mapping[str, SideTokens | None]) -> ClipFeatures:
+    return replace(features, sides={**features.sides, **sides})
+
+
+def learned(run: Run, clips: Sequence[Asked]) -> tuple[int, Tensor, list[Tensor]]:
+    """How many ids are learned in a step of these clips, the loss, and the gradients of all of the patch."""
+    with run.model.training("ears"):
+        scores, wanted = run.scores(*run.batch(clips, run.names))
+        loss = F.cross_entropy(scores.float(), wanted)
+        weights = [each for part in run.parameters.values() for each in part.values()]
+        found = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else [None] * len(weights)
+    zipped = zip(found, weights, strict=True)
+    return len(wanted), loss, [torch.zeros_like(weight) if each is None else each for each, weight in zipped]
+
+
+@pytest.mark.parametrize("parts", [[[0], [1], [2], [3]], [[0, 2], [1, 3]], [[3, 0, 1], [2]]])
+def test_a_step_of_clips_that_lack_senses_is_the_mean_of_its_parts_by_learned_ids(mixed: Run, parts) -> None:
+    count, loss, gradients = learned(mixed, mixed.train_clips)
+    counts, losses, pulls = zip(*(learned(mixed, [mixed.train_clips[i] for i in part]) for part in parts), strict=True)
+    assert sum(counts) == count and len(set(counts)) > 1
+    shares, strongest = torch.tensor(counts) / count, max(each.abs().max().item() for each in gradients)
+    assert torch.allclose(loss, (shares * torch.stack(losses)).sum(), rtol=1e-5)
+    for whole, *each in zip(gradients, *pulls, strict=True):
+        want = torch.tensordot(shares, torch.stack(each), 1)
+        assert torch.allclose(whole, want, rtol=1e-3, atol=1e-5 * strongest)
+    assert all(each.any() for each in gradients), "all of the patch is pulled at"
+
+
+def test_a_clip_learns_nothing_from_a_sense_that_it_lacks(mixed: Run) -> None:
+    """Others of its step may hear whatever they like: its scores are the same, and with neither sense the base's."""
+    audio, pictures = (encoder.spec.preprocessing for encoder in mixed.senses.values())
+    both, deaf, blind, neither = mixed.train_clips
+
+    def scores(*clips: Asked, patches: Sequence[str] | None = None) -> list[Tensor]:
+        with torch.no_grad():
+            inputs, labels = mixed.batch(clips, mixed.names if patches is None else patches)
+            found, _ = mixed.scores(inputs, labels)
+        return list(found.split([int((row[1:] != IGNORE).sum()) for row in labels]))
+
+    before = scores(both, deaf, blind, neither)
+    for key in (audio, pictures):
+        side = both.features.sides[key]
+        assert side is not None
+        other = replace(both, features=with_sides(both.features, {key: replace(side, x=side.x.flip(0) + 1)}))
+        after = scores(other, deaf, blind, neither)
+        assert not torch.equal(after[0], before[0])
+        assert all(map(torch.equal, after[1:], before[1:]))
+    assert torch.equal(scores(both, deaf, blind, neither, patches=())[3], before[3])
+
+
+def test_each_part_learns_at_its_own_rate(favor: Callable[..., Recipe]) -> None:
+    """Adam's first step moves a weight by the rate, however hard it is pulled."""
+    rates = {"resampler": 1e-2, "fusion": 1e-3, "lora": 1e-4}
+    run = Run(favor("train.warmup=0", *(f"train.{part}_lr={rate}" for part, rate in rates.items())))
+    run.prepare()
+    awaken(run.model, "ears")
+    before = {part: [each.detach().clone() for each in parts.values()] for part, parts in run.parameters.items()}
+    run.step(0)
+    for part, rate in rates.items():
+        moved = [(new - old).abs().max() for new, old in zip(run.parameters[part].values(), before[part], strict=True)]
+        assert max(moved).item() == pytest.approx(rate, rel=0.01)
 
 
 def test_the_diversity_loss_is_learned_from_and_none_is_none(favor: Callable[..., Recipe]) -> None:
