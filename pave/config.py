@@ -78,7 +78,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 class ResamplerConfig(Config):
     """A causal Q-Former between senses and fusion (FAVOR): it reads all senses of a patch together, step by step, and
-    the fusion reads what it makes of them. `preset: paper | default | tiny` stands for the values above."""
+    the fusion reads what it makes of them. `preset: paper | default | tiny` stands for the values above, and so does
+    such a word alone."""
 
     rate: Annotated[float, Field(gt=0, le=1000)] = 2.0  # steps per second of the clock that all senses are put on
     slots: Annotated[int, Field(ge=1, le=4096)] = 25  # tokens of one sense in one step, at most
@@ -97,6 +98,8 @@ class ResamplerConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            data = {"preset": data}
         if not isinstance(data, dict) or "preset" not in data:
             return data
         given = dict(data)
@@ -138,7 +141,14 @@ class ResamplerConfig(Config):
 
     def __str__(self) -> str:
         outputs = f"{self.queries} outputs" if self.readout == "queries" else "states"
-        return f"{outputs} of every {self.window} steps at {self.rate:g} per second, width {self.width}"
+        words = [f"{outputs} of every {self.window} steps at {self.rate:g} per second", f"width {self.width}"]
+        if self.finer:
+            words.append(f"also of every {' and '.join(map(str, self.finer))} steps")
+        if self.stride not in (None, self.window):
+            words.append(f"begun every {self.stride}")
+        if self.causal_direction != "past":
+            words.append("sees later steps" if self.causal_direction == "future" else "sees all steps")
+        return ", ".join(words)
 
     def channels(self, senses: int) -> int:
         """Of what the fusion reads."""

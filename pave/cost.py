@@ -201,7 +201,7 @@ def cost_of(
         ),
         memory=Memory(
             base=sum(parameter.nbytes for parameter in base.model.parameters()),
-            patch=(resampler_params + sum(fusion_params.values()) + lora_params) * each,
+            patch=(resampler_params + sum(fusion_params.values())) * attached.precision.itemsize + lora_params * each,
             cache=2 * decoder.layers * decoder.key_width * prompt * each,
             features=(base.vision_dim + base.dim) * t * s * each,
         ),
@@ -328,8 +328,14 @@ def _line(label: str, here: str, paper: str = "", note: str = "", *, indent: int
 def _side(patch: Patch, base: Base, frames: int, steps: Sequence[int]) -> dict[str, tuple[int, int, int]]:
     """Time steps, rows and columns of each sense's side tokens."""
     senses = patch.config.senses
-    if unknown := [facts.encoder for facts in senses.values() if not steps and missing(facts.encoder)]:
-        raise SignalError(f"how many tokens {unknown[0]} gives is not known here; say it with --side-steps")
+    if unknown := [facts.encoder for facts in senses.values() if missing(facts.encoder)]:
+        if patch.config.resampler is not None:
+            cause = (
+                f"a resampler costs so much a second, and how many tokens a second {unknown[0]} gives is not known here"
+            )
+            raise SignalError(f"{cause}; name the folder it lies in with PAVE_ENCODERS")
+        if not steps:
+            raise SignalError(f"how many tokens {unknown[0]} gives is not known here; say it with --side-steps")
     if not steps:
         rates = [load_encoder(facts.encoder, **facts.options).on(base).spec.rate for facts in senses.values()]
         steps = [math.ceil(rate * SECONDS) or frames for rate in rates]

@@ -8,6 +8,7 @@ and the clock have their tests in test_kaldi.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -16,13 +17,17 @@ from typing import Any
 import listening
 import pytest
 import torch
+from conftest import awaken, make_clip, make_config
 from hub_server import HubServer
+from patched import sense
 from torch import Tensor
 
+from pave.config import ResamplerConfig
 from pave.encoder import load_encoder
 from pave.errors import EncoderError
 from pave.kaldi import POVEY, SAMPLE_RATE, fbank
 from pave.media import Clip
+from pave.model import PatchedModel
 from pave.sidechannel import SideTokens
 
 ears: Any = import_module("pave.encoders.beats_audio")
@@ -143,6 +148,28 @@ def test_a_click_changes_its_window_and_no_other(listen: Callable[..., SideToken
     spanned = (here.spans[:, 0] < 4.5) & (here.spans[:, 1] > 4.5)
     assert torch.equal((here.x != there.x).flatten(1).any(1), spanned)
     assert spanned.tolist() == [True] * 62 + [False] * 12
+
+
+def test_it_is_a_third_block_of_channels_in_front_of_a_q_former(small: Any, one: PatchedModel) -> None:
+    """Beside spectra and dense pictures; each of the three changes what is added, and without all nothing is."""
+    sight = load_encoder("base-tower", rate=2, grid=[1, 1]).on(one.host).spec.facts("time")
+    senses = {"audio": sense(bands=16, rate=10), "events": small.spec.facts("time"), "fast": sight}
+    rows = small.spec.grid[0] * small.spec.grid[1]
+    resampler = ResamplerConfig(slots=25 * rows, window=4, queries=3, width=16, heads=2)
+    config = make_config(one.host, "favor", senses=senses, resampler=resampler)
+    attached: Any = one.attach("favor", config, trainable=False)
+    awaken(one, "favor")
+    assert attached.resampler.width == 3 * 16
+    clip = make_clip(0)
+    (seen,) = one.encode([clip], [senses["audio"], sight])
+    keys = [facts.preprocessing for facts in senses.values()]
+    seen = replace(seen, sides={**seen.sides, small.spec.preprocessing: small.encode(clip)})
+    (whole,) = one.fused_tokens(one.prepare([seen], ["?"]))
+    for key in keys:
+        (less,) = one.fused_tokens(one.prepare([replace(seen, sides={**seen.sides, key: None})], ["?"]))
+        assert not torch.equal(less, whole) and not torch.equal(less, seen.tokens)
+    (none,) = one.fused_tokens(one.prepare([replace(seen, sides=dict.fromkeys(keys))], ["?"]))
+    assert torch.equal(none, seen.tokens)
 
 
 def test_a_window_is_the_same_whatever_follows(listen: Callable[..., SideTokens]) -> None:

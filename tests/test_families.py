@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import FRAMES, awaken, make_clip, make_config
 from families import FAMILIES, SIDE, make_base, with_marks
-from patched import QUESTIONS, alike, portrait
+from patched import QUESTIONS, alike, favor_config, portrait
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -284,6 +284,22 @@ def test_removal_leaves_no_trace(one: PatchedModel) -> None:
     one.remove_patch("ears")
     assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), said)
     assert alike(before, portrait(one))
+
+
+def test_a_resampler_reads_two_senses_for_it(one: PatchedModel) -> None:
+    inputs = one.prepare(clips(), QUESTIONS)
+    logits, said, before = forward(one, inputs), greedy(one, inputs), portrait(one)
+    favor = favor_config(one.host)
+    parts = {"senses": favor.senses, "resampler": favor.resampler, "fusion": favor.fusion}
+    one.attach("favor", config(one, **parts), trainable=False)
+    inputs = one.prepare(clips(), QUESTIONS)
+    assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), said)
+    awaken(one, "favor")
+    assert not torch.equal(forward(one, inputs), logits)
+    greedy(one, inputs)
+    one.remove_patch("favor")
+    inputs = one.prepare(clips(), QUESTIONS)
+    assert torch.equal(forward(one, inputs), logits) and alike(before, portrait(one))
 
 
 def test_logits_of_some_places_only(one: PatchedModel) -> None:

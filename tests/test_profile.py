@@ -294,6 +294,10 @@ def test_memory_is_that_of_weights_keys_and_features_in_the_chosen_dtype(
     wide = cost_of(outline(write_config(tmp_path, "7B"), dtype="float32"), patch, side_steps=[120])
     assert wide.memory.total == 2 * memory.total and wide.dtype == "float32"
     assert wide.honest == cost_at(bases["7B"]).honest
+    fusion = patch.config.fusion.model_copy(update={"precision": "float32"})
+    exact = Patch(patch.config.model_copy(update={"fusion": fusion}), patch.tensors)
+    more = cost_of(bases["7B"], exact, side_steps=[120]).memory.patch - memory.patch
+    assert more == 2 * sum(cost_at(bases["7B"]).fusion_params.values()), "the fusion in float32, LoRA in bfloat16"
 
 
 # What is read, and what is refused

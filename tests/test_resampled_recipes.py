@@ -25,7 +25,7 @@ from pave.cli import app
 from pave.config import PatchConfig, ResamplerConfig
 from pave.cost import cost_of, table
 from pave.data import IGNORE
-from pave.errors import PatchMismatch, RecipeError
+from pave.errors import PatchMismatch, RecipeError, SignalError
 from pave.inputs import ClipFeatures
 from pave.model import PatchedModel
 from pave.patch import Patch
@@ -80,6 +80,22 @@ def test_patches_without_a_resampler_are_written_as_before(tmp_path: Path) -> No
     assert patch.save(tmp_path / "again.safetensors").read_bytes() == place.read_bytes()
     words = patch.config.model_copy(update={"resampler": ResamplerConfig()}).canonical()
     assert '"resampler":{' in words and "resampler" not in patch.config.canonical()
+
+
+def test_what_a_resampler_does_in_another_way_than_by_default_is_said() -> None:
+    usual = "32 outputs of every 10 steps at 2 per second, width 512"
+    assert str(ResamplerConfig()) == usual and str(ResamplerConfig(stride=10)) == usual
+    other = ResamplerConfig(stride=5, queries=20, finer=(1, 5), causal_direction="future")
+    assert str(other) == usual.replace("32", "20") + ", also of every 1 and 5 steps, begun every 5, sees later steps"
+
+
+def test_what_it_costs_hangs_on_an_encoder_that_is_there(one: PatchedModel) -> None:
+    favors(one)
+    patch = one.export("favor")
+    lost = {name: facts.model_copy(update={"encoder": "lost"}) for name, facts in patch.config.senses.items()}
+    elsewhere = Patch(patch.config.model_copy(update={"senses": lost}), patch.tensors)
+    with pytest.raises(SignalError, match=r"how many tokens a second lost gives .*; name the folder .* PAVE_ENCODERS"):
+        cost_of(one.host, elsewhere, side_steps=[8, 40])
 
 
 # Training
@@ -280,6 +296,7 @@ def write_recipe(folder: Path, **resampler: str) -> Path:
     ("override", "said"),
     [
         ("resampler={preset: papre}", "did you mean 'paper'"),
+        ("resampler=defalt", "did you mean 'default'"),
         ("resampler={querys: 3}", "did you mean 'queries'"),
         ("resampler={width: 30, heads: 4}", "width=30 is not a multiple of heads=4"),
         ("resampler={window: 4, stride: 5}", "stride=5 leaves steps out between windows of 4"),
@@ -303,7 +320,7 @@ def test_a_wrong_resampler_is_refused_by_key_value_and_remedy(tmp_path: Path, ov
 def test_a_preset_is_resolved_in_the_patch_and_can_be_changed(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, preset="tiny")
     tiny = ResamplerConfig(queries=16, width=256, heads=4)
-    assert read_recipe(path).resampler == tiny
+    assert read_recipe(path).resampler == read_recipe(path, ["resampler=tiny"]).resampler == tiny
     assert read_recipe(path, ["resampler.queries=8"]).resampler == tiny.model_copy(update={"queries": 8})
     assert read_recipe(path, ["resampler=null"]).resampler is None
     states = read_recipe(path, ["resampler.readout=states"]).resampler
