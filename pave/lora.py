@@ -14,9 +14,9 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import peft
 import torch
@@ -32,13 +32,21 @@ from pave.errors import RecipeError
 Layers = tuple[tuple[str, int, int], ...]  # module path inside the language model, channels in and out
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """What each row of a layer's input gets at once."""
 
-    chosen: Tensor | None  # int64 (B,): which of the LoRAs; None: the only one
-    factors: Tensor  # float32 (B,): weight times scaling, 0 for a row that gets nothing
-    every: bool  # no factor is zero: nothing to select
+    which: tuple[tuple[int, float], ...]  # numbers of LoRAs, and what each is multiplied by: weight times scaling
+    chosen: Tensor | None  # int64 (B,): which of these; None: the only one
+    wanted: Tensor | None  # bool (B 1 1): rows that get something; None: all of them
+
+
+class Step(NamedTuple):
+    """A product with one matrix for each row."""
+
+    a: tuple[Tensor, ...]  # (in r) of those to choose from, or the only one for all rows (B in r)
+    b: tuple[Tensor, ...]  # (r out), multiplied, or (B r out)
+    turn: Turn
+    dropout: float
 
 
 class Call:
@@ -47,24 +55,48 @@ class Call:
     def __init__(self, gates: Mapping[Lora, Tensor]) -> None:
         self.gates = {lora: weights.float().cpu() for lora, weights in gates.items()}
         self._turns: dict[object, list[Turn]] = {}
+        self._steps: dict[object, list[Step]] = {}
 
-    def turns(self, loras: tuple[Lora, ...], count: int, device: torch.device) -> list[Turn]:
+    def steps(self, loras: Loras, path: str, x: Tensor) -> list[Step]:
+        """What is added to the output of a layer for x (B … in). Weights that do not learn are made ready once for all
+        tokens of the call: an answer comes token by token, and waits for every small operation."""
+        key = loras, path, len(x)
+        if (known := self._steps.get(key)) is not None:
+            return known
+        kinds: dict[object, list[Lora]] = {}
+        for lora in loras.acting(path):
+            kinds.setdefault(lora.pairs[path].kind, []).append(lora)
+        steps = [step for group in kinds.values() for step in self._made(tuple(group), path, x)]
+        if not any(b.requires_grad for step in steps for b in step.b):
+            self._steps[key] = steps
+        return steps
+
+    def _made(self, loras: tuple[Lora, ...], path: str, x: Tensor) -> Iterator[Step]:
+        pairs = [lora.pairs[path] for lora in loras]
+        for turn in self._dealt(loras, len(x), x.device):
+            a = tuple(pairs[i].A.to(x).mT for i, _ in turn.which)
+            b = tuple((pairs[i].B.float() * factor).to(x).mT for i, factor in turn.which)
+            if turn.chosen is None:
+                a, b = ((each.expand(len(x), -1, -1),) for (each,) in (a, b))
+            yield Step(a, b, turn, pairs[0].dropout if pairs[0].training else 0.0)
+
+    def _dealt(self, loras: tuple[Lora, ...], count: int, device: torch.device) -> list[Turn]:
         """LoRAs dealt out to `count` rows: in the first turn each row gets the first that it wants, and so on. Made
         once for all layers, since a GPU would have to be waited for."""
-        key = (loras, count, device)
+        key = loras, count, device
         if key not in self._turns:
-            every = torch.stack([self.gates[lora] * lora.config.scaling for lora in loras])  # (loras b)
-            every = every.repeat_interleave(count // every.shape[1], 1)
-            turn = (every != 0).cumsum(0) * (every != 0)  # 1 for the first that a row wants, 2 for the second, ...
-            found = []
-            for number in range(1, int(turn.max()) + 1):
-                mine = turn == number
-                chosen = mine.int().argmax(0)
-                factors = every.gather(0, chosen[None])[0] * mine.any(0)
-                whose = None if len(loras) == 1 else chosen.to(device)
-                found.append(Turn(whose, factors.to(device), bool(mine.any(0).all())))
-            self._turns[key] = found
+            factors = torch.stack([self.gates[lora] * lora.config.scaling for lora in loras])  # (loras b)
+            factors = factors.repeat_interleave(count // factors.shape[1], 1)
+            wants = [[(i, factor) for i, factor in enumerate(row) if factor] for row in factors.T.tolist()]
+            self._turns[key] = [_turn(rows, device) for rows in zip_longest(*wants)]
         return self._turns[key]
+
+
+def _turn(rows: Sequence[tuple[int, float] | None], device: torch.device) -> Turn:
+    which = tuple(dict.fromkeys(filter(None, rows)))
+    chosen = None if len(which) == 1 else torch.tensor([which.index(row) if row else 0 for row in rows], device=device)
+    wanted = None if all(rows) else torch.tensor([row is not None for row in rows], device=device)[:, None, None]
+    return Turn(which, chosen, wanted)
 
 
 # Which LoRAs run in this thread and call. Hooks that find themselves absent do nothing: a direct call of the base is
@@ -145,41 +177,25 @@ class Loras:
 
 @torch.compiler.disable  # a compiled base is compiled once, whatever patches come and go
 def _hook(loras: Loras, path: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-    acting = loras.acting(path)
-    return updated(inputs[0], output, path, acting, _active.get()) if acting else None
+    call = _active.get()
+    return updated(inputs[0], output, steps) if call.gates and (steps := call.steps(loras, path, inputs[0])) else None
 
 
-def updated(x: Tensor, out: Tensor, path: str, acting: Sequence[Lora], call: Call) -> Tensor:
-    """`out` (B l out) with the low-rank updates of x (B l in), each on the rows that want it.
+def updated(x: Tensor, out: Tensor, steps: Sequence[Step]) -> Tensor:
+    """`out` (B … out) with the low-rank updates of x (B … in), each on the rows that want it.
 
     One product per row, whatever the rows want: so every mixture of rows gives the same bits (law 6), and sixteen rows
     with a patch each cost what sixteen with one do. Compute follows the layer's dtype: weights kept in float32 for
     training are cast at every call, those of a loaded patch have been cast once.
     """
-    kinds: dict[object, list[Lora]] = {}
-    for lora in acting:
-        kinds.setdefault(lora.pairs[path].kind, []).append(lora)
-    rows = x.reshape(len(x), -1, x.shape[-1])
-    for loras in kinds.values():
-        pairs = [lora.pairs[path] for lora in loras]
-        for turn in call.turns(tuple(loras), len(x), x.device):
-            a, b = (_chosen([getattr(pair, name).to(x) for pair in pairs], turn) for name in "AB")
-            inner = torch.bmm(F.dropout(rows, pairs[0].dropout, pairs[0].training), a.mT)
-            # The factor meets the r inner channels, in float32.
-            update = torch.bmm((inner * turn.factors[:, None, None]).to(x.dtype), b.mT).view_as(out)
-            if turn.every:
-                out = out + update
-            else:
-                wanted = turn.factors.view(-1, *[1] * (out.dim() - 1)) != 0
-                out = torch.where(wanted, out + update, out)
+    if x.dim() != 3:
+        rows, made = (each.reshape(len(x), -1, each.shape[-1]) for each in (x, out))
+        return updated(rows, made, steps).view_as(out)
+    for a, b, (_, chosen, wanted), dropout in steps:
+        down, up = (a[0], b[0]) if chosen is None else (torch.stack(a)[chosen], torch.stack(b)[chosen])
+        more = torch.baddbmm(out, torch.bmm(F.dropout(x, dropout) if dropout else x, down), up)
+        out = more if wanted is None else torch.where(wanted, more, out)
     return out
-
-
-def _chosen(weights: Sequence[Tensor], turn: Turn) -> Tensor:
-    """One matrix per row."""
-    if turn.chosen is None:
-        return weights[0].expand(len(turn.factors), *weights[0].shape)
-    return torch.stack(list(weights))[turn.chosen]
 
 
 @contextmanager
