@@ -89,6 +89,9 @@ class Attached(nn.Module):
         if config.fusion.combine != "add" and base.on_a_grid:
             cause = "puts tokens beside the visual ones, whose positions lie on a grid in this base"
             raise PatchMismatch(config.name, cause, "use fusion.combine: add")
+        if config.fusion.combine == "add" and config.fusion.query == "vision" and not base.vision_dim:
+            cause = "asks with what lies before the projector, which this base does not show"
+            raise PatchMismatch(config.name, cause, "use fusion.query: projected | learnable")
         self.resampler = resampler_of(config, blank=blank)
         self.fusion = nn.ModuleDict({name: fusion_of(config, name, blank=blank) for name in config.read})
         self.lora = None

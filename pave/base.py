@@ -119,7 +119,7 @@ class Base(ABC):
     @property
     @abstractmethod
     def vision_dim(self) -> int:
-        """Channels before the projector."""
+        """Channels before the projector; 0 where the family shows nothing there, and no patch can ask with it."""
 
     @property
     @abstractmethod

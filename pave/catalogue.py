@@ -19,6 +19,7 @@ HUB_NAME = re.compile(
     r"(?:hf://)?(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?"
 )  # user/repo@revision
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of a plain LoRA, as PEFT writes it
+OFFICIAL_BASE = "llava_onevision"  # what the authors of PAVE released theirs for
 OFFICIAL_FUSION = "non_lora_trainables.bin"  # beside PEFT's files, in a checkpoint of PAVE's authors
 
 

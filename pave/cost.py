@@ -128,7 +128,7 @@ def profile(
         blank = Patch(config, Attached(config, host, blank=True).state_dict(), source=str(patch))
         return cost_of(host, blank, text=text, side_steps=side_steps)
     host = outline(base, dtype=dtype, frames=frames)
-    place = hub.locate(patch, dim=host.dim)
+    place = hub.locate(patch, dim=host.dim, model_type=host.model_type)
     if catalogue.is_peft(place.path):
         found, file = load_peft(place.path, host), place.path / catalogue.PEFT_WEIGHTS
     else:

@@ -138,9 +138,14 @@ class OnBase(Encoder):
     @property
     def base(self) -> Base:
         """Whose eyes these are."""
+        name = type(self).__module__.rpartition(".")[-1].replace("_", "-")
         if self.eyes is None:
-            name = type(self).__module__.rpartition(".")[-1].replace("_", "-")
             raise EncoderError(f"{name} looks with the eyes of a base and has none yet; give it one by on(base)")
+        if not self.eyes.vision_dim:
+            cause = (
+                f"{name} gives what lies before the projector of a base, and {self.eyes.model_type} shows nothing there"
+            )
+            raise EncoderError(f"{cause}; take an encoder with eyes of its own, as vjepa2-video")
         return self.eyes
 
     @property

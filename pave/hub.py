@@ -41,9 +41,9 @@ from huggingface_hub.errors import (
 from pave import catalogue
 from pave.card import OURS, card, refuse_private
 from pave.catalogue import HUB_NAME as NAME
-from pave.catalogue import PEFT_CONFIG, PEFT_WEIGHTS
+from pave.catalogue import OFFICIAL_BASE, PEFT_CONFIG, PEFT_WEIGHTS
 from pave.catalogue import WEIGHTS as FILE
-from pave.errors import PatchDamaged, PatchError, PatchNotFound, nearest
+from pave.errors import PatchDamaged, PatchError, PatchMismatch, PatchNotFound, nearest
 
 if TYPE_CHECKING:  # torch comes when a patch is opened, not when its name is looked up
     from pave.config import PatchConfig
@@ -91,16 +91,18 @@ class Place:
             raise type(error)(self.source, error.cause, remedy) from None
 
 
-def locate(source: str | Path, revision: str | None = None, dim: int | None = None) -> Place:
+def locate(
+    source: str | Path, revision: str | None = None, dim: int | None = None, model_type: str = OFFICIAL_BASE
+) -> Place:
     """What a name stands for: catalogue, alias, folder or file, Hub; in this order. Fetches what is on the Hub only.
-    dim: channels of the base, where the catalogue knows checkpoints of its authors for several."""
+    dim, model_type: channels of the base and its family, for checkpoints of the authors that the catalogue knows."""
     text = str(source)
     if text in catalogue.names():
         if revision:
             raise PatchNotFound(text, f"is part of PAVE and has no revision {revision!r}", "leave out revision=")
         recipe = catalogue.recipe(text)
         if recipe.released and not (catalogue.find(text) / FILE).is_file():
-            return _released(recipe, dim)
+            return _released(recipe, dim, model_type)
         return Place(catalogue.locate(text), text)
     text = aliases().get(text, text)
     if Path(text).exists():
@@ -113,16 +115,19 @@ def locate(source: str | Path, revision: str | None = None, dim: int | None = No
     return pull(name["repo"], revision or name["revision"])
 
 
-def _released(recipe: Recipe, dim: int | None) -> Place:
+def _released(recipe: Recipe, dim: int | None, model_type: str) -> Place:
     """A checkpoint of the authors: fetched, converted once, and kept beside the cache of the Hub."""
     from pave.encoder import load_encoder, missing
     from pave.official import LICENCE, convert, kept_as
 
+    remedy = f"apply it to such a base, or train it: pave-train {recipe.name}"
+    if model_type != OFFICIAL_BASE:
+        raise PatchMismatch(recipe.name, f"was released for {OFFICIAL_BASE}, this base is {model_type}", remedy)
     fitting = [each for each in recipe.released if dim in (None, each.dim)]
     if len(fitting) != 1:
         widths = " or ".join(f"{each.dim} channels" for each in recipe.released)
         cause = f"was released for a base of {widths}, " + (f"this one has {dim}" if dim else "and no base is named")
-        raise PatchNotFound(recipe.name, cause, f"apply it to such a base, or train it: pave-train {recipe.name}")
+        raise PatchNotFound(recipe.name, cause, remedy)
     (found,), ((sense, config),) = fitting, recipe.senses.items()
     kept = Path(constants.HF_ASSETS_CACHE, "pave", found.repo.replace("/", "--"))
     encoder = config.encoder if missing(config.encoder) else load_encoder(config.encoder, **config.options).spec

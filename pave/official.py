@@ -24,7 +24,7 @@ from typing import Any
 from torch import Tensor
 
 from pave import pickled, storage
-from pave.catalogue import HUB_NAME, PEFT_CONFIG, PEFT_WEIGHTS
+from pave.catalogue import HUB_NAME, OFFICIAL_BASE, PEFT_CONFIG, PEFT_WEIGHTS
 from pave.catalogue import OFFICIAL_FUSION as FUSION
 from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts, parse
 from pave.encoder import EncoderSpec, OnBase, load_encoder, missing
@@ -65,7 +65,7 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
         shape, side, channels = _shape(folder / FUSION, fusion)
     repo = said.get("base_model_name_or_path")
     repo = repo if isinstance(repo, str) and HUB_NAME.fullmatch(repo) else ""  # or a folder of their machine
-    known = {"model_type": "llava_onevision", "repo": repo, "frames": FRAMES, "tokens_per_frame": TOKENS}
+    known = {"model_type": OFFICIAL_BASE, "repo": repo, "frames": FRAMES, "tokens_per_frame": TOKENS}
     made = {
         "name": name_of(name or source.resolve().name.removesuffix(".zip")),
         "description": "A checkpoint of PAVE's authors, converted.",
@@ -190,6 +190,8 @@ def _unpacked(source: Path) -> Iterator[Path]:
         yield _holder(source, source)
     elif not source.exists():
         raise PatchNotFound(source, "no such file or folder", RELEASED)
+    elif not source.is_file():
+        raise PatchFormatError(source, "is neither a file nor a folder", RELEASED)
     else:
         with TemporaryDirectory(prefix="pave-") as folder:
             _extract(source, Path(folder))

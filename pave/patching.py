@@ -84,7 +84,7 @@ class Patching(Steps):
         plain LoRA in a folder of PEFT's; and a remark on how it was found."""
         if isinstance(source, Patch):
             return source, ""
-        place = hub.locate(source, revision, self.host.dim)
+        place = hub.locate(source, revision, self.host.dim, self.host.model_type)
         if catalogue.is_peft(place.path):
             return replace(load_peft(place.path, self.host), source=place.source), place.remark
         return place.load(), place.remark

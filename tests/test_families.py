@@ -23,10 +23,12 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
+from pave.base import Seen
 from pave.bases.smolvlm import in_words
 from pave.config import FusionConfig, LoraConfig, PatchConfig
 from pave.data import collate, pack
-from pave.errors import BaseModelError, PatchMismatch
+from pave.encoder import load_encoder
+from pave.errors import BaseModelError, EncoderError, PatchMismatch
 from pave.inputs import Inputs
 from pave.media import Clip
 from pave.model import PatchedModel, load
@@ -121,6 +123,43 @@ def test_an_answer_begins_as_the_chat_template_of_the_checkpoint_has_it(
     base = load(tmp_path).host
     assert base.template == "<bos><|turn>user\n{video}{question}<turn|>\n<|turn>model\n" + thought
     assert base.end == base.tokenizer.convert_tokens_to_ids("<turn|>")
+
+
+def test_a_broken_chat_template_is_named(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    make_base(tokenizer, family="gemma4").model.save_pretrained(tmp_path)
+    talking = with_marks(tokenizer)
+    talking.chat_template = "{% for each in messages %}"
+    talking.save_pretrained(tmp_path)
+    with pytest.raises(BaseModelError, match=r"its chat template cannot be used \(.*; mend chat_template\.jinja"):
+        load(tmp_path)
+
+
+def test_a_family_that_shows_nothing_before_its_projector_is_asked_with_what_it_shows(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    base = make_base(tokenizer)
+
+    class Shut(type(base)):  # type: ignore[misc]
+        @property
+        def vision_dim(self) -> int:
+            return 0
+
+        def look(self, pixels: Tensor) -> Seen:
+            seen = super().look(pixels)
+            return seen._replace(vision=seen.vision[..., :0])
+
+    base.__class__ = Shut
+    one = PatchedModel(base)
+    before = forward(one, one.prepare(clips(), QUESTIONS))
+    with pytest.raises(PatchMismatch, match=r"before the projector, .*; use fusion.query: projected"):
+        one.attach("ears", config(one))
+    with pytest.raises(EncoderError, match=r"base-tower .* llava_onevision shows nothing there"):
+        _ = load_encoder("base-tower").on(base).spec
+    hears(one, fusion=FusionConfig(width=32, heads=2, query="projected"))
+    patched = one.prepare(clips(), QUESTIONS)
+    assert not torch.equal(forward(one, patched), before)
+    one.remove_patch("ears")
+    assert torch.equal(forward(one, one.prepare(clips(), QUESTIONS)), before)
 
 
 def config(one: PatchedModel, **changes: Any) -> PatchConfig:

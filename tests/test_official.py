@@ -34,6 +34,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from pave import catalogue, hub
 from pave.card import card
+from pave.config import FusionConfig, LoraConfig
 from pave.encoder import load_encoder
 from pave.errors import (
     EncoderError,
@@ -51,6 +52,7 @@ from pave.patch import Patch, fusion_of
 from pave.sidechannel import SideTokens, align
 
 # The released checkpoints: channels of their base, and layers of their fusion.
+OURS = {"favor-av", *(name for name in catalogue.names() if name.endswith("-playroom"))}
 RELEASED = {
     "ScanQA 0.5B": (896, 2),
     "ScanQA 7B": (3584, 2),
@@ -324,10 +326,53 @@ def test_a_model_applies_it_by_name_and_says_where_it_came_from(
     assert any(LICENCE in remark for remark in report.remarks) and report.base_match.startswith("unknown")
 
 
+def test_nothing_is_fetched_for_a_base_of_another_family(server: HubServer) -> None:
+    (entry,) = catalogue.recipe("audio-avsd").released
+    server.create(entry.repo, {entry.file: b"a zip"})
+    with pytest.raises(PatchMismatch, match=r"^audio-avsd: was released for llava_onevision, this base is qwen2_vl; "):
+        hub.locate("audio-avsd", dim=entry.dim, model_type="qwen2_vl")
+    assert not server.asked("GET", "*") and not server.asked("HEAD", "*")
+
+
 def test_every_released_checkpoint_has_a_name() -> None:
+    """The zips that the authors' README links to."""
     recipes = [entry.recipe for entry in catalogue.list_patches()]
-    found = [(each.dim, recipe.fusion.layers) for recipe in recipes for each in recipe.released]
-    assert sorted(found) == sorted(RELEASED.values())
+    found = {each.file: (recipe.name, each.dim, recipe.fusion.layers) for recipe in recipes for each in recipe.released}
+    assert found == {
+        "pave_scanqa_v5_1_3_3d_lora.zip": ("3d-scanqa", *RELEASED["ScanQA 0.5B"]),
+        "pave_scanqa_v5_1_3_3d_lora_7B.zip": ("3d-scanqa", *RELEASED["ScanQA 7B"]),
+        "pave_sqa3d_v5_1_3_3d_lora_7B_2epoch.zip": ("3d-sqa3d", *RELEASED["SQA3D 7B"]),
+        "pave_5_1_3_lora_avsd_7B_imagebind.zip": ("audio-avsd", *RELEASED["AVSD 7B"]),
+        "pave_v5_1_3_lora_music_avqa7B_2epoch_imagebind_3layers.zip": ("audio-music-avqa", *RELEASED["Music-AVQA 7B"]),
+        "pave_v5_1_3_lora_7B.zip": ("highfps-video", *RELEASED["enhanced video 7B"]),
+    }
+    assert {each.repo for recipe in recipes for each in recipe.released} == {"zhuomingliu/PAVE"}
+
+
+def test_the_recipes_of_the_paper_s_tasks_have_its_authors_hyper_parameters() -> None:
+    """Those of their scripts/*.sh and of the arguments' defaults, which all tasks share; optimiser steps of 32 samples,
+    except where a clip brings all of its questions."""
+    theirs = [entry.recipe for entry in catalogue.list_patches() if entry.name not in OURS]
+    assert len(theirs) == 7
+    for recipe in theirs:
+        assert recipe.lora == LoraConfig(r=64, lora_alpha=16, lora_dropout=0.05)
+        assert recipe.fusion == FusionConfig(
+            kind="official",
+            width=512,
+            heads=4,
+            layers=3 if recipe.name == "audio-music-avqa" else 2,
+            values="shared",
+            rope="off",
+            head="norm",
+            precision="float32",
+        )
+        assert (recipe.frames, recipe.newline, recipe.base) == (32, "grid", "llava-hf/llava-onevision-qwen2-7b-ov-hf")
+        assert {sense.align for sense in recipe.senses.values()} == {"index"}
+        options = recipe.train
+        assert (options.fusion_lr, options.lora_lr, options.warmup, options.weight_decay) == (2e-5, 2e-5, 0.03, 0)
+        assert (options.max_grad_norm, options.seed, options.dtype) == (0.1, 42, "bfloat16")
+    scenes = {"3d-scanqa": 2 * 562, "3d-sqa3d": 2 * 518, "audio-avqa": 40_425 // 32 + 1, "audio-avsd": 7_659 // 16 + 1}
+    assert {recipe.name: recipe.train.steps for recipe in theirs if recipe.name in scenes} == scenes
 
 
 # a patch whose encoder is not here

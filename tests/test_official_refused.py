@@ -250,6 +250,13 @@ def test_a_zip_that_is_not_as_released_is_refused_and_unpacks_nothing(
     assert refused.value.file == str(source) and sorted(scratch.parent.rglob("*")) == before
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.zip")
+    with pytest.raises(PatchFormatError, match=r"pipe\.zip: is neither a file nor a folder"):
+        convert(tmp_path / "pipe.zip", "audio", HEARING)
+
+
 def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
     for source in (tmp_path / "nothing.zip", tmp_path):
         with pytest.raises(PatchNotFound, match="give a zip that the authors released"):

@@ -16,6 +16,7 @@ from damage import DAMAGE
 from families import FAMILIES
 from hub_server import HubServer
 from huggingface_hub import constants
+from released import HEARING, QWEN, fusion_tensors, lora_tensors, write_checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -35,6 +36,7 @@ from pave.errors import BaseModelError, PatchError, PatchMismatch, RecipeError, 
 from pave.fusion import build_fusion
 from pave.lora import Call, Lora, Loras, running, targets
 from pave.model import load
+from pave.official import convert
 from pave.opening import outline
 from pave.patch import Patch
 from pave.patch import outline as patch_outline
@@ -239,6 +241,15 @@ def test_sizes_are_those_of_the_real_files(tmp_path: Path) -> None:
     assert cost.shrunk_bytes == small.stat().st_size
     again = profile("playroom", small)
     assert (again.file_bytes, again.params) == (small.stat().st_size, cost.params)
+
+
+def test_a_released_checkpoint_of_whole_depth_has_the_names_and_shapes_of_its_base(tmp_path: Path) -> None:
+    weights = fusion_tensors(896, 2), lora_tensors(QWEN[896], 24, 64)
+    patch = convert(write_checkpoint(tmp_path / "pave", *weights, blocks=24), "depth", HEARING)
+    assert patch.config.lora and set(patch.config.lora.target_modules) == set(LoraConfig().target_modules)
+    file = patch.save(tmp_path / "patch.safetensors")
+    cost = profile(write_config(tmp_path / "base", "0.5B"), file, side_steps=[32])
+    assert cost.lora_params == 35_192_832 and cost.params + sum(cost.dead_params.values()) == 41_428_608
 
 
 def test_a_recipe_is_profiled_before_it_is_trained(tmp_path: Path) -> None:

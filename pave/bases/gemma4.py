@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pave.base import Base, Seen
+from pave.errors import BaseModelError
 
 
 class Gemma4(Base):
@@ -42,7 +43,11 @@ class Gemma4(Base):
         if not self.tokenizer.chat_template:
             return self.TEMPLATE
         asked = [{"role": "user", "content": "?"}]
-        begun = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        try:
+            begun = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # jinja's, or whatever a template of somebody's calls
+            cause = f"{self.repo or self.model_type}: its chat template cannot be used ({error})"
+            raise BaseModelError(f"{cause}; mend chat_template.jinja, or delete it") from None
         return self.TEMPLATE + str(begun).partition("<|turn>model\n")[2]
 
     def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
