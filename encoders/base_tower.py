@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pave import dense
 from pave.base import PASS, Base, last_again
-from pave.encoder import EncoderSpec, Groups, OnBase
+from pave.encoder import EncoderSpec, Groups, OnBase, Pass
 from pave.errors import EncoderError, MediaError, SignalError
 from pave.media import Clip
 from pave.sidechannel import SideTokens
@@ -70,6 +70,10 @@ class BaseTower(OnBase):
             revision="1",
             options=asdict(self.options),
         )
+
+    def outline(self) -> Pass:
+        pictures = self.base.pair * (self.options.views if self.options.sense == "views" else 1)
+        return Pass(self.base.look, (torch.empty(pictures, 3, *self.base.size, device="meta"),), 1)
 
     @property
     def groups(self) -> Groups | None:

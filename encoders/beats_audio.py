@@ -24,7 +24,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pave import pickled
-from pave.encoder import Encoder, EncoderSpec
+from pave.encoder import Encoder, EncoderSpec, Pass
 from pave.errors import EncoderError, PatchError
 from pave.kaldi import HOP, POVEY, SAMPLE_RATE, fbank, listen, pieces_of
 from pave.media import Clip
@@ -82,6 +82,10 @@ class BeatsAudio(Encoder):
         """Samples of one window to the tokens (τ 8 1 c) of its whole patches."""
         mel = spectrum(sound)[None].to(self.network.device)
         return rearrange(self.network(mel), "1 (τ h) d -> τ h 1 d", h=ROWS).cpu()
+
+    def outline(self) -> Pass:
+        with torch.device("meta"):
+            return Pass(Beats(self.sizes), (torch.empty(1, FRAMES, BANDS),), FRAMES / PATCH)
 
     @cached_property
     def network(self) -> Beats:

@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
 
-from pave.encoder import Encoder, EncoderSpec, Pieces
+from pave.encoder import Encoder, EncoderSpec, Pass, Pieces
 from pave.errors import EncoderError
 from pave.hearing import hear
 from pave.media import Clip
@@ -70,13 +70,16 @@ class ClapAudio(Encoder):
         that the filters are those of the releases without fusion."""
         return ClapFeatureExtractor(frequency_min=LOWEST, truncation="rand_trunc")
 
+    def outline(self) -> Pass:
+        with torch.device("meta"):
+            mel = torch.empty(1, 1, 1 + WINDOW // 480, self.config.num_mel_bins)  # frames are 480 samples apart
+            return Pass(ClapAudioModel(self.config), (mel,), STEPS)
+
     @cached_property
     def network(self) -> ClapAudioModel:
         """The audio half with its weights, before its projection; the other half is not loaded."""
-        with torch.device("meta"):
-            network = ClapAudioModel(self.config)
         return opened(
-            network,
+            self.outline().run,
             self.weights or os.environ.get(PLACE) or RELEASE,
             self.options.revision,
             prefixes=("audio_model.", ""),

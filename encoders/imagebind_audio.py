@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pave import pickled
-from pave.encoder import Encoder, EncoderSpec, Pieces, consent
+from pave.encoder import Encoder, EncoderSpec, Pass, Pieces, consent
 from pave.errors import EncoderError, PatchError
 from pave.hearing import mono
 from pave.kaldi import SAMPLE_RATE, fbank
@@ -94,6 +94,10 @@ class ImageBindAudio(Encoder):
         """Where the trunk computes."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    def outline(self) -> Pass:
+        with torch.device("meta"):
+            return Pass(Trunk(self.sizes), (torch.empty(1, BANDS, WIDE),), 1)
+
     @cached_property
     def network(self) -> Trunk:
         """With its weights, as the first sound needs them."""
@@ -104,9 +108,7 @@ class ImageBindAudio(Encoder):
                 f"imagebind-audio has no weights; fetch {SOURCE} (4.8 GB), and name the file by the option weights or "
                 f"in the environment, {PLACE}=imagebind_huge.pth"
             )
-        with torch.device("meta"):
-            trunk = Trunk(self.sizes)
-        weights = _read(words)
+        trunk, weights = self.outline().run, _read(words)
         if flaw := _flaw(weights, trunk.state_dict()):
             raise EncoderError(f"{words}: {flaw}; give imagebind_huge.pth, or safetensors of its audio branch")
         # Copies: where a weight lies in a mapped file would change the last bits of what is computed with it.

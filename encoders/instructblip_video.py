@@ -31,7 +31,7 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from pave import dense
 from pave.base import PASS
-from pave.encoder import Encoder, EncoderSpec, Groups
+from pave.encoder import Encoder, EncoderSpec, Groups, Pass
 from pave.errors import EncoderError
 from pave.media import Clip, preprocess
 from pave.release import find, opened
@@ -102,11 +102,16 @@ class InstructBlipVideo(Encoder):
         """Where the release lies."""
         return self.weights or os.environ.get(PLACE) or self.options.release
 
+    def outline(self) -> Pass:
+        """Of a picture, without an instruction."""
+        side = cast(int, VISION.image_size)
+        with torch.device("meta"):
+            return Pass(Eyes(), (torch.empty(1, 3, side, side), torch.empty(0, dtype=torch.long)), 1)
+
     @cached_property
     def network(self) -> Eyes:
         """The weights, on the GPU where there is one."""
-        with torch.device("meta"):
-            network = Eyes()
+        network = self.outline().run
         # Releases of 2023 may hold the places of words as if they were weights.
         others = re.compile(r"language_(model|projection)\.|qformer\.embeddings\.position_ids$")
         return opened(network, self.source, self.options.revision, prefixes=("",), others=others, again=AGAIN)

@@ -19,7 +19,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from pave import languagebind
-from pave.encoder import Encoder, EncoderSpec
+from pave.encoder import Encoder, EncoderSpec, Pass
 from pave.errors import EncoderError
 from pave.kaldi import HOP, SAMPLE_RATE, fbank, listen, pieces_of
 from pave.languagebind import VIT_L, Tower
@@ -65,6 +65,10 @@ class LanguageBindAudio(Encoder):
             licence="MIT",
             options=asdict(options),
         )
+
+    def outline(self) -> Pass:
+        with torch.device("meta"):
+            return Pass(Tower(VIT_L, PATCHES, temporal=False), (torch.empty(1, 3, BANDS, FRAMES),), PATCHES[1])
 
     @cached_property
     def network(self) -> Tower:

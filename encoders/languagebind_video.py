@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pave import dense
-from pave.encoder import Encoder, EncoderSpec, Groups
+from pave.encoder import Encoder, EncoderSpec, Groups, Pass
 from pave.languagebind import GROUP, VIT_L, Options, Tower
 from pave.media import Clip
 from pave.sidechannel import SideTokens
@@ -48,6 +48,10 @@ class LanguageBindVideo(Encoder):
             licence="MIT",
             options=asdict(options),
         )
+
+    def outline(self) -> Pass:
+        with torch.device("meta"):
+            return Pass(Tower(VIT_L, PATCHES, temporal=True), (torch.empty(GROUP, 3, SIDE, SIDE),), GROUP)
 
     @cached_property
     def network(self) -> Tower:

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers import PeAudioEncoder, PeAudioEncoderConfig, PeAudioFeatureExtractor
 
-from pave.encoder import Encoder, EncoderSpec, Pieces
+from pave.encoder import Encoder, EncoderSpec, Pass, Pieces
 from pave.errors import EncoderError, nearest
 from pave.hearing import hear
 from pave.media import Clip
@@ -83,11 +83,15 @@ class PEAudio(Encoder):
             options=asdict(options),
         )
 
+    def outline(self) -> Pass:
+        with torch.device("meta"):
+            sound = torch.empty(1, 1, WINDOW)
+            return Pass(PeAudioEncoder(self.config), (sound,), WINDOW / SAMPLE_RATE * self.options.rate)
+
     @cached_property
     def network(self) -> PeAudioEncoder:
         """The audio encoder with its weights; those of pictures, texts and of both together are not loaded."""
-        with torch.device("meta"):
-            network = PeAudioEncoder(self.config)
+        network = self.outline().run
         network.rotary_emb = type(network.rotary_emb)(self.config)  # is made, not learned: no release holds it
         return opened(
             network,

@@ -29,7 +29,7 @@ from transformers import CLIPVisionConfig
 
 from pave.base import PASS, Base, last_again
 from pave.dense import shorter
-from pave.encoder import Encoder, EncoderSpec, OnBase, consent
+from pave.encoder import Encoder, EncoderSpec, OnBase, Pass, consent
 from pave.errors import EncoderError
 from pave.languagebind import VIT_L, Tower, read
 from pave.media import Clip, preprocess
@@ -131,6 +131,9 @@ class Placed(Geometry, OnBase):
             points=True,
         )
 
+    def outline(self) -> Pass:
+        return Pass(self.base.look, (torch.empty(self.base.pair, 3, *self.base.size, device="meta"),), 1)
+
     def look(self, scan: RGBD) -> tuple[Tensor, Tensor]:
         """A finer grid than the base's repeats its features, a coarser one averages them."""
         points, known = at_centres(scan, self.grid)
@@ -178,12 +181,16 @@ class Llava3D(Geometry):
         too few, they come again."""
         return [i * max(1, count // self.options.frames) % count for i in range(self.options.frames)]
 
+    def outline(self) -> Pass:
+        with torch.device("meta"):
+            inputs = torch.empty(1, 3, SIDE, SIDE), torch.empty(1, CELLS, CELLS, POINT)
+            return Pass(Network(VIT_L_336, CELLS), inputs, 1)
+
     @cached_property
     def network(self) -> Network:
         """With its weights, as the first scan needs them."""
         consent(f"{self.spec.name} with preset=llava3d", LICENCE)
-        with torch.device("meta"):
-            built = Network(VIT_L_336, CELLS)
+        built = self.outline().run
         built.position = position(self.weights or os.environ.get(PLACE) or LLAVA_3D)
         source = self.clip or os.environ.get(CLIP_PLACE) or CLIP
         built.clip = read(source, "main", (CELLS, CELLS), temporal=False, config=VIT_L_336)

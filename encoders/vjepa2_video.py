@@ -24,7 +24,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder
 
 from pave import dense
-from pave.encoder import Encoder, EncoderSpec, Groups
+from pave.encoder import Encoder, EncoderSpec, Groups, Pass
 from pave.errors import EncoderError
 from pave.media import Clip, preprocess
 from pave.release import opened
@@ -79,13 +79,17 @@ class VJepa2Video(Encoder):
             options=asdict(options),
         )
 
+    def outline(self) -> Pass:
+        """Of a window."""
+        frames = self.options.frames
+        with torch.device("meta"):
+            return Pass(VJEPA2Model(VIT_L).encoder, (torch.empty(1, frames, 3, SIDE, SIDE),), frames / PAIR)
+
     @cached_property
     def network(self) -> VJEPA2Encoder:
         """The encoder with its weights; the predictor is not loaded."""
-        with torch.device("meta"):
-            network = VJEPA2Model(VIT_L).encoder
         return opened(
-            network,
+            self.outline().run,
             self.weights or os.environ.get(PLACE) or self.options.release,
             self.options.revision,
             prefixes=("encoder.",),

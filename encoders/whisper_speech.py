@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from pave.encoder import Encoder, EncoderSpec, Pieces
+from pave.encoder import Encoder, EncoderSpec, Pass, Pieces
 from pave.errors import EncoderError, nearest
 from pave.hearing import hear
 from pave.media import Clip
@@ -91,13 +91,16 @@ class WhisperSpeech(Encoder):
         """Samples to log-mel: exact for a window, while it would silently cut what is longer."""
         return WhisperFeatureExtractor(self.sizes.bands)
 
+    def outline(self) -> Pass:
+        with torch.device("meta"):
+            mel = torch.empty(1, self.sizes.bands, WINDOW // (HOP // 2))
+            return Pass(outline(self.sizes), (mel,), WINDOW / SAMPLE_RATE * self.options.rate)
+
     @cached_property
     def network(self) -> WhisperEncoder:
         """The encoder with its weights; the decoder is not loaded."""
-        with torch.device("meta"):
-            network = outline(self.sizes)
         return opened(
-            network,
+            self.outline().run,
             self.weights or os.environ.get(PLACE) or self.options.release,
             self.options.revision,
             prefixes=("model.encoder.", "encoder."),

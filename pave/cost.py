@@ -10,19 +10,19 @@ t key frames, s visual tokens per key frame, k side tokens of a key frame's segm
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pave import catalogue, hub
 from pave.attached import Attached, base_match
 from pave.base import Base
-from pave.config import RESAMPLED, PatchConfig
+from pave.config import RESAMPLED, PatchConfig, SenseFacts
 from pave.encoder import load_encoder, missing
 from pave.errors import BaseModelError, SignalError
 from pave.fusion import Beside, Folded, Official
@@ -42,8 +42,8 @@ WORDS = """
   honest: matrix products, 2 operations per multiplication. Newlines are in the prompt, a token attends to those before
           it; a fusion takes its cheaper order, LoRA runs beside its layers, the head reads one token.
   paper:  the authors' way. No newlines, every token attends to every token; norms, softmax, additions and activations
-          count; each layer of a fusion has an output projection; no vision tower; LoRA is merged. A resampler, which
-          they do not have, counts as it is.""".splitlines()
+          count; each layer of a fusion has an output projection; no vision tower, no encoder; LoRA is merged. A
+          resampler, which they do not have, counts as it is.""".splitlines()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ class Flops:
     """Of one prefill, as somebody counts them; 0: not counted."""
 
     vision: int  # vision tower and projector
+    encoders: Mapping[str, int]  # by sense
     language_model: int
     head: int
     resampler: int
@@ -60,7 +61,7 @@ class Flops:
     @property
     def total(self) -> int:
         patch = self.resampler + sum(self.fusion.values()) + self.lora
-        return self.vision + self.language_model + self.head + patch
+        return self.vision + sum(self.encoders.values()) + self.language_model + self.head + patch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +186,7 @@ def cost_of(
         side=side,
         honest=Flops(
             vision=_vision(base),
+            encoders={sense: _encoder(patch.config.senses[sense], base, steps) for sense, (steps, *_) in side.items()},
             language_model=decoder.products(prompt, pairs=prompt * (prompt + 1) // 2),
             head=decoder.head,
             resampler=resampling,
@@ -193,6 +195,7 @@ def cost_of(
         ),
         paper=Flops(
             vision=0,
+            encoders=dict.fromkeys(side, 0),
             language_model=decoder.as_llm_viewer(short),
             head=decoder.head,
             resampler=resampling,
@@ -294,6 +297,10 @@ def table(cost: Cost) -> str:
     lines.append(_line(f"{name} of a prefill", "honest", "paper", indent=0))
     rows = [
         ("vision, projector", cost.honest.vision, cost.paper.vision, "" if cost.honest.vision else "not counted"),
+        *(
+            (f"encoder, {sense}", counted, cost.paper.encoders[sense], "" if counted else "not counted")
+            for sense, counted in cost.honest.encoders.items()
+        ),
         ("language model", cost.honest.language_model, cost.paper.language_model, ""),
         ("head", cost.honest.head, cost.paper.head, ""),
     ]
@@ -365,15 +372,30 @@ def _resampled(
     return {RESAMPLED: (len(made), made.shape[1], 1)}, projected + counter.get_total_flops()
 
 
-@torch.no_grad()
 def _vision(base: Base) -> int:
-    """FLOPs of the vision tower and the projector: torch counts while frames without pixels pass through. 0 for towers
-    that ask for values on the way, as those that take any size do."""
+    """FLOPs of the vision tower and the projector."""
     frames = -(-base.frames // base.pair) * base.pair
-    pixels = torch.empty(frames, 3, *base.size, device="meta", dtype=base.dtype)
+    return _counted(base.look, torch.empty(frames, 3, *base.size, device="meta", dtype=base.dtype))
+
+
+def _encoder(facts: SenseFacts, base: Base, steps: int) -> int:
+    """FLOPs of an encoder for so many time steps, in whole passes of its network; 0 for one that is not here."""
+    if missing(facts.encoder):
+        return 0
+    found = load_encoder(facts.encoder, **facts.options).on(base).outline()
+    if found is None:
+        return 0
+    run = found.run.to("meta").requires_grad_(False) if isinstance(found.run, nn.Module) else found.run
+    return math.ceil(steps / found.steps - 1e-9) * _counted(run, *found.inputs)
+
+
+@torch.no_grad()
+def _counted(run: Callable[..., Any], *inputs: Tensor) -> int:
+    """FLOPs of a network: torch counts while inputs without values pass through. 0 for networks that ask for values on
+    the way, as vision towers for pictures of any size do."""
     try:
         with FlopCounterMode(display=False) as counter:
-            base.look(pixels)
+            run(*inputs)
     except (NotImplementedError, RuntimeError) as error:
         if "meta" not in str(error):  # torch says so where a value is asked for that is not there
             raise

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from pave import storage
 from pave.config import SenseFacts
@@ -93,6 +93,14 @@ class Groups(NamedTuple):
     size: int
 
 
+class Pass(NamedTuple):
+    """One run of a network that lies on the meta device, for `pave profile` to count."""
+
+    run: Any  # the network, or what a base looks with
+    inputs: tuple[Tensor, ...]
+    steps: float  # time steps that come of it
+
+
 class Encoder(ABC):
     """Frozen reader of one stream of a clip."""
 
@@ -106,6 +114,10 @@ class Encoder(ABC):
     @property
     def groups(self) -> Groups | None:
         """None: it does not look at pictures, or at those of a clip as a whole."""
+        return None
+
+    def outline(self) -> Pass | None:
+        """One run of its network, without weights. None: what it costs is not counted."""
         return None
 
     @cached_property

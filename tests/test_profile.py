@@ -4,6 +4,8 @@ that are those of real files; while nothing of the base but its config is read."
 from __future__ import annotations
 
 import json
+import math
+import re
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
@@ -16,6 +18,7 @@ from damage import DAMAGE
 from families import FAMILIES
 from hub_server import HubServer
 from huggingface_hub import constants
+from listening import BEATS
 from released import HEARING, QWEN, fusion_tensors, lora_tensors, write_checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,7 +34,8 @@ from pave import catalogue
 from pave.attached import Attached
 from pave.base import Base
 from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
-from pave.cost import Cost, Decoder, cost_of, fusion_flops, profile, table
+from pave.cost import Cost, Decoder, _counted, _encoder, cost_of, fusion_flops, profile, table
+from pave.encoder import load_encoder, module_of
 from pave.errors import BaseModelError, PatchError, PatchMismatch, RecipeError, SignalError
 from pave.fusion import build_fusion
 from pave.lora import Call, Lora, Loras, running, targets
@@ -225,6 +229,56 @@ def test_a_fusion_costs_what_torch_counts(words: dict[str, object], steps: int, 
     assert fusion_flops(fusion, t, s, n, k) == counted(run)
 
 
+NETWORKS = {  # beside the minutes of a clip that a pass is of: millions of weights, as their releases have them
+    "imagebind-audio": (1 / 60, 86),
+    "whisper-speech": (1 / 2, 637),
+    "beats-audio": (9.92 / 60, 90),
+    "clap-audio": (1 / 6, 28),
+    "pe-audio": (1 / 2, 237),
+    "languagebind-audio": (10.36 / 60, 304),
+    "languagebind-video": (4 / 60, 404),
+    "instructblip-video": (1 / 120, 1172),
+    "vjepa2-video": (4 / 60, 304),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_encoder_costs_what_its_passes_cost(name: str, bases: dict[str, Base]) -> None:
+    """A pass more for each that is begun; and at least what its weights cost for one token of each time step."""
+    encoder, (minutes, millions) = load_encoder(name), NETWORKS[name]
+    found = encoder.outline()
+    assert found and round(sum(each.numel() for each in found.run.parameters()) / 1e6) == millions
+    assert found.steps == pytest.approx(60 * minutes * encoder.spec.rate, rel=0.01)
+    facts, steps = encoder.spec.facts("time"), math.floor(found.steps)
+    one, more = (_encoder(facts, bases["7B"], count) for count in (steps, 3 * steps + 1))
+    assert more == (4 if found.steps == steps else math.ceil((3 * steps + 1) / found.steps)) * one
+    assert one >= 1e6 * millions
+
+
+def test_a_small_encoder_costs_what_torch_counts_when_it_listens() -> None:
+    """A sound of 992 frames of 25 ms, 10 ms apart; what makes its spectrum is not counted."""
+    ears = module_of("beats-audio")
+    encoder = ears.BeatsAudio("tiny", "", BEATS)
+    found = encoder.outline()
+    network = found.run.to_empty(device="cpu")
+    mel = ears.spectrum(torch.zeros(400 + 991 * 160))[None]
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        heard = network(mel)
+    assert heard.shape[1] == 8 * found.steps
+    again = encoder.outline()
+    assert counter.get_total_flops() == _counted(again.run, *again.inputs) > 0
+
+
+def test_eyes_of_the_base_cost_what_its_pictures_cost(bases: dict[str, Base]) -> None:
+    cost = cost_of(bases["7B"], patch_on(bases["7B"]), side_steps=[1])
+    each = cost.honest.vision / bases["7B"].frames
+    for options, pictures in (({"rate": 2}, 120), ({"sense": "views", "views": 3}, 3 * 120)):
+        facts = load_encoder("base-tower", **options).on(bases["7B"]).spec.facts("time")
+        assert _encoder(facts, bases["7B"], 120) == pytest.approx(pictures * each)
+    assert _encoder(SenseFacts(encoder="lost", dim=4, preprocessing="none"), bases["7B"], 120) == 0
+    assert cost.honest.encoders == {"sense": 0} and "encoder, sense" in table(cost)
+
+
 def test_a_folded_fusion_folds_where_that_is_cheaper(bases: dict[str, Base]) -> None:
     few, many = (cost_at(bases["7B"], sense, "folded") for sense in ("audio", "multiview"))
     assert few.honest.fusion["sense"] < few.paper.fusion["sense"] / 10
@@ -392,4 +446,5 @@ def test_every_family_can_be_profiled(family: str, tokenizer: PreTrainedTokenize
     (tmp_path / "patch.yaml").write_text(json.dumps(recipe))
     cost = profile(tmp_path, tmp_path / "patch.yaml", frames=4)
     assert cost.visual == (4 // base.pair) * outline(tmp_path).tokens_per_frame and cost.honest.language_model
-    assert ("not counted" in table(cost)) == (cost.honest.vision == 0) == (family not in COUNTED)
+    counted = not re.search(r"vision, projector .* not counted", table(cost))
+    assert counted == (cost.honest.vision > 0) == (family in COUNTED)
