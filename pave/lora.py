@@ -67,7 +67,7 @@ class Call:
         for lora in loras.acting(path):
             kinds.setdefault(lora.pairs[path].kind, []).append(lora)
         steps = [step for group in kinds.values() for step in self._made(tuple(group), path, x)]
-        if not any(b.requires_grad for step in steps for b in step.b):
+        if not any(lora.pairs[path].B.requires_grad for group in kinds.values() for lora in group):
             self._steps[key] = steps
         return steps
 
