@@ -9,7 +9,7 @@ from conftest import awaken, make_clip, make_config
 from torch import Tensor
 
 from pave.base import Base
-from pave.config import FusionConfig, PatchConfig, ResamplerConfig, SenseFacts
+from pave.config import FusionConfig, LoraConfig, PatchConfig, ResamplerConfig, SenseFacts
 from pave.encoder import load_encoder
 from pave.inputs import Inputs
 from pave.media import Clip
@@ -42,6 +42,14 @@ def clips() -> list[Clip]:
 def logits(model: PatchedModel, **how: Any) -> Tensor:
     with torch.no_grad():
         return model.forward(model.prepare(clips(), QUESTIONS, **how)).logits
+
+
+def config_for(base: Base, **changes: Any) -> PatchConfig:
+    """A patch that hears, in the words of any family."""
+    layers = {name.rpartition(".")[2] for name, _ in base.language_model.named_modules()}
+    words = [word for word in ("q_proj", "v_proj", "gate_proj", "gate_up_proj", "down_proj") if word in layers]
+    changes = {"newline": base.newlines[0], "lora": LoraConfig(r=4, target_modules=tuple(words)), **changes}
+    return make_config(base, **changes)
 
 
 def hears(model: PatchedModel, name: str = "ears", **changes: Any) -> None:

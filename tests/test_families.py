@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FRAMES, awaken, make_clip, make_config
+from conftest import FRAMES, awaken, make_clip
 from families import FAMILIES, SIDE, make_base, with_marks
-from patched import QUESTIONS, alike, favor_config, portrait
+from patched import QUESTIONS, alike, config_for, favor_config, portrait
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -25,7 +25,7 @@ from transformers import (
 
 from pave.base import Seen
 from pave.bases.smolvlm import in_words
-from pave.config import FusionConfig, LoraConfig, PatchConfig
+from pave.config import FusionConfig, PatchConfig
 from pave.data import collate, pack
 from pave.encoder import load_encoder
 from pave.errors import BaseModelError, EncoderError, PatchMismatch
@@ -163,10 +163,7 @@ def test_a_family_that_shows_nothing_before_its_projector_is_asked_with_what_it_
 
 
 def config(one: PatchedModel, **changes: Any) -> PatchConfig:
-    layers = {name.rpartition(".")[2] for name, _ in one.host.language_model.named_modules()}
-    words = [word for word in ("q_proj", "v_proj", "gate_proj", "gate_up_proj", "down_proj") if word in layers]
-    changes = {"newline": one.host.newlines[0], "lora": LoraConfig(r=4, target_modules=tuple(words)), **changes}
-    return make_config(one.host, **changes)
+    return config_for(one.host, **changes)
 
 
 def hears(one: PatchedModel, name: str = "ears", seed: int = 1, **changes: Any) -> None:
@@ -297,7 +294,7 @@ def tensors_in(told: Any) -> list[Tensor]:
     return [tensor for each in inner for tensor in tensors_in(each)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_an_untrained_patch_changes_nothing_and_a_trained_one_does(
     family: str, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype
 ) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import awaken, make_clip, make_config, write_base
 from families import FAMILIES, SIDE, make_base
-from patched import QUESTIONS, WAYS, alike, clips, logits, other_ears, portrait
+from patched import QUESTIONS, WAYS, alike, clips, config_for, logits, other_ears, portrait
 from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -193,6 +193,30 @@ def test_every_family_says_the_same_from_disk(saved: Path) -> None:
     for name in places.keys() & whole.base.state_dict().keys():
         with pytest.raises(BaseModelError, match=f"offloads {name}.*a device to stay on"):
             opened(saved, device={**places, name: "disk"})
+
+
+@pytest.mark.parametrize("how", ["int8", "on disk"])
+def test_every_family_keeps_laws_1_2_and_5(saved: Path, how: str) -> None:
+    if how == "int8":
+        pytest.importorskip(LIBRARIES["int8"])
+        model = opened(saved, quantize="int8")
+    else:
+        whole = opened(saved)
+        model = opened(saved, device={**on_disk(whole.base, whole.host.read_apart), "lm_head": "cpu"})
+    mute = [make_clip(0, sound=False), make_clip(1, sound=False)]
+
+    def run(given: list[Any]) -> Tensor:
+        with torch.no_grad():
+            return model.forward(model.prepare(given, QUESTIONS)).logits
+
+    answer, silent = run(clips()), run(mute)
+    before = portrait(model) if how == "int8" else {}  # what lies on disk comes in at every call
+    model.attach("ears", config_for(model.host))
+    assert torch.equal(run(clips()), answer)
+    awaken(model, "ears")
+    assert not torch.equal(run(clips()), answer) and torch.equal(run(mute), silent)
+    model.remove_patch("ears")
+    assert torch.equal(run(clips()), answer) and (not before or alike(before, portrait(model)))
 
 
 def test_a_patch_acts_on_a_spread_base_as_on_a_whole_one(whole: PatchedModel, folder: Path) -> None:
