@@ -1,5 +1,5 @@
-"""SmolVLM 2: key frames are images, each behind its time, patches shuffled into fewer tokens. They are scaled bicubically;
-its own processor takes Lanczos, where torchvision can.
+"""SmolVLM 2: key frames are images, each behind its time, patches shuffled into fewer tokens. They are scaled
+bicubically; its own processor takes Lanczos, where torchvision can.
 
 t key frames, s visual tokens per key frame, q d channels before and after the connector
 """
