@@ -13,7 +13,8 @@ import pytest
 import torch
 from clips import counting_frames, number, write_clip
 from conftest import FRAMES, awaken, make_config
-from patched import READ, RESAMPLER, favors, hears, other_ears, sense
+from families import make_base as make_family
+from patched import READ, RESAMPLER, config_for, favors, hears, other_ears, sense
 from torch import Tensor
 
 from pave.config import ResamplerConfig, SenseFacts
@@ -171,6 +172,23 @@ def test_pictures_between_key_frames_are_those_of_ask(one, tmp_path: Path, pictu
         _, (side,), _ = remembered(show)
     (whole,) = one.encode([Clip.read(path, frames=FRAMES)])[0].sides.values()
     assert told == asked and told.signals == asked.signals and told.signals["fast"].startswith(f"present: {seen} ")
+    assert whole and torch.equal(side.x, whole.x) and torch.equal(side.times, whole.times)
+
+
+@pytest.mark.parametrize(("pictures", "steps"), [(260, 11), (290, 12)])
+def test_a_base_that_looks_at_pairs_sees_the_last_picture_twice(tokenizer, tmp_path: Path, pictures, steps) -> None:
+    """21 instants of 260 pictures, of which the last has no other; 24 of 290."""
+    model = PatchedModel(make_family(tokenizer, family="qwen2_vl"))
+    facts = eyes(model, rate=2)
+    model.attach("eyes", config_for(model.host, senses={"fast": facts}), trainable=False)
+    awaken(model, "eyes")
+    path = write_clip(tmp_path / "pairs.mp4", counting_frames(pictures), 25)
+    with model.watch(path) as show:
+        show.see()
+        told, asked = show.ask(QUESTION), model.ask(path, QUESTION)
+        _, (side,), _ = remembered(show)
+    (whole,) = model.encode([Clip.read(path, frames=FRAMES)])[0].sides.values()
+    assert told == asked and told.signals["fast"].startswith(f"present: {steps} ")
     assert whole and torch.equal(side.x, whole.x) and torch.equal(side.times, whole.times)
 
 
