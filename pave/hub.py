@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of httpx or httpx2, as the client's version has it
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -37,6 +38,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     SafetensorsParsingError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from pave import catalogue
 from pave.card import OURS, card, refuse_private
@@ -105,13 +107,15 @@ def locate(
             return _released(recipe, dim, model_type)
         return Place(catalogue.locate(text), text)
     text = aliases().get(text, text)
-    if Path(text).exists():
+    if text and os.path.exists(text):  # unlike Path.exists, not startled by a name too long for a file system
         path = catalogue.locate(Path(text))
         return Place(path.parent if not path.exists() and catalogue.is_peft(path.parent) else path, text)
     name = NAME.fullmatch(text)
     if name is None:
         known = nearest(text, [*catalogue.names(), *aliases()])
-        raise PatchNotFound(text, "no patch, folder or file of this name", f"{known}; or give user/repo of the Hub")
+        raise PatchNotFound(
+            text or "''", "no patch, folder or file of this name", f"{known}; or give user/repo of the Hub"
+        )
     return pull(name["repo"], revision or name["revision"])
 
 
@@ -176,7 +180,7 @@ def info(source: str | Path, revision: str | None = None) -> tuple[PatchConfig, 
 
     text = aliases().get(str(source), str(source))
     name = NAME.fullmatch(text)
-    if name is None or text in catalogue.names() or Path(text).exists():
+    if name is None or text in catalogue.names() or os.path.exists(text):
         place = locate(source, revision)
         return read_config(place.path), place
     repo = name["repo"]
@@ -312,6 +316,8 @@ def _alias_file() -> Path:
 def _commit(repo: str, revision: str | None, files: Sequence[str] = (FILE, PEFT_WEIGHTS)) -> tuple[str, str]:
     """The commit that a revision names, and a remark when it could not be asked for: then it is one whose copy in the
     cache has one of `files`."""
+    with _told(repo, revision):
+        validate_repo_id(repo)
     if revision and COMMIT.fullmatch(revision):
         return revision, ""
     reason = "offline"
@@ -376,6 +382,8 @@ def _told(repo: str, revision: str | None) -> Iterator[None]:
     except GatedRepoError:
         page = f"{constants.ENDPOINT}/{repo}"
         raise PatchError(name, "its authors ask for your consent", f"agree on {page}, then `hf auth login`") from None
+    except HFValidationError as error:
+        raise PatchNotFound(name, f"cannot be on the Hub ({_first_line(error)})", "check the name") from None
     except RepositoryNotFoundError:
         remedy = "check the name; for a private repo, `hf auth login`"
         raise PatchNotFound(

@@ -7,6 +7,7 @@ what is wrong with the checkpoint. Knows nothing of patches.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -136,6 +137,9 @@ def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Bas
     named = described.get("architectures")
     authors = isinstance(named, list) and original.ARCHITECTURE in named
     name = original.FAMILY if authors else described.get("model_type")
+    if not name:
+        cause = "it has no config.json that names a model_type"
+        raise BaseModelError(f"{source}: {cause}; give the folder of a checkpoint, 'playroom' or a Hub id")
     if name not in families():
         known = nearest(str(name), families())
         one = f"a new family is a file pave/bases/{name}.py, whose BASE is a subclass of pave.base.Base"
@@ -172,11 +176,11 @@ def _place(source: str | Path) -> str:
         if not (EMBEDDED / "config.json").is_file():
             raise BaseModelError("playroom: the embedded base is missing from this installation; reinstall pave")
         return str(EMBEDDED)
-    if Path(source).is_dir():
+    if source and os.path.isdir(source):  # unlike Path.is_dir, not startled by a name too long for a file system
         return str(Path(source).resolve())
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise BaseModelError(
-            f"{source}: no such folder, and no Hub id (user/name); {nearest(str(source), ['playroom'])}"
+            f"{source or repr('')}: no such folder, and no Hub id (user/name); {nearest(str(source), ['playroom'])}"
         )
     return str(source)
 

@@ -191,6 +191,21 @@ def test_unknown_bases_are_refused_by_name(tmp_path: Path) -> None:
         pave.load(tmp_path)
     with pytest.raises(BaseModelError, match="float33"):
         load_base(tmp_path, dtype="float33")
+    for name in ("", "a" * 300, "a\0b"):
+        with pytest.raises(BaseModelError, match=r"no such folder, and no Hub id"):
+            pave.load(name)
+
+
+@pytest.mark.parametrize("text", [None, "{}", "folder"])
+def test_a_folder_that_is_no_base_is_refused(text: str | None, tmp_path: Path) -> None:
+    if text == "folder":
+        (tmp_path / "config.json").mkdir()
+    elif text:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(
+        BaseModelError, match=r"no config\.json that names a model_type; give the folder of a checkpoint"
+    ):
+        pave.load(tmp_path)
 
 
 def test_clip_without_pictures_is_refused(base: Base) -> None:

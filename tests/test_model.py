@@ -245,6 +245,19 @@ def test_an_error_in_a_stream_reaches_the_reader(one: PatchedModel) -> None:
         list(pieces)
 
 
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        *[(name, "no patch, folder or file of this name") for name in ("", "a" * 300, "a\0b")],
+        ("a" * 300 + "/b", "cannot be on the Hub .*maximum length is 96"),
+        ("so--me/body", "cannot be on the Hub"),
+    ],
+)
+def test_what_can_be_no_name_is_no_patch(one: PatchedModel, name: str, cause: str) -> None:
+    with pytest.raises(PatchNotFound, match=cause):
+        one.apply_patch(name)
+
+
 def test_front_door_leads_here() -> None:
     assert pave.load.__module__ == "pave.model"
     assert pave.Patch is Patch
