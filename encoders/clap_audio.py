@@ -49,7 +49,7 @@ class Options:
 class ClapAudio(Encoder):
     """Frozen. A window of ten seconds is one pass, so that no token depends on how many windows a clip has."""
 
-    pieces = Pieces(WINDOW / SAMPLE_RATE)
+    pieces = Pieces(WINDOW / SAMPLE_RATE, SAMPLE_RATE)
 
     def __init__(self, options: Options, weights: str, config: ClapAudioConfig) -> None:
         self.options, self.weights, self.config = options, weights, config

@@ -60,7 +60,7 @@ class Sizes:
 class ImageBindAudio(Encoder):
     """Frozen. What it is can be read without weights; where they lie is no part of what it is."""
 
-    pieces = Pieces(PART, before=1, after=1)  # of as many windows; the middle of a window is its time
+    pieces = Pieces(PART, SAMPLE_RATE, before=1, after=1)  # of as many windows; the middle of a window is its time
 
     def __init__(self, weights: str, sizes: Sizes) -> None:
         self.weights, self.sizes = weights, sizes

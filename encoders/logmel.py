@@ -63,7 +63,7 @@ class Options:
 class LogMel(Encoder):
     """Deterministic, without weights; 4 s of sound take about a millisecond."""
 
-    pieces = Pieces(8, before=1, after=1)
+    pieces = Pieces(8, SAMPLE_RATE, before=1, after=1)
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -69,7 +69,7 @@ class Options:
 class PEAudio(Encoder):
     """Frozen. A window of 30 seconds is one pass, so that no token depends on how many windows a clip has."""
 
-    pieces = Pieces(WINDOW / SAMPLE_RATE)
+    pieces = Pieces(WINDOW / SAMPLE_RATE, SAMPLE_RATE)
 
     def __init__(self, options: Options, weights: str, config: PeAudioEncoderConfig) -> None:
         self.options, self.weights, self.config = options, weights, config

@@ -72,7 +72,7 @@ class Options:
 class WhisperSpeech(Encoder):
     """Frozen. A window of 30 seconds is one pass, so that no token depends on how many windows a clip has."""
 
-    pieces = Pieces(WINDOW / SAMPLE_RATE)
+    pieces = Pieces(WINDOW / SAMPLE_RATE, SAMPLE_RATE)
 
     def __init__(self, options: Options, weights: str, sizes: Sizes) -> None:
         self.options, self.weights, self.sizes = options, weights, sizes

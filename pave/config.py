@@ -183,6 +183,8 @@ def resampler_fits(config: Any) -> Any:
     if config.resampler is not None:
         if not config.senses:
             raise ValueError("a resampler needs a sense to read; add one, or leave it out")
+        if RESAMPLED in config.senses:
+            raise ValueError(f"senses.{RESAMPLED}: what a resampler makes has this name; take another")
         if config.fusion.rope == "3d":
             raise ValueError("fusion.rope: 3d needs square grids, which no resampler gives; use time or off")
         for sense, facts in config.senses.items():

@@ -82,6 +82,7 @@ class Pieces(NamedTuple):
     that the whole sound has there."""
 
     seconds: float  # of a piece; the first begins with the sound
+    rate: int  # Hz at which it is cut, that of the encoder: a border between two of its samples would be heard
     before: float = 0
     after: float = 0
 

@@ -79,4 +79,4 @@ def pieces_of(frames: int, patch: int) -> Pieces:
     """How a network that `listen` serves can hear piece by piece: a window at a time, and behind it a sample less
     than what would begin the next."""
     reach = FRAME + (patch - 1) * HOP
-    return Pieces(frames * HOP / SAMPLE_RATE, after=(reach - 1) / SAMPLE_RATE)
+    return Pieces(frames * HOP / SAMPLE_RATE, SAMPLE_RATE, after=(reach - 1) / SAMPLE_RATE)

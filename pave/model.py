@@ -139,14 +139,14 @@ class PatchedModel(Patching):
         source: a video file, which is read progressively; or an iterable of (frames, times, samples): pictures as in
             `Clip.from_frames`, their seconds, and the samples that follow on those before, the first of them at second
             0, at `rate` Hz. None stands for no pictures or no sound.
-        patches: names of those that watch; None means all that are enabled.
+        patches: names of those that watch; None means all that are enabled, also when it is asked.
         last: seconds before a question that it is about; None: all that has come.
         memory: bytes that pictures may take, and each sense. What is more is thinned out, evenly over the past.
 
         After the whole of a file, `show.ask` answers as `ask(file)` does. What it reads is equal bit by bit for sound
-        of 16 kHz until the first piece of it is finished, after 8 to 30 seconds, as the encoder says; then it is equal
-        but for rounding, since an encoder is given other lengths. It is another thing once pictures or senses had to
-        be thinned out. Files are heard at 16 kHz: an ear for more hears nothing above 8 kHz here, as it would in `ask`.
+        of the encoder's own rate until the first piece of it is finished, after 8 to 30 seconds, as the encoder says;
+        then it is equal but for rounding, since an encoder is given other lengths. It is another thing once pictures
+        or senses had to be thinned out, or a resampler did not wait any longer for one of its senses.
         Patches that read sound or dense frames can watch. For LanguageBind, `ask` spreads dense frames over the whole
         clip, as PAVE's authors do; here they come twice a second from the first picture on, so that what its patches
         see is nearly the same, not equal. Feed zeros for a time without sound: None leaves the sound's clock alone."""

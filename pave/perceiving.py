@@ -9,7 +9,9 @@ Knows nothing of patches, memories and questions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from copy import copy
 from math import inf
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from pave.encoder import Encoder, Groups, Pieces
 from pave.errors import EncoderError
-from pave.media import Clip
+from pave.media import Clip, Resampling, scaled
 from pave.progressive import Chunk
 from pave.sidechannel import SideTokens
 from pave.sync import INSTANT
@@ -28,7 +30,9 @@ class Organ(ABC):
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self.steps, self.since = 0, inf  # finished time steps, and the second of the very first
+        self.reached = -inf  # until which second anything has come
+        self.times = deque[Tensor]()  # of finished time steps, as long as it matters which
+        self.steps, self.since = 0, inf  # how many others, and the second of the very first
 
     @abstractmethod
     def feed(self, chunk: Chunk) -> Iterator[tuple[SideTokens | None, float]]:
@@ -38,16 +42,25 @@ class Organ(ABC):
     def rest(self) -> SideTokens | None:
         """The tokens behind those, as if everything ended here."""
 
-    def said(self, rest: SideTokens | None) -> str:
-        """What has been perceived, in words."""
-        times = [] if rest is None else rest.times.tolist()
-        if not self.steps and not times:
-            return f"absent: no {'sound' if self.encoder.spec.sense == 'audio' else 'picture'} has come"
-        return f"present: {self.steps + len(times)} steps from {min([self.since, *times]):.2f} s"
+    def said(self, rest: SideTokens | None, begin: float) -> str:
+        """What has been perceived from second `begin` on, in words."""
+        times = torch.cat([*self.times, torch.zeros(0) if rest is None else rest.times])
+        recent = times[times >= begin].tolist()
+        if self.steps or recent:
+            return f"present: {self.steps + len(recent)} steps from {min([self.since, *recent]):.2f} s"
+        what = "sound" if self.encoder.spec.sense == "audio" else "picture"
+        return f"absent: no {what} has come" + (f" from {begin:.2f} s on" if len(times) else "")
+
+    def forget(self, before: float) -> None:
+        """Nobody will ask what was perceived before this second; if it is infinitely long ago, only how much was."""
+        while self.times and (before == -inf or self.times[0][-1] < before):
+            over = self.times.popleft()
+            if before == -inf:
+                self.steps, self.since = self.steps + len(over), min(self.since, over[0].item())
 
     def _counted(self, tokens: SideTokens | None) -> SideTokens | None:
         if tokens is not None and len(tokens.times):
-            self.steps, self.since = self.steps + len(tokens.times), min(self.since, tokens.times[0].item())
+            self.times.append(tokens.times)
         return tokens
 
 
@@ -70,15 +83,19 @@ class Ear(Organ):
     def __init__(self, encoder: Encoder, pieces: Pieces) -> None:
         super().__init__(encoder)
         self.pieces = pieces
-        self.rate, self.start = 0, 0.0
-        self.sound: Tensor | None = None  # held samples (c n)
+        self.start = 0.0  # second of the very first sample
+        self.resampling: Resampling | None = None
+        self.sound = torch.zeros(1, 0)  # held samples (1 n)
         self.first = self.done = 0  # sample that is held first; pieces that are finished
 
     def feed(self, chunk: Chunk) -> Iterator[tuple[SideTokens | None, float]]:
         if chunk.sound is None or not chunk.sound.shape[1]:
             return
-        self.rate, self.start = chunk.rate, chunk.start
-        self.sound = chunk.sound if self.sound is None else torch.cat([self.sound, chunk.sound], dim=-1)
+        if self.resampling is None:
+            self.resampling, self.start = Resampling(chunk.rate, self.pieces.rate), chunk.start
+        heard = self.resampling.feed(chunk.sound.to(torch.float32).mean(0, keepdim=True))
+        self.sound = torch.cat([self.sound, heard], dim=-1)
+        self.reached = self.start + (self.first + self.sound.shape[1]) / self.pieces.rate
         while self.first + self.sound.shape[1] >= self._sample(self._end + self.pieces.after):
             until = self._end
             tokens = self._tokens(self.sound[:, : self._sample(until + self.pieces.after) - self.first], until)
@@ -88,7 +105,10 @@ class Ear(Organ):
             yield self._counted(tokens), self.start + until - INSTANT
 
     def rest(self) -> SideTokens | None:
-        return None if self.sound is None else self._tokens(self.sound, inf)
+        if self.resampling is None:
+            return None
+        last = copy(self.resampling).feed(torch.zeros(1, 0), last=True)
+        return self._tokens(torch.cat([self.sound, last], dim=-1), inf)
 
     @property
     def _end(self) -> float:
@@ -96,11 +116,12 @@ class Ear(Organ):
         return (self.done + 1) * self.pieces.seconds
 
     def _sample(self, seconds: float) -> int:
-        return round(seconds * self.rate)
+        return round(seconds * self.pieces.rate)
 
     def _tokens(self, sound: Tensor, until: float) -> SideTokens | None:
         """Those of the piece that is not finished, from the samples that are held of it and around it."""
-        clip = Clip(audio=sound, rate=self.rate, audio_start=self.start + self.first / self.rate)
+        rate = self.pieces.rate
+        clip = Clip(audio=sound, rate=rate, audio_start=self.start + self.first / rate)
         tokens = self.encoder.encode(clip)
         if tokens is None:
             return None
@@ -125,21 +146,23 @@ class Eye(Organ):
         if chunk.frames is None or chunk.times is None:
             return
         for frame, second in zip(chunk.frames.split(1), chunk.times.tolist(), strict=True):
-            self.first = second if self.first is None else self.first
+            self.first, self.reached = second if self.first is None else self.first, second
             while self._next <= second + INSTANT:
                 shown = frame if self.latest is None or self._next >= second - INSTANT else self.latest
-                self.held.append((shown.clone(), self._next))  # a camera may use its buffer again
+                size = self.held[0][0].shape[2:] if self.held else shown.shape[2:]  # a camera may change its own
+                self.held.append((scaled(shown, size).clone(), self._next))  # and use its buffer again
                 self.taken += 1
                 if len(self.held) == self.groups.size:
-                    tokens, self.held = self.rest(), []
-                    yield self._counted(tokens), self._next - INSTANT
+                    group, self.held = self.held, []
+                    yield self._counted(self._tokens(group)), self._next - INSTANT
             self.latest = frame
         self.latest = None if self.latest is None else self.latest.clone()
 
     def rest(self) -> SideTokens | None:
-        if not self.held:
-            return None
-        frames, times = zip(*self.held, strict=True)
+        return self._tokens(self.held) if self.held else None
+
+    def _tokens(self, group: Sequence[tuple[Tensor, float]]) -> SideTokens | None:
+        frames, times = zip(*group, strict=True)
         return self.encoder.encode(Clip.from_frames(frames, torch.tensor(times, dtype=torch.float64)))
 
     @property

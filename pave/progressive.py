@@ -21,9 +21,6 @@ from torch import Tensor
 
 from pave.container import Track, check_file, decoded, opened, refuse, stamped, track_of
 from pave.decode import Request, Sound, upright
-from pave.media import Resampling
-
-RATE = 16_000  # Hz: resampled as it comes, so that pieces join without a seam
 
 
 class Chunk(NamedTuple):
@@ -32,16 +29,17 @@ class Chunk(NamedTuple):
     frames: Tensor | None  # uint8 (t 3 y x)
     times: Tensor | None  # (t,) seconds
     sound: Tensor | None = None  # float32 (1 n), follows on what came before
-    rate: int = RATE  # Hz
+    rate: int = 0  # Hz
     start: float = 0.0  # second of the very first sample
 
 
 def chunks_of(path: str) -> Generator[Chunk, None, None]:
-    """The pictures of a file, one by one, each with the sound since the one before; then the rest of the sound."""
+    """The pictures of a file, one by one, each with the sound since the one before; then the rest of the sound,
+    second by second."""
     check_file(path)
     track, audio = tracks(path)
     with opened(path) as film, opened(path) as noise:
-        origin, size, hearing, scaler = None, {}, None, VideoReformatter()
+        origin, size, hearing, scaler, second = None, {}, None, VideoReformatter(), 0.0
         for stamp, frame in stamped(film, track):
             if origin is None:
                 origin, size = stamp, {"width": frame.width, "height": frame.height}
@@ -49,12 +47,13 @@ def chunks_of(path: str) -> Generator[Chunk, None, None]:
             second = float((stamp - origin) * track.base)
             picture = upright(scaler.reformat(frame, format="rgb24", **size).to_ndarray(), frame, path)
             frames = rearrange(torch.from_numpy(np.ascontiguousarray(picture)), "y x c -> 1 c y x")
-            heard = (None, RATE, 0.0) if hearing is None else hearing.until(second)
+            heard = (None, 0, 0.0) if hearing is None else hearing.until(second)
             yield Chunk(frames, torch.tensor([second], dtype=torch.float64), *heard)
         if origin is None:
             raise refuse(path, "no picture in it decodes", "the file is damaged: fetch or record it again")
-        if hearing is not None:
-            yield Chunk(None, None, *hearing.until(None))
+        while hearing is not None and not hearing.over:
+            second = max(second, hearing.second) + 1
+            yield Chunk(None, None, *hearing.until(second))
 
 
 def tracks(path: str) -> tuple[Track, int | None]:
@@ -74,24 +73,26 @@ class Hearing:
         self.frames = decoded(container, container.streams[index])
         self.sound = Sound(Request(path), origin)
         self.given = 0  # samples of the file
-        self.resampling: Resampling | None = None
+        self.over = False  # nothing is left
 
-    def until(self, second: float | None) -> tuple[Tensor | None, int, float]:
-        """Sound (1 n) up to about this second, or all that is left; its rate, and the second of the very first
-        sample."""
+    @property
+    def second(self) -> float:
+        """Until which it has been heard."""
+        return self.sound.begin + self.sound.seconds
+
+    def until(self, second: float) -> tuple[Tensor | None, int, float]:
+        """Sound (1 n) up to about this second; its rate, and the second of the very first sample."""
         sound, waves = self.sound, [np.zeros((1, 0), np.float32)]
-        while second is None or sound.begin + sound.seconds <= second:
+        while not self.over and self.second <= second:
             frame = next(self.frames, None)
             if frame is None or not sound.add(frame):
+                self.over = True
                 break
             for place, wave in sound.pieces:
                 waves += [np.zeros((1, place - self.given), np.float32), wave]  # holes are silence
                 self.given = place + wave.shape[1]
             sound.pieces.clear()
         if sound.rate is None:
-            return None, RATE, 0.0
-        if self.resampling is None:
-            self.resampling = Resampling(sound.rate, RATE)
+            return None, 0, 0.0
         wave = np.nan_to_num(np.concatenate(waves, 1), nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1)
-        found = self.resampling.feed(torch.from_numpy(wave), last=second is None)
-        return found.clamp(-1, 1), RATE, sound.begin
+        return torch.from_numpy(wave), sound.rate, sound.begin

@@ -21,6 +21,7 @@ from pave.config import ResamplerConfig
 from pave.errors import RecipeError, SignalError
 from pave.sidechannel import SideBatch, segments_by_time, segments_of
 
+APART = 3600.0  # seconds without anything that no clip has: what lies farther apart has two clocks
 INSTANT = 1e-6  # seconds: what lies so near to the border of two steps or windows lies in the later one
 
 
@@ -100,6 +101,10 @@ def synchronise(sides: Mapping[str, SideBatch | None], config: ResamplerConfig, 
     present = {sense: side for sense, side in sides.items() if side is not None}
     laid = {sense: laid_out(sense, side, config, since) for sense, side in present.items()}
     readable = torch.cat([laid[sense][0][_real(side).any(-1)] for sense, side in present.items()])
+    if (readable.unique().diff() > APART * config.rate).any():
+        spans = {sense: (side.times.min(), side.times.max()) for sense, side in present.items()}
+        lie = ", ".join(f"{sense} lies at {begin:g} to {end:g} s" for sense, (begin, end) in spans.items())
+        raise SignalError(f"{lie}, and nothing for {APART:g} s in between; give all of it on one clock")
     first = int(readable.min()) if since is None else since
     count = int(readable.max()) - first + 1
     places = {}
@@ -118,12 +123,12 @@ def synchronise(sides: Mapping[str, SideBatch | None], config: ResamplerConfig, 
 
 def refuse_overflow(sense: str, rate: float, grid: tuple[int, int], config: ResamplerConfig) -> None:
     """RecipeError where a sense of so many time steps a second, each a grid of tokens, has no room in its slots."""
-    n, due = math.prod(grid), max(rate / config.rate, 1e-9)  # tokens of a time step; time steps in a step
+    n, due = math.prod(grid), max(1, math.ceil(rate / config.rate - 1e-9))  # tokens of a time step; these in a step
     if config.slots // n < due:
-        need = math.ceil(due - 1e-9) * n
+        often = f"{rate:g} times a second" if rate else "for each key frame"
         raise RecipeError(
-            f"resampler.slots={config.slots}: {sense} gives {n} tokens {rate:g} times a second, up to {need} in a step "
-            f"of {1 / config.rate:g} s; take resampler.slots={need}, or an encoder of fewer tokens"
+            f"resampler.slots={config.slots}: {sense} gives {n} tokens {often}, up to {due * n} in a step of "
+            f"{1 / config.rate:g} s; take resampler.slots={due * n}, or an encoder of fewer tokens"
         )
 
 

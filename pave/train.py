@@ -201,11 +201,10 @@ class Run:
         parts = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parts, self.options.max_grad_norm)
         if not (loss.isfinite() and norm.isfinite()):
-            raise TrainingError(
-                f"step {step + 1}: the loss is {loss.item():.4g}, its gradient {norm.item():.4g} long; lower "
-                f"train.fusion_lr={self.options.fusion_lr} or train.lora_lr={self.options.lora_lr}; "
-                f"{self.left()}"
-            )
+            parts = ["fusion", "lora", *(["resampler"] if self.recipe.resampler else [])]
+            rates = " or ".join(f"train.{part}_lr={getattr(self.options, f'{part}_lr')}" for part in parts)
+            cause = f"the loss is {loss.item():.4g}, its gradient {norm.item():.4g} long"
+            raise TrainingError(f"step {step + 1}: {cause}; lower {rates}; {self.left()}")
         self.optimiser.step()
         return loss.item()
 

@@ -30,12 +30,12 @@ from pave.perceiving import Organ, organ
 from pave.progressive import Chunk, chunks_of
 from pave.sidechannel import SideTokens
 from pave.streaming import Listening
-from pave.sync import INSTANT
+from pave.sync import APART, INSTANT
 
 if TYPE_CHECKING:
     from pave.model import Answer, PatchedModel
 
-PATIENCE = 60.0  # seconds that a resampler waits for one sense while another comes; the pieces of all ears are shorter
+PATIENCE = 60.0  # seconds that a resampler waits for a sense of which nothing comes, while others do
 MEMORY = 1 << 28  # bytes: 600 pictures of 384 x 384, 18 hours of a token of 1024 channels per second
 
 
@@ -106,14 +106,16 @@ class Show:
         if memory < 1:
             raise ValueError(f"memory={memory}; give the bytes that pictures may take, and each sense")
         self.model, self.last = model, inf if last is None else float(last)
-        self.names = model._wanted(patches, 1)[0]
+        self.names, self.named = model._wanted(patches, 1)[0], patches is not None
         self.begin, self.now = inf, -inf  # seconds of the first picture and of the last
+        self.sounded = -inf  # until which second sound has come
         self.latest = torch.zeros(0)
         self.pictures = Memory(memory)
         self.organs: dict[str, Organ] = {}  # by the encoder's `spec.preprocessing`
         self.heard: dict[str, Memory] = {}  # its tokens, where a fusion reads them itself
         self.listening: dict[Attached, tuple[Listening, Memory]] = {}
         self.late = Counter[tuple[Attached, str]]()  # steps of a sense that a resampler did not wait for
+        self.rested: dict[tuple[Attached, str], float] = {}  # until which second it was heard when patience ended
         self._attach(memory)
         self._lock = threading.RLock()
         self._file = chunks_of(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else None
@@ -148,14 +150,19 @@ class Show:
             return self.now
 
     def see(self, until: float = inf) -> float:
-        """Go on until this second, or to the end; gives the second that has been reached."""
-        while self.now < until and next(self, None) is not None:
+        """Go on until this second, or to the end, or until sound alone is a minute further; gives the second of the
+        last picture."""
+        while self.now < until and self.sounded < until + PATIENCE and next(self, None) is not None:
             pass
         return self.now
 
     def ask(self, question: str, *, patches: Sequence[str] | None = None, max_new_tokens: int = 32) -> Answer:
-        """Ask about what has come so far. patches: names; None means all that watch."""
+        """Ask about what has come so far. patches: names; None means those that watch() named, or else all that watch
+        and are enabled."""
         names = self.names if patches is None else self.model._wanted(patches, 1)[0]
+        if patches is None and not self.named:
+            enabled = self.model._wanted(None, 1)[0]
+            names = [name for name in names if name in enabled]
         for name in names:
             attached, _ = self.model._found(name)
             senses = {facts.preprocessing for facts in attached.config.senses.values()}
@@ -174,16 +181,16 @@ class Show:
             for sense, facts in attached.config.senses.items():
                 signals[sense] = said[facts.preprocessing]
                 if count := late[attached, sense]:
-                    signals[sense] += f"; {count} came {PATIENCE:g} s after the pictures and are left out"
+                    signals[sense] += f"; {count} came {PATIENCE:g} s after what else came and are left out"
         seconds = {"encode": encoded - begin, "prepare": time.perf_counter() - encoded}
         return self.model.answers(inputs, [signals], seconds, max_new_tokens)[0]
 
     def _take(self, chunk: Chunk) -> None:
         size = self.model.host.size
+        self._one_clock(chunk)
+        if chunk.sound is not None:
+            self.sounded = max(self.sounded, chunk.start) + chunk.sound.shape[1] / chunk.rate
         if chunk.frames is not None and chunk.times is not None:
-            if chunk.times[0] < self.now:
-                cause = f"a picture of {chunk.times[0]:g} s comes after one of {self.now:g} s"
-                raise MediaError(f"{cause}; give them in the order of time, on one clock")
             for frame, second in zip(chunk.frames.split(1), chunk.times.tolist(), strict=True):
                 self.pictures.add(second, lambda frame=frame: (scaled(frame, size).clone(),))
             self.latest = chunk.frames[-1:].clone()  # a camera may use its buffer again
@@ -191,13 +198,38 @@ class Show:
         for key, each in self.organs.items():
             for tokens, until in each.feed(chunk):
                 self._finish(key, tokens, until)
+        patient = max(self.now, self.sounded) - PATIENCE
         for attached, (listening, _) in self.listening.items():
-            for sense, heard in listening.senses.items():
-                if heard.until < self.now - PATIENCE:
-                    self._hand_on(attached, sense, None, self.now - PATIENCE)
+            for sense, facts in attached.config.senses.items():
+                each, until = self.organs[facts.preprocessing], listening.senses[sense].until
+                if max(each.reached, until) < patient:  # nothing of it has come for so long: what there is must do
+                    rest = None
+                    if until <= each.reached:
+                        rest, self.rested[attached, sense] = each.rest(), each.reached
+                    self._hand_on(attached, sense, rest, patient)
         memories = (self.pictures, *self.heard.values(), *(memory for _, memory in self.listening.values()))
-        for memory in memories:
-            memory.forget(self.now - self.last)
+        for each in (*memories, *self.organs.values()):
+            each.forget(self.now - self.last)
+
+    def _one_clock(self, chunk: Chunk) -> None:
+        """MediaError for what cannot lie behind what has come, before any of it is taken."""
+        clock = torch.tensor([] if self.now == -inf else [self.now], dtype=torch.float64)
+        clock = clock if chunk.times is None else torch.cat([clock, chunk.times])
+        jumps = clock.diff()
+        if (jumps < 0).any():
+            cause = f"a picture of {clock[1]:g} s comes after one of {clock[0]:g} s"
+            raise MediaError(f"{cause}; give them in the order of time, on one clock")
+        if (jumps > APART).any():
+            before, after = clock[jumps.argmax() :][:2].tolist()
+            cause = f"no picture comes between {before:g} s and {after:g} s"
+            raise MediaError(f"{cause}; watch what follows as a show of its own")
+        sound = max(self.sounded, chunk.start)  # second of the next sample
+        begins = self.now == -inf or (self.sounded == -inf and chunk.sound is not None)
+        both = len(clock) and (chunk.sound is not None or self.sounded > -inf)
+        if self._file is None and begins and both and abs(clock[0].item() - sound) > PATIENCE:
+            cause = f"pictures are at {clock[0]:g} s, the sound that comes with them at {sound:g} s"
+            remedy = "its first sample is second 0: count the pictures' seconds from there, or begin with silence"
+            raise MediaError(f"{cause}; {remedy}")
 
     def _finish(self, key: str, tokens: SideTokens | None, until: float) -> None:
         """Keep what an organ has finished, or hand it on to the resamplers that listen to it."""
@@ -213,11 +245,17 @@ class Show:
         listening, memory = self.listening[attached]
         due = None
         if tokens is not None:
-            due = _due(listening, sense, tokens)
-            self.late[attached, sense] += len(tokens.times) - len(due.times)
+            due, late = self._due(attached, sense, tokens)
+            self.late[attached, sense] += late
         found = listening.feed(sense, due, max(until, listening.senses[sense].until))
         if found is not None:
             memory.add_seconds(found[1], found[0].cpu())
+
+    def _due(self, attached: Attached, sense: str, tokens: SideTokens) -> tuple[SideTokens, int]:
+        """What a resampler still waits for, and how many steps it has neither waited for nor heard."""
+        until = self.listening[attached][0].senses[sense].until
+        late = (tokens.times < until) & (tokens.times >= self.rested.get((attached, sense), -inf))
+        return tokens.only(tokens.times >= until), int(late.sum())
 
     def _remembered(
         self,
@@ -239,15 +277,15 @@ class Show:
             senses = attached.config.senses.items()
             ended = {sense: rest for sense, facts in senses if (rest := rests[facts.preprocessing]) is not None}
             for sense, tokens in ended.items():
-                ended[sense] = _due(listening, sense, tokens)
-                late[attached, sense] += len(tokens.times) - len(ended[sense].times)
+                ended[sense], more = self._due(attached, sense, tokens)
+                late[attached, sense] += more
             rest = listening.rest(ended, still=self.pictures.count == 1)
             parts = [memory.joined()] if memory.held else []
             parts += [] if rest is None else [[rest[1], rest[0].cpu()]]
             times, x = map(torch.cat, zip(*parts, strict=True)) if parts else torch.zeros(2, 0)
             recent = times >= begin
             made[attached] = (x[recent], times[recent]) if recent.any() else None
-        return clip, sides, made, {key: each.said(rests[key]) for key, each in self.organs.items()}, late
+        return clip, sides, made, {key: each.said(rests[key], begin) for key, each in self.organs.items()}, late
 
     def _key_frames(self) -> Clip:
         """Spread evenly from the first picture that is asked about to the last, by the rule of `Clip.read`. Where
@@ -262,11 +300,6 @@ class Show:
         last = scaled(self.latest, self.model.host.size)
         frames = [self.pictures.held[i].parts[0] if i < len(self.pictures.held) else last for i in shown.tolist()]
         return Clip(torch.cat(frames), instants if self.pictures.every == 1 else seconds[shown])
-
-
-def _due(listening: Listening, sense: str, tokens: SideTokens) -> SideTokens:
-    """What a resampler still waits for; what comes after its patience is left out."""
-    return tokens.only(tokens.times >= listening.senses[sense].until)
 
 
 def _recent(begin: float, memory: Memory, rest: SideTokens | None) -> SideTokens | None:
@@ -294,6 +327,8 @@ def _checked(chunk: Any, rate: int | None) -> Chunk:
     frames, times, samples = chunk
     if frames is not None and times is None:
         raise MediaError("a chunk has pictures but no times; give the second of each, on one clock")
+    if frames is None and times is not None:
+        raise MediaError("a chunk has times but no pictures, whose seconds they are; sound follows on: give None")
     pictures = None if frames is None else pictures_of(frames)
     clock = None if pictures is None else times_of(torch.atleast_1d(tensor_of(times)), len(pictures))
     if samples is None:

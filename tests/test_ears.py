@@ -114,6 +114,8 @@ def test_the_steps_of_a_window_lie_where_its_sound_does(
     assert side.times.tolist() == pytest.approx(want, abs=1e-4)
 
 
-def test_it_hears_in_pieces_what_it_hears_in_the_whole(ear: Encoder, rate: int) -> None:
+@pytest.mark.parametrize("recorded", [None, 44_100, 11_025])
+def test_it_hears_in_pieces_what_it_hears_in_the_whole(ear: Encoder, rate: int, recorded: int | None) -> None:
     seconds, finished = PIECES[ear.spec.name]
+    rate = recorded or rate
     assert hear_in_pieces(ear, noise(rate, seconds), rate) == finished

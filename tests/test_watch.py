@@ -125,14 +125,20 @@ def test_a_file_is_read_no_further_than_it_is_watched(files: dict[str, Path]) ->
     reading = chunks_of(str(files["long"]))
     first, *some = (next(reading) for _ in range(8))
     assert some[-1].frames is not None and number(some[-1].frames[0].numpy()) == 7
-    heard = sum(chunk.sound.shape[1] for chunk in [first, *some] if chunk.sound is not None) / 16_000
+    heard = sum(chunk.sound.shape[1] / chunk.rate for chunk in [first, *some] if chunk.sound is not None)
     assert 1.6 < heard < 1.9 and first.start == 0
     reading.close()
 
 
+def test_sound_behind_the_last_picture_comes_second_by_second(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "podcast.mp4", counting_frames(2), 2, tone(20, 48_000), 48_000)
+    lengths = [0 if chunk.sound is None else chunk.sound.shape[1] / chunk.rate for chunk in chunks_of(str(path))]
+    assert sum(lengths) == pytest.approx(20, abs=0.1) and max(lengths) < 1.1
+
+
 def test_sound_that_begins_late_lies_where_the_file_has_it(files: dict[str, Path]) -> None:
     parts = [chunk for chunk in chunks_of(str(files["late"])) if chunk.sound is not None and chunk.sound.shape[1]]
-    whole = Clip.read(files["late"], audio_rate=16_000)
+    whole = Clip.read(files["late"])
     assert whole.audio is not None and {part.start for part in parts} == {whole.audio_start} and whole.audio_start > 1.6
     assert torch.allclose(torch.cat([part.sound for part in parts], -1), whole.audio, atol=1e-6)  # type: ignore[misc]
 
@@ -214,7 +220,8 @@ def both(model: PatchedModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "fps", "seconds"), [(250, 2, 125), (250, 2, 0), (260, 25, 10.4), (130, 12.5, 10.6), (1, 25, 3)]
+    ("pictures", "fps", "seconds"),
+    [(250, 2, 125), (250, 2, 0), (260, 25, 10.4), (130, 12.5, 10.6), (1, 25, 3), (250, 2, 21.3), (21, 2, 125)],
 )
 def test_what_is_heard_and_seen_together_is_that_of_ask(one, tmp_path: Path, pictures, fps, seconds) -> None:
     both(one)
@@ -237,7 +244,7 @@ def test_what_is_heard_and_seen_together_is_that_of_ask(one, tmp_path: Path, pic
 def test_a_resampler_does_not_wait_for_ever_for_one_sense(one: PatchedModel, late: float | None) -> None:
     both(one)
     waiting, film = [], chunks(240, each=1)
-    silent = ((f, t, s if late is not None and t[0] >= late else None) for f, t, s in film)
+    silent = ((f, t, s if late is not None and not 8 <= t[0] < late else None) for f, t, s in film)
     with one.watch(silent, rate=16_000) as show:
         ((listening, _),) = show.listening.values()
         for _ in show:
@@ -247,8 +254,21 @@ def test_a_resampler_does_not_wait_for_ever_for_one_sense(one: PatchedModel, lat
         heard = show.ask(QUESTION).signals["audio"]
     if late is None:
         assert heard == "absent: no sound has come"
-    else:  # sound begins with second 0, so that all of it is 70 seconds behind
-        assert heard == "present: 1700 steps from 0.05 s; 1700 came 60 s after the pictures and are left out"
+    else:  # but for the first eight seconds, all of it is 62 or 72 seconds behind
+        assert heard == "present: 1780 steps from 0.05 s; 1700 came 60 s after what else came and are left out"
+
+
+def test_a_resampler_does_not_wait_for_ever_for_pictures(one: PatchedModel) -> None:
+    both(one)
+    film = [(None, None, sound) if i > 3 else (f, t, sound) for i, (f, t, sound) in enumerate(chunks(240, each=1))]
+    with one.watch(film, rate=16_000) as show:
+        ((listening, _),) = show.listening.values()
+        waiting = [0 if (of := listening.senses["audio"].tokens) is None else len(of.times) for _ in show]
+        assert max(waiting) < 10 * (PATIENCE + 20)
+        signals = show.ask(QUESTION).signals
+    assert signals == {"audio": "present: 2400 steps from 0.05 s", "fast": "present: 8 steps from 0.00 s"}
+    with one.watch(film, rate=16_000) as show:
+        assert show.see(20) == 3.75 and show.sounded == 20 + PATIENCE
 
 
 # A camera
@@ -279,6 +299,38 @@ def test_a_question_can_be_about_the_last_seconds(one: PatchedModel) -> None:
     assert [number(frame.numpy()) for frame in clip.frames] == [199, 212, 225, 239]
     assert 49.75 <= side.times[0] < 50 and side.times[-1] > 59.75 and 49.75 <= made[1][0] < 52
     assert len(show.pictures.held) == 41 and len(show.heard.popitem()[1].held) < 20
+
+
+def test_what_has_been_perceived_is_said_of_the_seconds_that_a_question_is_about(one: PatchedModel) -> None:
+    favors(one)
+    hears(one)
+    ending = [(f, t, sound if t[0] < 20 else None) for f, t, sound in chunks(60)]
+    for last, said in ((45, "present: 26 steps from 14.90 s"), (30, "absent: no sound has come from 29.75 s on")):
+        with one.watch(ending, rate=16_000, last=last) as show:
+            show.see()
+            assert show.ask(QUESTION, patches=["ears"]).signals == {"audio": said}
+            assert show.ask(QUESTION, patches=["favor"]).signals["audio"].startswith(said[:7])
+
+
+def test_a_patch_that_is_disabled_is_not_asked_unless_it_was_named(one: PatchedModel) -> None:
+    hears(one)
+    hears(one, "more")
+    with one.watch(chunks(2), rate=16_000) as show, one.watch(chunks(2), rate=16_000, patches=["ears"]) as named:
+        show.see()
+        named.see()
+        one.disable("ears")
+        assert show.ask(QUESTION).patches == ("more",) and named.ask(QUESTION).patches == ("ears",)
+        assert show.ask(QUESTION, patches=["ears"]).patches == ("ears",)
+
+
+def test_a_camera_may_change_the_size_of_its_pictures(one: PatchedModel) -> None:
+    both(one)
+    sizes = [(f[:, :: 1 + i % 2, :: 1 + i % 2], t, s) for i, (f, t, s) in enumerate(chunks(12, each=0.25))]
+    with one.watch(sizes, rate=16_000) as show:
+        show.see()
+        signals = show.ask(QUESTION).signals
+        eye = show.organs[one.export("favor").config.senses["fast"].preprocessing]
+    assert signals["fast"] == "present: 24 steps from 0.00 s" and len(vars(eye)["held"]) < 8
 
 
 def test_memory_stays_flat_and_what_is_left_lies_evenly_over_the_past(one: PatchedModel) -> None:
@@ -346,6 +398,12 @@ def test_a_file_without_pictures_and_what_is_no_source_is_refused(one: PatchedMo
             one.watch(source)
     with pytest.raises(ValueError, match="last=0"):
         one.watch(files["short"], last=0)
+    begun_later = [(f, t + 3000, s) for f, t, s in chunks(2)]
+    for source in (begun_later, [(None, None, begun_later[0][2]), *begun_later]):
+        with pytest.raises(
+            MediaError, match=r"pictures are at 3000 s, the sound .* at 0(\.5)? s; .* begin with silence"
+        ):
+            one.watch(source, rate=16_000).see()
     with pytest.raises(ValueError, match="memory=0"):
         one.watch(files["short"], memory=0)
 
@@ -356,7 +414,9 @@ def test_a_file_without_pictures_and_what_is_no_source_is_refused(one: PatchedMo
         (7, "a chunk is .*, got a int"),
         ((None, None), "a chunk is .*, got 2 values"),
         ((np.zeros((1, 8, 8, 3), np.uint8), [0.1], None), "a picture of 0.1 s comes after one of 0.75 s"),
+        ((np.zeros((1, 8, 8, 3), np.uint8), [1e9], None), r"no picture comes between 0\.75 s and 1e\+09 s"),
         ((np.zeros((1, 8, 8, 3), np.uint8), None, None), "pictures but no times"),
+        ((None, [1.0], np.zeros(8)), "times but no pictures"),
         ((np.zeros((1, 8, 8, 3), np.uint8), [1.0, 1.1], None), "2,.* there are 1 frames"),
         ((np.zeros((1, 8, 8, 3)), [1.0], None), "float64"),
         ((np.zeros((1, 8, 8, 3), np.uint8), [1.0], np.full(8, 99.0)), "a sample of 99"),
