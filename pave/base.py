@@ -227,9 +227,8 @@ class Base(ABC):
     def pixels(self, clip: Clip) -> Tensor:
         """A clip's key frames as the vision tower wants them, float32 (t 3 y x)."""
         if clip.frames is None or not len(clip.frames):
-            raise MediaError(
-                "the clip has no pictures, but this base sees by key frames; give a clip with a video track"
-            )
+            cause = f"{clip.report.source}: there are no pictures, but this base sees by key frames"
+            raise MediaError(f"{cause}; give a clip with a video track")
         return preprocess(clip.frames, self.size, self.mean, self.std)
 
     @torch.no_grad()

@@ -84,5 +84,5 @@ class PatchMismatch(PatchError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """The half sentence that helps after a wrong name: the nearest known one, or all of them."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=1)
+    near = get_close_matches(str(name), names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"

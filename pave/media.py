@@ -122,7 +122,7 @@ class Clip:
         path = os.fsdecode(path)
         full = path if "://" in path else os.path.abspath(path)
         whole = None if frames is None else index(frames)
-        fps, start, end = (None if value is None else float(value) for value in (fps, start, end))
+        fps, start, end, timeout = (None if value is None else float(value) for value in (fps, start, end, timeout))
         instants = None if at is None else [float(second) for second in at]
         request = Request(full, whole, fps, audio, mono, start, end, instants)
         found = decode(request) if timeout is None else decode_within(request, timeout)

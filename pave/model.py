@@ -86,9 +86,9 @@ class PatchedModel(Patching):
         return self.ask_batch([row], max_new_tokens=max_new_tokens)[0]
 
     def ask_batch(self, rows: Sequence[Sequence[Any] | Mapping[str, Any]], *, max_new_tokens: int = 32) -> list[Answer]:
-        """Ask many questions at once: (clip, question), (clip, question, patches), or the words of `ask` as a
-        mapping. Rows may name different patches."""
-        if not rows:
+        """Ask many questions at once: (clip, question), (clip, question, patches), or a mapping of clip, question,
+        patches and signals. Rows may name different patches."""
+        if not len(rows):
             return []
         inputs, signals, timings = self._prepare_rows(rows)
         return self.answers(inputs, signals, timings, max_new_tokens)
@@ -236,8 +236,9 @@ class _Closed(StoppingCriteria):
 def _row(row: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
     """One row of a batch as clip, question, patches and signals."""
     if not isinstance(row, Mapping):
-        if not 2 <= len(row) <= 3:
-            raise ValueError(f"a row is (clip, question) or (clip, question, patches), got {len(row)} values")
+        if not isinstance(row, tuple | list) or not 2 <= len(row) <= 3:
+            got = f"{len(row)} values" if isinstance(row, tuple | list) else f"{row!r}; give a list of rows"
+            raise ValueError(f"a row is (clip, question) or (clip, question, patches), got {got}")
         row = dict(zip(("clip", "question", "patches"), row, strict=False))
     signals = {key: value for key, value in row.items() if key not in ("clip", "question", "patches")}
     if "clip" not in row or not isinstance(row.get("question"), str):

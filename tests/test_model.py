@@ -16,7 +16,7 @@ from patched import QUESTIONS, clips, hears, hooked
 import pave
 from pave.config import FusionConfig
 from pave.data import collate, pack
-from pave.errors import PatchMismatch, PatchNotFound, SignalError
+from pave.errors import MediaError, PatchMismatch, PatchNotFound, SignalError
 from pave.inputs import Inputs
 from pave.media import Clip
 from pave.model import Answer, PatchedModel
@@ -243,6 +243,16 @@ def test_an_error_in_a_stream_reaches_the_reader(one: PatchedModel) -> None:
     one.remove_patch("ears")
     with pytest.raises(PatchNotFound, match="removed"):
         list(pieces)
+
+
+def test_misuse_is_told_in_our_words(one: PatchedModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a row is \(clip, question\).*got 'clip\.mp4'; give a list of rows"):
+        one.ask_batch(("clip.mp4", "what?"))
+    with pytest.raises(PatchNotFound, match="no patch of this name is applied"):
+        one.remove_patch(None)  # type: ignore[arg-type]
+    path = write_clip(tmp_path / "sound.m4a", None, audio=np.zeros(8000, np.float32), rate=8000)
+    with pytest.raises(MediaError, match=r"sound\.m4a: there are no pictures"):
+        one.ask_batch([(make_clip(), "what?"), (path, "what?")])
 
 
 @pytest.mark.parametrize(
