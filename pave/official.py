@@ -80,7 +80,7 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
     tensors = {f"fusion.{sense}.{key}": value for key, value in fusion.items()}
     tensors |= {f"lora.{key}": value for key, value in pairs.items()}
     patch = Patch(parse(PatchConfig, made, source), tensors, source=str(source))
-    assert patch.sound
+    patch.check()
     return patch
 
 

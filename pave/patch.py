@@ -50,11 +50,11 @@ class Patch:
         """Over the config and every tensor's name, dtype, shape and bytes; tensors of a patch stay as they are."""
         return storage.digest(self.text, self.tensors)
 
-    @cached_property
-    def sound(self) -> bool:
-        """True, or an error that says what is wrong with the tensors; looked at once."""
-        check_tensors(self.config, self.tensors, self.source)
-        return True
+    def check(self) -> None:
+        """Raise what is wrong with the tensors; they are looked at once."""
+        if "_checked" not in vars(self):
+            check_tensors(self.config, self.tensors, self.source)
+            vars(self)["_checked"] = True
 
     @property
     def nbytes(self) -> int:
@@ -117,7 +117,7 @@ class Patch:
         if patch.sha256 != promised:
             cause = f"its content has sha256 {patch.sha256[:16]}…, but it promises {promised[:16]}…"
             raise PatchDamaged(path, cause, AGAIN)
-        assert patch.sound
+        patch.check()
         return patch
 
 
@@ -127,7 +127,7 @@ def outline(path: str | Path, source: str = "") -> Patch:
     tensors, metadata = storage.read(path, mapped=True)
     shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
     patch = Patch(config_of(path, metadata), shapes, source=source or str(path), stored=metadata["pave.config"])
-    assert patch.sound
+    patch.check()
     return patch
 
 

@@ -97,7 +97,7 @@ class Patching(Steps):
         """Facts of a patch for its report, once it is known to be sound and to belong here."""
         match = base_match(patch.config, self.host, patch.source, strict)
         remarks = (*([found] if found else []), *self._remarks(patch.config, patch.source))
-        assert patch.sound
+        patch.check()
         return {"base_match": match, "remarks": remarks, "sha256": patch.sha256, "bytes": patch.nbytes}
 
     def remove_patch(self, name: str) -> None:

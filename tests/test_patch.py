@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -165,6 +167,13 @@ def test_wrong_content_is_refused_on_load_and_on_save(patch: Patch, tmp_path: Pa
         wrong.save(tmp_path / "v.safetensors")
     assert not (tmp_path / "v.safetensors").exists()
     assert same(Patch.load(signed(patch, tmp_path / "good.safetensors")), patch), "what safetensors writes is fine"
+
+
+def test_an_interpreter_that_skips_asserts_refuses_it_too(patch: Patch, tmp_path: Path) -> None:
+    path = signed(WRONG["NaN"][1](patch), tmp_path / "w.safetensors")
+    code = f"from pave.patch import Patch; Patch.load({str(path)!r})"
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and f"PatchDamaged: {path}: " in done.stderr and "not finite" in done.stderr
 
 
 def test_places_without_a_patch(tmp_path: Path) -> None:
