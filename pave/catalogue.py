@@ -6,6 +6,7 @@ enough to ship. Opens no weights and knows nothing of tensors, so listing costs 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -57,6 +58,11 @@ def names() -> list[str]:
     return sorted(recipe.parent.name for recipe in folder().glob("*/patch.yaml"))
 
 
+def named(source: str | Path) -> bool:
+    """Whether this is a name of the catalogue, whatever lies in the current folder: `./name` and a Path are paths."""
+    return isinstance(source, str) and source in names()
+
+
 def find(name: str) -> Path:
     """The folder of the patch called `name`."""
     known = names()
@@ -74,8 +80,8 @@ def is_peft(folder: Path) -> bool:
 def locate(source: str | Path) -> Path:
     """The file of a patch on this machine: of a name of the catalogue, of a folder, or the file itself."""
     path = Path(source)
-    if isinstance(source, str) and source in names():
-        file = find(source) / WEIGHTS
+    if named(source):
+        file = find(str(source)) / WEIGHTS
         if not file.is_file():
             raise PatchNotFound(
                 source, "the catalogue has its recipe, but no trained file", f"train it: pave-train {source}"
@@ -89,8 +95,8 @@ def locate(source: str | Path) -> Path:
 
 def recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe of a name of the catalogue, of a folder, or the file itself."""
-    named = not Path(source).exists() and Path(source).suffix not in (".yaml", ".yml")
-    return read_recipe(find(str(source)) if named else source, overrides)
+    path = os.path.exists(source) or Path(source).suffix in (".yaml", ".yml")
+    return read_recipe(find(str(source)) if named(source) or not path else source, overrides)
 
 
 def list_patches() -> list[CatalogueEntry]:

@@ -422,7 +422,7 @@ def _dead(config: PatchConfig, sense: str) -> int:
 
 def _untrained(source: str | Path) -> bool:
     """Whether this is a recipe: a YAML file, or a folder or name with a recipe and no trained or released file."""
-    named = source in catalogue.names()
+    named = catalogue.named(source)
     folder = catalogue.find(str(source)) if named else Path(source)
     if named and catalogue.recipe(source).released:
         return False

@@ -99,24 +99,39 @@ def locate(
     """What a name stands for: catalogue, alias, folder or file, Hub; in this order. Fetches what is on the Hub only.
     dim, model_type: channels of the base and its family, for checkpoints of the authors that the catalogue knows."""
     text = str(source)
-    if text in catalogue.names():
-        if revision:
-            raise PatchNotFound(text, f"is part of PAVE and has no revision {revision!r}", "leave out revision=")
+    if isinstance(source, str) and not catalogue.named(source):
+        text = source = aliases().get(source, source)
+    if catalogue.named(source):
+        refuse_revision(text, "is part of PAVE", revision)
         recipe = catalogue.recipe(text)
         if recipe.released and not (catalogue.find(text) / FILE).is_file():
             return _released(recipe, dim, model_type)
         return Place(catalogue.locate(text), text)
-    text = aliases().get(text, text)
     if text and os.path.exists(text):  # unlike Path.exists, not startled by a name too long for a file system
+        refuse_revision(text, "lies on this machine", revision)
         path = catalogue.locate(Path(text))
         return Place(path.parent if not path.exists() and catalogue.is_peft(path.parent) else path, text)
+    repo, version = _on_hub(text)
+    return pull(repo, revision or version)
+
+
+def refuse_revision(name: str, where: str, revision: str | None) -> None:
+    """Only what is on the Hub has revisions."""
+    if revision:
+        raise PatchNotFound(name, f"{where} and has no revision {revision!r}", "leave out revision=")
+
+
+def _on_hub(text: str) -> tuple[str, str | None]:
+    """Repo and revision of a name of the Hub, which need not be there."""
     name = NAME.fullmatch(text)
     if name is None:
         known = nearest(text, [*catalogue.names(), *aliases()])
         raise PatchNotFound(
             text or "''", "no patch, folder or file of this name", f"{known}; or give user/repo of the Hub"
         )
-    return pull(name["repo"], revision or name["revision"])
+    with _told(name["repo"], name["revision"]):
+        validate_repo_id(name["repo"])
+    return name["repo"], name["revision"]
 
 
 def _released(recipe: Recipe, dim: int | None, model_type: str) -> Place:
@@ -131,6 +146,8 @@ def _released(recipe: Recipe, dim: int | None, model_type: str) -> Place:
     if len(fitting) != 1:
         widths = " or ".join(f"{each.dim} channels" for each in recipe.released)
         cause = f"was released for a base of {widths}, " + (f"this one has {dim}" if dim else "and no base is named")
+        if dim is None:
+            remedy = f"say which one with {' or '.join(f'--dim {each.dim}' for each in recipe.released)}"
         raise PatchNotFound(recipe.name, cause, remedy)
     (found,), ((sense, config),) = fitting, recipe.senses.items()
     kept = Path(constants.HF_ASSETS_CACHE, "pave", found.repo.replace("/", "--"))
@@ -174,14 +191,14 @@ def fetch(repo: str, name: str, revision: str | None = None) -> Path:
     return Path(_fetch(repo, name, commit))
 
 
-def info(source: str | Path, revision: str | None = None) -> tuple[PatchConfig, Place]:
-    """What a patch says of itself. On the Hub, only the header is read."""
+def info(source: str | Path, revision: str | None = None, dim: int | None = None) -> tuple[PatchConfig, Place]:
+    """What a patch says of itself. On the Hub, only the header is read. dim: as of `locate`."""
     from pave.patch import config_of, read_config
 
     text = aliases().get(str(source), str(source))
     name = NAME.fullmatch(text)
     if name is None or text in catalogue.names() or os.path.exists(text):
-        place = locate(source, revision)
+        place = locate(source, revision, dim)
         return read_config(place.path), place
     repo = name["repo"]
     commit, remark = _commit(repo, revision or name["revision"])
@@ -299,7 +316,12 @@ def set_alias(name: str, target: str | None) -> None:
     if target is None and known.pop(name, None) is None:
         raise PatchNotFound(name, "is no alias", nearest(name, known))
     if target is not None:
-        known[name] = str(Path(target).resolve()) if Path(target).exists() else target
+        target = known.get(target, target)
+        if not catalogue.named(target) and os.path.exists(target):
+            target = str(Path(target).resolve())
+        elif not catalogue.named(target):
+            _on_hub(target)
+        known[name] = target
     from pave.storage import replacing
 
     with replacing(_alias_file()) as file:

@@ -83,6 +83,7 @@ class Patching(Steps):
         """A patch by what it is called (catalogue, alias, folder, file, or `user/repo@revision` on the Hub), and so a
         plain LoRA in a folder of PEFT's; and a remark on how it was found."""
         if isinstance(source, Patch):
+            hub.refuse_revision(source.source, "is a patch in memory", revision)
             return source, ""
         place = hub.locate(source, revision, self.host.dim, self.host.model_type)
         if catalogue.is_peft(place.path):

@@ -22,11 +22,13 @@ from transformers import PreTrainedTokenizerFast
 from pave import card, catalogue, hub
 from pave.catalogue import WEIGHTS
 from pave.config import BaseFacts
-from pave.errors import PatchDamaged, PatchError, PatchNotFound
+from pave.cost import _untrained
+from pave.errors import PatchDamaged, PatchError, PatchNotFound, RecipeError
 from pave.model import PatchedModel, load
 from pave.patch import Patch
 from pave.peft_folder import export_peft
 from pave.playroom.writer import write_clips
+from pave.recipe import read_recipe
 
 EARS = "tester/ears"
 
@@ -117,6 +119,51 @@ def test_the_order_of_names_is_catalogue_alias_path_hub(
     assert hub.aliases() == {}
     with pytest.raises(PatchNotFound, match="is no alias"):
         hub.set_alias("mine", None)
+    (tmp_path / "audio-playroom").mkdir()
+    ours = catalogue.folder() / "audio-playroom"
+    assert hub.locate("audio-playroom").path == ours / WEIGHTS and not _untrained("audio-playroom")
+    assert catalogue.recipe("audio-playroom") == read_recipe(ours)
+    for path in ("./audio-playroom", Path("audio-playroom")):
+        assert hub.locate(path).path == Path("audio-playroom") / WEIGHTS
+        with pytest.raises(RecipeError, match="no such recipe"):
+            catalogue.recipe(path)
+    (tmp_path / "audio-avsd").mkdir()
+    theirs = (catalogue.folder() / "audio-avsd" / "patch.yaml").read_text()
+    (tmp_path / "audio-avsd" / "patch.yaml").write_text(theirs.replace("zhuomingliu/PAVE", "mallory/evil"))
+    server.log.clear()
+    with pytest.raises(PatchNotFound, match="no such repo on the Hub"):
+        hub.locate("audio-avsd")
+    assert not server.asked("GET", "*mallory*") and server.asked("GET", "*zhuomingliu*")
+
+
+def test_an_alias_stands_for_whatever_can_be_applied(
+    api: HfApi, data: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "audio-playroom").mkdir()
+    (tmp_path / "mine.safetensors").write_bytes(data[0])
+    hub.set_alias("ears", "audio-playroom")
+    hub.set_alias("same", "ears")
+    hub.set_alias("mine", "mine.safetensors")
+    assert hub.aliases()["same"] == "audio-playroom"
+    for name in ("ears", "same"):
+        assert hub.locate(name) == hub.locate("audio-playroom")
+        with pytest.raises(PatchNotFound, match="audio-playroom: is part of PAVE and has no revision 'v1'"):
+            hub.locate(name, "v1")
+    assert hub.locate("mine").path == tmp_path / "mine.safetensors"
+    kept = hub.aliases()
+    for nonsense in ("such nonsense", "audio-playrom", "lonely", "", "tester/a--b"):
+        with pytest.raises(PatchNotFound):
+            hub.set_alias("lonely", nonsense)
+    assert hub.aliases() == kept
+
+
+def test_only_the_hub_has_revisions(one: PatchedModel, patches: list[Patch], data: list[bytes], tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS).write_bytes(data[0])
+    for source in (tmp_path, str(tmp_path / WEIGHTS), patches[0], "audio-playroom"):
+        with pytest.raises(PatchNotFound, match="and has no revision 'v1'; leave out revision="):
+            one.apply_patch(source, revision="v1")
+    assert not one.patches
 
 
 def test_a_lora_of_peft_on_the_hub_is_a_patch(
