@@ -14,6 +14,10 @@ from pave.terminal import PLAIN, quiet, remark
 if TYPE_CHECKING:
     from pave.config import PatchConfig
 
+Dim = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Channels of the base, for a name that was released for several, as 3d-scanqa."),
+]
 app = typer.Typer(help="Look at patches, make them small, share them.", **PLAIN)
 
 
@@ -34,6 +38,7 @@ def patch_list() -> None:
 @app.command("info")
 def patch_info(
     source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder, a file, or user/repo of the Hub.")],
+    dim: Dim = None,
 ) -> None:
     """Show what a patch says of itself.
 
@@ -41,7 +46,7 @@ def patch_info(
     """
     from pave.hub import info
 
-    config, place = info(source)
+    config, place = info(source, dim=dim)
     size = f" ({place.path.stat().st_size:,} bytes)" if place.path.is_file() else ""
     _describe(config, f"{place.path if not place.repo else place.source}{size}")
     if place.remark:
@@ -104,6 +109,7 @@ def patch_convert(
 @app.command("verify")
 def patch_verify(
     sources: Annotated[list[str], typer.Argument(metavar="PATCH", help="Names, folders, files, or user/repo.")],
+    dim: Dim = None,
 ) -> None:
     """Check patch files, byte by byte.
 
@@ -114,7 +120,7 @@ def patch_verify(
     wrong = 0
     for source in sources:
         try:
-            place = locate(source)
+            place = locate(source, dim=dim)
             patch = place.load()
             print(f"{source}: ok, {len(patch.tensors)} tensors, {place.path.stat().st_size:,} bytes")
         except PatchError as error:
@@ -127,11 +133,12 @@ def patch_verify(
 def patch_pull(
     repo: Annotated[str, typer.Argument(metavar="USER/REPO[@REVISION]", help="A patch on the Hub, or an alias.")],
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also put a copy there.")] = None,
+    dim: Dim = None,
 ) -> None:
     """Fetch a patch from the Hub and check it."""
     from pave.hub import locate
 
-    place = locate(repo)
+    place = locate(repo, dim=dim)
     patch = place.load()
     if place.remark:
         remark(place.remark)
@@ -153,6 +160,7 @@ def patch_push(
     ] = False,
     message: Annotated[str, typer.Option(metavar="TEXT", help="Of the commit.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the card and the files; send nothing.")] = False,
+    dim: Dim = None,
 ) -> None:
     """Share a patch on the Hub.
 
@@ -162,7 +170,7 @@ def patch_push(
     from pave.card import replay
     from pave.hub import locate, push
 
-    patch = locate(source).load()
+    patch = locate(source, dim=dim).load()
     shown = replay(patch) if example else None
     pushed = push(patch, repo, private=private, example=shown, message=message, dry_run=dry_run)
     if dry_run:
@@ -208,6 +216,7 @@ def patch_shrink(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, or a folder for it.")],
     bits: Annotated[int, typer.Option(metavar="N", help="Store matrices in 8 or 4 bits.")] = 4,
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Keep at most N ranks of the LoRA.")] = 8,
+    dim: Dim = None,
 ) -> None:
     """Write a patch for a fraction of its bytes.
 
@@ -215,7 +224,7 @@ def patch_shrink(
     """
     from pave.hub import locate
 
-    place = locate(source)
+    place = locate(source, dim=dim)
     written = place.load().shrink(bits, rank).save(out)
     before, after = place.path.stat().st_size, written.stat().st_size
     print(f"{written}: {after:,} bytes, {after / before:.0%} of the {before:,} of {place.path}")

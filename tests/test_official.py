@@ -271,7 +271,12 @@ def test_a_name_fetches_the_authors_zip_converts_it_once_and_keeps_it(
     assert hub.locate("audio-avsd", dim=entry.dim).path != first.path
 
 
-def test_the_base_decides_between_two_sizes(server: HubServer, converted: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_base_or_the_command_decides_between_two_sizes(
+    server: HubServer,
+    converted: Callable[..., Any],
+    command: Callable[..., tuple[int, str, str]],  # noqa: F811
+    tmp_path: Path,
+) -> None:
     entries = catalogue.recipe("3d-scanqa").released
     files = {}
     for entry in entries:
@@ -282,6 +287,19 @@ def test_the_base_decides_between_two_sizes(server: HubServer, converted: Callab
         assert hub.locate("3d-scanqa", dim=entry.dim).load().config.base.dim == entry.dim
     with pytest.raises(PatchNotFound, match="896 channels or 3584 channels, and no base is named"):
         hub.locate("3d-scanqa")
+    small = tmp_path / "small.safetensors"
+    for words, said in (
+        (("info", "3d-scanqa"), "tokens, dim 896"),
+        (("verify", "3d-scanqa"), "3d-scanqa: ok"),
+        (("pull", "3d-scanqa", "--out", tmp_path / "out"), "sha256"),
+        (("push", "3d-scanqa", "you/scans", "--dry-run"), "you/scans"),
+        (("shrink", "3d-scanqa", small), str(small)),
+    ):
+        code, _, err = command("patch", *words)
+        assert code and "no base is named; say which one with --dim 896 or --dim 3584" in err
+        code, out, err = command("patch", *words, "--dim", 896)
+        assert code == 0 and said in out, err
+    assert Patch.load(small).config.base.dim == 896
 
 
 def test_what_goes_wrong_on_the_way_names_the_patch_that_was_asked_for(
