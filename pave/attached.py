@@ -20,9 +20,9 @@ from torch.func import functional_call
 
 from pave.base import Base
 from pave.config import RESAMPLED, PatchConfig
-from pave.errors import PatchMismatch, PatchNotFound, RecipeError
+from pave.errors import PatchMismatch, PatchNotFound
 from pave.lora import Lora, Loras, blank_lora, targets
-from pave.patch import fusion_of, misfits, resampler_of
+from pave.patch import fusion_of, misfits, refuse_taken, resampler_of
 from pave.sidechannel import SideBatch
 
 
@@ -80,9 +80,7 @@ class Attached(nn.Module):
         """Untrained; or blank, on the meta device, to be filled by `load`."""
         super().__init__()
         self.config = config
-        for sense in config.senses:
-            if hasattr(nn.ModuleDict, sense):
-                raise RecipeError(f"senses.{sense}: torch keeps this name for itself; call it {sense}_signal")
+        refuse_taken(config.senses)
         if config.newline not in base.newlines:
             cause = f"is laid out with newline: {config.newline}, which this base does not have"
             raise PatchMismatch(config.name, cause, f"use newline: {' | '.join(base.newlines)}")

@@ -29,7 +29,7 @@ from pave.catalogue import OFFICIAL_FUSION as FUSION
 from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts, parse
 from pave.encoder import EncoderSpec, OnBase, load_encoder, missing
 from pave.errors import PatchDamaged, PatchError, PatchFormatError, PatchMismatch, PatchNotFound
-from pave.patch import Patch, parsed
+from pave.patch import Patch, parsed, refuse_taken
 from pave.peft_folder import lora_config, name_of, named_pairs, plain_config
 from pave.prompt import CHATML
 from pave.storage import AGAIN
@@ -44,6 +44,13 @@ LAYER = re.compile(r"model\.(layers\.[0-9]+\.[\w.]+)")
 # (libs/utils/utils.py).
 NUMERICS = {"kind": "official", "heads": 4, "rope": "off", "values": "shared", "head": "norm", "precision": "float32"}
 FRAMES, TOKENS = 32, 196  # frames_upbound; 27 × 27 patches, pooled to 14 × 14
+# What config.json may say of a layout that is built in here, where it says anything of it.
+BUILT_IN = {
+    "model_type": "pave_qwen2",
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_spatial_pool_mode": "bilinear",
+    "feat_combine_method": "add",
+}
 NEWLINES = {"grid": "grid", "one_token": "end", "no_token": "none"}  # mm_newline_position -> ours
 RELEASED = "give a zip that the authors released, or the folder in it"
 UNSAFE = re.compile(r"^/|^[A-Za-z]:|\\|\0|(^|/)\.\.(/|$)")
@@ -58,6 +65,7 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
     encoder that is told by name, as preset="llava3d".
     """
     source = Path(source)
+    refuse_taken([sense])
     with _unpacked(source) as folder:
         said, (newline, blocks) = plain_config(_there(folder, PEFT_CONFIG)), _base(_there(folder, CONFIG))
         lora, pairs = _lora(folder, said, blocks)
@@ -119,10 +127,12 @@ def _base(path: Path) -> tuple[str, Any]:
     """Newline layout, and the number of blocks of the language model. (The size of its vocabulary says nothing: the
     authors cut rows that no token has.)"""
     said = storage.read_json(path)
-    newline, combine = said.get("mm_newline_position"), said.get("feat_combine_method", "add")
-    if not isinstance(newline, str) or newline not in NEWLINES or combine != "add":
-        cause = f"mm_newline_position={newline!r} with feat_combine_method={combine!r}"
-        raise PatchFormatError(path, cause, f"patches know {', '.join(NEWLINES)}, with add")
+    newline = said.get("mm_newline_position")
+    if not isinstance(newline, str) or newline not in NEWLINES:
+        raise PatchFormatError(path, f"mm_newline_position={newline!r}", f"patches know {', '.join(NEWLINES)}")
+    for key, known in BUILT_IN.items():
+        if (value := said.get(key)) not in (known, None):
+            raise PatchFormatError(path, f"{key}={value!r}", f"patches know {known}, which the authors released")
     return NEWLINES[newline], said.get("num_hidden_layers")
 
 
@@ -141,12 +151,16 @@ def _lora(folder: Path, said: Mapping[str, Any], blocks: Any) -> tuple[LoraConfi
     pairs = named_pairs(path, tensors, inside)
     layers = {name.rpartition(".")[0] for name in pairs}
     named = said.get("target_modules")
-    if isinstance(named, list) and any("." in str(word) for word in named):
-        odd = sorted({str(word).removeprefix("model.") for word in named} ^ layers)
-        if odd:
-            cause = f"{len(odd)} layers stand only here or only in {PEFT_CONFIG}, the first is {odd[0]}"
-            raise PatchDamaged(path, cause, AGAIN)
+    if isinstance(named, list) and (odd := sorted(_odd({str(word).removeprefix("model.") for word in named}, layers))):
+        cause = f"{len(odd)} layers stand only here or only in {PEFT_CONFIG}, the first is {odd[0]}"
+        raise PatchDamaged(path, cause, AGAIN)
     return lora_config(folder / PEFT_CONFIG, said, _words(layers, blocks)), pairs
+
+
+def _odd(words: Collection[str], layers: Collection[str]) -> set[str]:
+    """Words of PEFT that name none of these layers, and layers that no word names."""
+    means = {word: {layer for layer in layers if f".{layer}".endswith(f".{word}")} for word in words}
+    return {word for word, found in means.items() if not found}.union(layers).difference(*means.values())
 
 
 def _words(layers: Collection[str], blocks: Any) -> set[str]:

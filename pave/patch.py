@@ -8,7 +8,7 @@ The file's `__metadata__` holds `pave.format`, `pave.config`, `pave.sha256` and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -170,6 +170,13 @@ def fusion_of(config: PatchConfig, name: str, *, blank: bool = False) -> nn.Modu
     )
 
 
+def refuse_taken(senses: Iterable[str]) -> None:
+    """Refuse senses that no module can be called after."""
+    for sense in senses:
+        if hasattr(nn.ModuleDict, sense):
+            raise RecipeError(f"senses.{sense}: torch keeps this name for itself; call it {sense}_signal")
+
+
 def misfits(expected: Mapping[str, Tensor], have: Mapping[str, tuple[int, ...]]) -> str:
     """The first differences of names and shapes, in words; empty when there are none."""
     want = {name: tuple(value.shape) for name, value in expected.items()}
@@ -192,6 +199,7 @@ def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: st
         cause = f"its config is absurd: {config.fusion.layers} layers for {list(config.senses)}"
         raise PatchDamaged(source, cause, AGAIN)
     try:
+        refuse_taken(config.senses)
         parts = {f"fusion.{name}": fusion_of(config, name, blank=True) for name in config.read}
         if (resampler := resampler_of(config, blank=True)) is not None:
             parts["resampler"] = resampler

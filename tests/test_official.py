@@ -18,11 +18,14 @@ from huggingface_hub import constants
 from peft import PeftModel
 from released import (
     BLOCKS,
+    CONFIG,
     HEARING,
+    PEFT_CONFIG,
     QWEN,
     SIZES,
     TINY,
     VISION,
+    change_json,
     fusion_tensors,
     lora_tensors,
     write_checkpoint,
@@ -154,7 +157,7 @@ def test_a_converted_fusion_computes_what_the_paper_computes(
         got = fusion.float()(vision[None], torch.zeros(1, 32, 4, dim), side)[0]
     want = authors_update(weights, vision, x)
     assert want.abs().max() > 0.1
-    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+    assert (got - want).abs().max() <= 1e-6 * want.abs().max()
 
 
 @pytest.mark.parametrize("checkpoint", RELEASED)
@@ -177,6 +180,17 @@ def test_a_converted_patch_says_what_it_is(converted: Callable[..., Any], checkp
     words = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     paths = {f"layers.0.{'self_attn' if len(word) == 6 else 'mlp'}.{word}" for word in words}
     assert set(config.lora.target_modules) == (words if layers == 2 else paths), "short where all blocks have it"
+
+
+def test_what_peft_and_the_authors_write_besides_is_converted_all_the_same(released: Callable[..., Path]) -> None:
+    folder = released()
+    whole = convert(folder, "audio", HEARING)
+    assert whole.config.lora is not None
+    change_json(folder / CONFIG, mm_patch_merge_type="spatial_unpad", mm_spatial_pool_mode="bilinear")
+    change_json(folder / PEFT_CONFIG, target_modules=sorted(whole.config.lora.target_modules))
+    assert convert(folder, "audio", HEARING).sha256 == whole.sha256
+    change_json(folder / PEFT_CONFIG, target_modules="all-linear")
+    assert convert(folder, "audio", HEARING).sha256 == whole.sha256
 
 
 # a converted LoRA is the authors' LoRA

@@ -33,6 +33,7 @@ from pave.errors import (
     PatchFormatError,
     PatchMismatch,
     PatchNotFound,
+    RecipeError,
 )
 from pave.model import PatchedModel
 from pave.official import _shape, convert
@@ -115,6 +116,31 @@ REFUSED: dict[str, tuple[type[PatchError], str, Damage]] = {
         "mm_newline_position='frame'",
         lambda folder: change_json(folder / CONFIG, mm_newline_position="frame"),
     ),
+    "merged flat": (
+        PatchFormatError,
+        "mm_patch_merge_type='flat'; patches know spatial_unpad",
+        lambda folder: change_json(folder / CONFIG, mm_patch_merge_type="flat"),
+    ),
+    "pooled by averages": (
+        PatchFormatError,
+        "mm_spatial_pool_mode='average'; patches know bilinear",
+        lambda folder: change_json(folder / CONFIG, mm_spatial_pool_mode="average"),
+    ),
+    "another model": (
+        PatchFormatError,
+        "model_type='bert'; patches know pave_qwen2",
+        lambda folder: change_json(folder / CONFIG, model_type="bert"),
+    ),
+    "LoRA of more than its config names": (
+        PatchDamaged,
+        f"12 layers stand only here or only in {PEFT_CONFIG}, the first is layers.0.mlp.down_proj",
+        lambda folder: change_json(folder / PEFT_CONFIG, target_modules=["q_proj"]),
+    ),
+    "LoRA of numbers": (
+        PatchDamaged,
+        f"16 layers stand only here or only in {PEFT_CONFIG}, the first is 1",
+        lambda folder: change_json(folder / PEFT_CONFIG, target_modules=[1, 2]),
+    ),
     "concatenation": (
         PatchFormatError,
         "feat_combine_method='concat'",
@@ -170,6 +196,11 @@ def test_a_checkpoint_that_is_not_as_released_is_refused_and_runs_nothing(
 def test_the_program_of_the_tests_would_run(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Program(tmp_path / "executed")))
     assert (tmp_path / "executed").exists()
+
+
+def test_a_sense_that_no_module_can_be_called_after_is_refused(released: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError, match=r"^senses\.keys: torch keeps this name for itself; call it keys_signal$"):
+        convert(released(), "keys", HEARING)
 
 
 @pytest.mark.parametrize("found", [{}, {"query_input_mapping.weight": torch.zeros(4)}])

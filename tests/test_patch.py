@@ -146,6 +146,13 @@ WRONG: dict[str, tuple[type[PatchError], Callable[[Patch], Patch]]] = {
     "other fusion": (PatchMismatch, lambda p: changed(p, fusion=FusionConfig(kind="official", width=32, heads=2))),
     "a million layers": (PatchDamaged, lambda p: changed(p, fusion=FusionConfig(kind="official", layers=10**6))),
     "no sense": (PatchMismatch, lambda p: changed(p, senses={})),
+    "a sense that torch cannot name": (
+        PatchDamaged,
+        lambda p: Patch(
+            p.config.model_copy(update={"senses": {"keys": p.config.senses["audio"]}}),
+            {name.replace("fusion.audio.", "fusion.keys."): tensor for name, tensor in p.tensors.items()},
+        ),
+    ),
     "NaN": (
         PatchDamaged,
         lambda p: Patch(p.config, {**p.tensors, some(p, "lora."): p.tensors[some(p, "lora.")] * float("nan")}),
