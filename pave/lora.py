@@ -243,5 +243,6 @@ def targets(config: LoraConfig, language_model: nn.Module) -> Layers:
     idle = [word for word in config.target_modules if not any(n == word or n.endswith(f".{word}") for n in found)]
     if idle or not found:
         exist = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-        raise RecipeError(f"lora.target_modules: no layer is called {', '.join(idle)}; the language model has {exist}")
+        called = ", ".join(idle[:3]) + (f" or {len(idle) - 3} more names" if len(idle) > 3 else "")
+        raise RecipeError(f"lora.target_modules: no layer is called {called}; the language model has {exist}")
     return tuple((name, linear[name].in_features, linear[name].out_features) for name in found)

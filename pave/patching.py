@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pave import catalogue, hub
-from pave.attached import Attached, PatchReport, base_match
+from pave.attached import Attached, PatchReport, base_match, refuse_misfit
 from pave.config import PatchConfig
 from pave.encoder import missing
 from pave.errors import PatchError, PatchMismatch
@@ -96,9 +96,9 @@ class Patching(Steps):
 
     def _vetted(self, patch: Patch, found: str, strict: bool) -> dict[str, Any]:
         """Facts of a patch for its report, once it is known to be sound and to belong here."""
+        refuse_misfit(patch, self.host)
         match = base_match(patch.config, self.host, patch.source, strict)
         remarks = (*([found] if found else []), *self._remarks(patch.config, patch.source))
-        patch.check()
         return {"base_match": match, "remarks": remarks, "sha256": patch.sha256, "bytes": patch.nbytes}
 
     def remove_patch(self, name: str) -> None:

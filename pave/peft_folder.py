@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pave import storage
 from pave.base import Base
 from pave.catalogue import OFFICIAL_FUSION, PEFT_CONFIG, PEFT_WEIGHTS
-from pave.config import FusionConfig, LoraConfig, PatchConfig
+from pave.config import BaseFacts, FusionConfig, LoraConfig, PatchConfig
 from pave.errors import PatchDamaged, PatchFormatError, PatchMismatch, PatchNotFound
 from pave.lora import to_peft
 from pave.patch import Patch, parsed
@@ -79,7 +79,14 @@ def load_peft(folder: str | Path, base: Base) -> Patch:
     config = PatchConfig(
         name=name_of(folder.resolve().name),
         description="A LoRA of PEFT: no sense, it acts on every question.",
-        base=base.facts().model_copy(update={"repo": "", "revision": "", "fingerprint": ""}),
+        base=BaseFacts(
+            model_type=base.model_type,
+            dim=base.dim,
+            vision_dim=base.vision_dim,
+            tokens_per_frame=base.tokens_per_frame,
+            frames=base.frames,
+            fingerprint="",
+        ),
         newline=base.newlines[0],
         senses={},
         fusion=FusionConfig(),

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pave.config import FusionConfig, LoraConfig, SenseFacts
-from pave.errors import PatchError, PatchMismatch, PatchNotFound, SignalError
+from pave.errors import PatchError, PatchMismatch, PatchNotFound, RecipeError, SignalError
 from pave.inputs import Inputs
 from pave.media import Clip
 from pave.model import PatchedModel
@@ -407,6 +407,36 @@ def test_a_patch_of_another_base_is_refused(one: PatchedModel, tokenizer: PreTra
         PatchMismatch, match=r"for a/b with model_type=qwen2_vl, this base has llava_onevision; load a/b"
     ):
         one.apply_patch(Patch(patch.config.model_copy(update={"base": facts}), patch.tensors), name="b", strict=False)
+
+
+def test_what_cannot_fit_is_refused_before_the_base_is_hashed(
+    one: PatchedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    hears(one)
+    patch = one.export("ears")
+    shallow: Any = PatchedModel(make_base(tokenizer))
+    shallow.host.language_model.layers = shallow.host.language_model.layers[:1]
+    assert patch.config.lora is not None
+    paths = tuple(name[5:-2] for name in patch.tensors if name.startswith("lora.") and name.endswith(".A"))
+    for words, said in (
+        (patch.config.lora.target_modules, r"its LoRA does not fit this base: lora\.layers\.1\..* is not part of it"),
+        (paths, r"does not fit this base: lora\.target_modules: no layer is called layers\.1\..* or 4 more names; "),
+    ):
+        lora = patch.config.lora.model_copy(update={"target_modules": words})
+        made = patch.config.base.model_copy(update={"repo": "a/b"})
+        config = patch.config.model_copy(update={"lora": lora, "base": made})
+        for strict in (True, False):
+            with pytest.raises(PatchMismatch, match=rf"^deep: {said}.*; load a/b and apply it there$"):
+                shallow.apply_patch(Patch(config, patch.tensors, source="deep"), strict=strict)
+    made = patch.config.base.model_copy(update={"dim": 65})
+    with pytest.raises(PatchMismatch, match="dim=65"):
+        shallow.apply_patch(Patch(patch.config.model_copy(update={"base": made}), patch.tensors))
+    made = patch.config.base.model_copy(update={"fingerprint": ""})
+    fresh = PatchedModel(make_base(tokenizer))
+    fresh.apply_patch(Patch(patch.config.model_copy(update={"base": made}), patch.tensors))
+    assert shallow.host._fingerprint is None and fresh.host._fingerprint is None
+    with pytest.raises(RecipeError, match="no layer is called nose"):
+        one.attach("nose", make_config(one.host, lora=LoraConfig(target_modules=("nose",))))
 
 
 def test_a_patch_of_another_encoder_or_of_other_layers_is_refused(one: PatchedModel) -> None:

@@ -55,6 +55,7 @@ def test_a_lora_of_peft_is_a_patch_without_a_sense_and_gives_pefts_logits(
     report = one.apply_patch(folder)
     assert (report.name, dict(report.senses), report.fusion_params) == ("their-lora", {}, 0)
     assert report.base_match.startswith("unknown") and "no sense" in str(report)
+    assert one.host._fingerprint is None, "nothing asks for the hash of the base"
     after = logits(one)
     assert not torch.equal(after[0], before[0]) and not torch.equal(after[1], before[1]), "with and without a sound"
     assert torch.equal(logits(one, patches=[]), before)
