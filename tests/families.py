@@ -13,6 +13,8 @@ from transformers import (
     CLIPVisionConfig,
     Gemma4Config,
     Glm4vConfig,
+    Glm4vMoeConfig,
+    Glm46VConfig,
     InternVLConfig,
     LlamaConfig,
     LlavaNextVideoConfig,
@@ -101,17 +103,30 @@ def qwen3_vl(ids: Ids, rows: int) -> Any:
     return Qwen3VLConfig(vision_config=vision, text_config=text, **qwen_tokens(ids))
 
 
-def glm4v(ids: Ids, rows: int) -> Any:
+def glm(kind: Any, ids: Ids, rows: int, **beyond: Any) -> Any:
     vision = {"depth": 2, "hidden_size": 48, "out_hidden_size": 64, "num_heads": 4, "patch_size": 14}
     vision |= {"intermediate_size": 96, "image_size": SIDE}
-    text = {**TEXT, "vocab_size": rows, "rope_parameters": {**ROPE, "partial_rotary_factor": 1.0}}
+    text = {**TEXT, **beyond, "vocab_size": rows, "rope_parameters": {**ROPE, "partial_rotary_factor": 1.0}}
     tokens: dict[str, Any] = {"image_token_id": ids("<|image|>"), "video_token_id": ids("<|video|>")}
-    for kind in ("image", "video"):
+    for name in ("image", "video"):
         tokens |= {
-            f"{kind}_start_token_id": ids(f"<|begin_of_{kind}|>"),
-            f"{kind}_end_token_id": ids(f"<|end_of_{kind}|>"),
+            f"{name}_start_token_id": ids(f"<|begin_of_{name}|>"),
+            f"{name}_end_token_id": ids(f"<|end_of_{name}|>"),
         }
-    return Glm4vConfig(vision_config=vision, text_config=text, **tokens)
+    return kind(vision_config=vision, text_config=text, **tokens)
+
+
+def glm4v(ids: Ids, rows: int) -> Any:
+    return glm(Glm4vConfig, ids, rows)
+
+
+def glm46v(ids: Ids, rows: int) -> Any:
+    return glm(Glm46VConfig, ids, rows)
+
+
+def glm4v_moe(ids: Ids, rows: int) -> Any:
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return glm(Glm4vMoeConfig, ids, rows, **experts)
 
 
 def video_llama_3(ids: Ids, rows: int) -> Any:
@@ -143,7 +158,7 @@ def smolvlm(ids: Ids, rows: int) -> Any:
 def gemma4(ids: Ids, rows: int) -> Any:
     vision = {**VISION, "num_key_value_heads": 4, "head_dim": 12, "global_head_dim": 12, "patch_size": 14}
     vision |= {"pooling_kernel_size": 2, "position_embedding_size": 64}
-    text = {**TEXT, "vocab_size": rows, "head_dim": 16, "global_head_dim": 16, "sliding_window": 1024}
+    text = {**TEXT, "vocab_size": rows, "head_dim": 16, "global_head_dim": 32, "sliding_window": 1024}
     text |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": rows, "pad_token_id": 0}
     text |= {"layer_types": ["sliding_attention", "full_attention"], "use_bidirectional_attention": "vision"}
     return Gemma4Config(
@@ -167,6 +182,8 @@ FAMILIES = {
         qwen2_5_vl,
         qwen3_vl,
         glm4v,
+        glm46v,
+        glm4v_moe,
         video_llama_3,
         internvl,
         smolvlm,

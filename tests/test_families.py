@@ -36,7 +36,14 @@ from pave.opening import families
 from pave.patch import Patch
 from pave.peft_folder import export_peft, load_peft
 
-ON_A_GRID = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"}  # positions in time, height and width
+ON_A_GRID = {
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "glm4v",
+    "glm46v",
+    "glm4v_moe",
+}  # positions in time, height and width
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -93,11 +100,17 @@ def test_a_tokenizer_without_the_marks_of_the_family_is_refused(
         load(tmp_path)
 
 
-def test_glm4v_writes_when_the_first_frame_of_a_step_was(tokenizer: PreTrainedTokenizerFast) -> None:
-    base = make_base(tokenizer, family="glm4v")
+@pytest.mark.parametrize(
+    ("name", "words"), [("glm4v", "{:.0f}"), ("glm4v_moe", "{:.0f}"), ("glm46v", "{:.1f} seconds")]
+)
+def test_glm_writes_when_the_first_frame_of_a_step_was(
+    name: str, words: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    base = make_base(tokenizer, family=name)
     for frames in ([1.0, 3.0, 5.0, 7.0], [0.0, 0.5, 1.0, 1.5, 2.0, 2.5], [4.0, 4.0]):
         times = [(frames[i] + frames[i + 1]) / 2 for i in range(0, len(frames), 2)]
-        assert [behind for _, behind in base.around(times)] == [f"<|end_of_image|>{int(t)}" for t in frames[::2]]
+        told = [f"<|end_of_image|>{words.format(seconds)}" for seconds in frames[::2]]
+        assert [behind for _, behind in base.around(times)] == told
 
 
 def test_smolvlm_is_told_the_number_of_frames_in_words(tokenizer: PreTrainedTokenizerFast) -> None:

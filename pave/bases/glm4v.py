@@ -27,7 +27,10 @@ class Glm4v(Qwen2VL):
     def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
         # Its processor writes the time of a step's first frame, half a frame's distance before the middle.
         early = (times[1] - times[0]) / 4 if len(times) > 1 else 0.0
-        return [("<|begin_of_image|>", f"<|end_of_image|>{int(seconds - early)}") for seconds in times]
+        return [("<|begin_of_image|>", f"<|end_of_image|>{self.clocked(seconds - early)}") for seconds in times]
+
+    def clocked(self, seconds: float) -> str:
+        return str(int(seconds))
 
     def before(self, seen: Any) -> Tensor:
         return rearrange(seen.last_hidden_state, "(t s) q -> t s q", s=self.tokens_per_frame)
