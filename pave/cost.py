@@ -205,7 +205,7 @@ def cost_of(
         memory=Memory(
             base=sum(parameter.nbytes for parameter in base.model.parameters()),
             patch=(resampler_params + sum(fusion_params.values())) * attached.precision.itemsize + lora_params * each,
-            cache=2 * decoder.layers * decoder.key_width * prompt * each,
+            cache=2 * decoder.key_width * prompt * each,
             features=(base.vision_dim + base.dim) * t * s * each,
         ),
     )
@@ -215,37 +215,42 @@ def cost_of(
 class Decoder:
     """What a language model's FLOPs depend on. Each is two per multiplication of a matrix product, biases left out."""
 
-    weights: int  # of all Linear layers, without the head
+    weights: int  # that one token meets: all matrices but embeddings and the head, and of experts those it is sent to
     head: int  # FLOPs of one token's logits
     hidden: int
     layers: int
     heads: int
-    width: int  # channels of all heads together
-    key_width: int  # of all key heads together
+    width: int  # channels of all heads of all layers together
+    key_width: int  # of all their key heads
 
     @classmethod
     def of(cls, base: Base) -> Decoder:
-        config, head = getattr(base.language_model, "config", None), base.model.get_output_embeddings()
+        lm, head = base.language_model, base.model.get_output_embeddings()
+        config = getattr(lm, "config", None)
         sizes: dict[str, Any] = {name: getattr(config, name, None) for name in DECODER}
         lacking = [name for name, size in sizes.items() if not isinstance(size, int)]
+        width, key_width = (_channels(lm, name) for name in ("q_proj", "k_proj"))
+        met = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", None)
+        lacking += [] if width else ["q_proj"]
+        lacking += [] if met or not _matrices(lm, 3) else ["num_experts_per_tok"]
         if head is None or lacking:
             cause = f"its language model has no {', '.join(lacking) or 'head'}"
             raise BaseModelError(f"{base.model_type}: {cause}, so nobody can say what it costs; give another base")
         hidden, layers, heads = sizes.values()
-        each = getattr(config, "head_dim", None) or hidden // heads
+        experts = sum(met * each.numel() // len(each) for each in _matrices(lm, 3))
         return cls(
-            weights=_linear(base.language_model),
+            weights=sum(each.numel() for each in _matrices(lm, 2)) + experts,
             head=2 * _linear(head),
             hidden=hidden,
             layers=layers,
             heads=heads,
-            width=heads * each,
-            key_width=(getattr(config, "num_key_value_heads", None) or heads) * each,
+            width=width,
+            key_width=key_width,
         )
 
     def products(self, n: int, *, pairs: int) -> int:
         """Linear layers and attention for n tokens, of which `pairs` attend to each other."""
-        return 2 * n * self.weights + 4 * pairs * self.width * self.layers
+        return 2 * n * self.weights + 4 * pairs * self.width
 
     def as_llm_viewer(self, n: int) -> int:
         """Every token attends to every token; softmax takes 5 operations per score; two norms take 7 per number, two
@@ -406,6 +411,18 @@ def _counted(run: Callable[..., Any], *inputs: Tensor) -> int:
 def _linear(module: nn.Module) -> int:
     """Numbers in the matrices of all Linear layers."""
     return sum(each.weight.numel() for each in module.modules() if isinstance(each, nn.Linear))
+
+
+def _matrices(module: nn.Module, dims: int) -> list[Tensor]:
+    """All weights of so many dimensions that a token is multiplied with; in those of three, each row is an expert."""
+    held = [each for each in module.modules() if not isinstance(each, nn.Embedding)]
+    return [weight for each in held for weight in each.parameters(recurse=False) if weight.ndim == dims]
+
+
+def _channels(module: nn.Module, name: str) -> int:
+    """That all Linear layers of this name give together."""
+    found = [each for path, each in module.named_modules() if path.endswith(f".{name}")]
+    return sum(each.out_features for each in found if isinstance(each, nn.Linear))
 
 
 def _numbers(module: nn.Module) -> int:

@@ -204,6 +204,26 @@ def test_a_language_model_with_and_without_lora_costs_what_torch_counts(tokenize
     assert patched - bare == 2 * n * sum(each.numel() for each in lora.parameters())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_language_model_of_every_family_costs_what_torch_counts(
+    family: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Heads of two sizes in Gemma 4, and experts in GLM-4.5V, among them."""
+    base, n = make_base(tokenizer, family=family), 23
+    if family == "glm4v_moe":
+        base.model.set_experts_implementation("eager")  # torch counts wrongly what groups products
+    bare = counted(lambda: base.language_model(input_ids=torch.zeros(1, n, dtype=torch.long)))
+    products = Decoder.of(base).products(n, pairs=n * n)
+    assert products <= bare < 1.001 * products, "and the rotary angles, where a version makes them by a product"
+
+
+def test_experts_are_counted_only_where_it_is_known_how_many_a_token_meets(tokenizer: PreTrainedTokenizerFast) -> None:
+    base = make_base(tokenizer, family="glm4v_moe")
+    base.language_model.config.num_experts_per_tok = 0  # type: ignore[union-attr]
+    with pytest.raises(BaseModelError, match="its language model has no num_experts_per_tok"):
+        Decoder.of(base)
+
+
 @pytest.mark.parametrize(("steps", "grid"), [(4, 1), (6, 1), (8, 3), (4, 6), (3, 2)])
 @pytest.mark.parametrize(
     "words",
