@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pave import catalogue, hub
 from pave.attached import Attached, base_match
-from pave.base import Base
+from pave.base import Base, last_again
 from pave.config import RESAMPLED, PatchConfig, SenseFacts
-from pave.encoder import load_encoder, missing
+from pave.encoder import Encoder, load_encoder, missing
 from pave.errors import BaseModelError, SignalError
 from pave.fusion import Beside, Folded, Official
 from pave.opening import outline
@@ -36,7 +36,8 @@ from pave.train import patch_config
 
 TEXT = 40  # tokens of a question with its template, as the authors count
 DECODER = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # in the words of transformers
-SECONDS = 60.0  # of a clip, where nobody says how many side tokens it has
+NOTES = {0: "no network", None: "not counted"}  # where the FLOPs of an encoder would stand
+SECONDS = 60.0  # of a clip, where nobody says how many side tokens it has or when its key frames are
 
 WORDS = """
   honest: matrix products, 2 operations per multiplication. Newlines are in the prompt, a token attends to those before
@@ -51,7 +52,7 @@ class Flops:
     """Of one prefill, as somebody counts them; 0: not counted."""
 
     vision: int  # vision tower and projector
-    encoders: Mapping[str, int]  # by sense
+    encoders: Mapping[str, int | None]  # by sense; 0: it has no network, None: nobody can say
     language_model: int
     head: int
     resampler: int
@@ -61,7 +62,9 @@ class Flops:
     @property
     def total(self) -> int:
         patch = self.resampler + sum(self.fusion.values()) + self.lora
-        return self.vision + sum(self.encoders.values()) + self.language_model + self.head + patch
+        return (
+            self.vision + sum(count or 0 for count in self.encoders.values()) + self.language_model + self.head + patch
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,7 @@ class Cost:
     frames: int
     visual: int  # tokens, from here on
     newlines: int
+    around: int | None  # of the base's own words around key frames; None: not counted, its tokenizer is not here
     beside: int  # side tokens in the prompt
     text: int
     side: Mapping[str, tuple[int, int, int]]  # steps, rows and columns of side tokens, by sense
@@ -104,7 +108,7 @@ class Cost:
 
     @property
     def prompt(self) -> int:
-        return self.visual + self.newlines + self.beside + self.text
+        return self.visual + self.newlines + (self.around or 0) + self.beside + self.text
 
     @property
     def params(self) -> int:
@@ -159,7 +163,8 @@ def cost_of(
         borrowed = t if combine == "interleave" and resampler is None else 0
         beside = sum(max(steps, borrowed) * h * w for steps, h, w in read.values())
     rows = base.rows_of(t, patch.config.newline)
-    prompt, short = rows + beside + text, t * s + beside + text
+    around = _around(base)
+    prompt, short = rows + (around or 0) + beside + text, t * s + beside + text
     fusion, written = {}, {}
     for name, (steps, h, w) in read.items():
         # Split evenly; aligned by time, segments at the ends are shorter and the others longer, by one part in t.
@@ -181,6 +186,7 @@ def cost_of(
         frames=t,
         visual=t * s,
         newlines=rows - t * s,
+        around=around,
         beside=beside,
         text=text,
         side=side,
@@ -195,7 +201,7 @@ def cost_of(
         ),
         paper=Flops(
             vision=0,
-            encoders=dict.fromkeys(side, 0),
+            encoders=dict.fromkeys(side),
             language_model=decoder.as_llm_viewer(short),
             head=decoder.head,
             resampler=resampling,
@@ -294,16 +300,17 @@ def table(cost: Cost) -> str:
     state = "" if cost.trained else " once trained"
     small = f"{cost.shrunk_bytes / 1e6:,.2f} MB after `pave patch shrink`"
     parts = [f"{cost.frames} key frames × {cost.visual // cost.frames} = {cost.visual:,} visual"]
-    counts = {"newline": cost.newlines, "side": cost.beside, "text": cost.text}
+    counts = {"newline": cost.newlines, "around them": cost.around, "side": cost.beside, "text": cost.text}
     parts += [f"{count:,} {name}" for name, count in counts.items() if count]
     lines += ["", f"file    {cost.file_bytes / 1e6:,.2f} MB{state}, {small}"]
-    lines += [f"tokens  {' + '.join(parts)} = {cost.prompt:,}", ""]
+    unknown = "; words around key frames: not counted, the tokenizer is not here" if cost.around is None else ""
+    lines += [f"tokens  {' + '.join(parts)} = {cost.prompt:,}{unknown}", ""]
     unit, name = (1e12, "TFLOPs") if cost.honest.total > 1e11 else (1e9, "GFLOPs")
     lines.append(_line(f"{name} of a prefill", "honest", "paper", indent=0))
     rows = [
         ("vision, projector", cost.honest.vision, cost.paper.vision, "" if cost.honest.vision else "not counted"),
         *(
-            (f"encoder, {sense}", counted, cost.paper.encoders[sense], "" if counted else "not counted")
+            (f"encoder, {sense}", counted, None, NOTES.get(counted, ""))
             for sense, counted in cost.honest.encoders.items()
         ),
         ("language model", cost.honest.language_model, cost.paper.language_model, ""),
@@ -377,21 +384,33 @@ def _resampled(
     return {RESAMPLED: (len(made), made.shape[1], 1)}, projected + counter.get_total_flops()
 
 
+def _around(base: Base) -> int | None:
+    """Tokens of what the family writes around the key frames of a clip of one minute; None where nobody here knows."""
+    times = last_again(torch.linspace(0, SECONDS, base.frames), base.pair).view(-1, base.pair).mean(1).tolist()
+    if not any(before or behind for before, behind in base.around(times)):
+        return 0
+    if not base.encode_text("0"):  # an outline has no words where the tokenizer of its checkpoint is not here
+        return None
+    return len(base.visual_ids(times, "none")) - base.rows_of(len(times), "none")
+
+
 def _vision(base: Base) -> int:
     """FLOPs of the vision tower and the projector."""
     frames = -(-base.frames // base.pair) * base.pair
     return _counted(base.look, torch.empty(frames, 3, *base.size, device="meta", dtype=base.dtype))
 
 
-def _encoder(facts: SenseFacts, base: Base, steps: int) -> int:
-    """FLOPs of an encoder for so many time steps, in whole passes of its network; 0 for one that is not here."""
+def _encoder(facts: SenseFacts, base: Base, steps: int) -> int | None:
+    """FLOPs of an encoder for so many time steps, in whole passes of its network; 0 for one that has none, None for one
+    that is not here or cannot be counted."""
     if missing(facts.encoder):
-        return 0
-    found = load_encoder(facts.encoder, **facts.options).on(base).outline()
+        return None
+    encoder = load_encoder(facts.encoder, **facts.options).on(base)
+    found = encoder.outline()
     if found is None:
-        return 0
+        return 0 if type(encoder).network is Encoder.network else None
     run = found.run.to("meta").requires_grad_(False) if isinstance(found.run, nn.Module) else found.run
-    return math.ceil(steps / found.steps - 1e-9) * _counted(run, *found.inputs)
+    return math.ceil(steps / found.steps - 1e-9) * _counted(run, *found.inputs) or None
 
 
 @torch.no_grad()

@@ -108,8 +108,8 @@ def _refuse_misfits(source: str | Path, loaded: Mapping[str, Any], unused: re.Pa
 
 
 def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: int | None = None) -> Base:
-    """A base as its config alone describes it, for sizes and shapes: it lies on the meta device, without weights, a
-    fingerprint or words."""
+    """A base as its config alone describes it, for sizes and shapes: it lies on the meta device, without weights or a
+    fingerprint; and without words, unless its tokenizer is on this machine already."""
     kind, place = _dtype(dtype), _place(source)
     described, family, authors = _described(source, place)
     with _readable(source):
@@ -118,9 +118,10 @@ def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: in
             kind = config.dtype or config.get_text_config().dtype or torch.float32
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config).to(kind)
-    wordless = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="<|im_end|>")
+        words = _tokenizer_here(place)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words or Tokenizer(models.BPE()), eos_token="<|im_end|>")
     template = f"{VIDEO}{QUESTION}<|im_end|>"
-    base = family(model, wordless, frames=_frames(source, place, frames), template=template, repo=_repo(source))
+    base = family(model, tokenizer, frames=_frames(source, place, frames), template=template, repo=_repo(source))
     base._fingerprint = ""
     return base
 
@@ -242,3 +243,10 @@ def _tokenizer(place: str, config: PreTrainedConfig | None) -> PreTrainedTokeniz
     if file.is_file() and not Path(place, "tokenizer_config.json").is_file():
         return PreTrainedTokenizerFast(tokenizer_file=str(file))
     return AutoTokenizer.from_pretrained(place, config=config)
+
+
+def _tokenizer_here(place: str) -> Tokenizer | None:
+    """The tokenizer of a folder, or of the Hub's cache; nothing is fetched for it."""
+    absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    file = cached_file(place, "tokenizer.json", local_files_only=True, **absent)
+    return None if file is None else Tokenizer.from_file(file)

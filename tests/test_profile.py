@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_base, make_config
+from conftest import make_base, make_clip, make_config
 from damage import DAMAGE
 from families import FAMILIES
 from hub_server import HubServer
 from huggingface_hub import constants
 from listening import BEATS
+from patched import config_for
 from released import HEARING, QWEN, fusion_tensors, lora_tensors, write_checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,6 +31,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+import pave.encoders
 from pave import catalogue
 from pave.attached import Attached
 from pave.base import Base
@@ -39,7 +41,8 @@ from pave.encoder import load_encoder, module_of
 from pave.errors import BaseModelError, PatchError, PatchMismatch, RecipeError, SignalError
 from pave.fusion import build_fusion
 from pave.lora import Call, Lora, Loras, running, targets
-from pave.model import load
+from pave.media import Clip
+from pave.model import PatchedModel, load
 from pave.official import convert
 from pave.opening import outline
 from pave.patch import Patch
@@ -295,8 +298,33 @@ def test_eyes_of_the_base_cost_what_its_pictures_cost(bases: dict[str, Base]) ->
     for options, pictures in (({"rate": 2}, 120), ({"sense": "views", "views": 3}, 3 * 120)):
         facts = load_encoder("base-tower", **options).on(bases["7B"]).spec.facts("time")
         assert _encoder(facts, bases["7B"], 120) == pytest.approx(pictures * each)
-    assert _encoder(SenseFacts(encoder="lost", dim=4, preprocessing="none"), bases["7B"], 120) == 0
-    assert cost.honest.encoders == {"sense": 0} and "encoder, sense" in table(cost)
+    assert _encoder(SenseFacts(encoder="lost", dim=4, preprocessing="none"), bases["7B"], 120) is None
+
+
+def test_an_encoder_without_a_network_is_told_from_one_that_is_not_counted(
+    bases: dict[str, Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = cost_of(bases["7B"], patch_on(bases["7B"]), side_steps=[1])
+    assert cost.honest.encoders == {"sense": 0} and re.search("encoder, sense .* no network", table(cost))
+    (tmp_path / "uncounted.py").write_text("""
+from torch import nn
+from pave.encoder import Encoder
+
+class Uncounted(Encoder):
+    network = nn.Linear(2, 2)
+
+    def encode(self, clip):
+        return None
+
+def build():
+    return Uncounted()
+""")
+    monkeypatch.setattr(pave.encoders, "__path__", [*pave.encoders.__path__, str(tmp_path)])
+    own = SenseFacts(encoder="uncounted", dim=1024, preprocessing="none")
+    patch = patch_on(bases["7B"])
+    config = patch.config.model_copy(update={"senses": {"sense": own}})
+    cost = cost_of(bases["7B"], Patch(config, patch.tensors), side_steps=[1])
+    assert cost.honest.encoders == {"sense": None} and re.search("encoder, sense .* not counted", table(cost))
 
 
 def test_a_folded_fusion_folds_where_that_is_cheaper(bases: dict[str, Base]) -> None:
@@ -455,6 +483,32 @@ def test_json_holds_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(asdict(cost)))
     app(["profile", "playroom", "audio-playroom", "--frames", "4", "--text", "9"], standalone_mode=False)
     assert "4 key frames × 16 = 64 visual + 1 newline + 9 text = 74" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tokens_of_a_prompt_are_those_that_are_prepared(
+    family: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """With what a family writes around the key frames of a clip of one minute, where its tokenizer is on this machine;
+    without, it is said that these are not counted."""
+    base = make_base(tokenizer, family=family)
+    base.model.config.save_pretrained(tmp_path)
+    config = config_for(base)
+    patch = Patch(config, Attached(config, base, blank=True).state_dict())
+
+    def cost() -> Cost:
+        told = outline(tmp_path, frames=base.frames)
+        if hasattr(base, "side"):
+            told.side = base.side  # type: ignore[attr-defined]
+        return cost_of(told, patch, side_steps=[1] * len(config.senses), text=sum(map(len, base.prompt("What?"))))
+
+    blind = cost()
+    base.tokenizer.save_pretrained(tmp_path)
+    pictures = make_clip(0, base.frames, sound=False).frames
+    clip = Clip.from_frames(pictures, torch.linspace(0, 60, base.frames, dtype=torch.float64))
+    prepared = PatchedModel(base).prepare([clip], ["What?"])
+    assert cost().prompt == prepared.input_ids.shape[1]
+    assert (blind.around is None) == ("key frames: not counted" in table(blind)) == any(map(any, base.around([0.0])))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
