@@ -91,7 +91,7 @@ def qwen2_vl(ids: Ids, rows: int) -> Any:
 
 def qwen2_5_vl(ids: Ids, rows: int) -> Any:
     vision = {"depth": 2, "hidden_size": 48, "out_hidden_size": 64, "num_heads": 4, "patch_size": 14}
-    vision |= {"intermediate_size": 96, "window_size": 28, "fullatt_block_indexes": [1], "tokens_per_second": 2}
+    vision |= {"intermediate_size": 96, "window_size": 56, "fullatt_block_indexes": [1], "tokens_per_second": 2}
     text = {**TEXT, "vocab_size": rows, "rope_parameters": ROPE}
     return Qwen2_5_VLConfig(vision_config=vision, text_config=text, **qwen_tokens(ids))
 
@@ -220,8 +220,8 @@ def make_base(
         tokenizer = with_marks(tokenizer)
     # padded rows behind the vocabulary, as Qwen2's checkpoints have them
     config = FAMILIES[family](tokenizer.get_added_vocab().__getitem__, len(tokenizer) + 12)
-    if side != SIDE:
-        config.vision_config.image_size = side
+    if side != SIDE and hasattr(config.vision_config, "image_size"):
+        config.vision_config.image_size = [side, side] if family == "internvl" else side
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = AutoModelForImageTextToText.from_config(config)
@@ -230,5 +230,5 @@ def make_base(
                 torch.nn.init.normal_(parameter, std=0.15)
     base: Base = import_module(f"pave.bases.{family}").BASE(model.to(dtype=dtype), tokenizer, frames=FRAMES)
     if hasattr(base, "side"):
-        base.side = SIDE  # type: ignore[attr-defined]  # of those that take any size
+        base.side = side  # type: ignore[attr-defined]  # of those that take any size
     return base

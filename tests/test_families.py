@@ -248,6 +248,24 @@ def test_patches_are_cut_as_the_familys_own_processor_does(name: str, tokenizer:
     torch.testing.assert_close(patches, told["pixel_values"], atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_features_of_a_place_in_the_picture_stand_at_its_place(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Before and behind the projector, on a grid of several windows where a tower has windows."""
+    base = make_base(tokenizer, family=family, side=2 * SIDE)
+    (rows, columns), (high, wide) = base.grid, base.size
+    assert rows >= 4 and columns >= 4
+    pixels = torch.randn(base.pair, 3, high, wide, generator=torch.Generator().manual_seed(0))
+    before = base.look(pixels)
+    for place in range(rows * columns):
+        changed = pixels.clone()
+        cells = changed.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
+        cells[:, :, place // columns, :, place % columns].neg_()
+        after = base.look(changed)
+        for old, new in ((before.vision, after.vision), (before.tokens, after.tokens)):
+            moved = (new - old)[0, -rows * columns :].norm(dim=-1)  # without a token of the whole picture
+            assert moved.argmax() == place
+
+
 def types(one: PatchedModel, ids: Tensor) -> dict[str, Tensor]:
     wanted = one.host.model_type in ON_A_GRID | {"gemma4"}
     return {"mm_token_type_ids": 2 * (ids == one.host.placeholder).long()} if wanted else {}
