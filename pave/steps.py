@@ -197,11 +197,11 @@ class Steps:
             raise ValueError(
                 f"rows hold {held.tolist()} visual placeholders, generate needs as many in all; use prepare()"
             )
-        if options.get("num_beams", 1) > 1 and not self.host.beams:
-            raise ValueError(
-                f"{self.host.model_type} cannot search with num_beams={options['num_beams']}; leave it out"
-            )
-        options = {"eos_token_id": self.host.stops, "pad_token_id": self.host.pad, **options}
+        copies = self._copies(options)
+        if max(copies.values()) > 1 and not self.host.beams:
+            asked = ", ".join(f"{name}={count}" for name, count in copies.items() if count > 1)
+            raise ValueError(f"{self.host.model_type} cannot answer with {asked}; leave it out")
+        options = {"eos_token_id": self.host.stops, "pad_token_id": self.host.pad, **options, **copies}
         with self._calling(inputs):
             base: Any = self.base
             return base.generate(
@@ -212,6 +212,13 @@ class Steps:
                 **self._here(self.host.beyond(inputs.input_ids)),
                 **options,
             )
+
+    def _copies(self, options: Mapping[str, Any]) -> dict[str, int]:
+        """What makes generate() answer a row several times: options, or what its configs say."""
+        configs = (options.get("generation_config"), self.base.generation_config)
+        names = ("num_beams", "num_return_sequences")
+        told = {name: [options.get(name), *(getattr(config, name, None) for config in configs)] for name in names}
+        return {name: next(filter(None, counts), 1) for name, counts in told.items()}
 
     def _here(self, told: Any) -> Any:
         """A tensor, or several by name, where the base lies. (transformers moves masks of two dimensions only.)"""

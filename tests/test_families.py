@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import (
     Gemma4ImageProcessorPil,
+    GenerationConfig,
     Glm4vImageProcessorPil,
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessorPil,
@@ -285,9 +286,17 @@ def test_without_patches_it_is_the_model_on_its_own_pixels(one: PatchedModel) ->
     ends = {"pad_token_id": one.host.pad, "eos_token_id": one.host.stops}  # those of a config are of large vocabularies
     told = base.generate(input_ids=ids, attention_mask=mask, **words, **ends, max_new_tokens=5, do_sample=False)
     assert torch.equal(greedy(one, inputs), told[:, ids.shape[1] :])
+    assert torch.equal(greedy(one, inputs, num_beams=None), told[:, ids.shape[1] :])
     if not one.host.beams:
-        with pytest.raises(ValueError, match="cannot search with num_beams=2"):
-            greedy(one, inputs, num_beams=2)
+        many: list[tuple[str, dict[str, Any]]] = [
+            ("num_beams=2", {"num_beams": 2}),
+            ("num_beams=2", {"generation_config": GenerationConfig(num_beams=2)}),
+            ("num_beams=3", {"num_beams": 3, "generation_config": GenerationConfig(num_beams=2)}),
+            ("num_return_sequences=2", {"do_sample": True, "num_return_sequences": 2}),
+        ]
+        for named, options in many:
+            with pytest.raises(ValueError, match=f"cannot answer with {named}; leave it out"):
+                one.generate(inputs, max_new_tokens=5, **options)
         with pytest.raises(ValueError, match="non-empty list"):  # and neither can the model
             base.generate(input_ids=ids, attention_mask=mask, **words, **ends, max_new_tokens=5, num_beams=2)
 
