@@ -11,6 +11,7 @@ l tokens of a row
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -94,6 +95,9 @@ class Steps:
     ) -> list[ClipFeatures]:
         """What frozen networks see and hear in clips: one vision pass for all, one pass of each encoder per clip.
         `senses` defaults to those of the applied patches; `chunk` bounds the frames of one vision pass."""
+        for clip in clips:
+            if not isinstance(clip, Clip):
+                raise SignalError(f"got {clip!r} for a clip; give Clip.read(path), or Clip.from_frames(frames)")
         senses = self.encoders() if senses is None else senses
         built = [sense if isinstance(sense, Encoder) else self.encoder(sense) for sense in senses]
         encoders = {encoder.spec.preprocessing: encoder for encoder in built}
@@ -202,16 +206,26 @@ class Steps:
             asked = ", ".join(f"{name}={count}" for name, count in copies.items() if count > 1)
             raise ValueError(f"{self.host.model_type} cannot answer with {asked}; leave it out")
         options = {"eos_token_id": self.host.stops, "pad_token_id": self.host.pad, **options, **copies}
+        positions = self._positions(inputs)
+        self._warn_of_length(int(positions.max()) + 1)
         with self._calling(inputs):
             base: Any = self.base
             return base.generate(
                 input_ids=inputs.input_ids.to(self.host.device),
                 attention_mask=inputs.attention_mask.to(self.host.device),
-                position_ids=self._positions(inputs),
+                position_ids=positions,
                 mm_encoder_outputs=self._outputs(inputs),
                 **self._here(self.host.beyond(inputs.input_ids)),
                 **options,
             )
+
+    def _warn_of_length(self, length: int) -> None:
+        """Say so where a prompt is longer than anything that the base knows."""
+        most = getattr(getattr(self.host.language_model, "config", None), "max_position_embeddings", None)
+        if most and length > most:
+            cause = f"the prompt has {length:,} positions, {self.host.model_type} was made for {most:,}"
+            remedy = "ask about fewer frames or seconds, or in fewer words"
+            warnings.warn(f"{cause}: its answer may be nonsense; {remedy}", stacklevel=2)
 
     def _copies(self, options: Mapping[str, Any]) -> dict[str, int]:
         """What makes generate() answer a row several times: options, or what its configs say."""
@@ -314,7 +328,7 @@ class Steps:
 
     def _features(self, clips: Sequence[ClipFeatures | Clip], senses: Sequence[SenseConfig]) -> list[ClipFeatures]:
         """Encode what is not encoded yet, each clip once."""
-        fresh = {id(clip): clip for clip in clips if isinstance(clip, Clip)}
+        fresh = {id(clip): clip for clip in clips if not isinstance(clip, ClipFeatures)}
         seen = dict(zip(fresh, self.encode(list(fresh.values()), senses), strict=True)) if fresh else {}
         features = [clip if isinstance(clip, ClipFeatures) else seen[id(clip)] for clip in clips]
         return features

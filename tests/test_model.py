@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -245,9 +246,25 @@ def test_an_error_in_a_stream_reaches_the_reader(one: PatchedModel) -> None:
         list(pieces)
 
 
+def test_a_prompt_that_is_longer_than_the_base_knows_is_answered_with_a_warning(one: PatchedModel) -> None:
+    config: Any = one.host.language_model.config
+    inputs = one.prepare([make_clip()], ["what?"])
+    config.max_position_embeddings, before = inputs.input_ids.shape[1] - 1, config.max_position_embeddings
+    with pytest.warns(
+        UserWarning, match=rf"{inputs.input_ids.shape[1]} positions, .* was made for .*; ask about fewer"
+    ):
+        one.generate(inputs, max_new_tokens=1)
+    config.max_position_embeddings = before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one.generate(inputs, max_new_tokens=1)
+
+
 def test_misuse_is_told_in_our_words(one: PatchedModel, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a row is \(clip, question\).*got 'clip\.mp4'; give a list of rows"):
         one.ask_batch(("clip.mp4", "what?"))
+    with pytest.raises(SignalError, match=r"got 'clip\.mp4' for a clip; give Clip\.read"):
+        one.prepare(["clip.mp4"], ["what?"])  # type: ignore[list-item]
     with pytest.raises(PatchNotFound, match="no patch of this name is applied"):
         one.remove_patch(None)  # type: ignore[arg-type]
     path = write_clip(tmp_path / "sound.m4a", None, audio=np.zeros(8000, np.float32), rate=8000)
