@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pave.catalogue import WEIGHTS
 from pave.errors import PatchError
 from pave.terminal import PLAIN, quiet, remark
 
@@ -44,6 +45,7 @@ def patch_info(
 
     Reads the header only, also on the Hub; but a checkpoint of PAVE's authors is fetched and converted first.
     """
+    quiet()
     from pave.hub import info
 
     config, place = info(source, dim=dim)
@@ -92,13 +94,14 @@ def patch_convert(
     Its pickled files are opened in a process of their own that runs no code of theirs. An encoder that is not
     installed can be named all the same.
     """
+    sense, _, encoder = sense.partition("=")
+    if not encoder:
+        raise PatchError(f"--sense {sense}", "names no encoder", "write SENSE=ENCODER, as audio=imagebind-audio")
+    quiet()
     from pave.encoder import missing
     from pave.official import convert
     from pave.recipe import overridden
 
-    sense, _, encoder = sense.partition("=")
-    if not encoder:
-        raise PatchError(f"--sense {sense}", "names no encoder", "write SENSE=ENCODER, as audio=imagebind-audio")
     patch = convert(source, sense, encoder, name=name, **overridden(option or []))
     written = patch.save(out or f"{patch.config.name}.safetensors")
     _describe(patch.config, f"{written} ({written.stat().st_size:,} bytes)")
@@ -220,11 +223,14 @@ def patch_shrink(
 ) -> None:
     """Write a patch for a fraction of its bytes.
 
-    It is applied like any other. Evaluate it before you share it: how much it keeps depends on the patch.
+    It is applied like any other. Look at it with pave.evaluate before you share it: how much it keeps depends on the
+    patch.
     """
     from pave.hub import locate
 
     place = locate(source, dim=dim)
+    if place.path.resolve() in (out.resolve(), (out / WEIGHTS).resolve()):
+        raise PatchError(str(out), "is the patch itself, which would be lost", "write to another file or folder")
     written = place.load().shrink(bits, rank).save(out)
     before, after = place.path.stat().st_size, written.stat().st_size
     print(f"{written}: {after:,} bytes, {after / before:.0%} of the {before:,} of {place.path}")

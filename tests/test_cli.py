@@ -137,6 +137,11 @@ def test_a_patch_is_shrunk_and_still_sound(command, tmp_path):
     assert code == 0 and "of the 560,684 of" in out
     assert (tmp_path / "small.safetensors").stat().st_size < 100_000
     assert command("patch", "verify", tmp_path / "small.safetensors")[0] == 0
+    small = tmp_path / "small.safetensors"
+    whole = small.read_bytes()
+    for again in (small, tmp_path / "x" / ".." / "small.safetensors"):
+        code, _, err = command("patch", "shrink", small, again)
+        assert code == 2 and "is the patch itself" in err and small.read_bytes() == whole
     code, _, err = command("patch", "shrink", "audio-playroom", tmp_path / "no.safetensors", "--bits", 5)
     assert code == 2 and "bits=5" in err and not (tmp_path / "no.safetensors").exists()
 
