@@ -7,6 +7,7 @@ what is wrong with the checkpoint. Knows nothing of patches.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,7 @@ from pave.prompt import QUESTION, VIDEO
 
 Place = str | int | torch.device
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that a base can compute in
 EMBEDDED = Path(__file__).parent / "playroom" / "base"
 
 
@@ -62,7 +64,7 @@ def load_base(
     exact = "auto" if half or authors else kind
     with _readable(source):
         config = original.config_of(described, source) if authors else None
-        tokenizer, pixels = _tokenizer(place, config), _pixels(place)
+        tokenizer, pixels = _tokenizer(source, place, config), _pixels(source, place)
         told = original.options(config, tokenizer, source) if config else {}
         opened: Any = AutoModelForImageTextToText.from_pretrained(
             place, dtype=exact, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **told
@@ -150,13 +152,19 @@ def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Bas
 
 def _frames(source: str | Path, place: str, frames: int | None) -> int | None:
     """How many key frames: as asked for, or what the base was trained with; None when nobody says."""
-    if frames is not None and frames < 1:
-        raise BaseModelError(f"frames={frames}: a base sees at least one key frame")
+    if frames is not None and not _is_count(frames):
+        raise BaseModelError(f"frames={frames!r}: give the number of key frames, 1 or more")
     with _readable(source):
         known = _json(place, "pave.json").get("frames")
-    if known is not None and (not isinstance(known, int) or known < 1):
-        raise BaseModelError(f"{source}: its pave.json says frames={known!r}; a base sees at least one key frame")
+    if known is not None and not _is_count(known):
+        raise BaseModelError(
+            f"{source}: its pave.json says frames={known!r}; write the number of key frames, 1 or more"
+        )
     return frames or known
+
+
+def _is_count(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
 @contextmanager
@@ -197,10 +205,10 @@ def _revision(place: str) -> str:
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
-    if found != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise BaseModelError(f"dtype={dtype!r}: give 'auto', 'float32', 'bfloat16' or 'float16'")
-    return found
+    known = {str(each).removeprefix("torch."): each for each in DTYPES}
+    if dtype != "auto" and dtype not in DTYPES and dtype not in known:
+        raise BaseModelError(f"dtype={dtype!r}: give 'auto', {', '.join(map(repr, known))}")
+    return known.get(str(dtype), dtype)
 
 
 def _part(place: Place) -> str:
@@ -228,21 +236,39 @@ def _json(place: str, name: str) -> Mapping[str, Any]:
     return said
 
 
-def _pixels(place: str) -> Mapping[str, Any]:
+def _pixels(source: str | Path, place: str) -> Mapping[str, Any]:
     """How the checkpoint normalises pixels: its own mean and standard deviation, wherever its version keeps them."""
     for name in ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json"):
         described = _json(place, name)
         described = described.get("video_processor", described)
         if "image_mean" in described:
-            return described
+            mean, std = (_three(source, name, described, word) for word in ("image_mean", "image_std"))
+            if min(std, default=1) <= 0:
+                raise BaseModelError(f"{source}: its {name} says image_std={std}, which divides; write numbers above 0")
+            return {"image_mean": mean, "image_std": std}
     return {}
 
 
-def _tokenizer(place: str, config: PreTrainedConfig | None) -> PreTrainedTokenizerFast:
+def _three(source: str | Path, file: str, described: Mapping[str, Any], word: str) -> list[float]:
+    """A number for each colour; none where the file says nothing."""
+    told = described.get(word) or []
+    finite = isinstance(told, list) and all(type(each) in (int, float) and math.isfinite(each) for each in told)
+    if not finite or len(told) not in (0, 3):
+        raise BaseModelError(f"{source}: its {file} says {word}={told!r}; write three finite numbers")
+    return told
+
+
+def _tokenizer(source: str | Path, place: str, config: PreTrainedConfig | None) -> PreTrainedTokenizerFast:
     file = Path(place, "tokenizer.json")
     if file.is_file() and not Path(place, "tokenizer_config.json").is_file():
         return PreTrainedTokenizerFast(tokenizer_file=str(file))
-    return AutoTokenizer.from_pretrained(place, config=config)
+    try:
+        return AutoTokenizer.from_pretrained(place, config=config)
+    except ValueError as error:
+        if "instantiate the backend tokenizer" not in str(error):
+            raise
+        cause = "it has no tokenizer.json, nor other files that a tokenizer can be made of"
+        raise BaseModelError(f"{source}: {cause}; put those of this very base beside its config.json") from None
 
 
 def _tokenizer_here(place: str) -> Tokenizer | None:

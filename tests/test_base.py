@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from pave.base import Base
 from pave.errors import BaseModelError, MediaError
 from pave.media import Clip
 from pave.opening import EMBEDDED, load_base
+
+COLOURS = '{"image_mean": [0.5, 0.5, 0.5], "image_std": %s}'
 
 
 def hugging_face_tokenizer(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -130,9 +133,13 @@ def test_a_base_with_missing_or_damaged_files_is_refused(tmp_path: Path) -> None
     with pytest.raises(BaseModelError, match="cannot be read"):
         load_base(tmp_path / "base")
     weights.write_bytes(whole)
-    for damaged in ('{"frames": "8"}', "{", "[]"):
+    for damaged, cause in (
+        ('{"frames": "8"}', "frames='8'"),
+        ('{"frames": true}', "frames=True"),
+        ("{", "cannot be read"),
+    ):
         (tmp_path / "base" / "pave.json").write_text(damaged)
-        with pytest.raises(BaseModelError, match=r"frames='8'|cannot be read"):
+        with pytest.raises(BaseModelError, match=cause):
             load_base(tmp_path / "base")
 
 
@@ -142,6 +149,15 @@ def test_a_base_with_missing_or_damaged_files_is_refused(tmp_path: Path) -> None
         ("tokenizer.json", "version https://git-lfs.github.com/spec/v1", "cannot be read"),
         ("tokenizer_config.json", "[]", "cannot be read"),
         ("preprocessor_config.json", "[]", "its preprocessor_config.json is no JSON object"),
+        (
+            "preprocessor_config.json",
+            COLOURS % "[0, 0, 0]",
+            r"image_std=\[0, 0, 0\], which divides; write numbers above 0",
+        ),
+        ("preprocessor_config.json", COLOURS % "[0.5, 0.5]", r"image_std=\[0.5, 0.5\]; write three finite numbers"),
+        ("preprocessor_config.json", COLOURS % "[1, 1, NaN]", r"image_std=\[1, 1, nan\]; write three finite numbers"),
+        ("processor_config.json", COLOURS % '"x"', "its processor_config.json says image_std='x'; write three"),
+        ("processor_config.json", '{"image_mean": [true, 1, 1]}', r"image_mean=\[True, 1, 1\]; write three"),
         ("generation_config.json", "[]", "cannot be read"),
         ("model.safetensors.index.json", "{}", "cannot be read"),
         ("config.json", '{"architectures": 5, "model_type": "bert"}', "no file in pave/bases"),
@@ -157,6 +173,28 @@ def test_a_base_with_one_odd_file_is_refused(file: str, text: str, cause: str, t
     with pytest.raises(BaseModelError, match=cause) as refused:
         load_base(tmp_path / "base")
     assert str(refused.value).startswith(str(tmp_path / "base"))
+
+
+def test_a_base_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
+    shutil.copytree(EMBEDDED, tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    with pytest.raises(
+        BaseModelError, match=r"base: it has no tokenizer\.json, .*; put those of this very base beside"
+    ):
+        load_base(tmp_path / "base")
+
+
+@pytest.mark.parametrize("frames", [0, -1, True, 1.5, "8"])
+def test_a_number_of_key_frames_is_a_whole_one(frames: Any) -> None:
+    with pytest.raises(BaseModelError, match=rf"frames={frames!r}: give the number of key frames, 1 or more"):
+        load_base("playroom", frames=frames)
+
+
+@pytest.mark.parametrize("dtype", ["float33", "float8_e4m3fn", torch.float8_e4m3fn, torch.int64, "int8"])
+def test_dtypes_that_a_base_cannot_compute_in_are_refused(dtype: Any) -> None:
+    words = "give 'auto', 'float32', 'bfloat16', 'float16', 'float64'"
+    with pytest.raises(BaseModelError, match=f"dtype={dtype!r}: {words}"):
+        load_base("playroom", dtype=dtype)
 
 
 def test_a_pickled_base_is_not_opened(tmp_path: Path) -> None:
@@ -189,8 +227,6 @@ def test_unknown_bases_are_refused_by_name(tmp_path: Path) -> None:
         BaseModelError, match=r"'bert'.*llava_onevision.*a file pave/bases/bert\.py, whose BASE is a sub"
     ):
         pave.load(tmp_path)
-    with pytest.raises(BaseModelError, match="float33"):
-        load_base(tmp_path, dtype="float33")
     for name in ("", "a" * 300, "a\0b"):
         with pytest.raises(BaseModelError, match=r"no such folder, and no Hub id"):
             pave.load(name)
