@@ -236,7 +236,7 @@ class Decoder:
         sizes: dict[str, Any] = {name: getattr(config, name, None) for name in DECODER}
         lacking = [name for name, size in sizes.items() if not isinstance(size, int)]
         width, key_width = (_channels(lm, name) for name in ("q_proj", "k_proj"))
-        met = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", None)
+        met = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", None) or 0
         lacking += [] if width else ["q_proj"]
         lacking += [] if met or not _matrices(lm, 3) else ["num_experts_per_tok"]
         if head is None or lacking:
