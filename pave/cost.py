@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ class Cost:
     fusion_params: Mapping[str, int]  # by what it reads: a sense, or what a resampler makes of all
     dead_params: Mapping[str, int]  # of the authors' v_linear, which they count and nothing reads
     lora_params: int
-    trained: bool  # False: a recipe, whose file is yet to be
+    trained: bool  # False: a recipe, whose file is not here
+    released: bool = False  # and is converted from the authors' checkpoint, rather than trained
     file_bytes: int
     shrunk_bytes: int
     frames: int
@@ -131,7 +132,8 @@ def profile(
         encoders = {sense: load_encoder(each.encoder, **each.options).on(host) for sense, each in recipe.senses.items()}
         config = patch_config(recipe, host, encoders)
         blank = Patch(config, Attached(config, host, blank=True).state_dict(), source=str(patch))
-        return cost_of(host, blank, text=text, side_steps=side_steps)
+        released = any(each.dim == host.dim for each in recipe.released) and host.model_type == catalogue.OFFICIAL_BASE
+        return replace(cost_of(host, blank, text=text, side_steps=side_steps), released=released)
     host = outline(base, dtype=dtype, frames=frames)
     place = hub.locate(patch, dim=host.dim, model_type=host.model_type)
     if catalogue.is_peft(place.path):
@@ -297,7 +299,7 @@ def table(cost: Cost) -> str:
         lines.append(_line(f"fusion, {sense}", f"{count:,}", f"{count + cost.dead_params[sense]:,}"))
     lines.append(_line("LoRA", f"{cost.lora_params:,}", f"{cost.lora_params:,}"))
     lines.append(_line("trainable", f"{cost.params:,}", f"{cost.params + dead:,}", note))
-    state = "" if cost.trained else " once trained"
+    state = "" if cost.trained else " or so, once converted" if cost.released else " once trained"
     small = f"{cost.shrunk_bytes / 1e6:,.2f} MB after `pave patch shrink`"
     parts = [f"{cost.frames} key frames × {cost.visual // cost.frames} = {cost.visual:,} visual"]
     counts = {"newline": cost.newlines, "around them": cost.around, "side": cost.beside, "text": cost.text}
@@ -457,11 +459,9 @@ def _dead(config: PatchConfig, sense: str) -> int:
 
 
 def _untrained(source: str | Path) -> bool:
-    """Whether this is a recipe: a YAML file, or a folder or name with a recipe and no trained or released file."""
-    named = catalogue.named(source)
-    folder = catalogue.find(str(source)) if named else Path(source)
-    if named and catalogue.recipe(source).released:
-        return False
+    """Whether this is a recipe: a YAML file, or a folder or name with a recipe and no trained file. What its authors
+    have released needs not be fetched: the recipe tells all."""
+    folder = catalogue.find(str(source)) if catalogue.named(source) else Path(source)
     if folder.is_dir():
         return (folder / "patch.yaml").is_file() and not (folder / catalogue.WEIGHTS).exists()
     return folder.suffix in (".yaml", ".yml")

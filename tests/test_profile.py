@@ -364,6 +364,17 @@ def test_a_recipe_is_profiled_before_it_is_trained(tmp_path: Path) -> None:
     assert replace(untrained, **known) == trained
 
 
+@pytest.mark.parametrize(("size", "params"), [("0.5B", 41_428_608), ("7B", 170_477_056)])
+def test_what_is_released_is_profiled_without_fetching_it(
+    size: str, params: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    cost = profile(write_config(tmp_path, size), "audio-avsd")
+    assert cost.params + sum(cost.dead_params.values()) == params
+    words = "MB or so, once converted" if size == "7B" else "MB once trained"
+    assert cost.released == (size == "7B") and words in table(cost)
+
+
 @pytest.mark.parametrize("name", [name for name in catalogue.names() if not name.endswith("-playroom")])
 def test_a_recipe_of_the_catalogue_can_be_built_on_its_base(name: str, tmp_path: Path) -> None:
     """Released for, or meant for, LLaVA-OneVision 7B: every encoder, resampler and fusion is made in its dimensions."""
