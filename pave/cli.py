@@ -140,7 +140,8 @@ def playroom(
     from pave.playroom.questions import CHANNELS
     from pave.playroom.writer import write_clips
 
-    print(write_clips(out, clips, seed, split, [one.value for one in channel] if channel else CHANNELS))
+    asked = [one.value for one in channel] if channel else CHANNELS
+    print(write_clips(out, clips, seed, split, asked, replace=False))
 
 
 @app.command("profile")

@@ -123,6 +123,20 @@ def test_playroom_writes_clips_and_questions_of_the_channel_asked_for(command, t
     assert {line["video"] for line in lines} <= {f"clips/{clip.name}" for clip in (tmp_path / "clips").glob("*.mp4")}
 
 
+def test_playroom_runs_again_but_writes_over_no_other_lines(command, tmp_path):
+    (tmp_path / "train.jsonl").write_text("mine")
+    code, out, err = command("playroom", tmp_path, "--clips", 1)
+    assert (
+        code == 2
+        and out == ""
+        and "train.jsonl: holds other lines than would be written now; give another folder" in err
+    )
+    assert (tmp_path / "train.jsonl").read_text() == "mine"
+    first = command("playroom", tmp_path / "new", "--clips", 1)
+    assert first[0] == 0 and command("playroom", tmp_path / "new", "--clips", 1) == first
+    assert command("playroom", tmp_path / "new", "--clips", 2)[0] == 2
+
+
 def test_playroom_knows_every_channel_of_the_world():
     assert {channel.value for channel in cli.Channel} == set(get_args(Channel)) - {"caption"}
 

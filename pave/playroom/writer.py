@@ -78,9 +78,15 @@ def clip_seeds(clips: int, seed: int, split: Split) -> Iterator[int]:
 
 
 def write_clips(
-    folder: str | Path, clips: int, seed: int = 0, split: Split = "train", channels: Collection[str] = CHANNELS
+    folder: str | Path,
+    clips: int,
+    seed: int = 0,
+    split: Split = "train",
+    channels: Collection[str] = CHANNELS,
+    replace: bool = True,
 ) -> Path:
-    """Write clips and their questions; returns the JSONL file. What lies there complete is kept."""
+    """Write clips and their questions; returns the JSONL file. What lies there complete is kept. `replace`: whether a
+    JSONL file with other lines is written over; else it is refused."""
     if clips < 1 or not set(channels):
         raise DataError(f"clips={clips}, channels={sorted(channels)}: ask for one or more")
     folder = Path(folder)
@@ -92,7 +98,10 @@ def write_clips(
         asked = ", ".join(channels)
         raise DataError(f"{folder}: not one of its {clips} clips has a question about {asked}; ask for more clips")
     target = folder / f"{split}.jsonl"
-    target.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    if not replace and target.exists() and target.read_bytes() != text.encode():
+        raise DataError(f"{target}: holds other lines than would be written now; give another folder, or delete it")
+    target.write_text(text)
     return target
 
 
