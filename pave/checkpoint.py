@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pave import storage
+from pave.catalogue import WEIGHTS
 from pave.errors import PatchError, TrainingError
 
 NAME = "checkpoint.safetensors"
@@ -48,6 +49,19 @@ def write_checkpoint(
     return folder / NAME
 
 
+def refuse_begun(folder: Path, resume: bool) -> None:
+    """Refuse to begin where a run has left something, unless there is a checkpoint to `resume`."""
+    checkpoint, patch = folder / NAME, folder / WEIGHTS
+    if checkpoint.is_file() and not resume:
+        try:
+            left = f"a checkpoint of step {storage.read_metadata(checkpoint).get('step')}"
+        except PatchError:  # damaged, as --resume will say
+            left = NAME
+        raise TrainingError(f"{folder} holds {left}; go on with --resume, give another train.output, or delete it")
+    if patch.is_file() and not checkpoint.is_file():
+        raise TrainingError(f"{folder} holds {WEIGHTS} and no checkpoint; give another train.output, or delete it")
+
+
 def read_checkpoint(
     folder: Path, parameters: Parameters, optimiser: torch.optim.Optimizer, identity: Identity
 ) -> tuple[int, list[float]]:
@@ -67,8 +81,8 @@ def read_checkpoint(
     if other or not tensors.keys() >= set(values.values()):
         named = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in other[:3])
         raise TrainingError(
-            f"{path} belongs to another recipe, base or data ({named or 'it lacks tensors'}); start without --resume, "
-            "or give another train.output"
+            f"{path} belongs to another recipe, base or data ({named or 'it lacks tensors'}); give another "
+            "train.output, or delete it"
         )
     for name, parameter in _flat(parameters).items():
         parameter.data.copy_(tensors[values[name]])

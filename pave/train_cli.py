@@ -75,8 +75,10 @@ def _train(recipe: Recipe, resume: bool) -> Result:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    from pave.checkpoint import refuse_begun
     from pave.train import Run
 
+    refuse_begun(recipe.output, resume)
     console = Console(stderr=True, soft_wrap=True, markup=False)
     console.print(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {recipe.train.batch} clips")
     console.print("reading clips (each is seen once; what was seen before is kept)")

@@ -106,7 +106,7 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
         broken[place] ^= 1
         (tmp_path / NAME).write_bytes(broken)
         run = Trained(0)
-        with pytest.raises(TrainingError, match="start without --resume"):
+        with pytest.raises(TrainingError, match="or delete it"):
             run.read(tmp_path)
         assert same(fresh, run) and not run.optimiser.state
 

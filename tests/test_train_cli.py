@@ -99,6 +99,23 @@ def test_smoke_goes_the_whole_way_and_keeps_nothing(
     assert everything(workshop) == before and not list(tmp_path.iterdir())
 
 
+def test_what_a_run_has_left_is_written_over_by_nobody(command: Command, workshop: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = (f"train.output={out}", "train.steps=2")
+    assert command(workshop, *words)[0] == 0
+    before = {file: file.read_bytes() for file in out.glob("*.*")}
+    told = f"{out} holds a checkpoint of step 2; go on with --resume, give another train.output, or delete it"
+    assert told in refused(command(workshop, *words, "base=nothing/here")), "before the base is looked for"
+    assert "another recipe" in refused(command(workshop, *words, "lora.r=2", "--resume"))
+    assert len(before) == 3 and {file: file.read_bytes() for file in out.glob("*.*")} == before
+    assert command(workshop, *words, "--smoke")[0] == 0 and command(workshop, *words, "--dry-run")[0] == 0
+    (out / NAME).write_text("spoiled")
+    assert f"{out} holds {NAME}; go on with --resume" in refused(command(workshop, *words))
+    (out / NAME).unlink()
+    for resume in ([], ["--resume"]):
+        assert "holds patch.safetensors and no checkpoint" in refused(command(workshop, *words, *resume))
+
+
 # Refusals
 
 
