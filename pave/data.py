@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pave.errors import DataError
+from pave.errors import DataError, nearest
 
 IGNORE = -100  # the label that a cross-entropy skips (torch's default `ignore_index`)
 TAGS = ("<video>", "<image>")
@@ -78,6 +79,17 @@ def read_jsonl(path: str | Path) -> list[Example]:
     if not examples:
         raise DataError(f"{path}: holds no question; write one JSON object a line")
     return examples
+
+
+def unread(examples: Iterable[Example], read: Collection[str]) -> list[str]:
+    """A sentence for every name in the `signals` of clips that is not among those that are read."""
+    sources = dict.fromkeys(example.source for example in examples)
+    named = Counter(name for source in sources for name, _ in source.signals)
+    return [
+        f"signals of {count} of {len(sources)} clips name {name!r}, which no sense reads there; {nearest(name, read)}"
+        for name, count in named.items()
+        if name not in read
+    ]
 
 
 def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:

@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from pave.attached import Attached, base_match
 from pave.base import Base
 from pave.checkpoint import Identity, read_checkpoint, write_checkpoint
 from pave.config import PatchConfig
-from pave.data import IGNORE, Example, Source, collate, pack, read_jsonl
+from pave.data import IGNORE, Example, Source, collate, pack, read_jsonl, unread
 from pave.encoder import Encoder, missing
 from pave.errors import DataError, EncoderError, RecipeError, TrainingError
 from pave.features import FeatureStore, Seeing
@@ -75,8 +75,9 @@ class Result:
 def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progress | None = None) -> Result:
     """Train `recipe` (itself, its file or folder, or a name of the catalogue) and write the patch;
     `progress(step, steps, figures)` is called after every step."""
-    recipe = recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe)
-    return Run(recipe).whole(resume, progress or (lambda step, steps, figures: None))
+    run = Run(recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe))
+    run.prepare()
+    return run.complete(resume, progress or (lambda step, steps, figures: None))
 
 
 class Run:
@@ -100,14 +101,14 @@ class Run:
         self.val_clips: list[Asked] = []
         self.losses: list[float] = []
         self.refused: dict[Source, str] = {}  # clips that cannot be read, and why
+        self.unread: list[str] = []  # signals of clips that no encoder reads
         self.seconds = {"clips": 0.0, "features": 0.0, "steps": 0.0}
         self.start = self._start(self.options.start_from)
         with torch.device("meta"):  # what cannot be built, or not beside the others, is refused before any clip is seen
             layout(self.model.host, [*self.model.attached(), Attached(self.config(), self.model.host)])
 
-    def whole(self, resume: bool, progress: Progress, seeing: Seeing | None = None) -> Result:
-        """All of it, one after the other."""
-        self.prepare(seeing)
+    def complete(self, resume: bool, progress: Progress) -> Result:
+        """All that comes after `prepare`, one after the other."""
         if resume:
             self.resume()
         self.fit(progress)
@@ -126,6 +127,7 @@ class Run:
         self.seconds["clips"] = time.perf_counter() - begin
         begin = time.perf_counter()
         asked = [read_jsonl(file) for file in (train_file, val_file) if file]  # both, before anything is looked at
+        self.unread = unread(chain(*asked), self.read())
         self.train_clips = _ask_all(self.store, train_file, asked[0], self.limit, seeing)
         self.val_clips = _ask_all(self.store, val_file, asked[1], self.limit, seeing) if val_file else []
         self.refused = self.store.refused
@@ -134,8 +136,29 @@ class Run:
             why = "; ".join(sorted({why for clip in self.train_clips for why in clip.features.absent.values()})[:3])
             raise DataError(
                 f"{train_file}: none of its {len(self.train_clips)} clips has {' or '.join(self.senses)} ({why}), so "
-                "there is nothing to learn from; give clips that have"
+                f"there is nothing to learn from; {'; '.join(self.unread) or 'give clips that have'}"
             )
+
+    def remarks(self) -> list[str]:
+        """What clips that were seen lack of the senses, and which of their signals nobody reads."""
+        count = len(self.train_clips) + len(self.val_clips)
+        lacking = [(sense, why) for sense, why in self.absent().items() if why]
+        return [*(f"{len(why)} of {count} clips have no {sense} ({why[0]})" for sense, why in lacking), *self.unread]
+
+    def absent(self) -> dict[str, list[str]]:
+        """Of every sense that is trained: why clips lack it, a reason for each of them."""
+        return {
+            sense: [
+                clip.features.absent.get(encoder.spec.preprocessing, "absent: nothing in it can be read")
+                for clip in (*self.train_clips, *self.val_clips)
+                if not _has(clip, encoder)
+            ]
+            for sense, encoder in self.senses.items()
+        }
+
+    def read(self) -> set[str]:
+        """The signals beside a video that encoders read; sound is in the video itself."""
+        return {each.spec.sense for each in (*self.model.encoders(), *self.senses.values())} - {"audio"}
 
     def attach(self) -> None:
         """Put an untrained patch into the model, scaled to the clips that were seen, and give it an optimiser."""
@@ -290,8 +313,7 @@ class Run:
 
     def _perceives(self, clip: Asked) -> bool:
         """Whether a clip has one of the senses that are trained."""
-        sides = (clip.features.sides[encoder.spec.preprocessing] for encoder in self.senses.values())
-        return any(side is not None and side.present for side in sides)
+        return any(_has(clip, encoder) for encoder in self.senses.values())
 
     def _identity(self) -> Identity:
         """What makes this run this run: its config and every question, in order."""
@@ -305,6 +327,7 @@ class Run:
             "steps": self.options.steps,
             "loss": [round(loss, 5) for loss in self.losses],
             "seconds": {key: round(value, 1) for key, value in self.seconds.items()},
+            "absent": {sense: len(why) for sense, why in self.absent().items()},
             "unreadable": {str(source): why for source, why in self.refused.items()},
         }
         if self.val_clips:
@@ -365,6 +388,12 @@ def _ask_all(
     if not seen:
         raise DataError(f"{file}: none of its {len(sources)} clips can be read; the first: {store.refused[sources[0]]}")
     return [Asked(features, tuple(by_clip[source])) for source, features in seen.items()]
+
+
+def _has(clip: Asked, encoder: Encoder) -> bool:
+    """Whether a clip has what an encoder reads."""
+    side = clip.features.sides[encoder.spec.preprocessing]
+    return side is not None and side.present
 
 
 def _order(count: int, seed: int, epoch: int) -> list[int]:

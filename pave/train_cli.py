@@ -110,7 +110,10 @@ def _train(recipe: Recipe, resume: bool) -> Result:
         run = None
         try:
             run = Run(recipe)
-            return run.whole(resume, progress, seeing)
+            run.prepare(seeing)
+            for line in run.remarks():
+                console.print(line)
+            return run.complete(resume, progress)
         except KeyboardInterrupt:
             console.print(f"\nstopped; {run.left() if run else 'nothing has been written yet'}", soft_wrap=True)
             raise SystemExit(130) from None
@@ -147,23 +150,25 @@ def _show(recipe: Recipe) -> None:
     """The composed recipe, and what the files hold; nothing is written."""
     import yaml
 
-    from pave.data import read_jsonl
+    from pave.data import read_jsonl, unread
     from pave.train import Run
 
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).strip())
-    host = Run(recipe).model.host
+    run = Run(recipe)
+    host = run.model.host
     if recipe.data.train is None:
         print("\nthe clips of this recipe are written when it runs")
         return
     examples = read_jsonl(recipe.data.train)
-    if recipe.data.val:
-        read_jsonl(recipe.data.val)
+    held_out = read_jsonl(recipe.data.val) if recipe.data.val else []
     sources = {example.source for example in examples}
     files = {file for source in sources for file in source.files}
     missing = sorted(str(file) for file in files if not file.exists())
     print(f"\n{recipe.data.train}: {len(examples)} questions about {len(sources)} clips, {len(missing)} files missing")
     for file in missing[:5]:
         print(f"  missing: {file}")
+    for line in unread([*examples, *held_out], run.read()):
+        print(f"  {line}")
     first = examples[0]
     before, behind = host.prompt(first.question)
     learned = [*host.encode_text(first.answer), host.end]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import write_line
 
@@ -78,6 +79,26 @@ def test_dry_run_names_clips_that_are_missing(command: Command, workshop: Path, 
     (tmp_path / "a.jsonl").write_text(write_line("gone.mp4", "?", "a"))
     code, out, _ = command(workshop, f"data.train={tmp_path / 'a.jsonl'}", "--dry-run")
     assert code == 0 and "1 files missing" in out and f"missing: {tmp_path / 'gone.mp4'}" in out
+
+
+def test_signals_that_nobody_reads_and_senses_that_clips_lack_are_told(
+    command: Command, workshop: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "1.npy", np.zeros((40, 2), np.float32))
+    clips = sorted((workshop / "clips").glob("train-*.mp4"))[:4]
+    lines = [write_line(str(clip), "?", "a", signals={"imuu": "1.npy"}) for clip in clips[:3]]
+    (tmp_path / "a.jsonl").write_text("".join(lines) + write_line(str(clips[3]), "?", "a", signals={"imu": "1.npy"}))
+    imu = "senses={imu: {encoder: array, options: {signal: imu, dim: 2, rate: 10}}}"
+    words = (workshop, imu, f"data.train={tmp_path / 'a.jsonl'}", f"train.output={tmp_path / 'out'}", "train.steps=1")
+    typo = "signals of 3 of 4 clips name 'imuu', which no sense reads there; did you mean 'imu'?"
+    assert f"\n  {typo}\n" in command(*words, "--dry-run")[1]
+    code, _, err = command(*words)
+    assert code == 0 and {typo, "3 of 4 clips have no imu (absent: the clip has no imu)"} <= set(err.splitlines())
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["absent"] == {"imu": 3}
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    assert "nothing to learn from; signals of 3 of 3 clips name 'imuu'" in refused(
+        command(*words, f"train.output={tmp_path / 'typo'}")
+    )
 
 
 def test_a_name_of_the_catalogue_is_a_recipe(command: Command, workshop: Path, tmp_path: Path) -> None:
