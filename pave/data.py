@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -69,16 +71,25 @@ class Example:
 def read_jsonl(path: str | Path) -> list[Example]:
     """All questions of a JSONL file; its paths are relative to its folder. Broken lines: DataError with numbers."""
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; give a JSONL file of lines with id, video and conversations")
+    refuse_no_file(path)
     examples: list[Example] = []
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
+            if not examples and line.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
+                words = f"jq -c '.[]' {shlex.quote(str(path))} > {shlex.quote(str(path.with_suffix('.lines.jsonl')))}"
+                raise DataError(f"{path}: is a JSON list; make one line of each of its objects: {words}")
             if line.strip():
                 examples.extend(_examples(path, number, line))
     if not examples:
         raise DataError(f"{path}: holds no question; write one JSON object a line")
     return examples
+
+
+def refuse_no_file(path: Path) -> None:
+    """Refuse what is not there, or is a folder."""
+    if not path.is_file():
+        cause = "is a folder" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {cause}; give a JSONL file of lines with id, video and conversations")
 
 
 def unread(examples: Iterable[Example], read: Collection[str]) -> list[str]:

@@ -29,7 +29,7 @@ from pave.attached import Attached, base_match
 from pave.base import Base
 from pave.checkpoint import Identity, read_checkpoint, write_checkpoint
 from pave.config import PatchConfig
-from pave.data import IGNORE, Example, Source, collate, pack, read_jsonl, unread
+from pave.data import IGNORE, Example, Source, collate, pack, read_jsonl, refuse_no_file, unread
 from pave.encoder import Encoder, missing
 from pave.errors import DataError, EncoderError, RecipeError, TrainingError
 from pave.features import FeatureStore, Seeing
@@ -90,6 +90,8 @@ class Run:
             raise RecipeError(f"train.output={self.folder}: is a file; give a folder")
         for lacking in filter(None, (missing(each.encoder) for each in recipe.senses.values())):
             raise EncoderError(lacking)  # before the base is fetched, which may be large
+        for file in filter(None, (recipe.data.train, recipe.data.val)):
+            refuse_no_file(file)
         self.model: PatchedModel = load(recipe.base, dtype=recipe.train.dtype, frames=recipe.frames)
         self.below = [self.model.apply_patch(each) for each in recipe.train.on_top_of]  # frozen
         self.senses = {sense: self.model.encoder(config) for sense, config in recipe.senses.items()}

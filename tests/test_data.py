@@ -94,9 +94,17 @@ def test_an_empty_file_and_a_missing_one_are_refused(tmp_path: Path, text: str) 
     (tmp_path / "empty.jsonl").write_text(text)
     with pytest.raises(DataError, match=r"empty.jsonl: holds no question; write"):
         read_jsonl(tmp_path / "empty.jsonl")
-    for missing in (tmp_path / "no.jsonl", tmp_path):
-        with pytest.raises(DataError, match="no such file; give"):
+    for missing, cause in ((tmp_path / "no.jsonl", "no such file"), (tmp_path, "is a folder")):
+        with pytest.raises(DataError, match=f"{cause}; give a JSONL file"):
             read_jsonl(missing)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_list_is_refused_with_the_command_that_makes_lines_of_it(tmp_path: Path, indent: int | None) -> None:
+    file = tmp_path / "llava.json"
+    file.write_text(json.dumps([GOOD], indent=indent), "utf-8-sig")
+    with pytest.raises(DataError, match=r"is a JSON list; .*: jq -c '.\[\]' \S+llava.json > \S+llava.lines.jsonl"):
+        read_jsonl(file)
 
 
 # Packed rows

@@ -188,6 +188,15 @@ def test_what_excludes_each_other_and_a_file_for_a_folder_are_refused(
     assert (tmp_path / "out").read_text() == "mine"
 
 
+@pytest.mark.parametrize("word", ["data.train=nope.jsonl", "data.val=nope.jsonl"])
+def test_a_missing_data_file_is_told_before_a_large_base_is_fetched(
+    command: Command, workshop: Path, tmp_path: Path, word: str
+) -> None:
+    words = (workshop, word, "base=nothing/here", f"train.output={tmp_path / 'out'}")
+    for how in ([], ["--dry-run"], ["--smoke"]):
+        assert "nope.jsonl: no such file; give a JSONL file" in command(*words, *how)[2]
+
+
 def test_a_broken_line_is_one_line_with_its_number(command: Command, workshop: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(write_line("1.mp4", "?", "a") + "{\n")
     words = (workshop, f"data.train={tmp_path / 'a.jsonl'}", f"train.output={tmp_path / 'out'}")
