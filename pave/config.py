@@ -265,6 +265,18 @@ def parse(kind: type[C], data: Mapping[str, Any], source: str | Path) -> C:
         raise RecipeError(f"{source}: " + "; ".join(_sentence(kind, item) for item in error.errors())) from None
 
 
+# For pydantic's words, which are of Python's types and not of a recipe.
+WANTED = {
+    "dict_type": "write a mapping: {NAME: ...}",
+    "tuple_type": "write a list: [...]",
+    "string_type": "give a text",
+    "path_type": "give a path",
+    "bool_parsing": "give true or false",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "give a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "give a number"),
+}
+
+
 def _sentence(kind: type[Config], error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]) or kind.__name__.lower()
     if error["type"] == "extra_forbidden":
@@ -272,7 +284,10 @@ def _sentence(kind: type[Config], error: Any) -> str:
         return f"{where}: unknown key; {nearest(str(key), _keys(kind, parents))}"
     if error["type"] == "missing":
         return f"{where}: missing; add it"
-    return f"{where}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+    wanted = WANTED.get(error["type"], error["msg"].removeprefix("Value error, "))
+    if error["type"] == "model_type":
+        wanted = f"write a mapping: {{{', '.join(f'{key}: ...' for key in _keys(kind, error['loc'])[:2])}}}"
+    return f"{where}={error['input']!r}: {wanted}"
 
 
 def _keys(kind: type[Config], parents: Iterable[Any]) -> list[str]:
