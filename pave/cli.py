@@ -65,7 +65,7 @@ def ask(
     ] = None,
     signal: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="A further signal's file or folder; a name may have several."),
+        typer.Option(metavar="NAME=PATH", help="A further signal's file or folder; repeat views=FILE for each camera."),
     ] = None,
     frames: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Key frames. Default: what the base was trained with.")
@@ -78,26 +78,53 @@ def ask(
     quiet()
     from pave.model import load
 
+    signals = _signals(signal or [])
     model = load(base, dtype=dtype, device=device, frames=frames)
     for source in patch or []:
         remark(model.apply_patch(source))
-    answer = model.ask(video, question, max_new_tokens=max_new_tokens, **_signals(signal or []))
+    answer = model.ask(video, question, max_new_tokens=max_new_tokens, **signals)
     for sense, state in answer.signals.items():
         remark(f"{sense}: {state}")
     print(answer)
 
 
 def _signals(words: Sequence[str]) -> dict[str, Any]:
-    """NAME=PATH as signals; a name that comes again has a list of files."""
-    from pave.errors import SignalError
+    """NAME=PATH as signals; a name that comes again, and views, has a list of files, audio the sound of its file."""
+    from inspect import signature
 
+    from pave.errors import SignalError
+    from pave.model import PatchedModel
+
+    taken = signature(PatchedModel.ask).parameters
     named: dict[str, list[str]] = {}
     for word in words:
         name, equals, path = word.partition("=")
         if not (name and equals and path):
             raise SignalError(f"--signal {word}: write NAME=PATH, such as imu=ride.npy")
+        if name in taken:
+            raise SignalError(
+                f"--signal {word}: no signal is called {name}; give one that a patch reads, as imu or views"
+            )
         named.setdefault(name, []).append(path)
-    return {name: paths if len(paths) > 1 else paths[0] for name, paths in named.items()}
+    read = {"audio": _sound, "views": list}
+    return {name: read.get(name, _alone)(paths) for name, paths in named.items()}
+
+
+def _alone(paths: list[str]) -> str | list[str]:
+    return paths if len(paths) > 1 else paths[0]
+
+
+def _sound(paths: list[str]) -> tuple[Any, int]:
+    """The samples of the one file, and their rate."""
+    from pave.errors import SignalError
+    from pave.media import Clip
+
+    if len(paths) > 1:
+        raise SignalError(f"--signal audio= is given {len(paths)} times; give one file")
+    clip = Clip.read(paths[0], frames=0)
+    if clip.audio is None or clip.rate is None:
+        raise SignalError(f"--signal audio={paths[0]}: has no sound ({clip.report.audio}); give a file that has")
+    return clip.audio, clip.rate
 
 
 @app.command()

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
 import pave
 from pave import cli, doctor
+from pave.playroom.writer import write_film
 from pave.recipe import Channel
 
 ROOT = Path(__file__).parents[1]
@@ -144,6 +146,37 @@ def test_playroom_knows_every_channel_of_the_world():
 def test_playroom_refuses_a_split_that_does_not_exist(command, tmp_path):
     code, _, err = command("playroom", tmp_path, "--split", "trian")
     assert code == 2 and "'train', 'val', 'test'" in err and not list(tmp_path.iterdir())
+
+
+def test_signals_of_a_shell_are_what_the_model_takes(command, tmp_path):
+    file = command("playroom", tmp_path, "--clips", 1, "--channel", "views")[1].strip()
+    line = json.loads(Path(file).read_text().splitlines()[0])
+    clip, cameras = tmp_path / line["video"], [tmp_path / name for name in line["signals"]["views"]]
+    words = [word for camera in cameras for word in ("--signal", f"views={camera}")]
+    ask = ("ask", clip, "what?", "--patch", "audio-playroom", "--patch", "views-playroom", "--max-new-tokens", 1)
+    code, _, err = command(*ask, *words, "--signal", f"audio={clip}")
+    assert code == 0 and "views: present" in err and "audio: present" in err
+    code, _, err = command(*ask, *words[:2])
+    assert code == 2 and "views= holds 1 cameras, this encoder looks at 2; give all" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["question=x"], "--signal question=x: no signal is called question; give one that a patch reads"),
+        (["clip=x"], "no signal is called clip"),
+        (["max_new_tokens=3"], "no signal is called max_new_tokens"),
+        (["imu"], "--signal imu: write NAME=PATH"),
+        (["audio=a.wav", "audio=b.wav"], "--signal audio= is given 2 times; give one file"),
+        (["audio={mute}"], "has no sound (no audio track); give a file that has"),
+        (["audio=gone.wav"], "gone.wav"),
+    ],
+)
+def test_a_signal_that_cannot_be_is_one_line(command, tmp_path, words, said):
+    write_film(tmp_path / "mute.mp4", np.zeros((8, 32, 32, 3), np.uint8))
+    given = [part for word in words for part in ("--signal", word.format(mute=tmp_path / "mute.mp4"))]
+    code, out, err = command("ask", "a.mp4", "what?", *given)
+    assert code == 2 and out == "" and said in err and len(err.splitlines()) == 1
 
 
 def test_a_patch_is_shrunk_and_still_sound(command, tmp_path):
