@@ -149,8 +149,8 @@ class Eye(Organ):
             self.first, self.reached = second if self.first is None else self.first, second
             while self._next <= second + INSTANT:
                 shown = frame if self.latest is None or self._next >= second - INSTANT else self.latest
-                size = self.held[0][0].shape[2:] if self.held else shown.shape[2:]  # a camera may change its own
-                self.held.append((scaled(shown, size).clone(), self._next))  # and use its buffer again
+                y, x = (self.held[0][0] if self.held else shown).shape[2:]  # a camera may change its pictures' size
+                self.held.append((scaled(shown, (y, x)).clone(), self._next))  # and use its buffer again
                 self.taken += 1
                 if len(self.held) == self.groups.size:
                     group, self.held = self.held, []
