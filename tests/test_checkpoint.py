@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(tmp_path: Pat
 def test_another_run_is_refused(tmp_path: Path) -> None:
     Trained(2).write(tmp_path, 2)
     fresh, run = Trained(0), Trained(0)
-    with pytest.raises(TrainingError, match=r"\(lora.r: 2 there, 3 here; seed: None there, 1 here\); start without"):
+    with pytest.raises(TrainingError, match=r"\(lora.r: 2 there, 3 here; seed: None there, 1 here\); give another"):
         run.read(tmp_path, {**ME, "lora": {**ME["lora"], "r": 3}, "seed": 1})
     assert same(fresh, run)
     run.parameters["lora"]["q.C"] = nn.Parameter(torch.zeros(1))
@@ -106,7 +106,7 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
         broken[place] ^= 1
         (tmp_path / NAME).write_bytes(broken)
         run = Trained(0)
-        with pytest.raises(TrainingError, match="or delete it"):
+        with pytest.raises(TrainingError, match="start without --resume"):
             run.read(tmp_path)
         assert same(fresh, run) and not run.optimiser.state
 
