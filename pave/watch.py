@@ -254,7 +254,7 @@ class Show:
     def _due(self, attached: Attached, sense: str, tokens: SideTokens) -> tuple[SideTokens, int]:
         """What a resampler still waits for, and how many steps it has neither waited for nor heard."""
         until = self.listening[attached][0].senses[sense].until
-        late = (tokens.times < until) & (tokens.times >= self.rested.get((attached, sense), -inf))
+        late = (tokens.times < until) & (tokens.times > self.rested.get((attached, sense), -inf))
         return tokens.only(tokens.times >= until), int(late.sum())
 
     def _remembered(
