@@ -309,7 +309,7 @@ def test_what_has_been_perceived_is_said_of_the_seconds_that_a_question_is_about
         with one.watch(ending, rate=16_000, last=last) as show:
             show.see()
             assert show.ask(QUESTION, patches=["ears"]).signals == {"audio": said}
-            assert show.ask(QUESTION, patches=["favor"]).signals["audio"].startswith(said[:7])
+            assert show.ask(QUESTION, patches=["favor"]).signals["fast"].startswith(said[:7])
 
 
 def test_a_patch_that_is_disabled_is_not_asked_unless_it_was_named(one: PatchedModel) -> None:
