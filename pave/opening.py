@@ -136,7 +136,11 @@ def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Bas
             raise ValueError("its config.json is no JSON object")
     except (OSError, ValueError) as error:
         cause = str(error).strip().splitlines()[0]
-        raise BaseModelError(f"{source}: cannot be opened ({cause}); give 'playroom', a folder or a Hub id") from None
+        said = f"{source}: cannot be opened ({cause}); fetch it again"
+        if not os.path.isdir(place):
+            remedy = "check the name, and the connection or HF_HUB_OFFLINE; or give a folder"
+            said = f"{source}: no such folder here, and not to be had from the Hub ({cause}); {remedy}"
+        raise BaseModelError(said) from None
     named = described.get("architectures")
     authors = isinstance(named, list) and original.ARCHITECTURE in named
     name = original.FAMILY if authors else described.get("model_type")
@@ -187,7 +191,7 @@ def _place(source: str | Path) -> str:
         return str(EMBEDDED)
     if source and os.path.isdir(source):  # unlike Path.is_dir, not startled by a name too long for a file system
         return str(Path(source).resolve())
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
         raise BaseModelError(
             f"{source or repr('')}: no such folder, and no Hub id (user/name); {nearest(str(source), ['playroom'])}"
         )

@@ -227,9 +227,14 @@ def test_unknown_bases_are_refused_by_name(tmp_path: Path) -> None:
         BaseModelError, match=r"'bert'.*llava_onevision.*a file pave/bases/bert\.py, whose BASE is a sub"
     ):
         pave.load(tmp_path)
-    for name in ("", "a" * 300, "a\0b"):
+    for name in ("", "a" * 300, "a\0b", "./nowhere", "../nowhere", "~/nowhere", "/no/where"):
         with pytest.raises(BaseModelError, match=r"no such folder, and no Hub id"):
             pave.load(name)
+
+
+def test_a_base_that_is_neither_here_nor_to_be_had_says_both() -> None:
+    with pytest.raises(BaseModelError, match=r"^models/llava: no such folder here, .* from the Hub \(.*check the name"):
+        pave.load("models/llava")
 
 
 @pytest.mark.parametrize("text", [None, "{}", "folder"])
