@@ -49,6 +49,9 @@ def test_a_file_that_lacks_part_of_its_resampler_or_has_another_is_refused(one: 
     longer = patch.config.model_copy(update={"resampler": ResamplerConfig.model_validate(RESAMPLER | {"queries": 4})})
     with pytest.raises(PatchMismatch, match=r"resampler\.queries\.4 is \(3, 16\), expected \(4, 16\)"):
         one.apply_patch(Patch(longer, patch.tensors))
+    own = patch.config.model_dump()
+    with pytest.raises(ValidationError, match=r"senses\.resampled: what a resampler makes has this name"):
+        PatchConfig.model_validate(own | {"senses": {"resampled": own["senses"]["fast"]}})
     blind = patch.config.model_dump() | {"senses": {}}
     with pytest.raises(ValidationError, match="a resampler needs a sense to read"):
         PatchConfig.model_validate(blind)

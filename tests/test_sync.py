@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pave.config import ResamplerConfig
-from pave.errors import SignalError
+from pave.errors import RecipeError, SignalError
 from pave.sidechannel import SideBatch, SideTokens, align
-from pave.sync import Clock, nearest_windows, steps_until, synchronise, windows_before
+from pave.sync import Clock, nearest_windows, refuse_overflow, steps_until, synchronise, windows_before
 
 CONFIG = ResamplerConfig(window=5)
 
@@ -51,6 +51,30 @@ def test_any_rate_is_put_by_its_times(rate: int) -> None:
     _, put = synchronise({"audio": sense(times)}, CONFIG).places["audio"]
     assert torch.equal(put // 25, (2 * times).floor().long()) and len(put.unique()) == len(put)
     assert set((put % 25).tolist()) == set(range(-(-rate // 2)))
+
+
+def test_senses_of_two_clocks_are_refused_and_late_ones_of_one_are_not() -> None:
+    heard = sense(regular(100, 50))
+    seen = sense(regular(20, 2, start=3000.0))
+    assert synchronise({"audio": heard, "video": seen}, CONFIG).count == 6020
+    said = r"audio lies at 0\.01 to 1\.99 s, video lies at 5000\.25 to .* nothing for 3600 s in between; .* one clock"
+    with pytest.raises(SignalError, match=said):
+        synchronise({"audio": heard, "video": sense(regular(20, 2, start=5000.0))}, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("rate", "grid", "said"),
+    [
+        (50.0, (1, 2), "audio gives 2 tokens 50 times a second, up to 50 in a step of 0.5 s; take resampler.slots=50"),
+        (0.0, (6, 6), "audio gives 36 tokens for each key frame, up to 36 in a step of 0.5 s; take resampler.slots=36"),
+    ],
+)
+def test_a_sense_that_overflows_its_slots_is_told_how_many_it_needs(rate: float, grid: tuple[int, int], said) -> None:
+    with pytest.raises(RecipeError) as refused:
+        refuse_overflow("audio", rate, grid, CONFIG)
+    assert said in str(refused.value)
+    n = max(1, round(rate / CONFIG.rate)) * grid[0] * grid[1]
+    refuse_overflow("audio", rate, grid, CONFIG.model_copy(update={"slots": n}))
 
 
 def test_the_tokens_of_a_picture_fill_the_slots_of_its_step_beside_the_sound() -> None:
