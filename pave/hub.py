@@ -129,9 +129,14 @@ def _on_hub(text: str) -> tuple[str, str | None]:
         raise PatchNotFound(
             text or "''", "no patch, folder or file of this name", f"{known}; or give user/repo of the Hub"
         )
-    with _told(name["repo"], name["revision"]):
-        validate_repo_id(name["repo"])
+    _refuse_impossible(name["repo"])
     return name["repo"], name["revision"]
+
+
+def _refuse_impossible(repo: str) -> None:
+    """Refuse what no repo of the Hub can be called."""
+    with _told(repo, None):
+        validate_repo_id(repo)
 
 
 def _released(recipe: Recipe, dim: int | None, model_type: str) -> Place:
@@ -338,8 +343,7 @@ def _alias_file() -> Path:
 def _commit(repo: str, revision: str | None, files: Sequence[str] = (FILE, PEFT_WEIGHTS)) -> tuple[str, str]:
     """The commit that a revision names, and a remark when it could not be asked for: then it is one whose copy in the
     cache has one of `files`."""
-    with _told(repo, revision):
-        validate_repo_id(repo)
+    _refuse_impossible(repo)
     if revision and COMMIT.fullmatch(revision):
         return revision, ""
     reason = "offline"
