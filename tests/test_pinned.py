@@ -1,0 +1,145 @@
+"""What others have on their disks stays valid: hashes of preprocessing, of the embedded base, recipes and patch files.
+
+A changed value here throws away every cached feature or turns patches into strangers. If it must change, say so in the
+changelog.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from pave.base import Base
+from pave.catalogue import list_patches
+from pave.encoder import load_encoder
+from pave.patch import Patch
+
+FINGERPRINT = "b06a67f5f4932da6c569abe6f50f2c75ef237f5b195580b189045f5da7120f4b"  # of the embedded base
+# sha256 of the patches that are shipped, and of what a recipe resolves to with all its defaults.
+PATCHES = {
+    "audio-playroom": "cd0e2156908eeeefe1bc17ab5a4ba13db85cdf8de20a745a75ad9037e2431e8b",
+    "depth-playroom": "6d63d9ac7cae00777651a26dc7a41e51cae8c047440f58287183abd619e6cd0c",
+    "fast-on-audio-playroom": "4e801430b9c0f81390a3861cb20b8bec1d2e0775fce0c1192619571db5cc1d34",
+    "fast-playroom": "a031f60c00bd2f9e4dd81bf7463bba010fc7f909f8e926b36019135b5a8aec14",
+    "favor-playroom": "e5653fac72c4d983b67878a025c56c9b1d3a022224627d474bbb27ad170e7e11",
+    "imu-playroom": "e31552f85d2156c742c191c06cd6608bac5702baadf7b543bf5576a68b250fb4",
+    "views-playroom": "59557783c771934223ca4838d4213bd81b229418717d506df4de41e41562e916",
+}
+RECIPES = {
+    "3d-scanqa": "79beb0e88bd5d457f81b28bdfc56b4e2cde1d7cea2ff6eb8dec9d8221a30e510",
+    "3d-sqa3d": "039d91562d9e3c97cfbced292c7562603b1001d7dca13015f81bd4f780ab6402",
+    "audio-avqa": "c8b9e392fdd5c1f65cfa6b2612982e411f0bfa394f2ae025950432f4ace19070",
+    "audio-avsd": "8bce001e950d03977e3b68f2fe0a0c56348124cefcb1a8d79b60bf2aea397e90",
+    "audio-music-avqa": "57b3db58c022a9edcabba9352126fc37e49f9f3fe76c9b70d1bf26040740f0d9",
+    "audio-playroom": "8d3b7433327b9ea43c083a4e1edf27c4a0efb423b36c2a3b78cb5c414cb99c9d",
+    "depth-playroom": "fcb8ffab223b9cdc83f5d987d6ebf60f2f5f67f7868ccf71765039d863473517",
+    "fast-on-audio-playroom": "dc4826ef097d6966ce7ca08bcb3637909de8e1b231491b0729a98a2f9a8f7aca",
+    "fast-playroom": "f8fad7ba54f8941b0205bf504e5fb05af1ff0b4da49ee34cad9820da6d7a1e35",
+    "favor-av": "5cccbba202f214f545cd5f658b4f7c902ea0253801c7aba0e6af4e4c5d5fa33c",
+    "favor-playroom": "08ddcb71c7bb0bd074cae11b6b9781757e5faa91de1c34d1601dbbb478f3baeb",
+    "highfps-video": "2ff40d77f6c1ac58046d751aa95ce97b748b0a8ed9ff4ed8aa794b23b97c5e7e",
+    "imu-playroom": "df2336ace56f90cb9252d090e14e33e680ece5412a6970ae0f95b379f6e14743",
+    "multiview-egoexo": "67de7c4695254666e3f50e17449a712b9a81fad3095c87110d44fda10cd11273",
+    "views-playroom": "8b033b66afa726810fa7be2a6323c67b70312ad0c548a6528c8b96d0f8d6918a",
+}
+# name, options -> sha256 of name, revision and resolved options; two option sets where an encoder has any.
+PREPROCESSING: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "array",
+        {"signal": "imu", "dim": 6, "rate": 100},
+        "21fa4717b6de9e6da4b934d3abf00dad8fca04d7d5756bd2970d787119f57a13",
+    ),
+    (
+        "array",
+        {"signal": "ecg", "dim": 1, "rate": 250.0, "stack": 5},
+        "c214bac524a59def212e5760eead4c38d252f884c110537a4470540950a16617",
+    ),
+    ("base-tower", {}, "ffd91583b95c493eb899fe93f6dc495b0514116ee8842e606b71f732ceca05b5"),
+    (
+        "base-tower",
+        {"sense": "views", "grid": [1, 1], "views": 2, "rate": 1},
+        "cd1ef5f03f8a28a2171cd6be516c16fd4e4f9c9155f86caf328c9a1f36493298",
+    ),
+    ("beats-audio", {}, "a6dba091c74d0efd2e1837f253f94bb4f17c965c7c0a962b5dd9eec7debbc910"),
+    ("beats-audio", {"release": "BEATs_iter3"}, "56afef1346af96eb1a83a8f91ee510693bdb64a061f33e9ac6bbbc7ad8bc914d"),
+    ("clap-audio", {}, "2c1ce8db24fa89f3b208ba97cac12a2cd148de9c5825bf52d6d5cb75720560da"),
+    ("imagebind-audio", {}, "d4d0f401dacb76c485b4391a1269bd6f3573671ce23efb5166338bbd45741010"),
+    (
+        "imagebind-audio",
+        {"weights": "/somewhere/else.pth"},
+        "d4d0f401dacb76c485b4391a1269bd6f3573671ce23efb5166338bbd45741010",
+    ),
+    ("instructblip-video", {}, "fa36b7405f60e55429856c6b51c3abf89e34b8126120943fd19138abbc2b5b4d"),
+    (
+        "instructblip-video",
+        {"rate": 1, "instruction": "What moves?"},
+        "765ca2e0a74b3061153bd60eb0c05e1f5b7dbf091531b065b04f8b38cfae9b50",
+    ),
+    ("languagebind-audio", {}, "7099d9a7365689edbbe1829e241f5a508e716981d2211e1c8e818a5394564160"),
+    (
+        "languagebind-audio",
+        {"dtype": "bfloat16", "rows": 4},
+        "dd5bfa1fe885f77b1d93223d29c62061488c32bcdfd4397aebff58bbdbf92ca1",
+    ),
+    ("languagebind-video", {}, "d6a4edb48851442989454804ba7994c497e2640f886d0e1dbe35b82fa43bf22b"),
+    (
+        "languagebind-video",
+        {"release": "LanguageBind/LanguageBind_Video_FT", "dtype": "float16"},
+        "498c349d5261cf58c9745616537dec827b9700645ba3caa2218777321d865c7c",
+    ),
+    ("logmel", {}, "380f9ba0508d5d4e62c754571f1d6f6b94f598e8ab367abad847b17a359cad42"),
+    ("logmel", {"bands": 16, "rate": 5}, "d27708128eda169efde3f40ac1540d1bf5de11042e9f587332202c344fee6b1a"),
+    (
+        "logmel",
+        {"bands": 16, "rate": 50, "stack": 2, "fmin": 20},
+        "25827e07176d82e846768102434588310ad5b66081edcb53775e77496489790e",
+    ),
+    ("pe-audio", {}, "3828ea5fbaa0adb299b3f169a524cab161b91a1ba24e5e501af2894331f21ca4"),
+    (
+        "pe-audio",
+        {"release": "facebook/pe-av-small", "rate": 5},
+        "f28ff554e85e6778eacd50fd08cc4d297caa0f62378e0da151509afd5ef70b00",
+    ),
+    ("rgbd-geometry", {}, "505810aecadc6cce5305c58a1ad37a0292d599933bd7a11ce1cb4fec511a53be"),
+    (
+        "rgbd-geometry",
+        {"frames": 8, "grid": [2, 2]},
+        "90a64c557f1eb2b01e1de1e1c3b4274436c7bd0cbf6ffdfc51217f353bab123d",
+    ),
+    ("rgbd-geometry", {"preset": "llava3d"}, "721beb390b7a6c176ee237c61ad882fdffa46a7cc29a3d12297067762b1b8b71"),
+    ("vjepa2-video", {}, "c3b52cd33aa5fb4fad6ca5db94fc21cd3872310785ad72d7b509c8d5bb91581a"),
+    (
+        "vjepa2-video",
+        {"rate": 8, "frames": 32, "grid": [4, 4]},
+        "3164a35e19b371d5defc45ac7ceea186c8c8f84b34c6429984420255fac46912",
+    ),
+    ("whisper-speech", {}, "937906667445c84db0a954d0bc68096db48b9b0f561c0852c92c7f58eb7cc9f6"),
+    (
+        "whisper-speech",
+        {"release": "openai/whisper-tiny.en", "rate": 10},
+        "cea8c66e7656bbba4ea9fcd84d22e6d65cfe7bba54803103b988cef483a136f9",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "digest"), PREPROCESSING)
+def test_preprocessing_hash_of_an_encoder_stays(name: str, options: dict[str, Any], digest: str, eyes: Base):
+    assert load_encoder(name, **options).on(eyes).spec.preprocessing == digest
+
+
+def test_fingerprint_of_the_embedded_base_stays(eyes: Base):
+    assert eyes.fingerprint() == FINGERPRINT
+
+
+def test_shipped_patches_stay():
+    assert {each.name: Patch.load(each.file).sha256 for each in list_patches() if each.file} == PATCHES
+
+
+def test_recipes_of_the_catalogue_resolve_to_what_they_did():
+    told = {"description": True, "data": {"train", "val"}, "train": {"output"}}  # words, and places on this machine
+    resolved = {each.name: each.recipe.model_dump(mode="json", exclude=told) for each in list_patches()}
+    digests = {name: hashlib.sha256(json.dumps(facts, sort_keys=True).encode()) for name, facts in resolved.items()}
+    assert {name: digest.hexdigest() for name, digest in digests.items()} == RECIPES
