@@ -1,5 +1,5 @@
 # make demo | test | lint | examples | test-floor | bench     each sets everything up on a fresh machine, then runs.
-# make test PYTHON=python3.12 PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" TESTS=tests/test_cli.py
+# make test PYTHON=python3.12 PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" TESTS=tests/cli/test_cli.py
 
 PYTHON ?= python3
 PIP_ARGS ?=

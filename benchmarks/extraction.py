@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 
 from study import Study
 
-from pave.feature_files import files, head
+from pave.features.files import files, head
 from pave.playroom.writer import write_clips
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def begin(*words: object) -> subprocess.Popen[bytes]:
 
 def encoding(media: Path, out: Path) -> subprocess.Popen[bytes]:
     workers = os.cpu_count() or 1
-    return begin("-m", "pave.cli", "encode", "logmel", media, out, "--shard", SHARD, "--workers", workers)
+    return begin("-m", "pave.cli.main", "encode", "logmel", media, out, "--shard", SHARD, "--workers", workers)
 
 
 def killed(media: Path, folder: Path, damaged: dict[str, str], clips: int) -> dict[str, int]:

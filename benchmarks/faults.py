@@ -33,18 +33,18 @@ from typing import Any
 import torch
 from study import Study
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "parts"))
 from hub_server import FAULTS, HubServer
 
-from pave import hub
 from pave.config import BaseFacts, FusionConfig, LoraConfig, PatchConfig, SenseFacts
 from pave.errors import PatchError
-from pave.patch import Patch, fusion_of
+from pave.hub.locate import locate
+from pave.patch.file import Patch, fusion_of
 
 SAVER = """
 import sys
 from pathlib import Path
-from pave.patch import Patch
+from pave.patch.file import Patch
 one, other, target = sys.argv[1:]
 patches = [Patch.load(one), Patch.load(other)]
 print("ready", flush=True)
@@ -70,7 +70,7 @@ for line in sys.stdin:
         continue
     constants.HF_HUB_CACHE = asked["cache"]
     try:
-        got = hub.locate("tester/small").load().sha256
+        got = locate("tester/small").load().sha256
     except PatchError as error:
         got = "REFUSED: " + error.cause
     except BaseException as error:
@@ -247,7 +247,7 @@ def broken_downloads(tries: int, folder: Path) -> dict[str, Any]:
             fault.code = rng.choice((401, 403, 404, 429, 500, 502, 503))
             with server.client(folder / f"cache-{number % 2}", timeout=1):
                 try:
-                    found["whole" if hub.locate(PATCH).load().sha256 == right else "BAD: another"] += 1
+                    found["whole" if locate(PATCH).load().sha256 == right else "BAD: another"] += 1
                 except PatchError as error:
                     found["refused" if error.file and error.cause and error.remedy else "BAD: without remedy"] += 1
                 except Exception as error:

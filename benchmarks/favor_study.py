@@ -28,13 +28,13 @@ import torch
 from study import RESULTS, Study
 from torch import Tensor
 
-from pave.catalogue import find
+from pave.fusion.clock import Clock
+from pave.fusion.qformer import Queries
+from pave.hub.catalogue import find
 from pave.playroom.writer import write_clips
-from pave.qformer import Queries
 from pave.recipe import read_recipe
 from pave.sidechannel import SideBatch
-from pave.sync import Clock
-from pave.train import Asked, Run
+from pave.training.run import Asked, Run
 
 SEEDS = (0, 1, 2)
 BUDGET = ["train.steps=150", "train.batch=6", "train.eval_every=100000", "train.checkpoint_every=100000"]

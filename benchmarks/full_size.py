@@ -27,9 +27,9 @@ from study import Study
 
 from pave.config import FusionConfig
 from pave.encoder import load_encoder
-from pave.inputs import ClipFeatures, Inputs
-from pave.model import PatchedModel
-from pave.patch import Patch
+from pave.model.inputs import ClipFeatures, Inputs
+from pave.model.patched import PatchedModel
+from pave.patch.file import Patch
 from pave.sidechannel import SideTokens
 
 FUSIONS = {

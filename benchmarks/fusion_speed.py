@@ -30,10 +30,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pave.config import FusionConfig
-from pave.cost import fusion_flops
-from pave.fusion import Folded, build_fusion
-from pave.rope import LONGEST, SHORTEST
-from pave.sidechannel import SideBatch, SideTokens, align
+from pave.evaluation.flops import fusion_flops
+from pave.fusion.align import align
+from pave.fusion.cross_attention import Folded, build_fusion
+from pave.fusion.rope import LONGEST, SHORTEST
+from pave.sidechannel import SideBatch, SideTokens
 
 FRAMES, TOKENS, VISION, VISUAL, SIDE = 32, 196, 1152, 3584, 1024  # LLaVA-OneVision 7B, encoders of 1024 channels
 SIZES = {"audio 120x1x1": (120, 1), "video 240x2x2": (240, 2), "3-D 32x24x24": (32, 24)}

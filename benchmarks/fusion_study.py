@@ -19,9 +19,9 @@ from typing import Any
 
 from study import Study
 
-from pave.catalogue import find
+from pave.hub.catalogue import find
 from pave.recipe import read_recipe
-from pave.train import Run
+from pave.training.run import Run
 
 KINDS = {
     "folded": ["fusion.kind=folded", "fusion.width=160"],

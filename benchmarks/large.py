@@ -14,9 +14,9 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 from pave.bases.llava_onevision import LlavaOnevision
 from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
 from pave.encoder import load_encoder
-from pave.model import PatchedModel
-from pave.opening import load_base
-from pave.patch import Patch
+from pave.loading.base import load_base
+from pave.model.patched import PatchedModel
+from pave.patch.file import Patch
 
 SIZES = {  # of the language models: channels, inner channels, layers, heads, key heads, vocabulary (Qwen2, config.json)
     "0.5B": (896, 4864, 24, 14, 2, 151936),

@@ -28,15 +28,15 @@ from peft import PeftModel
 from peft.utils.hotswap import hotswap_adapter
 from study import Study
 
-from pave.catalogue import find
 from pave.config import FusionConfig
 from pave.data import read_jsonl
-from pave.media import Clip
-from pave.model import PatchedModel, load
-from pave.patch import Patch
-from pave.peft_folder import export_peft
+from pave.files.tensorfile import digest
+from pave.hub.catalogue import find
+from pave.media.clip import Clip
+from pave.model.patched import PatchedModel, load
+from pave.patch.file import Patch
+from pave.patch.peft import export_peft
 from pave.playroom.writer import write_clips
-from pave.storage import digest
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -22,17 +22,17 @@ import torch
 from large import empty_model, random_patch
 from study import RESULTS, Study
 
-from pave.catalogue import find
 from pave.config import FusionConfig
 from pave.data import Example, Source, read_jsonl
-from pave.evaluate import Evaluation, evaluate
-from pave.features import FeatureStore
-from pave.inputs import ClipFeatures
-from pave.model import PatchedModel, load
-from pave.patch import Patch
+from pave.evaluation.accuracy import Evaluation, evaluate
+from pave.features.cache import FeatureStore
+from pave.hub.catalogue import find
+from pave.model.inputs import ClipFeatures
+from pave.model.patched import PatchedModel, load
+from pave.patch.file import Patch
 from pave.playroom.writer import write_clips
 from pave.recipe import read_recipe
-from pave.train import train
+from pave.training.run import train
 
 FUSIONS = {
     "folded": FusionConfig(),

@@ -13,9 +13,9 @@ from tempfile import gettempdir
 
 from study import Study
 
-from pave.evaluate import evaluate
-from pave.model import load
-from pave.opening import EMBEDDED
+from pave.evaluation.accuracy import evaluate
+from pave.loading.base import EMBEDDED
+from pave.model.patched import load
 from pave.playroom.writer import write_clips
 
 

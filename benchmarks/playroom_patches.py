@@ -32,17 +32,17 @@ from typing import Any
 
 from study import Study
 
-from pave.catalogue import find, names
 from pave.data import Example, read_jsonl
 from pave.errors import TrainingError
-from pave.evaluate import Evaluation, Sample, evaluate
-from pave.features import FeatureStore
-from pave.inputs import ClipFeatures
-from pave.model import PatchedModel
-from pave.patch import Patch
+from pave.evaluation.accuracy import Evaluation, Sample, evaluate
+from pave.features.cache import FeatureStore
+from pave.hub.catalogue import find, names
+from pave.model.inputs import ClipFeatures
+from pave.model.patched import PatchedModel
+from pave.patch.file import Patch
 from pave.playroom.writer import write_clips
 from pave.recipe import Recipe, read_recipe
-from pave.train import Asked, Run, data_files
+from pave.training.run import Asked, Run, data_files
 
 SEEDS = (0, 1, 2)
 TEST_CLIPS = {"favor": 800}  # so many, for seven kinds of question; others 400

@@ -26,17 +26,19 @@ import torch
 from study import Study
 from torch import Tensor, nn
 
-from pave import qformer, streaming
 from pave.config import FusionConfig, ResamplerConfig
-from pave.fusion import build_fusion
-from pave.media import Clip
-from pave.model import load
-from pave.perceiving import Ear, Eye
+from pave.fusion import qformer
+from pave.fusion.align import align
+from pave.fusion.cross_attention import build_fusion
+from pave.fusion.qformer import build_resampler
+from pave.media.clip import Clip
+from pave.model.patched import load
+from pave.model.watch import Show
 from pave.playroom.world import draw_scene, draw_script
 from pave.playroom.writer import write_clip
-from pave.qformer import build_resampler
-from pave.sidechannel import SideBatch, SideTokens, align
-from pave.watch import Show
+from pave.sidechannel import SideBatch, SideTokens
+from pave.streaming import resampler
+from pave.streaming.encoders import Ear, Eye
 
 MEMORY = 4 << 20  # bytes: 340 pictures of 64 x 64, so that two hours are thinned out several times
 RATES = {"slow": 2, "fast": 10}  # side tokens per second
@@ -68,7 +70,7 @@ def resampled(readout: str, seconds: int) -> dict[str, Any]:
     shape = ResamplerConfig.model_validate(SHAPE | READOUTS[readout])
     resampler = awake(build_resampler(shape, "add", tuple((sense, DIM) for sense in RATES)))
     heard = {s: SideTokens.regular(torch.randn(seconds * rate, DIM), rate=rate) for s, rate in RATES.items()}
-    listening, found = streaming.Listening(resampler), []
+    listening, found = resampler.Listening(resampler), []
     for i in range(seconds):
         found += [listening.feed(sense, second(tokens, i), i + 1.0) for sense, tokens in heard.items()]
     made = torch.cat([each[0] for each in [*found, listening.rest()] if each is not None])
@@ -89,7 +91,7 @@ def fused(kind: str, seconds: int) -> dict[str, Any]:
     times = torch.arange(2 * seconds, dtype=torch.float64) / 2
     vision, tokens = torch.randn(len(times), TOKENS, VISION), torch.randn(len(times), TOKENS, VISUAL)
     sound = SideTokens.regular(torch.randn(10 * seconds, DIM), rate=10)
-    by_and_by, at_once = streaming.Fusing(fusion), streaming.Fusing(fusion)
+    by_and_by, at_once = resampler.Fusing(fusion), resampler.Fusing(fusion)
     found = []
     for i in range(seconds):
         own = slice(2 * i, 2 * i + 2)

@@ -27,7 +27,7 @@ from peft import IA3Config, PeftConfig, TinyLoraConfig, VeraConfig, get_peft_mod
 from study import RESULTS, Study
 
 from pave.config import LoraConfig
-from pave.lora import Layers, targets
+from pave.patch.lora import Layers, targets
 
 ALL = list(LoraConfig().target_modules)
 SEEDS = (0, 1, 2)

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 
-from pave import storage
 from pave.encoder import Encoder, EncoderSpec
 from pave.errors import EncoderError, PatchError, SignalError
+from pave.files import tensorfile
 from pave.media import Clip, Signal, tensor_of
 from pave.sidechannel import SideTokens
 
@@ -107,7 +107,7 @@ def _read(path: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Values, and times where the file has them."""
     try:
         if path.suffix == ".safetensors":
-            tensors, _ = storage.read(path)
+            tensors, _ = tensorfile.read(path)
             if "values" not in tensors:
                 raise SignalError(f"{path}: holds {sorted(tensors)}; name the rows values, and their seconds times")
             return tensors["values"], tensors.get("times")

@@ -19,11 +19,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from pave import dense
 from pave.base import PASS, Base, last_again
 from pave.encoder import EncoderSpec, Groups, OnBase, Pass
 from pave.errors import EncoderError, MediaError, SignalError
 from pave.media import Clip
+from pave.senses import pictures
 from pave.sidechannel import SideTokens
 
 EDGE = 1e-6  # seconds: what rounding does to an instant
@@ -41,7 +41,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.sense not in ("fast", "views"):
             raise EncoderError(f"base-tower looks at fast or views, got sense={self.sense!r}")
-        object.__setattr__(self, "rate", dense.rate_of(self.rate, "base-tower"))
+        object.__setattr__(self, "rate", pictures.rate_of(self.rate, "base-tower"))
         if type(self.views) is not int or self.views < 1:
             raise EncoderError(f"base-tower looks at one further camera or more, got views={self.views!r}")
 
@@ -56,7 +56,7 @@ class BaseTower(OnBase):
         told = self.options.grid
         if told is None:
             told = (2, 2) if self.options.sense == "fast" else base.grid
-        return BaseTower(replace(self.options, grid=dense.grid_of(told, base.grid, "base-tower")), base)
+        return BaseTower(replace(self.options, grid=pictures.grid_of(told, base.grid, "base-tower")), base)
 
     @cached_property
     def spec(self) -> EncoderSpec:
@@ -84,10 +84,10 @@ class BaseTower(OnBase):
         return self._fast(clip) if self.options.sense == "fast" else self._views(clip)
 
     def _fast(self, clip: Clip) -> SideTokens | None:
-        seen = dense.fast(clip)
+        seen = pictures.fast(clip)
         if seen is None:
             return None
-        times = dense.instants(seen, self.options.rate, self.base.pair)
+        times = pictures.instants(seen, self.options.rate, self.base.pair)
         x = self._look(seen, times)
         return self._tokens(x, times, torch.ones(x.shape[:3], dtype=torch.bool))
 
@@ -109,7 +109,7 @@ class BaseTower(OnBase):
         steps = len(times) // self.base.pair
         if view is None:
             return torch.zeros(steps, *self.grid, self.spec.dim), torch.zeros(steps, *self.grid, dtype=torch.bool)
-        seen = dense.opened(view, name)
+        seen = pictures.opened(view, name)
         if seen.frames is None or not len(seen.frames):
             raise MediaError(f"{name} has no pictures; give a video, or None for a camera that is missing")
         first, last, near = seen.report.first, seen.report.last, seen.report.gap / 2 + EDGE
@@ -122,8 +122,8 @@ class BaseTower(OnBase):
 
     def _look(self, clip: Clip, times: Tensor) -> Tensor:
         """The pictures on screen at these instants as tokens (τ h w c)."""
-        seen = (self.base.watch(frames) for frames in dense.groups(clip, times, PASS))
-        return torch.cat([dense.pooled(part, self.grid) for part in seen])
+        seen = (self.base.watch(frames) for frames in pictures.groups(clip, times, PASS))
+        return torch.cat([pictures.pooled(part, self.grid) for part in seen])
 
     def _tokens(self, x: Tensor, times: Tensor, valid: Tensor) -> SideTokens:
         clocks = rearrange(times, "(τ p) -> τ p", p=self.base.pair)

@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pave import pickled
 from pave.encoder import Encoder, EncoderSpec, Pass
 from pave.errors import EncoderError, PatchError
-from pave.kaldi import HOP, POVEY, SAMPLE_RATE, fbank, listen, pieces_of
+from pave.files import pickled
 from pave.media import Clip
-from pave.release import fill, find, refuse_broken
+from pave.senses.fbank import HOP, POVEY, SAMPLE_RATE, fbank, listen, pieces_of
+from pave.senses.weights import fill, find, refuse_broken
 from pave.sidechannel import SideTokens
 
 PLACE = "PAVE_BEATS"  # environment: a folder with checkpoints, or one of them

@@ -25,12 +25,12 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pave import pickled
 from pave.encoder import Encoder, EncoderSpec, Pass, Pieces, consent
 from pave.errors import EncoderError, PatchError
-from pave.hearing import mono
-from pave.kaldi import SAMPLE_RATE, fbank
+from pave.files import pickled
 from pave.media import Clip
+from pave.senses.fbank import SAMPLE_RATE, fbank
+from pave.senses.sound import mono
 from pave.sidechannel import SideTokens
 
 LICENCE = "CC-BY-NC-SA-4.0"  # of the weights; the file LICENSE and the model card agree, the README says CC-BY-NC 4.0
@@ -208,9 +208,9 @@ def _locate(words: str) -> Path:
     name = ON_HUB.fullmatch(words)
     if name is None:
         raise EncoderError(f"{words}: no such file; give one of this machine, or hf://user/repo/file of the Hub")
-    from pave import hub  # its client takes half a second
+    from pave.hub.locate import fetch  # its client takes half a second
 
-    return hub.fetch(name["repo"], name["file"], name["revision"])
+    return fetch(name["repo"], name["file"], name["revision"])
 
 
 def _flaw(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:

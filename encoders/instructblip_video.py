@@ -29,12 +29,12 @@ from transformers.models.instructblip.configuration_instructblip import (
 from transformers.models.instructblip.modeling_instructblip import InstructBlipQFormerModel, InstructBlipVisionModel
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from pave import dense
 from pave.base import PASS
 from pave.encoder import Encoder, EncoderSpec, Groups, Pass
 from pave.errors import EncoderError
 from pave.media import Clip, preprocess
-from pave.release import find, opened
+from pave.senses import pictures
+from pave.senses.weights import find, opened
 from pave.sidechannel import SideTokens
 
 VISION = InstructBlipVisionConfig()  # its defaults are the sizes of the releases: EVA-CLIP's ViT-g, 224 pixels
@@ -58,7 +58,7 @@ class Options:
         for name in ("release", "revision", "instruction"):
             if not isinstance(value := getattr(self, name), str) or not (value or name == "instruction"):
                 raise EncoderError(f"instructblip-video needs a text for {name}, got {value!r}")
-        object.__setattr__(self, "rate", dense.rate_of(self.rate, "instructblip-video"))
+        object.__setattr__(self, "rate", pictures.rate_of(self.rate, "instructblip-video"))
 
 
 class Eyes(nn.Module):
@@ -134,12 +134,12 @@ class InstructBlipVideo(Encoder):
         return Groups(self.options.rate, PASS)
 
     def encode(self, clip: Clip) -> SideTokens | None:
-        """Tokens (τ 1 n c) at the instants of `dense.instants`; None for a clip without pictures."""
-        seen = dense.fast(clip)
+        """Tokens (τ 1 n c) at the instants of `pictures.instants`; None for a clip without pictures."""
+        seen = pictures.fast(clip)
         if seen is None:
             return None
-        times = dense.instants(seen, self.options.rate)
-        x = torch.cat([self.tokens(frames) for frames in dense.groups(seen, times, PASS)])
+        times = pictures.instants(seen, self.options.rate)
+        x = torch.cat([self.tokens(frames) for frames in pictures.groups(seen, times, PASS)])
         return SideTokens(x, times, repeat(times, "τ -> τ 2"), torch.ones(x.shape[:3], dtype=torch.bool))
 
     @torch.no_grad()

@@ -18,12 +18,12 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from pave import languagebind
 from pave.encoder import Encoder, EncoderSpec, Pass
 from pave.errors import EncoderError
-from pave.kaldi import HOP, SAMPLE_RATE, fbank, listen, pieces_of
-from pave.languagebind import VIT_L, Tower
 from pave.media import Clip
+from pave.senses import languagebind
+from pave.senses.fbank import HOP, SAMPLE_RATE, fbank, listen, pieces_of
+from pave.senses.languagebind import VIT_L, Tower
 from pave.sidechannel import SideTokens
 
 # num_mel_bins, target_length, audio_mean and audio_std of LanguageBind_Audio_FT; the code divides by 2 std.

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from pave import dense
 from pave.encoder import Encoder, EncoderSpec, Groups, Pass
-from pave.languagebind import GROUP, VIT_L, Options, Tower
 from pave.media import Clip
+from pave.senses import pictures
+from pave.senses.languagebind import GROUP, VIT_L, Options, Tower
 from pave.sidechannel import SideTokens
 
 RATE = 2  # frames per second, as PAVE samples them
@@ -63,12 +63,12 @@ class LanguageBindVideo(Encoder):
         return Groups(RATE, GROUP)
 
     def encode(self, clip: Clip) -> SideTokens | None:
-        """Tokens (τ 2 2 c) at the instants of `dense.spread`; None for a clip without pictures."""
-        seen = dense.fast(clip)
+        """Tokens (τ 2 2 c) at the instants of `pictures.spread`; None for a clip without pictures."""
+        seen = pictures.fast(clip)
         if seen is None:
             return None
-        times = dense.spread(seen, RATE, GROUP)
-        x = torch.cat([self.tokens(frames) for frames in dense.groups(seen, times, GROUP)])
+        times = pictures.spread(seen, RATE, GROUP)
+        x = torch.cat([self.tokens(frames) for frames in pictures.groups(seen, times, GROUP)])
         spans = rearrange(times, "(g t) -> g t", t=GROUP)[:, (0, -1)].repeat_interleave(GROUP, 0)
         return SideTokens(x, times, spans, torch.ones(x.shape[:3], dtype=torch.bool))
 
@@ -82,7 +82,7 @@ class LanguageBindVideo(Encoder):
 def pixels(frames: Tensor) -> Tensor:
     """Frames uint8 (t 3 y x) to pixels (t 3 224 224) in LanguageBind's order: normalised, then scaled by plain bilinear
     interpolation to the shorter side, then cropped to the centre."""
-    short = dense.shorter(frames)
+    short = pictures.shorter(frames)
     mean, std = (rearrange(torch.tensor(values), "c -> c 1 1") for values in (MEAN, STD))
     size = [SIDE if side == short else floor(side / short * SIDE) for side in frames.shape[2:]]
     scaled = F.interpolate((frames.float() / 255 - mean) / std, size=size, mode="bilinear", align_corners=False)

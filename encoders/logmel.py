@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pave.encoder import Encoder, EncoderSpec, Pieces
 from pave.errors import EncoderError
-from pave.hearing import mono
 from pave.media import Clip
+from pave.senses.sound import mono
 from pave.sidechannel import SideTokens
 
 SAMPLE_RATE = 16_000  # Hz

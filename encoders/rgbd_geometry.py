@@ -28,16 +28,16 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 
 from pave.base import PASS, Base, last_again
-from pave.dense import shorter
 from pave.encoder import Encoder, EncoderSpec, OnBase, Pass, consent
 from pave.errors import EncoderError
-from pave.languagebind import VIT_L, Tower, read
+from pave.fusion.reader import POINT, position_mlp
 from pave.media import Clip, preprocess
-from pave.reading import POINT, position_mlp
-from pave.release import opened
-from pave.rgbd import RGBD, Pick, evenly
+from pave.media.rgbd import RGBD, Pick, evenly
+from pave.media.unproject import at_centres, at_corners
+from pave.senses.languagebind import VIT_L, Tower, read
+from pave.senses.pictures import shorter
+from pave.senses.weights import opened
 from pave.sidechannel import SideTokens
-from pave.unproject import at_centres, at_corners
 
 MOST = 1024  # views, rows or columns
 CELLS, SIDE = 24, 336  # of llava3d: rows and columns of a view, pixels

@@ -23,11 +23,11 @@ from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder
 
-from pave import dense
 from pave.encoder import Encoder, EncoderSpec, Groups, Pass
 from pave.errors import EncoderError
 from pave.media import Clip, preprocess
-from pave.release import opened
+from pave.senses import pictures
+from pave.senses.weights import opened
 from pave.sidechannel import SideTokens
 
 VIT_L = VJEPA2Config()  # its defaults are the sizes of facebook/vjepa2-vitl-fpc64-256
@@ -57,8 +57,8 @@ class Options:
                 raise EncoderError(f"vjepa2-video needs a text for {name}, got {value!r}")
         if type(self.frames) is not int or self.frames not in range(PAIR, LONGEST + 1, PAIR):
             raise EncoderError(f"vjepa2-video takes windows of 2, 4, … {LONGEST} frames, got frames={self.frames!r}")
-        object.__setattr__(self, "rate", dense.rate_of(self.rate, "vjepa2-video"))
-        object.__setattr__(self, "grid", dense.grid_of(self.grid, PATCHES, "vjepa2-video"))
+        object.__setattr__(self, "rate", pictures.rate_of(self.rate, "vjepa2-video"))
+        object.__setattr__(self, "grid", pictures.grid_of(self.grid, PATCHES, "vjepa2-video"))
 
 
 class VJepa2Video(Encoder):
@@ -103,11 +103,11 @@ class VJepa2Video(Encoder):
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ h w c) at the middle of each pair; None for a clip without pictures."""
-        seen = dense.fast(clip)
+        seen = pictures.fast(clip)
         if seen is None:
             return None
-        times = dense.instants(seen, self.options.rate, PAIR)
-        x = torch.cat([self.tokens(frames) for frames in dense.groups(seen, times, self.options.frames)])
+        times = pictures.instants(seen, self.options.rate, PAIR)
+        x = torch.cat([self.tokens(frames) for frames in pictures.groups(seen, times, self.options.frames)])
         windows = times.split(self.options.frames)
         spans = torch.cat([window[[0, -1]].expand(len(window) // PAIR, 2) for window in windows])
         centres = rearrange(times, "(τ p) -> τ p", p=PAIR).mean(-1)
@@ -119,13 +119,13 @@ class VJepa2Video(Encoder):
         weight = next(self.network.parameters())
         seen = self.network(pixels(frames)[None].to(weight)).last_hidden_state
         whole = rearrange(seen, "1 (τ y x) c -> τ y x c", y=PATCHES[0], x=PATCHES[1]).cpu()
-        return dense.pooled(whole, self.spec.grid)
+        return pictures.pooled(whole, self.spec.grid)
 
 
 def pixels(frames: Tensor) -> Tensor:
     """Frames uint8 (t 3 y x) to pixels (t 3 256 256) as transformers' VJEPA2VideoProcessor has them: the shorter side
     is scaled to 292, bilinear with antialias on uint8, then comes the crop to the centre."""
-    short = dense.shorter(frames)
+    short = pictures.shorter(frames)
     size = [EDGE * side // short for side in frames.shape[2:]]
     scaled = F.interpolate(frames, size=size, mode="bilinear", align_corners=False, antialias=True)
     top, left = ((side - SIDE) // 2 for side in size)

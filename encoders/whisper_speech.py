@@ -21,9 +21,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from pave.encoder import Encoder, EncoderSpec, Pass, Pieces
 from pave.errors import EncoderError, nearest
-from pave.hearing import hear
 from pave.media import Clip
-from pave.release import opened
+from pave.senses.sound import hear
+from pave.senses.weights import opened
 from pave.sidechannel import SideTokens
 
 SAMPLE_RATE = 16_000  # Hz

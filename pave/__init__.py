@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.util import spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pave.errors import (
@@ -25,13 +25,13 @@ from pave.errors import (
 )
 
 if TYPE_CHECKING:
-    from pave.catalogue import list_patches
     from pave.encoder import load_encoder
-    from pave.evaluate import evaluate
-    from pave.media import Clip
-    from pave.model import load
-    from pave.patch import Patch
-    from pave.train import train
+    from pave.evaluation.accuracy import evaluate
+    from pave.hub.catalogue import list_patches
+    from pave.media.clip import Clip
+    from pave.model.patched import load
+    from pave.patch.file import Patch
+    from pave.training.run import train
 
 __version__ = "0.1.0"
 
@@ -61,28 +61,32 @@ __all__ = [
 
 # Public names that come with their file, when they are first asked for.
 _HOMES = {
-    "Clip": "pave.media",
-    "Patch": "pave.patch",
-    "evaluate": "pave.evaluate",
-    "list_patches": "pave.catalogue",
-    "load": "pave.model",
+    "Clip": "pave.media.clip",
+    "Patch": "pave.patch.file",
+    "evaluate": "pave.evaluation.accuracy",
+    "list_patches": "pave.hub.catalogue",
+    "load": "pave.model.patched",
     "load_encoder": "pave.encoder",
-    "train": "pave.train",
+    "train": "pave.training.run",
 }
 
-# A wheel carries encoders/ inside this package; a checkout keeps it beside us. Same name in both.
-if (_checkout := Path(__file__).parents[1]).joinpath("setup.cfg").is_file():
-    __path__.append(str(_checkout))
+
+class _Beside:
+    """Finds `pave.encoders` in a checkout, where encoders/ lies beside this package; a wheel carries it inside."""
+
+    folder = Path(__file__).parents[1] / "encoders"
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
+        if name == "pave.encoders":
+            return spec_from_file_location(
+                name, cls.folder / "__init__.py", submodule_search_locations=[str(cls.folder)]
+            )
+        return None
 
 
-class _FrontDoor(ModuleType):
-    """`pave.train` and `pave.evaluate` are functions in files of the same name; the import system would put the
-    *module* there as soon as anybody imports the file, so the door hands the function on instead."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOMES and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
+if not Path(__file__).with_name("encoders").is_dir():
+    sys.meta_path.append(_Beside)
 
 
 def __getattr__(name: str) -> Any:
@@ -95,6 +99,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-sys.modules[__name__].__class__ = _FrontDoor

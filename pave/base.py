@@ -27,10 +27,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from pave import storage
 from pave.config import BaseFacts
 from pave.errors import BaseModelError, MediaError
-from pave.media import Clip, preprocess
+from pave.files import tensorfile
+from pave.media.clip import Clip
+from pave.media.pixels import preprocess
 from pave.prompt import CHATML, Prompter
 
 Newline = Literal["end", "grid", "none"]
@@ -347,7 +348,7 @@ class Base(ABC):
             if tensor.is_meta:
                 cause = f"{name} is offloaded, so features in a folder could not be told from those of other bases"
                 raise BaseModelError(f"{cause}; give it a device in the device map, or keep features in memory only")
-        return storage.digest(facts, tensors)
+        return tensorfile.digest(facts, tensors)
 
     def facts(self) -> BaseFacts:
         """What a patch file records of its base."""

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from pave import storage
 from pave.config import SenseFacts
 from pave.errors import EncoderError, nearest
+from pave.files import tensorfile
 from pave.sidechannel import Rule, SideTokens
 
 if TYPE_CHECKING:
     from pave.base import Base
-    from pave.media import Clip
+    from pave.media.clip import Clip
 
 
 CONSENT = "PAVE_NONCOMMERCIAL"  # in the environment: a recipe or patch cannot say it for you
@@ -129,7 +129,7 @@ class Encoder(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the network's weights; empty without one."""
-        return "" if self.network is None else storage.digest({}, self.network.state_dict())
+        return "" if self.network is None else tensorfile.digest({}, self.network.state_dict())
 
     def lacks(self, clip: Clip) -> str:
         """Why `encode` found nothing to read in a clip."""

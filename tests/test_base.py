@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FRAMES, make_base, make_clip
+from families import FRAMES, make_base
 from safetensors.torch import load_file, save_file
+from small import make_clip
 from transformers import PreTrainedTokenizerFast
 
 import pave
 from pave.base import Base
 from pave.errors import BaseModelError, MediaError
-from pave.media import Clip
-from pave.opening import EMBEDDED, load_base
+from pave.loading.base import EMBEDDED, load_base
+from pave.media.clip import Clip
 
 COLOURS = '{"image_mean": [0.5, 0.5, 0.5], "image_std": %s}'
 

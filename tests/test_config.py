@@ -6,9 +6,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pave.catalogue import list_patches
 from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts, parse
 from pave.errors import RecipeError
+from pave.hub.catalogue import list_patches
 from pave.recipe import Recipe, read_recipe
 
 RECIPE = {

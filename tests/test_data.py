@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import awaken, make_base, make_clip, make_config, write_line
+from families import make_base
+from small import awaken, make_clip, make_config, write_line
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pave.data import IGNORE, Row, collate, pack, read_jsonl
 from pave.errors import DataError
-from pave.inputs import ClipFeatures
-from pave.model import PatchedModel
+from pave.model.inputs import ClipFeatures
+from pave.model.patched import PatchedModel
 
 QUESTIONS = (("What do you hear?", "a horn"), ("How often?", "three times or four"), ("Is there a bell?", "no"))
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from places import ROOT
 
 from pave.encoder import Encoder, known_encoders, load_encoder
 from pave.errors import EncoderError
 
 
 def test_every_file_in_encoders_is_an_encoder_that_describes_itself():
-    folder = Path(__file__).parents[1] / "encoders"
+    folder = ROOT / "encoders"
     files = {file.stem.replace("_", "-") for file in folder.glob("*.py")} - {"--init--"}
     assert set(known_encoders()) == files
 

@@ -5,10 +5,11 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from places import ROOT
+
+EXAMPLES = ROOT / "examples"
 
 
 def output(name: str, *words: str) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from pave.base import Base
-from pave.catalogue import list_patches
 from pave.encoder import load_encoder
-from pave.patch import Patch
+from pave.hub.catalogue import list_patches
+from pave.patch.file import Patch
 
 FINGERPRINT = "b06a67f5f4932da6c569abe6f50f2c75ef237f5b195580b189045f5da7120f4b"  # of the embedded base
 # sha256 of the patches that are shipped, and of what a recipe resolves to with all its defaults.

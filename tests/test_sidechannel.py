@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from pave.errors import SignalError
-from pave.segments import Segments
-from pave.sidechannel import SideTokens, align, segments_by_index, segments_by_time
+from pave.fusion.align import align, segments_by_index, segments_by_time
+from pave.fusion.segments import Segments
+from pave.sidechannel import SideTokens
 
 KEYS = torch.tensor([0.0, 1.0, 3.0, 3.5])
 

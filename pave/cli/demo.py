@@ -1,0 +1,229 @@
+"""The demo: the same questions to a frozen video LLM and to the same model with a patch, offline.
+
+In: a folder, a number of clips, a seed. Out: mp4 files with sound, a table on stdout and a picture. Everything it shows
+it has just measured: files are written, read back, decoded, encoded and asked about like anybody's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pave.media.clip import Clip
+from pave.model.patched import PatchedModel, load
+from pave.playroom import sound, world, writer
+
+BASE, PATCH, SPLIT = "playroom", "audio-playroom", "test"
+PER_CLIP = 4  # questions asked about a clip, at most
+INK, FAINT, RIGHT, WRONG, SOUND = "#1f2430", "#8a90a0", "#1b7f4d", "#b3412f", "#3d6fb6"
+
+CLOSING = """\
+What is small and synthetic here: the clips ({seconds:g} seconds, {size} x {size} pixels, {sounds} sounds)
+and the base, a LLaVA-OneVision of {millions:.1f} million parameters, trained on what is seen in
+this world. It has never heard anything: on questions about sound it can only guess. Files,
+decoder, alignment, fusion and patch format are those of a real model. With one of 7 billion
+parameters (16 GB of weights), and a patch that pave-train made for it from your own clips, it is
+
+    pave ask clip.mp4 "What do you hear?" --base llava-hf/llava-onevision-qwen2-7b-ov-hf --patch FOLDER
+"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question and both answers."""
+
+    question: str
+    channel: str
+    truth: str
+    base: str
+    patched: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One clip: the file, what was read from it, when the world says that it sounds, and what was asked about it."""
+
+    path: Path
+    clip: Clip
+    events: Sequence[tuple[str, float]]
+    asked: Sequence[Asked]
+
+
+def run(out: Path, *, clips: int, seed: int) -> list[Subject]:
+    """Make, ask, show, draw."""
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    start = time.perf_counter()
+    lines = writer.write_clips(out, clips, seed, SPLIT)
+    console.print(f"{clips} clips with sound in {out / 'clips'} ({time.perf_counter() - start:.1f} s)")
+    model = load(BASE)
+    console.print(f"{model.apply_patch(PATCH)}\n", highlight=False)
+    start = time.perf_counter()
+    seeds = writer.clip_seeds(clips, seed, SPLIT)
+    subjects = [_ask(model, out, rows, number) for rows, number in zip(_by_clip(lines), seeds, strict=True)]
+    console.print(_table(subjects))
+    console.print(_score(subjects, time.perf_counter() - start), highlight=False)
+    picture = out / "demo.png"
+    draw(max(subjects, key=_telling), picture)
+    console.print(f"picture: {picture}\n\n{_closing(model)}", highlight=False, soft_wrap=True)
+    return subjects
+
+
+def _closing(model: PatchedModel) -> str:
+    millions = sum(parameter.numel() for parameter in model.base.parameters()) / 1e6
+    return CLOSING.format(seconds=world.SECONDS, size=world.SIZE, sounds=len(world.SOUNDS), millions=millions)
+
+
+def _by_clip(jsonl: Path) -> list[list[dict]]:
+    """Lines of a JSONL file, one list for each clip, in the order of the file."""
+    found: dict[str, list[dict]] = {}
+    for line in jsonl.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        found.setdefault(row["video"], []).append(row)
+    return list(found.values())
+
+
+def _ask(model: PatchedModel, out: Path, rows: Sequence[dict], seed: int) -> Subject:
+    path = out / rows[0]["video"]
+    clip = Clip.read(path, frames=model.host.frames)
+    events = world.schedule(world.draw_scene(seed, SPLIT), world.draw_script(seed))
+    asked = []
+    for row in _varied(rows)[:PER_CLIP]:
+        question, truth = (turn["value"].removeprefix("<video>\n") for turn in row["conversations"])
+        with model.patches_off():
+            base = model.ask(clip, question)
+        asked.append(Asked(question, row["channel"], truth, str(base), str(model.ask(clip, question))))
+    return Subject(path, clip, events, asked)
+
+
+def _varied(rows: Sequence[dict]) -> list[dict]:
+    """The first question of every channel, then the second of every channel, and so on."""
+    turns = Counter[str]()
+    order = []
+    for row in rows:
+        turns[row["channel"]] += 1
+        order.append(turns[row["channel"]])
+    return [row for _, row in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])]
+
+
+def _telling(subject: Subject) -> tuple[bool, int, int]:
+    """The picture is of a clip in which much can be heard and seen, and on which the two answers differ."""
+    needs_both = any(asked.channel == "audio+video" for asked in subject.asked)
+    return needs_both, len(subject.events), sum(asked.base != asked.patched for asked in subject.asked)
+
+
+def _table(subjects: Sequence[Subject]) -> Table:
+    table = Table(title="What the clips are asked", title_style="bold", title_justify="left", box=box.SIMPLE_HEAD)
+    for name, widest in (("carried by", 11), ("question", 56), ("truth", 8), ("base", 10), ("patched", 10)):
+        table.add_column(name, max_width=widest, no_wrap=name != "question")
+    for subject in subjects:
+        for asked in subject.asked:
+            answers = (_marked(answer, answer == asked.truth) for answer in (asked.base, asked.patched))
+            table.add_row(asked.channel, asked.question, asked.truth, *answers)
+        table.add_section()
+    return table
+
+
+def _marked(answer: str, right: bool) -> Text:
+    return Text(f"{'✓' if right else '✗'} {answer}", style="green" if right else "red")
+
+
+def _score(subjects: Sequence[Subject], seconds: float) -> str:
+    asked = [asked for subject in subjects for asked in subject.asked]
+    base, patched = (sum(getattr(one, who) == one.truth for one in asked) for who in ("base", "patched"))
+    return f"right answers: base {base} of {len(asked)}, patched {patched} of {len(asked)} ({seconds:.1f} s)"
+
+
+def draw(subject: Subject, target: Path) -> None:
+    """Key frames and waveform of one clip on one time line, with what was asked and answered."""
+    figure = Figure(figsize=(12, 6.4), dpi=150, facecolor="white")
+    figure.text(
+        0.045, 0.945, "A frozen video LLM, before and after a patch that hears", size=17, color=INK, weight="bold"
+    )
+    figure.text(
+        0.045, 0.905, f"{subject.path.name}: eight key frames, the sound, and three questions", size=10, color=FAINT
+    )
+    _draw_frames(figure.add_axes((0.045, 0.625, 0.91, 0.225)), subject.clip)
+    _draw_wave(figure.add_axes((0.045, 0.37, 0.91, 0.20)), subject)
+    for place, asked in enumerate(subject.asked[:3]):
+        _draw_answers(figure.add_axes((0.045 + 0.31 * place, 0.035, 0.29, 0.25)), asked)
+    figure.savefig(target)
+
+
+def _line_of_time(axes: Axes) -> None:
+    axes.set_xlim(-0.32, world.SECONDS + 0.27)
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    axes.set_yticks([])
+
+
+def _draw_frames(axes: Axes, clip: Clip) -> None:
+    if clip.frames is None or clip.times is None:
+        raise ValueError("a clip without frames has no picture")
+    _line_of_time(axes)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    half = 0.46 * float(clip.times[-1] - clip.times[0]) / max(len(clip.times) - 1, 1)
+    for frame, at in zip(clip.frames, clip.times.tolist(), strict=True):
+        axes.imshow(frame.permute(1, 2, 0).numpy(), extent=(at - half, at + half, 0.12, 1), aspect="auto", zorder=2)
+        axes.plot([at, at], [0, 0.12], color=FAINT, lw=1)
+        axes.text(at, -0.02, f"{at:.2f} s", ha="center", va="top", size=8, color=FAINT)
+    axes.set_ylim(0, 1)
+
+
+def _draw_wave(axes: Axes, subject: Subject) -> None:
+    _line_of_time(axes)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.tick_params(colors=FAINT, labelsize=8)
+    axes.set_xlabel("seconds", size=8, color=FAINT, labelpad=1)
+    axes.set_ylim(-1.1, 1.6)
+    if subject.clip.audio is not None and subject.clip.rate:
+        samples = subject.clip.audio.mean(0).numpy()
+        loudest = max(float(np.abs(samples).max()), 0.1)  # silence stays a line
+        low, high, at = _envelope(samples / loudest, subject.clip.rate, subject.clip.audio_start)
+        axes.fill_between(at, low, high, color=SOUND, lw=0)
+    for name, start in subject.events:
+        axes.axvspan(start, start + sound.TONE_SECONDS, color=SOUND, alpha=0.13, lw=0)
+        axes.text(start + sound.TONE_SECONDS / 2, 1.22, name, ha="center", size=11, color=SOUND, weight="bold")
+    if not subject.events:
+        axes.text(world.SECONDS / 2, 0.6, "nothing but the room's faint noise", ha="center", size=10, color=SOUND)
+
+
+def _envelope(samples: np.ndarray, rate: int, start: float, bins: int = 900) -> tuple[np.ndarray, ...]:
+    """Lowest and highest sample of each of `bins` stretches, and their times in seconds."""
+    samples = samples[: len(samples) // bins * bins].reshape(bins, -1)
+    middles = (np.arange(bins) + 0.5) * samples.shape[1] / rate + start
+    return samples.min(1), samples.max(1), middles
+
+
+def _draw_answers(axes: Axes, asked: Asked) -> None:
+    axes.set_axis_off()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    card = FancyBboxPatch(
+        (0.01, 0.02), 0.98, 0.96, boxstyle="round,pad=0,rounding_size=0.04", fc="#f5f6f9", ec="#dde0e8"
+    )
+    axes.add_patch(card)
+    question = "\n".join(textwrap.wrap(asked.question, 36))
+    axes.text(0.05, 0.91, question, size=11, color=INK, weight="bold", va="top", linespacing=1.3)
+    rows = ((0.50, "truth", asked.truth), (0.32, "base", asked.base), (0.14, "patched", asked.patched))
+    for height, who, answer in rows:
+        colour = INK if who == "truth" else RIGHT if answer == asked.truth else WRONG
+        mark = "" if who == "truth" else "  ✓" if answer == asked.truth else "  ✗"
+        axes.text(0.05, height, who, size=10, color=FAINT, va="center")
+        words = textwrap.shorten(answer, 24, placeholder="…") + mark
+        axes.text(0.30, height, words, size=12, color=colour, va="center", weight="bold")

@@ -1,0 +1,178 @@
+"""What is right and wrong with this machine and this installation. In: nothing. Out: checks, each with its remedy.
+
+Looks only: writes no file, asks no network, and a check that fails does not stop the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from configparser import ConfigParser
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+HERE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at. `remedy` is what to do when it is not ok."""
+
+    name: str
+    ok: bool
+    finding: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        line = f"{'ok   ' if self.ok else 'WRONG'}  {self.name:<22} {self.finding}"
+        return line if self.ok or not self.remedy else f"{line}\n{'':30}-> {self.remedy}"
+
+
+def examine() -> Iterator[Check]:
+    """All checks, quick ones first."""
+    yield _python()
+    for requirement in requirements():
+        yield _package(requirement)
+    for name in ("torchvision", "torchaudio", "torchcodec"):
+        yield _stays_out_of_the_way(name)
+    yield _looked("compute", _compute, "reinstall torch for this machine")
+    yield _looked("decoder", _decoder, "reinstall PyAV: pip install --force-reinstall av")
+    yield _looked("embedded base", _embedded_base, "install PAVE again; the files of pave/playroom/base are missing")
+    yield _looked("encoders", _encoders, "install PAVE again, or mend the encoder that the message names")
+    for name in _catalogue():
+        yield _looked(
+            f"patch {name}", lambda name=name: _patch(name), f"train it again (pave-train {name}), or reinstall"
+        )
+    yield _looked("hub", _hub, "set HF_HOME to a folder that can be written")
+
+
+def requirements() -> list[Requirement]:
+    """What PAVE needs, as its metadata (installed) or its setup.cfg (a bare checkout) says."""
+    try:
+        lines = metadata.requires("pave") or []
+    except metadata.PackageNotFoundError:
+        setup = ConfigParser()
+        setup.read(HERE.parent / "setup.cfg", "utf-8")
+        lines = [line for line in setup.get("options", "install_requires", fallback="").splitlines() if line]
+    found = [Requirement(line) for line in lines]
+    return [requirement for requirement in found if not requirement.marker or requirement.marker.evaluate()]
+
+
+def _looked(name: str, look: Callable[[], str], remedy: str) -> Check:
+    """A doctor reports whatever goes wrong with the patient, so every exception is a finding."""
+    try:
+        return Check(name=name, ok=True, finding=look())
+    except Exception as error:
+        return Check(name=name, ok=False, finding=f"{type(error).__name__}: {error}", remedy=remedy)
+
+
+def _python() -> Check:
+    version = f"{platform.python_version()} ({sys.executable})"
+    return Check(name="python", ok=sys.version_info >= (3, 10), finding=version, remedy="use Python 3.10 or newer")
+
+
+def _package(requirement: Requirement) -> Check:
+    remedy = f'pip install "{requirement}"'
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return Check(name=requirement.name, ok=False, finding="not installed", remedy=remedy)
+    ok = requirement.specifier.contains(version, prereleases=True)
+    finding = version if ok else f"{version}, but PAVE needs {requirement.specifier}"
+    return Check(name=requirement.name, ok=ok, finding=finding, remedy=remedy)
+
+
+def _stays_out_of_the_way(name: str) -> Check:
+    """PAVE does not need these, but transformers imports them when it finds them, and falls with them.
+
+    Tried in a process of its own, since a wheel of another torch can take the interpreter down.
+    """
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Check(name=name, ok=True, finding="absent, and not needed")
+    run = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    if run.returncode == 0:
+        return Check(name=name, ok=True, finding=f"{version}, not needed")
+    last = (run.stderr.strip() or f"exit code {run.returncode}").splitlines()[-1]
+    remedy = f"it does not fit this torch and breaks transformers; PAVE does not need it: pip uninstall {name}"
+    return Check(name=name, ok=False, finding=f"{version} cannot be imported: {last}", remedy=remedy)
+
+
+def _compute() -> str:
+    import torch
+
+    float((torch.ones(8, 8) @ torch.ones(8, 8)).sum())
+    cpu = f"{os.cpu_count()} CPU cores, torch uses {torch.get_num_threads()}"
+    if torch.cuda.is_available():
+        cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        return f"{cpu}; " + ", ".join(f"{card.name} ({card.total_memory / 2**30:.0f} GiB)" for card in cards)
+    return f"{cpu}; {'Apple GPU (mps)' if torch.backends.mps.is_available() else 'no GPU'}"
+
+
+def _decoder() -> str:
+    import av
+    from av.codec import Codec
+
+    for name in ("h264", "hevc", "vp9", "aac", "opus", "mp3"):
+        Codec(name, "r")
+    return f"PyAV {av.__version__} with FFmpeg's libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
+
+
+def _embedded_base() -> str:
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    folder = HERE / "playroom" / "base"
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no config.json in {folder}")
+    kind = AutoConfig.from_pretrained(folder).model_type
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        tensors = len(list(file.keys()))
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return f"{kind}, {tensors} tensors, {size / 1e6:.1f} MB"
+
+
+def _encoders() -> str:
+    from pave.encoder import known_encoders, module_of
+
+    return ", ".join(name for name in known_encoders() if module_of(name))
+
+
+def _catalogue() -> list[str]:
+    from pave.hub.catalogue import folder, names
+    from pave.patch.filenames import WEIGHTS
+
+    return [name for name in names() if (folder() / name / WEIGHTS).exists()]
+
+
+def _patch(name: str) -> str:
+    from pave.hub.catalogue import find
+    from pave.loading.base import load_base
+    from pave.patch.base_match import base_match
+    from pave.patch.file import Patch
+    from pave.patch.filenames import WEIGHTS
+
+    file = find(name) / WEIGHTS
+    patch = Patch.load(file)
+    if patch.config.base.repo == "playroom":
+        base_match(patch.config, load_base("playroom"), str(file), strict=True)
+    return f"{len(patch.tensors)} tensors, {file.stat().st_size / 1e6:.2f} MB, its own hash fits"
+
+
+def _hub() -> str:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    there = next(path for path in (cache, *cache.parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"cannot write into {there}, where downloads would go")
+    return f"cache {cache}{' (offline mode)' if constants.HF_HUB_OFFLINE else ''}"

@@ -1,0 +1,98 @@
+"""The `pave encode` command: options, progress, summary. What it does is in pave/features/extract.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pave.cli.terminal import quiet, remark
+
+if TYPE_CHECKING:
+    from pave.features.extract import Tally
+
+MANY = 8  # workers: each holds the encoder's network
+
+
+def encode(
+    encoder: Annotated[str, typer.Argument(metavar="ENCODER", help="As logmel or imagebind-audio.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of media, or JSONL as for training.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for feature files.")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of the encoder, as a recipe says it; may be repeated."),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(metavar="DTYPE", help="To keep tokens in.")
+    ] = "float32",
+    base: Annotated[
+        str, typer.Option(metavar="BASE", help="Whose eyes an encoder gets that looks with those of a base.")
+    ] = "",
+    published: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Take the .pt files that PAVE's authors published, instead of encoding."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Processes. Default: one a core, up to eight.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(metavar="S", min=0.1, help="Seconds for one clip.")] = 300.0,
+    memory: Annotated[float, typer.Option(metavar="GIB", min=0.1, help="That a process may hold.")] = 16.0,
+    shard: Annotated[int, typer.Option(metavar="N", min=1, help="Clips in one feature file.")] = 32,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(metavar="ENGINE", help="'local', or 'ray' for a cluster.")
+    ] = "local",
+    retry: Annotated[bool, typer.Option("--retry", help="Try quarantined clips again.")] = False,
+) -> None:
+    """Encode the clips of SOURCE once, for many trainings.
+
+    Clips that cannot be read, or take too long or too much, go to OUT/quarantine.jsonl. Whatever stops this, the same
+    command goes on. Under torchrun, each process does its share.
+    """
+    quiet()
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from pave.features import extract, worker
+    from pave.recipe import overridden
+
+    begin, options = time.perf_counter(), overridden(option or [])
+    place = str(published.absolute()) if published else ""
+    job = worker.Job(encoder, options, dtype, base, place, timeout, memory)
+    clips = extract.listed(source)
+    workers = workers or min(MANY, os.cpu_count() or 1)
+    remark(f"{encoder}: {len(clips):,} clips, {workers} workers")
+    console, done = Console(stderr=True), 0
+    columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("clips", total=len(clips))
+
+        def progress(more: int) -> None:
+            nonlocal done
+            tenth, done = 10 * done // len(clips), done + more
+            bar.update(task, completed=done)
+            if not sys.stderr.isatty() and 10 * done // len(clips) > tenth:
+                remark(f"{done}/{len(clips)} clips")
+
+        try:
+            tally = extract.encode(
+                job, clips, out, size=shard, workers=workers, engine=engine, retry=retry, progress=progress
+            )
+        except KeyboardInterrupt:
+            remark(f"\nstopped; what is done lies in {out}, and the same command goes on from it")
+            raise SystemExit(130) from None
+    print(summary(tally, out, time.perf_counter() - begin))
+
+
+def summary(tally: Tally, out: Path, seconds: float) -> str:
+    """What lies in the folder, and what it took this time."""
+    good = tally.clips - tally.absent - len(tally.refused)
+    lines = [f"{good:,} of {tally.clips:,} clips are encoded; this took {seconds:.1f} s"]
+    if tally.absent:
+        lines.append(f"{tally.absent:,} clips have nothing to encode, which their entries say")
+    if tally.refused:
+        lines.append(f"{len(tally.refused):,} clips quarantined; {out / 'quarantine.jsonl'} says why")
+    return "\n".join([*lines, f"{out} ({tally.shards:,} files, {tally.bytes:,} bytes)"])

@@ -1,0 +1,260 @@
+"""The `pave patch` commands: look at patches, make them small, share them. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pave.cli.terminal import PLAIN, quiet, remark
+from pave.errors import PatchError
+from pave.patch.filenames import WEIGHTS
+
+if TYPE_CHECKING:
+    from pave.config import PatchConfig
+
+Dim = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Channels of the base, for a name that was released for several, as 3d-scanqa."),
+]
+app = typer.Typer(help="Look at patches, make them small, share them.", **PLAIN)
+
+
+@app.command("list")
+def patch_list() -> None:
+    """List the patches that are at hand: of the catalogue, names of your own, and what was fetched from the Hub."""
+    from pave.hub.catalogue import list_patches
+    from pave.hub.locate import downloaded
+    from pave.hub.names import aliases
+
+    for entry in list_patches():
+        print(entry)
+    for name, target in sorted(aliases().items()):
+        print(f"{name}: alias of {target}")
+    for place in downloaded():
+        print(f"{place.source}: fetched from the Hub [{place.path.stat().st_size:,} bytes]")
+
+
+@app.command("info")
+def patch_info(
+    source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder, a file, or user/repo of the Hub.")],
+    dim: Dim = None,
+) -> None:
+    """Show what a patch says of itself.
+
+    Reads the header only, also on the Hub; but a checkpoint of PAVE's authors is fetched and converted first.
+    """
+    quiet()
+    from pave.hub.locate import info
+
+    config, place = info(source, dim=dim)
+    size = f" ({place.path.stat().st_size:,} bytes)" if place.path.is_file() else ""
+    _describe(config, f"{place.path if not place.repo else place.source}{size}")
+    if place.remark:
+        remark(place.remark)
+
+
+def _describe(config: PatchConfig, file: str) -> None:
+    base, fusion = config.base, config.fusion
+    layers = f", {fusion.layers} layers" if fusion.kind == "official" else ""
+    print(f"{config.name}: {config.description}")
+    print(f"  file     {file}")
+    print(f"  base     {base.model_type} {base.repo} (weights {base.fingerprint[:12] or 'not recorded'})")
+    print(f"           {base.frames} key frames of {base.tokens_per_frame} tokens, dim {base.dim}")
+    for sense, facts in config.senses.items():
+        read = f"{facts.encoder} {facts.options or ''}".strip()
+        print(f"  sense    {sense}: {read}, {facts.dim} channels aligned by {facts.align}")
+    if config.resampler:
+        print(f"  read as  {config.resampler}")
+    print(f"  fusion   {fusion.kind}, width {fusion.width}, {fusion.heads} heads{layers}")
+    print(f"  lora     {f'r={config.lora.r}, alpha={config.lora.lora_alpha:g}' if config.lora else 'none'}")
+    print(f"  licence  {config.licence}")
+    for key, value in config.training.items():
+        print(f"  trained  {key}: {value}")
+
+
+@app.command("convert")
+def patch_convert(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A zip that the authors released, or its folder.")],
+    sense: Annotated[
+        str, typer.Option(metavar="SENSE=ENCODER", help="What it was trained on, as audio=imagebind-audio.")
+    ],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="File or folder to write. Default: <name>.safetensors.")
+    ] = None,
+    name: Annotated[str, typer.Option(metavar="NAME", help="Of the patch. Default: that of SOURCE.")] = "",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of the encoder, as preset=llava3d; may be repeated."),
+    ] = None,
+) -> None:
+    """Make a patch of a checkpoint that the authors of PAVE released.
+
+    Its pickled files are opened in a process of their own that runs no code of theirs. An encoder that is not
+    installed can be named all the same.
+    """
+    sense, _, encoder = sense.partition("=")
+    if not encoder:
+        raise PatchError(f"--sense {sense}", "names no encoder", "write SENSE=ENCODER, as audio=imagebind-audio")
+    quiet()
+    from pave.encoder import missing
+    from pave.patch.official import convert
+    from pave.recipe import overridden
+
+    patch = convert(source, sense, encoder, name=name, **overridden(option or []))
+    written = patch.save(out or f"{patch.config.name}.safetensors")
+    _describe(patch.config, f"{written} ({written.stat().st_size:,} bytes)")
+    if lacking := missing(encoder):
+        remark(f"{lacking}; until there is one, bring its features along")
+
+
+@app.command("verify")
+def patch_verify(
+    sources: Annotated[list[str], typer.Argument(metavar="PATCH", help="Names, folders, files, or user/repo.")],
+    dim: Dim = None,
+) -> None:
+    """Check patch files, byte by byte.
+
+    Every byte against the file's own hash, every tensor against its config.
+    """
+    from pave.hub.locate import locate
+
+    wrong = 0
+    for source in sources:
+        try:
+            place = locate(source, dim=dim)
+            patch = place.load()
+            print(f"{source}: ok, {len(patch.tensors)} tensors, {place.path.stat().st_size:,} bytes")
+        except PatchError as error:
+            wrong += 1
+            print(error, file=sys.stderr)
+    raise typer.Exit(1 if wrong else 0)
+
+
+@app.command("pull")
+def patch_pull(
+    repo: Annotated[str, typer.Argument(metavar="USER/REPO[@REVISION]", help="A patch on the Hub, or an alias.")],
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also put a copy there.")] = None,
+    dim: Dim = None,
+) -> None:
+    """Fetch a patch from the Hub and check it."""
+    from pave.hub.locate import locate
+
+    place = locate(repo, dim=dim)
+    patch = place.load()
+    if place.remark:
+        remark(place.remark)
+    print(f"{place.source}: commit {place.commit or 'none'}, sha256 {patch.sha256}")
+    if out is None:
+        print(place.path)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        print(patch.save(out))
+
+
+@app.command("push")
+def patch_push(
+    source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder or a file.")],
+    repo: Annotated[str, typer.Argument(metavar="USER/REPO", help="Made when it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repo private.")] = False,
+    example: Annotated[
+        bool, typer.Option("--example", help="Ask a Playroom question first, and show it in the card.")
+    ] = False,
+    message: Annotated[str, typer.Option(metavar="TEXT", help="Of the commit.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the card and the files; send nothing.")] = False,
+    dim: Dim = None,
+) -> None:
+    """Share a patch on the Hub.
+
+    Writes repo, card and file in one commit. Refuses folders of this machine and secrets in what would be public.
+    """
+    quiet()
+    from pave.hub.locate import locate
+    from pave.hub.push import push
+    from pave.playroom.replay import replay
+
+    patch = locate(source, dim=dim).load()
+    shown = replay(patch) if example else None
+    pushed = push(patch, repo, private=private, example=shown, message=message, dry_run=dry_run)
+    if dry_run:
+        print(pushed.card)
+    for name, size in pushed.files.items():
+        remark(f"{'would send' if dry_run else 'sent'} {name} ({size:,} bytes)")
+    if pushed.kept_card:
+        remark("the card on the Hub is somebody's own work and was left alone")
+    if not dry_run:
+        print(f"{pushed.url} commit {pushed.commit}")
+
+
+@app.command("search")
+def patch_search(
+    words: Annotated[str, typer.Argument(metavar="[WORDS]", help="In names.")] = "",
+    sense: Annotated[str, typer.Option(metavar="SENSE", help="As audio or depth.")] = "",
+    base: Annotated[str, typer.Option(metavar="USER/REPO", help="Made for this base.")] = "",
+) -> None:
+    """Find patches on the Hub."""
+    from pave.hub.locate import search
+
+    for found in search(words, sense=sense, base=base):
+        print(f"{found['id']}  {found['downloads']} downloads  {' '.join(found['tags'])}{'  gated' * found['gated']}")
+
+
+@app.command("alias")
+def patch_alias(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="The short name.")] = "",
+    target: Annotated[str, typer.Argument(metavar="[PATCH]", help="What it stands for; without it, forget NAME.")] = "",
+) -> None:
+    """Give a patch a short name of your own; without arguments, list them."""
+    from pave.hub.names import aliases, set_alias
+
+    if name:
+        set_alias(name, target or None)
+    for known, stands_for in sorted(aliases().items()):
+        print(f"{known}: {stands_for}")
+
+
+@app.command("shrink")
+def patch_shrink(
+    source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder or a file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, or a folder for it.")],
+    bits: Annotated[int, typer.Option(metavar="N", help="Store matrices in 8 or 4 bits.")] = 4,
+    rank: Annotated[int, typer.Option(metavar="N", min=1, help="Keep at most N ranks of the LoRA.")] = 8,
+    dim: Dim = None,
+) -> None:
+    """Write a patch for a fraction of its bytes.
+
+    It is applied like any other. Look at it with pave.evaluate before you share it: how much it keeps depends on the
+    patch.
+    """
+    from pave.hub.locate import locate
+
+    place = locate(source, dim=dim)
+    if place.path.resolve() in (out.resolve(), (out / WEIGHTS).resolve()):
+        raise PatchError(str(out), "is the patch itself, which would be lost", "write to another file or folder")
+    written = place.load().shrink(bits, rank).save(out)
+    before, after = place.path.stat().st_size, written.stat().st_size
+    print(f"{written}: {after:,} bytes, {after / before:.0%} of the {before:,} of {place.path}")
+
+
+@app.command("export-peft")
+def patch_export_peft(
+    source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder or a file.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where adapter_config.json and its weights are written.")
+    ],
+    base: Annotated[str, typer.Option(metavar="BASE", help="'playroom', a folder, or a Hub id.")] = "playroom",
+) -> None:
+    """Write the LoRA of a patch for PEFT.
+
+    PeftModel.from_pretrained opens it. The fusion, which perceives, stays behind: PEFT has no place for it.
+    """
+    quiet()
+    from pave.model.patched import load
+    from pave.patch.peft import export_peft
+
+    model = load(base)
+    report = model.apply_patch(source)
+    export_peft(model.export(report.name), model.host, out)
+    print(f"{out}: {report.lora_params:,} parameters of LoRA; the fusion ({report.fusion_params:,}) has no place in it")

@@ -1,0 +1,189 @@
+"""The `pave-train` command.
+
+    pave-train RECIPE [key.sub=value ...] [--resume] [--dry-run | --smoke]
+
+In: a recipe (a file, its folder, or a name of the catalogue) and overrides. Out: the folder `train.output` with
+`patch.safetensors` and `metrics.json`, and a progress bar on the way.
+"""
+
+from __future__ import annotations
+
+import sys
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pave.cli.terminal import PLAIN, quiet, run_command
+from pave.errors import RecipeError
+from pave.hub import catalogue
+from pave.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pave.training.run import Progress, Result
+
+app = typer.Typer(**PLAIN)
+SMOKE = ("train.steps=2", "train.batch=4", "train.eval_every=1", "train.checkpoint_every=1")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A patch.yaml, its folder, or a catalogue name.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="As train.steps=100.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in train.output.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show the resolved recipe and a sample as the loss sees it; write nothing."),
+    ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Two steps on a few clips, save, load, compare; keep nothing.")
+    ] = False,
+) -> None:
+    """Train a patch on a frozen video LLM."""
+    quiet()
+    if resume + dry_run + smoke > 1:
+        raise RecipeError("--resume, --dry-run and --smoke exclude each other; give one of them")
+    resolved = catalogue.recipe(recipe, overrides or [])
+    if dry_run:
+        _show(resolved)
+    elif smoke:
+        _smoke(recipe, overrides or [])
+    else:
+        result = _train(resolved, resume)
+        print(summary(result))
+
+
+def summary(result: Result) -> str:
+    """What a run reached, as a table."""
+    lines = []
+    held_out: Any = result.metrics.get("held_out", {})
+    if held_out:
+        lines.append(f"{'held-out questions':20} {'base':>6} {'patched':>8}")
+        lines += [f"{key:20} {each['base']:6.3f} {each['patched']:8.3f}" for key, each in held_out.items()]
+    unreadable: Any = result.metrics["unreadable"]
+    if unreadable:
+        listed = result.patch.parent / "features" / "quarantine.jsonl"
+        lines.append(f"{len(unreadable)} clips cannot be read and were left out; {listed} says why")
+    seconds: Any = result.metrics["seconds"]
+    lines.append(f"features {seconds['features']:.0f} s, steps {seconds['steps']:.0f} s")
+    lines.append(f"{result.patch} ({result.patch.stat().st_size:,} bytes)")
+    return "\n".join(lines)
+
+
+def _train(recipe: Recipe, resume: bool) -> Result:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from pave.training.checkpoint import refuse_begun
+    from pave.training.run import Run
+
+    refuse_begun(recipe.output, resume)
+    console = Console(stderr=True, soft_wrap=True, markup=False)
+    console.print(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {recipe.train.batch} clips")
+    console.print("reading clips (each is seen once; what was seen before is kept)")
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
+    with Bar(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
+        clips = bar.add_task("clips", total=None, note="")
+        steps = bar.add_task("training", total=recipe.train.steps, note="", start=False)
+        held_out = ""
+
+        def seeing(done: int, total: int) -> None:
+            bar.update(clips, completed=done, total=total)
+
+        def show(step: int, total: int, figures: dict[str, float]) -> None:
+            nonlocal held_out
+            if "held-out" in figures:
+                held_out = f"  held-out {figures['held-out']:.3f}"
+            bar.start_task(steps)
+            bar.update(steps, completed=step, note=f"loss {figures['loss']:.3f}{held_out}")
+            if not sys.stderr.isatty() and (step % 50 == 0 or step == total or "held-out" in figures):
+                console.print(f"step {step}/{total}  loss {figures['loss']:.3f}{held_out}")
+
+        progress: Progress = show
+        run = None
+        try:
+            run = Run(recipe)
+            run.prepare(seeing)
+            for line in run.remarks():
+                console.print(line)
+            return run.complete(resume, progress)
+        except KeyboardInterrupt:
+            console.print(f"\nstopped; {run.left() if run else 'nothing has been written yet'}", soft_wrap=True)
+            raise SystemExit(130) from None
+
+
+def _smoke(recipe: str, overrides: list[str]) -> None:
+    """The whole way in small: features, two steps, checkpoint, patch file, and the same answers after loading it."""
+    import torch
+
+    from pave.patch.file import Patch
+    from pave.training.run import Run
+
+    with TemporaryDirectory() as folder:
+        small = ["data.playroom.clips=8"] if catalogue.recipe(recipe, overrides).data.playroom else []
+        resolved = catalogue.recipe(recipe, [*overrides, *SMOKE, *small, f"train.output={folder}"])
+        run = Run(resolved, clips=8)
+        run.prepare()
+        run.fit(lambda step, steps, figures: print(f"step {step}: loss {figures['loss']:.3f}"))
+        result = run.finish()
+        size = result.patch.stat().st_size
+        few, names = run.train_clips[:2], run.names
+        with torch.no_grad():
+            before, _ = run.scores(*run.batch(few, names))
+            run.model.remove_patch(resolved.name)
+            run.model.apply_patch(Patch.load(result.patch))
+            after, _ = run.scores(*run.batch(few, names))
+    same = torch.equal(before, after)
+    print(f"patch of {size:,} bytes, saved and loaded: logits {'equal' if same else 'DIFFER'}")
+    if not same:
+        raise SystemExit(1)
+
+
+def _show(recipe: Recipe) -> None:
+    """The composed recipe, and what the files hold; nothing is written."""
+    import yaml
+
+    from pave.data import read_jsonl, unread
+    from pave.training.run import Run
+
+    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).strip())
+    run = Run(recipe)
+    host = run.model.host
+    if recipe.data.train is None:
+        print("\nthe clips of this recipe are written when it runs")
+        return
+    examples = read_jsonl(recipe.data.train)
+    held_out = read_jsonl(recipe.data.val) if recipe.data.val else []
+    sources = {example.source for example in examples}
+    files = {file for source in sources for file in source.files}
+    missing = sorted(str(file) for file in files if not file.exists())
+    print(f"\n{recipe.data.train}: {len(examples)} questions about {len(sources)} clips, {len(missing)} files missing")
+    for file in missing[:5]:
+        print(f"  missing: {file}")
+    for line in unread([*examples, *held_out], run.read()):
+        print(f"  {line}")
+    first = examples[0]
+    before, behind = host.prompt(first.question)
+    learned = [*host.encode_text(first.answer), host.end]
+    rows = len(host.visual_ids(range(0, host.frames, host.pair), recipe.newline or host.newlines[0]))
+    print(f"\nline {first.line} as the loss sees it ({len(before) + rows + len(behind) + len(learned)} tokens):")
+    print(
+        f"  not learned: {host.tokenizer.decode(before)!r} + {rows} visual tokens + {host.tokenizer.decode(behind)!r}"
+    )
+    print(f"  learned:     {host.tokenizer.decode(learned)!r}")
+
+
+def main() -> None:
+    """Run the command; errors are one line and exit code 2, as those of `pave`."""
+    run_command(app, "pave-train")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""How many questions a model answers rightly, with and without its patches, and with the sense taken away.
+
+In: a model and a JSONL file. Out: an `Evaluation`: right answers by channel, beside the best score that is possible
+without the sense where the file says it (`optimum`). Answers are generated, greedily.
+
+A side channel can be `own`, `shuffled` between clips (does the patch really listen?) or `off` (every clip without it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Literal, get_args
+
+from pave.data import Example, Source, read_jsonl
+from pave.errors import DataError
+from pave.features.cache import FeatureStore
+from pave.model.inputs import ClipFeatures
+from pave.model.patched import PatchedModel
+
+Side = Literal["own", "shuffled", "off"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question with what was answered."""
+
+    example: Example
+    answer: str
+
+    @property
+    def right(self) -> bool:
+        """The same words, whatever their case and outer spaces."""
+        return self.answer.strip().lower() == self.example.answer.strip().lower()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Right answers of one group of questions."""
+
+    right: int
+    asked: int
+    optimum: float | None  # best expected score without the sense, where every line of the group says its own
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.asked
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All samples of one run, and the clips that could not be read, with the reason; they are left out."""
+
+    samples: tuple[Sample, ...]
+    refused: Mapping[Source, str] = field(default_factory=dict)
+
+    def by(self, fact: str = "channel") -> dict[str, Score]:
+        """Scores grouped by a fact of the data file, in the order of first appearance."""
+        groups: dict[str, list[Sample]] = {}
+        for sample in self.samples:
+            groups.setdefault(str(sample.example.facts.get(fact, "all")), []).append(sample)
+        return {name: _score(group) for name, group in groups.items()}
+
+    @property
+    def accuracy(self) -> float:
+        return _score(self.samples).accuracy
+
+    def __str__(self) -> str:
+        lines = [f"{'channel':14} {'right':>7} {'asked':>6} {'best without':>13}"]
+        for name, score in self.by().items():
+            optimum = "" if score.optimum is None else f"{score.optimum:.3f}"
+            lines.append(f"{name:14} {score.accuracy:7.3f} {score.asked:6} {optimum:>13}")
+        lines += [f"left out: {why}" for why in self.refused.values()]
+        return "\n".join(lines)
+
+
+def evaluate(
+    model: PatchedModel,
+    data: str | Path | Sequence[Example],
+    *,
+    patches: Sequence[str] | None = None,
+    side: Side = "own",
+    features: dict[Source, ClipFeatures] | None = None,
+    cache: Path | None = None,
+    made: Sequence[Path] = (),
+    batch: int = 32,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Ask every question of `data` (a JSONL file or examples); `patches=()` asks the base, None all enabled patches.
+
+    `features` (or the folder `cache`) saves looking at clips again, `made` (folders of feature files) encoding them.
+    Clips that cannot be read are left out.
+    max_new_tokens: None has room for the longest of the right answers.
+    """
+    if side not in get_args(Side):
+        raise ValueError(f"side={side!r}; a side channel can be {', '.join(get_args(Side))}")
+    examples = read_jsonl(data) if isinstance(data, str | Path) else list(data)
+    sources = list(dict.fromkeys(example.source for example in examples))
+    refused: dict[Source, str] = {}
+    if features is None:
+        store = FeatureStore(model, model.encoders(), cache, made)
+        features, refused = store.read(sources), store.refused
+    examples = [example for example in examples if example.source in features]
+    if not examples:
+        why = next(iter(refused.values()), "no features were given for it")
+        raise DataError(f"none of the {len(sources)} clips to be asked about can be read; the first: {why}")
+    features = _change(features, side, seed)
+    if max_new_tokens is None:
+        max_new_tokens = 1 + max(len(model.host.encode_text(example.answer)) for example in examples)
+    samples: list[Sample] = []
+    for part in _batches(examples, batch):
+        clips = [features[example.source] for example in part]
+        inputs = model.prepare(clips, [example.question for example in part], patches=patches)
+        ids = model.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+        answers = model.host.tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        samples += [Sample(example, answer) for example, answer in zip(part, answers, strict=True)]
+    return Evaluation(tuple(samples), refused)
+
+
+def _change(features: dict[Source, ClipFeatures], side: Side, seed: int) -> dict[Source, ClipFeatures]:
+    if side == "own":
+        return features
+    if side == "off":
+        return {source: replace(clip, sides=dict.fromkeys(clip.sides)) for source, clip in features.items()}
+    sources = list(features)
+    if len(sources) < 2:
+        raise DataError("a side channel can be shuffled between two clips or more, got one")
+    Random(seed).shuffle(sources)  # one cycle through all clips: nobody keeps their own
+    givers = dict(zip(sources, [*sources[1:], sources[0]], strict=True))
+    return {source: replace(clip, sides=features[givers[source]].sides) for source, clip in features.items()}
+
+
+def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
+    for first in range(0, len(examples), size):
+        yield examples[first : first + size]
+
+
+def _score(samples: Sequence[Sample]) -> Score:
+    optima = [sample.example.facts.get("optimum") for sample in samples]
+    known = [value for value in optima if isinstance(value, int | float)]
+    optimum = sum(known) / len(known) if known and len(known) == len(samples) else None
+    return Score(sum(sample.right for sample in samples), len(samples), optimum)

@@ -1,0 +1,282 @@
+"""What a patch costs, before anything large is loaded: parameters, bytes, tokens, FLOPs, memory.
+
+In: the config of a base, and a patch or a recipe; all modules lie on the meta device. Out: a `Cost`, counted in two
+ways. Honest: the products of what this library and its base compute. Paper: as the authors count (LLM-Viewer's
+formulas, Yuan et al., arXiv 2402.16363; the fusion's own as in the supplement of PAVE, arXiv 2503.19794).
+
+t key frames, s visual tokens per key frame, k side tokens of a key frame's segment, n of them all
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pave.base import Base, last_again
+from pave.config import RESAMPLED, PatchConfig, SenseFacts
+from pave.encoder import Encoder, load_encoder, missing
+from pave.errors import SignalError
+from pave.evaluation.flops import Decoder, Flops, flops_of, fusion_flops, linear_weights
+from pave.fusion.clock import Clock
+from pave.fusion.qformer import Resampler
+from pave.hub import catalogue
+from pave.hub.locate import locate
+from pave.loading.base import outline
+from pave.patch import filenames
+from pave.patch.attached import Attached
+from pave.patch.base_match import base_match
+from pave.patch.file import Patch, fusion_of
+from pave.patch.file import outline as patch_outline
+from pave.patch.peft import load_peft
+from pave.training.run import patch_config
+
+TEXT = 40  # tokens of a question with its template, as the authors count
+SECONDS = 60.0  # of a clip, where nobody says how many side tokens it has or when its key frames are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes that stay while a question is answered."""
+
+    base: int
+    patch: int
+    cache: int  # keys and values of the prompt
+    features: int  # visual tokens before and after the projector
+
+    @property
+    def total(self) -> int:
+        return self.base + self.patch + self.cache + self.features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one patch on one base, for one question about one clip."""
+
+    base: str
+    patch: str
+    dtype: str
+    resampler_params: int
+    fusion_params: Mapping[str, int]  # by what it reads: a sense, or what a resampler makes of all
+    dead_params: Mapping[str, int]  # of the authors' v_linear, which they count and nothing reads
+    lora_params: int
+    trained: bool  # False: a recipe, whose file is not here
+    released: bool = False  # and is converted from the authors' checkpoint, rather than trained
+    file_bytes: int
+    shrunk_bytes: int
+    frames: int
+    visual: int  # tokens, from here on
+    newlines: int
+    around: int | None  # of the base's own words around key frames; None: not counted, its tokenizer is not here
+    beside: int  # side tokens in the prompt
+    text: int
+    side: Mapping[str, tuple[int, int, int]]  # steps, rows and columns of side tokens, by sense
+    honest: Flops
+    paper: Flops
+    memory: Memory
+
+    @property
+    def prompt(self) -> int:
+        return self.visual + self.newlines + (self.around or 0) + self.beside + self.text
+
+    @property
+    def params(self) -> int:
+        return self.resampler_params + sum(self.fusion_params.values()) + self.lora_params
+
+
+def profile(
+    base: str | Path,
+    patch: str | Path,
+    *,
+    frames: int | None = None,
+    text: int = TEXT,
+    side_steps: Sequence[int] = (),
+    dtype: str = "auto",
+) -> Cost:
+    """What `patch` (whatever `locate` knows, or a recipe) costs on `base`, of which only the config is read."""
+    if _untrained(patch):
+        recipe = catalogue.recipe(patch)
+        host = outline(base, dtype=dtype, frames=recipe.frames if frames is None else frames)
+        encoders = {sense: load_encoder(each.encoder, **each.options).on(host) for sense, each in recipe.senses.items()}
+        config = patch_config(recipe, host, encoders)
+        blank = Patch(config, Attached(config, host, blank=True).state_dict(), source=str(patch))
+        released = any(each.dim == host.dim for each in recipe.released) and host.model_type == filenames.OFFICIAL_BASE
+        return replace(cost_of(host, blank, text=text, side_steps=side_steps), released=released)
+    host = outline(base, dtype=dtype, frames=frames)
+    place = locate(patch, dim=host.dim, model_type=host.model_type)
+    if filenames.is_peft(place.path):
+        found, file = load_peft(place.path, host), place.path / filenames.PEFT_WEIGHTS
+    else:
+        found, file = patch_outline(place.path, place.source), place.path
+    return cost_of(host, found, text=text, side_steps=side_steps, file_bytes=file.stat().st_size)
+
+
+def cost_of(
+    base: Base, patch: Patch, *, text: int = TEXT, side_steps: Sequence[int] = (), file_bytes: int | None = None
+) -> Cost:
+    """The same of a base and a patch that are open; their tensors need no values. side_steps: time steps of each sense,
+    in the patch's order; without them, those of a clip of one minute. file_bytes: of the patch's file, if it has one.
+    """
+    base_match(patch.config, base, patch.source, strict=False)
+    blank = Patch(patch.config, {name: tensor.to("meta") for name, tensor in patch.tensors.items()})
+    attached = Attached(patch.config, base, blank=True)
+    attached.load(blank.weights(), patch.source)
+    decoder, combine, resampler = Decoder.of(base), patch.config.fusion.combine, attached.resampler
+    t, s = -(-base.frames // base.pair), base.tokens_per_frame
+    side = _side(patch, base, t, side_steps)
+    read, resampling = (side, 0) if resampler is None else _resampled(resampler, patch.config, base, side)
+    resampler_params = 0 if resampler is None else _numbers(resampler)
+    fusion_params = {name: _numbers(attached.fusion[name]) for name in read}
+    lora_params = _numbers(attached.lora) if attached.lora else 0
+    beside = 0
+    if combine != "add":  # a key frame without a side token of its own borrows one
+        borrowed = t if combine == "interleave" and resampler is None else 0
+        beside = sum(max(steps, borrowed) * h * w for steps, h, w in read.values())
+    rows = base.rows_of(t, patch.config.newline)
+    around = _around(base)
+    prompt, short = rows + (around or 0) + beside + text, t * s + beside + text
+    fusion, written = {}, {}
+    for name, (steps, h, w) in read.items():
+        # Split evenly; aligned by time, segments at the ends are shorter and the others longer, by one part in t.
+        n, padded = steps * h * w, math.ceil(steps / t) * h * w
+        fusion[name] = fusion_flops(attached.fusion[name], t, s, n, padded)
+        written[name] = fusion_flops(attached.fusion[name], t, s, n, n / t, paper=True)
+    each = base.dtype.itemsize
+    return Cost(
+        base=base.repo or base.model_type,
+        patch=patch.config.name,
+        dtype=str(base.dtype).removeprefix("torch."),
+        resampler_params=resampler_params,
+        fusion_params=fusion_params,
+        dead_params={name: _dead(patch.config, name) for name in read},
+        lora_params=lora_params,
+        trained=file_bytes is not None,
+        file_bytes=file_bytes or blank.file_bytes,
+        shrunk_bytes=blank.shrink().file_bytes,
+        frames=t,
+        visual=t * s,
+        newlines=rows - t * s,
+        around=around,
+        beside=beside,
+        text=text,
+        side=side,
+        honest=Flops(
+            vision=_vision(base),
+            encoders={sense: _encoder(patch.config.senses[sense], base, steps) for sense, (steps, *_) in side.items()},
+            language_model=decoder.products(prompt, pairs=prompt * (prompt + 1) // 2),
+            head=decoder.head,
+            resampler=resampling,
+            fusion=fusion,
+            lora=2 * prompt * lora_params,  # each number of A and B meets each token once
+        ),
+        paper=Flops(
+            vision=0,
+            encoders=dict.fromkeys(side),
+            language_model=decoder.as_llm_viewer(short),
+            head=decoder.head,
+            resampler=resampling,
+            fusion=written,
+            lora=0,
+        ),
+        memory=Memory(
+            base=sum(parameter.nbytes for parameter in base.model.parameters()),
+            patch=(resampler_params + sum(fusion_params.values())) * attached.precision.itemsize + lora_params * each,
+            cache=2 * decoder.key_width * prompt * each,
+            features=(base.vision_dim + base.dim) * t * s * each,
+        ),
+    )
+
+
+def _side(patch: Patch, base: Base, frames: int, steps: Sequence[int]) -> dict[str, tuple[int, int, int]]:
+    """Time steps, rows and columns of each sense's side tokens."""
+    senses = patch.config.senses
+    if unknown := [facts.encoder for facts in senses.values() if missing(facts.encoder)]:
+        if patch.config.resampler is not None:
+            cause = (
+                f"a resampler costs so much a second, and how many tokens a second {unknown[0]} gives is not known here"
+            )
+            raise SignalError(f"{cause}; name the folder it lies in with PAVE_ENCODERS")
+        if not steps:
+            raise SignalError(f"how many tokens {unknown[0]} gives is not known here; say it with --side-steps")
+    if not steps:
+        rates = [load_encoder(facts.encoder, **facts.options).on(base).spec.rate for facts in senses.values()]
+        steps = [math.ceil(rate * SECONDS) or frames for rate in rates]
+    if len(steps) != len(senses) or min(steps, default=1) < 1:
+        has = f"{patch.config.name} has {len(senses)} senses ({', '.join(senses) or 'none'})"
+        raise SignalError(f"side_steps={list(steps)}: {has}; give one number of 1 or more for each, in this order")
+    return {sense: (count, *facts.grid) for count, (sense, facts) in zip(steps, senses.items(), strict=True)}
+
+
+@torch.no_grad()
+def _resampled(
+    resampler: Resampler, config: PatchConfig, base: Base, side: Mapping[str, tuple[int, int, int]]
+) -> tuple[dict[str, tuple[int, int, int]], int]:
+    """Time steps, rows and columns of what a resampler makes of so many side tokens, and its FLOPs, as torch counts."""
+    projected, seconds = 0, 0.0
+    for sense, (steps, h, w) in side.items():
+        facts = config.senses[sense]
+        projected += 2 * steps * h * w * linear_weights(resampler.project[sense])
+        rate = load_encoder(facts.encoder, **facts.options).on(base).spec.rate
+        seconds = max(seconds, steps / rate if rate else SECONDS)
+    shape = resampler.config
+    count = math.ceil(seconds * shape.rate)
+    clock = Clock(0, count, shape.rate, shape.window, shape.stride or shape.window, {})
+    x = torch.empty(*clock.steps.shape, shape.slots, resampler.width, device="meta", dtype=resampler.position.dtype)
+    with FlopCounterMode(display=False) as counter:
+        made, _ = resampler.look(x, clock)
+    return {RESAMPLED: (len(made), made.shape[1], 1)}, projected + counter.get_total_flops()
+
+
+def _around(base: Base) -> int | None:
+    """Tokens of what the family writes around the key frames of a clip of one minute; None where nobody here knows."""
+    times = last_again(torch.linspace(0, SECONDS, base.frames), base.pair).view(-1, base.pair).mean(1).tolist()
+    if not any(before or behind for before, behind in base.around(times)):
+        return 0
+    if not base.encode_text("0"):  # an outline has no words where the tokenizer of its checkpoint is not here
+        return None
+    return len(base.visual_ids(times, "none")) - base.rows_of(len(times), "none")
+
+
+def _vision(base: Base) -> int:
+    """FLOPs of the vision tower and the projector."""
+    frames = -(-base.frames // base.pair) * base.pair
+    return flops_of(base.look, torch.empty(frames, 3, *base.size, device="meta", dtype=base.dtype))
+
+
+def _encoder(facts: SenseFacts, base: Base, steps: int) -> int | None:
+    """FLOPs of an encoder for so many time steps, in whole passes of its network; 0 for one that has none, None for one
+    that is not here or cannot be counted."""
+    if missing(facts.encoder):
+        return None
+    encoder = load_encoder(facts.encoder, **facts.options).on(base)
+    found = encoder.outline()
+    if found is None:
+        return 0 if type(encoder).network is Encoder.network else None
+    run = found.run.to("meta").requires_grad_(False) if isinstance(found.run, nn.Module) else found.run
+    return math.ceil(steps / found.steps - 1e-9) * flops_of(run, *found.inputs) or None
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _dead(config: PatchConfig, sense: str) -> int:
+    """How many parameters of this fusion the authors have besides: they keep a v_linear even where values are keys."""
+    if config.fusion.values == "own":
+        return 0
+    own = config.model_copy(update={"fusion": config.fusion.model_copy(update={"values": "own"})})
+    return _numbers(fusion_of(own, sense, blank=True)) - _numbers(fusion_of(config, sense, blank=True))
+
+
+def _untrained(source: str | Path) -> bool:
+    """Whether this is a recipe: a YAML file, or a folder or name with a recipe and no trained file. What its authors
+    have released needs not be fetched: the recipe tells all."""
+    folder = catalogue.find(str(source)) if catalogue.named(source) else Path(source)
+    if folder.is_dir():
+        return (folder / "patch.yaml").is_file() and not (folder / filenames.WEIGHTS).exists()
+    return folder.suffix in (".yaml", ".yml")

@@ -1,0 +1,183 @@
+"""Side tokens of many clips, by processes that may be killed: what `pave encode` does.
+
+In: clips, and a `Job`: which encoder makes what of them, within which limits. Out: a folder of feature files, one for
+each shard, which is a fixed part of the list of clips; and `quarantine.jsonl`, which names the clips that could not be
+read. `extract` is the whole work of one shard and a pure function: the same bytes whoever calls it, and however often.
+So threads of this process may call it, or Ray, or each rank of torchrun for its share; what was killed is begun again,
+and what is there stays. Each caller has a worker process (pave/files/process.py), replaced when a clip takes it down.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from pave.data import Source, read_jsonl
+from pave.encoder import consent
+from pave.errors import DataError, PatchError
+from pave.features.files import DTYPES, Entry, Key, files, head, write
+from pave.features.worker import Job, _idle, ask, borrow, size_of
+from pave.files import atomic
+from pave.sidechannel import PARTS, SideTokens
+
+VIDEO = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv")
+SOUND = (".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus")
+Engine = Literal["local", "ray"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The clips of one feature file, each with the name that it was given by."""
+
+    path: Path
+    clips: tuple[tuple[str, Source], ...]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What lies in a folder of feature files."""
+
+    clips: int
+    absent: int  # clips that lack the stream
+    refused: Mapping[str, str]  # clips that could not be read, and why
+    shards: int
+    bytes: int
+
+
+def listed(source: Path) -> list[tuple[str, Source]]:
+    """The clips of a JSONL file, each once, or all media files in a folder; with their names as seen from there."""
+    source = source.absolute()  # whoever reads them may be somewhere else
+    if source.is_dir():
+        found = [Source(file) for file in sorted(source.rglob("*")) if _is_media(file)]
+        if not found:
+            raise DataError(
+                f"{source}: holds no media file ({' '.join(VIDEO + SOUND)}); give another folder, or a JSONL file"
+            )
+        return [(clip.video.relative_to(source).as_posix(), clip) for clip in found]
+    clips = dict.fromkeys(example.source for example in read_jsonl(source))
+    return [(os.path.relpath(clip.video, source.parent), clip) for clip in clips]
+
+
+def _is_media(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO + SOUND and path.is_file()
+
+
+def encode(
+    job: Job,
+    clips: Sequence[tuple[str, Source]],
+    out: Path,
+    *,
+    size: int = 32,
+    workers: int = 1,
+    engine: Engine = "local",
+    retry: bool = False,
+    progress: Callable[[int], object] = lambda clips: None,
+) -> Tally:
+    """Encode clips into `out`, `size` of them a file; what is there already stays. `retry`: files that name refused
+    clips are made again. `progress` gets numbers of clips as their file is there. Under torchrun, each rank does its
+    share, and the tally is of what all ranks have done so far."""
+    out.mkdir(parents=True, exist_ok=True)
+    shards = plan(clips, out.resolve(), size)
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    try:
+        worker, key = borrow(job)
+        _idle.append((job, key, worker))
+        if not key.commercial:
+            consent(key.encoder, key.licence)
+        there = _there(shards, key)
+        own = shards[rank::ranks]
+        left = [shard for shard in own if not _done(shard, there.get(shard.path, []), retry)]
+        progress(sum(len(shard.clips) for shard in own) - sum(len(shard.clips) for shard in left))
+        sizes = {shard.path: len(shard.clips) for shard in left}
+        for path in (_here if engine == "local" else _on_ray)(partial(extract, job, key), left, workers):
+            progress(sizes[path])
+        return _tally(out, shards, _there(shards, key))
+    finally:
+        _idle.clear()
+
+
+def plan(clips: Sequence[tuple[str, Source]], out: Path, size: int) -> list[Shard]:
+    """Shards of a list of clips; the same list gives the same ones."""
+    parts = [tuple(clips[first : first + size]) for first in range(0, len(clips), size)]
+    return [Shard(out / f"{number:05d}.safetensors", part) for number, part in enumerate(parts)]
+
+
+def _there(shards: Sequence[Shard], key: Key) -> dict[Path, Sequence[Entry]]:
+    """The feature files of these shards that there are. DataError: the folder holds others, which nobody overwrites."""
+    names = {shard.path: [name for name, _ in shard.clips] for shard in shards}
+    found = {}
+    for path in files(shards[0].path.parent):
+        held = head(path)
+        if held.key != key:
+            raise DataError(f"{path}: holds {held.key}, and asked for is {key}; give another folder")
+        if [entry.path for entry in held.clips] != names.get(path):
+            raise DataError(f"{path}: holds {len(held.clips)} other clips than asked for; give another folder")
+        found[path] = held.clips
+    return found
+
+
+def _done(shard: Shard, entries: Sequence[Entry], retry: bool) -> bool:
+    """Whether nothing is left to do for a shard: it is there, and the files of its clips are as long as they were."""
+    sizes = [size_of(clip) for _, clip in shard.clips]
+    return [entry.size for entry in entries] == sizes and not (retry and any(entry.why for entry in entries))
+
+
+def _tally(out: Path, shards: Sequence[Shard], there: Mapping[Path, Sequence[Entry]]) -> Tally:
+    """Count; once all is there, write down what was refused. Whoever comes last sees all, so no rank need wait."""
+    entries = [entry for path in sorted(there) for entry in there[path]]
+    refused = {entry.path: entry.why for entry in entries if entry.why}
+    if len(there) == len(shards):
+        lines = [json.dumps({"file": name, "why": why}) for name, why in refused.items()]
+        try:
+            with atomic.replacing(out / "quarantine.jsonl") as file:
+                file.write("".join(f"{line}\n" for line in lines).encode())
+        except PatchError as error:
+            raise DataError(f"{error.file}: {error.cause}; make room") from None
+    absent = sum(bool(entry.absent) for entry in entries)
+    return Tally(len(entries), absent, refused, len(there), sum(path.stat().st_size for path in there))
+
+
+def _here(work: Callable[[Shard], Path], shards: Sequence[Shard], workers: int) -> Iterator[Path]:
+    with ThreadPool(workers) as pool:
+        yield from pool.imap_unordered(work, shards)
+
+
+def _on_ray(work: Callable[[Shard], Path], shards: Sequence[Shard], workers: int) -> Iterator[Path]:
+    """The same on Ray Data, on the cluster that the environment names, or on this machine alone."""
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise DataError('--engine ray needs Ray; pip install "pave[ray]"') from None
+    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.data").setLevel("ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    share = min(1.0, ray.cluster_resources().get("GPU", 0) / workers)
+    rows = ray.data.from_items([{"place": place} for place in range(len(shards))], override_num_blocks=len(shards))
+    pool = ray.data.TaskPoolStrategy(size=workers)
+    done = rows.map(lambda row: {"path": str(work(shards[row["place"]]))}, num_gpus=share or None, compute=pool)
+    for row in done.iter_rows():
+        yield Path(row["path"])
+
+
+def extract(job: Job, key: Key, shard: Shard) -> Path:
+    """Encode the clips of a shard and write its file: the unit of all work."""
+    entries, tokens = [], {}
+    for place, (name, source) in enumerate(shard.clips):
+        said, arrays = ask(job, key, source)
+        why = said.pop("why", "").replace(str(source), name)
+        entries.append(Entry(path=name, size=size_of(source), why=why, **said.get("entry", {})))
+        if arrays:
+            x, *others = (torch.from_numpy(arrays[part]) for part in PARTS)
+            tokens[place] = SideTokens(x.view(DTYPES[job.dtype]), *others, kind=said["kind"])
+    write(shard.path, key, entries, tokens)
+    return shard.path

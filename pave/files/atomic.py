@@ -1,0 +1,47 @@
+"""Files written in one piece: whatever goes wrong, the old file stays.
+
+In: a path. Out: an open file that takes its place when all has been written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from pave.errors import PatchError
+
+STALE = 3600.0  # seconds after which a temporary file can only be what a killed save left behind
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when the block ends well; a link stays a link."""
+    path = Path(os.path.realpath(path))
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        with fresh.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except OSError as error:
+        cause = f"cannot be written ({error.strerror or error})"
+        raise PatchError(path, cause, "free space or mend the rights; what was there before is untouched") from None
+    finally:
+        with suppress(OSError):
+            fresh.unlink()
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed saves have left; a save that is still running is younger."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE:
+                left.unlink()

@@ -1,0 +1,159 @@
+"""Work with a limit of wall clock: in another process, because what hangs can only be stopped by killing it.
+
+In: a request and seconds. Out: an answer with arrays, or `Stopped` after the limit. A worker runs the `serve()` of a
+module (pave/media/decoding.py, pave/features/worker.py), serves many requests (starting one costs about 0.3 s), dies
+with its owner, and is replaced when it was killed. The processes are plain subprocesses, not multiprocessing: a user's
+script needs no `if __name__ == "__main__"`.
+
+Wire format: one line of JSON each way; the answer's arrays follow as raw bytes. No pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from pave.errors import MediaError, PaveError
+
+START_SECONDS = 300.0  # a machine under heavy load may need long to start an interpreter; not counted as decoding
+BOOT = (
+    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); importlib.import_module(sys.argv[2]).serve()"
+)
+Answer = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+class Stopped(Exception):
+    """The worker ended before it answered."""
+
+
+class Worker:
+    """One process that runs `serve()` of a module, used by one thread at a time."""
+
+    def __init__(self, module: str, **environment: str) -> None:
+        path = json.dumps([entry or os.getcwd() for entry in sys.path])
+        # -I: the worker finds exactly what its owner finds, whatever the folder or the environment holds.
+        command, pipe = [sys.executable, "-I", "-c", BOOT, path, module], subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env={**os.environ, **environment})
+        self.owner = os.getpid()
+        self.late = False
+        weakref.finalize(self, end, self.process, self.owner)
+        try:
+            self.call({}, START_SECONDS)
+        except Stopped as error:
+            raise MediaError(f"a process of {module} does not start ({error}); run `pave doctor`") from None
+
+    def call(self, request: dict[str, Any], seconds: float) -> Answer:
+        """Send one request and wait for its answer; Stopped when the process dies or is killed after `seconds`."""
+        timer = threading.Timer(seconds, self.expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            answer = self.exchange(request | {"seconds": seconds})
+        except (OSError, EOFError, ValueError):
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)  # its own end says more than ours
+            self.kill()
+            raise Stopped("killed" if self.late else f"exit status {self.process.returncode}") from None
+        except BaseException:  # Ctrl-C: an answer half read would be taken for the next one's
+            self.kill()
+            raise
+        finally:
+            timer.cancel()
+            timer.join()
+        if self.late:  # the answer and the limit came together
+            self.kill()
+            raise Stopped("killed")
+        return answer
+
+    def exchange(self, request: dict[str, Any]) -> Answer:
+        """Write a request, read the answer and its arrays."""
+        inlet, outlet = self.process.stdin, self.process.stdout
+        assert inlet and outlet
+        inlet.write(json.dumps(request).encode() + b"\n")
+        inlet.flush()
+        line = outlet.readline()
+        if not line:
+            raise EOFError
+        answer, arrays = json.loads(line), {}
+        for name, (dtype, shape) in answer.get("arrays", {}).items():
+            arrays[name] = np.empty(shape, dtype)
+            fill(outlet, arrays[name])
+        return answer, arrays
+
+    def expire(self) -> None:
+        """Called by the timer."""
+        self.late = True
+        self.process.kill()
+
+    def kill(self) -> None:
+        """End the process and wait for it, so that no zombie and no open pipe stays."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe:
+                with suppress(OSError):  # a request that never reached the dead process
+                    pipe.close()
+
+
+def fill(pipe: Any, array: np.ndarray) -> None:
+    """Read an array's bytes from a pipe."""
+    if array.nbytes and pipe.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+        raise EOFError
+
+
+def end(process: subprocess.Popen, owner: int) -> None:
+    """End a worker whose owner exits or forgot it; a forked copy of the owner leaves it alone."""
+    if owner == os.getpid() and process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def answering(answer: Callable[[dict[str, Any]], Answer]) -> None:
+    """The worker's side: answer requests from stdin until it closes. An empty one asks whether it is there."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's affair
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not land among the answers
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        seconds, arrays, said = request.pop("seconds"), {}, {}
+        if hasattr(signal, "setitimer"):  # should the owner die meanwhile, the kernel ends this process
+            signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 60)
+        if request:
+            try:
+                said, arrays = answer(request)
+                said["arrays"] = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+            except PaveError as error:
+                said = {"error": str(error)}
+            except MemoryError:
+                said = {"error": f"{request['path']}: needs more memory than there is; ask for fewer frames"}
+            except Exception as error:
+                cause = f"{type(error).__name__}: {error}"
+                said = {"error": f"{request['path']}: {cause}; this is a bug of PAVE, not of the file: report it"}
+        out.write(json.dumps(said).encode() + b"\n")
+        for array in arrays.values():
+            out.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        out.flush()
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def limit(name: str, most: int) -> None:
+    """Lower a limit of this process, as RLIMIT_DATA, where the system has it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    kind = getattr(resource, name)
+    hard = resource.getrlimit(kind)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))

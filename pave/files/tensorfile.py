@@ -1,0 +1,183 @@
+"""One canonical safetensors file: equal content is an equal file, and a file that is read has been checked.
+
+In: tensors and texts. Out: bytes on disk, written in one piece; or tensors and texts again, once everything that the
+header says of the bytes behind it is known to hold. Knows nothing of what the tensors are for.
+
+Layout: 8 bytes of header length, a JSON header (keys sorted, padded with spaces to 8 bytes; safetensors' own writer
+orders metadata at random), tensors by falling item size, then by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from pave.errors import PatchDamaged, PatchError
+from pave.files.atomic import replacing
+from pave.files.json_text import AGAIN, canonical, parse_json
+
+MAX_HEADER, MAX_BYTES = 16 << 20, 4 << 30  # bytes; a patch of a 7B base has a header of 0.1 MB and some 20 MB in all
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+CONVERT = "if it is a checkpoint of PAVE's authors, `pave patch convert` makes a patch of it"
+# What people hand over instead of a patch, by its first bytes.
+IMPOSTORS = {
+    b"version https://git-lfs": (
+        "is a Git LFS pointer, not the file itself",
+        "run `git lfs pull`, or download it again",
+    ),
+    b"<": ("is a web page, not a patch", "download the file itself, not the page that shows it"),
+    b"PK\x03\x04": ("is a zip or a PyTorch pickle, and no patch", CONVERT),
+    b"\x80": ("is a pickle, and no patch", CONVERT),
+}
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the file in one piece; whatever goes wrong, the old one stays."""
+    with replacing(path) as file:
+        file.write(_head(tensors, metadata))
+        for name in _order(tensors):
+            file.write(raw(tensors[name]))
+
+
+def size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """Bytes of the file that `write` would write; the tensors need no values."""
+    return len(_head(tensors, metadata)) + sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _order(tensors: Mapping[str, Tensor]) -> list[str]:
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def _head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """All that stands before the tensors."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in _order(tensors):
+        begin, end = end, end + tensors[name].nbytes
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": CODES[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = canonical(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file. `mapped`: the system brings tensors into memory when they are touched, and may
+    forget them again; nobody may shorten the file meanwhile."""
+    with _opened(path) as file:
+        header = _header(path, file)
+        metadata, begin = header.pop("__metadata__", {}), file.tell()
+        if mapped:
+            size = os.fstat(file.fileno()).st_size
+            data = torch.from_file(str(path), size=size, dtype=torch.uint8)  # keeps no file open
+        else:
+            data, begin = torch.empty(os.fstat(file.fileno()).st_size - begin, dtype=torch.uint8), 0
+            file.readinto(data.numpy().data)
+    return {name: _tensor(entry, data[begin:]) for name, entry in header.items()}, metadata
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone; tensors are not read."""
+    with _opened(path) as file:
+        return _header(path, file).get("__metadata__", {})
+
+
+def digest(facts: str | Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over a text, or texts by name, and every tensor's name, dtype, shape and bytes."""
+    found = hashlib.sha256((facts if isinstance(facts, str) else canonical(facts)).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(json.dumps([name, CODES[tensor.dtype], list(tensor.shape)]).encode())
+        found.update(raw(tensor))
+    return found.hexdigest()
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """Little-endian bytes, as every machine that torch runs on has them."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise PatchError(path, f"cannot be read ({error.strerror or error})", "mend the file or its rights") from None
+
+
+def _header(path: Path, file: BinaryIO) -> dict[str, Any]:
+    """The header, once everything it says about the bytes behind it is known to hold."""
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(64)
+    for mark, (cause, remedy) in IMPOSTORS.items() if head[8:9] != b"{" else ():
+        if head.lstrip().startswith(mark):
+            raise PatchDamaged(path, cause, remedy)
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] != b"{" or size > MAX_BYTES or length > min(MAX_HEADER, size - 8):
+        cause = f"is no safetensors file: {size:,} bytes, its first 8 announce a header of {length:,}"
+        raise PatchDamaged(path, cause, AGAIN)
+    file.seek(8)
+    header = parse_json(path, file.read(length), "header")
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise PatchDamaged(path, "__metadata__ is not a mapping of texts", AGAIN)
+    cause = _offsets({name: entry for name, entry in header.items() if name != "__metadata__"}, size - 8 - length)
+    if cause:
+        raise PatchDamaged(path, cause, AGAIN)
+    return header
+
+
+def _offsets(entries: Mapping[str, Any], total: int) -> str:
+    """What is wrong with the places of the tensors: they must fill the data without holes and overlaps."""
+    spans = []
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            return f"{name!r} is not described by dtype, shape and data_offsets"
+        if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
+            return f"{name!r} has the unknown dtype {entry['dtype']!r}"
+        numbers = [entry["shape"], entry["data_offsets"]]
+        if not all(isinstance(each, list) and all(type(n) is int and 0 <= n < 2**63 for n in each) for each in numbers):
+            return f"{name!r} has a shape or offsets that are not whole numbers of 63 bits"
+        if len(entry["data_offsets"]) != 2:
+            return f"{name!r} has {len(entry['data_offsets'])} offsets"
+        begin, end = entry["data_offsets"]
+        need = math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize
+        if end - begin != need:
+            return f"{name!r} of shape {entry['shape']} needs {need} bytes, its offsets hold {end - begin}"
+        spans.append((begin, end))
+    place = 0
+    for begin, end in sorted(spans):
+        if begin != place:
+            return f"tensors {'overlap' if begin < place else 'leave a hole'} at byte {begin}"
+        place = end
+    return (
+        "" if place == total else f"is cut short or too long: {total:,} bytes of tensors, the header tells of {place:,}"
+    )
+
+
+def _tensor(entry: Mapping[str, Any], data: Tensor) -> Tensor:
+    begin, end = entry["data_offsets"]
+    dtype, flat = DTYPES[entry["dtype"]], data[begin:end]
+    aligned = flat.storage_offset() % dtype.itemsize == 0
+    return (flat if aligned else flat.clone()).view(dtype).reshape(entry["shape"])

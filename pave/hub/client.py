@@ -1,0 +1,156 @@
+"""The client of the Hugging Face Hub: commits and files of a repo, and its errors in our words.
+
+In: a repo and a revision. Out: a commit, or a file in the cache. Mirrors (HF_ENDPOINT), tokens, the cache and offline
+mode (HF_HUB_OFFLINE) are those of `huggingface_hub`. Knows nothing of patches' contents.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import (
+    HfApi,
+    constants,
+    hf_hub_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of httpx or httpx2, as the client's version has it
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from pave.errors import PatchDamaged, PatchError, PatchNotFound
+from pave.patch.filenames import PEFT_WEIGHTS, WEIGHTS
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+TIMEOUT = 10.0  # seconds for an answer of the Hub; some calls of its client would wait for ever
+
+
+ATTEMPTS = 3  # of a download whose connection breaks; the client itself goes on where some kinds of break happened
+T = TypeVar("T")
+
+
+def refuse_impossible(repo: str) -> None:
+    """Refuse what no repo of the Hub can be called."""
+    with in_our_words(repo, None):
+        validate_repo_id(repo)
+
+
+def commit_of(repo: str, revision: str | None, files: Sequence[str] = (WEIGHTS, PEFT_WEIGHTS)) -> tuple[str, str]:
+    """The commit that a revision names, and a remark when it could not be asked for: then it is one whose copy in the
+    cache has one of `files`."""
+    refuse_impossible(repo)
+    if revision and COMMIT.fullmatch(revision):
+        return revision, ""
+    reason = "offline"
+    if not constants.HF_HUB_OFFLINE:
+        with in_our_words(repo, revision):
+            try:
+                return retried(lambda: HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)).sha or "", ""
+            except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError):
+                raise
+            except (HTTPError, HfHubHTTPError, OSError, ValueError) as error:
+                if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+                    raise
+                reason = f"the Hub cannot be reached: {type(error).__name__}"
+    commit = _cached_commit(repo, revision, files)
+    if commit is None:
+        name = f"{repo}@{revision or 'main'}"
+        raise PatchNotFound(name, f"is not in the cache ({reason})", "go online once, or give a folder")
+    return commit, f"{reason}; this is the copy of commit {commit[:12]} in the cache"
+
+
+def _cached_commit(repo: str, revision: str | None, files: Sequence[str]) -> str | None:
+    """The commit of a complete copy: of this revision; without one, the newest copy there is."""
+    for name in files:
+        found = try_to_load_from_cache(repo, name, revision=revision or "main")
+        if isinstance(found, str):
+            return Path(found).parent.name
+    if revision is not None:
+        return None
+    snapshots = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots")
+    copies = [copy for copy in snapshots.glob(f"*/{files[0]}") if copy.exists()]
+    newest = max(copies, key=lambda copy: copy.lstat().st_mtime, default=None)
+    return newest.parent.name if newest else None
+
+
+def download(repo: str, name: str, commit: str, **options: Any) -> str:
+    """A file of a commit, from the cache or the Hub."""
+    words = {"revision": commit, "library_name": "pave", "etag_timeout": TIMEOUT, **options}
+    with in_our_words(repo, commit):
+        return retried(lambda: hf_hub_download(repo, name, **words))
+
+
+def retried(call: Callable[[], T]) -> T:
+    """Call, and call again where the connection broke or a file came in the wrong length."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return call()
+        except HTTPError:
+            pass
+        except OSError as error:
+            if type(error) is not OSError or error.errno is not None:  # the client's own check of lengths has neither
+                raise
+        time.sleep(attempt)
+    return call()
+
+
+@contextmanager
+def in_our_words(repo: str, revision: str | None) -> Iterator[None]:
+    """What the client raises, in the words of PAVE."""
+    name = f"{repo}@{revision[:12]}" if revision else repo
+    try:
+        yield
+    except GatedRepoError:
+        page = f"{constants.ENDPOINT}/{repo}"
+        raise PatchError(name, "its authors ask for your consent", f"agree on {page}, then `hf auth login`") from None
+    except HFValidationError as error:
+        raise PatchNotFound(name, f"cannot be on the Hub ({first_line(error)})", "check the name") from None
+    except RepositoryNotFoundError:
+        remedy = "check the name; for a private repo, `hf auth login`"
+        raise PatchNotFound(
+            name, "no such folder here, and no such repo on the Hub, or it is private", remedy
+        ) from None
+    except RevisionNotFoundError:
+        raise PatchNotFound(
+            name, f"the repo has no revision {revision!r}", "give a branch, a tag or a commit"
+        ) from None
+    except LocalEntryNotFoundError as error:
+        cause = f"cannot be fetched, and is not in the cache ({first_line(error)})"
+        raise PatchError(name, cause, "check the connection and HF_HUB_OFFLINE, and try again") from None
+    except EntryNotFoundError as error:
+        raise PatchNotFound(
+            name, f"lacks a file ({first_line(error)})", f"check the name; a patch is a repo with {WEIGHTS}"
+        ) from None
+    except SafetensorsParsingError as error:
+        raise PatchDamaged(name, f"its header cannot be read ({first_line(error)})", "ask its authors") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        remedy = "`hf auth login` with a token that may" if status in (401, 403) else "try again later"
+        raise PatchError(name, f"the Hub answers {status} ({first_line(error)})", remedy) from None
+    except (HTTPError, json.JSONDecodeError) as error:
+        cause = f"the connection to {constants.ENDPOINT} breaks ({type(error).__name__})"
+        raise PatchError(name, cause, "check the connection, and try again") from None
+    except OfflineModeIsEnabled:
+        raise PatchError(name, "needs the Hub, and this is offline mode", "unset HF_HUB_OFFLINE") from None
+    except OSError as error:
+        raise PatchError(name, f"cannot be fetched ({first_line(error)})", "try again") from None
+
+
+def first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

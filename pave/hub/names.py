@@ -1,0 +1,63 @@
+"""Names of patches: aliases of your own, and what a repo of the Hub can be called.
+
+In: a name. Out: what it stands for, or the repo and revision that it names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from pave.errors import PatchError, PatchNotFound, nearest
+from pave.hub import catalogue
+from pave.hub.client import refuse_impossible
+from pave.patch.filenames import HUB_NAME
+
+
+def repo_of(text: str) -> tuple[str, str | None]:
+    """Repo and revision of a name of the Hub, which need not be there."""
+    name = HUB_NAME.fullmatch(text)
+    if name is None:
+        known = nearest(text, [*catalogue.names(), *aliases()])
+        raise PatchNotFound(
+            text or "''", "no patch, folder or file of this name", f"{known}; or give user/repo of the Hub"
+        )
+    refuse_impossible(name["repo"])
+    return name["repo"], name["revision"]
+
+
+def aliases() -> dict[str, str]:
+    """Names of one's own: alias -> what it stands for."""
+    try:
+        found = json.loads(_alias_file().read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(target) for name, target in found.items()} if isinstance(found, dict) else {}
+
+
+def set_alias(name: str, target: str | None) -> None:
+    """Give `target` the short name `name`; None takes the name away."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in catalogue.names():
+        raise PatchError(
+            name, "cannot be an alias", "take small letters, digits, dots and dashes, and no catalogue name"
+        )
+    known = aliases()
+    if target is None and known.pop(name, None) is None:
+        raise PatchNotFound(name, "is no alias", nearest(name, known))
+    if target is not None:
+        target = known.get(target, target)
+        if not catalogue.named(target) and os.path.exists(target):
+            target = str(Path(target).resolve())
+        elif not catalogue.named(target):
+            repo_of(target)
+        known[name] = target
+    from pave.files.atomic import replacing
+
+    with replacing(_alias_file()) as file:
+        file.write(json.dumps(known, indent=1, sort_keys=True).encode())
+
+
+def _alias_file() -> Path:
+    return Path(os.environ.get("PAVE_HOME") or Path.home() / ".config" / "pave") / "aliases.json"

@@ -1,0 +1,245 @@
+"""Clips: decoded media on one clock.
+
+In: a media file (read in a worker process with a time limit), or arrays that the user already has. Out: a `Clip` with
+any subset of pictures, sound and further signals, and a `Report` of what was found. Also the two transforms that belong
+to media and not to a model: `preprocess` (pixels of a vision tower) and `resample` (sound). Knows nothing of models.
+
+Legend: t key frames, y x pixels, c channels, n samples, τ steps of a sensor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import index
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from pave.errors import MediaError, SignalError
+from pave.media.arrays import pictures_of, size_of, sound_of, tensor_of, times_of
+from pave.media.resampling import resample
+
+TIMEOUT = 30.0  # seconds of decoding per file: a silent hang is the worst failure of a training run
+
+
+@dataclass(frozen=True)
+class Report:
+    """What reading a clip found. `print(report)` gives one line, and one more per warning."""
+
+    source: str = "arrays"
+    pictures: int = 0  # decodable pictures in the file
+    expected: int = 0  # pictures that the header or the coded packets promise
+    size: tuple[int, int] | None = None  # y x, after rotation
+    seconds: float = 0.0  # length of the pictures, or of the sound when there are none
+    first: float = 0.0  # seconds of the first and the last picture in the span that was asked for
+    last: float = 0.0
+    gap: float = 0.0  # usual seconds between two pictures
+    audio: str = "no audio track"  # what the sound is, or why there is none
+    decoder: str = "none"
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        count = f"{self.pictures}" if self.pictures >= self.expected else f"{self.pictures} of {self.expected}"
+        size = f" of {self.size[1]}x{self.size[0]}" if self.size else ""
+        plural = "picture" if count == "1" else "pictures"
+        pictures = f"{count} {plural}{size}" if self.pictures else "no pictures"
+        head = f"{os.path.basename(self.source)}: {self.seconds:.2f} s, {pictures}; sound: {self.audio}"
+        return "\n".join([head, *(f"  warning: {text}" for text in self.warnings)])
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A sensor's stream: values (τ c) at times (τ,) in seconds on the clip's clock."""
+
+    values: Tensor
+    times: Tensor
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.times.shape != self.values.shape[:1]:
+            shapes = f"values {tuple(self.values.shape)} and times {tuple(self.times.shape)}"
+            raise SignalError(f"a signal needs values (τ c) and times (τ,), got {shapes}")
+        if not (self.values.isfinite().all() and self.times.isfinite().all()):
+            raise SignalError("a signal holds values or times that are not finite; drop those steps")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Decoded media on one clock; any stream may be absent, and only who needs it refuses."""
+
+    frames: Tensor | None = None  # uint8 (t 3 y x), upright
+    times: Tensor | None = None  # float64 (t,) seconds; the file's first picture is at 0
+    audio: Tensor | None = None  # float32 (c n) in [-1, 1]
+    rate: int | None = None  # Hz of `audio`
+    audio_start: float = 0.0  # seconds: the first sample on the clip's clock
+    signals: Mapping[str, Any] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
+    again: Callable[..., Clip] | None = None  # reads other pictures of the same file, under the same time limit
+
+    @classmethod
+    def read(
+        cls,
+        path: str | os.PathLike,
+        *,
+        frames: int | None = 32,
+        fps: float | None = None,
+        audio: bool = True,
+        audio_rate: int | None = None,
+        mono: bool = True,
+        start: float | None = None,
+        end: float | None = None,
+        at: Sequence[float] | None = None,
+        timeout: float | None = TIMEOUT,
+    ) -> Clip:
+        """Read a video, sound or image file.
+
+        frames: key frames at equal distances in time; frame i is the picture on screen at
+            linspace(first stamp, last stamp, frames)[i], and that instant is its time. Pictures repeat when there are
+            fewer; a single picture gives one frame. 0: none. None: every picture, at its own time.
+        fps: pictures at this rate instead.
+        audio_rate: Hz that the sound is resampled to; None keeps the file's, for encoders that each want another one.
+        mono: mean of the channels.
+        start, end: seconds on the file's clock; times stay those of the whole file.
+        at: the pictures on screen at these seconds on the file's clock instead.
+        timeout: seconds of wall clock, kept by killing a worker process; None decodes in this process, without a limit.
+        """
+        from pave.media.decode import decode
+        from pave.media.decoding import decode_within
+        from pave.media.key_frames import Request
+
+        # A worker's folder is the one it was started in, so names are made absolute (addresses are refused by name).
+        path = os.fsdecode(path)
+        full = path if "://" in path else os.path.abspath(path)
+        whole = None if frames is None else index(frames)
+        fps, start, end, timeout = (None if value is None else float(value) for value in (fps, start, end, timeout))
+        instants = None if at is None else [float(second) for second in at]
+        request = Request(full, whole, fps, audio, mono, start, end, instants)
+        found = decode(request) if timeout is None else decode_within(request, timeout)
+        pictures = None if found.frames is None else rearrange(torch.from_numpy(found.frames), "t y x c -> t c y x")
+        sound, rate = None if found.audio is None else torch.from_numpy(found.audio), found.rate
+        if sound is not None and rate and audio_rate is not None:
+            sound, rate = resample(sound, rate, audio_rate).clamp(-1, 1), audio_rate
+        facts: dict[str, Any] = {**found.facts, "warnings": tuple(found.facts["warnings"])}
+        return cls(
+            frames=None if pictures is None else pictures.contiguous(),
+            times=None if found.times is None else torch.from_numpy(found.times),
+            audio=sound,
+            rate=rate,
+            audio_start=found.audio_start,
+            report=Report(source=path, size=size_of(pictures), **facts),
+            again=partial(cls.read, full, audio=False, timeout=timeout),
+        )
+
+    @classmethod
+    def from_frames(
+        cls,
+        frames: Any = None,
+        times: Any = None,
+        audio: Any = None,
+        rate: int | None = None,
+        **signals: Any,
+    ) -> Clip:
+        """A clip from what the user already has.
+
+        frames: uint8 (t 3 y x) or (t y x 3), one picture (3 y x) or (y x 3), a PIL image, or a list of images.
+        times: seconds of the frames; without them the frames spread evenly over the sound, or stand 1 s apart.
+        audio: (n,) or (c n) float in [-1, 1] or int16, at `rate` Hz, starting at 0 s.
+        signals: further streams by name; a pair (values (τ c), times (τ,)) becomes a `Signal`, and a pair of frames and
+            times a `Clip`.
+        """
+        pictures = None if frames is None else pictures_of(frames)
+        sound = None if audio is None else sound_of(audio, rate)
+        seconds = 0.0 if sound is None or rate is None else sound.shape[1] / rate
+        warnings, clock = [], None
+        if pictures is not None:
+            count = len(pictures)
+            if times is not None:
+                clock = times_of(times, count)
+            elif seconds:
+                clock = torch.linspace(0, seconds, count, dtype=torch.float64)
+            else:
+                clock = torch.arange(count, dtype=torch.float64)
+                warnings += ["no times were given: the frames are taken to be 1 s apart"] if count > 1 else []
+            seconds = float(clock[-1] - clock[0]) if count > 1 else 0.0
+        report = Report(
+            pictures=0 if pictures is None else len(pictures),
+            expected=0 if pictures is None else len(pictures),
+            size=size_of(pictures),
+            seconds=seconds,
+            first=0.0 if clock is None else float(clock[0]),
+            last=0.0 if clock is None else float(clock[-1]),
+            gap=0.0 if clock is None else seconds / max(len(clock) - 1, 1),
+            audio="no audio was given" if sound is None else f"array, {rate} Hz, {sound.shape[1] / (rate or 1):.2f} s",
+            warnings=tuple(warnings),
+        )
+        return cls(pictures, clock, sound, rate if sound is not None else None, 0.0, signals_of(signals), report)
+
+    def beside(self, signals: Mapping[str, Any]) -> Clip:
+        """This clip with further streams, by name, as in `from_frames`."""
+        return replace(self, signals={**self.signals, **signals_of(signals)})
+
+    def at(self, seconds: Sequence[float]) -> Tensor:
+        """The frames (t 3 y x) on screen at these instants: of the file, which is read once more, or of the arrays."""
+        if self.again is not None:
+            found = self.again(at=seconds).frames
+        elif self.frames is None or self.times is None:
+            found = None
+        else:  # a microsecond for what rounding does to an instant, as for files
+            instants = torch.tensor(seconds, dtype=torch.float64) + 1e-6
+            found = self.frames[(torch.searchsorted(self.times, instants, right=True) - 1).clamp(min=0)]
+        if found is None:
+            raise MediaError(f"{self.report.source}: there are no pictures to look at; give frames, or a video file")
+        return found
+
+
+def decode_many(
+    paths: Iterable[str | os.PathLike], *, workers: int = 1, timeout: float = TIMEOUT, **options: Any
+) -> Iterator[Clip | MediaError]:
+    """`Clip.read` of many files in `workers` processes: results in order, a MediaError in place of a bad file.
+
+    No more than two files per worker are read ahead, so that memory stays small however long the list is.
+    """
+    ahead: deque[Future[Clip | MediaError]] = deque()
+
+    def attempt(path: str | os.PathLike) -> Clip | MediaError:
+        try:
+            return Clip.read(path, timeout=timeout, **options)
+        except MediaError as error:
+            return error
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        for path in paths:
+            ahead.append(pool.submit(attempt, path))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def signals_of(signals: Mapping[str, Any]) -> dict[str, Any]:
+    """Named streams; pairs become `Signal`s or `Clip`s. Anything else, such as paths, is left to the encoder that asks
+    for it."""
+    return {
+        name: _pair(*value) if isinstance(value, tuple) and len(value) == 2 and _is_array(value[0]) else value
+        for name, value in signals.items()
+    }
+
+
+def _is_array(value: Any) -> bool:
+    return not (value is None or isinstance(value, str | os.PathLike | Clip))
+
+
+def _pair(values: Any, times: Any) -> Signal | Clip:
+    values = tensor_of(values)
+    if values.ndim == 4:
+        return Clip.from_frames(values, times)
+    return Signal(values.float(), tensor_of(times).double())

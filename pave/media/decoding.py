@@ -1,0 +1,69 @@
+"""Decoding with a limit of wall clock, in worker processes: a decoder that hangs can only be killed.
+
+In: a `Request` and seconds. Out: its `Decoded`, or a MediaError after the limit. A worker imports PyAV and
+numpy only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pave.errors import MediaError
+from pave.files.process import Answer, Stopped, Worker, answering
+
+if TYPE_CHECKING:
+    from pave.media.decode import Decoded
+    from pave.media.key_frames import Request
+
+ARRAYS = ("frames", "times", "audio")
+_idle: deque[Worker] = deque()  # append and pop are atomic: no lock that a fork could copy in its locked state
+
+
+def borrow() -> Worker:
+    """An idle worker of this process, or a new one. A forked child must not talk through its parent's pipes."""
+    while _idle:
+        try:
+            worker = _idle.pop()
+        except IndexError:  # another thread was faster
+            break
+        if worker.owner == os.getpid() and worker.process.poll() is None:
+            return worker
+    return Worker("pave.media.decoding")
+
+
+def decode_within(request: Request, seconds: float) -> Decoded:
+    """`decode(request)` in a worker, killed for real after `seconds`."""
+    from pave.media.decode import Decoded
+
+    worker = borrow()
+    try:
+        answer, arrays = worker.call(asdict(request), seconds)
+    except Stopped as stopped:
+        if worker.late:
+            cause, remedy = (
+                f"decoding took longer than {seconds:g} s and was stopped",
+                "raise timeout= or read a part (start, end)",
+            )
+        else:
+            cause, remedy = f"the decoder crashed on it ({stopped})", "the file is damaged: re-encode or leave it out"
+        raise MediaError(f"{request.path}: {cause}; {remedy}") from None
+    _idle.append(worker)
+    if "error" in answer:
+        raise MediaError(answer["error"])
+    return Decoded(**arrays, **answer["values"])
+
+
+def serve() -> None:
+    """The side of a worker that decodes."""
+    from pave.media.decode import decode
+    from pave.media.key_frames import Request
+
+    def answer(request: dict[str, Any]) -> Answer:
+        values = vars(decode(Request(**request)))
+        arrays = {name: values.pop(name) for name in ARRAYS if values[name] is not None}
+        return {"values": values}, arrays
+
+    answering(answer)

@@ -1,0 +1,84 @@
+"""Sound at another sampling rate: a windowed sinc, of a whole signal or piece by piece.
+
+In: samples (... n) and two rates. Out: samples. Knows nothing of files and clips.
+
+n samples, m of the result
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from numbers import Integral
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from pave.errors import MediaError
+
+SINC_WIDTH = 6  # zero crossings on each side; with the roll-off these are the defaults of torchaudio, so that
+SINC_ROLLOFF = 0.99  # encoders trained on its resampled sound hear the same here
+
+
+MAX_KERNEL = 1 << 25  # numbers: two rates without a common step would need gigabytes of filter
+
+
+def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """Sound (... n) at another rate: band-limited interpolation with a Hann-windowed sinc.
+
+    y(m) = Σ_n x(n) · h(n / from_rate - m / to_rate), h the ideal low-pass at SINC_ROLLOFF of the lower Nyquist rate
+    under a Hann window of SINC_WIDTH zero crossings (J. O. Smith, Digital Audio Resampling). With the rates' ratio
+    reduced to from/to, h has only `to` different phases: one strided convolution with `to` output channels.
+    """
+    if not all(isinstance(rate, Integral) and rate > 0 for rate in (from_rate, to_rate)):
+        raise MediaError(f"sound cannot go from {from_rate} to {to_rate} Hz; rates are whole numbers above 0")
+    if from_rate == to_rate or not audio.numel():
+        return audio
+    common = math.gcd(from_rate, to_rate)
+    step, phases = from_rate // common, to_rate // common
+    kernel, reach = sinc_kernel(step, phases)
+    length = audio.shape[-1]
+    flat = F.pad(audio.reshape(-1, 1, length), (reach, reach + step))
+    waves = F.conv1d(flat, kernel.to(audio), stride=step)
+    waves = rearrange(waves, "b phase n -> b (n phase)")[:, : math.ceil(length * phases / step)]
+    return waves.reshape(*audio.shape[:-1], -1)
+
+
+class Resampling:
+    """`resample` of a sound (c n) that comes by and by."""
+
+    def __init__(self, from_rate: int, to_rate: int) -> None:
+        common = math.gcd(from_rate, to_rate)
+        self.rates, self.step, self.phases = (from_rate, to_rate), from_rate // common, to_rate // common
+        reach = 0 if from_rate == to_rate else sinc_kernel(self.step, self.phases)[1]
+        self.around = -(-(reach + self.step) // self.step) * self.step  # samples that a result hangs on, on either side
+        self.held: Tensor | None = None
+        self.before = 0  # held samples whose results have been given
+
+    def feed(self, sound: Tensor, *, last: bool = False) -> Tensor:
+        """The results that are due, once these samples follow; all that are left when they are the last."""
+        held = sound if self.held is None else torch.cat([self.held, sound], dim=-1)
+        length = held.shape[-1]
+        due = length if last else max(self.before, (length - self.around) // self.step * self.step)
+        first, end = (-(-count * self.phases // self.step) for count in (self.before, due))
+        found = resample(held, *self.rates)[..., first:end] if due > self.before else held[..., :0]
+        cut = max(0, due - self.around) // self.step * self.step
+        self.held, self.before = held[..., cut:], due - cut
+        return found
+
+
+@lru_cache(maxsize=8)
+def sinc_kernel(step: int, phases: int) -> tuple[Tensor, int]:
+    """The filters (phase, 1, taps) of a ratio step:phases, made in float64, and how far they reach back."""
+    cutoff = min(step, phases) * SINC_ROLLOFF  # in units of common rate / 2
+    reach = math.ceil(SINC_WIDTH * step / cutoff)
+    if phases * (2 * reach + step) > MAX_KERNEL:
+        raise MediaError(f"sound rates {step} and {phases} (in lowest terms) have no common step; convert to 48000 Hz")
+    taps = torch.arange(-reach, reach + step, dtype=torch.float64) / step
+    shifts = torch.arange(phases, dtype=torch.float64) / phases
+    x = ((taps - shifts[:, None]) * cutoff).clamp(-SINC_WIDTH, SINC_WIDTH)  # in zero crossings of the sinc
+    window = torch.cos(x * math.pi / (2 * SINC_WIDTH)).square()
+    kernel = torch.special.sinc(x) * window * (cutoff / step)
+    return rearrange(kernel.float(), "phase tap -> phase 1 tap"), reach

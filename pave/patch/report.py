@@ -1,0 +1,57 @@
+"""The report of a patch that was applied: what, from where, and whether it was made for this base."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pave.patch.attached import Attached
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchReport:
+    """What was applied, from where, and whether it was made for this very base."""
+
+    name: str
+    source: str
+    sha256: str
+    bytes: int  # of the tensors
+    params: int
+    resampler_params: int
+    fusion_params: int
+    lora_params: int
+    senses: Mapping[str, str]  # sense -> encoder
+    base_match: str  # "exact", or in words what differs
+    weight: float = 1.0
+    enabled: bool = True
+    remarks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, attached: Attached, **facts: Any) -> PatchReport:
+        """The report of a patch that is inside; `facts` are those that its modules do not know."""
+        sizes = Counter[str]()
+        for path, parameter in attached.named_parameters():
+            sizes[path.partition(".")[0]] += parameter.numel()
+        known = {
+            "sha256": "",
+            "bytes": sum(value.nbytes for value in attached.state_dict().values()),
+            "senses": {sense: each.encoder for sense, each in attached.config.senses.items()},
+        }
+        parts = {f"{part}_params": sizes[part] for part in ("resampler", "fusion", "lora")}
+        return cls(**{"name": name, "params": sum(sizes.values()), **parts, **known, **facts})
+
+    def __str__(self) -> str:
+        senses = ", ".join(f"{sense} ({encoder})" for sense, encoder in self.senses.items()) or "no sense"
+        state = "on" if self.enabled else "off"
+        resampler = f"{self.resampler_params:,} resampler, " if self.resampler_params else ""
+        lines = [
+            f"patch {self.name}: {senses}; weight {self.weight:g}, {state}",
+            f"  from {self.source}, sha256 {self.sha256[:16] or 'none yet'}",
+            f"  {self.params:,} parameters ({resampler}{self.fusion_params:,} fusion, {self.lora_params:,} LoRA)"
+            f", {self.bytes:,} bytes",
+            f"  base match: {self.base_match}",
+            *(f"  note: {remark}" for remark in self.remarks),
+        ]
+        return "\n".join(lines)

@@ -1,0 +1,35 @@
+"""An example for the card of a patch, which anybody can replay: one question about a Playroom clip.
+
+In: a patch. Out: the question, and the answers with and without the patch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from pave.errors import PatchError
+
+if TYPE_CHECKING:
+    from pave.patch.file import Patch
+
+
+def replay(patch: Patch, seed: int = 0) -> dict[str, Any]:
+    """One question about a Playroom clip that anybody can make again, and both answers to it, as they are now."""
+    from pave.data import read_jsonl
+    from pave.model.patched import load
+    from pave.playroom.writer import write_clips
+
+    model = load("playroom")
+    name = model.apply_patch(patch).name
+    with TemporaryDirectory() as folder:
+        for attempt in range(seed, seed + 20):
+            examples = read_jsonl(write_clips(Path(folder) / str(attempt), 1, attempt, "test"))
+            for example in examples:
+                base, patched = model.ask_batch([(example.video, example.question, asked) for asked in ([], [name])])
+                if patched == example.answer != base:
+                    video = example.video.relative_to(Path(folder) / str(attempt)).as_posix()
+                    said = {"question": example.question, "base": str(base), "patched": str(patched)}
+                    return {"seed": attempt, "split": "test", "video": video, **said}
+    raise PatchError(patch.source, "is no better than the base in any of 20 clips", "there is no example to show")

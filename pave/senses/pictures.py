@@ -1,0 +1,104 @@
+"""Dense pictures of a clip: as many per second as an encoder wants, in groups, and never an hour of them in memory.
+
+In: a clip, or what somebody handed over beside it. Out: instants, and the pictures on screen there.
+Knows nothing of who looks at them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from math import floor
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor
+
+from pave.errors import EncoderError, MediaError
+from pave.fusion.clock import INSTANT
+from pave.media.arrays import size_of
+from pave.media.clip import Clip
+
+PART = 1 << 28  # bytes of frames at once: an hour would take tens of gigabytes
+FASTEST = 1000.0  # frames per second
+LONGEST = 32  # times the shorter side: narrower pictures are damage, and would fill the memory once they are scaled
+
+
+def opened(stream: Any, name: str) -> Clip:
+    """A stream of pictures that was handed over: a clip, the path of a file, or frames and their times."""
+    if isinstance(stream, str | os.PathLike):
+        return Clip.read(stream, frames=1, audio=False)
+    if isinstance(stream, tuple) and len(stream) == 2:
+        return Clip.from_frames(*stream)
+    if not isinstance(stream, Clip):
+        cause = f"{name}= is a {type(stream).__name__}"
+        raise EncoderError(f"{cause}; give (frames, times), a Clip, the path of a video file, or None")
+    return stream
+
+
+def fast(clip: Clip) -> Clip | None:
+    """What was handed over as `fast`, else the clip itself; None where there are no pictures."""
+    stream = clip.signals.get("fast", clip)
+    seen = None if stream is None else opened(stream, "fast")
+    return None if seen is None or seen.frames is None or not len(seen.frames) else seen
+
+
+def rate_of(rate: Any, name: str) -> float:
+    """Frames per second, as a recipe says them to the encoder `name`; 2 and 2.0 are one option, and one cache."""
+    if not isinstance(rate, int | float) or not 0 < rate <= FASTEST:
+        raise EncoderError(f"{name} takes up to {FASTEST:g} frames per second, got rate={rate!r}")
+    return float(rate)
+
+
+def grid_of(grid: Any, whole: tuple[int, int], name: str) -> tuple[int, int]:
+    """Rows and columns of tokens, as a recipe says them to the encoder `name`, which averages `whole` to them."""
+    pair = grid if isinstance(grid, list | tuple) and len(grid) == 2 else (0, 0)
+    if any(type(want) is not int or not 1 <= want <= have for have, want in zip(whole, pair, strict=True)):
+        cause = f"{name} cannot average its {whole[0]} x {whole[1]} tokens of a picture to grid={grid!r}"
+        raise EncoderError(f"{cause}; give two whole numbers, for example [1, 1]")
+    h, w = pair
+    return h, w
+
+
+def pooled(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens (τ y x c) averaged to a grid (τ h w c), over parts that share rows or columns where it does not divide."""
+    (height, width), (h, w) = x.shape[1:3], grid
+    if height % h == 0 and width % w == 0:
+        return reduce(x, "τ (h y) (w x) c -> τ h w c", "mean", h=h, w=w)
+    return rearrange(F.adaptive_avg_pool2d(rearrange(x, "τ y x c -> τ c y x"), grid), "τ c h w -> τ h w c")
+
+
+def instants(clip: Clip, rate: float, size: int = 1) -> Tensor:
+    """Seconds from the first picture on, `rate` per second, as far as there are pictures; the last one again until they
+    fill groups of `size`."""
+    count = floor(rate * (clip.report.last - clip.report.first + INSTANT)) + 1
+    each = torch.arange(count + -count % size).clamp(max=count - 1)
+    return clip.report.first + each.double() / rate
+
+
+def spread(clip: Clip, rate: float, size: int) -> Tensor:
+    """Seconds from the first picture to the last, at equal distances: `rate` per second of the clip, rounded down to
+    whole groups of `size`, but one group at least. So PAVE's authors choose the frames for LanguageBind."""
+    report = clip.report
+    seconds = report.last - report.first + report.gap
+    groups = max(1, floor(rate * seconds / size + 1e-6))
+    return torch.linspace(report.first, report.last, groups * size, dtype=torch.float64)
+
+
+def groups(clip: Clip, times: Tensor, size: int) -> Iterator[Tensor]:
+    """The pictures on screen at these instants, in groups of `size`; the last may be smaller."""
+    height, width = size_of(clip.frames) or (1, 1)
+    part = size * max(1, PART // (size * 3 * height * width))
+    for instants in times.split(part):
+        yield from clip.at(instants.tolist()).split(size)
+
+
+def shorter(frames: Tensor) -> int:
+    """The shorter side of pictures, in pixels."""
+    height, width = frames.shape[2:]
+    short = min(height, width)
+    if max(height, width) > LONGEST * short:
+        raise MediaError(f"frames are {width}x{height}, longer than 1:{LONGEST}; crop them")
+    return short

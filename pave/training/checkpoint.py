@@ -1,0 +1,105 @@
+"""Checkpoints of a training run: one safetensors file, written in one piece, checked when it is read, without pickle.
+
+In: the trainable parameters, AdamW's state, the losses so far and the identity of the run. Out: a file. Which clips and
+which dropout a step sees follows from seed and step alone, so no state of a random generator is kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pave.errors import PatchError, TrainingError
+from pave.files import json_text, tensorfile
+from pave.patch.filenames import WEIGHTS
+
+NAME = "checkpoint.safetensors"
+STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter that has ever had a gradient
+Parameters = Mapping[str, Mapping[str, torch.nn.Parameter]]
+Identity = Mapping[str, Any]  # what makes a run this run, as JSON has it
+
+
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    parameters: Parameters,
+    optimiser: torch.optim.Optimizer,
+    identity: Identity,
+    losses: list[float],
+) -> Path:
+    """Write to a temporary file, then rename: whoever dies in between leaves the checkpoint before."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in _flat(parameters).items():
+        state = optimiser.state.get(parameter, {})
+        tensors[f"value.{name}"] = parameter.detach()
+        tensors |= {f"{key}.{name}": state[key] for key in STATE if key in state}
+    facts = {"step": str(step), "identity": json_text.canonical(identity), "losses": json.dumps(losses)}
+    try:
+        tensorfile.write(folder / NAME, tensors, facts | {"sha256": tensorfile.digest(facts, tensors)})
+    except PatchError as error:
+        raise TrainingError(
+            f"{folder / NAME}: {error.cause} at step {step}; what was there before is kept: make room and go on with "
+            "--resume"
+        ) from None
+    return folder / NAME
+
+
+def refuse_begun(folder: Path, resume: bool) -> None:
+    """Refuse to begin where a run has left something, unless there is a checkpoint to `resume`."""
+    checkpoint, patch = folder / NAME, folder / WEIGHTS
+    if checkpoint.is_file() and not resume:
+        try:
+            left = f"a checkpoint of step {tensorfile.read_metadata(checkpoint).get('step')}"
+        except PatchError:  # damaged, as --resume will say
+            left = NAME
+        raise TrainingError(f"{folder} holds {left}; go on with --resume, give another train.output, or delete it")
+    if patch.is_file() and not checkpoint.is_file():
+        raise TrainingError(f"{folder} holds {WEIGHTS} and no checkpoint; give another train.output, or delete it")
+
+
+def read_checkpoint(
+    folder: Path, parameters: Parameters, optimiser: torch.optim.Optimizer, identity: Identity
+) -> tuple[int, list[float]]:
+    """Restore a run in place; returns the step to go on with and the losses so far. (0, []) without a checkpoint."""
+    path = folder / NAME
+    if not path.is_file():
+        return 0, []
+    try:
+        tensors, facts = tensorfile.read(path)
+    except PatchError as error:
+        raise TrainingError(f"{path}: {error.cause}; delete it and start without --resume") from None
+    if facts.pop("sha256", "") != tensorfile.digest(facts, tensors):
+        raise TrainingError(f"{path} is damaged; delete it and start without --resume")
+    values = {name: f"value.{name}" for name in _flat(parameters)}
+    there, here = dict(_leaves(json.loads(facts["identity"]))), dict(_leaves(identity))
+    other = [key for key in there | here if there.get(key) != here.get(key)]
+    if other or not tensors.keys() >= set(values.values()):
+        named = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in other[:3])
+        raise TrainingError(
+            f"{path} belongs to another recipe, base or data ({named or 'it lacks tensors'}); give another "
+            "train.output, or delete it"
+        )
+    for name, parameter in _flat(parameters).items():
+        parameter.data.copy_(tensors[values[name]])
+        state = {key: tensors[f"{key}.{name}"] for key in STATE if f"{key}.{name}" in tensors}
+        if state:  # AdamW counts its steps on the CPU
+            optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+    return int(facts["step"]), json.loads(facts["losses"])
+
+
+def _flat(parameters: Parameters) -> dict[str, torch.nn.Parameter]:
+    return {f"{part}.{name}": parameter for part, named in parameters.items() for name, parameter in named.items()}
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings with its dotted key; sequences are values, and tuples what JSON makes of them."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}" if key else name)
+    else:
+        yield key, list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,18 @@
+"""A sample of `benchmarks/faults.py`, which makes the same in many more tries."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+from faults import PARTS
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_nothing_bad_becomes_of_a_patch(part: str, tmp_path: Path) -> None:
+    tried, few, _ = PARTS[part]
+    figures = tried(few, tmp_path)
+    assert not [name for name in figures if name.startswith("BAD")], figures
+    assert figures.keys() & {"whole", "file: whole", "unharmed"}, "some must end well"

@@ -1,0 +1,243 @@
+"""Claims about `pave-train`: what it shows is what it does, what it refuses is one line, what it is told to stop stays
+resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from places import ROOT
+from small import write_line
+
+from pave.cli import train
+from pave.recipe import read_recipe
+from pave.training.checkpoint import NAME
+from pave.training.run import Run
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run `pave-train WORDS` here; gives exit code, stdout and stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pave-train", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            train.main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run
+
+
+def everything(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_run_says_what_it_reached_and_can_be_resumed(command: Command, workshop: Path, tmp_path: Path) -> None:
+    words = (workshop, f"train.output={tmp_path / 'out'}", f"data.val={workshop / 'train.jsonl'}", "train.steps=2")
+    code, out, err = command(*words)
+    assert code == 0 and "Traceback" not in err
+    patch = tmp_path / "out" / "patch.safetensors"
+    assert out.splitlines()[-1] == f"{patch} ({patch.stat().st_size:,} bytes)"
+    held_out = json.loads((tmp_path / "out" / "metrics.json").read_text())["held_out"]
+    for row in out.splitlines()[1 : 1 + len(held_out)]:
+        name, base, patched = row.split()
+        assert held_out[name] == pytest.approx({"base": float(base), "patched": float(patched)}, abs=1e-3)
+    checkpoint = tmp_path / "out" / "checkpoint.safetensors"
+    written = checkpoint.stat().st_mtime_ns
+    code, again, _ = command(*words, "--resume")
+    assert code == 0 and again.splitlines()[-1] == out.splitlines()[-1]
+    assert checkpoint.stat().st_mtime_ns == written, "no step was left"
+
+
+def test_overrides_are_what_dry_run_shows_and_nothing_is_written(
+    command: Command, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = everything(workshop)
+    words = ("train.steps=7", "senses.audio.options.bands=24", "lora=null", f"data.train={workshop / 'mixed.jsonl'}")
+    code, out, _ = command(workshop / "patch.yaml", *words, "--dry-run")
+    assert code == 0
+    assert "steps: 7\n" in out and "bands: 24\n" in out and "lora: null\n" in out
+    assert "8 clips, 0 files missing" in out and "line 1 as the loss sees it" in out
+    assert "'no<|im_end|>'" in out and "17 visual tokens" in out, "what is learned, behind 4 x 4 tokens and a newline"
+    assert everything(workshop) == before and not list(tmp_path.iterdir())
+
+
+def test_dry_run_names_clips_that_are_missing(command: Command, workshop: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(write_line("gone.mp4", "?", "a"))
+    code, out, _ = command(workshop, f"data.train={tmp_path / 'a.jsonl'}", "--dry-run")
+    assert code == 0 and "1 files missing" in out and f"missing: {tmp_path / 'gone.mp4'}" in out
+
+
+def test_signals_that_nobody_reads_and_senses_that_clips_lack_are_told(
+    command: Command, workshop: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "1.npy", np.zeros((40, 2), np.float32))
+    clips = sorted((workshop / "clips").glob("train-*.mp4"))[:4]
+    lines = [write_line(str(clip), "?", "a", signals={"imuu": "1.npy"}) for clip in clips[:3]]
+    (tmp_path / "a.jsonl").write_text("".join(lines) + write_line(str(clips[3]), "?", "a", signals={"imu": "1.npy"}))
+    imu = "senses={imu: {encoder: array, options: {signal: imu, dim: 2, rate: 10}}}"
+    words = (workshop, imu, f"data.train={tmp_path / 'a.jsonl'}", f"train.output={tmp_path / 'out'}", "train.steps=1")
+    typo = "signals of 3 of 4 clips name 'imuu', which no sense reads there; did you mean 'imu'?"
+    assert f"\n  {typo}\n" in command(*words, "--dry-run")[1]
+    code, _, err = command(*words)
+    assert code == 0 and {typo, "3 of 4 clips have no imu (absent: the clip has no imu)"} <= set(err.splitlines())
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["absent"] == {"imu": 3}
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    assert "nothing to learn from; signals of 3 of 3 clips name 'imuu'" in refused(
+        command(*words, f"train.output={tmp_path / 'typo'}")
+    )
+
+
+def test_a_name_of_the_catalogue_is_a_recipe(command: Command, workshop: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    words = ("audio-playroom", f"base={workshop / 'base'}", f"train.output={output}")
+    code, out, _ = command(*words, "--dry-run")
+    assert code == 0 and out.startswith("name: audio-playroom\n") and "written when it runs" in out
+    assert not output.exists()
+
+
+def test_smoke_goes_the_whole_way_and_keeps_nothing(
+    command: Command, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = everything(workshop)
+    code, out, _ = command("audio-playroom", f"base={workshop / 'base'}", "--smoke")
+    assert code == 0 and "saved and loaded: logits equal" in out
+    assert [line.split(":")[0] for line in out.splitlines()[:2]] == ["step 1", "step 2"]
+    assert everything(workshop) == before and not list(tmp_path.iterdir())
+
+
+def test_what_a_run_has_left_is_written_over_by_nobody(command: Command, workshop: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = (f"train.output={out}", "train.steps=2")
+    assert command(workshop, *words)[0] == 0
+    before = {file: file.read_bytes() for file in out.glob("*.*")}
+    told = f"{out} holds a checkpoint of step 2; go on with --resume, give another train.output, or delete it"
+    assert told in refused(command(workshop, *words, "base=nothing/here")), "before the base is looked for"
+    assert "another recipe" in refused(command(workshop, *words, "lora.r=2", "--resume"))
+    assert len(before) == 3 and {file: file.read_bytes() for file in out.glob("*.*")} == before
+    assert command(workshop, *words, "--smoke")[0] == 0 and command(workshop, *words, "--dry-run")[0] == 0
+    (out / NAME).write_text("spoiled")
+    assert f"{out} holds {NAME}; go on with --resume" in refused(command(workshop, *words))
+    (out / NAME).unlink()
+    for resume in ([], ["--resume"]):
+        assert "holds patch.safetensors and no checkpoint" in refused(command(workshop, *words, *resume))
+
+
+# Refusals
+
+
+def refused(answer: tuple[int, str, str]) -> str:
+    """The one line of a refusal, behind what was said about the progress."""
+    code, out, err = answer
+    *_, last = err.splitlines()
+    assert code == 2 and out == "" and last.startswith("pave-train: ") and "Traceback" not in err, (code, out, err)
+    return last
+
+
+@pytest.mark.parametrize(
+    ("word", "cause"),
+    [
+        ("train.stepps=3", "train.stepps: unknown key; did you mean 'steps'?"),
+        ("trian.steps=3", "trian: unknown key; did you mean 'train'?"),
+        ("senses.audio.encodr=x", "did you mean 'encoder'?"),
+        ("train.steps", "'train.steps' is not key.sub=value"),
+        ("train.steps=0", "train.steps=0: "),
+        ("train.steps=[", "the value is not YAML"),
+        ("name.sub=1", "'name' holds a value"),
+        ("base=playrom", "did you mean 'playroom'?"),
+        ("senses.audio.encoder=logmell", "did you mean 'logmel'?"),
+        ("senses.audio.options={bends: 3}", "did you mean 'bands'?"),
+        ("data.train=no.jsonl", "no.jsonl: no such file"),
+    ],
+)
+def test_a_wrong_word_is_one_line_with_the_remedy(
+    command: Command, workshop: Path, tmp_path: Path, word: str, cause: str
+) -> None:
+    assert cause in refused(command(workshop, f"train.output={tmp_path / 'out'}", word))
+    assert not (tmp_path / "out" / "patch.safetensors").exists()
+
+
+def test_an_unknown_recipe_is_one_line(command: Command, tmp_path: Path) -> None:
+    assert "did you mean 'audio-playroom'?" in refused(command("audio-playrom"))
+    assert "no such recipe" in refused(command(tmp_path / "gone.yaml"))
+    assert "no such recipe" in refused(command(tmp_path))
+
+
+def test_what_excludes_each_other_and_a_file_for_a_folder_are_refused(
+    command: Command, workshop: Path, tmp_path: Path
+) -> None:
+    assert "exclude each other" in refused(command(workshop, "--dry-run", "--smoke"))
+    (tmp_path / "out").write_text("mine")
+    assert f"{tmp_path / 'out'}: is a file; give a folder" in refused(
+        command(workshop, f"train.output={tmp_path / 'out'}")
+    )
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("word", ["data.train=nope.jsonl", "data.val=nope.jsonl"])
+def test_a_missing_data_file_is_told_before_a_large_base_is_fetched(
+    command: Command, workshop: Path, tmp_path: Path, word: str
+) -> None:
+    words = (workshop, word, "base=nothing/here", f"train.output={tmp_path / 'out'}")
+    for how in ([], ["--dry-run"], ["--smoke"]):
+        assert "nope.jsonl: no such file; give a JSONL file" in command(*words, *how)[2]
+
+
+def test_a_broken_line_is_one_line_with_its_number(command: Command, workshop: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(write_line("1.mp4", "?", "a") + "{\n")
+    words = (workshop, f"data.train={tmp_path / 'a.jsonl'}", f"train.output={tmp_path / 'out'}")
+    assert "a.jsonl, line 2: not JSON" in refused(command(*words))
+    assert "a.jsonl, line 2: not JSON" in command(*words, "--dry-run")[2]
+
+
+# In a process of its own
+
+
+def test_help_brings_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['pave-train', '--help']\nfrom pave.cli.train import main\ntry: main()\n"
+        "except SystemExit: pass\nprint(*[m for m in ('torch', 'transformers', 'numpy', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "--resume" in done.stdout and done.stdout.splitlines()[-1] == "", done.stdout + done.stderr
+
+
+def test_ctrl_c_leaves_the_last_good_checkpoint_and_says_how_to_go_on(workshop: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    words = [str(workshop), f"train.output={output}", "train.steps=100000", "train.checkpoint_every=1"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "pave.cli.train", *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # a job in the background ignores it
+    )
+    deadline = time.monotonic() + 300
+    while not (output / NAME).exists() and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(started.pid, signal.SIGINT)
+    _, err = started.communicate(timeout=300)
+    assert started.returncode == 130, err
+    assert re.search(rf"the last good checkpoint, of step \d+, is in {output}, and --resume goes on from it", err)
+    assert "Traceback" not in err
+    assert not [file for file in output.iterdir() if file.name.startswith(".")], "no half-written file"
+    run = Run(read_recipe(workshop, words[1:]))
+    run.prepare()
+    run.resume()
+    assert run.begin == len(run.losses) >= 1

@@ -1,0 +1,296 @@
+"""Claims about extraction: every good clip once, every other one named with its reason, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clips import click, counting_frames, write_clip
+from places import ROOT
+from small import write_line
+
+from pave.encoder import CONSENT, load_encoder
+from pave.errors import DataError, EncoderError
+from pave.features import extract
+from pave.features.extract import listed
+from pave.features.files import Features, files, head, identity
+from pave.features.worker import Job
+from pave.loading.base import load_base
+from pave.media.clip import Clip
+from pave.sidechannel import PARTS
+
+JOB = Job("logmel", {"bands": 16, "rate": 5})
+WORDS = ("--option", "bands=16", "--option", "rate=5", "--shard", "2", "--workers", "2")
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six clips with sound in two folders, one without; two files that are none, and one that is no media at all."""
+    folder = tmp_path_factory.mktemp("media")
+    (folder / "deep").mkdir()
+    for i in range(6):
+        name = f"{i}.mp4" if i % 2 else f"deep/{i}.MP4"
+        write_clip(folder / name, counting_frames(8), fps=8, audio=click(1.0 + i / 5, 0.1 * (i + 1)))
+    write_clip(folder / "mute.mp4", counting_frames(8), fps=8)
+    (folder / "cut.mp4").write_bytes((folder / "1.mp4").read_bytes()[:400])
+    (folder / "words.wav").write_text("not a sound")
+    (folder / "notes.txt").write_text("nobody asks for these")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(media: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an undisturbed run makes of them."""
+    out = tmp_path_factory.mktemp("done")
+    extract.encode(JOB, listed(media), out, size=2)
+    return out
+
+
+def same(one: Path, other: Path) -> bool:
+    """Equal files, down to the last bit; what a killed save leaves behind is none."""
+    kept = [{file.name: file.read_bytes() for file in folder.glob("[!.]*")} for folder in (one, other)]
+    return kept[0] == kept[1]
+
+
+def begin(*words: object, checkout: Path = ROOT) -> subprocess.Popen[str]:
+    """`python -m WORDS` with the PAVE of a checkout."""
+    # Ray works at a low priority, which takes long beside other tests, and reports home.
+    settings = {**os.environ, "PYTHONPATH": str(checkout), "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", *map(str, words)]
+    return subprocess.Popen(
+        command,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        env=settings,
+        cwd=checkout,
+        # a job in the background ignores it, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def run(*words: object, checkout: Path = ROOT) -> tuple[str, str]:
+    """The same, to a good end: stdout and stderr."""
+    with begin(*words, checkout=checkout) as process:
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def test_every_good_clip_is_there_once_and_equals_a_fresh_look(media: Path, done: Path) -> None:
+    features, encoder = Features(done), load_encoder("logmel", **JOB.options)
+    entries = [entry for path in files(done) for entry in head(path).clips]
+    assert [entry.path for entry in entries] == [
+        "1.mp4", "3.mp4", "5.mp4", "cut.mp4", "deep/0.MP4", "deep/2.MP4", "deep/4.MP4", "mute.mp4", "words.wav",
+    ]  # fmt: skip
+    for name, source in listed(media):
+        if name not in ("cut.mp4", "words.wav", "mute.mp4"):
+            found, _ = features.find(*identity(source, "audio"))
+            fresh = encoder.encode(Clip.read(source.video, frames=4))
+            assert found and fresh and all(torch.equal(getattr(found, part), getattr(fresh, part)) for part in PARTS)
+    mute = identity(dict(listed(media))["mute.mp4"], "audio")
+    assert features.find(*mute) == (None, "absent: no audio track")
+
+
+def test_what_cannot_be_read_is_on_the_list_with_its_reason(media: Path, done: Path) -> None:
+    lines = [json.loads(line) for line in (done / "quarantine.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == ["cut.mp4", "words.wav"]
+    assert all(line["why"].startswith(f"{line['file']}: ") and str(media) not in line["why"] for line in lines)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_tokens_are_rounded_as_asked(media: Path, done: Path, tmp_path: Path, dtype: str) -> None:
+    extract.encode(Job("logmel", JOB.options, dtype), listed(media)[:1], tmp_path)
+    clip = identity(listed(media)[0][1], "audio")
+    (exact, _), (rounded, _) = Features(done).find(*clip), Features(tmp_path).find(*clip)
+    assert exact and rounded and torch.equal(rounded.x, exact.x.to(getattr(torch, dtype)).float())
+    assert not torch.equal(rounded.x, exact.x)
+
+
+def test_a_run_that_is_killed_and_begun_again_ends_in_the_same_files(media: Path, done: Path, tmp_path: Path) -> None:
+    for least in (1, 3):
+        with begin("pave.cli.main", "encode", "logmel", media, tmp_path, *WORDS) as process:
+            while len(files(tmp_path)) < least and process.poll() is None:
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+    begun = {path: path.stat().st_mtime_ns for path in files(tmp_path)}
+    assert not (tmp_path / "quarantine.jsonl").exists() and 3 <= len(begun) < 5, "it was killed on the way"
+    tally = extract.encode(JOB, listed(media), tmp_path, size=2, workers=2)
+    assert same(tmp_path, done) and (tally.clips, tally.absent, len(tally.refused)) == (9, 1, 2)
+    assert all(path.stat().st_mtime_ns == then for path, then in begun.items()), "what was there has stayed"
+
+
+def test_a_mended_clip_is_encoded_again_and_others_are_not(media: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "media", tmp_path / "out"
+    folder.mkdir()
+    for name in ("1.mp4", "3.mp4"):
+        (folder / name).write_bytes((media / name).read_bytes())
+    (folder / "2.mp4").write_text("not yet a film")
+    assert list(extract.encode(JOB, listed(folder), out, size=1).refused) == ["2.mp4"]
+    for retry, content in ((True, b"not yet a film"), (False, (media / "5.mp4").read_bytes())):
+        before = [path.stat().st_mtime_ns for path in files(out)]
+        (folder / "2.mp4").write_bytes(content)
+        extract.encode(JOB, listed(folder), out, size=1, retry=retry)
+        changed = [path.stat().st_mtime_ns > then for path, then in zip(files(out), before, strict=True)]
+        assert changed == [False, True, False]
+    assert (out / "quarantine.jsonl").read_text() == ""
+
+
+def test_a_folder_of_other_features_is_refused_and_stays(media: Path, done: Path) -> None:
+    before = [path.read_bytes() for path in files(done)]
+    for job, clips, cause in (
+        (Job("logmel", JOB.options, "float16"), listed(media), r"float32\), and asked for is .* float16\)"),
+        (JOB, listed(media / "deep"), "holds 2 other clips"),
+    ):
+        with pytest.raises(DataError, match=rf"00000.*{cause}.*give another folder"):
+            extract.encode(job, clips, done, size=2)
+    assert [path.read_bytes() for path in files(done)] == before
+
+
+@pytest.fixture(scope="module")
+def moody(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with an encoder of one's own, which does what the name of a clip says."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "encoders").mkdir()
+    for name in ("pave", "setup.cfg", *(f"encoders/{file.name}" for file in (ROOT / "encoders").glob("*.py"))):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "encoders" / "moody.py").write_text(
+        """
+import os, signal, time
+from pathlib import Path
+import torch
+from pave.encoder import Encoder, EncoderSpec
+from pave.sidechannel import SideTokens
+
+class Moody(Encoder):
+    spec = EncoderSpec(name="moody", sense="audio", dim=1, rate=1.0)
+
+    def encode(self, clip):
+        path = Path(clip.report.source)
+        tried = path.with_suffix(".tried").exists()
+        path.with_suffix(".tried").touch()
+        if path.stem == "crash" or path.stem == "once" and not tried:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif path.stem == "hang":
+            time.sleep(600)
+        elif path.stem == "greedy":
+            torch.zeros(3 << 28)
+        elif path.stem == "bug":
+            raise KeyError("a slip")
+        return SideTokens.regular(torch.tensor([[3e38 if path.stem == "loud" else 1.0]]), rate=1.0)
+
+def build():
+    return Moody()
+"""
+    )
+    return folder
+
+
+def test_a_clip_that_takes_its_worker_down_is_left_out_and_the_others_go_on(
+    media: Path, moody: Path, tmp_path: Path
+) -> None:
+    names = ("bug", "calm", "crash", "greedy", "hang", "loud", "once", "zeal")
+    for name in names:
+        (tmp_path / f"{name}.mp4").write_bytes((media / "1.mp4").read_bytes() + name.encode())
+    limits = ("--timeout", "4", "--memory", "2", "--workers", "1", "--dtype", "float16", "--shard", "100")
+    out, _ = run("pave.cli.main", "encode", "moody", tmp_path, tmp_path / "out", *limits, checkout=moody)
+    assert "3 of 8 clips are encoded" in out and "5 clips quarantined" in out
+    lines = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    why = {Path(line["file"]).stem: line["why"] for line in lines}
+    assert why.keys() == {"bug", "crash", "greedy", "hang", "loud"}
+    assert why["hang"] == "hang.mp4: took longer than 4 s and was stopped"
+    assert why["crash"] == "crash.mp4: ends the process that encodes it (exit status -11)"
+    assert why["greedy"] == "greedy.mp4: needs more than the 2 GiB that a worker may hold"
+    assert "bug.mp4: KeyError: 'a slip'; this is a bug" in why["bug"]
+    assert why["loud"] == "loud.mp4: has tokens of 3e+38, too large for float16; take bfloat16"
+
+
+def test_ranks_of_torchrun_share_the_work(media: Path, done: Path, tmp_path: Path) -> None:
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+    run(*torchrun, "pave.cli.main", "encode", "logmel", media, tmp_path, *WORDS[:-1], 1)
+    assert same(tmp_path, done)
+
+
+def test_a_rank_takes_every_other_shard(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    tally = extract.encode(JOB, listed(media), tmp_path, size=2)
+    assert [path.name for path in files(tmp_path)] == ["00001.safetensors", "00003.safetensors"]
+    assert tally.clips == 4 and not (tmp_path / "quarantine.jsonl").exists(), "the list is written once all is there"
+
+
+def test_ray_does_the_same(media: Path, done: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason='pip install "pave[ray]"')
+    out, _ = run("pave.cli.main", "encode", "logmel", media, tmp_path, *WORDS, "--engine", "ray")
+    assert same(tmp_path, done) and "6 of 9 clips are encoded" in out
+
+
+def test_clips_of_a_data_file_are_encoded_with_their_signals(media: Path, tmp_path: Path) -> None:
+    np.save(media / "imu.npy", np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32))
+    lines = [write_line("1.mp4", "what?", "that", signals={"imu": name}) for name in ("imu.npy", "imu.npy", "gone.npy")]
+    (media / "asked.jsonl").write_text("".join([*lines, write_line("3.mp4", "what?", "that")]))
+    job = Job("array", {"signal": "imu", "dim": 3, "rate": 10})
+    tally = extract.encode(job, listed(media / "asked.jsonl"), tmp_path)
+    assert (tally.clips, tally.absent, list(tally.refused)) == (3, 1, ["1.mp4"])
+    assert "gone.npy: cannot be read" in tally.refused["1.mp4"]
+    first = listed(media / "asked.jsonl")[0][1]
+    found, _ = Features(tmp_path).find(*identity(first, "imu"))
+    assert found and torch.equal(found.x.flatten(1), torch.from_numpy(np.load(media / "imu.npy")))
+
+
+def test_the_eyes_of_a_base_are_part_of_the_key(media: Path, tmp_path: Path) -> None:
+    extract.encode(Job("base-tower", base="playroom"), listed(media)[:1], tmp_path)
+    features, tower = Features(tmp_path), load_encoder("base-tower").on(load_base("playroom", dtype="float32"))
+    assert features.key.weights == tower.fingerprint
+    found, _ = features.find(*identity(listed(media)[0][1], "fast"))
+    fresh = tower.encode(Clip.read(listed(media)[0][1].video, frames=8))
+    assert found and fresh and torch.equal(found.times, fresh.times) and torch.allclose(found.x, fresh.x, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("job", "cause"),
+    [
+        (Job("logmel", {"band": 3}), "no option 'band'"),
+        (Job("logmell"), "did you mean 'logmel'"),
+        (Job("logmel", memory=0.01), "logmel: .*0.01 GiB"),
+    ],
+)
+def test_what_no_clip_is_to_blame_for_stops_the_run(media: Path, tmp_path: Path, job: Job, cause: str) -> None:
+    with pytest.raises(EncoderError, match=cause):
+        extract.encode(job, listed(media), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_for_research_only_ask_for_consent(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(CONSENT, raising=False)
+    job = Job("imagebind-audio", published=str(tmp_path))
+    with pytest.raises(EncoderError, match=rf"CC-BY-NC-SA-4\.0, for research only.*{CONSENT}=1"):
+        extract.encode(job, listed(media), tmp_path)
+
+
+def test_a_source_without_media_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no media file \(\.avi"):
+        listed(tmp_path)
+    with pytest.raises(DataError, match="no such file; give a JSONL"):
+        listed(tmp_path / "gone.jsonl")
+
+
+def test_a_stopped_run_says_how_to_go_on(media: Path, moody: Path, tmp_path: Path) -> None:
+    (tmp_path / "hang.mp4").write_bytes((media / "1.mp4").read_bytes())
+    with begin("pave.cli.main", "encode", "moody", tmp_path, tmp_path / "out", checkout=moody) as process:
+        while not (tmp_path / "hang.tried").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in err

@@ -1,0 +1,484 @@
+"""Fusion: equal to the authors' maths, zero at birth, and each key frame reads its own segment only."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from places import GOLDEN as GOLDEN_FOLDER
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pave.config import FusionConfig
+from pave.errors import BaseModelError, RecipeError, SignalError
+from pave.fusion.align import align
+from pave.fusion.cross_attention import Beside, Folded, Fusion, Official, build_fusion
+from pave.fusion.reader import Standard
+from pave.fusion.rope import LONGEST, SHORTEST, cell_centres
+from pave.sidechannel import Rule, SideBatch, SideTokens
+
+GOLDEN = json.loads((GOLDEN_FOLDER / "pave_golden.json").read_text())
+DIMS: dict[str, Any] = {"side_dim": 6, "vision_dim": 10, "visual_dim": 12, "tokens": 9, "frames": 4}
+KINDS = {
+    "folded": FusionConfig(width=16, heads=2),
+    "folded, learnable query": FusionConfig(width=16, heads=2, query="learnable"),
+    "folded, projected query": FusionConfig(width=16, heads=2, query="projected", rope="off"),
+    "official": FusionConfig(kind="official", width=16, heads=2, values="shared", rope="off", head="norm"),
+    "official, own values": FusionConfig(kind="official", width=16, heads=2, query="projected"),
+    "official, 3-D": FusionConfig(kind="official", width=256, heads=2, layers=1, rope="3d", query="learnable"),
+}
+every_kind = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS.keys())
+every_rule = pytest.mark.parametrize("rule", ["time", "index"])
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def taught(config: FusionConfig, seed: int = 0) -> Fusion:
+    """A fusion whose every weight is random, so that nothing is zero by birth."""
+    torch.manual_seed(seed)
+    fusion = build_fusion(config, **DIMS).double()
+    assert isinstance(fusion, Fusion)
+    for parameter in fusion.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    fusion.calibrate(random(3, 12), random(50, 6) * 2 + 1)
+    return fusion
+
+
+def side_tokens(steps: int, grid: int = 2, seed: int = 0) -> SideTokens:
+    return SideTokens.regular(random(steps, grid, grid, 6, seed=seed), rate=2)
+
+
+def keys(frames: int) -> Tensor:
+    return torch.arange(frames) + 0.25
+
+
+def visual(b: int, t: int = 4, seed: int = 5) -> tuple[Tensor, Tensor]:
+    return random(b, t, 9, 10, seed=seed), random(b, t, 9, 12, seed=seed + 1)
+
+
+# equality with the authors
+
+
+def authors_tensor(seed: int, *shape: int) -> Tensor:
+    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape))
+
+
+def authors_fusion(query: str, rope: str) -> Official:
+    """The golden module: seeded weights under the authors' names, by the recipe in the golden file."""
+    words = {"kind": "official", "width": 256, "heads": 2, "query": query, "rope": rope}
+    config = FusionConfig.model_validate(words | {"values": "shared", "head": "norm"})
+    fusion = Official(config, side_dim=24, embed=32, vision_dim=20, visual_dim=16, tokens=9, frames=4).double()
+    state = fusion.state_dict()
+    for i, name in enumerate(sorted(GOLDEN["keys_learnable" if query == "learnable" else "keys_slow_feat"])):
+        if name not in state:
+            assert ".v_linear." in name  # the authors save it and never read it
+            continue
+        value = authors_tensor(1000 + i, *state[name].shape)
+        if name == "learnable_query":
+            state[name] = value
+        elif value.ndim == 2:
+            state[name] = 2 * value / value.shape[1] ** 0.5
+        else:
+            state[name] = 1 + 0.1 * value if name.endswith("weight") else 0.1 * value
+    fusion.load_state_dict(state)
+    return fusion
+
+
+@pytest.mark.parametrize("case", GOLDEN["results"])
+def test_official_fusion_equals_the_authors_code(case):
+    query, rope, shape = case.split("/")
+    steps, grid = int(shape.split("_")[0][1:]), int(shape.split("x")[-1][0])
+    fusion = authors_fusion("learnable" if query == "learnable" else "vision", "3d" if rope == "rope=True" else "off")
+    side = align([SideTokens.regular(authors_tensor(1, steps, grid, grid, 24), rate=1)], [torch.arange(4.0)], "index")
+    got = fusion(authors_tensor(2, 1, 4, 9, 20), torch.zeros(1, 4, 9, 16, dtype=torch.float64), side).flatten(0, 2)
+    want = {name: torch.tensor(value, dtype=torch.float64) for name, value in GOLDEN["results"][case].items()}
+    assert torch.allclose(got.sum(), want["sum"], rtol=0, atol=1e-6)
+    assert torch.allclose(got.abs().sum(), want["abs"], rtol=0, atol=1e-6)
+    for rows, name in ((got[0, :4], "a"), (got[17, :4], "b"), (got[35, -4:], "c")):
+        assert torch.allclose(rows, want[name], rtol=0, atol=1e-6)
+
+
+def test_official_fusion_has_the_authors_parameter_count():
+    config = FusionConfig(kind="official", values="own", rope="off", head="norm")
+    with torch.device("meta"):
+        fusion = build_fusion(config, side_dim=1024, vision_dim=1152, visual_dim=3584, tokens=196, frames=32)
+    assert sum(p.numel() for p in fusion.parameters()) == 8_996_352
+
+
+@pytest.mark.parametrize("count", range(1, 28))
+def test_cell_centres_are_the_authors_whole_numbers(count):
+    for size in range(count, 60):
+        want = np.linspace(0, size, 2 * count + 1, dtype=int)[1:-1][::2]
+        assert cell_centres(count, size).tolist() == want.tolist()
+
+
+# equality with slow versions
+
+
+def literal_folded(fusion: Folded, vision: Tensor, side: SideBatch) -> Tensor:
+    """The equations of the docstring, one key frame and one head after the other."""
+    b, t, s, _ = vision.shape
+    assert fusion.query is not None
+    ask = fusion.query
+    e = fusion.config.width // fusion.heads
+    periods = SHORTEST * (LONGEST / SHORTEST) ** (torch.arange(e // 2, dtype=torch.float64) / (e // 2 - 1))
+    update = torch.zeros(b, t, s, fusion.visual_dim, dtype=torch.float64)
+    for i in range(b):
+        for j in range(t):
+            steps = side.index[i, j][side.mask[i, j]]
+            x = side.x[i, steps].flatten(0, 2)
+            x = (x - fusion.standard.mean) * fusion.standard.gain
+            since = (side.times[i, steps] - side.key_times[i, j]).repeat_interleave(len(x) // max(1, len(steps)))
+            q = ask(F.layer_norm(vision[i, j], vision.shape[-1:]))
+            k, v = fusion.key(x), fusion.value(x)
+            for h in range(fusion.heads):
+                part = slice(h * e, (h + 1) * e)
+                pairs = torch.complex(*k[:, part].chunk(2, dim=-1)) * torch.exp(2j * math.pi * since[:, None] / periods)
+                turned = torch.cat([pairs.real, pairs.imag], dim=-1)
+                scores = q[:, part] @ torch.cat([turned, fusion.null[None, part]]).T / math.sqrt(e)
+                read = scores.softmax(-1)[:, :-1] @ v[:, part]
+                update[i, j] += fusion.scale * read @ fusion.out.weight[:, part].T
+    return update
+
+
+@every_rule
+@pytest.mark.parametrize("folds", [True, False])
+def test_folded_fusion_equals_its_equations_in_either_order(folds, rule):
+    fusion = taught(KINDS["folded"])
+    assert isinstance(fusion, Folded)
+    fusion.scale.fill_(3)
+    fusion.folds = lambda s, n: folds  # the order is a matter of cost only
+    vision, tokens = visual(3)
+    side = align([side_tokens(11), None, side_tokens(16)], [keys(4)] * 3, rule)
+    assert torch.allclose(fusion(vision, tokens, side), literal_folded(fusion, vision, side), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("query", ["vision", "projected", "learnable"])
+@pytest.mark.parametrize("valid", [True, False])
+def test_both_orders_of_the_folded_product_agree_and_so_do_their_gradients(query, valid):
+    fusion = taught(FusionConfig(width=16, heads=2, query=query))
+    assert isinstance(fusion, Folded)
+    row = side_tokens(9)
+    keep = row.valid.clone()
+    keep[:5, 0] = valid
+    side = align([SideTokens(row.x, row.times, row.spans, keep), None], [keys(4)] * 2, "time")
+    results = []
+    for folds in (True, False):
+        fusion.folds = lambda s, n, folds=folds: folds
+        update = fusion(*visual(2), side)
+        gradients = torch.autograd.grad(update.square().sum(), list(fusion.parameters()))
+        results.append([update, *gradients])
+    for one, two in zip(*results, strict=True):
+        assert torch.allclose(one, two, rtol=1e-9, atol=1e-9)
+
+
+def test_the_cheaper_order_is_taken():
+    with torch.device("meta"):
+        fusion = build_fusion(FusionConfig(), side_dim=8, vision_dim=1152, visual_dim=3584, tokens=196, frames=32)
+    assert isinstance(fusion, Folded)
+    assert fusion.folds(196, 5)  # 120 tokens of sound
+    assert not fusion.folds(196, 577)  # 24 × 24 patches per frame
+
+
+def test_official_stretching_equals_the_authors_interpolation():
+    """Few steps, index rule: equal to first interpolating the mapped side tokens to one per key frame."""
+    fusion = taught(KINDS["official, own values"])
+    assert isinstance(fusion, Official)
+    few = side_tokens(3)
+    short = align([few], [keys(4)], "index")
+    x = F.interpolate(few.x.permute(3, 0, 1, 2)[None], size=(4, 2, 2), mode="trilinear", align_corners=True)
+    times = F.interpolate(few.times[None, None], size=4, mode="linear", align_corners=True)[0, 0]
+    long = SideTokens(x[0].permute(1, 2, 3, 0), times, times[:, None].expand(4, 2), torch.ones(4, 2, 2).bool())
+    vision, tokens = visual(1)
+    want = fusion(vision, tokens, align([long], [keys(4)], "index"))
+    assert torch.allclose(fusion(vision, tokens, short), want, rtol=0, atol=1e-9)
+
+
+# the laws
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_untrained_fusion_moves_nothing_and_one_weight_moves_something(config, dtype):
+    fusion = build_fusion(config, **DIMS).to(dtype)
+    vision, tokens = (x.to(dtype) for x in visual(2))
+    side = align([side_tokens(8), side_tokens(5)], [keys(4)] * 2, "time").to(dtype=dtype)
+    update = fusion(vision, tokens, side)
+    assert update.dtype == dtype
+    assert torch.equal(update, torch.zeros_like(tokens))
+    official = "output_norm.bias" if config.head == "norm" else "output_mapping.2.weight"
+    with torch.no_grad():
+        fusion.get_parameter("out.weight" if config.kind == "folded" else official).view(-1)[0] = 1
+    assert fusion(vision, tokens, side).abs().max() > 0
+
+
+@every_kind
+@every_rule
+@pytest.mark.parametrize("steps", [16, 11, 3])
+def test_a_key_frame_reads_only_its_own_segment(config, rule, steps):
+    fusion, (vision, tokens) = taught(config), visual(1)
+    row = side_tokens(steps)
+    side = align([row], [keys(4)], rule)
+    still = fusion(vision, tokens, side)
+    for frame in range(4):
+        own = side.index[0, frame][side.mask[0, frame]]
+        if side.blend is not None:  # lies between two steps
+            after, share = (x[0, frame, 0] for x in side.blend)
+            own = torch.tensor([step for step, part in ((own[0], 1 - share), (after, share)) if part > 0])
+        others, mine = row.x.clone(), row.x.clone()
+        others[~torch.isin(torch.arange(steps), own)] += 1
+        mine[own] += 1 + torch.arange(6)
+        for moved, same in ((others, True), (mine, False)):
+            update = fusion(
+                vision, tokens, align([SideTokens(moved, row.times, row.spans, row.valid)], [keys(4)], rule)
+            )
+            assert torch.equal(update[:, frame], still[:, frame]) == same
+
+
+@every_kind
+@every_rule
+def test_ragged_rows_equal_each_row_alone(config, rule):
+    fusion = taught(config)
+    vision, tokens = visual(4)
+    rows = [side_tokens(16, seed=1), side_tokens(3, seed=2), None, side_tokens(9, seed=3)]
+    lengths = [4, 4, 4, 2]
+    together = fusion(vision, tokens, align(rows, [keys(n) for n in lengths], rule))
+    for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):
+        alone = fusion(vision[i : i + 1, :n], tokens[i : i + 1, :n], align([row], [keys(n)], rule))
+        assert torch.allclose(together[i, :n], alone[0], rtol=0, atol=1e-9)
+        assert (alone.abs().max() > 0) == (row is not None)
+    assert torch.equal(together[3, 2:], torch.zeros_like(together[3, 2:]))  # padded key frames
+
+
+@every_kind
+def test_a_key_frame_without_side_tokens_is_not_moved_and_has_finite_gradients(config):
+    fusion, (vision, tokens) = taught(config), visual(2)
+    row = side_tokens(8)
+    keep = row.valid.clone()
+    keep[:2] = False
+    x = row.x.clone()
+    x[:2] = torch.nan
+    side = align([SideTokens(x, row.times, row.spans, keep), None], [keys(4)] * 2, "index")
+    update = fusion(vision, tokens, side)
+    assert torch.equal(update[0, 0], torch.zeros_like(update[0, 0]))
+    assert torch.equal(update[1], torch.zeros_like(update[1]))
+    assert (update[0, 1:].abs().amax((1, 2)) > 0).all()
+    update.square().sum().backward()
+    gradients = [p.grad for p in fusion.parameters() if p.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+
+
+@every_kind
+def test_a_batch_in_which_nobody_has_the_signal_is_not_moved(config):
+    vision, tokens = visual(2)
+    update = taught(config)(vision, tokens, align([None, None], [keys(4)] * 2, "time"))
+    assert torch.equal(update, torch.zeros_like(tokens))
+
+
+@every_kind
+def test_layout_only_saves_work(config):
+    fusion, (vision, tokens) = taught(config), visual(1)
+    cases: list[tuple[int, Rule]] = [(8, "index"), (11, "index"), (3, "time")]
+    for steps, rule in cases:
+        side = align([side_tokens(steps)], [keys(4)], rule)
+        careful = SideBatch(side.x, side.times, side.steps, side.index, side.mask, None, side.key_times)
+        assert torch.allclose(fusion(vision, tokens, side), fusion(vision, tokens, careful), rtol=0, atol=1e-9)
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls of torch operators inside its block."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@every_rule
+@pytest.mark.parametrize("steps", [(16,), (11,), (3,), (240, 9, 3), (11,) * 9])
+@pytest.mark.parametrize("kind", ["folded", "official"])
+def test_a_hundred_operators_do_at_any_length_and_batch(kind, steps, rule):
+    fusion, (vision, tokens) = taught(KINDS[kind]), visual(len(steps) + 1)
+    side = align([*(side_tokens(n) for n in steps), None], [keys(4)] * (len(steps) + 1), rule)
+    with torch.no_grad(), Calls() as calls:
+        fusion(vision, tokens, side)
+    assert 0 < calls.count <= 100
+
+
+# what new recipes rely on
+
+
+@pytest.mark.parametrize("config", [KINDS["folded"], KINDS["official, own values"]])
+def test_order_inside_a_segment_is_heard_with_time_rope_only(config):
+    vision, tokens = visual(1)
+    row = side_tokens(8, grid=1)
+    swapped = row.x.clone()
+    swapped[[2, 3]] = row.x[[3, 2]]
+    for rope, heard in (("time", True), ("off", False)):
+        fusion = taught(config.model_copy(update={"rope": rope}))
+        first, second = (
+            fusion(vision, tokens, align([SideTokens(x, row.times, row.spans, row.valid)], [keys(4)], "index"))
+            for x in (row.x, swapped)
+        )
+        assert torch.allclose(first, second, rtol=0, atol=1e-9) != heard
+
+
+def test_only_time_since_the_key_frame_counts_even_after_an_hour():
+    fusion = taught(KINDS["folded"])
+    vision, tokens = visual(1)
+    row = side_tokens(8)
+    late = SideTokens(row.x, row.times + 3600, row.spans + 3600, row.valid)
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.bfloat16, 0)):
+        fusion = fusion.to(dtype)
+        early_update = fusion(vision, tokens, align([row], [keys(4)], "time"))
+        late_update = fusion(vision, tokens, align([late], [keys(4).double() + 3600], "time"))
+        assert torch.allclose(early_update, late_update, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_large_constant_in_the_signal_costs_no_precision(dtype):
+    x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0)) * 700 + 7e4
+    standard = Standard(6)
+    standard.fit(x)
+    want = standard(x)
+    assert torch.allclose(want.std(0), torch.ones(6), atol=1e-3) and standard.mean.abs().min() > 6e4
+    assert torch.equal(standard.to(dtype)(x), want) and standard.mean.dtype == torch.float32
+
+
+def test_calibration_sets_the_scale_of_a_first_step_and_is_saved():
+    fusion = build_fusion(KINDS["folded"], **DIMS)
+    before = set(fusion.state_dict())
+    fusion.calibrate(torch.full((2, 3, 12), 4.0, dtype=torch.bfloat16), random(50, 6).float())
+    assert fusion.state_dict()["scale"] == 4 and set(fusion.state_dict()) == before
+    assert not {"scale", "standard.mean", "standard.gain"} & {name for name, _ in fusion.named_parameters()}
+
+
+def test_calibrated_side_tokens_have_mean_zero_and_deviation_one_but_dead_channels_stay_dead():
+    fusion = build_fusion(KINDS["folded"], **DIMS).double()
+    assert isinstance(fusion, Folded)
+    heard = random(500, 6) * torch.tensor([1.0, 2, 3, 4, 5, 0]) + 7
+    fusion.calibrate(random(3, 12), heard)
+    fitted = fusion.standard(heard)
+    assert torch.allclose(fitted.mean(0), torch.zeros(6, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(fitted.std(0)[:5], torch.ones(5, dtype=torch.float64), atol=1e-6)
+    assert fitted[:, 5].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_side_tokens_too_few_to_measure_are_taken_as_they_are(count):
+    fusion = build_fusion(KINDS["folded"], **DIMS)
+    assert isinstance(fusion, Folded)
+    fusion.calibrate(random(3, 12), random(count, 6))
+    assert torch.equal(fusion.standard.gain, torch.ones(6)) and not fusion.standard.mean.any()
+
+
+@pytest.mark.parametrize("combine", ["interleave", "prefix"])
+def test_concatenation_hands_back_projected_tokens_and_which_are_real(combine):
+    config = FusionConfig(width=16, heads=2, combine=combine)
+    beside = build_fusion(config, **DIMS).double()
+    assert isinstance(beside, Beside)
+    beside.calibrate(visual(1)[1], random(50, 6) + 3)
+    rows = [side_tokens(8), None, side_tokens(5)]
+    side = align(rows, [keys(4)] * 3, "time")
+    out, mask = beside(side)
+    assert out.shape[-1] == 12 and mask.shape == out.shape[:-1]
+    borrowed = 4 if combine == "interleave" else 0  # the last key frame of the third clip has no step of its own
+    assert mask.flatten(1).sum(1).tolist() == [32, 0, 20 + borrowed]
+    x = rows[2].x.flatten(0, 2)
+    want = beside.scale * beside.project((x - beside.standard.mean) * beside.standard.gain)
+    assert torch.allclose(out[2][mask[2]][:20], want, rtol=0, atol=1e-9)
+
+
+def test_what_a_fusion_cannot_do_is_refused():
+    with pytest.raises(RecipeError, match="kind: official"):
+        build_fusion(FusionConfig(rope="3d"), **DIMS)
+    with pytest.raises(RecipeError, match="128 channels per head, got 64/2"):
+        build_fusion(FusionConfig(kind="official", width=64, heads=2, rope="3d"), **DIMS)
+    side = align([side_tokens(8)], [keys(4)], "time")
+    with pytest.raises(BaseModelError, match="query: projected"):
+        taught(KINDS["folded"])(None, visual(1)[1], side)
+    with pytest.raises(SignalError, match="at most 4 key frames"):
+        taught(KINDS["folded, learnable query"])(*visual(1, t=5), align([side_tokens(8)], [keys(5)], "time"))
+    oblong = SideTokens.regular(random(8, 1, 2, 6), rate=2)
+    with pytest.raises(SignalError, match="square grids, got 1 × 2"):
+        taught(KINDS["official, 3-D"])(*visual(1), align([oblong], [keys(4)], "time"))
+
+
+# points
+
+
+@pytest.mark.parametrize("name", ["folded", "official", "official, own values", "interleave"])
+def test_points_are_added_to_features_by_their_mlp_and_by_nothing_else(name):
+    config = KINDS.get(name, FusionConfig(width=16, heads=2, combine="interleave"))
+    torch.manual_seed(0)
+    placing = build_fusion(config, **DIMS | {"side_dim": 9, "points": True}).double()
+    for parameter in placing.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    placing.calibrate(random(3, 12), random(50, 9) * 2 + 1)
+    plain = build_fusion(config, **DIMS).double()
+    state = placing.state_dict()
+    plain.load_state_dict({key: value for key, value in state.items() if not key.startswith("place.")})
+    side = align([SideTokens.regular(random(8, 2, 2, 9), rate=2)], [keys(4)], "time")
+    first, norm, relu, last = (state.get(f"place.mlp.{i}.weight") for i in range(4))
+    assert first is not None and norm is not None and last is not None and relu is None
+    p = (side.x[..., 6:] - state["place.standard.mean"]) * state["place.standard.gain"]
+    inner = p @ first.T + state["place.mlp.0.bias"]
+    inner = F.layer_norm(inner, (6,), norm, state["place.mlp.1.bias"]).relu()
+    x = side.x[..., :6]
+    if isinstance(plain, Official):
+        assert plain.standard is None
+    else:
+        assert plain.standard is not None and placing.standard is not None
+        x = placing.standard(x)
+        plain.standard.mean.zero_()
+        plain.standard.gain.fill_(1)
+
+    def said(fusion: Fusion | Beside, side: SideBatch) -> Tensor:
+        return fusion(side)[0] if isinstance(fusion, Beside) else fusion(*visual(1), side)
+
+    added = replace(side, x=x + inner @ last.T + state["place.mlp.3.bias"])
+    want = said(plain, added)
+    assert torch.allclose(said(placing, side), want, rtol=0, atol=1e-6)
+    assert not torch.allclose(said(plain, replace(side, x=x)), want, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("config", [KINDS["folded"], KINDS["official"]], ids=["folded", "official"])
+def test_a_room_far_from_its_origin_is_the_same_room(config):
+    """Even in bfloat16, which has steps of 4 m at 1000 m."""
+    said = []
+    for away in (0.0, 1000.0):
+        torch.manual_seed(0)
+        fusion = build_fusion(config, **DIMS | {"side_dim": 9, "points": True})
+        assert isinstance(fusion, Fusion)
+        for parameter in fusion.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        x = torch.cat([random(8, 2, 2, 6), (random(8, 2, 2, 3, seed=1) * 64).round() / 64 + away], -1).float()
+        fusion.calibrate(random(3, 12), x.flatten(0, 2))
+        side = align([SideTokens.regular(x, rate=2)], [keys(4)], "time")
+        vision, tokens = (each.bfloat16() for each in visual(1))
+        said.append(fusion.bfloat16()(vision, tokens, side))
+    assert torch.allclose(said[0].float(), said[1].float(), rtol=0.02, atol=0.02 * said[0].abs().max().item())
+
+
+def test_calibration_tells_features_from_points():
+    fusion = build_fusion(KINDS["folded"], **DIMS | {"side_dim": 9, "points": True})
+    x = random(500, 9) * torch.tensor([2.0] * 6 + [5.0] * 3) + torch.tensor([1.0] * 6 + [-7.0] * 3)
+    fusion.calibrate(random(3, 12), x)
+    assert fusion.standard is not None and fusion.place is not None
+    for standard, mean, deviation in ((fusion.standard, 1, 2), (fusion.place.standard, -7, 5)):
+        assert torch.allclose(standard.mean, torch.tensor(mean).float(), atol=1)
+        assert torch.allclose(1 / standard.gain, torch.tensor(deviation).float(), atol=0.5)
+
+
+def test_points_alone_are_refused():
+    with pytest.raises(RecipeError, match="side tokens of 3 channels with a point of 3 have no features"):
+        build_fusion(KINDS["folded"], **DIMS | {"side_dim": 3, "points": True})

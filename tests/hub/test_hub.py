@@ -1,0 +1,446 @@
+"""Claims about the Hub: the right bytes of one commit or a clear error, and nothing private in public.
+
+The real client of `huggingface_hub` against a real server on the loopback.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from damage import DAMAGE
+from families import make_base
+from hub_server import HubServer
+from huggingface_hub import HfApi, constants
+from small import awaken, make_config
+from transformers import PreTrainedTokenizerFast
+
+from pave.config import BaseFacts
+from pave.errors import PatchDamaged, PatchError, PatchNotFound, RecipeError
+from pave.evaluation.cost import _untrained
+from pave.hub import catalogue
+from pave.hub.card import card
+from pave.hub.locate import info, locate, pull, search
+from pave.hub.names import aliases, set_alias
+from pave.hub.push import push
+from pave.model.patched import PatchedModel, load
+from pave.patch.file import Patch
+from pave.patch.filenames import WEIGHTS
+from pave.patch.peft import export_peft
+from pave.playroom.replay import replay
+from pave.playroom.writer import write_clips
+from pave.recipe import read_recipe
+
+EARS = "tester/ears"
+
+
+@pytest.fixture(scope="module")
+def one(tokenizer: PreTrainedTokenizerFast) -> PatchedModel:
+    return PatchedModel(make_base(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def patches(one: PatchedModel) -> list[Patch]:
+    """Two versions of one patch."""
+    found = []
+    for seed in (0, 1):
+        one.attach("ears", make_config(one.host), trainable=False)
+        awaken(one, "ears", seed=seed)
+        found.append(one.export("ears"))
+        one.remove_patch("ears")
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(patches: list[Patch], tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("data")
+    return [patch.save(folder / f"{i}.safetensors").read_bytes() for i, patch in enumerate(patches)]
+
+
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    with HubServer() as running:
+        yield running
+
+
+@pytest.fixture
+def api(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
+    monkeypatch.setenv("PAVE_HOME", str(tmp_path / "pave"))
+    with server.client(tmp_path / "cache") as client:
+        yield client
+
+
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+# Names
+
+
+def test_a_patch_of_the_hub_is_applied_by_its_name_and_says_its_commit(
+    server: HubServer, api: HfApi, one: PatchedModel, patches: list[Patch], data: list[bytes]
+) -> None:
+    repo = server.create(EARS, {WEIGHTS: data[0]})
+    first = repo.branches["main"]
+    repo.tags["v1"] = first
+    second = repo.commit({WEIGHTS: data[1]})
+    for name, revision, wanted, commit in (
+        (EARS, None, 1, second),
+        (f"{EARS}@v1", None, 0, first),
+        (EARS, "v1", 0, first),
+        (f"hf://{EARS}@{first}", None, 0, first),
+    ):
+        report = one.apply_patch(name, revision=revision)
+        assert (report.sha256, report.source) == (patches[wanted].sha256, f"{EARS}@{commit[:12]}")
+        assert report.base_match == "exact" and report.remarks == ()
+        one.remove_patch("ears")
+    server.log.clear()
+    assert locate(f"{EARS}@{first}").load().sha256 == patches[0].sha256
+    assert not server.log, "a commit in the cache asks for nothing"
+
+
+def test_the_order_of_names_is_catalogue_alias_path_hub(
+    server: HubServer, api: HfApi, data: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.create(EARS, {WEIGHTS: data[0]})
+    monkeypatch.chdir(tmp_path)
+    set_alias("mine", EARS)
+    assert locate("mine").repo == EARS
+    (tmp_path / EARS).mkdir(parents=True)
+    (tmp_path / EARS / WEIGHTS).write_bytes(data[1])
+    assert locate(EARS).path == Path(EARS) / WEIGHTS and locate(f"hf://{EARS}").repo == EARS
+    assert locate("audio-playroom").path == catalogue.locate("audio-playroom")
+    with pytest.raises(PatchNotFound, match="has no revision 'v1'"):
+        locate("audio-playroom", "v1")
+    with pytest.raises(PatchNotFound, match="did you mean 'mine'"):
+        locate("mime")
+    with pytest.raises(PatchError, match="cannot be an alias"):
+        set_alias("audio-playroom", EARS)
+    set_alias("mine", None)
+    assert aliases() == {}
+    with pytest.raises(PatchNotFound, match="is no alias"):
+        set_alias("mine", None)
+    (tmp_path / "audio-playroom").mkdir()
+    ours = catalogue.folder() / "audio-playroom"
+    assert locate("audio-playroom").path == ours / WEIGHTS and not _untrained("audio-playroom")
+    assert catalogue.recipe("audio-playroom") == read_recipe(ours)
+    for path in ("./audio-playroom", Path("audio-playroom")):
+        assert locate(path).path == Path("audio-playroom") / WEIGHTS
+        with pytest.raises(RecipeError, match="no such recipe"):
+            catalogue.recipe(path)
+    (tmp_path / "audio-avsd").mkdir()
+    theirs = (catalogue.folder() / "audio-avsd" / "patch.yaml").read_text()
+    (tmp_path / "audio-avsd" / "patch.yaml").write_text(theirs.replace("zhuomingliu/PAVE", "mallory/evil"))
+    server.log.clear()
+    with pytest.raises(PatchNotFound, match="no such repo on the Hub"):
+        locate("audio-avsd")
+    assert not server.asked("GET", "*mallory*") and server.asked("GET", "*zhuomingliu*")
+
+
+def test_an_alias_stands_for_whatever_can_be_applied(
+    api: HfApi, data: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "audio-playroom").mkdir()
+    (tmp_path / "mine.safetensors").write_bytes(data[0])
+    set_alias("ears", "audio-playroom")
+    set_alias("same", "ears")
+    set_alias("mine", "mine.safetensors")
+    assert aliases()["same"] == "audio-playroom"
+    for name in ("ears", "same"):
+        assert locate(name) == locate("audio-playroom")
+        with pytest.raises(PatchNotFound, match="audio-playroom: is part of PAVE and has no revision 'v1'"):
+            locate(name, "v1")
+    assert locate("mine").path == tmp_path / "mine.safetensors"
+    kept = aliases()
+    for nonsense in ("such nonsense", "audio-playrom", "lonely", "", "tester/a--b"):
+        with pytest.raises(PatchNotFound):
+            set_alias("lonely", nonsense)
+    assert aliases() == kept
+
+
+def test_only_the_hub_has_revisions(one: PatchedModel, patches: list[Patch], data: list[bytes], tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS).write_bytes(data[0])
+    for source in (tmp_path, str(tmp_path / WEIGHTS), patches[0], "audio-playroom"):
+        with pytest.raises(PatchNotFound, match="and has no revision 'v1'; leave out revision="):
+            one.apply_patch(source, revision="v1")
+    assert not one.patches
+
+
+def test_a_lora_of_peft_on_the_hub_is_a_patch(
+    server: HubServer, api: HfApi, one: PatchedModel, patches: list[Patch], tmp_path: Path
+) -> None:
+    export_peft(patches[0], one.host, tmp_path / "lora")
+    server.create("tester/lora", {file.name: file.read_bytes() for file in (tmp_path / "lora").iterdir()})
+    report = one.apply_patch("tester/lora")
+    assert report.fusion_params == 0 and report.lora_params > 0 and report.source.startswith("tester/lora@")
+    one.remove_patch(report.name)
+
+
+# What is read
+
+
+def test_info_reads_the_header_only(server: HubServer, api: HfApi, patches: list[Patch], data: list[bytes]) -> None:
+    server.create(EARS, {WEIGHTS: data[0] + bytes(3_000_000)})  # tensors never arrive, so nobody counts them
+    config, place = info(EARS)
+    assert config == patches[0].config and place.commit == server.repos[EARS].branches["main"]
+    assert sum(request.sent for request in server.asked("GET", f"*{WEIGHTS}")) < 200_000
+    assert not list(Path(constants.HF_HUB_CACHE).rglob(WEIGHTS)), "nothing is kept"
+
+
+def test_search_finds_patches_by_sense_and_base(server: HubServer, api: HfApi, patches: list[Patch]) -> None:
+    def readme(*tags: str) -> bytes:
+        return f"---\n{yaml.safe_dump({'tags': list(tags)})}---\n".encode()
+
+    server.create("tester/ears", {"README.md": readme("pave", "audio")})
+    server.create("tester/eyes", {"README.md": readme("pave", "depth")})
+    server.create("tester/else", {"README.md": readme("audio")})
+    assert {each["id"] for each in search()} == {"tester/ears", "tester/eyes"}
+    assert [each["id"] for each in search(sense="audio")] == ["tester/ears"]
+    assert [each["id"] for each in search("eyes")] == ["tester/eyes"]
+
+
+# Out
+
+
+def test_what_is_pushed_is_what_is_pulled_with_a_card(
+    server: HubServer, api: HfApi, one: PatchedModel, patches: list[Patch]
+) -> None:
+    pushed = push(patches[0], EARS, private=True)
+    repo = server.repos[EARS]
+    assert repo.private and pushed.commit == repo.branches["main"] and len(repo.commits) == 2
+    assert pull(EARS).load().sha256 == patches[0].sha256
+    front = yaml.safe_load(repo.files()["README.md"].decode().split("---")[1])
+    assert front["library_name"] == "pave" and front["license"] == "apache-2.0"
+    assert {"pave", "video-patch", "audio"} == set(front["tags"])
+    again = push(patches[1], EARS)
+    assert again.commit == repo.branches["main"] != pushed.commit and not again.kept_card
+    assert pull(EARS).load().sha256 == patches[1].sha256
+    assert pull(EARS, pushed.commit).load().sha256 == patches[0].sha256
+
+
+def test_a_dry_run_shows_all_and_sends_nothing(server: HubServer, api: HfApi, patches: list[Patch]) -> None:
+    shown = push(patches[0], EARS, dry_run=True)
+    assert not server.log and shown.commit == "" and set(shown.files) == {"README.md", WEIGHTS}
+    assert f'model.apply_patch("{EARS}")' in shown.card and patches[0].sha256[:16] in shown.card
+
+
+def test_a_card_that_somebody_wrote_is_left_alone(server: HubServer, api: HfApi, patches: list[Patch]) -> None:
+    repo = server.create(EARS, {"README.md": b"# My own words\n"})
+    assert push(patches[0], EARS).kept_card
+    assert repo.files()["README.md"] == b"# My own words\n" and WEIGHTS in repo.files()
+
+
+SECRETS = ("/home/anna/clips", "/root/x", "C:\\Users\\anna", "hf_" + "aB3" * 9, "sk-" + "x1" * 12, "AKIA" + "Q7" * 8)
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_nothing_private_becomes_public(server: HubServer, api: HfApi, patches: list[Patch], secret: str) -> None:
+    config = patches[0].config.model_copy(update={"description": f"trained on {secret} at night"})
+    with pytest.raises(PatchError, match="holds what is private"):
+        push(Patch(config, patches[0].tensors), EARS)
+    assert not server.log
+    base = BaseFacts(**{**config.base.model_dump(), "repo": secret})
+    with pytest.raises(PatchError, match="holds what is private"):
+        push(Patch(config.model_copy(update={"base": base, "description": ""}), patches[0].tensors), EARS)
+
+
+def test_a_lost_answer_to_a_commit_that_happened_is_no_error(
+    server: HubServer, api: HfApi, patches: list[Patch]
+) -> None:
+    server.create(EARS)
+    server.fail("cut", "*/commit/*", method="POST")
+    pushed = push(patches[0], EARS)
+    assert pushed.commit == server.repos[EARS].branches["main"] and WEIGHTS in server.repos[EARS].files()
+
+
+def test_an_example_can_be_replayed(server: HubServer, api: HfApi, tmp_path: Path) -> None:
+    patch = locate("audio-playroom").load()
+    example = replay(patch)
+    text = card(patch, EARS, example)
+    assert example["base"] != example["patched"] and f"`{example['patched']}`" in text
+    said = yaml.safe_load(text.split("---")[1])["pave_example"]
+    assert said == example
+    write_clips(tmp_path / "clips", 1, said["seed"], said["split"])
+    model = load("playroom")
+    model.apply_patch(patch)
+    assert model.ask(tmp_path / "clips" / said["video"], said["question"]) == said["patched"]
+    assert model.ask(tmp_path / "clips" / said["video"], said["question"], patches=[]) == said["base"]
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("kind", ["flip", "short", "long", "html", "lfs_pointer", "cut", "lie_length", "reset", "slow"])
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_broken_download_gives_the_right_bytes_or_a_clear_error(
+    server: HubServer, api: HfApi, patches: list[Patch], data: list[bytes], kind: str, times: int
+) -> None:
+    server.create(EARS, {WEIGHTS: data[0]})
+    server.fail(kind, f"*{WEIGHTS}", times=times, at=1000, seconds=0.2)
+    try:
+        assert pull(EARS).load().sha256 == patches[0].sha256
+    except PatchError as error:
+        assert EARS in str(error) and error.cause and error.remedy and times == 99
+    else:
+        assert times == 1 or kind == "slow"
+    server.faults.clear()
+    assert pull(EARS).load().sha256 == patches[0].sha256, "and the next time is well"
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"), [(500, "answers 500"), (503, "answers 503"), (429, "answers 429"), (401, "answers 401")]
+)
+def test_a_status_is_told(server: HubServer, api: HfApi, data: list[bytes], code: int, cause: str) -> None:
+    server.create(EARS, {WEIGHTS: data[0]})
+    pull(EARS)
+    for path in Path(constants.HF_HUB_CACHE).rglob("*"):
+        if path.is_file() or path.is_symlink():
+            path.unlink()
+    server.fail("status", f"*{WEIGHTS}", times=99, code=code, retry_after=0)
+    with pytest.raises(PatchError, match=cause):
+        pull(EARS)
+
+
+def test_gated_private_and_missing_are_told_apart_from_a_broken_connection(
+    server: HubServer, api: HfApi, data: list[bytes]
+) -> None:
+    server.create("other/gated", {WEIGHTS: data[0]}, gated=True)
+    server.create("other/secret", {WEIGHTS: data[0]}, private=True)
+    server.create("tester/empty", {"README.md": b"# Nothing"})
+    for name, cause in (
+        ("other/gated", "ask for your consent"),
+        ("other/secret", "or it is private"),
+        ("tester/nowhere", "no such repo on the Hub"),
+        ("tester/empty", "lacks a file"),
+        ("tester/empty@v9", "has no revision 'v9'"),
+    ):
+        with pytest.raises(PatchError, match=cause):
+            locate(name)
+
+
+def test_a_branch_that_moves_meanwhile_gives_one_commit(
+    server: HubServer, api: HfApi, patches: list[Patch], data: list[bytes]
+) -> None:
+    repo = server.create(EARS, {WEIGHTS: data[0]})
+    first = repo.branches["main"]
+    server.fail("moved", f"/api/models/{EARS}*", move=lambda: repo.commit({WEIGHTS: data[1]}))
+    place = pull(EARS)
+    assert place.commit == first != repo.branches["main"] and place.load().sha256 == patches[0].sha256
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_patch_that_is_damaged_on_the_hub_is_refused_by_name(
+    server: HubServer, api: HfApi, data: list[bytes], kind: str
+) -> None:
+    expected, damage = DAMAGE[kind]
+    server.create(EARS, {WEIGHTS: damage(data[0])})
+    with pytest.raises(expected) as refused:
+        locate(EARS).load()
+    assert EARS in refused.value.file and refused.value.cause and refused.value.remedy
+
+
+def test_a_spoiled_copy_in_the_cache_is_fetched_again(
+    server: HubServer, api: HfApi, patches: list[Patch], data: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.create(EARS, {WEIGHTS: data[0]})
+    blob = pull(EARS).path.resolve()
+    spoiled = bytearray(data[0])
+    spoiled[-1] ^= 1
+    blob.write_bytes(spoiled)
+    assert pull(EARS).load().sha256 == patches[0].sha256
+    blob.write_bytes(spoiled)
+    offline(monkeypatch)
+    with pytest.raises(PatchDamaged, match="its content has sha256"):
+        pull(EARS).load()
+
+
+def test_offline_uses_what_is_complete_and_says_so(
+    server: HubServer, api: HfApi, patches: list[Patch], data: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = server.create(EARS, {WEIGHTS: data[0], "README.md": b"# one"})
+    first = pull(EARS).commit
+    repo.commit({WEIGHTS: data[1], "README.md": b"# two"})
+    api.hf_hub_download(EARS, "README.md")  # now main names a commit of which only the card is here
+    offline(monkeypatch)
+    place = pull(EARS)
+    assert place.commit == first and place.load().sha256 == patches[0].sha256 and "offline" in place.remark
+    with pytest.raises(PatchNotFound, match=r"v9: is not in the cache \(offline\)"):
+        pull(EARS, "v9")
+    with pytest.raises(PatchNotFound, match="is not in the cache"):
+        pull("tester/other")
+    with pytest.raises(PatchError, match=r"^search: needs the Hub, and this is offline mode; unset HF_HUB_OFFLINE$"):
+        search()
+
+
+def test_a_hub_that_is_gone_leaves_the_copy_with_a_remark(
+    server: HubServer, api: HfApi, one: PatchedModel, data: list[bytes]
+) -> None:
+    server.create(EARS, {WEIGHTS: data[0]})
+    commit = pull(EARS).commit
+    server.close()
+    report = one.apply_patch(EARS)
+    assert "cannot be reached" in report.remarks[0] and commit[:12] in str(report)
+    one.remove_patch("ears")
+    with pytest.raises(PatchNotFound, match="cannot be reached"):
+        pull("tester/other")
+
+
+def test_processes_that_share_a_cold_cache_all_get_the_patch(
+    server: HubServer, patches: list[Patch], data: list[bytes], tmp_path: Path
+) -> None:
+    server.create(EARS, {WEIGHTS: data[0]})
+    code = f"""
+        import json
+        from pave import hub
+        print(json.dumps(locate("{EARS}").load().sha256))
+        """
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: server.run(tmp_path / "cache", code), range(4)))
+    assert found == [patches[0].sha256] * 4
+
+
+def test_a_repo_that_is_gone_is_not_served_from_the_cache_in_silence(
+    server: HubServer, api: HfApi, data: list[bytes]
+) -> None:
+    server.create(EARS, {WEIGHTS: data[0]})
+    pull(EARS)
+    del server.repos[EARS]
+    with pytest.raises(PatchNotFound, match="no such repo on the Hub"):
+        pull(EARS)
+
+
+def test_the_command_line_pulls_and_shows(
+    server: HubServer, patches: list[Patch], data: list[bytes], tmp_path: Path
+) -> None:
+    """In a process of its own, as users have it: HF_ENDPOINT alone leads to a mirror."""
+    server.create(EARS, {WEIGHTS: data[0]})
+    found: Any = server.run(
+        tmp_path,
+        f"""
+        import contextlib, io, json, sys
+        from pave import cli
+        said = []
+        pulling = ["pull", "{EARS}", "--out", "{tmp_path}/out"]
+        for words in (["info", "{EARS}"], pulling, ["verify", "{EARS}"], ["alias", "mine", "{EARS}"], ["list"]):
+            sys.argv = ["pave", "patch", *words]
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                try:
+                    cli.main()
+                except SystemExit as stop:
+                    assert not stop.code, stop.code
+            said.append(out.getvalue())
+        print(json.dumps(said))
+        """,
+        PAVE_HOME=str(tmp_path / "pave"),
+    )
+    commit = server.repos[EARS].branches["main"]
+    assert "sense    audio: logmel" in found[0] and patches[0].sha256 in found[1] and "ok, " in found[2]
+    assert Patch.load(tmp_path / "out").sha256 == patches[0].sha256
+    assert json.dumps(found).count(commit) == 1
+    assert f"mine: alias of {EARS}\n{EARS}@{commit[:12]}: fetched from the Hub [{len(data[0]):,} bytes]" in found[-1]

@@ -1,0 +1,234 @@
+"""Claims about the life of a patch: switched, weighed, swapped and removed, whatever runs meanwhile."""
+
+import math
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from families import make_base
+from patched import QUESTIONS, alike, clips, hears, hooked, logits, other_ears, portrait
+from small import awaken
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from pave.config import FusionConfig, LoraConfig
+from pave.errors import PatchError, PatchNotFound
+from pave.model.patched import PatchedModel
+
+
+def test_weight_zero_disabled_and_off_are_the_base(model: PatchedModel) -> None:
+    before = logits(model)
+    hears(model)
+    full = logits(model)
+    model.set_weight("ears", 0.0)
+    assert torch.equal(logits(model), before)
+    model.set_weight("ears", 0.5)
+    half = logits(model)
+    assert not torch.equal(half, before) and not torch.equal(half, full)
+    model.set_weight("ears", 1.0)
+    model.disable("ears")
+    assert torch.equal(logits(model), before)
+    assert torch.equal(logits(model, patches=["ears"]), full)
+    model.enable("ears")
+    inputs = model.prepare(clips(), QUESTIONS)
+    with model.patches_off():
+        assert torch.equal(logits(model), before)
+        assert torch.equal(model.forward(inputs).logits, before)
+    assert torch.equal(logits(model), full)
+    with pytest.raises(ValueError, match="weight"):
+        model.set_weight("ears", float("nan"))
+
+
+def test_a_direct_call_of_the_base_is_the_base(one: PatchedModel) -> None:
+    inputs = one.prepare(clips()[:1], QUESTIONS[:1])
+    base: Any = one.base
+    pixels = one.host.pixels(clips()[0])[None]
+    words = {"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask, "pixel_values_videos": pixels}
+    before = base(**words).logits
+    hears(one)
+    assert torch.equal(base(**words).logits, before)
+
+
+def test_patches_off_reaches_this_thread_only(one: PatchedModel) -> None:
+    before = logits(one)
+    hears(one)
+    full = logits(one)
+    seen: list[Tensor] = []
+    with one.patches_off():
+        thread = threading.Thread(target=lambda: seen.append(logits(one)))
+        thread.start()
+        thread.join()
+        assert torch.equal(logits(one), before)
+    assert torch.equal(seen[0], full)
+
+
+def test_threads_do_not_mix_rows_and_removal_waits(one: PatchedModel) -> None:
+    hears(one)
+    hears(one, "more")
+    awaken(one, "more", seed=3)
+    choices: list[tuple[str, ...]] = [(), ("ears",), ("ears", "more")]
+    wanted = {names: logits(one, patches=list(names)) for names in choices}
+    failures: list[object] = []
+
+    def work(names: tuple[str, ...]) -> None:
+        for _ in range(5):
+            if not torch.equal(logits(one, patches=list(names)), wanted[names]):
+                failures.append(names)
+
+    threads = [threading.Thread(target=work, args=(names,)) for names in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    stale = one.prepare(clips(), QUESTIONS)
+    inside, go_on = threading.Event(), threading.Event()
+    late: list[torch.Tensor] = []
+
+    def block(*_: object) -> None:
+        inside.set()
+        assert go_on.wait(30)
+
+    both = ("ears", "more")
+    with hooked(one.host.language_model.get_submodule("layers.0"), block):
+        call = threading.Thread(target=lambda: late.append(logits(one, patches=list(both))))
+        call.start()
+        assert inside.wait(30)
+        removal = threading.Thread(target=one.remove_patch, args=("more",))
+        removal.start()
+        removal.join(0.3)
+        assert removal.is_alive(), "a call still runs with it"
+        go_on.set()
+        call.join()
+    removal.join()
+    assert torch.equal(late[0], wanted[both]) and list(one.patches) == ["ears"]
+    with pytest.raises(PatchNotFound, match="removed"):
+        one.forward(stale)
+
+
+def test_a_swapped_patch_acts_from_the_next_question_on(one: PatchedModel) -> None:
+    logits(one)  # Hugging Face keeps things of a first call
+    before, patch = portrait(one), other_ears(one)
+    one.apply_patch(patch, name="alone")
+    wanted = logits(one)
+    one.remove_patch("alone")
+    hears(one)
+    first, prepared = logits(one), one.prepare(clips(), QUESTIONS)
+    one.set_weight("ears", 0.5)
+    half = logits(one)
+    report = one.swap_patch("ears", patch)
+    assert (report.weight, report.sha256) == (0.5, patch.sha256) and list(one.patches) == ["ears"]
+    assert not torch.equal(logits(one), half)
+    one.set_weight("ears", 1.0)
+    assert torch.equal(logits(one), wanted) and not torch.equal(wanted, first)
+    assert torch.equal(one.forward(prepared).logits, first), "what was prepared keeps its version"
+    assert torch.equal(logits(one), wanted)
+    one.remove_patch("ears")
+    assert alike(before, portrait(one))
+    assert torch.equal(one.forward(prepared).logits, first) and alike(before, portrait(one)), "and leaves no trace"
+
+
+def test_a_swap_does_not_wait_for_a_running_question_which_ends_as_it_began(one: PatchedModel) -> None:
+    hears(one)
+    first, patch = logits(one), other_ears(one)
+    inside, go_on, late = threading.Event(), threading.Event(), []
+
+    def block(*_: object) -> None:
+        inside.set()
+        assert go_on.wait(30)
+
+    with hooked(one.host.language_model.get_submodule("layers.0"), block):
+        call = threading.Thread(target=lambda: late.append(logits(one)))
+        call.start()
+        assert inside.wait(30)
+        one.swap_patch("ears", patch)
+        assert call.is_alive()
+        go_on.set()
+        call.join()
+    assert torch.equal(late[0], first) and not torch.equal(logits(one), first)
+
+
+def test_a_compiled_base_is_not_compiled_again_for_another_patch(one: PatchedModel) -> None:
+    hears(one)
+    first, patch = logits(one), other_ears(one)
+    torch._dynamo.reset()
+    model: Any = one.host.language_model
+    model.compile(backend="eager", dynamic=True)
+    for _ in range(2):
+        torch.testing.assert_close(logits(one), first, atol=1e-5, rtol=1e-5)
+        logits(one, patches=[])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        one.swap_patch("ears", patch)
+        assert not torch.allclose(logits(one), first, atol=1e-3)
+        one.set_weight("ears", 0.5)
+        logits(one)
+        one.apply_patch(other_ears(one, lora=LoraConfig(r=2, lora_alpha=3)), name="more")
+        logits(one)
+        one.remove_patch("more")
+        one.disable("ears")
+        logits(one)
+    model._compiled_call_impl = None
+    one.enable("ears")
+    one.set_weight("ears", 1.0)
+    swapped = logits(one)
+    one.remove_patch("ears")
+    one.apply_patch(patch)
+    assert torch.equal(logits(one), swapped)
+
+
+def test_a_swap_that_is_refused_leaves_the_patch_that_was_there(one: PatchedModel) -> None:
+    hears(one)
+    first, patch = logits(one), other_ears(one)
+    tensors = {name: value * math.nan for name, value in patch.tensors.items()}
+    with pytest.raises(PatchError, match="not finite"):
+        one.swap_patch("ears", replace(patch, tensors=tensors))
+    with pytest.raises(PatchNotFound, match="did you mean 'ears'"):
+        one.swap_patch("eers", patch)
+    one.set_weight("ears", 0.5)
+    beside = other_ears(one, fusion=FusionConfig(width=32, heads=2, combine="prefix"))
+    with pytest.raises(ValueError, match="beside"):
+        one.swap_patch("ears", beside)
+    one.set_weight("ears", 1)
+    assert (
+        torch.equal(logits(one), first) and len(one.base.model.language_model.layers[0].mlp.up_proj._forward_hooks) == 1
+    )
+
+
+def test_two_versions_of_one_patch_live_under_two_names_and_any_order_is_the_same_sum(one: PatchedModel) -> None:
+    hears(one)
+    one.apply_patch(other_ears(one), name="newer")
+    both = logits(one)
+    assert not torch.equal(both, logits(one, patches=["ears"])) and list(one.patches) == ["ears", "newer"]
+    again = PatchedModel(one.host)
+    patches = [(name, one.export(name)) for name in ("newer", "ears")]
+    for name in ("ears", "newer"):
+        one.remove_patch(name)
+    for name, patch in patches:
+        again.apply_patch(patch, name=name)
+    turned = logits(again)
+    torch.testing.assert_close(turned, both, atol=1e-4, rtol=1e-4)
+    for name, _ in patches:
+        again.remove_patch(name)
+
+
+def test_a_weight_that_is_refused_leaves_no_patch(one: PatchedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    donor = PatchedModel(make_base(tokenizer))
+    hears(donor)
+    patch = donor.export("ears")
+    for weight in (math.nan, "1", 1e4):
+        with pytest.raises(ValueError, match="weight="):
+            one.apply_patch(patch, weight=weight)  # type: ignore[arg-type]
+    assert not one.patches and one.apply_patch(patch, weight=0.5).weight == 0.5
+
+
+def test_a_patch_in_memory_is_checked_like_a_file(one: PatchedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    donor = PatchedModel(make_base(tokenizer))
+    hears(donor)
+    patch = donor.export("ears")
+    for bad, cause in ((torch.full_like, "not finite"), (lambda value, _: value.to(torch.int8), "int8")):
+        tensors = {name: bad(value, math.nan) for name, value in patch.tensors.items()}
+        with pytest.raises(PatchError, match=cause):
+            one.apply_patch(replace(patch, tensors=tensors))
+    assert not one.patches

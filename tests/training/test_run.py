@@ -1,0 +1,483 @@
+"""Claims about training: the same seed is the same file, killed or not; the base stays; who hears nothing learns
+nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from places import ROOT
+from small import full_disk, write_base, write_line
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerFast
+
+from pave.errors import DataError, EncoderError, PatchMismatch, PatchNotFound, RecipeError, TrainingError
+from pave.files.tensorfile import read_metadata
+from pave.hub import catalogue
+from pave.loading.base import load_base
+from pave.model.patched import PatchedModel
+from pave.model.steps import Names
+from pave.patch.file import Patch, read_config
+from pave.recipe import Recipe, read_recipe
+from pave.training.checkpoint import NAME
+from pave.training.run import Asked, Run, train
+
+Make = Callable[..., Recipe]
+DROPOUT = ("fusion.dropout=0.2", "lora.lora_dropout=0.2")
+
+
+def quiet(step: int, steps: int, figures: dict[str, float]) -> None:
+    """Nobody watches."""
+
+
+def prepared(recipe: Recipe) -> Run:
+    run = Run(recipe)
+    run.prepare()
+    return run
+
+
+def trained(recipe: Recipe) -> Run:
+    run = prepared(recipe)
+    run.fit(quiet)
+    return run
+
+
+@torch.no_grad()
+def logits(run: Run, count: int = 8) -> Tensor:
+    """Logits of every position of the first clips' packed rows."""
+    inputs, _ = run.batch(run.train_clips[:count], [run.recipe.name])
+    return run.model.forward(inputs).logits
+
+
+@pytest.fixture(scope="module")
+def whole(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The patch file of an uninterrupted run with dropout, which has seen its clips itself."""
+    output = tmp_path_factory.mktemp("whole")
+    recipe = read_recipe(workshop, [f"train.output={output}", *DROPOUT])
+    return train(recipe).patch.read_bytes()
+
+
+# Determinism, resuming
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(recipe: Make, whole: bytes) -> None:
+    """Once from fresh features, once from kept ones, in another folder."""
+    assert train(recipe(*DROPOUT)).patch.read_bytes() == whole
+    other = train(recipe(*DROPOUT, "train.seed=1", output="other")).patch
+    assert Patch.load(other).tensors.keys() == Patch.load(recipe().output).tensors.keys()
+    assert other.read_bytes() != whole
+
+
+def test_dropout_is_really_there(recipe: Make, whole: bytes) -> None:
+    output = recipe().output
+    (output / "whole.safetensors").write_bytes(whole)
+    dropped, plain = Patch.load(output / "whole.safetensors").tensors, Patch.load(train(recipe()).patch).tensors
+    for part in ("fusion", "lora"):
+        assert any(not torch.equal(dropped[name], plain[name]) for name in plain if name.startswith(part))
+
+
+def test_looking_and_saving_change_nothing(recipe: Make, workshop: Path, whole: bytes) -> None:
+    """Held-out questions are asked after every step, and every step is saved."""
+    busy = recipe(*DROPOUT, "train.eval_every=1", "train.checkpoint_every=1", f"data.val={workshop / 'mixed.jsonl'}")
+    assert train(busy).patch.read_bytes() == whole
+
+
+KILLED = """
+import os, signal, sys
+from pave.recipe import read_recipe
+from pave.training.run import train
+def progress(step, steps, figures):
+    if step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(read_recipe(sys.argv[1], sys.argv[2:]), progress=progress)
+"""
+
+
+def test_a_killed_and_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
+    recipe: Make, workshop: Path, whole: bytes
+) -> None:
+    output = recipe().output
+    words = [str(workshop), f"train.output={output}", *DROPOUT]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *words], cwd=ROOT, capture_output=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert (output / NAME).is_file() and not (output / "patch.safetensors").exists()
+    steps = []
+    result = train(recipe(*DROPOUT), resume=True, progress=lambda step, *_: steps.append(step))
+    assert steps == [3, 4], "the checkpoint of step 2 is used"
+    assert result.patch.read_bytes() == whole
+    assert isinstance(result.metrics["loss"], list) and len(result.metrics["loss"]) == 4
+
+
+def test_a_finished_run_is_resumed_without_a_step(recipe: Make, whole: bytes) -> None:
+    train(recipe(*DROPOUT))
+    (recipe().output / "patch.safetensors").unlink()
+    result = train(recipe(*DROPOUT), resume=True, progress=lambda *_: pytest.fail("nothing is left to do"))
+    assert result.patch.read_bytes() == whole
+
+
+def test_resuming_with_another_recipe_base_or_data_is_refused(
+    recipe: Make, workshop: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    train(recipe())
+    lines = (workshop / "train.jsonl").read_text().splitlines(keepends=True)
+    line = json.loads(lines[0])
+    line["conversations"][1]["value"] = "another answer"
+    (workshop / "altered.jsonl").write_text("".join([json.dumps(line) + "\n", *lines[1:]]))
+    other_base = write_base(tmp_path / "base", tokenizer, seed=1)
+    for change in ("lora.r=2", "train.seed=3", f"base={other_base}", f"data.train={workshop / 'altered.jsonl'}"):
+        with pytest.raises(TrainingError, match="another recipe, base or data"):
+            train(recipe(change), resume=True)
+    assert prepared(recipe("train.checkpoint_every=1")).resume() is None, "how often it is saved does not matter"
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_run_can_start_anew(recipe: Make, whole: bytes) -> None:
+    file = recipe().output / NAME
+    train(recipe(*DROPOUT))
+    broken = bytearray(file.read_bytes())
+    broken[len(broken) // 2] ^= 1
+    file.write_bytes(broken)
+    with pytest.raises(TrainingError, match="is damaged; delete it and start without --resume"):
+        train(recipe(*DROPOUT), resume=True)
+    assert train(recipe(*DROPOUT)).patch.read_bytes() == whole
+
+
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(recipe: Make) -> None:
+    output = recipe().output
+
+    def fill(step: int, steps: int, figures: dict[str, float]) -> None:
+        if step == 2:
+            disk.__enter__()
+
+    disk = full_disk()
+    with pytest.raises(TrainingError, match=r"at step 4.*--resume"):
+        try:
+            train(recipe(), progress=fill)
+        finally:
+            disk.__exit__(None, None, None)
+    assert sorted(file.name for file in output.iterdir()) == [NAME, "features"]
+    assert read_metadata(output / NAME)["step"] == "2"
+    assert train(recipe(), resume=True).patch.is_file()
+
+
+def test_a_recipe_may_be_named_by_its_file_and_clips_are_counted_as_they_are_seen(
+    recipe: Make, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = train(workshop / "patch.yaml")
+    assert result.patch == Path("runs") / recipe().name / "patch.safetensors" and result.patch.is_file()
+    seen: list[tuple[int, int]] = []
+    fresh = Run(recipe(f"train.output={tmp_path / 'fresh'}"))
+    fresh.see(lambda done, total: seen.append((done, total)))
+    assert seen == [(i + 1, len(fresh.train_clips)) for i in range(len(fresh.train_clips))]
+    (next(fresh.folder.glob("features/*.safetensors"))).unlink()
+    seen.clear()
+    fresh.see(lambda done, total: seen.append((done, total)))
+    assert seen == [(len(fresh.train_clips),) * 2], "what is kept is not looked at"
+
+
+def test_a_patch_is_trained_on_top_of_another_that_stays_as_it_is(recipe: Make, workshop: Path, tmp_path: Path) -> None:
+    below = train(recipe("name=below", output="below")).patch
+    kept = below.read_bytes()
+    words = ("name=above", "senses={fine: {encoder: logmel, options: {bands: 8, rate: 20}}}")
+    run = trained(recipe(*words, f"train.on_top_of=[{below}]", output="above"))
+    assert list(run.model.patches) == run.names == ["below", "above"]
+    frozen = run.model.attached()[0]
+    assert all(parameter.grad is None for parameter in frozen.parameters())
+    assert Patch.load(below).sha256 == run.model.patches["below"].sha256 and below.read_bytes() == kept
+    result = run.finish()
+    alone = train(recipe(*words, output="alone")).patch
+    first, second = Patch.load(result.patch), Patch.load(alone)
+    assert any(not torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+    assert first.config.training["on_top_of"] == {"below": Patch.load(below).sha256}
+    assert "on_top_of" not in second.config.training and str(tmp_path) not in first.text
+    model = PatchedModel(load_base(recipe().base))
+    (remark,) = model.apply_patch(result.patch).remarks
+    assert "trained on top of below" in remark and "not applied" in remark
+    model.remove_patch("above")
+    model.apply_patch(below)
+    assert model.apply_patch(result.patch).remarks == ()
+    with pytest.raises(TrainingError, match=r"training.on_top_of.below: '\w+' there, None here"):
+        train(recipe(*words, output="above"), resume=True)
+
+
+def test_training_goes_on_from_a_patch(recipe: Make, tmp_path: Path) -> None:
+    first = train(recipe("name=first", output="first")).patch
+    kept = first.read_bytes()
+    run = prepared(recipe(f"train.start_from={first}", output="second"))
+    begun, tensors = run.model.export(run.recipe.name).tensors, Patch.load(first).tensors
+    assert begun.keys() == tensors.keys() and all(torch.equal(begun[name], tensors[name]) for name in begun)
+    run.fit(quiet)
+    second = Patch.load(run.finish().patch)
+    assert any(not torch.equal(second.tensors[name], tensors[name]) for name in tensors) and first.read_bytes() == kept
+    assert second.config.training["start_from"] == {"first": Patch.load(first).sha256}
+    assert str(tmp_path) not in second.text
+    with pytest.raises(TrainingError, match=r"training.start_from.first: '\w+' there, None here"):
+        train(recipe(output="second"), resume=True)
+    written = tmp_path / "patch.yaml"
+    shutil.copy(first, tmp_path / "old.safetensors")
+    written.write_text(
+        "name: a\nsenses: {audio: {encoder: logmel}}\ndata: {train: a.jsonl}\ntrain: {start_from: old.safetensors}"
+    )
+    assert read_recipe(written).train.start_from == str(tmp_path / "old.safetensors")
+    assert read_recipe(written, ["train.start_from=audio-playroom"]).train.start_from == "audio-playroom"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("lora={r: 2, lora_alpha: 2}", "its lora is "),
+        ("fusion={width: 16, heads: 2}", "its fusion is "),
+        ("senses={audio: {encoder: logmel, options: {bands: 4}}}", "its senses is "),
+    ],
+)
+def test_a_patch_of_another_shape_is_nothing_to_go_on_from(recipe: Make, words: str, said: str) -> None:
+    first = train(recipe("name=first", output="first")).patch
+    with pytest.raises(RecipeError, match=f"train.start_from=.*{said}"):
+        Run(recipe(words, f"train.start_from={first}"))
+    with pytest.raises(PatchNotFound, match="no patch, folder or file"):
+        Run(recipe("train.start_from=nowhere"))
+
+
+def test_patches_that_cannot_share_a_row_are_refused_before_clips_are_seen(recipe: Make, tmp_path: Path) -> None:
+    below = train(recipe("name=below", "newline=grid", output="below")).patch
+    with pytest.raises(PatchMismatch, match="lay out the prompt differently"):
+        Run(recipe(f"train.on_top_of=[{below}]"))
+
+
+def test_rows_of_a_step_may_ask_for_different_patches(recipe: Make) -> None:
+    run = prepared(recipe())
+    name = run.recipe.name
+    for parameter in run.parameters["lora"].values():
+        parameter.data.normal_(generator=torch.Generator().manual_seed(0))
+    clips = run.train_clips[:2]
+
+    def gradient(clips: list[Asked], patches: Names) -> dict[str, Tensor]:
+        scores, wanted = run.scores(*run.batch(clips, patches))
+        cross_entropy(scores.float(), wanted, reduction="sum").backward()
+        found = {path: each.grad.clone() for path, each in run.parameters["lora"].items() if each.grad is not None}
+        run.optimiser.zero_grad()
+        return found
+
+    mixed, first = gradient(clips, [[name], []]), gradient(clips[:1], [name])
+    assert mixed.keys() == first.keys() and mixed
+    both = gradient(clips, [name])
+    whole = sum(each.square().sum() for each in first.values())
+    apart = [sum((each - found[path]).square().sum() for path, each in first.items()) for found in (mixed, both)]
+    assert apart[0] < 1e-6 * whole and apart[1] > 1e-2 * whole
+    with pytest.raises(PatchNotFound, match="no patch of this name is applied"):
+        gradient(clips, [[name], ["eers"]])
+
+
+def test_every_epoch_sees_every_clip_once(recipe: Make) -> None:
+    run = prepared(recipe("train.batch=4"))
+    count = len(run.train_clips)
+    drawn = [id(clip) for step in range(count) for clip in run._clips_of(step)]
+    epochs = [drawn[i : i + count] for i in range(0, len(drawn), count)]
+    assert all(len(set(epoch)) == count for epoch in epochs) and len(epochs) == 4
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+# What is learned
+
+
+def test_the_loss_falls_and_the_base_stays_bit_for_bit(recipe: Make) -> None:
+    run = prepared(recipe("train.steps=40", "train.batch=6", "train.checkpoint_every=100", "train.lora_lr=5e-3"))
+    before = {name: value.clone() for name, value in run.model.base_state_dict().items()}
+    run.fit(quiet)
+    assert run.losses[-1] < 0.6 * run.losses[0]
+    after = run.model.base_state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.grad is None for parameter in run.model.base.parameters())
+    assert not any(module.training for module in run.model.base.modules())
+    assert run.accuracy(run.train_clips)["all"] > run.accuracy(run.train_clips, patched=False)["all"]
+
+
+def test_a_patch_that_is_saved_and_loaded_answers_as_the_trained_one(recipe: Make, workshop: Path) -> None:
+    run = trained(recipe("train.steps=8"))
+    result, trained_logits, accuracy = run.finish(), logits(run), run.accuracy(run.train_clips)
+    run.model.remove_patch("ears")
+    run.model.apply_patch(result.patch)
+    assert torch.equal(logits(run), trained_logits)
+    assert run.accuracy(run.train_clips) == accuracy
+    run.model.set_weight("ears", 0.5)
+    assert not torch.equal(logits(run), trained_logits), "the comparison can fail"
+
+
+def test_a_patch_file_holds_no_path_and_no_time(recipe: Make, workshop: Path) -> None:
+    file = train(recipe()).patch
+    content = file.read_bytes()
+    for path in (workshop, recipe().output, Path.home()):
+        assert str(path).encode() not in content
+    config = read_config(file)
+    assert config.base.repo == "" and config.training["clips"] == 6 and config.training["steps"] == 4
+
+
+# Rows without sound
+
+
+@pytest.fixture
+def mixed(recipe: Make, workshop: Path) -> Callable[..., Recipe]:
+    """A user's own file in which two of eight clips have no sound track: the first and the fourth line."""
+    return lambda *words: recipe(f"data.train={workshop / 'mixed.jsonl'}", "train.batch=8", *words)
+
+
+def deaf_rows(run: Run) -> Tensor:
+    return torch.tensor([all(side is None for side in clip.features.sides.values()) for clip in run.train_clips])
+
+
+def test_rows_without_sound_get_the_base_logits_while_training(mixed: Make) -> None:
+    run = trained(mixed())
+    deaf = deaf_rows(run)
+    assert deaf.sum() == 2
+    with run.model.training("ears"):
+        patched = logits(run)
+    with run.model.patches_off():
+        base = logits(run)
+    assert torch.equal(patched[deaf], base[deaf])
+    assert all(not torch.equal(patched[i], base[i]) for i in (~deaf).nonzero()[:, 0])
+
+
+def test_lora_stays_on_without_sound_where_the_recipe_says_so(mixed: Make) -> None:
+    run = trained(mixed("train.keep_lora_when_absent=true"))
+    patch = Patch.load(run.finish().patch)
+    assert patch.config.keep_lora_when_absent is True
+    deaf = deaf_rows(run)
+    run.model.remove_patch("ears")
+    run.model.apply_patch(patch)
+    patched = logits(run)
+    with run.model.patches_off():
+        base = logits(run)
+    assert all(not torch.equal(patched[i], base[i]) for i in deaf.nonzero()[:, 0])
+
+
+def test_a_step_without_any_sound_changes_nothing(mixed: Make) -> None:
+    run = trained(mixed())
+    run.train_clips = [clip for clip, deaf in zip(run.train_clips, deaf_rows(run), strict=True) if deaf]
+    before = run.model.export("ears")
+    loss = run.step(0)
+    after = run.model.export("ears")
+    assert loss > 0 and after.sha256 == before.sha256
+
+
+def test_a_run_with_such_steps_can_be_resumed(mixed: Make) -> None:
+    """One clip a step, so that some steps hear nothing and AdamW counts fewer steps than the run."""
+    words = ("train.batch=1", "train.steps=8")
+    bytes_ = train(mixed(*words)).patch.read_bytes()
+
+    def stop(step: int, steps: int, figures: dict[str, float]) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(mixed(*words), progress=stop)
+    assert train(mixed(*words), resume=True).patch.read_bytes() == bytes_
+
+
+def test_data_in_which_no_clip_has_sound_is_refused(recipe: Make, workshop: Path) -> None:
+    file = workshop / "deaf.jsonl"
+    file.write_text("".join(write_line(f"clips/deaf-{i}.mp4", "?", "no") for i in range(2)))
+    with pytest.raises(DataError, match=r"none of its 2 clips has audio .absent: no audio track.*nothing to learn"):
+        train(recipe(f"data.train={file}"))
+    assert train(recipe(f"data.train={file}", "train.keep_lora_when_absent=true")).patch.is_file()
+
+
+# What stops a run
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_rates_named(recipe: Make) -> None:
+    spoiled = prepared(recipe("train.steps=2", "train.checkpoint_every=1"))
+    cause = r"step {}.*train.fusion_lr=\S+ or train.lora_lr=\S+; {}"
+
+    def spoil(step: int, *_: object) -> None:
+        next(iter(spoiled.parameters["lora"].values())).data.fill_(torch.inf)
+
+    with pytest.raises(TrainingError, match=cause.format(2, "the last good checkpoint, of step 1, is in")):
+        spoiled.fit(spoil)
+    again = prepared(spoiled.recipe)
+    again.resume()
+    assert again.begin == 1
+    assert all(parameter.isfinite().all() for part in again.parameters.values() for parameter in part.values())
+    fresh = prepared(spoiled.recipe)  # into the same folder, where the checkpoint of another run lies
+    next(iter(fresh.parameters["lora"].values())).data.fill_(torch.inf)
+    with pytest.raises(TrainingError, match=cause.format(1, "no checkpoint of this run")):
+        fresh.fit(spoil)
+
+
+def test_clips_that_cannot_be_read_are_left_out_and_told(recipe: Make, workshop: Path) -> None:
+    file = workshop / "broken.jsonl"
+    (workshop / "clips" / "broken.mp4").write_text("no film")
+    lines = [write_line(f"clips/{name}.mp4", "is there a beep?", "no") for name in ("broken", "gone")]
+    file.write_text("".join(lines) + (workshop / "train.jsonl").read_text())
+    result = train(recipe(f"data.train={file}"))
+    unreadable = result.metrics["unreadable"]
+    assert isinstance(unreadable, dict) and [Path(path).stem for path in unreadable] == ["broken", "gone"]
+    assert read_config(result.patch).training["clips"] == 6
+    quarantine = (result.patch.parent / "features" / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["why"] for line in quarantine] == list(unreadable.values())
+
+
+def test_a_file_of_which_no_clip_can_be_read_is_refused(recipe: Make, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(write_line("gone.mp4", "?", "a"))
+    with pytest.raises(DataError, match=r"none of its 1 clips can be read; the first: .*gone\.mp4"):
+        train(recipe(f"data.train={tmp_path / 'a.jsonl'}"))
+
+
+def test_a_lora_target_that_no_layer_has_is_refused(recipe: Make) -> None:
+    with pytest.raises(RecipeError, match="no layer is called wonder_proj"):
+        train(recipe("lora.target_modules=[wonder_proj]"))
+
+
+# What a run leaves behind
+
+
+def test_metrics_hold_losses_and_held_out_scores_by_channel(recipe: Make, workshop: Path) -> None:
+    seen = []
+    words = recipe(f"data.val={workshop / 'mixed.jsonl'}", "train.eval_every=2")
+    result = train(words, progress=lambda *each: seen.append(each))
+    assert [step for step, _, _ in seen] == [1, 2, 3, 4] and {steps for _, steps, _ in seen} == {4}
+    assert ["held-out" in figures for _, _, figures in seen] == [False, True, False, False], "the end has its own"
+    metrics = json.loads((words.output / "metrics.json").read_text())
+    assert metrics == result.metrics
+    assert metrics["loss"] == [round(figures["loss"], 5) for _, _, figures in seen]
+    assert set(metrics["held_out"]) == {"all", "audio"} and set(metrics["held_out"]["all"]) == {"base", "patched"}
+
+
+@pytest.mark.parametrize("combine", ["prefix", "interleave"])
+def test_tokens_beside_the_visual_ones_are_trained_and_compared_with_the_base(
+    recipe: Make, workshop: Path, combine: str
+) -> None:
+    result = train(recipe(f"fusion.combine={combine}", f"data.val={workshop / 'mixed.jsonl'}"))
+    assert set(result.metrics["held_out"]) >= {"all"}  # type: ignore[call-overload]
+
+
+def test_bfloat16_bases_train_their_patch_in_float32(recipe: Make) -> None:
+    run = trained(recipe("train.dtype=bfloat16"))
+    assert run.model.host.dtype == torch.bfloat16
+    assert {value.dtype for value in run.model.export("ears").tensors.values()} == {torch.float32}
+    trained_logits = logits(run)
+    patch = run.finish().patch
+    run.model.remove_patch("ears")
+    run.model.apply_patch(patch)
+    assert torch.equal(logits(run), trained_logits)
+
+
+def test_playroom_clips_are_written_and_held_out(recipe: Make, workshop: Path) -> None:
+    words = recipe("data.train=null", "data.playroom={clips: 8, channels: [audio]}", "train.steps=1")
+    result = train(words)
+    assert {file.name for file in (words.output / "clips").glob("*.jsonl")} == {"train.jsonl", "val.jsonl"}
+    assert "held_out" in result.metrics and os.path.getsize(result.patch) > 1000
+    shutil.rmtree(words.output / "clips")
+
+
+def test_a_missing_encoder_is_told_before_a_large_base_is_fetched() -> None:
+    with pytest.raises(EncoderError, match="no encoder 'their-ears'"):
+        train(catalogue.recipe("audio-avsd", ["senses.audio.encoder=their-ears"]))
