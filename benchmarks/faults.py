@@ -59,7 +59,7 @@ ASKER = """
 import json, os, signal, sys
 from pathlib import Path
 from huggingface_hub import constants
-from pave import hub
+from pave.hub.locate import locate
 from pave.errors import PatchError
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 print("ready", flush=True)

@@ -86,7 +86,7 @@ class _Beside:
 
 
 if not Path(__file__).with_name("encoders").is_dir():
-    sys.meta_path.append(_Beside)
+    sys.meta_path.insert(0, _Beside)  # before the finder of an editable install, which may be of another checkout
 
 
 def __getattr__(name: str) -> Any:

@@ -397,7 +397,7 @@ def test_processes_that_share_a_cold_cache_all_get_the_patch(
     server.create(EARS, {WEIGHTS: data[0]})
     code = f"""
         import json
-        from pave import hub
+        from pave.hub.locate import locate
         print(json.dumps(locate("{EARS}").load().sha256))
         """
     with ThreadPoolExecutor(4) as pool:
@@ -424,7 +424,7 @@ def test_the_command_line_pulls_and_shows(
         tmp_path,
         f"""
         import contextlib, io, json, sys
-        from pave import cli
+        from pave.cli import main as cli
         said = []
         pulling = ["pull", "{EARS}", "--out", "{tmp_path}/out"]
         for words in (["info", "{EARS}"], pulling, ["verify", "{EARS}"], ["alias", "mine", "{EARS}"], ["list"]):

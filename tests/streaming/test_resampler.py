@@ -112,7 +112,7 @@ def test_at_any_moment_it_is_what_the_recording_up_to_then_gives(way: str, secon
 def test_chunks_are_within_rounding_of_all_windows_at_once(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     resampler, heard = resampler_of(**WAYS[way]), recording()
     chunks = offline(resampler, heard, KEYS).x
-    monkeypatch.setattr("pave.qformer.WINDOWS", 10**6)
+    monkeypatch.setattr("pave.fusion.qformer.WINDOWS", 10**6)
     once = offline(resampler, heard, KEYS).x
     assert chunks.shape == once.shape and (chunks - once).abs().max() <= 1e-5 * once.abs().max()
 
