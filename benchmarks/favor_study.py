@@ -34,6 +34,7 @@ from pave.hub.catalogue import find
 from pave.playroom.writer import write_clips
 from pave.recipe import read_recipe
 from pave.sidechannel import SideBatch
+from pave.training.loss import token_accuracy
 from pave.training.run import Asked, Run
 
 SEEDS = (0, 1, 2)
@@ -108,20 +109,23 @@ class Bench:
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """One run: accuracy by channel and what it took."""
         run = Run(read_recipe(find("favor-playroom"), [*ROWS[name], *self.fixed, f"train.seed={seed}"]))
-        encoders = tuple(encoder.spec.preprocessing for encoder in run.senses.values())
+        encoders = tuple(encoder.spec.preprocessing for encoder in run.setup.senses.values())
         if encoders not in self.seen:
             run.see()
-            self.seen[encoders] = run.train_clips, run.val_clips
-        run.train_clips, run.val_clips = self.seen[encoders]
+            self.seen[encoders] = run.dataset.train, run.dataset.val
+        run.dataset.train, run.dataset.val = self.seen[encoders]
         run.attach()
-        if name == APART and run.attached.resampler is not None:
-            run.attached.resampler.__class__ = Apart
+        if name == APART and run.trainee.attached.resampler is not None:
+            run.trainee.attached.resampler.__class__ = Apart
         begin = time.perf_counter()
         run.fit(lambda step, steps, figures: None)
         return {
-            "accuracy": {key: round(value, 4) for key, value in run.accuracy(run.val_clips).items()},
+            "accuracy": {
+                key: round(value, 4)
+                for key, value in token_accuracy(run.setup.model, run.dataset.val, run.setup.names, 8).items()
+            },
             "seconds": round(time.perf_counter() - begin, 1),
-            "parameters": sum(each.numel() for part in run.parameters.values() for each in part.values()),
+            "parameters": sum(each.numel() for part in run.trainee.parameters.values() for each in part.values()),
             "last_loss": round(mean(run.losses[-20:]), 4),
         }
 

@@ -21,6 +21,7 @@ from study import Study
 
 from pave.hub.catalogue import find
 from pave.recipe import read_recipe
+from pave.training.loss import token_accuracy
 from pave.training.run import Run
 
 KINDS = {
@@ -60,7 +61,7 @@ class Bench:
         if self.seen is None:
             run.see()
             self.seen = run
-        run.train_clips, run.val_clips = self.seen.train_clips, self.seen.val_clips
+        run.dataset.train, run.dataset.val = self.seen.train_clips, self.seen.val_clips
         run.attach()
         return run
 
@@ -69,9 +70,12 @@ class Bench:
         run = self.start([*KINDS[kind], f"train.fusion_lr={rate}", f"train.seed={seed}"])
         begin = time.perf_counter()
         run.fit(lambda step, steps, figures: None)
-        report = run.model.patches["audio-playroom"]
+        report = run.setup.model.patches["audio-playroom"]
         return {
-            "accuracy": {key: round(value, 4) for key, value in run.accuracy(run.val_clips).items()},
+            "accuracy": {
+                key: round(value, 4)
+                for key, value in token_accuracy(run.setup.model, run.dataset.val, run.setup.names, 8).items()
+            },
             "seconds": round(time.perf_counter() - begin, 1),
             "fusion_params": report.fusion_params,
             "last_loss": round(mean(run.losses[-10:]), 4),

@@ -30,6 +30,7 @@ from statistics import mean
 from tempfile import gettempdir
 from typing import Any
 
+from runs import begun
 from study import Study
 
 from pave.data import Example, read_jsonl
@@ -74,7 +75,7 @@ def control(recipe: Recipe, clips: Sequence[Asked], name: str, **changes: Any) -
     output.mkdir(parents=True, exist_ok=True)
     options = recipe.train.model_copy(update={**changes, "output": output})
     run = Run(recipe.model_copy(update={"train": options}))
-    run.train_clips = list(clips)
+    run.dataset.train[:] = list(clips)
     run.attach()
     return fitted(run).model
 
@@ -118,8 +119,7 @@ def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_
     recipe = read_recipe(find(name), words)
     train_file, _ = data_files(recipe.data, output)  # written beforehand: writing is not training
     begin = time.perf_counter()
-    run = Run(recipe)
-    run.prepare()
+    run = begun(recipe)
     result = fitted(run).finish()
     seconds = None if run.begin else round(time.perf_counter() - begin, 1)  # None: not in one go
     test = held_out(recipe, folder, test_clips)
@@ -137,12 +137,12 @@ def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_
         "shuffled": evaluate(seeing, test, features=features, side="shuffled"),
         "text-only": text_only(train_file, test),
     }
-    unseen = [Asked(without(clip.features, own), clip.examples) for clip in run.train_clips]
+    unseen = [Asked(without(clip.features, own), clip.examples) for clip in run.dataset.train]
     blind = control(recipe, unseen, "without", keep_lora_when_absent=True)
     lacking = {source: without(clip, own) for source, clip in features.items()}
     scores["without"] = evaluate(blind, test, features=lacking)
     if below:
-        scores["alone"] = evaluate(control(recipe, run.train_clips, "alone", on_top_of=()), test, features=features)
+        scores["alone"] = evaluate(control(recipe, run.dataset.train, "alone", on_top_of=()), test, features=features)
     for left in folder.glob(f"seed-{seed}*/checkpoint.safetensors"):
         left.unlink()  # who wants it all again gets it from the start
     return {
@@ -159,13 +159,12 @@ def run_peer(patch: str, peer: str, seed: int, folder: Path) -> dict[str, Any]:
     """The recipe with another way to read, on the same clips and questions as that of `run_seed`."""
     output = folder / f"seed-{seed}"
     words = [f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}", *PEERS[patch][peer]]
-    run = Run(read_recipe(find(patch + OURS), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"]))
-    run.prepare()
+    run = begun(read_recipe(find(patch + OURS), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"]))
     fitted(run)
-    test = held_out(run.recipe, folder, TEST_CLIPS.get(patch, 400))
+    test = held_out(run.setup.recipe, folder, TEST_CLIPS.get(patch, 400))
     sources = list(dict.fromkeys(example.source for example in test))
-    features = FeatureStore(run.model, run.model.encoders(), folder / "features").read(sources)
-    return figures(evaluate(run.model, test, features=features))
+    features = FeatureStore(run.setup.model, run.setup.model.encoders(), folder / "features").read(sources)
+    return figures(evaluate(run.setup.model, test, features=features))
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from study import RESULTS, Study
 
 from pave.config import LoraConfig
 from pave.patch.lora import Layers, targets
+from pave.training.loss import token_accuracy
 
 ALL = list(LoraConfig().target_modules)
 SEEDS = (0, 1, 2)
@@ -87,26 +88,29 @@ IA3 = ["k_proj", "v_proj", "down_proj"]  # Liu et al., "Few-Shot Parameter-Effic
 def run_one(bench: Bench, tuner: Tuner, rate: float, seed: int) -> dict[str, Any]:
     """One run of at most a minute: accuracy by channel, of what would be shared."""
     run = bench.start([*tuner.words, f"train.seed={seed}", "train.fusion_lr=3e-3", f"train.lora_lr={rate or 1e-3}"])
-    language_model, name = run.model.host.language_model, run.recipe.name
+    language_model, name = run.setup.model.host.language_model, run.setup.recipe.name
     layers = targets(LoraConfig(), language_model)
     extra: list[torch.nn.Parameter] = []
     if tuner.peft is not None:
         get_peft_model(language_model, tuner.peft())  # it changes the layers in place
         extra = [parameter for parameter in language_model.parameters() if parameter.requires_grad]
-        run.optimiser.add_param_group({"params": extra, "lr": rate})
+        run.trainee.optimiser.add_param_group({"params": extra, "lr": rate})
         run.rates.append(rate)
     begin = time.perf_counter()
     run.fit(lambda step, steps, figures: None)
     seconds = time.perf_counter() - begin
-    trained = run.model.patches[name].lora_params + sum(parameter.numel() for parameter in extra)
+    trained = run.setup.model.patches[name].lora_params + sum(parameter.numel() for parameter in extra)
     if trained != tuner.count(layers):
         raise SystemExit(f"{trained} trained numbers, expected {tuner.count(layers)}")
-    shared = run.model.export(name).shrink()
-    run.model.swap_patch(name, shared)
+    shared = run.setup.model.export(name).shrink()
+    run.setup.model.swap_patch(name, shared)
     for parameter in extra:
         parameter.data = parameter.data.bfloat16().float()
     return {
-        "accuracy": {key: round(value, 4) for key, value in run.accuracy(run.val_clips).items()},
+        "accuracy": {
+            key: round(value, 4)
+            for key, value in token_accuracy(run.setup.model, run.dataset.val, run.setup.names, 8).items()
+        },
         "numbers": trained,
         "bytes": shared.nbytes + 2 * sum(parameter.numel() for parameter in extra),
         "seconds": round(seconds, 1),

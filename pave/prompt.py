@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -52,6 +53,11 @@ class Prompter:
         """Ids before and behind the visual rows; an empty template means the base's own."""
         before, behind = self._pieces(template or self.template)
         return self._ids(before, question), self._ids(behind, question)
+
+    @cached_property
+    def prefix(self) -> list[int]:
+        """Ids before the visual rows, of the base's own template and whatever the question."""
+        return self.prompt("")[0]
 
     @property
     def end(self) -> int:

@@ -122,7 +122,7 @@ class Asker:
 
     def row(self, clip: ClipFeatures, asked: Sequence[tuple[str, str]]) -> Row:
         host = self.model.host
-        (before, _), (seen,) = host.prompt(""), self.model.visual_ids([clip], ["ears"])
+        (before, _), (seen,) = host.prompt(""), self.model.lay_out([clip], ["ears"]).visual
         turns = [(host.prompt(question)[1], [*host.encode_text(answer), host.end]) for question, answer in asked]
         return pack([*before, *seen], turns)
 
@@ -130,7 +130,7 @@ class Asker:
     def logits(self, clips: Sequence[ClipFeatures], tokens: dict[str, Tensor]) -> list[Tensor]:
         """For each row, logits where an answer is due, in the order of the row."""
         words = {name: value for name, value in tokens.items() if name != "labels"}
-        logits = self.model.forward(self.model.inputs(clips, ["ears"], **words)).logits
+        logits = self.model.forward(self.model.lay_out(clips, ["ears"]).inputs(**words)).logits
         due = tokens["labels"].roll(-1, 1) != IGNORE
         return [row[mask] for row, mask in zip(logits, due, strict=True)]
 

@@ -76,7 +76,9 @@ def _train(recipe: Recipe, resume: bool) -> Result:
     from rich.progress import Progress as Bar
 
     from pave.training.checkpoint import refuse_begun
+    from pave.training.dataset import see
     from pave.training.run import Run
+    from pave.training.setup import Setup
 
     refuse_begun(recipe.output, resume)
     console = Console(stderr=True, soft_wrap=True, markup=False)
@@ -109,10 +111,11 @@ def _train(recipe: Recipe, resume: bool) -> Result:
         progress: Progress = show
         run = None
         try:
-            run = Run(recipe)
-            run.prepare(seeing)
-            for line in run.remarks():
+            setup = Setup.of(recipe)
+            dataset = see(setup, seeing=seeing)
+            for line in dataset.remarks():
                 console.print(line)
+            run = Run.of(setup, dataset)
             return run.complete(resume, progress)
         except KeyboardInterrupt:
             console.print(f"\nstopped; {run.left() if run else 'nothing has been written yet'}", soft_wrap=True)
@@ -124,22 +127,26 @@ def _smoke(recipe: str, overrides: list[str]) -> None:
     import torch
 
     from pave.patch.file import Patch
+    from pave.training.dataset import batch, see
+    from pave.training.loss import scores
     from pave.training.run import Run
+    from pave.training.setup import Setup
 
     with TemporaryDirectory() as folder:
         small = ["data.playroom.clips=8"] if catalogue.recipe(recipe, overrides).data.playroom else []
         resolved = catalogue.recipe(recipe, [*overrides, *SMOKE, *small, f"train.output={folder}"])
-        run = Run(resolved, clips=8)
-        run.prepare()
+        setup = Setup.of(resolved)
+        dataset = see(setup, clips=8)
+        run = Run.of(setup, dataset)
         run.fit(lambda step, steps, figures: print(f"step {step}: loss {figures['loss']:.3f}"))
         result = run.finish()
         size = result.patch.stat().st_size
-        few, names = run.train_clips[:2], run.names
+        model, few, names = setup.model, dataset.train[:2], setup.names
         with torch.no_grad():
-            before, _ = run.scores(*run.batch(few, names))
-            run.model.remove_patch(resolved.name)
-            run.model.apply_patch(Patch.load(result.patch))
-            after, _ = run.scores(*run.batch(few, names))
+            before, _ = scores(model, *batch(model, few, names))
+            model.remove_patch(resolved.name)
+            model.apply_patch(Patch.load(result.patch))
+            after, _ = scores(model, *batch(model, few, names))
     same = torch.equal(before, after)
     print(f"patch of {size:,} bytes, saved and loaded: logits {'equal' if same else 'DIFFER'}")
     if not same:
@@ -151,11 +158,11 @@ def _show(recipe: Recipe) -> None:
     import yaml
 
     from pave.data import read_jsonl, unread
-    from pave.training.run import Run
+    from pave.training.setup import Setup
 
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).strip())
-    run = Run(recipe)
-    host = run.model.host
+    setup = Setup.of(recipe)
+    host = setup.model.host
     if recipe.data.train is None:
         print("\nthe clips of this recipe are written when it runs")
         return
@@ -167,7 +174,7 @@ def _show(recipe: Recipe) -> None:
     print(f"\n{recipe.data.train}: {len(examples)} questions about {len(sources)} clips, {len(missing)} files missing")
     for file in missing[:5]:
         print(f"  missing: {file}")
-    for line in unread([*examples, *held_out], run.read()):
+    for line in unread([*examples, *held_out], setup.streams):
         print(f"  {line}")
     first = examples[0]
     before, behind = host.prompt(first.question)

@@ -34,7 +34,7 @@ from pave.patch.base_match import base_match
 from pave.patch.file import Patch, fusion_of
 from pave.patch.file import outline as patch_outline
 from pave.patch.peft import load_peft
-from pave.training.run import patch_config
+from pave.training.setup import patch_config
 
 TEXT = 40  # tokens of a question with its template, as the authors count
 SECONDS = 60.0  # of a clip, where nobody says how many side tokens it has or when its key frames are

@@ -22,7 +22,7 @@ from pave.features.files import Features, identity
 from pave.files import tensorfile
 from pave.media.clip import Clip, decode_many
 from pave.model.inputs import ClipFeatures
-from pave.model.steps import Steps
+from pave.model.patched import PatchedModel
 from pave.sidechannel import PARTS, SideTokens
 
 MAX_WORKERS = 8  # decoding processes; by then the vision tower is what takes the time
@@ -34,7 +34,7 @@ class FeatureStore:
     clips than memory can be learned from; with `folder=None` kept in memory only. `made`: folders of feature files."""
 
     def __init__(
-        self, model: Steps, encoders: Sequence[Encoder], folder: Path | None = None, made: Sequence[Path] = ()
+        self, model: PatchedModel, encoders: Sequence[Encoder], folder: Path | None = None, made: Sequence[Path] = ()
     ) -> None:
         self.model, self.folder = model, folder
         self.refused: dict[Source, str] = {}  # clips that could not be read, and why
@@ -131,7 +131,7 @@ class FeatureStore:
         return ClipFeatures(tensors["vision"], tensors["tokens"], tensors["times"], sides, absent, tensors.get("deep"))
 
 
-def _maker(model: Steps, encoders: Sequence[Encoder], features: Features) -> Encoder:
+def _maker(model: PatchedModel, encoders: Sequence[Encoder], features: Features) -> Encoder:
     """The encoder that feature files are of. Refused: those of none of these, and those of other weights than are
     known: of a base's eyes, or of what an applied patch was trained with."""
     key, named = features.key, f"{features.folder}: holds features of {features.key}"

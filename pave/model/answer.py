@@ -1,16 +1,22 @@
 """Answers: the text, the patches that were asked for, what was perceived, and how long each step took.
 
-In: prepared questions. Out: an `Answer` for each. Knows nothing of files.
+In: prepared questions. Out: an `Answer` for each, or its text piece by piece. Knows nothing of files.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+from pave.model.call import Calls
 from pave.model.inputs import Inputs
-from pave.model.steps import Steps
 
 
 class Answer(str):
@@ -31,19 +37,62 @@ class Answer(str):
         return str(self), self.patches, self.signals, self.timings
 
 
-def answers(
-    model: Steps,
-    inputs: Inputs,
-    signals: Sequence[Mapping[str, str]],
-    timings: dict[str, float],
-    max_new_tokens: int,
-) -> list[Answer]:
-    """The answers to prepared questions, with what was perceived in each row and how long it took so far."""
+@dataclass(frozen=True)
+class Prepared:
+    """Questions that are ready to be answered."""
+
+    inputs: Inputs
+    signals: Sequence[Mapping[str, str]]  # what was perceived in each row
+    timings: Mapping[str, float]  # seconds of each step so far
+
+
+def answers(calls: Calls, prepared: Prepared, max_new_tokens: int) -> list[Answer]:
+    """The answers to all rows, greedily."""
     begin = time.perf_counter()
-    ids = model.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-    timings["generate"] = time.perf_counter() - begin
-    texts = model.host.tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    texts = generated(calls, prepared.inputs, max_new_tokens)
+    timings = {**prepared.timings, "generate": time.perf_counter() - begin}
     return [
-        Answer(text.strip(), tuple(use.name for use in inputs.uses if use.rows[i]), signals[i], timings)
-        for i, text in enumerate(texts)
+        Answer(text.strip(), tuple(use.name for use in prepared.inputs.uses if use.rows[i]), signals, timings)
+        for i, (text, signals) in enumerate(zip(texts, prepared.signals, strict=True))
     ]
+
+
+def generated(calls: Calls, inputs: Inputs, max_new_tokens: int) -> list[str]:
+    """The greedy text of each row, without its prompt."""
+    ids = calls.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+    return calls.host.tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+def pieces(calls: Calls, inputs: Inputs, max_new_tokens: int) -> Iterator[str]:
+    """The answer to one row, piece by piece as it is generated. Closing the iterator ends the generation."""
+    streamer = TextIteratorStreamer(calls.host.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    closed, failures = threading.Event(), []
+
+    def work() -> None:
+        try:
+            halt = StoppingCriteriaList([_Closed(closed)])
+            options = {"max_new_tokens": max_new_tokens, "do_sample": False, "stopping_criteria": halt}
+            calls.generate(inputs, streamer=streamer, **options)
+        except BaseException as error:
+            failures.append(error)
+            streamer.end()  # wakes the reader up
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield from (piece for piece in streamer if piece)
+    finally:
+        closed.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+class _Closed(StoppingCriteria):
+    """Stops a generation that nobody reads any more."""
+
+    def __init__(self, closed: threading.Event) -> None:
+        self.closed = closed
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.closed.is_set(), device=input_ids.device, dtype=torch.bool)

@@ -1,42 +1,47 @@
-"""A frozen video LLM with patches: one call for users; pave/model/steps.py has the four named steps behind it.
+"""A frozen video LLM with patches: one call for users, and the steps behind it for researchers.
 
     model = pave.load("playroom")
     model.apply_patch("audio-playroom")
     model.ask("clip.mp4", "What do you hear?")
 
-In: media and questions. Out: answers that say which patches gave them, and what was perceived.
+In: media and questions. Out: answers that say which patches gave them, and what was perceived. A model is three parts:
+what is applied (applied.py), what frozen networks see and hear (perception.py), and the calls (call.py).
 """
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from numbers import Integral
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from torch import Tensor, dtype
+from transformers import PreTrainedModel
 
-from pave.errors import SignalError, nearest
+from pave.base import Base
+from pave.config import PatchConfig, SenseConfig
+from pave.encoder import Encoder
 from pave.loading.base import Place, load_base
 from pave.media.clip import Clip
-from pave.model.answer import Answer, answers
+from pave.model.answer import Answer, answers, pieces
+from pave.model.applied import Applied, Names, checked_weight
+from pave.model.applying import built, find_patch, fitted
+from pave.model.call import Calls
 from pave.model.inputs import ClipFeatures, Inputs
-from pave.model.patching import Patching
+from pave.model.layout import Layout
+from pave.model.perception import Perception
+from pave.model.rows import Rows, prepared
 from pave.model.watch import MEMORY, Show
+from pave.patch.attached import Attached
+from pave.patch.base_match import base_match
+from pave.patch.file import Patch
 from pave.patch.report import PatchReport
-
-__all__ = ["Answer", "ClipFeatures", "Inputs", "PatchReport", "PatchedModel", "load"]
 
 
 def load(
     base: str | Path,
     *,
-    dtype: str | torch.dtype = "auto",
+    dtype: str | dtype = "auto",
     device: Place | Mapping[str, Place] = "auto",
     quantize: str | None = None,
     frames: int | None = None,
@@ -48,8 +53,25 @@ def load(
     return PatchedModel(load_base(base, dtype=dtype, device=device, quantize=quantize, frames=frames))
 
 
-class PatchedModel(Patching):
-    """A base, its patches, and answers."""
+class PatchedModel:
+    """A base, the patches that are applied to it, and answers."""
+
+    def __init__(self, host: Base) -> None:
+        self.host = host
+        self.applied = Applied(host.language_model)
+        self.perception = Perception(host)
+        self.calls = Calls(host, self.applied, self.perception)
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The Hugging Face model itself; a direct call of it is a call without patches."""
+        return self.host.model
+
+    def base_state_dict(self) -> dict[str, Tensor]:
+        """The base's weights under its own names, whatever is attached."""
+        return self.base.state_dict()
+
+    # Questions
 
     def ask(
         self,
@@ -68,13 +90,10 @@ class PatchedModel(Patching):
         row = {"clip": clip, "question": question, "patches": patches, **signals}
         return self.ask_batch([row], max_new_tokens=max_new_tokens)[0]
 
-    def ask_batch(self, rows: Sequence[Sequence[Any] | Mapping[str, Any]], *, max_new_tokens: int = 32) -> list[Answer]:
+    def ask_batch(self, rows: Rows, *, max_new_tokens: int = 32) -> list[Answer]:
         """Ask many questions at once: (clip, question), (clip, question, patches), or a mapping of clip, question,
         patches and signals. Rows may name different patches."""
-        if not len(rows):
-            return []
-        inputs, signals, timings = self._prepare_rows(rows)
-        return answers(self, inputs, signals, timings, max_new_tokens)
+        return answers(self.calls, prepared(self.calls, rows), max_new_tokens) if len(rows) else []
 
     def stream(
         self,
@@ -87,8 +106,7 @@ class PatchedModel(Patching):
     ) -> Iterator[str]:
         """Ask one question; pieces of the answer come as they are made. Closing the iterator ends the generation."""
         row = {"clip": clip, "question": question, "patches": patches, **signals}
-        inputs, _, _ = self._prepare_rows([row])
-        return self._pieces(inputs, max_new_tokens)
+        return pieces(self.calls, prepared(self.calls, [row]).inputs, max_new_tokens)
 
     def watch(
         self,
@@ -120,135 +138,139 @@ class PatchedModel(Patching):
         Patches that read sound or dense frames can watch. For LanguageBind, `ask` spreads dense frames over the whole
         clip, as PAVE's authors do; here they come twice a second from the first picture on, so that what its patches
         see is nearly the same, not equal. Feed zeros for a time without sound: None leaves the sound's clock alone."""
-        return Show(self, source, rate=rate, patches=patches, last=last, memory=memory)
+        return Show(self.calls, source, rate=rate, patches=patches, last=last, memory=memory)
 
-    def _pieces(self, inputs: Inputs, max_new_tokens: int) -> Iterator[str]:
-        streamer = TextIteratorStreamer(self.host.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        closed, failures = threading.Event(), []
+    # Patches on and off
 
-        def work() -> None:
-            try:
-                halt = StoppingCriteriaList([_Closed(closed)])
-                options = {"max_new_tokens": max_new_tokens, "do_sample": False, "stopping_criteria": halt}
-                self.generate(inputs, streamer=streamer, **options)
-            except BaseException as error:
-                failures.append(error)
-                streamer.end()  # wakes the reader up
+    @property
+    def patches(self) -> Mapping[str, PatchReport]:
+        """What is applied, in order."""
+        return self.applied.reports
 
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            yield from (piece for piece in streamer if piece)
-        finally:
-            closed.set()
-            thread.join()
-        if failures:
-            raise failures[0]
+    def apply_patch(
+        self,
+        source: str | Path | Patch,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        weight: float = 1.0,
+        strict: bool = True,
+    ) -> PatchReport:
+        """Put a patch in: a name of the catalogue, `user/repo` on the Hub, a folder, a file, or a `Patch`.
 
-    def _prepare_rows(
-        self, rows: Sequence[Sequence[Any] | Mapping[str, Any]]
-    ) -> tuple[Inputs, list[dict[str, str]], dict[str, float]]:
-        """Read, encode and lay out; a clip that stands in several rows is read once, and seen once where its signals
-        are its own."""
-        asked = [_row(row) for row in rows]
-        with self._lock:
-            wanted = self._wanted([row["patches"] for row in asked], len(asked))
-            senses = [s for n in dict.fromkeys(sum(wanted, ())) for s in self._found(n)[0].config.senses.values()]
-        begin = time.perf_counter()
-        clips: dict[Any, Clip] = {}
-        for row in asked:
-            given, signals = row["clip"], self._checked(row["signals"])
-            if signals and not isinstance(given, str | Path | Clip):
-                row["clip"] = _from_frames(given, signals)
-                continue
-            key = given if isinstance(given, str | Path) else id(given)
-            if key not in clips:
-                clips[key] = self._clip(given)
-            row["clip"] = _with_signals(clips[key], signals) if signals else clips[key]
-        read = time.perf_counter()
-        features = self._features([row["clip"] for row in asked], senses)
-        encoded = time.perf_counter()
-        inputs = self.prepare(features, [row["question"] for row in asked], patches=wanted)
-        signals = [_signals(inputs, clip, i) for i, clip in enumerate(features)]
-        seconds = {"read": read - begin, "encode": encoded - read, "prepare": time.perf_counter() - encoded}
-        return inputs, signals, seconds
+        revision: branch, tag or commit on the Hub, as in `user/repo@revision`.
+        strict: refuse a patch that was made for other weights of the same dimensions.
+        """
+        patch, found = self.find_patch(source, revision)
+        name = name or patch.config.name
+        weight = checked_weight(patch.config, name, weight)
+        fresh, facts = fitted(patch, found, self.perception, self.patches, strict)
+        return self.applied.enter(name, fresh, weight=weight, **facts)
 
-    def _clip(self, clip: Any) -> Clip:
-        if isinstance(clip, Clip):
-            return clip
-        if isinstance(clip, str | Path):
-            return Clip.read(clip, frames=self.host.frames)
-        return Clip.from_frames(clip)
+    def swap_patch(
+        self, name: str, source: str | Path | Patch, *, revision: str | None = None, strict: bool = True
+    ) -> PatchReport:
+        """Put another patch in the place of `name`, which keeps its weight and its switch. Questions that have been
+        prepared end with the version they began with; a compiled base compiles nothing anew for equal shapes."""
+        patch, found = self.find_patch(source, revision)
+        fresh, facts = fitted(patch, found, self.perception, self.patches, strict)
+        return self.applied.swap(name, fresh, **facts)
 
-    def _checked(self, signals: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Streams that were handed over; one that no applied patch reads is an error."""
-        read = {encoder.spec.sense for encoder in self.encoders()} if signals else set()
-        for name in signals:
-            if name not in read:
-                raise SignalError(f"no applied patch reads the signal {name!r}; {nearest(name, read)}")
-        heard = signals.get("audio")
-        pair = isinstance(heard, tuple | list) and len(heard) == 2 and isinstance(heard[1], Integral)
-        if heard is not None and not pair:
-            raise SignalError("audio= is a pair, (samples, rate in Hz), or None to leave the clip's own sound out")
-        return signals
+    def find_patch(self, source: str | Path | Patch, revision: str | None = None) -> tuple[Patch, str]:
+        """A patch by what it is called (catalogue, alias, folder, file, or `user/repo@revision` on the Hub), and so a
+        plain LoRA in a folder of PEFT's; and a remark on how it was found."""
+        return find_patch(source, revision, self.host)
 
+    def remove_patch(self, name: str) -> None:
+        """Take a patch off; calls that run with it end first. The base is then as if it had never been there."""
+        self.applied.leave(name)
 
-class _Closed(StoppingCriteria):
-    """Stops a generation that nobody reads any more."""
+    def set_weight(self, name: str, weight: float) -> None:
+        """How strongly a patch acts, from the next call on; 1 as trained, 0 not at all."""
+        self.applied.set_weight(name, weight)
 
-    def __init__(self, closed: threading.Event) -> None:
-        self.closed = closed
+    def enable(self, name: str) -> None:
+        """Let a patch act again on questions that name no patches."""
+        self.applied.change(name, enabled=True)
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((len(input_ids),), self.closed.is_set(), device=input_ids.device, dtype=torch.bool)
+    def disable(self, name: str) -> None:
+        """Keep a patch applied, but use it only where a question names it."""
+        self.applied.change(name, enabled=False)
 
+    def patches_off(self) -> AbstractContextManager[None]:
+        """Within the block, and in this thread only, the base answers, bit for bit."""
+        return self.applied.off()
 
-def _row(row: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
-    """One row of a batch as clip, question, patches and signals."""
-    if not isinstance(row, Mapping):
-        if not isinstance(row, tuple | list) or not 2 <= len(row) <= 3:
-            got = f"{len(row)} values" if isinstance(row, tuple | list) else f"{row!r}; give a list of rows"
-            raise ValueError(f"a row is (clip, question) or (clip, question, patches), got {got}")
-        row = dict(zip(("clip", "question", "patches"), row, strict=False))
-    signals = {key: value for key, value in row.items() if key not in ("clip", "question", "patches")}
-    if "clip" not in row or not isinstance(row.get("question"), str):
-        got = {key: type(value).__name__ for key, value in row.items()}
-        raise ValueError(f"a row needs clip and question, a text; got {got}")
-    patches = row.get("patches")
-    patches = (patches,) if isinstance(patches, str) else patches
-    return {"clip": row["clip"], "question": row["question"], "patches": patches, "signals": signals}
+    def attach(
+        self,
+        name: str,
+        config: PatchConfig,
+        tensors: Mapping[str, Tensor] | None = None,
+        *,
+        trainable: bool = True,
+        source: str = "memory",
+        **facts: Any,
+    ) -> Attached:
+        """Put a patch in: untrained (it changes nothing yet), or with `tensors`. Trainable: its weights stay float32
+        and are cast at every call; otherwise they take the base's dtype once. `facts`: what the report shall say."""
+        match = base_match(config, self.host, source, strict=False)
+        attached = built(config, tensors, self.host, source, trainable=trainable)
+        self.applied.enter(name, attached, source=source, **{"base_match": match, **facts})
+        return attached
 
+    def attached(self) -> list[Attached]:
+        """The modules of all applied patches, in order."""
+        return self.applied.modules
 
-def _from_frames(frames: Any, signals: Mapping[str, Any]) -> Clip:
-    """Frames without a clock of their own, spread over the sound that came with them."""
-    others = {name: value for name, value in signals.items() if name != "audio"}
-    sound, rate = signals.get("audio") or (None, None)
-    return Clip.from_frames(frames, audio=sound, rate=rate, **others)
+    def export(self, name: str) -> Patch:
+        """The patch as it is now, for `save`."""
+        return self.applied.module(name).export()
 
+    # The steps behind a question
 
-def _with_signals(clip: Clip, signals: Mapping[str, Any]) -> Clip:
-    """The clip with streams that were handed over in place of its own."""
-    others = {name: value for name, value in signals.items() if name != "audio"}
-    clip = clip.beside(others)
-    if "audio" not in signals:
-        return clip
-    if signals["audio"] is None:
-        report = replace(clip.report, audio="left out by the caller")
-        return replace(clip, audio=None, rate=None, audio_start=0.0, report=report)
-    sound, rate = signals["audio"]
-    heard = Clip.from_frames(audio=sound, rate=rate)
-    report = replace(clip.report, audio=heard.report.audio)
-    return replace(clip, audio=heard.audio, rate=heard.rate, audio_start=0.0, report=report)
+    def encoder(self, sense: SenseConfig) -> Encoder:
+        """The frozen encoder of a sense; built once."""
+        return self.perception.encoder(sense)
 
+    def encoders(self) -> list[Encoder]:
+        """The frozen encoders of all applied patches, each once."""
+        senses = [sense for attached in self.applied.modules for sense in attached.config.senses.values()]
+        return list(self.perception.encoders(senses).values())
 
-def _signals(inputs: Inputs, clip: ClipFeatures, row: int) -> dict[str, str]:
-    """For every sense of a row's patches: what was perceived, or why nothing was."""
-    found = {}
-    for use in inputs.uses:
-        for sense, facts in use.attached.config.senses.items() if use.rows[row] else ():
-            side = clip.sides[facts.preprocessing]
-            if side is not None and side.present:
-                found[sense] = f"present: {len(side.x)} steps from {side.times[0]:.2f} s"
-            else:
-                found[sense] = clip.absent.get(facts.preprocessing, "absent: nothing in it can be read")
-    return found
+    def encode(
+        self,
+        clips: Sequence[Clip],
+        senses: Sequence[SenseConfig | Encoder] | None = None,
+        chunk: int | None = None,
+    ) -> list[ClipFeatures]:
+        """What frozen networks see and hear in clips: one vision pass for all, one pass of each encoder per clip.
+        `senses` defaults to those of the applied patches; `chunk` bounds the frames of one vision pass."""
+        return self.perception.encode(clips, self.encoders() if senses is None else senses, chunk)
+
+    def encode_clip(self, clip: Clip, senses: Sequence[SenseConfig | Encoder] | None = None) -> ClipFeatures:
+        """One clip, as CPU tensors for a cache."""
+        return self.encode([clip], senses)[0].to("cpu")
+
+    def prepare(
+        self, clips: Sequence[ClipFeatures | Clip], questions: Sequence[str], *, patches: Names = None
+    ) -> Inputs:
+        """Rows of one batch: a question about a clip each. `patches`: names for all rows, or one list per row; None:
+        all that are enabled. Patches and weights are those of this moment."""
+        return self.calls.prepare(clips, questions, patches)
+
+    def lay_out(self, clips: Sequence[ClipFeatures], patches: Names = None) -> Layout:
+        """Rows whose texts you write yourself, around `layout.visual`, and hand to `layout.inputs`; `patches` as in
+        `prepare`."""
+        return self.calls.lay_out(clips, patches)
+
+    def fused_tokens(self, inputs: Inputs) -> list[Tensor]:
+        """Visual tokens (t s d) of each row, plus what patches add where they sense something."""
+        return self.calls.fused_tokens(inputs)
+
+    def forward(self, inputs: Inputs, *, labels: Tensor | None = None, logits_to_keep: int | Tensor = 0) -> Any:
+        """One pass of the base with its patches: a Hugging Face output with `logits` (b l vocabulary)."""
+        return self.calls.forward(inputs, labels, logits_to_keep)
+
+    def generate(self, inputs: Inputs, **options: Any) -> Any:
+        """The base's own generate(), with Hugging Face's options; returns what that returns, prompt included."""
+        return self.calls.generate(inputs, **options)

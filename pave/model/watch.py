@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -23,13 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pave.config import RESAMPLED
 from pave.errors import MediaError, PatchNotFound
 from pave.fusion.clock import APART, INSTANT
 from pave.media.arrays import pictures_of, sound_of, tensor_of, times_of
 from pave.media.clip import Clip
 from pave.media.pixels import scaled
-from pave.model.answer import Answer, answers
-from pave.model.steps import Steps
+from pave.model.answer import Answer, Prepared, answers
+from pave.model.call import Calls
+from pave.model.inputs import ClipFeatures, Use
+from pave.model.layout import lay_out, perceived
 from pave.patch.attached import Attached
 from pave.sidechannel import SideTokens
 from pave.streaming.chunks import Chunk, chunks_of
@@ -47,7 +50,7 @@ class Show:
 
     def __init__(
         self,
-        model: Steps,
+        calls: Calls,
         source: Any,
         *,
         rate: int | None,
@@ -59,8 +62,8 @@ class Show:
             raise ValueError(f"last={last}; give the seconds before a question that it is about, or None for all")
         if memory < 1:
             raise ValueError(f"memory={memory}; give the bytes that pictures may take, and each sense")
-        self.model, self.last = model, inf if last is None else float(last)
-        self.names, self.named = model._wanted(patches, 1)[0], patches is not None
+        self.calls, self.last = calls, inf if last is None else float(last)
+        self.names, self.named = calls.applied.wanted(patches, 1)[0], patches is not None
         self.begin, self.now = inf, -inf  # seconds of the first picture and of the last
         self.sounded = -inf  # until which second sound has come
         self.latest = torch.zeros(0)
@@ -77,12 +80,12 @@ class Show:
 
     def _attach(self, memory: int) -> None:
         for name in self.names:
-            attached, _ = self.model._found(name)
+            attached = self.calls.applied.module(name)
             if attached.resampler is not None:
                 self.listening[attached] = Listening(attached.resampler), Memory(memory)
             for facts in attached.config.senses.values():
                 if facts.preprocessing not in self.organs:
-                    self.organs[facts.preprocessing] = organ(self.model.encoder(facts), name)
+                    self.organs[facts.preprocessing] = organ(self.calls.perception.encoder(facts), name)
                 if attached.resampler is None:
                     self.heard.setdefault(facts.preprocessing, Memory(memory))
 
@@ -113,34 +116,46 @@ class Show:
     def ask(self, question: str, *, patches: Sequence[str] | None = None, max_new_tokens: int = 32) -> Answer:
         """Ask about what has come so far. patches: names; None means those that watch() named, or else all that watch
         and are enabled."""
-        names = self.names if patches is None else self.model._wanted(patches, 1)[0]
+        names = self.names if patches is None else self.calls.applied.wanted(patches, 1)[0]
         if patches is None and not self.named:
-            enabled = self.model._wanted(None, 1)[0]
+            enabled = self.calls.applied.wanted(None, 1)[0]
             names = [name for name in names if name in enabled]
-        for name in names:
-            attached, _ = self.model._found(name)
-            senses = {facts.preprocessing for facts in attached.config.senses.values()}
-            if not (attached in self.listening if attached.resampler else senses <= self.heard.keys()):
+        uses = self.calls.applied.uses([names], 1)
+        for use in uses:
+            senses = {facts.preprocessing for facts in use.attached.config.senses.values()}
+            if not (use.attached in self.listening if use.attached.resampler else senses <= self.heard.keys()):
                 raise PatchNotFound(
-                    name, "it has not been watching", "apply it, and name it, before you begin to watch"
+                    use.name, "it has not been watching", "apply it, and name it, before you begin to watch"
                 )
         begin = time.perf_counter()
         with self._lock:
             clip, sides, made, said, late = self._remembered()
-        features = replace(self.model.encode([clip], [])[0], sides=sides, absent=said, made=made)
+        features = replace(self.calls.perception.encode([clip], [])[0], sides=sides, absent=said)
         encoded = time.perf_counter()
-        inputs = self.model.prepare([features], [question], patches=[names])
+        laid = [self._perceived(use, features, made) for use in uses]
+        inputs = self.calls.around(lay_out(self.calls.host, [features], laid), [question])
         signals = {}
-        for attached in (use.attached for use in inputs.uses):
+        for attached in (use.attached for use in uses):
             for sense, facts in attached.config.senses.items():
                 signals[sense] = said[facts.preprocessing]
                 if count := late[attached, sense]:
                     signals[sense] += f"; {count} came {PATIENCE:g} s after what else came and are left out"
         seconds = {"encode": encoded - begin, "prepare": time.perf_counter() - encoded}
-        return answers(self.model, inputs, [signals], seconds, max_new_tokens)[0]
+        return answers(self.calls, Prepared(inputs, [signals], seconds), max_new_tokens)[0]
+
+    def _perceived(
+        self, use: Use, features: ClipFeatures, made: Mapping[Attached, tuple[Tensor, Tensor] | None]
+    ) -> Use:
+        """A patch with what it perceives: its senses, or what its resampler has made of them so far."""
+        resampler = use.attached.resampler
+        if resampler is None:
+            return perceived([use], [features])[0]
+        found = made[use.attached]
+        side = None if found is None else resampler.side(found[0], found[1], features.times.cpu())
+        return replace(use, sides={RESAMPLED: (side,)})
 
     def _take(self, chunk: Chunk) -> None:
-        size = self.model.host.size
+        size = self.calls.host.size
         self._one_clock(chunk)
         if chunk.sound is not None:
             self.sounded = max(self.sounded, chunk.start) + chunk.sound.shape[1] / chunk.rate
@@ -247,11 +262,11 @@ class Show:
         if self.now == -inf:
             raise MediaError("no picture has come yet; go on with watching before you ask")
         first = max(self.begin, self.now - self.last)
-        count = self.model.host.frames if first < self.now else 1
+        count = self.calls.host.frames if first < self.now else 1
         instants = torch.linspace(first, self.now, count, dtype=torch.float64)
         seconds = torch.tensor([*(each.second for each in self.pictures.held), self.now], dtype=torch.float64)
         shown = (torch.searchsorted(seconds, instants + INSTANT, right=True) - 1).clamp(min=0)
-        last = scaled(self.latest, self.model.host.size)
+        last = scaled(self.latest, self.calls.host.size)
         frames = [self.pictures.held[i].parts[0] if i < len(self.pictures.held) else last for i in shown.tolist()]
         return Clip(torch.cat(frames), instants if self.pictures.every == 1 else seconds[shown])
 

@@ -18,8 +18,9 @@ from torch.func import functional_call
 
 from pave.base import Base
 from pave.config import RESAMPLED, PatchConfig
-from pave.errors import PatchMismatch, PatchNotFound
-from pave.patch.file import fusion_of, misfits, refuse_taken, resampler_of
+from pave.errors import PatchMismatch, PatchNotFound, RecipeError
+from pave.patch.base_match import elsewhere, refuse_dimensions
+from pave.patch.file import Patch, fusion_of, misfits, refuse_taken, resampler_of
 from pave.patch.lora import Lora, Loras, blank_lora, targets
 from pave.sidechannel import SideBatch
 
@@ -54,6 +55,25 @@ class Attached(nn.Module):
         self.place: Literal["inside", "replaced", "removed"] = "removed"
         self._calls, self._hung, self._loras = 0, False, Loras(nn.Identity())
         self._idle = threading.Condition()
+
+    @classmethod
+    def of(cls, patch: Patch, base: Base) -> Attached:
+        """A patch that has been loaded, frozen and ready to come in; refused when it does not fit the base, whatever
+        the base's weights are."""
+        refuse_dimensions(patch.config.base, base, patch.source)
+        patch.check()
+        try:
+            attached = cls(patch.config, base, blank=True)
+        except RecipeError as error:
+            cause = f"does not fit this base: {error}"
+            raise PatchMismatch(patch.source, cause, elsewhere(patch.config.base)) from None
+        stored = base.dtype if patch.config.fusion.precision == "base" else torch.float32
+        attached.load(patch.weights(stored), patch.source)
+        return attached.ready(trainable=False)
+
+    def export(self) -> Patch:
+        """The patch as it is now, on the CPU."""
+        return Patch(self.config, {path: value.detach().cpu().clone() for path, value in self.state_dict().items()})
 
     def enter(self, loras: Loras) -> None:
         """Come in, to stay."""
@@ -107,9 +127,7 @@ class Attached(nn.Module):
         """Take over all tensors of a patch, themselves and not copies; names and shapes must fit exactly."""
         wrong = misfits(self.state_dict(), {name: tuple(value.shape) for name, value in tensors.items()})
         if wrong:
-            raise PatchMismatch(
-                source, f"tensors do not fit this base: {wrong}", "apply it to the base it was made for"
-            )
+            raise PatchMismatch(source, f"tensors do not fit this base: {wrong}", elsewhere(self.config.base))
         modules = dict(self.named_modules())
         for name, value in tensors.items():  # as load_state_dict(assign=True) does, which takes three times as long
             path, _, leaf = name.rpartition(".")

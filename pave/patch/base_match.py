@@ -7,40 +7,23 @@ from __future__ import annotations
 
 from pave.base import Base
 from pave.config import BaseFacts, PatchConfig
-from pave.errors import PatchMismatch, RecipeError
-from pave.patch.file import Patch, misfits
-from pave.patch.lora import blank_lora, targets
-from pave.patch.shrink import shapes as shapes_of
+from pave.errors import PatchMismatch
 
 
-def refuse_misfit(patch: Patch, base: Base) -> None:
-    """Raise what keeps a patch out of this base, whatever the weights of the base."""
-    made, lora = patch.config.base, patch.config.lora
-    _refuse_dimensions(made, base, patch.source)
-    patch.check()
-    if lora is None:
-        return
-    try:
-        expected = blank_lora(lora, targets(lora, base.language_model)).state_dict(prefix="lora.")
-    except RecipeError as error:
-        raise PatchMismatch(patch.source, f"does not fit this base: {error}", _elsewhere(made)) from None
-    shapes = {name: shape for name, shape in shapes_of(patch.tensors).items() if name.startswith("lora.")}
-    if wrong := misfits(expected, shapes):
-        raise PatchMismatch(patch.source, f"its LoRA does not fit this base: {wrong}", _elsewhere(made))
-
-
-def _refuse_dimensions(made: BaseFacts, base: Base, source: str) -> None:
+def refuse_dimensions(made: BaseFacts, base: Base, source: str) -> None:
+    """PatchMismatch where a base is of another family, or of other dimensions."""
     for key in ("model_type", "dim", "vision_dim", "tokens_per_frame"):
         if getattr(made, key) != getattr(base, key):
             cause = f"was made for {_known(made)} with {key}={getattr(made, key)}, this base has {getattr(base, key)}"
-            raise PatchMismatch(source, cause, _elsewhere(made))
+            raise PatchMismatch(source, cause, elsewhere(made))
 
 
 def _known(facts: BaseFacts) -> str:
     return (facts.repo or facts.model_type) + (f" ({facts.fingerprint[:12]})" if facts.fingerprint else "")
 
 
-def _elsewhere(made: BaseFacts) -> str:
+def elsewhere(made: BaseFacts) -> str:
+    """The remedy: which base to load."""
     return f"load {made.repo or 'its own base'} and apply it there"
 
 
@@ -48,7 +31,7 @@ def base_match(config: PatchConfig, base: Base, source: str, strict: bool) -> st
     """In words, how the base of a patch compares with this one; a PatchMismatch when it cannot be used here. Its
     weights are hashed only when nothing else decides."""
     made = config.base
-    _refuse_dimensions(made, base, source)
+    refuse_dimensions(made, base, source)
     if not made.fingerprint:
         return "unknown: it does not record the weights it was made for"
     if made.fingerprint == base.fingerprint():

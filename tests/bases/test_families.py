@@ -37,6 +37,7 @@ from pave.model.inputs import Inputs
 from pave.model.patched import PatchedModel, load
 from pave.patch.file import Patch
 from pave.patch.peft import export_peft, load_peft
+from pave.training.trainee import trainable, training
 
 ON_A_GRID = {
     "qwen2_vl",
@@ -306,11 +307,11 @@ def test_all_that_the_model_is_given_lies_where_it_lies(family: str, tokenizer: 
     one = PatchedModel(make_base(tokenizer, family=family))
     whole = one.prepare(clips(), QUESTIONS)
     features = one.encode(clips())
-    (before, behind), seen = one.host.prompt("hm?"), one.visual_ids(features, None)
+    (before, behind), seen = one.host.prompt("hm?"), one.lay_out(features, None).visual
     rows = [pack([*before, *ids], [(behind, [1]), (behind, [2])]) for ids in seen]
     tokens = collate(rows, one.host.pad)
     del tokens["labels"]
-    shared = one.inputs(features, None, **tokens)
+    shared = one.lay_out(features, None).inputs(**tokens)
     told: list[Any] = []
 
     def spy(module: torch.nn.Module, args: Any, words: dict[str, Any]) -> None:
@@ -390,10 +391,10 @@ def test_logits_of_some_places_only(one: PatchedModel) -> None:
 def test_only_the_patch_learns(one: PatchedModel) -> None:
     hears(one)
     inputs = one.prepare(clips(), QUESTIONS)
-    with one.training("ears"):
+    with training(one.applied.module("ears")):
         one.forward(inputs).logits.square().mean().backward()
     assert all(parameter.grad is None for parameter in one.base.parameters())
-    parts = one.trainable("ears")
+    parts = trainable(one.applied.module("ears"))
     assert all(parameter.grad is not None for part in parts.values() for parameter in part.values())
     assert any(parameter.grad.any() for parameter in parts["fusion"].values() if parameter.grad is not None)
 
@@ -453,12 +454,12 @@ def test_questions_behind_one_clip_equal_questions_alone(one: PatchedModel) -> N
     hears(one)
     host, features = one.host, one.encode([make_clip(0), make_clip(1, FRAMES - 2)])
     rows = []
-    for seen in one.visual_ids(features, ["ears"]):
+    for seen in one.lay_out(features, ["ears"]).visual:
         turns = [(host.prompt(question)[1], host.encode_text("yes")) for question in QUESTIONS]
         rows.append(pack([*host.prompt("")[0], *seen], turns))
     tokens = collate(rows, host.pad)
     labels = tokens.pop("labels")
-    packed = forward(one, one.inputs(features, ["ears"], **tokens))
+    packed = forward(one, one.lay_out(features, ["ears"]).inputs(**tokens))
     for i in range(2):
         places = (labels[i] != -100).nonzero()[:, 0]
         for question, place in zip(QUESTIONS, places[:: len(host.encode_text("yes"))], strict=True):

@@ -26,6 +26,7 @@ from pave.media.unproject import at_centres
 from pave.model.inputs import Inputs
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
+from pave.training.trainee import calibrate
 
 QUESTION = "What is in front?"
 FUSIONS = {
@@ -217,7 +218,7 @@ def test_a_patch_hears_points_is_saved_with_its_mlp_and_skips_clips_without_dept
     base = said(clip)
     playroom.attach("depths", placed(playroom.host, fusion=FUSIONS[name]), trainable=True)
     try:
-        playroom.calibrate("depths", [playroom.encode_clip(with_depth)])
+        calibrate(playroom.applied.module("depths"), [playroom.encode_clip(with_depth)])
         awaken(playroom, "depths")
         want = said(with_depth)
         assert not torch.equal(said(closer), want)  # the pictures are the same

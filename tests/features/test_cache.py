@@ -24,7 +24,8 @@ from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
 from pave.recipe import Recipe, read_recipe
 from pave.sidechannel import PARTS, SideTokens
-from pave.training.run import Run, train
+from pave.training.run import train
+from pave.training.setup import Setup
 
 MAPS = Path("/proc/self/maps")
 KEY = load_encoder("logmel", bands=16, rate=5).spec.preprocessing
@@ -308,7 +309,9 @@ def test_a_patch_learns_from_feature_files_without_the_encoder_and_says_of_which
     told = Patch.load(patch).config.senses["audio"]
     assert told.licence == "CC-BY-NC-SA-4.0" and told.weights == "a" * 64
     with pytest.raises(PatchMismatch, match=f"weights {'a' * 12}, .* {'b' * 12}"):
-        Run(recipe(hears, f"data.features=[{held['b']}]", f"train.on_top_of=[{patch}]", "name=more", output="more"))
+        Setup.of(
+            recipe(hears, f"data.features=[{held['b']}]", f"train.on_top_of=[{patch}]", "name=more", output="more")
+        )
 
 
 def test_a_recipe_names_feature_folders_from_its_own(workshop: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedToken
 from pave.errors import BaseModelError
 from pave.features.cache import FeatureStore
 from pave.model.patched import PatchedModel, load
+from pave.training.trainee import trainable, training
 
 LIBRARIES = {"int8": "torchao.quantization", "nf4": "bitsandbytes"}
 MEMORY = {"int8": 0.5, "nf4": 0.25 + 1 / 32}  # of bfloat16: a byte; half a byte and a float32 per 64 weights
@@ -128,9 +129,9 @@ def test_a_patch_learns_on_it(light: PatchedModel) -> None:
     before = portrait(light)
     light.attach("ears", make_config(light.host), trainable=True)
     inputs, wanted, losses = light.prepare(clips(), QUESTIONS), torch.tensor([3, 250]), []
-    parts = [weight for part in light.trainable("ears").values() for weight in part.values()]
+    parts = [weight for part in trainable(light.applied.module("ears")).values() for weight in part.values()]
     optimiser = torch.optim.AdamW(parts, lr=1e-2)
-    with light.training("ears"):
+    with training(light.applied.module("ears")):
         for _ in range(6):
             loss = F.cross_entropy(light.forward(inputs).logits[:, -1].float(), wanted)
             optimiser.zero_grad()

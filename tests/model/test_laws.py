@@ -25,6 +25,7 @@ from pave.media.clip import Clip
 from pave.model.inputs import Inputs
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
+from pave.training.trainee import checkpoint_activations, trainable
 
 
 @pytest.fixture(params=WAYS)
@@ -171,7 +172,7 @@ def test_two_hundred_random_changes_leave_no_trace(one: PatchedModel) -> None:
 def test_memory_returns(one: PatchedModel) -> None:
     hears(one)
     one.ask(clips()[0], QUESTIONS[0])
-    weights = {id(parameter) for parameter in one._found("ears")[0].parameters()}
+    weights = {id(parameter) for parameter in one.applied.found("ears")[0].parameters()}
     one.remove_patch("ears")
     gc.collect()
     assert not weights & {id(each) for each in gc.get_objects() if isinstance(each, torch.nn.Parameter)}
@@ -201,7 +202,7 @@ def test_checkpointing_gives_the_same_gradients(one: PatchedModel) -> None:
     gradients, counted = [], []
     layer = one.host.language_model.get_submodule("layers.0.mlp")
     for enable in (False, True):
-        one.checkpoint_activations(enable)
+        checkpoint_activations(one, enable)
         attached.zero_grad()
         passes = itertools.count(1)
         with hooked(layer, lambda *_, passes=passes: next(passes)):
@@ -213,18 +214,20 @@ def test_checkpointing_gives_the_same_gradients(one: PatchedModel) -> None:
     assert counted == [2, 4], "every layer runs again for the gradient of each call"
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
-    one.checkpoint_activations(False)
+    checkpoint_activations(one, False)
     assert not one.base.training and not any(module.training for module in one.base.modules())
 
 
 def test_training_computes_what_the_loaded_patch_will(model: PatchedModel) -> None:
     model.attach("ears", make_config(model.host), trainable=True)
     awaken(model, "ears")
-    assert {p.dtype for part in model.trainable("ears").values() for p in part.values()} == {torch.float32}
+    assert {p.dtype for part in trainable(model.applied.module("ears")).values() for p in part.values()} == {
+        torch.float32
+    }
     trained, patch = logits(model), model.export("ears")
     model.remove_patch("ears")
     model.apply_patch(patch)
-    assert {p.dtype for p in model._found("ears")[0].parameters()} == {model.host.dtype}
+    assert {p.dtype for p in model.applied.found("ears")[0].parameters()} == {model.host.dtype}
     assert torch.equal(logits(model), trained)
 
 

@@ -23,6 +23,7 @@ from pave.media.clip import Clip
 from pave.model.answer import Answer
 from pave.model.inputs import Inputs
 from pave.model.patched import PatchedModel
+from pave.model.rows import prepared
 from pave.patch.file import Patch
 
 
@@ -63,13 +64,13 @@ def test_packed_questions_equal_questions_alone(one: PatchedModel) -> None:
     hears(one)
     features = [one.encode_clip(clip) for clip in clips()]
     rows = []
-    for seen in one.visual_ids(features, ["ears"]):
+    for seen in one.lay_out(features, ["ears"]).visual:
         before, _ = one.host.prompt("")
         turns = [(one.host.prompt(question)[1], one.host.encode_text("yes")) for question in QUESTIONS]
         rows.append(pack([*before, *seen], turns))
     tokens = collate(rows, one.host.pad)
     labels = tokens.pop("labels")
-    packed = one.forward(one.inputs(features, ["ears"], **tokens)).logits
+    packed = one.forward(one.lay_out(features, ["ears"]).inputs(**tokens)).logits
     for i in range(2):
         places = (labels[i] != -100).nonzero()[:, 0]
         for question, place in zip(QUESTIONS, places[:: len(one.host.encode_text("yes"))], strict=True):
@@ -199,14 +200,14 @@ def test_frames_spread_over_the_sound_that_comes_with_them(one: PatchedModel) ->
     apart = one.stream(clip.frames, QUESTIONS[0], audio=(clip.audio, 16000))
     together = one.ask(Clip.from_frames(clip.frames, audio=clip.audio, rate=16000), QUESTIONS[0])
     assert "".join(apart).strip() == together
-    prepared = [
-        one._prepare_rows([{"clip": given, "question": "?", **signals}])[0].uses[0].sides["audio"]
+    heard = [
+        prepared(one.calls, [{"clip": given, "question": "?", **signals}]).inputs.uses[0].sides["audio"]
         for given, signals in (
             (clip.frames, {"audio": (clip.audio, 16000)}),
             (Clip.from_frames(clip.frames, audio=clip.audio, rate=16000), {}),
         )
     ]
-    assert torch.equal(*(side.key_times for (side,) in prepared if side))
+    assert torch.equal(*(side.key_times for (side,) in heard if side))
     with pytest.raises(SignalError, match="pair"):
         one.ask(clip, QUESTIONS[0], audio=clip.audio)
 

@@ -16,7 +16,8 @@ from small import awaken, make_clip, make_config
 from torch import Tensor
 
 from pave.config import SenseFacts
-from pave.model.inputs import ClipFeatures, Inputs, beside
+from pave.model.inputs import ClipFeatures, Inputs
+from pave.model.layout import inserted
 from pave.model.patched import PatchedModel
 
 every_way = pytest.mark.parametrize("way", READ)
@@ -61,9 +62,9 @@ def test_an_untrained_patch_changes_nothing_and_one_weight_changes_something(mod
 def test_a_prompt_grows_by_the_queries_of_each_window_or_not_at_all(one: PatchedModel, way: str, more: int) -> None:
     """4 s are two windows of three outputs, whatever the key frames; a shorter clip has one window."""
     seen = one.encode([make_clip(0), make_clip(1, frames=2)], list(favor_config(one.host).senses.values()))
-    bare = one.visual_ids(seen, [])
+    bare = one.lay_out(seen, []).visual
     favors(one, way)
-    ids = one.visual_ids(seen, None)
+    ids = one.lay_out(seen, None).visual
     assert [len(row) - len(before) for row, before in zip(ids, bare, strict=True)] == [more, more // 2]
     assert logits(one).shape[1] == logits(one, patches=[]).shape[1] + more
 
@@ -71,7 +72,7 @@ def test_a_prompt_grows_by_the_queries_of_each_window_or_not_at_all(one: Patched
 def test_interleaved_windows_stand_before_their_own_key_frames(one: PatchedModel) -> None:
     """Key frames at 0, 1, 2 and 3 s, windows from 0 and from 2 s."""
     favors(one, "interleave")
-    (groups,) = beside(one.prepare(clips()[:1], QUESTIONS[:1]).uses, 1)
+    (groups,) = inserted(one.prepare(clips()[:1], QUESTIONS[:1]).uses, 1)
     assert [len(group) for group in groups[0]] == [3, 0, 3, 0]
 
 
@@ -144,7 +145,7 @@ def test_a_clip_without_any_of_the_senses_gets_the_base_s_answer(one: PatchedMod
 @every_addition
 def test_a_clip_with_one_of_the_senses_is_changed_by_that_one_alone(one: PatchedModel, way: str) -> None:
     favors(one, way)
-    fast = one._found("favor")[0].config.senses["fast"]
+    fast = one.applied.found("favor")[0].config.senses["fast"]
     (both,) = one.encode(clips()[:1])
     (other,) = one.encode(clips()[1:])
     borrowed = replace(both, sides=dict(both.sides) | {fast.preprocessing: other.sides[fast.preprocessing]})
@@ -161,7 +162,7 @@ def test_a_clip_with_one_of_the_senses_is_changed_by_that_one_alone(one: Patched
 def test_what_is_added_to_a_row_does_not_hang_on_its_batch(one: PatchedModel, way: str) -> None:
     """Clips of other lengths, with both senses, one or none."""
     favors(one, way)
-    slow, fast = one._found("favor")[0].config.senses.values()
+    slow, fast = one.applied.found("favor")[0].config.senses.values()
     seen = one.encode([make_clip(i, frames) for i, frames in enumerate((4, 3, 1, 4, 2))])
     seen[3], seen[4] = without(seen[3], slow), without(seen[4], slow, fast)
     together = fused(one, *seen)

@@ -69,7 +69,7 @@ def make_config(base: Base, name: str = "ears", **changes: object) -> PatchConfi
 def awaken(model: PatchedModel, name: str, scale: float = 0.5, seed: int = 1) -> None:
     """Give an untrained patch weights that act: everything that begins at zero gets noise."""
     draw = torch.Generator().manual_seed(seed)
-    attached, _ = model._found(name)
+    attached, _ = model.applied.found(name)
     for parameter in attached.parameters():
         if not parameter.any():
             noise = torch.randn(parameter.shape, generator=draw)

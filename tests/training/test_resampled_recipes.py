@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from patched import QUESTIONS, READ, RESAMPLER, clips, favor_config, favors, logits
 from pydantic import ValidationError
+from runs import begun
 from small import awaken
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -32,7 +33,10 @@ from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
 from pave.recipe import Recipe, read_recipe
 from pave.sidechannel import SideTokens
-from pave.training.run import Asked, Run, train
+from pave.training.dataset import TrainingClip, batch, training_clip
+from pave.training.loss import scores
+from pave.training.run import Run, train
+from pave.training.trainee import training
 
 # Files
 
@@ -120,15 +124,14 @@ def favor(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
 @pytest.mark.parametrize("way", ["residual", "states", "prefix"])
 def test_training_moves_all_of_the_patch_and_its_file_can_be_used(favor: Callable[..., Recipe], way: str) -> None:
     resampler, fusion = READ[way]
-    run = Run(favor("train.steps=2", f"fusion={json.dumps({'width': 32, 'heads': 2} | fusion)}", **resampler))
-    run.prepare()
-    before = run.model.export("ears").tensors
+    run = begun(favor("train.steps=2", f"fusion={json.dumps({'width': 32, 'heads': 2} | fusion)}", **resampler))
+    before = run.setup.model.export("ears").tensors
     run.fit(lambda step, steps, figures: None)
     patch = Patch.load(run.finish().patch)
     same = {name for name, tensor in patch.tensors.items() if torch.equal(tensor, before[name])}
     assert all("standard." in name or name.endswith("scale") for name in same), "what was measured, not learned"
-    run.model.remove_patch("ears")
-    assert run.model.apply_patch(patch).senses == {"audio": "logmel", "slow": "logmel"}
+    run.setup.model.remove_patch("ears")
+    assert run.setup.model.apply_patch(patch).senses == {"audio": "logmel", "slow": "logmel"}
 
 
 def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(favor: Callable[..., Recipe]) -> None:
@@ -145,15 +148,14 @@ def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(favor: Callable[.
 
 def test_the_diversity_loss_is_that_of_all_windows_of_a_step_times_its_weight(favor: Callable[..., Recipe]) -> None:
     """Each window counts the same, however many its clip has."""
-    run = Run(favor(diversity=0.5))
-    run.prepare()
-    clips = run.train_clips[:3]
+    run = begun(favor(diversity=0.5))
+    clips = run.dataset.train[:3]
     short = {key: side and side.only(side.times < 2) for key, side in clips[0].features.sides.items()}
     clips[0] = replace(clips[0], features=replace(clips[0].features, sides=short))
-    inputs, _ = run.batch(clips, run.names)
+    inputs, _ = batch(run.setup.model, clips, run.setup.names)
     (use,) = inputs.uses
-    with run.model.training("ears"):
-        run.model.forward(inputs)
+    with training(run.setup.model.applied.module("ears")):
+        run.setup.model.forward(inputs)
     resampler: Any = use.attached.resampler
     rows = [dict(zip(use.sides, row, strict=True)) for row in zip(*use.sides.values(), strict=True)]
     want = 0.5 * torch.cat([resampler(row)[1] for row in rows]).mean()
@@ -166,15 +168,14 @@ def mixed(recipe: Callable[..., Recipe]) -> Run:
     """Training of a patch that hears and sees, whose weights act, with a clip that has both, one that is deaf, one that
     lacks dense pictures, and one that has neither; their answers are of several lengths."""
     fast = "senses.fast={encoder: base-tower, options: {rate: 2, grid: [1, 1]}}"
-    run = Run(recipe(fast, f"resampler={json.dumps({**RESAMPLER, 'slots': 3})}"))
-    run.prepare()
-    audio, pictures = (encoder.spec.preprocessing for encoder in run.senses.values())
-    clips = run.train_clips[:4]
+    run = begun(recipe(fast, f"resampler={json.dumps({**RESAMPLER, 'slots': 3})}"))
+    audio, pictures = (encoder.spec.preprocessing for encoder in run.setup.senses.values())
+    clips = run.dataset.train[:4]
     for i, lacks in enumerate([(), (audio,), (pictures,), (audio, pictures)]):
         examples = tuple(replace(each, answer="a beep and a bell"[: 4 + 5 * i]) for each in clips[i].examples)
-        clips[i] = Asked(with_sides(clips[i].features, dict.fromkeys(lacks)), examples)
-    run.train_clips = clips
-    awaken(run.model, "ears")
+        clips[i] = training_clip(run.setup.model.host, with_sides(clips[i].features, dict.fromkeys(lacks)), examples)
+    run.dataset.train[:] = clips
+    awaken(run.setup.model, "ears")
     return run
 
 
@@ -182,21 +183,23 @@ def with_sides(features: ClipFeatures, sides: Mapping[str, SideTokens | None]) -
     return replace(features, sides={**features.sides, **sides})
 
 
-def learned(run: Run, clips: Sequence[Asked]) -> tuple[int, Tensor, list[Tensor]]:
+def learned(run: Run, clips: Sequence[TrainingClip]) -> tuple[int, Tensor, list[Tensor]]:
     """How many ids are learned in a step of these clips, the loss, and the gradients of all of the patch."""
-    with run.model.training("ears"):
-        scores, wanted = run.scores(*run.batch(clips, run.names))
-        loss = F.cross_entropy(scores.float(), wanted)
-        weights = [each for part in run.parameters.values() for each in part.values()]
-        found = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else [None] * len(weights)
-    zipped = zip(found, weights, strict=True)
+    with training(run.setup.model.applied.module("ears")):
+        found, wanted = scores(run.setup.model, *batch(run.setup.model, clips, run.setup.names))
+        loss = F.cross_entropy(found.float(), wanted)
+        weights = [each for part in run.trainee.parameters.values() for each in part.values()]
+        pulls = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else [None] * len(weights)
+    zipped = zip(pulls, weights, strict=True)
     return len(wanted), loss, [torch.zeros_like(weight) if each is None else each for each, weight in zipped]
 
 
 @pytest.mark.parametrize("parts", [[[0], [1], [2], [3]], [[0, 2], [1, 3]], [[3, 0, 1], [2]]])
 def test_a_step_of_clips_that_lack_senses_is_the_mean_of_its_parts_by_learned_ids(mixed: Run, parts) -> None:
-    count, loss, gradients = learned(mixed, mixed.train_clips)
-    counts, losses, pulls = zip(*(learned(mixed, [mixed.train_clips[i] for i in part]) for part in parts), strict=True)
+    count, loss, gradients = learned(mixed, mixed.dataset.train)
+    counts, losses, pulls = zip(
+        *(learned(mixed, [mixed.dataset.train[i] for i in part]) for part in parts), strict=True
+    )
     assert sum(counts) == count and len(set(counts)) > 1
     shares, strongest = torch.tensor(counts) / count, max(each.abs().max().item() for each in gradients)
     assert torch.allclose(loss, (shares * torch.stack(losses)).sum(), rtol=1e-5)
@@ -208,58 +211,63 @@ def test_a_step_of_clips_that_lack_senses_is_the_mean_of_its_parts_by_learned_id
 
 def test_a_clip_learns_nothing_from_a_sense_that_it_lacks(mixed: Run) -> None:
     """Others of its step may hear whatever they like: its scores are the same, and with neither sense the base's."""
-    audio, pictures = (encoder.spec.preprocessing for encoder in mixed.senses.values())
-    both, deaf, blind, neither = mixed.train_clips
+    audio, pictures = (encoder.spec.preprocessing for encoder in mixed.setup.senses.values())
+    both, deaf, blind, neither = mixed.dataset.train
 
-    def scores(*clips: Asked, patches: Sequence[str] | None = None) -> list[Tensor]:
+    def logits(*clips: TrainingClip, patches: Sequence[str] | None = None) -> list[Tensor]:
         with torch.no_grad():
-            inputs, labels = mixed.batch(clips, mixed.names if patches is None else patches)
-            found, _ = mixed.scores(inputs, labels)
+            inputs, labels = batch(mixed.setup.model, clips, mixed.setup.names if patches is None else patches)
+            found, _ = scores(mixed.setup.model, inputs, labels)
         return list(found.split([int((row[1:] != IGNORE).sum()) for row in labels]))
 
-    before = scores(both, deaf, blind, neither)
+    before = logits(both, deaf, blind, neither)
     for key in (audio, pictures):
         side = both.features.sides[key]
         assert side is not None
         other = replace(both, features=with_sides(both.features, {key: replace(side, x=side.x.flip(0) + 1)}))
-        after = scores(other, deaf, blind, neither)
+        after = logits(other, deaf, blind, neither)
         assert not torch.equal(after[0], before[0])
         assert all(map(torch.equal, after[1:], before[1:]))
-    assert torch.equal(scores(both, deaf, blind, neither, patches=())[3], before[3])
+    assert torch.equal(logits(both, deaf, blind, neither, patches=())[3], before[3])
 
 
 def test_each_part_learns_at_its_own_rate(favor: Callable[..., Recipe]) -> None:
     """Adam's first step moves a weight by the rate, however hard it is pulled."""
     rates = {"resampler": 1e-2, "fusion": 1e-3, "lora": 1e-4}
-    run = Run(favor("train.warmup=0", *(f"train.{part}_lr={rate}" for part, rate in rates.items())))
-    run.prepare()
-    awaken(run.model, "ears")
-    before = {part: [each.detach().clone() for each in parts.values()] for part, parts in run.parameters.items()}
+    run = begun(favor("train.warmup=0", *(f"train.{part}_lr={rate}" for part, rate in rates.items())))
+    awaken(run.setup.model, "ears")
+    before = {
+        part: [each.detach().clone() for each in parts.values()] for part, parts in run.trainee.parameters.items()
+    }
     run.step(0)
     for part, rate in rates.items():
-        moved = [(new - old).abs().max() for new, old in zip(run.parameters[part].values(), before[part], strict=True)]
+        moved = [
+            (new - old).abs().max()
+            for new, old in zip(run.trainee.parameters[part].values(), before[part], strict=True)
+        ]
         assert max(moved).item() == pytest.approx(rate, rel=0.01)
 
 
 def test_the_diversity_loss_is_learned_from_and_none_is_none(favor: Callable[..., Recipe]) -> None:
     alike = {}
     for weight in (0.0, 10.0):
-        run = Run(favor("train.steps=6", "train.batch=1", diversity=weight, output=f"out{weight}"))
-        run.prepare()
+        run = begun(favor("train.steps=6", "train.batch=1", diversity=weight, output=f"out{weight}"))
         told: list[dict[str, float]] = []
         run.fit(lambda step, steps, figures, told=told: told.append(figures))
         assert [set(each) for each in told] == [{"loss", "rate"} | ({"diversity"} if weight else set())] * 6
-        row = {sense: sides[0] for sense, sides in run.batch(run.train_clips[:1], run.names)[0].uses[0].sides.items()}
-        resampler: Any = run.attached.resampler
+        row = {
+            sense: sides[0]
+            for sense, sides in batch(run.setup.model, run.dataset.train[:1], run.setup.names)[0].uses[0].sides.items()
+        }
+        resampler: Any = run.trainee.attached.resampler
         alike[weight] = resampler(row)[1].mean().item()
     assert alike[10.0] < alike[0.0] - 0.1
 
 
 def test_the_senses_are_measured_before_training(favor: Callable[..., Recipe]) -> None:
-    run = Run(favor())
-    run.prepare()
-    attached: Any = run.attached
-    sides = [clip.features.sides[run.senses["audio"].spec.preprocessing] for clip in run.train_clips]
+    run = begun(favor())
+    attached: Any = run.trainee.attached
+    sides = [clip.features.sides[run.setup.senses["audio"].spec.preprocessing] for clip in run.dataset.train]
     heard = torch.cat([side.x.flatten(0, 2) for side in sides if side is not None])
     assert torch.allclose(attached.resampler.standard["audio"].mean, heard.double().mean(0).float(), atol=1e-5)
     assert attached.fusion["resampled"].scale != 1

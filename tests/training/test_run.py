@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from places import ROOT
+from runs import begun, quiet, trained
 from small import full_disk, write_base, write_line
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -24,38 +25,26 @@ from pave.errors import DataError, EncoderError, PatchMismatch, PatchNotFound, R
 from pave.files.tensorfile import read_metadata
 from pave.hub import catalogue
 from pave.loading.base import load_base
+from pave.model.applied import Names
 from pave.model.patched import PatchedModel
-from pave.model.steps import Names
 from pave.patch.file import Patch, read_config
 from pave.recipe import Recipe, read_recipe
 from pave.training.checkpoint import NAME
-from pave.training.run import Asked, Run, train
+from pave.training.dataset import TrainingClip, batch, see
+from pave.training.loss import scores, token_accuracy
+from pave.training.run import Run, train
+from pave.training.setup import Setup
+from pave.training.trainee import training
 
 Make = Callable[..., Recipe]
 DROPOUT = ("fusion.dropout=0.2", "lora.lora_dropout=0.2")
 
 
-def quiet(step: int, steps: int, figures: dict[str, float]) -> None:
-    """Nobody watches."""
-
-
-def prepared(recipe: Recipe) -> Run:
-    run = Run(recipe)
-    run.prepare()
-    return run
-
-
-def trained(recipe: Recipe) -> Run:
-    run = prepared(recipe)
-    run.fit(quiet)
-    return run
-
-
 @torch.no_grad()
 def logits(run: Run, count: int = 8) -> Tensor:
     """Logits of every position of the first clips' packed rows."""
-    inputs, _ = run.batch(run.train_clips[:count], [run.recipe.name])
-    return run.model.forward(inputs).logits
+    inputs, _ = batch(run.setup.model, run.dataset.train[:count], [run.setup.recipe.name])
+    return run.setup.model.forward(inputs).logits
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +125,7 @@ def test_resuming_with_another_recipe_base_or_data_is_refused(
     for change in ("lora.r=2", "train.seed=3", f"base={other_base}", f"data.train={workshop / 'altered.jsonl'}"):
         with pytest.raises(TrainingError, match="another recipe, base or data"):
             train(recipe(change), resume=True)
-    assert prepared(recipe("train.checkpoint_every=1")).resume() is None, "how often it is saved does not matter"
+    assert begun(recipe("train.checkpoint_every=1")).resume() is None, "how often it is saved does not matter"
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_run_can_start_anew(recipe: Make, whole: bytes) -> None:
@@ -175,13 +164,13 @@ def test_a_recipe_may_be_named_by_its_file_and_clips_are_counted_as_they_are_see
     result = train(workshop / "patch.yaml")
     assert result.patch == Path("runs") / recipe().name / "patch.safetensors" and result.patch.is_file()
     seen: list[tuple[int, int]] = []
-    fresh = Run(recipe(f"train.output={tmp_path / 'fresh'}"))
-    fresh.see(lambda done, total: seen.append((done, total)))
-    assert seen == [(i + 1, len(fresh.train_clips)) for i in range(len(fresh.train_clips))]
-    (next(fresh.folder.glob("features/*.safetensors"))).unlink()
+    setup = Setup.of(recipe(f"train.output={tmp_path / 'fresh'}"))
+    count = len(see(setup, seeing=lambda done, total: seen.append((done, total))).train)
+    assert seen == [(i + 1, count) for i in range(count)]
+    next(setup.recipe.output.glob("features/*.safetensors")).unlink()
     seen.clear()
-    fresh.see(lambda done, total: seen.append((done, total)))
-    assert seen == [(len(fresh.train_clips),) * 2], "what is kept is not looked at"
+    see(setup, seeing=lambda done, total: seen.append((done, total)))
+    assert seen == [(count, count)], "what is kept is not looked at"
 
 
 def test_a_patch_is_trained_on_top_of_another_that_stays_as_it_is(recipe: Make, workshop: Path, tmp_path: Path) -> None:
@@ -189,10 +178,10 @@ def test_a_patch_is_trained_on_top_of_another_that_stays_as_it_is(recipe: Make, 
     kept = below.read_bytes()
     words = ("name=above", "senses={fine: {encoder: logmel, options: {bands: 8, rate: 20}}}")
     run = trained(recipe(*words, f"train.on_top_of=[{below}]", output="above"))
-    assert list(run.model.patches) == run.names == ["below", "above"]
-    frozen = run.model.attached()[0]
+    assert list(run.setup.model.patches) == run.setup.names == ["below", "above"]
+    frozen = run.setup.model.attached()[0]
     assert all(parameter.grad is None for parameter in frozen.parameters())
-    assert Patch.load(below).sha256 == run.model.patches["below"].sha256 and below.read_bytes() == kept
+    assert Patch.load(below).sha256 == run.setup.model.patches["below"].sha256 and below.read_bytes() == kept
     result = run.finish()
     alone = train(recipe(*words, output="alone")).patch
     first, second = Patch.load(result.patch), Patch.load(alone)
@@ -212,9 +201,9 @@ def test_a_patch_is_trained_on_top_of_another_that_stays_as_it_is(recipe: Make, 
 def test_training_goes_on_from_a_patch(recipe: Make, tmp_path: Path) -> None:
     first = train(recipe("name=first", output="first")).patch
     kept = first.read_bytes()
-    run = prepared(recipe(f"train.start_from={first}", output="second"))
-    begun, tensors = run.model.export(run.recipe.name).tensors, Patch.load(first).tensors
-    assert begun.keys() == tensors.keys() and all(torch.equal(begun[name], tensors[name]) for name in begun)
+    run = begun(recipe(f"train.start_from={first}", output="second"))
+    start, tensors = run.setup.model.export(run.setup.recipe.name).tensors, Patch.load(first).tensors
+    assert start.keys() == tensors.keys() and all(torch.equal(start[name], tensors[name]) for name in start)
     run.fit(quiet)
     second = Patch.load(run.finish().patch)
     assert any(not torch.equal(second.tensors[name], tensors[name]) for name in tensors) and first.read_bytes() == kept
@@ -242,29 +231,31 @@ def test_training_goes_on_from_a_patch(recipe: Make, tmp_path: Path) -> None:
 def test_a_patch_of_another_shape_is_nothing_to_go_on_from(recipe: Make, words: str, said: str) -> None:
     first = train(recipe("name=first", output="first")).patch
     with pytest.raises(RecipeError, match=f"train.start_from=.*{said}"):
-        Run(recipe(words, f"train.start_from={first}"))
+        Setup.of(recipe(words, f"train.start_from={first}"))
     with pytest.raises(PatchNotFound, match="no patch, folder or file"):
-        Run(recipe("train.start_from=nowhere"))
+        Setup.of(recipe("train.start_from=nowhere"))
 
 
 def test_patches_that_cannot_share_a_row_are_refused_before_clips_are_seen(recipe: Make, tmp_path: Path) -> None:
     below = train(recipe("name=below", "newline=grid", output="below")).patch
     with pytest.raises(PatchMismatch, match="lay out the prompt differently"):
-        Run(recipe(f"train.on_top_of=[{below}]"))
+        Setup.of(recipe(f"train.on_top_of=[{below}]"))
 
 
 def test_rows_of_a_step_may_ask_for_different_patches(recipe: Make) -> None:
-    run = prepared(recipe())
-    name = run.recipe.name
-    for parameter in run.parameters["lora"].values():
+    run = begun(recipe())
+    name = run.setup.recipe.name
+    for parameter in run.trainee.parameters["lora"].values():
         parameter.data.normal_(generator=torch.Generator().manual_seed(0))
-    clips = run.train_clips[:2]
+    clips = run.dataset.train[:2]
 
-    def gradient(clips: list[Asked], patches: Names) -> dict[str, Tensor]:
-        scores, wanted = run.scores(*run.batch(clips, patches))
-        cross_entropy(scores.float(), wanted, reduction="sum").backward()
-        found = {path: each.grad.clone() for path, each in run.parameters["lora"].items() if each.grad is not None}
-        run.optimiser.zero_grad()
+    def gradient(clips: list[TrainingClip], patches: Names) -> dict[str, Tensor]:
+        found, wanted = scores(run.setup.model, *batch(run.setup.model, clips, patches))
+        cross_entropy(found.float(), wanted, reduction="sum").backward()
+        found = {
+            path: each.grad.clone() for path, each in run.trainee.parameters["lora"].items() if each.grad is not None
+        }
+        run.trainee.optimiser.zero_grad()
         return found
 
     mixed, first = gradient(clips, [[name], []]), gradient(clips[:1], [name])
@@ -278,9 +269,9 @@ def test_rows_of_a_step_may_ask_for_different_patches(recipe: Make) -> None:
 
 
 def test_every_epoch_sees_every_clip_once(recipe: Make) -> None:
-    run = prepared(recipe("train.batch=4"))
-    count = len(run.train_clips)
-    drawn = [id(clip) for step in range(count) for clip in run._clips_of(step)]
+    run = begun(recipe("train.batch=4"))
+    count = len(run.dataset.train)
+    drawn = [id(clip) for step in range(count) for clip in run.clips_of(step)]
     epochs = [drawn[i : i + count] for i in range(0, len(drawn), count)]
     assert all(len(set(epoch)) == count for epoch in epochs) and len(epochs) == 4
     assert len({tuple(epoch) for epoch in epochs}) > 1
@@ -290,25 +281,32 @@ def test_every_epoch_sees_every_clip_once(recipe: Make) -> None:
 
 
 def test_the_loss_falls_and_the_base_stays_bit_for_bit(recipe: Make) -> None:
-    run = prepared(recipe("train.steps=40", "train.batch=6", "train.checkpoint_every=100", "train.lora_lr=5e-3"))
-    before = {name: value.clone() for name, value in run.model.base_state_dict().items()}
+    run = begun(recipe("train.steps=40", "train.batch=6", "train.checkpoint_every=100", "train.lora_lr=5e-3"))
+    before = {name: value.clone() for name, value in run.setup.model.base_state_dict().items()}
     run.fit(quiet)
     assert run.losses[-1] < 0.6 * run.losses[0]
-    after = run.model.base_state_dict()
+    after = run.setup.model.base_state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    assert all(parameter.grad is None for parameter in run.model.base.parameters())
-    assert not any(module.training for module in run.model.base.modules())
-    assert run.accuracy(run.train_clips)["all"] > run.accuracy(run.train_clips, patched=False)["all"]
+    assert all(parameter.grad is None for parameter in run.setup.model.base.parameters())
+    assert not any(module.training for module in run.setup.model.base.modules())
+    assert (
+        token_accuracy(run.setup.model, run.dataset.train, run.setup.names, 8)["all"]
+        > token_accuracy(run.setup.model, run.dataset.train, run.setup.names[:-1], 8)["all"]
+    )
 
 
 def test_a_patch_that_is_saved_and_loaded_answers_as_the_trained_one(recipe: Make, workshop: Path) -> None:
     run = trained(recipe("train.steps=8"))
-    result, trained_logits, accuracy = run.finish(), logits(run), run.accuracy(run.train_clips)
-    run.model.remove_patch("ears")
-    run.model.apply_patch(result.patch)
+    result, trained_logits, accuracy = (
+        run.finish(),
+        logits(run),
+        token_accuracy(run.setup.model, run.dataset.train, run.setup.names, 8),
+    )
+    run.setup.model.remove_patch("ears")
+    run.setup.model.apply_patch(result.patch)
     assert torch.equal(logits(run), trained_logits)
-    assert run.accuracy(run.train_clips) == accuracy
-    run.model.set_weight("ears", 0.5)
+    assert token_accuracy(run.setup.model, run.dataset.train, run.setup.names, 8) == accuracy
+    run.setup.model.set_weight("ears", 0.5)
     assert not torch.equal(logits(run), trained_logits), "the comparison can fail"
 
 
@@ -331,16 +329,16 @@ def mixed(recipe: Make, workshop: Path) -> Callable[..., Recipe]:
 
 
 def deaf_rows(run: Run) -> Tensor:
-    return torch.tensor([all(side is None for side in clip.features.sides.values()) for clip in run.train_clips])
+    return torch.tensor([all(side is None for side in clip.features.sides.values()) for clip in run.dataset.train])
 
 
 def test_rows_without_sound_get_the_base_logits_while_training(mixed: Make) -> None:
     run = trained(mixed())
     deaf = deaf_rows(run)
     assert deaf.sum() == 2
-    with run.model.training("ears"):
+    with training(run.setup.model.applied.module("ears")):
         patched = logits(run)
-    with run.model.patches_off():
+    with run.setup.model.patches_off():
         base = logits(run)
     assert torch.equal(patched[deaf], base[deaf])
     assert all(not torch.equal(patched[i], base[i]) for i in (~deaf).nonzero()[:, 0])
@@ -351,20 +349,20 @@ def test_lora_stays_on_without_sound_where_the_recipe_says_so(mixed: Make) -> No
     patch = Patch.load(run.finish().patch)
     assert patch.config.keep_lora_when_absent is True
     deaf = deaf_rows(run)
-    run.model.remove_patch("ears")
-    run.model.apply_patch(patch)
+    run.setup.model.remove_patch("ears")
+    run.setup.model.apply_patch(patch)
     patched = logits(run)
-    with run.model.patches_off():
+    with run.setup.model.patches_off():
         base = logits(run)
     assert all(not torch.equal(patched[i], base[i]) for i in deaf.nonzero()[:, 0])
 
 
 def test_a_step_without_any_sound_changes_nothing(mixed: Make) -> None:
     run = trained(mixed())
-    run.train_clips = [clip for clip, deaf in zip(run.train_clips, deaf_rows(run), strict=True) if deaf]
-    before = run.model.export("ears")
+    run.dataset.train[:] = [clip for clip, deaf in zip(run.dataset.train, deaf_rows(run), strict=True) if deaf]
+    before = run.setup.model.export("ears")
     loss = run.step(0)
-    after = run.model.export("ears")
+    after = run.setup.model.export("ears")
     assert loss > 0 and after.sha256 == before.sha256
 
 
@@ -394,20 +392,20 @@ def test_data_in_which_no_clip_has_sound_is_refused(recipe: Make, workshop: Path
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_rates_named(recipe: Make) -> None:
-    spoiled = prepared(recipe("train.steps=2", "train.checkpoint_every=1"))
+    spoiled = begun(recipe("train.steps=2", "train.checkpoint_every=1"))
     cause = r"step {}.*train.fusion_lr=\S+ or train.lora_lr=\S+; {}"
 
     def spoil(step: int, *_: object) -> None:
-        next(iter(spoiled.parameters["lora"].values())).data.fill_(torch.inf)
+        next(iter(spoiled.trainee.parameters["lora"].values())).data.fill_(torch.inf)
 
     with pytest.raises(TrainingError, match=cause.format(2, "the last good checkpoint, of step 1, is in")):
         spoiled.fit(spoil)
-    again = prepared(spoiled.recipe)
+    again = begun(spoiled.setup.recipe)
     again.resume()
-    assert again.begin == 1
-    assert all(parameter.isfinite().all() for part in again.parameters.values() for parameter in part.values())
-    fresh = prepared(spoiled.recipe)  # into the same folder, where the checkpoint of another run lies
-    next(iter(fresh.parameters["lora"].values())).data.fill_(torch.inf)
+    assert again.kept == 1
+    assert all(parameter.isfinite().all() for part in again.trainee.parameters.values() for parameter in part.values())
+    fresh = begun(spoiled.setup.recipe)  # into the same folder, where the checkpoint of another run lies
+    next(iter(fresh.trainee.parameters["lora"].values())).data.fill_(torch.inf)
     with pytest.raises(TrainingError, match=cause.format(1, "no checkpoint of this run")):
         fresh.fit(spoil)
 
@@ -461,12 +459,12 @@ def test_tokens_beside_the_visual_ones_are_trained_and_compared_with_the_base(
 
 def test_bfloat16_bases_train_their_patch_in_float32(recipe: Make) -> None:
     run = trained(recipe("train.dtype=bfloat16"))
-    assert run.model.host.dtype == torch.bfloat16
-    assert {value.dtype for value in run.model.export("ears").tensors.values()} == {torch.float32}
+    assert run.setup.model.host.dtype == torch.bfloat16
+    assert {value.dtype for value in run.setup.model.export("ears").tensors.values()} == {torch.float32}
     trained_logits = logits(run)
     patch = run.finish().patch
-    run.model.remove_patch("ears")
-    run.model.apply_patch(patch)
+    run.setup.model.remove_patch("ears")
+    run.setup.model.apply_patch(patch)
     assert torch.equal(logits(run), trained_logits)
 
 

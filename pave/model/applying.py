@@ -1,0 +1,86 @@
+"""From the name of a patch to modules that are ready to come in.
+
+In: a name of the catalogue, an alias, a folder, a file, `user/repo@revision`, or a patch in memory. Out: its modules,
+frozen, and the facts for its report; or a PatchError, before anything has changed. Knows nothing of clips and prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pave.base import Base
+from pave.config import PatchConfig
+from pave.encoder import missing
+from pave.errors import PatchMismatch
+from pave.hub.locate import locate, refuse_revision
+from pave.model.perception import Perception
+from pave.patch.attached import Attached
+from pave.patch.base_match import base_match
+from pave.patch.file import Patch
+from pave.patch.filenames import is_peft
+from pave.patch.peft import load_peft
+from pave.patch.report import PatchReport
+
+
+def find_patch(source: str | Path | Patch, revision: str | None, base: Base) -> tuple[Patch, str]:
+    """A patch by what it is called, also a plain LoRA in a folder of PEFT's; and a remark on how it was found."""
+    if isinstance(source, Patch):
+        refuse_revision(source.source, "is a patch in memory", revision)
+        return source, ""
+    place = locate(source, revision, base.dim, base.model_type)
+    if is_peft(place.path):
+        return replace(load_peft(place.path, base), source=place.source), place.remark
+    return place.load(), place.remark
+
+
+def fitted(
+    patch: Patch, found: str, perception: Perception, here: Mapping[str, PatchReport], strict: bool
+) -> tuple[Attached, dict[str, Any]]:
+    """The modules of a patch, and the facts for its report. The base's weights are hashed only when all else fits."""
+    base = perception.host
+    attached = Attached.of(patch, base)
+    match = base_match(patch.config, base, patch.source, strict)
+    remarks = (*([found] if found else []), *_remarks(patch.config, patch.source, perception, here))
+    facts = {"source": patch.source, "sha256": patch.sha256, "bytes": patch.nbytes}
+    return attached, {"base_match": match, "remarks": remarks, **facts}
+
+
+def built(
+    config: PatchConfig, tensors: Mapping[str, Tensor] | None, base: Base, source: str, *, trainable: bool
+) -> Attached:
+    """Modules of a config: untrained ones, which change nothing yet, or with `tensors`."""
+    attached = Attached(config, base, blank=tensors is not None)
+    if tensors is not None:
+        attached.load({name: value.clone() if trainable else value for name, value in tensors.items()}, source)
+    return attached.ready(trainable=trainable)
+
+
+def _remarks(
+    config: PatchConfig, source: str, perception: Perception, here: Mapping[str, PatchReport]
+) -> tuple[str, ...]:
+    """What a user should know; an encoder that has become another one since the training is refused. Without its
+    encoder, a patch still reads features that somebody brings along."""
+    remarks = []
+    for sense, facts in config.senses.items():
+        if lacking := missing(facts.encoder):
+            remarks.append(f"{lacking}; {sense} is perceived only where ClipFeatures hold it as SideTokens")
+            continue
+        spec = perception.encoder(facts).spec
+        if spec.dim != facts.dim or spec.preprocessing != facts.preprocessing:
+            cause = f"its {sense} was trained on {facts.encoder} {facts.revision} ({facts.dim} channels)"
+            remedy = f"this one is {spec.revision} ({spec.dim} channels); use the version of PAVE that trained it"
+            raise PatchMismatch(source, cause, remedy)
+    frames = perception.host.frames
+    if config.base.frames != frames:
+        remarks.append(f"trained with {config.base.frames} key frames, this base looks at {frames}")
+    known = {report.sha256 for report in here.values()}
+    below = config.training.get("on_top_of")
+    for name, sha256 in below.items() if isinstance(below, dict) else ():
+        if sha256 not in known:
+            remarks.append(f"trained on top of {name} (sha256 {str(sha256)[:16]}), which is not applied here")
+    return tuple(remarks)

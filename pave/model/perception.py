@@ -1,0 +1,79 @@
+"""What frozen networks see and hear: the vision tower of a base, and side-channel encoders, each built once.
+
+In: clips. Out: `ClipFeatures`. Knows nothing of patches, files and questions.
+
+t key frames
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from pave.base import Base
+from pave.config import SenseConfig
+from pave.encoder import Encoder, load_encoder
+from pave.errors import SignalError
+from pave.media.clip import Clip
+from pave.model.inputs import ClipFeatures
+
+
+class Perception:
+    """A base's vision tower, and the encoders that have been asked for."""
+
+    def __init__(self, host: Base) -> None:
+        self.host = host
+        self._built: dict[str, Encoder] = {}
+        self._lock = threading.Lock()  # an encoder is built once, whoever asks first
+
+    def encoder(self, sense: SenseConfig) -> Encoder:
+        """The frozen encoder of a sense."""
+        key = f"{sense.encoder} {sorted(sense.options.items())}"
+        with self._lock:
+            if key not in self._built:
+                self._built[key] = load_encoder(sense.encoder, **sense.options).on(self.host)
+            return self._built[key]
+
+    def encoders(self, senses: Iterable[SenseConfig | Encoder]) -> dict[str, Encoder]:
+        """The frozen encoders of senses, each once, by `spec.preprocessing`."""
+        built = [sense if isinstance(sense, Encoder) else self.encoder(sense) for sense in senses]
+        return {encoder.spec.preprocessing: encoder for encoder in built}
+
+    @torch.no_grad()
+    def encode(
+        self, clips: Sequence[Clip], senses: Iterable[SenseConfig | Encoder], chunk: int | None = None
+    ) -> list[ClipFeatures]:
+        """Features of clips: one vision pass for all, one pass of each encoder per clip. `chunk` bounds the frames of
+        one vision pass."""
+        for clip in clips:
+            if not isinstance(clip, Clip):
+                raise SignalError(f"got {clip!r} for a clip; give Clip.read(path), or Clip.from_frames(frames)")
+        encoders = self.encoders(senses)
+        visual = self.host.encode([self.host.pixels(clip) for clip in clips], [_times(clip) for clip in clips], chunk)
+        features = []
+        for i, clip in enumerate(clips):
+            count = int(visual.frames[i])
+            sides = {key: encoder.encode(clip) for key, encoder in encoders.items()}
+            absent = {key: encoders[key].lacks(clip) for key, side in sides.items() if side is None}
+            parts = (visual.vision[i, :count], visual.tokens[i, :count], visual.times[i, :count])
+            deep = None if visual.deep is None else visual.deep[i, :count]
+            features.append(ClipFeatures(*parts, sides, absent, deep))
+        return features
+
+    def features(
+        self, clips: Sequence[ClipFeatures | Clip], senses: Iterable[SenseConfig | Encoder]
+    ) -> list[ClipFeatures]:
+        """The same, of what is not encoded yet; a clip that comes more than once is encoded once."""
+        fresh = {id(clip): clip for clip in clips if not isinstance(clip, ClipFeatures)}
+        seen = dict(zip(fresh, self.encode(list(fresh.values()), senses), strict=True)) if fresh else {}
+        return [clip if isinstance(clip, ClipFeatures) else seen[id(clip)] for clip in clips]
+
+
+def _times(clip: Clip) -> Tensor:
+    """Seconds of the key frames (t,)."""
+    if clip.times is None:
+        raise SignalError("the clip's frames have no times; give Clip.from_frames(frames, times=seconds)")
+    return clip.times

@@ -1,0 +1,136 @@
+"""What a run is made of, before any clip is read: the base, frozen patches below, encoders, and what is trained.
+
+In: a recipe. Out: a `Setup`, or the error that says why this recipe cannot be trained here; the base, which may be
+large, is fetched last of what can be refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from pave.base import Base
+from pave.config import PatchConfig
+from pave.data import refuse_no_file
+from pave.encoder import Encoder, missing
+from pave.errors import EncoderError, RecipeError
+from pave.features.cache import FeatureStore
+from pave.fusion.clock import refuse_overflow
+from pave.model.layout import refuse_apart
+from pave.model.patched import PatchedModel, load
+from pave.patch.attached import Attached
+from pave.patch.base_match import base_match
+from pave.patch.file import Patch
+from pave.patch.report import PatchReport
+from pave.recipe import Recipe
+
+# Said elsewhere in the patch, or without influence on its weights.
+UNRECORDED = {
+    "output",
+    "keep_lora_when_absent",
+    "eval_every",
+    "checkpoint_every",
+    "gradient_checkpointing",
+    "on_top_of",
+    "start_from",
+}
+# In these a recipe agrees with the patch that it goes on from.
+SHAPE = ("senses", "resampler", "fusion", "lora", "newline", "prompt")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A recipe and what it names, opened."""
+
+    recipe: Recipe
+    model: PatchedModel
+    below: tuple[PatchReport, ...]  # frozen patches that the new one is trained on top of
+    senses: Mapping[str, Encoder]
+    store: FeatureStore
+    start: Patch | None  # the patch to go on from
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Setup:
+        """Open what a recipe names."""
+        if recipe.output.exists() and not recipe.output.is_dir():
+            raise RecipeError(f"train.output={recipe.output}: is a file; give a folder")
+        for lacking in filter(None, (missing(each.encoder) for each in recipe.senses.values())):
+            raise EncoderError(lacking)
+        for file in filter(None, (recipe.data.train, recipe.data.val)):
+            refuse_no_file(file)
+        model = load(recipe.base, dtype=recipe.train.dtype, frames=recipe.frames)
+        below = tuple(model.apply_patch(each) for each in recipe.train.on_top_of)
+        senses = {sense: model.encoder(config) for sense, config in recipe.senses.items()}
+        encoders = {each.spec.preprocessing: each for each in (*model.encoders(), *senses.values())}
+        store = FeatureStore(model, list(encoders.values()), recipe.output / "features", recipe.data.features)
+        start = _start(recipe, model, senses)
+        setup = cls(recipe, model, below, senses, store, start)
+        with torch.device("meta"):  # what cannot be built, or not beside the others, is refused before any clip is seen
+            refuse_apart(model.host, [*model.attached(), Attached(setup.config(), model.host)])
+        return setup
+
+    @property
+    def names(self) -> list[str]:
+        """All patches that run in a step, the trained one last."""
+        return [*(report.name for report in self.below), self.recipe.name]
+
+    @property
+    def streams(self) -> set[str]:
+        """The signals beside a video that encoders read; sound is in the video itself."""
+        return {each.spec.sense for each in (*self.model.encoders(), *self.senses.values())} - {"audio"}
+
+    def config(self, clips: int = 0, questions: int = 0) -> PatchConfig:
+        """What the patch file will say of itself, trained on so many clips and questions."""
+        config = patch_config(self.recipe, self.model.host, self.senses)
+        training = {
+            "clips": clips,
+            "questions": questions,
+            **config.training,
+            **({"on_top_of": {each.name: each.sha256 for each in self.below}} if self.below else {}),
+            **({"start_from": {self.start.config.name: self.start.sha256}} if self.start else {}),
+        }
+        told = {sense: {"weights": self.store.weights(encoder)} for sense, encoder in self.senses.items()}
+        senses = {sense: facts.model_copy(update=told[sense]) for sense, facts in config.senses.items()}
+        return config.model_copy(update={"training": training, "senses": senses})
+
+
+def patch_config(recipe: Recipe, base: Base, encoders: Mapping[str, Encoder]) -> PatchConfig:
+    """What a patch file of this recipe says of itself before any clip is seen; no paths, no time stamps."""
+    for sense, encoder in encoders.items():
+        if recipe.resampler:
+            refuse_overflow(sense, encoder.spec.rate, encoder.spec.grid, recipe.resampler)
+    return PatchConfig(
+        name=recipe.name,
+        description=recipe.description,
+        base=base.facts(),
+        newline=recipe.newline or base.newlines[0],
+        prompt=base.template,
+        senses={sense: encoders[sense].spec.facts(config.align) for sense, config in recipe.senses.items()},
+        resampler=recipe.resampler,
+        fusion=recipe.fusion,
+        lora=recipe.lora,
+        licence=recipe.licence,
+        keep_lora_when_absent=recipe.train.keep_lora_when_absent,
+        training=recipe.train.model_dump(mode="json", exclude=UNRECORDED),
+    )
+
+
+def _start(recipe: Recipe, model: PatchedModel, senses: Mapping[str, Encoder]) -> Patch | None:
+    """The patch to go on from, which has to be of the recipe's shape."""
+    source = recipe.train.start_from
+    if source is None:
+        return None
+    patch, _ = model.find_patch(source)
+    base_match(patch.config, model.host, source, strict=False)
+    theirs, ours = (
+        config.model_dump(mode="json", include=set(SHAPE), exclude={"senses": {"__all__": {"weights"}}})
+        for config in (patch.config, patch_config(recipe, model.host, senses))
+    )
+    for key in SHAPE:
+        if theirs[key] != ours[key]:
+            raise RecipeError(
+                f"train.start_from={source}: its {key} is {theirs[key]}, the recipe's {ours[key]}; make them equal"
+            )
+    return patch

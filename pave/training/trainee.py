@@ -1,0 +1,112 @@
+"""The patch that is trained: its parameters, its optimiser, and how it begins.
+
+In: a model and a config. Out: a `Trainee`, whose patch is scaled to what some clips hold.
+
+t key frames, s visual tokens per key frame, d channels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import nn
+
+from pave.model.inputs import ClipFeatures
+from pave.model.patched import PatchedModel
+from pave.patch.attached import Attached
+from pave.patch.lora import recompute_context
+from pave.training.dataset import Dataset
+from pave.training.setup import Setup
+
+CALIBRATION = 16  # clips that an untrained fusion is fitted to
+BETAS = (0.9, 0.98)  # of AdamW
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A patch in training."""
+
+    attached: Attached
+    parameters: dict[str, dict[str, nn.Parameter]]  # by part: "resampler", "fusion" and "lora"
+    optimiser: torch.optim.Optimizer
+    rates: tuple[float, ...]  # of the optimiser's groups, at their peak
+
+    @classmethod
+    def of(cls, setup: Setup, dataset: Dataset) -> Trainee:
+        """Put an untrained patch into the model, or the one to go on from, and give it an optimiser."""
+        recipe, model, options = setup.recipe, setup.model, setup.recipe.train
+        torch.manual_seed(options.seed)
+        begun = None if setup.start is None else setup.start.weights()
+        config = setup.config(len(dataset.train), dataset.questions)
+        attached = model.attach(recipe.name, config, begun, trainable=True)
+        if begun is None:
+            heard = dataset.sensing() or dataset.train
+            calibrate(attached, [clip.features for clip in heard[:CALIBRATION]])
+        checkpoint_activations(model, options.gradient_checkpointing)
+        parameters = trainable(attached)
+        peaks = {"resampler": options.resampler_lr, "fusion": options.fusion_lr, "lora": options.lora_lr}
+        groups = [{"params": list(parameters[part].values()), "lr": peaks[part]} for part in peaks if parameters[part]]
+        optimiser = torch.optim.AdamW(groups, betas=BETAS, weight_decay=options.weight_decay)
+        return cls(attached, parameters, optimiser, tuple(group["lr"] for group in groups))
+
+    def set_rates(self, factor: float) -> float:
+        """Rates as a part of their peak; gives that of the first group."""
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        return self.optimiser.param_groups[0]["lr"]
+
+    def clip_gradients(self, most: float) -> torch.Tensor:
+        """Shorten the gradient of all parameters to `most`; gives its length before."""
+        parts = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        return torch.nn.utils.clip_grad_norm_(parts, most)
+
+
+def trainable(attached: Attached) -> dict[str, dict[str, nn.Parameter]]:
+    """The parameters of a patch by part: "resampler", "fusion" and "lora"."""
+    parts: dict[str, dict[str, nn.Parameter]] = {"resampler": {}, "fusion": {}, "lora": {}}
+    for path, parameter in attached.named_parameters():
+        parts[path.partition(".")[0]][path] = parameter
+    return parts
+
+
+def calibrate(attached: Attached, clips: Sequence[ClipFeatures]) -> None:
+    """Fit the untrained fusions, or the resampler before them, to what is seen and heard in some clips."""
+    tokens = torch.cat([rearrange(clip.tokens, "t s d -> (t s) d") for clip in clips]).float()
+    heard = {}
+    for sense, facts in attached.config.senses.items():
+        sides = [side for clip in clips if (side := clip.sides[facts.preprocessing]) is not None]
+        found = [side.x[side.valid] for side in sides] or [tokens.new_zeros(0, facts.dim)]
+        heard[sense] = torch.cat(found).float()
+    if attached.resampler is not None:
+        attached.resampler.calibrate(heard)
+    for read in attached.fusion:
+        fusion: Any = attached.fusion[read]
+        fusion.calibrate(tokens, heard.get(read, tokens.new_zeros(0, 0)))  # a resampler has scaled what it makes
+
+
+@contextmanager
+def training(attached: Attached) -> Iterator[None]:
+    """Within the block the patch is in training mode (dropout); the base stays in eval mode."""
+    attached.train()
+    try:
+        yield
+    finally:
+        attached.eval()
+
+
+def checkpoint_activations(model: PatchedModel, enable: bool = True) -> None:
+    """Recompute the language model's layers in the backward pass instead of keeping them. Hugging Face does so in train
+    mode only, so the decoder's flag follows `enable`."""
+    base: Any = model.base
+    kind = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"  # the name before 5.23
+    if enable:
+        options = {"use_reentrant": False, "context_fn": recompute_context}
+        getattr(base, f"{kind}_checkpointing_enable")(options)
+    else:
+        getattr(base, f"{kind}_checkpointing_disable")()
+    model.host.language_model.train(enable)
