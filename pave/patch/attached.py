@@ -127,7 +127,8 @@ class Attached(nn.Module):
         """Take over all tensors of a patch, themselves and not copies; names and shapes must fit exactly."""
         wrong = misfits(self.state_dict(), {name: tuple(value.shape) for name, value in tensors.items()})
         if wrong:
-            raise PatchMismatch(source, f"tensors do not fit this base: {wrong}", elsewhere(self.config.base))
+            part = "LoRA does" if wrong.startswith("lora.") else "tensors do"
+            raise PatchMismatch(source, f"its {part} not fit this base: {wrong}", elsewhere(self.config.base))
         modules = dict(self.named_modules())
         for name, value in tensors.items():  # as load_state_dict(assign=True) does, which takes three times as long
             path, _, leaf = name.rpartition(".")
