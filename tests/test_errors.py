@@ -26,8 +26,8 @@ def test_every_error_is_public():
     assert all(getattr(pave, error.__name__) is error for error in ours())
 
 
-@pytest.mark.parametrize("kind", [error for error in every_error() if issubclass(error, errors.PatchError)])
-def test_patch_error_names_file_cause_and_remedy(kind):
+@pytest.mark.parametrize("kind", [error for error in every_error() if issubclass(error, errors.FileError)])
+def test_error_of_a_file_names_file_cause_and_remedy(kind):
     error = kind("a.safetensors", "it is empty", "fetch it again")
     assert str(error) == "a.safetensors: it is empty; fetch it again"
     assert (error.file, error.cause, error.remedy) == ("a.safetensors", "it is empty", "fetch it again")
@@ -35,7 +35,7 @@ def test_patch_error_names_file_cause_and_remedy(kind):
 
 @pytest.mark.parametrize("kind", ours(), ids=lambda kind: kind.__name__)
 def test_error_comes_whole_out_of_a_worker_process(kind):
-    words = ("f", "c", "r") if issubclass(kind, errors.PatchError) else ("what; remedy",)
+    words = ("f", "c", "r") if issubclass(kind, errors.FileError) else ("what; remedy",)
     error = pickle.loads(pickle.dumps(kind(*words)))
     assert type(error) is kind and str(error) == str(kind(*words))
 
