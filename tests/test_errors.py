@@ -65,9 +65,9 @@ def test_an_error_of_a_file_becomes_the_kind_that_is_known_there_and_says_the_sa
 
 
 def test_an_impossible_value_in_a_call_is_a_mistake_of_use_and_says_what_is_possible():
-    with pytest.raises(errors.UsageError, match="split='tset'; scenes belong to .*test"):
+    with pytest.raises(errors.UsageError, match=r"split='tset'; scenes belong to .*test"):
         draw_scene(0, "tset")  # type: ignore[arg-type]
-    with pytest.raises(errors.UsageError, match="no such sound 'moo'; known: .*bell"):
+    with pytest.raises(errors.UsageError, match=r"no such sound 'moo'; known: .*bell"):
         tone("moo", np.random.default_rng(0))
 
 
