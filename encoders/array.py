@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 
 from pave.encoder import Encoder, EncoderSpec
-from pave.errors import EncoderError, PatchError, SignalError
+from pave.errors import EncoderError, SignalError, raised_as
 from pave.files import tensorfile
 from pave.media import Clip, Signal, tensor_of
 from pave.sidechannel import SideTokens
@@ -107,14 +107,13 @@ def _read(path: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Values, and times where the file has them."""
     try:
         if path.suffix == ".safetensors":
-            tensors, _ = tensorfile.read(path)
+            with raised_as(SignalError, remedy="write the sensor's rows again"):
+                tensors, _ = tensorfile.read(path)
             if "values" not in tensors:
                 raise SignalError(f"{path}: holds {sorted(tensors)}; name the rows values, and their seconds times")
             return tensors["values"], tensors.get("times")
         with path.open("rb") as file:
             return torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False)), None
-    except PatchError as error:
-        raise SignalError(f"{path}: {error.cause}; write the sensor's rows again") from None
     except (OSError, ValueError, EOFError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise SignalError(f"{path}: no readable array ({reason}); give .npy or .safetensors of numbers") from None

@@ -24,7 +24,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pave.encoder import Encoder, EncoderSpec, Pass
-from pave.errors import EncoderError, PatchError
+from pave.errors import EncoderError, raised_as
 from pave.files import pickled
 from pave.media import Clip
 from pave.senses.fbank import HOP, POVEY, SAMPLE_RATE, fbank, listen, pieces_of
@@ -96,11 +96,9 @@ class BeatsAudio(Encoder):
             raise EncoderError(
                 f"beats-audio has no weights; {again} by the option weights, or in the environment by {PLACE}"
             )
-        try:
+        with raised_as(EncoderError, source):
             path = find(source, (f"{self.release}.pt",), "main", again)
             network = beats(*pickled.read_part(path, "model"), self.sizes, source, again)
-        except PatchError as error:
-            raise EncoderError(f"{source}: {error.cause}; {error.remedy}") from None
         return network.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pave.encoder import Encoder, EncoderSpec, Pass, Pieces, consent
-from pave.errors import EncoderError, PatchError
+from pave.errors import EncoderError, raised_as
 from pave.files import pickled
 from pave.media import Clip
 from pave.senses.fbank import SAMPLE_RATE, fbank
@@ -191,13 +191,12 @@ class Scale(nn.Module):
 def _read(words: str) -> dict[str, Tensor]:
     """The audio branch in a file of this machine, or of the Hub."""
     try:
-        path = _locate(words)
-        if path.suffix != ".safetensors":
-            return pickled.read(path, inside=BRANCH)
+        with raised_as(EncoderError, words):
+            path = _locate(words)
+            if path.suffix != ".safetensors":
+                return pickled.read(path, inside=BRANCH)
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if BRANCH in name}  # noqa: SIM118
-    except PatchError as error:
-        raise EncoderError(f"{words}: {error.cause}; {error.remedy}") from None
     except (SafetensorError, OSError) as error:
         raise EncoderError(f"{words}: cannot be read ({error}); fetch it again") from None
 

@@ -12,6 +12,8 @@ from pave.errors import (
     BaseModelError,
     DataError,
     EncoderError,
+    FileDamaged,
+    FileError,
     MediaError,
     PatchDamaged,
     PatchError,
@@ -22,6 +24,7 @@ from pave.errors import (
     RecipeError,
     SignalError,
     TrainingError,
+    UsageError,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ __all__ = [
     "Clip",
     "DataError",
     "EncoderError",
+    "FileDamaged",
+    "FileError",
     "MediaError",
     "Patch",
     "PatchDamaged",
@@ -51,6 +56,7 @@ __all__ = [
     "RecipeError",
     "SignalError",
     "TrainingError",
+    "UsageError",
     "__version__",
     "evaluate",
     "list_patches",

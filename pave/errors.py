@@ -8,16 +8,20 @@ PaveError
 ├── DataError           a line of a data file is broken; the message has its number
 ├── TrainingError       a run cannot go on (not a number, no data, a folder of another run)
 ├── SignalError         a side signal has the wrong shape, is not finite or is on no clock
-└── PatchError          a patch cannot be used; names file, cause and remedy
-    ├── PatchNotFound       no patch of this name, folder or file
-    ├── PatchDamaged        bytes, header or tensors are not what the file says of itself
-    ├── PatchFormatError    written in another or newer format
-    └── PatchMismatch       made for another base, or its tensors do not fit
+├── UsageError          a function was called with an impossible value; a ValueError, too
+└── FileError           a file cannot be opened, read or written; names file, cause and remedy
+    ├── FileDamaged         its content is not what a file of its kind holds
+    └── PatchError          a patch cannot be used
+        ├── PatchNotFound       no patch of this name, folder or file
+        ├── PatchDamaged        bytes, header or tensors are not what the file says of itself; a FileDamaged, too
+        ├── PatchFormatError    written in another or newer format
+        └── PatchMismatch       made for another base, or its tensors do not fit
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -54,8 +58,12 @@ class SignalError(PaveError):
     """A side signal has the wrong shape, is not finite or is on no clock."""
 
 
-class PatchError(PaveError):
-    """A patch cannot be used: says which file, the cause and the remedy."""
+class UsageError(PaveError, ValueError):
+    """A function was called with an impossible value."""
+
+
+class FileError(PaveError):
+    """A file cannot be opened, read or written: says which file, the cause and the remedy."""
 
     def __init__(self, file: str | Path, cause: str, remedy: str) -> None:
         super().__init__(f"{file}: {cause}; {remedy}")
@@ -65,11 +73,19 @@ class PatchError(PaveError):
         return type(self), (self.file, self.cause, self.remedy)
 
 
+class FileDamaged(FileError):
+    """The content is not what a file of its kind holds."""
+
+
+class PatchError(FileError):
+    """A patch cannot be used."""
+
+
 class PatchNotFound(PatchError):
     """No patch of this name, folder or file."""
 
 
-class PatchDamaged(PatchError):
+class PatchDamaged(PatchError, FileDamaged):
     """Bytes, header or tensors are not what the file says of itself."""
 
 
@@ -79,6 +95,18 @@ class PatchFormatError(PatchError):
 
 class PatchMismatch(PatchError):
     """Made for another base, or its tensors do not fit."""
+
+
+@contextmanager
+def raised_as(kind: type[PaveError] | None = None, file: str | Path = "", remedy: str = "") -> Iterator[None]:
+    """Raise a FileError of the block as another kind of error. `file` and `remedy` take the place of its own.
+
+    kind: None keeps its own."""
+    try:
+        yield
+    except FileError as error:
+        kind, words = kind or type(error), (str(file or error.file), error.cause, remedy or error.remedy)
+        raise (kind(*words) if issubclass(kind, FileError) else kind("{}: {}; {}".format(*words))) from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,10 +2,13 @@
 
 import pickle
 
+import numpy as np
 import pytest
 
 import pave
 from pave import errors
+from pave.playroom.sound import tone
+from pave.playroom.world import draw_scene
 
 
 def every_error(root: type[errors.PaveError] = errors.PaveError) -> list[type[errors.PaveError]]:
@@ -26,8 +29,8 @@ def test_every_error_is_public():
     assert all(getattr(pave, error.__name__) is error for error in ours())
 
 
-@pytest.mark.parametrize("kind", [error for error in every_error() if issubclass(error, errors.PatchError)])
-def test_patch_error_names_file_cause_and_remedy(kind):
+@pytest.mark.parametrize("kind", [error for error in every_error() if issubclass(error, errors.FileError)])
+def test_error_of_a_file_names_file_cause_and_remedy(kind):
     error = kind("a.safetensors", "it is empty", "fetch it again")
     assert str(error) == "a.safetensors: it is empty; fetch it again"
     assert (error.file, error.cause, error.remedy) == ("a.safetensors", "it is empty", "fetch it again")
@@ -35,9 +38,37 @@ def test_patch_error_names_file_cause_and_remedy(kind):
 
 @pytest.mark.parametrize("kind", ours(), ids=lambda kind: kind.__name__)
 def test_error_comes_whole_out_of_a_worker_process(kind):
-    words = ("f", "c", "r") if issubclass(kind, errors.PatchError) else ("what; remedy",)
+    words = ("f", "c", "r") if issubclass(kind, errors.FileError) else ("what; remedy",)
     error = pickle.loads(pickle.dumps(kind(*words)))
     assert type(error) is kind and str(error) == str(kind(*words))
+
+
+def test_who_asks_for_errors_of_files_or_of_values_gets_those_of_patches_and_calls():
+    assert issubclass(errors.PatchError, errors.FileError) and issubclass(errors.PatchDamaged, errors.FileDamaged)
+    assert issubclass(errors.UsageError, ValueError) and not issubclass(errors.UsageError, errors.FileError)
+
+
+def test_an_error_of_a_file_becomes_the_kind_that_is_known_there_and_says_the_same():
+    def raised(error, *words):
+        with pytest.raises(errors.PaveError) as told, errors.raised_as(*words):
+            raise error
+        return told.value
+
+    cut = errors.FileDamaged("a", "is cut", "fetch it")
+    there = raised(cut, errors.DataError)
+    assert (type(there), str(there), there.__cause__) == (errors.DataError, "a: is cut; fetch it", None)
+    assert str(raised(cut, errors.DataError, "b", "make it")) == "b: is cut; make it"
+    kept = raised(cut, None, "b")
+    assert type(kept) is errors.FileDamaged and (kept.file, kept.remedy) == ("b", "fetch it")
+    other = errors.MediaError("no file at all")
+    assert raised(other, errors.DataError) is other
+
+
+def test_an_impossible_value_in_a_call_is_a_mistake_of_use_and_says_what_is_possible():
+    with pytest.raises(errors.UsageError, match=r"split='tset'; scenes belong to .*test"):
+        draw_scene(0, "tset")  # type: ignore[arg-type]
+    with pytest.raises(errors.UsageError, match=r"no such sound 'moo'; known: .*bell"):
+        tone("moo", np.random.default_rng(0))
 
 
 def test_nearest_suggests_the_close_name_and_lists_all_when_none_is_close():

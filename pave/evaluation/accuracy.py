@@ -15,7 +15,7 @@ from random import Random
 from typing import Literal, get_args
 
 from pave.data import Example, Source, read_jsonl
-from pave.errors import DataError
+from pave.errors import DataError, UsageError
 from pave.features.cache import FeatureStore
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
@@ -96,7 +96,7 @@ def evaluate(
     max_new_tokens: None has room for the longest of the right answers.
     """
     if side not in get_args(Side):
-        raise ValueError(f"side={side!r}; a side channel can be {', '.join(get_args(Side))}")
+        raise UsageError(f"side={side!r}; a side channel can be {', '.join(get_args(Side))}")
     examples = read_jsonl(data) if isinstance(data, str | Path) else list(data)
     sources = list(dict.fromkeys(example.source for example in examples))
     refused: dict[Source, str] = {}

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from pave.data import Source
 from pave.encoder import Encoder, consent
-from pave.errors import DataError, MediaError, PatchError, PatchMismatch, SignalError
-from pave.features.files import Features, identity
+from pave.errors import DataError, FileError, MediaError, PatchMismatch, SignalError, raised_as
+from pave.features.files import ROOM, Features, identity
 from pave.files import tensorfile
 from pave.media.clip import Clip, decode_many
 from pave.model.inputs import ClipFeatures
@@ -108,10 +108,8 @@ class FeatureStore:
             tensors |= {f"{key}.{part}": getattr(side, part) for part in PARTS}
         facts = {"absent": json.dumps(dict(features.absent)), "sides": json.dumps(sorted(features.sides))}
         facts["kinds"] = json.dumps({key: side.kind for key, side in present.items()})
-        try:
+        with raised_as(DataError, target, ROOM):
             tensorfile.write(target, tensors, facts | {"sha256": tensorfile.digest(facts, tensors)})
-        except PatchError as error:
-            raise DataError(f"{target.parent}: features cannot be kept there ({error.cause}); make room") from None
 
     def _kept(self, source: Source) -> ClipFeatures | None:
         """What was kept for these very files; None for what must be seen (again), a damaged file included."""
@@ -119,7 +117,7 @@ class FeatureStore:
             return None
         try:
             tensors, facts = tensorfile.read(self._file(self.folder, source), mapped=True)
-        except (OSError, PatchError):  # the first: a file of the clip is gone
+        except (OSError, FileError):  # the first: a file of the clip is gone
             return None
         if facts.pop("sha256", "") != tensorfile.digest(facts, tensors):
             return None

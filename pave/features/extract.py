@@ -23,7 +23,7 @@ import torch
 
 from pave.data import Source, read_jsonl
 from pave.encoder import consent
-from pave.errors import DataError, PatchError
+from pave.errors import DataError, raised_as
 from pave.features.files import DTYPES, Entry, Key, files, head, write
 from pave.features.worker import Job, _idle, ask, borrow, size_of
 from pave.files import atomic
@@ -137,11 +137,8 @@ def _tally(out: Path, shards: Sequence[Shard], there: Mapping[Path, Sequence[Ent
     refused = {entry.path: entry.why for entry in entries if entry.why}
     if len(there) == len(shards):
         lines = [json.dumps({"file": name, "why": why}) for name, why in refused.items()]
-        try:
-            with atomic.replacing(out / "quarantine.jsonl") as file:
-                file.write("".join(f"{line}\n" for line in lines).encode())
-        except PatchError as error:
-            raise DataError(f"{error.file}: {error.cause}; make room") from None
+        with raised_as(DataError), atomic.replacing(out / "quarantine.jsonl") as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
     absent = sum(bool(entry.absent) for entry in entries)
     return Tally(len(entries), absent, refused, len(there), sum(path.stat().st_size for path in there))
 

@@ -19,13 +19,14 @@ import torch
 from pave.config import Config, parse
 from pave.data import Source, whole
 from pave.encoder import Encoder
-from pave.errors import DataError, MediaError, PatchError, RecipeError, SignalError
+from pave.errors import DataError, MediaError, RecipeError, SignalError, raised_as
 from pave.files import json_text, tensorfile
 from pave.sidechannel import PARTS, SideTokens
 
 FORMAT = "1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MAKE = "remove it, and make it again with `pave encode`"
+ROOM = "features cannot be kept there: make room, or mend the rights"
 CHUNK = 1 << 20  # bytes of a media file at once
 
 
@@ -97,15 +98,13 @@ def write(path: Path, key: Key, entries: Sequence[Entry], tokens: Mapping[int, S
         raise DataError(f"{path}: {cause}; put fewer clips into one (--shard), or round them (--dtype float16)")
     told = Contents(key=key, clips=tuple(told)).model_dump(exclude_defaults=True)
     facts = {"pave.features": FORMAT, "contents": json.dumps(told, sort_keys=True)}
-    try:
+    with raised_as(DataError, path, ROOM):
         tensorfile.write(path, tensors, facts | {"sha256": tensorfile.digest(facts, {})})
-    except PatchError as error:
-        raise DataError(f"{path.parent}: features cannot be kept there ({error.cause}); make room") from None
 
 
 def head(path: Path) -> Contents:
     """What a file says of itself; tokens are not read."""
-    try:
+    with raised_as(DataError, remedy=MAKE):
         facts = tensorfile.read_metadata(path)
         version = facts.get("pave.features")
         if version != FORMAT:
@@ -113,9 +112,9 @@ def head(path: Path) -> Contents:
             raise DataError(f"{path}: is {cause}; take it out of the folder, or upgrade PAVE")
         if facts.pop("sha256", "") != tensorfile.digest(facts, {}):
             raise DataError(f"{path}: its header is damaged; {MAKE}")
-        return parse(Contents, json_text.parse_json(path, facts.get("contents", ""), "contents"), path)
-    except PatchError as error:
-        raise DataError(f"{path}: {error.cause}; {MAKE}") from None
+        told = json_text.parse_json(path, facts.get("contents", ""), "contents")
+    try:
+        return parse(Contents, told, path)
     except RecipeError as error:
         raise DataError(f"{error}; {MAKE}") from None
 
@@ -153,12 +152,12 @@ class Features:
             raise SignalError(f"{path}: the clip {cause}; mend it, or encode it too")
         if entry.absent:
             return None, entry.absent
-        try:
+        with raised_as(DataError, remedy=MAKE):
             tensors, _ = tensorfile.read(path, mapped=True)
+        try:
             own = {part: tensors[f"{place}.{part}"] for part in PARTS}
-        except (PatchError, KeyError) as error:
-            cause = error.cause if isinstance(error, PatchError) else f"lacks the tensor {error}"
-            raise DataError(f"{path}: {cause}; {MAKE}") from None
+        except KeyError as error:
+            raise DataError(f"{path}: lacks the tensor {error}; {MAKE}") from None
         if tensorfile.digest("", own) != entry.sha256:
             raise DataError(f"{path}: the tokens of {entry.path} are damaged; {MAKE}")
         return SideTokens(**own | {"x": own["x"].float()}, kind=entry.kind), ""

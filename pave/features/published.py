@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pave.encoder import EncoderSpec
-from pave.errors import EncoderError, PatchError, SignalError
+from pave.errors import EncoderError, SignalError, raised_as
 from pave.files import pickled
 from pave.media.clip import Clip
 from pave.senses.pictures import spread
@@ -35,11 +35,11 @@ def tokens(spec: EncoderSpec, clip: Clip, folder: Path, media: Path) -> SideToke
     if spec.sense == "audio" and clip.audio is None:
         return None
     path = _file(folder, media)
+    with raised_as(SignalError):
+        held = pickled.read(path)
     try:
-        (x,) = pickled.read(path).values()
+        (x,) = held.values()
         return laid(spec.name, x, clip)
-    except PatchError as error:
-        raise SignalError(f"{path}: {error.cause}; {error.remedy}") from None
     except ValueError:
         raise SignalError(f"{path}: holds several tensors, and a file of features one") from None
     except SignalError as error:

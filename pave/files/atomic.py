@@ -1,6 +1,7 @@
-"""Files written in one piece: whatever goes wrong, the old file stays.
+"""Files opened to be read, and files written in one piece: whatever goes wrong, the old file stays.
 
-In: a path. Out: an open file that takes its place when all has been written.
+In: a path. Out: an open file; one that is written takes its place when all has been written. What the system refuses is
+a FileError. Knows nothing of what files hold.
 """
 
 from __future__ import annotations
@@ -10,12 +11,23 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from pave.errors import PatchError
+from pave.errors import FileError
 
 STALE = 3600.0  # seconds after which a temporary file can only be what a killed save left behind
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BufferedReader]:
+    """The file, open to be read."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise FileError(path, f"cannot be read ({error.strerror or error})", "mend the file or its rights") from None
 
 
 @contextmanager
@@ -33,7 +45,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(fresh, path)
     except OSError as error:
         cause = f"cannot be written ({error.strerror or error})"
-        raise PatchError(path, cause, "free space or mend the rights; what was there before is untouched") from None
+        raise FileError(path, cause, "free space or mend the rights; what was there before is untouched") from None
     finally:
         with suppress(OSError):
             fresh.unlink()

@@ -1,18 +1,20 @@
 """JSON texts: the canonical one of a value, and those of others, parsed strictly.
 
-In: a value, or a text from outside. Out: equal values give equal texts; a doubtful text is refused.
+In: a value, or a text from outside. Out: equal values give equal texts; a doubtful text is FileDamaged.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pave.errors import PatchDamaged
+from pave.errors import FileDamaged
+from pave.files.atomic import reading
 
-AGAIN = "download or train it again"
+AGAIN = "download it or make it again"  # of a file of any kind; who knows the kind, knows better
 MAX_JSON = 1 << 20  # bytes; what names every layer of a 7B base takes 20 kB
 
 
@@ -23,9 +25,10 @@ def canonical(value: Mapping[str, Any]) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON file. Parsed, one takes up to thirty times its bytes of memory."""
-    if (size := path.stat().st_size) > MAX_JSON:
-        raise PatchDamaged(path, f"has {size:,} bytes, a text of its kind at most {MAX_JSON:,}", AGAIN)
-    return parse_json(path, path.read_bytes(), "text")
+    with reading(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > MAX_JSON:
+            raise FileDamaged(path, f"has {size:,} bytes, a text of its kind at most {MAX_JSON:,}", AGAIN)
+        return parse_json(path, file.read(), "text")
 
 
 def parse_json(path: Path, text: str | bytes, what: str) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def parse_json(path: Path, text: str | bytes, what: str) -> dict[str, Any]:
         if "\\ud" in text.lower():  # half a character, which nothing can write
             canonical({"": found}).encode()
     except (ValueError, RecursionError) as error:
-        raise PatchDamaged(path, f"its {what} is not JSON ({error})", AGAIN) from None
+        raise FileDamaged(path, f"its {what} is not JSON ({error})", AGAIN) from None
     if not isinstance(found, dict):
-        raise PatchDamaged(path, f"its {what} is not a JSON object", AGAIN)
+        raise FileDamaged(path, f"its {what} is not a JSON object", AGAIN)
     return found

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pave.errors import PatchDamaged, PatchError
+from pave.errors import FileDamaged, FileError, raised_as
 from pave.files import tensorfile
+from pave.files.atomic import reading
 from pave.files.process import limit
 
 SECONDS = 300.0  # of the clock, to open a file; one of 320 MB takes about 3, one of 4.8 GB 8
@@ -35,7 +36,7 @@ REMEDY = "download it again; a file that cannot be opened safely is never opened
 
 
 def read(path: Path, inside: str = "") -> dict[str, Tensor]:
-    """The tensors of a file that torch.save has written; whatever else it holds or does makes it PatchDamaged. One that
+    """The tensors of a file that torch.save has written; whatever else it holds or does makes it FileDamaged. One that
     stands alone is called "". Those without `inside` in their name stay in the child process: a file may be larger than
     what is wanted of it."""
     return _handed_over(path, inside, "")[0]
@@ -50,6 +51,8 @@ def read_part(path: Path, part: str) -> tuple[dict[str, Tensor], dict[str, Any]]
 
 def _handed_over(path: Path, inside: str, part: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The parent's side."""
+    with reading(path):  # what cannot be read at all is not damaged
+        pass
     with TemporaryDirectory(prefix="pave-") as folder:
         # -I: the child finds exactly what its owner finds, whatever the folder or the environment holds.
         words = [sys.executable, "-I", "-c", BOOT, json.dumps([entry or os.getcwd() for entry in sys.path])]
@@ -59,17 +62,15 @@ def _handed_over(path: Path, inside: str, part: str) -> tuple[dict[str, Tensor],
         try:
             done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, **options)
         except subprocess.TimeoutExpired:
-            raise PatchDamaged(path, f"is not open after {SECONDS:g} s", REMEDY) from None
+            raise FileDamaged(path, f"is not open after {SECONDS:g} s", REMEDY) from None
         if done.returncode:
             said = (done.stdout or done.stderr).decode("utf-8", "replace").split("\n")
             cause = "".join(said[-2:]).strip() or f"ends the process that opens it (exit {done.returncode})"
             if done.returncode == UNWRITTEN:
-                raise PatchError(path, cause, f"free space in {Path(folder).parent}, or set TMPDIR to another folder")
-            raise PatchDamaged(path, cause, REMEDY)
-        try:
+                raise FileError(path, cause, f"free space in {Path(folder).parent}, or set TMPDIR to another folder")
+            raise FileDamaged(path, cause, REMEDY)
+        with raised_as(FileDamaged, path, REMEDY):
             return tensorfile.read(Path(folder) / "out")
-        except PatchError as error:
-            raise PatchDamaged(path, error.cause, REMEDY) from None
 
 
 def rewrite() -> None:
@@ -94,7 +95,7 @@ def rewrite() -> None:
         raise SystemExit(1)
     try:
         tensorfile.write(Path(target), found, told)
-    except PatchError as error:
+    except FileError as error:
         sys.stdout.buffer.write(f"is sound, but its tensors {error.cause}".encode("utf-8", "replace"))
         raise SystemExit(UNWRITTEN) from None
 
@@ -121,7 +122,7 @@ def _flaw(found: Any, size: int) -> str:
             return f"{name!r} is a {type(tensor).__name__}, not a tensor under a name"
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.dtype in tensorfile.CODES
         if not plain:
-            return f"{name!r} is a tensor of {tensor.dtype}, {tensor.layout} on {tensor.device}, which no patch holds"
+            return f"{name!r} is a tensor of {tensor.dtype}, {tensor.layout} on {tensor.device}, which is not read"
         total += tensor.numel() * tensor.element_size()
     # Twice: a network may use one tensor in several places.
     return f"tells of {total:,} bytes of tensors, but has {size:,} in all" if total > 2 * size else ""

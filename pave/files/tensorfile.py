@@ -13,17 +13,15 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from io import BufferedReader
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from pave.errors import PatchDamaged, PatchError
-from pave.files.atomic import replacing
+from pave.errors import FileDamaged
+from pave.files.atomic import reading, replacing
 from pave.files.json_text import AGAIN, canonical, parse_json
 
 MAX_HEADER, MAX_BYTES = 16 << 20, 4 << 30  # bytes; a patch of a 7B base has a header of 0.1 MB and some 20 MB in all
@@ -39,16 +37,16 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-CONVERT = "if it is a checkpoint of PAVE's authors, `pave patch convert` makes a patch of it"
-# What people hand over instead of a patch, by its first bytes.
+SAFE = "give it as safetensors; pickles are not opened here"
+# What people hand over instead, by its first bytes.
 IMPOSTORS = {
     b"version https://git-lfs": (
         "is a Git LFS pointer, not the file itself",
         "run `git lfs pull`, or download it again",
     ),
-    b"<": ("is a web page, not a patch", "download the file itself, not the page that shows it"),
-    b"PK\x03\x04": ("is a zip or a PyTorch pickle, and no patch", CONVERT),
-    b"\x80": ("is a pickle, and no patch", CONVERT),
+    b"<": ("is a web page, not the file itself", "download the file itself, not the page that shows it"),
+    b"PK\x03\x04": ("is a zip or a PyTorch pickle, not safetensors", SAFE),
+    b"\x80": ("is a pickle, not safetensors", SAFE),
 }
 
 
@@ -85,7 +83,7 @@ def _head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file. `mapped`: the system brings tensors into memory when they are touched, and may
     forget them again; nobody may shorten the file meanwhile."""
-    with _opened(path) as file:
+    with reading(path) as file:
         header = _header(path, file)
         metadata, begin = header.pop("__metadata__", {}), file.tell()
         if mapped:
@@ -99,7 +97,7 @@ def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[s
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata alone; tensors are not read."""
-    with _opened(path) as file:
+    with reading(path) as file:
         return _header(path, file).get("__metadata__", {})
 
 
@@ -117,34 +115,25 @@ def raw(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BufferedReader]:
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise PatchError(path, f"cannot be read ({error.strerror or error})", "mend the file or its rights") from None
-
-
 def _header(path: Path, file: BinaryIO) -> dict[str, Any]:
     """The header, once everything it says about the bytes behind it is known to hold."""
     size = os.fstat(file.fileno()).st_size
     head = file.read(64)
     for mark, (cause, remedy) in IMPOSTORS.items() if head[8:9] != b"{" else ():
         if head.lstrip().startswith(mark):
-            raise PatchDamaged(path, cause, remedy)
+            raise FileDamaged(path, cause, remedy)
     length = int.from_bytes(head[:8], "little")
     if head[8:9] != b"{" or size > MAX_BYTES or length > min(MAX_HEADER, size - 8):
         cause = f"is no safetensors file: {size:,} bytes, its first 8 announce a header of {length:,}"
-        raise PatchDamaged(path, cause, AGAIN)
+        raise FileDamaged(path, cause, AGAIN)
     file.seek(8)
     header = parse_json(path, file.read(length), "header")
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise PatchDamaged(path, "__metadata__ is not a mapping of texts", AGAIN)
+        raise FileDamaged(path, "__metadata__ is not a mapping of texts", AGAIN)
     cause = _offsets({name: entry for name, entry in header.items() if name != "__metadata__"}, size - 8 - length)
     if cause:
-        raise PatchDamaged(path, cause, AGAIN)
+        raise FileDamaged(path, cause, AGAIN)
     return header
 
 

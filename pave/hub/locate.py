@@ -19,7 +19,7 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 
-from pave.errors import PatchDamaged, PatchError, PatchMismatch, PatchNotFound
+from pave.errors import PatchDamaged, PatchError, PatchMismatch, PatchNotFound, raised_as
 from pave.hub import catalogue
 from pave.hub.client import TIMEOUT, commit_of, download, in_our_words, retried
 from pave.hub.names import aliases, repo_of
@@ -59,11 +59,8 @@ class Place:
             if constants.HF_HUB_OFFLINE or not isinstance(error, PatchDamaged):
                 raise type(error)(self.source, error.cause, error.remedy) from None
         download(self.repo, self.path.name, self.commit, force_download=True)
-        try:
+        with raised_as(file=self.source, remedy="it arrives like this from the Hub: ask its authors"):
             return Patch.load(self.path, self.source)
-        except PatchError as error:
-            remedy = "it arrives like this from the Hub: ask its authors"
-            raise type(error)(self.source, error.cause, remedy) from None
 
 
 def locate(

@@ -8,7 +8,8 @@ The file's `__metadata__` holds `pave.format`, `pave.config`, `pave.sha256` and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from pave.config import C, PatchConfig, parse
-from pave.errors import PatchDamaged, PatchError, PatchFormatError, PatchMismatch, PatchNotFound, PaveError, RecipeError
+from pave.errors import (
+    FileDamaged,
+    FileError,
+    PatchDamaged,
+    PatchError,
+    PatchFormatError,
+    PatchMismatch,
+    PatchNotFound,
+    PaveError,
+    RecipeError,
+)
 from pave.files import json_text, tensorfile
-from pave.files.json_text import AGAIN
 from pave.files.tensorfile import CODES
 from pave.fusion.cross_attention import blank_fusion, build_fusion
 from pave.fusion.qformer import Resampler, blank_resampler, build_resampler
@@ -29,6 +39,21 @@ from pave.patch.filenames import WEIGHTS
 
 FORMAT = 1
 SHARE_BITS, SHARE_RANK = 4, 8  # see `Patch.shrink`
+AGAIN = "download or train it again"
+CONVERT = "if it is a checkpoint of PAVE's authors, `pave patch convert` makes a patch of it"
+REMEDIES = {json_text.AGAIN: AGAIN, tensorfile.SAFE: CONVERT}  # of a file of any kind -> of a patch
+
+
+@contextmanager
+def of_patch() -> Iterator[None]:
+    """Raise a FileError of the block as a PatchError: the file was to be a patch, or to become one."""
+    try:
+        yield
+    except PatchError:
+        raise
+    except FileError as error:
+        kind = PatchDamaged if isinstance(error, FileDamaged) else PatchError
+        raise kind(error.file, error.cause, REMEDIES.get(error.remedy, error.remedy)) from None
 
 
 @dataclass(frozen=True)
@@ -87,6 +112,7 @@ class Patch:
             config = config.model_copy(update={"lora": lora})
         return Patch(config, shrink.shrunk(tensors, bits), source=self.source)
 
+    @of_patch()
     def save(self, path: str | Path) -> Path:
         """Write the file in one piece; whatever goes wrong, the old file stays. A folder gets `patch.safetensors`."""
         path = Path(path)
@@ -107,6 +133,7 @@ class Patch:
         return metadata
 
     @classmethod
+    @of_patch()
     def load(cls, path: str | Path, source: str = "") -> Patch:
         """Read and check a patch file, or the `patch.safetensors` of a folder. source: how people know it, if not by
         its path."""
@@ -123,6 +150,7 @@ class Patch:
         return patch
 
 
+@of_patch()
 def outline(path: str | Path, source: str = "") -> Patch:
     """A patch as its header describes it: its tensors have shapes and no values, and only these are checked."""
     path = file_of(path)
@@ -133,6 +161,7 @@ def outline(path: str | Path, source: str = "") -> Patch:
     return patch
 
 
+@of_patch()
 def read_config(path: str | Path) -> PatchConfig:
     """What a patch says of itself, from its header alone; tensors are not read and nothing is proved."""
     path = file_of(path)
@@ -229,6 +258,7 @@ def _lora_misfits(config: PatchConfig, shapes: Mapping[str, tuple[int, ...]]) ->
     return ""
 
 
+@of_patch()
 def config_of(path: Path, metadata: Mapping[str, str]) -> PatchConfig:
     """The config in a header's metadata, checked; `path` is what the error will name."""
     version = metadata.get("pave.format")

@@ -25,10 +25,9 @@ from torch import Tensor
 
 from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts, parse
 from pave.encoder import EncoderSpec, OnBase, load_encoder, missing
-from pave.errors import PatchDamaged, PatchError, PatchFormatError, PatchMismatch, PatchNotFound
+from pave.errors import FileError, PatchDamaged, PatchError, PatchFormatError, PatchMismatch, PatchNotFound
 from pave.files import json_text, pickled, tensorfile
-from pave.files.json_text import AGAIN
-from pave.patch.file import Patch, parsed, refuse_taken
+from pave.patch.file import AGAIN, Patch, of_patch, parsed, refuse_taken
 from pave.patch.filenames import HUB_NAME, OFFICIAL_BASE, PEFT_CONFIG, PEFT_WEIGHTS
 from pave.patch.filenames import OFFICIAL_FUSION as FUSION
 from pave.patch.peft import lora_config, name_of, named_pairs, plain_config
@@ -57,6 +56,7 @@ UNSAFE = re.compile(r"^/|^[A-Za-z]:|\\|\0|(^|/)\.\.(/|$)")
 RATIO = 100  # unpacked bytes for each one of the zip; weights hardly shrink at all
 
 
+@of_patch()
 def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name: str = "", **options: Any) -> Patch:
     """The patch of a released checkpoint, as convert("pave_avsd.zip", "audio", "imagebind-audio").
 
@@ -211,7 +211,7 @@ def _unpacked(source: Path) -> Iterator[Path]:
             _extract(source, Path(folder))
             try:
                 yield _holder(Path(folder), source)
-            except PatchError as error:
+            except FileError as error:
                 raise type(error)(error.file.replace(folder, str(source), 1), error.cause, error.remedy) from None
 
 

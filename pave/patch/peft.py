@@ -21,7 +21,7 @@ from pave.base import Base
 from pave.config import BaseFacts, FusionConfig, LoraConfig, PatchConfig
 from pave.errors import PatchDamaged, PatchFormatError, PatchMismatch, PatchNotFound
 from pave.files import json_text, tensorfile
-from pave.patch.file import Patch, parsed
+from pave.patch.file import CONVERT, Patch, of_patch, parsed
 from pave.patch.filenames import OFFICIAL_FUSION, PEFT_CONFIG, PEFT_WEIGHTS
 from pave.patch.lora import to_peft
 
@@ -58,12 +58,13 @@ def export_peft(patch: Patch, base: Base, folder: str | Path) -> None:
     save_peft(folder, patch.config.lora, tensors, prefix)
 
 
+@of_patch()
 def load_peft(folder: str | Path, base: Base) -> Patch:
     """A plain LoRA of PEFT as a patch for this base. PEFT records no hash of the base's weights, so whether they are
     those that it was trained on cannot be told: `base_match` will say so."""
     folder = Path(folder)
     if (folder / OFFICIAL_FUSION).exists():
-        raise PatchFormatError(folder, f"is more than a LoRA: {OFFICIAL_FUSION} holds a fusion", tensorfile.CONVERT)
+        raise PatchFormatError(folder, f"is more than a LoRA: {OFFICIAL_FUSION} holds a fusion", CONVERT)
     said, path = plain_config(folder / PEFT_CONFIG), folder / PEFT_WEIGHTS
     if not path.is_file():
         remedy = "save it again with safe_serialization=True: pickles are never opened"

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pave.playroom.world import FPS, GRID, SECONDS, SIZE, Scene, Toy
+from pave.errors import UsageError
+from pave.playroom.world import FPS, GRID, SECONDS, SHAPES, SIZE, Scene, Toy
 
 CELL = SIZE // GRID
 RADIUS = 6.0  # pixels; a toy fills most of its square
@@ -114,7 +115,7 @@ def _cover(shape: str, row: float, column: float, radius: float) -> np.ndarray:
                 np.maximum(abs(x) - radius * 0.26, abs(y) - radius), np.maximum(abs(y) - radius * 0.26, abs(x) - radius)
             )
         case _:
-            raise ValueError(f"no toy has the shape {shape!r}")
+            raise UsageError(f"no toy has the shape {shape!r}; known: {', '.join(SHAPES)}")
     return np.clip(0.5 - edge, 0, 1).astype(np.float32)
 
 

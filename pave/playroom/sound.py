@@ -12,6 +12,7 @@ from random import Random
 
 import numpy as np
 
+from pave.errors import UsageError
 from pave.playroom.world import SECONDS, SOUNDS, Scene, Script, schedule
 
 RATE = 16_000  # Hz
@@ -77,5 +78,5 @@ def tone(sound: str, rng: np.random.Generator) -> np.ndarray:
         case "siren":
             wave = np.sin(2 * np.pi * pitch * (500 * t + 1000 * t**2 / (2 * t[-1])))
         case _:
-            raise ValueError(f"no such sound {sound!r}; known: {', '.join(SOUNDS)}")
+            raise UsageError(f"no such sound {sound!r}; known: {', '.join(SOUNDS)}")
     return wave * rise

@@ -19,6 +19,8 @@ from itertools import combinations, permutations
 from random import Random
 from typing import Literal, TypeVar, get_args
 
+from pave.errors import UsageError
+
 SECONDS = 4.0
 FPS = 20
 SIZE = 64  # pixels a side
@@ -102,7 +104,7 @@ class Script:
 def draw_scene(seed: int, split: Split | None = None) -> Scene:
     """The scene of a seed; with `split`, the first one that belongs to it."""
     if split not in (None, *get_args(Split)):
-        raise ValueError(f"split={split!r}; scenes belong to {', '.join(get_args(Split))}")
+        raise UsageError(f"split={split!r}; scenes belong to {', '.join(get_args(Split))}")
     rng = Random(f"scene {seed}")
     while True:
         scene = _scene(rng)

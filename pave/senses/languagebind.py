@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 
-from pave.errors import EncoderError, PatchError
+from pave.errors import EncoderError, raised_as
 from pave.files import json_text, pickled, tensorfile
 from pave.senses.weights import WHOLE, fill, find
 
@@ -122,18 +122,13 @@ def read(
     source: str, revision: str, grid: tuple[int, int], *, temporal: bool, config: CLIPVisionConfig = VIT_L
 ) -> Tower:
     """The tower of a release: `source` is a repo of the Hub, a folder, or a file in it."""
-    try:
+    with raised_as(EncoderError, source):
         path = find(source, WHOLE, revision, AGAIN)
         tensors = pickled.read(path) if path.suffix == ".bin" else tensorfile.read(path)[0]
         scale = None
         if any(".lora_A." in name for name in tensors):
             place = str(path.parent) if Path(source).exists() else source
-            path = find(place, ("config.json",), revision, AGAIN)
-            scale = _scale(json_text.parse_json(path, path.read_bytes(), "text"))
-    except PatchError as error:
-        raise EncoderError(f"{source}: {error.cause}; {error.remedy}") from None
-    except OSError as error:
-        raise EncoderError(f"{source}: cannot be read ({error.strerror or error}); {AGAIN}") from None
+            scale = _scale(json_text.read_json(find(place, ("config.json",), revision, AGAIN)))
     with torch.device("meta"):
         built = Tower(config, grid, temporal=temporal)
     return tower(tensors, source, built, scale)

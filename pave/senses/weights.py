@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pave.errors import EncoderError, PatchError
+from pave.errors import EncoderError, PatchError, raised_as
 from pave.files import json_text, pickled
 from pave.hub.locate import fetch
 from pave.patch.filenames import HUB_NAME
@@ -36,9 +36,8 @@ def opened(
     prefixes: what stands before the part's names; the class that was saved decides which. Each ends with the last.
     others: the names of other parts. again: what to give instead of a wrong release."""
     try:
-        found = _part(source, revision, prefixes, others, again)
-    except PatchError as error:
-        raise EncoderError(f"{source}: {error.cause}; {error.remedy}") from None
+        with raised_as(EncoderError, source):
+            found = _part(source, revision, prefixes, others, again)
     except (SafetensorError, OSError) as error:
         raise EncoderError(f"{source}: cannot be read ({error}); fetch it again") from None
     refuse_broken(found, source)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pave.errors import PatchError, TrainingError
+from pave.errors import FileError, TrainingError, raised_as
 from pave.files import json_text, tensorfile
 from pave.patch.filenames import WEIGHTS
 
@@ -39,13 +39,9 @@ def write_checkpoint(
         tensors[f"value.{name}"] = parameter.detach()
         tensors |= {f"{key}.{name}": state[key] for key in STATE if key in state}
     facts = {"step": str(step), "identity": json_text.canonical(identity), "losses": json.dumps(losses)}
-    try:
+    remedy = f"this was at step {step}, what was there before is kept: make room and go on with --resume"
+    with raised_as(TrainingError, folder / NAME, remedy):
         tensorfile.write(folder / NAME, tensors, facts | {"sha256": tensorfile.digest(facts, tensors)})
-    except PatchError as error:
-        raise TrainingError(
-            f"{folder / NAME}: {error.cause} at step {step}; what was there before is kept: make room and go on with "
-            "--resume"
-        ) from None
     return folder / NAME
 
 
@@ -55,7 +51,7 @@ def refuse_begun(folder: Path, resume: bool) -> None:
     if checkpoint.is_file() and not resume:
         try:
             left = f"a checkpoint of step {tensorfile.read_metadata(checkpoint).get('step')}"
-        except PatchError:  # damaged, as --resume will say
+        except FileError:  # damaged, as --resume will say
             left = NAME
         raise TrainingError(f"{folder} holds {left}; go on with --resume, give another train.output, or delete it")
     if patch.is_file() and not checkpoint.is_file():
@@ -69,10 +65,8 @@ def read_checkpoint(
     path = folder / NAME
     if not path.is_file():
         return 0, []
-    try:
+    with raised_as(TrainingError, remedy="delete it and start without --resume"):
         tensors, facts = tensorfile.read(path)
-    except PatchError as error:
-        raise TrainingError(f"{path}: {error.cause}; delete it and start without --resume") from None
     if facts.pop("sha256", "") != tensorfile.digest(facts, tensors):
         raise TrainingError(f"{path} is damaged; delete it and start without --resume")
     values = {name: f"value.{name}" for name in _flat(parameters)}

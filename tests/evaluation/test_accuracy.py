@@ -10,7 +10,7 @@ from small import awaken, make_clip, make_config, write_line
 
 import pave
 from pave.data import Example, Source, read_jsonl
-from pave.errors import DataError
+from pave.errors import DataError, UsageError
 from pave.evaluation.accuracy import Evaluation, Sample, Side, _change, evaluate
 from pave.features.cache import FeatureStore
 from pave.hub import catalogue
@@ -186,5 +186,5 @@ def test_the_shipped_patch_perceives_and_the_base_still_sees(name: str, tmp_path
 
 
 def test_a_side_that_there_is_not_is_refused(model, questions, seen) -> None:
-    with pytest.raises(ValueError, match="own, shuffled, off"):
+    with pytest.raises(UsageError, match="own, shuffled, off"):
         evaluate(model, questions, features=seen, side="shufled")  # type: ignore[arg-type]

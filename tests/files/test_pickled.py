@@ -13,8 +13,8 @@ import torch
 from small import full_disk
 
 from pave.errors import (
-    PatchDamaged,
-    PatchError,
+    FileDamaged,
+    FileError,
 )
 from pave.files import pickled
 
@@ -29,16 +29,16 @@ def test_to_open_a_pickle_takes_so_much_time_and_memory_at_most(
 ) -> None:
     torch.save({"x": torch.zeros(1000)}, tmp_path / "x.bin")
     monkeypatch.setattr(pickled, limit, value)
-    with pytest.raises(PatchDamaged, match=cause):
+    with pytest.raises(FileDamaged, match=cause):
         pickled.read(tmp_path / "x.bin")
     assert not list(scratch.iterdir())
 
 
 def test_a_full_disk_is_not_blamed_on_the_file(tmp_path: Path, scratch: Path) -> None:
     torch.save({"x": torch.zeros(1 << 18)}, tmp_path / "x.bin")
-    with full_disk(1 << 18), pytest.raises(PatchError, match=r"its tensors cannot be written .*; free space") as told:
+    with full_disk(1 << 18), pytest.raises(FileError, match=r"its tensors cannot be written .*; free space") as told:
         pickled.read(tmp_path / "x.bin")
-    assert type(told.value) is PatchError and not list(scratch.iterdir())
+    assert type(told.value) is FileError and not list(scratch.iterdir())
 
 
 def test_python_code_reaches_nobody_from_there() -> None:

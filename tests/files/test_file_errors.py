@@ -1,0 +1,202 @@
+"""Claims about files that are damaged, or that cannot be read or written: one neutral error, and at every place where
+people meet it the kind that is documented there, with a remedy for that kind of file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import full_disk
+
+from pave.encoder import load_encoder
+from pave.errors import (
+    DataError,
+    EncoderError,
+    FileDamaged,
+    FileError,
+    PatchDamaged,
+    PatchError,
+    PaveError,
+    SignalError,
+    TrainingError,
+)
+from pave.features.files import Entry, Key, head
+from pave.features.files import write as write_features
+from pave.files import json_text, pickled, tensorfile
+from pave.files.atomic import replacing
+from pave.hub.names import set_alias
+from pave.media.clip import Clip
+from pave.patch.file import Patch, outline, read_config
+from pave.patch.official import convert
+from pave.senses import languagebind
+from pave.training.checkpoint import NAME, read_checkpoint, write_checkpoint
+
+SICK = Path("/proc/self/mem")  # a regular file that opens and cannot be read, not even by root
+HEADER = b'{"x":{"dtype":"F32","shape":[9],"data_offsets":[0,8]}}'
+DAMAGE = {
+    "empty": (b"", "is no safetensors file: 0 bytes"),
+    "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+    "web page": (b"<!DOCTYPE html><html>404</html>", "is a web page"),
+    "zip": (b"PK\x03\x04 and more of it", "is a zip or a PyTorch pickle"),
+    "pickle": (b"\x80\x04\x95 and more of it", "is a pickle"),
+    "header": ((9).to_bytes(8, "little") + b'{"a": NaN', "its header is not JSON"),
+    "offsets": (len(HEADER).to_bytes(8, "little") + HEADER + bytes(8), "'x' of shape .* needs 36 bytes"),
+}
+
+
+@pytest.fixture
+def sick(tmp_path: Path) -> Path:
+    if not SICK.exists():
+        pytest.skip("this system has no such file")
+    (tmp_path / "sick").symlink_to(SICK)
+    return tmp_path / "sick"
+
+
+# the neutral error
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_is_no_matter_of_patches(tmp_path: Path, kind: str) -> None:
+    data, cause = DAMAGE[kind]
+    (tmp_path / "x").write_bytes(data)
+    for read in (tensorfile.read, tensorfile.read_metadata):
+        with pytest.raises(FileDamaged, match=rf"x: {cause}.*; ") as told:
+            read(tmp_path / "x")
+        assert type(told.value) is FileDamaged and told.value.file == str(tmp_path / "x")
+        assert not {"patch", "train"} & set(str(told.value).replace(str(tmp_path), "").split())
+
+
+@pytest.mark.parametrize(
+    "data", [b"{", b"[]", b'{"a": 1, "a": 2}', b'{"a": "\\ud800"}', b" " * (json_text.MAX_JSON + 1)]
+)
+def test_a_damaged_text_is_no_matter_of_patches(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(FileDamaged) as told:
+        json_text.read_json(tmp_path / "x")
+    assert type(told.value) is FileDamaged and told.value.remedy == "download it or make it again"
+
+
+@pytest.mark.parametrize("read", [tensorfile.read, tensorfile.read_metadata, json_text.read_json, pickled.read])
+def test_what_cannot_be_opened_is_not_called_damaged(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    for place, cause in ((tmp_path, "Is a directory"), (tmp_path / "gone", "No such file or directory")):
+        with pytest.raises(FileError, match=rf"{place}: cannot be read \({cause}\); mend the file") as told:
+            read(place)
+        assert type(told.value) is FileError
+
+
+@pytest.mark.parametrize("read", [tensorfile.read, tensorfile.read_metadata, json_text.read_json])
+def test_what_breaks_while_it_is_read_is_not_called_damaged(sick: Path, read: Callable[[Path], object]) -> None:
+    with pytest.raises(FileError, match=r"sick: cannot be read \(Input/output error\)") as told:
+        read(sick)
+    assert type(told.value) is FileError
+
+
+def test_what_cannot_be_written_is_a_neutral_error_and_leaves_nothing(tmp_path: Path) -> None:
+    with full_disk(), pytest.raises(FileError, match=r"x: cannot be written .*; free space") as told:
+        tensorfile.write(tmp_path / "x", {"x": torch.zeros(1000)}, {})
+    assert type(told.value) is FileError and not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match="cannot be written"), replacing(tmp_path / "file" / "x"):
+        pass
+
+
+def test_an_alias_that_cannot_be_written_is_no_fault_of_a_patch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PAVE_HOME", str(tmp_path / "file"))
+    with pytest.raises(FileError, match=r"aliases\.json: cannot be written") as told:
+        set_alias("ears", "audio-playroom")
+    assert type(told.value) is FileError
+
+
+# what people meet
+
+
+def resume(file: Path) -> object:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    return read_checkpoint(file.parent, {"fusion": {"w": weight}}, torch.optim.AdamW([weight]), {})
+
+
+def listen(file: Path) -> object:
+    encoder = load_encoder("array", signal="imu", dim=2, rate=10.0)
+    return encoder.encode(Clip().beside({"imu": file}))
+
+
+MEET: dict[str, tuple[str, Callable[[Path], object], type[PaveError], str]] = {
+    "patch": ("patch.safetensors", Patch.load, PatchDamaged, "download or train it again"),
+    "outline of a patch": ("patch.safetensors", outline, PatchDamaged, "download or train it again"),
+    "config of a patch": ("patch.safetensors", read_config, PatchDamaged, "download or train it again"),
+    "features": ("0.safetensors", head, DataError, "make it again with `pave encode`"),
+    "checkpoint": (NAME, resume, TrainingError, "start without --resume"),
+    "weights": (
+        "model.safetensors",
+        lambda file: languagebind.read(str(file), "main", (16, 16), temporal=True),
+        EncoderError,
+        "download it or make it again",
+    ),
+    "sensor": ("a.safetensors", listen, SignalError, "write the sensor's rows again"),
+}
+
+
+@pytest.mark.parametrize("place", MEET)
+def test_damage_has_the_kind_and_the_remedy_of_the_place(tmp_path: Path, place: str) -> None:
+    name, read, kind, remedy = MEET[place]
+    (tmp_path / name).write_bytes(DAMAGE["offsets"][0])
+    with pytest.raises(kind, match=rf"{name}: 'x' of shape .* needs 36 bytes.*; .*{remedy}$") as told:
+        read(tmp_path / name)
+    assert type(told.value) is kind
+
+
+@pytest.mark.parametrize("place", MEET)
+def test_only_who_wants_a_patch_is_told_how_to_convert_a_zip_to_one(tmp_path: Path, place: str) -> None:
+    name, read, kind, _ = MEET[place]
+    (tmp_path / name).write_bytes(DAMAGE["zip"][0])
+    with pytest.raises(kind, match=rf"{name}: is a zip or a PyTorch pickle") as told:
+        read(tmp_path / name)
+    assert type(told.value) is kind
+    assert ("pave patch convert" in str(told.value)) is issubclass(kind, PatchError)
+
+
+@pytest.mark.parametrize("place", MEET)
+def test_what_cannot_be_read_has_the_kind_of_the_place(sick: Path, place: str) -> None:
+    name, read, kind, _ = MEET[place]
+    kind = PatchError if kind is PatchDamaged else kind
+    file = sick.rename(sick.with_name(name))
+    with pytest.raises(kind, match=rf"{name}: cannot be read \(Input/output error\); ") as told:
+        read(file)
+    assert type(told.value) is kind
+
+
+def test_a_config_of_peft_that_is_a_folder_is_refused_as_a_patch(tmp_path: Path, sick: Path) -> None:
+    (tmp_path / "non_lora_trainables.bin").touch()
+    (tmp_path / "config.json").touch()
+    sick.rename(tmp_path / "adapter_config.json")
+    with pytest.raises(PatchError, match=r"adapter_config\.json: cannot be read") as told:
+        convert(tmp_path, "audio", "logmel")
+    assert type(told.value) is PatchError
+
+
+def save_features(folder: Path) -> Any:
+    entries = [Entry(path=f"{number}.mp4", size=1) for number in range(50)]
+    write_features(folder / "0.safetensors", Key.of(load_encoder("logmel"), "float32"), entries, {})
+
+
+def save_checkpoint(folder: Path) -> Any:
+    weight = torch.nn.Parameter(torch.zeros(1000))
+    write_checkpoint(folder, 4, {"fusion": {"w": weight}}, torch.optim.AdamW([weight]), {}, [])
+
+
+@pytest.mark.parametrize(
+    ("save", "kind"),
+    [(save_features, DataError), (save_checkpoint, TrainingError)],
+)
+def test_what_cannot_be_written_has_the_kind_of_the_place(
+    tmp_path: Path, save: Callable[[Path], Any], kind: type[PaveError]
+) -> None:
+    with full_disk(), pytest.raises(kind, match=r"safetensors: cannot be written .*make room") as told:
+        save(tmp_path)
+    assert type(told.value) is kind and not list(tmp_path.iterdir())
