@@ -40,10 +40,15 @@ def answers(
 ) -> list[Answer]:
     """The answers to prepared questions, with what was perceived in each row and how long it took so far."""
     begin = time.perf_counter()
-    ids = model.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+    found = texts(model, inputs, max_new_tokens)
     timings["generate"] = time.perf_counter() - begin
-    texts = model.host.tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
     return [
         Answer(text.strip(), tuple(use.name for use in inputs.uses if use.rows[i]), signals[i], timings)
-        for i, text in enumerate(texts)
+        for i, text in enumerate(found)
     ]
+
+
+def texts(model: Steps, inputs: Inputs, max_new_tokens: int) -> list[str]:
+    """What the model says to each prepared question, decoded greedily, as it stands: spaces at its ends included."""
+    ids = model.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+    return model.host.tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
