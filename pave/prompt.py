@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -53,7 +54,7 @@ class Prompter:
         before, behind = self._pieces(template or self.template)
         return self._ids(before, question), self._ids(behind, question)
 
-    @property
+    @cached_property
     def end(self) -> int:
         """The id that ends a turn: the first special token behind the question, or the end of a text."""
         _, behind = self._pieces(self.template)
