@@ -54,9 +54,11 @@ class Patch:
 
     def check(self) -> None:
         """Raise what is wrong with the tensors; they are looked at once."""
-        if "_checked" not in vars(self):
-            check_tensors(self.config, self.tensors, self.source)
-            vars(self)["_checked"] = True
+        return self._checked
+
+    @cached_property
+    def _checked(self) -> None:
+        check_tensors(self.config, self.tensors, self.source)
 
     @property
     def nbytes(self) -> int:
