@@ -41,7 +41,7 @@ def train(
 ) -> None:
     """Train a patch on a frozen video LLM."""
     quiet()
-    if resume + dry_run + smoke > 1:
+    if [resume, dry_run, smoke].count(True) > 1:
         raise RecipeError("--resume, --dry-run and --smoke exclude each other; give one of them")
     resolved = catalogue.recipe(recipe, overrides or [])
     if dry_run:
