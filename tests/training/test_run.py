@@ -4,6 +4,7 @@ nothing."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -449,6 +450,27 @@ def test_metrics_hold_losses_and_held_out_scores_by_channel(recipe: Make, worksh
     assert metrics == result.metrics
     assert metrics["loss"] == [round(figures["loss"], 5) for _, _, figures in seen]
     assert set(metrics["held_out"]) == {"all", "audio"} and set(metrics["held_out"]["all"]) == {"base", "patched"}
+
+
+def test_the_rate_warms_up_in_a_line_and_falls_as_a_cosine(recipe: Make) -> None:
+    rates = []
+    words = recipe("train.steps=8", "train.warmup=0.25", "train.fusion_lr=2e-3", "train.checkpoint_every=8")
+    train(words, progress=lambda step, steps, figures: rates.append(figures["rate"]))
+    cosine = [(1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)]
+    assert rates == pytest.approx([2e-3 * share for share in (0.5, 1, *cosine)], rel=1e-9)
+
+
+def test_held_out_questions_are_asked_of_the_patch_as_it_is_at_that_step(recipe: Make, workshop: Path) -> None:
+    words = ("train.steps=25", "train.lora_lr=1e-2", "train.eval_every=8", f"data.val={workshop / 'mixed.jsonl'}")
+    run, told = prepared(recipe(*words)), {}
+
+    def look(step: int, steps: int, figures: dict[str, float]) -> None:
+        if "held-out" in figures:
+            told[step] = figures["held-out"]
+            assert told[step] == run.accuracy(run.val_clips)["all"] != run.accuracy(run.train_clips)["all"]
+
+    run.fit(look)
+    assert list(told) == [8, 16, 24] and 0 < told[8] < told[24]
 
 
 @pytest.mark.parametrize("combine", ["prefix", "interleave"])
