@@ -3,11 +3,11 @@
     python benchmarks/streaming.py            # two hours, writes benchmarks/results/streaming.json
     python benchmarks/streaming.py --small    # ten minutes; writes nothing
 
-`equal`: resamplers of both read-outs and both kinds of fusion hear a recording second by second, beside the same
-chunks of it at once (bits) and beside all of it in one pass (share of scale). `flat`: the embedded base watches a clip
-of the Playroom again and again, with `audio-playroom` and with `favor-playroom`, which hears and sees, thins out what
-is beyond `MEMORY`, and is asked ten times. `held` are bytes that the stream holds, `resident` those of the process,
-once the system's allocator has given back what it keeps for later (glibc only).
+`equal`: resamplers of both read-outs hear a recording second by second, beside the same chunks of it at once (bits)
+and beside all of it in one pass (share of scale). `flat`: the embedded base watches a clip of the Playroom again and
+again, with `audio-playroom` and with `favor-playroom`, which hears and sees, thins out what is beyond `MEMORY`, and is
+asked ten times. `held` are bytes that the stream holds, `resident` those of the process, once the system's allocator
+has given back what it keeps for later (glibc only).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import ctypes
 import resource
 import time
 from collections.abc import Iterator
-from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,10 +25,9 @@ import torch
 from study import Study
 from torch import Tensor, nn
 
-from pave.config import FusionConfig, ResamplerConfig
+from pave.config import ResamplerConfig
 from pave.fusion import qformer
 from pave.fusion.align import align
-from pave.fusion.cross_attention import build_fusion
 from pave.fusion.qformer import build_resampler
 from pave.media.clip import Clip
 from pave.model.patched import load
@@ -37,14 +35,14 @@ from pave.model.watch import Show
 from pave.playroom.world import draw_scene, draw_script
 from pave.playroom.writer import write_clip
 from pave.sidechannel import SideBatch, SideTokens
-from pave.streaming import resampler
 from pave.streaming.encoders import Ear, Eye
+from pave.streaming.resampler import Listening
 
 MEMORY = 4 << 20  # bytes: 340 pictures of 64 x 64, so that two hours are thinned out several times
 RATES = {"slow": 2, "fast": 10}  # side tokens per second
 SHAPE = {"slots": 5, "width": 64, "heads": 4, "queries": 16}
 READOUTS: dict[str, dict[str, Any]] = {"queries": {}, "states": {"readout": "states", "queries": 32}}
-DIM, VISION, VISUAL, TOKENS = 32, 48, 64, 16
+DIM = 32
 
 
 def awake(module: nn.Module) -> Any:
@@ -70,7 +68,7 @@ def resampled(readout: str, seconds: int) -> dict[str, Any]:
     shape = ResamplerConfig.model_validate(SHAPE | READOUTS[readout])
     resampler = awake(build_resampler(shape, "add", tuple((sense, DIM) for sense in RATES)))
     heard = {s: SideTokens.regular(torch.randn(seconds * rate, DIM), rate=rate) for s, rate in RATES.items()}
-    listening, found = resampler.Listening(resampler), []
+    listening, found = Listening(resampler), []
     for i in range(seconds):
         found += [listening.feed(sense, second(tokens, i), i + 1.0) for sense, tokens in heard.items()]
     made = torch.cat([each[0] for each in [*found, listening.rest()] if each is not None])
@@ -80,25 +78,6 @@ def resampled(readout: str, seconds: int) -> dict[str, Any]:
     at_once, qformer.WINDOWS = qformer.WINDOWS, 10**9
     whole = resampler(sides)[0].x[0, :, :, 0]
     qformer.WINDOWS = at_once
-    return {"equal_bits": torch.equal(made, chunks), "share_of_one_pass": share(made, whole)}
-
-
-@torch.no_grad()
-def fused(kind: str, seconds: int) -> dict[str, Any]:
-    """A fusion that reads along with two key frames per second, beside all of them at once."""
-    dims: dict[str, Any] = {"side_dim": DIM, "vision_dim": VISION, "visual_dim": VISUAL, "tokens": TOKENS, "frames": 1}
-    fusion = awake(build_fusion(FusionConfig.model_validate({"kind": kind, "width": 32, "heads": 2}), **dims))
-    times = torch.arange(2 * seconds, dtype=torch.float64) / 2
-    vision, tokens = torch.randn(len(times), TOKENS, VISION), torch.randn(len(times), TOKENS, VISUAL)
-    sound = SideTokens.regular(torch.randn(10 * seconds, DIM), rate=10)
-    by_and_by, at_once = resampler.Fusing(fusion), resampler.Fusing(fusion)
-    found = []
-    for i in range(seconds):
-        own = slice(2 * i, 2 * i + 2)
-        found += by_and_by.feed(vision[own], tokens[own], times[own], second(sound, i), i + 1.0)
-    made = torch.cat([*found, *by_and_by.rest()])
-    chunks = torch.cat([*at_once.feed(vision, tokens, times, sound, inf), *at_once.rest()])
-    whole = fusion(vision[None], tokens[None], align([sound], [times], "time"))[0]
     return {"equal_bits": torch.equal(made, chunks), "share_of_one_pass": share(made, whole)}
 
 
@@ -171,8 +150,8 @@ def main() -> None:
         if not arguments.small:
             study.add(key, figures)
 
-    for name, measure in {**dict.fromkeys(READOUTS, resampled), **dict.fromkeys(("folded", "official"), fused)}.items():
-        keep(f"equal, {name}", {"seconds": seconds // 10, **measure(name, seconds // 10)})
+    for name in READOUTS:
+        keep(f"equal, {name}", {"seconds": seconds // 10, **resampled(name, seconds // 10)})
     for moment in watched(seconds):
         keep(f"flat, {moment['second']:.0f} s", moment)
 

@@ -117,6 +117,7 @@ class LogMel(Encoder):
     @cached_property
     def filters(self) -> Tensor:
         """Triangles (bin band) of height 1, even on the mel scale 2595·log10(1 + f / 700) of O'Shaughnessy (1987)."""
+        # Not transformers' mel_filter_bank: for some fmin and fmax, where a bin lies on an edge, its last bit differs.
         low, high = (2595 * math.log10(1 + f / 700) for f in (self.options.fmin, self.options.fmax))
         mels = torch.linspace(low, high, self.options.bands + 2, dtype=torch.float64)
         edges = 700 * (10 ** (mels / 2595) - 1)

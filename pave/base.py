@@ -112,7 +112,6 @@ class Base(ABC):
         self.frames, self.mean, self.std = frames or self.FRAMES, tuple(mean or self.MEAN), tuple(std or self.STD)
         self.repo, self.revision = repo, revision
         self.prompter = Prompter(tokenizer, template or self.own_template())
-        self.encode_text, self.prompt, self.end = self.prompter.encode_text, self.prompter.prompt, self.prompter.end
         self._fingerprint: str | None = None
 
     # What a family says of itself
@@ -204,6 +203,19 @@ class Base(ABC):
     @property
     def template(self) -> str:
         return self.prompter.template
+
+    @property
+    def end(self) -> int:
+        """The id that ends a turn."""
+        return self.prompter.end
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of plain text, whatever a user wrote."""
+        return self.prompter.encode_text(text)
+
+    def prompt(self, question: str, template: str = "") -> tuple[list[int], list[int]]:
+        """Ids before and behind the visual rows; an empty template means the base's own."""
+        return self.prompter.prompt(question, template)
 
     @property
     def tokens_per_frame(self) -> int:

@@ -59,7 +59,7 @@ class Prompter:
         """Ids before the visual rows, of the base's own template and whatever the question."""
         return self.prompt("")[0]
 
-    @property
+    @cached_property
     def end(self) -> int:
         """The id that ends a turn: the first special token behind the question, or the end of a text."""
         _, behind = self._pieces(self.template)

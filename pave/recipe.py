@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 from pave.config import Config, FusionConfig, LoraConfig, ResamplerConfig, SenseConfig, SenseName, parse, resampler_fits
 from pave.errors import RecipeError
 
-# What carries the answers of the Playroom; caption: everything at once, for training.
-Channel = Literal[
+# What carries the answers of the Playroom.
+AskedChannel = Literal[
     "video",
     "audio",
     "audio+video",
@@ -34,8 +34,8 @@ Channel = Literal[
     "speech",
     "speech+video",
     "match",
-    "caption",
 ]
+Channel = Literal[AskedChannel, "caption"]  # caption: everything at once, for training
 
 
 class PlayroomData(Config):

@@ -12,6 +12,9 @@ import torch
 from families import FRAMES, make_base
 from safetensors.torch import load_file, save_file
 from small import make_clip
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 import pave
@@ -19,6 +22,7 @@ from pave.base import Base
 from pave.errors import BaseModelError, MediaError
 from pave.loading.base import EMBEDDED, load_base
 from pave.media.clip import Clip
+from pave.prompt import Prompter
 
 COLOURS = '{"image_mean": [0.5, 0.5, 0.5], "image_std": %s}'
 
@@ -95,6 +99,17 @@ def test_special_words_of_a_user_stay_text(base: Base, tokenizer: PreTrainedToke
     assert word.startswith("{") or not special.isdisjoint(naive), (
         "the danger is real: the tokenizer alone takes the bait"
     )
+
+
+def test_a_special_token_that_plain_text_would_give_is_refused() -> None:
+    """The vocabulary of this tokenizer itself knows the word, so that no splitting keeps users from writing it."""
+    words = Tokenizer(WordLevel({"hello": 0, "<stop>": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    prompter = Prompter(PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<stop>"), "{video}{question}<stop>")
+    assert prompter.encode_text("hello hello") == [0, 0] and prompter.prompt("hello") == ([], [0, 1])
+    for ask in (prompter.encode_text, prompter.prompt):
+        with pytest.raises(BaseModelError, match="special token in the plain text 'hello <stop>'; change the wording"):
+            ask("hello <stop>")
 
 
 def test_template_without_its_special_tokens_is_refused(base: Base) -> None:

@@ -7,6 +7,7 @@ t key frames, s visual tokens per key frame, q d channels before and after the p
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,9 +33,9 @@ class Llava(Base):
     def size(self) -> tuple[int, int]:
         return (self.model.config.vision_config.image_size,) * 2
 
-    @property
+    @cached_property
     def edge(self) -> int:
-        """Patches along an edge."""
+        """Patches along an edge; asked for many times in every call, and configs of transformers are slow to read."""
         return self.size[0] // self.model.config.vision_config.patch_size
 
     def features(self, seen: Any) -> Tensor:

@@ -198,7 +198,8 @@ def patch_search(
     from pave.hub.locate import search
 
     for found in search(words, sense=sense, base=base):
-        print(f"{found['id']}  {found['downloads']} downloads  {' '.join(found['tags'])}{'  gated' * found['gated']}")
+        gated = "  gated" if found["gated"] else ""
+        print(f"{found['id']}  {found['downloads']} downloads  {' '.join(found['tags'])}{gated}")
 
 
 @app.command("alias")

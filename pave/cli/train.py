@@ -41,7 +41,7 @@ def train(
 ) -> None:
     """Train a patch on a frozen video LLM."""
     quiet()
-    if resume + dry_run + smoke > 1:
+    if [resume, dry_run, smoke].count(True) > 1:
         raise RecipeError("--resume, --dry-run and --smoke exclude each other; give one of them")
     resolved = catalogue.recipe(recipe, overrides or [])
     if dry_run:
@@ -94,19 +94,18 @@ def _train(recipe: Recipe, resume: bool) -> Result:
     with Bar(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
         clips = bar.add_task("clips", total=None, note="")
         steps = bar.add_task("training", total=recipe.train.steps, note="", start=False)
-        held_out = ""
 
         def seeing(done: int, total: int) -> None:
             bar.update(clips, completed=done, total=total)
 
         def show(step: int, total: int, figures: dict[str, float]) -> None:
-            nonlocal held_out
-            if "held-out" in figures:
-                held_out = f"  held-out {figures['held-out']:.3f}"
+            loss = f"loss {figures['loss']:.3f}"
             bar.start_task(steps)
-            bar.update(steps, completed=step, note=f"loss {figures['loss']:.3f}{held_out}")
-            if not sys.stderr.isatty() and (step % 50 == 0 or step == total or "held-out" in figures):
-                console.print(f"step {step}/{total}  loss {figures['loss']:.3f}{held_out}")
+            bar.update(steps, completed=step, note=loss)
+            if "held-out" in figures:
+                console.print(f"step {step}/{total}  {loss}  held-out {figures['held-out']:.3f}")
+            elif not sys.stderr.isatty() and (step % 50 == 0 or step == total):
+                console.print(f"step {step}/{total}  {loss}")
 
         progress: Progress = show
         run = None

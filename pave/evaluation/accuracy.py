@@ -17,6 +17,7 @@ from typing import Literal, get_args
 from pave.data import Example, Source, read_jsonl
 from pave.errors import DataError, UsageError
 from pave.features.cache import FeatureStore
+from pave.model.answer import texts
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 
@@ -114,8 +115,7 @@ def evaluate(
     for part in _batches(examples, batch):
         clips = [features[example.source] for example in part]
         inputs = model.prepare(clips, [example.question for example in part], patches=patches)
-        ids = model.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-        answers = model.host.tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        answers = texts(model.calls, inputs, max_new_tokens)
         samples += [Sample(example, answer) for example, answer in zip(part, answers, strict=True)]
     return Evaluation(tuple(samples), refused)
 

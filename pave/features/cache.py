@@ -63,10 +63,10 @@ class FeatureStore:
         fresh = [source for source, features in found.items() if features is None]
         workers = min(MAX_WORKERS, os.cpu_count() or 1)
         clips = decode_many([source.video for source in fresh], workers=workers, frames=self.model.host.frames)
-        for left, (source, clip) in zip(range(len(fresh), 0, -1), zip(fresh, clips, strict=True), strict=True):
+        for done, (source, clip) in enumerate(zip(fresh, clips, strict=True), len(found) - len(fresh) + 1):
             found[source] = self._see(source, clip)
             if seeing:
-                seeing(len(found) - left + 1, len(found))
+                seeing(done, len(found))
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps({"file": str(source), "why": why}) for source, why in self.refused.items()]

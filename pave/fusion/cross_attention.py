@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
-from pave.fusion.meta import blank
+from pave.fusion.meta import Blank
 from pave.fusion.reader import POINT, Reader, Standard
 from pave.fusion.rope import SECTIONS, Turns, cube_turns, rotate, time_turns
 from pave.fusion.segments import Segments
@@ -347,7 +347,7 @@ def build_fusion(
     return kind(config, side_dim=side_dim, points=points, **base)
 
 
-blank_fusion = blank(build_fusion)
+blank_fusion = Blank(build_fusion)
 
 
 def _weight(module: nn.Module, path: str) -> Tensor:

@@ -7,8 +7,8 @@ every call. It is built once per shape; to copy it takes a tenth of the time. Kn
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from functools import lru_cache
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -17,19 +17,24 @@ P = ParamSpec("P")
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def blank(build: Callable[P, Module]) -> Callable[P, Module]:
-    """`build` on the meta device; its arguments must be hashable."""
+class Blank(Generic[P, Module]):
+    """A function that builds a module, on the meta device; its arguments must be hashable."""
 
-    @lru_cache(maxsize=16)
-    def first(*args: Any, **kwargs: Any) -> Module:
+    def __init__(self, build: Callable[P, Module]) -> None:
+        self._build = build
+        self._first = lru_cache(maxsize=16)(self._on_meta)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Module:
+        """A module of one's own."""
+        return _copy(self._first(*args, **kwargs))
+
+    def outline(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, torch.Tensor]:
+        """Names and shapes of its tensors, which costs no module."""
+        return self._first(*args, **kwargs).state_dict()
+
+    def _on_meta(self, *args: Any, **kwargs: Any) -> Module:
         with torch.device("meta"):
-            return build(*args, **kwargs)
-
-    @wraps(build)
-    def fresh(*args: P.args, **kwargs: P.kwargs) -> Module:
-        return _copy(first(*args, **kwargs))
-
-    return fresh
+            return self._build(*args, **kwargs)
 
 
 def _copy(module: Module) -> Module:

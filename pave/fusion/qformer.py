@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pave.config import ResamplerConfig
 from pave.fusion.clock import Clock, nearest_windows, steps_until, synchronise, windows_before
-from pave.fusion.meta import blank
+from pave.fusion.meta import Blank
 from pave.fusion.reader import Standard
 from pave.sidechannel import SideBatch
 
@@ -236,7 +236,7 @@ def build_resampler(config: ResamplerConfig, combine: str, senses: tuple[tuple[s
     return (Queries if config.readout == "queries" else States)(config, combine, dict(senses))
 
 
-blank_resampler = blank(build_resampler)
+blank_resampler = Blank(build_resampler)
 
 
 def seen_by(k: int, m: int, direction: str, device: torch.device) -> Tensor | None:

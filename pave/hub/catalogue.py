@@ -7,6 +7,7 @@ enough to ship. Opens no weights and knows nothing of tensors, so listing costs 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from pathlib import Path
 from pave.errors import PatchNotFound, nearest
 from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe, read_recipe
+
+RECIPE = "patch.yaml"
+NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +51,18 @@ def folder() -> Path:
 
 def names() -> list[str]:
     """Names of the catalogue, in alphabetical order."""
-    return sorted(recipe.parent.name for recipe in folder().glob("*/patch.yaml"))
+    return sorted(recipe.parent.name for recipe in folder().glob(f"*/{RECIPE}"))
 
 
 def named(source: str | Path) -> bool:
     """Whether this is a name of the catalogue, whatever lies in the current folder: `./name` and a Path are paths."""
-    return isinstance(source, str) and source in names()
+    return isinstance(source, str) and NAME.fullmatch(source) is not None and (folder() / source / RECIPE).is_file()
 
 
 def find(name: str) -> Path:
     """The folder of the patch called `name`."""
-    known = names()
-    if name not in known:
-        remedy = f"{nearest(name, known)}; or give a folder or a file"
+    if not named(name):
+        remedy = f"{nearest(name, names())}; or give a folder or a file"
         raise PatchNotFound(name, "no patch of this name in the catalogue", remedy)
     return folder() / name
 

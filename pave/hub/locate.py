@@ -73,10 +73,10 @@ def locate(
         text = source = aliases().get(source, source)
     if catalogue.named(source):
         refuse_revision(text, "is part of PAVE", revision)
+        if (file := catalogue.find(text) / WEIGHTS).is_file():
+            return Place(file, text)
         recipe = catalogue.recipe(text)
-        if recipe.released and not (catalogue.find(text) / WEIGHTS).is_file():
-            return _released(recipe, dim, model_type)
-        return Place(catalogue.locate(text), text)
+        return _released(recipe, dim, model_type) if recipe.released else Place(catalogue.locate(text), text)
     if text and os.path.exists(text):  # unlike Path.exists, not startled by a name too long for a file system
         refuse_revision(text, "lies on this machine", revision)
         path = catalogue.locate(Path(text))

@@ -40,6 +40,7 @@ from pave.media.key_frames import MAX_BYTES, Request, check_window, needed, pick
 GAP_SECONDS = (
     0.05  # a hole in the sound longer than this is filled with silence, so that later sound stays on the clock
 )
+ORIENTATION = 0x0112  # tag of EXIF 2.32
 SHORT = 0.9  # less than this part of the promised length: the report calls the file cut short
 
 
@@ -156,18 +157,18 @@ def upright(picture: np.ndarray, frame: Any, path: str) -> np.ndarray:
 
 
 def exif_turned(picture: np.ndarray, path: str, quarters: int) -> np.ndarray:
-    """A photograph as its EXIF orientation says (EXIF 2.32, tag 0x0112): mirrored, then turned; by `quarters`, against
-    the clock, where Pillow cannot read the file."""
-    from PIL import Image  # seldom needed, and a worker starts fast
+    """A photograph as its EXIF orientation says; turned by `quarters`, against the clock, where Pillow cannot read the
+    file."""
+    from PIL import Image, ImageOps  # seldom needed, and a worker starts fast
 
     try:
         with Image.open(path) as image:
-            orientation = image.getexif().get(0x0112, 1)
+            orientation = image.getexif().get(ORIENTATION, 1)
     except OSError:
         return np.rot90(picture, quarters)
-    if orientation in (2, 4, 5, 7):
-        picture = picture[:, ::-1]
-    return np.rot90(picture, {3: 2, 4: 2, 5: 1, 6: -1, 7: -1, 8: 1}.get(orientation, 0))
+    photo = Image.fromarray(picture)  # the same pixels: those that Pillow decodes differ in their last bits
+    photo.getexif()[ORIENTATION] = orientation
+    return np.asarray(ImageOps.exif_transpose(photo))
 
 
 # ---------------------------------------------------------------- sound

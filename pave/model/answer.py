@@ -49,16 +49,16 @@ class Prepared:
 def answers(calls: Calls, prepared: Prepared, max_new_tokens: int) -> list[Answer]:
     """The answers to all rows, greedily."""
     begin = time.perf_counter()
-    texts = generated(calls, prepared.inputs, max_new_tokens)
+    found = texts(calls, prepared.inputs, max_new_tokens)
     timings = {**prepared.timings, "generate": time.perf_counter() - begin}
     return [
         Answer(text.strip(), tuple(use.name for use in prepared.inputs.uses if use.rows[i]), signals, timings)
-        for i, (text, signals) in enumerate(zip(texts, prepared.signals, strict=True))
+        for i, (text, signals) in enumerate(zip(found, prepared.signals, strict=True))
     ]
 
 
-def generated(calls: Calls, inputs: Inputs, max_new_tokens: int) -> list[str]:
-    """The greedy text of each row, without its prompt."""
+def texts(calls: Calls, inputs: Inputs, max_new_tokens: int) -> list[str]:
+    """What the model says in each row, decoded greedily, as it stands: spaces at its ends included."""
     ids = calls.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
     return calls.host.tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from pave.config import PatchConfig
-from pave.errors import PatchError, PatchNotFound, nearest
+from pave.errors import PatchError, PatchNotFound, UsageError, nearest
 from pave.model.inputs import Use
 from pave.patch.attached import Attached
 from pave.patch.lora import Loras
@@ -128,7 +128,7 @@ class Applied:
         same = patches is None or isinstance(patches, str) or all(isinstance(name, str) for name in patches)
         each: Sequence[Any] = [patches] * rows if same else patches or ()
         if len(each) != rows:
-            raise ValueError(f"{len(each)} lists of patches for {rows} rows; give one per row, or names for all")
+            raise UsageError(f"{len(each)} lists of patches for {rows} rows; give one per row, or names for all")
         wanted: list[tuple[str, ...]] = [enabled if row is None else _tuple(row) for row in each]
         for name in {name for row in wanted for name in row}:
             self.found(name)
@@ -153,9 +153,9 @@ def _tuple(names: Any) -> tuple[str, ...]:
 
 
 def checked_weight(config: PatchConfig, name: str, weight: float) -> float:
-    """A weight that this patch can have, or a ValueError."""
+    """A weight that this patch can have, or a UsageError."""
     if not isinstance(weight, Real) or not -1e3 < weight < 1e3:  # also refuses NaN
-        raise ValueError(f"weight={weight!r} of patch {name}; 1 is as trained, 0 is off, useful ones lie within 0 to 2")
+        raise UsageError(f"weight={weight!r} of patch {name}; 1 is as trained, 0 is off, useful ones lie within 0 to 2")
     if weight not in (0, 1) and config.fusion.combine != "add":
-        raise ValueError(f"weight={weight}: {name} puts tokens beside the visual ones, which are there or not; 0 or 1")
+        raise UsageError(f"weight={weight}: {name} puts tokens beside the visual ones, which are there or not; 0 or 1")
     return float(weight)

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pave.base import Base, Newline
 from pave.config import SenseConfig
+from pave.errors import UsageError
 from pave.media.clip import Clip
 from pave.model.applied import Applied, Names
 from pave.model.inputs import ClipFeatures, Inputs, Use
@@ -42,7 +43,7 @@ class Calls:
     def prepare(self, clips: Sequence[ClipFeatures | Clip], questions: Sequence[str], patches: Names) -> Inputs:
         """Rows of one batch: a question about a clip each."""
         if len(clips) != len(questions) or not clips or not all(isinstance(question, str) for question in questions):
-            raise ValueError(f"{len(clips)} clips and {len(questions)} questions; give a text for every clip")
+            raise UsageError(f"{len(clips)} clips and {len(questions)} questions; give a text for every clip")
         uses = self.applied.uses(patches, len(clips))
         features = self.perception.features(clips, senses_of(uses))
         return self.around(lay_out(self.host, features, perceived(uses, features)), questions)
@@ -116,16 +117,16 @@ class Calls:
         """Options of generate() with what the base needs, once inputs and options are known to be possible."""
         if inputs.attention_mask.dim() != 2:
             shape = tuple(inputs.attention_mask.shape)
-            raise ValueError(f"generate needs a mask (b l), got {shape}; give one question per row")
+            raise UsageError(f"generate needs a mask (b l), got {shape}; give one question per row")
         held = (inputs.input_ids == self.host.placeholder).sum(-1)
         if len(held.unique()) > 1:  # a beam search tells rows apart by their number, and would mix them up
-            raise ValueError(
+            raise UsageError(
                 f"rows hold {held.tolist()} visual placeholders, generate needs as many in all; use prepare()"
             )
         copies = _copies(self.host, options)
         if max(copies.values()) > 1 and not self.host.beams:
             asked = ", ".join(f"{name}={count}" for name, count in copies.items() if count > 1)
-            raise ValueError(f"{self.host.model_type} cannot answer with {asked}; leave it out")
+            raise UsageError(f"{self.host.model_type} cannot answer with {asked}; leave it out")
         return {"eos_token_id": self.host.stops, "pad_token_id": self.host.pad, **options, **copies}
 
     def _here(self, told: Any) -> Any:
@@ -163,7 +164,7 @@ class Calls:
         padded = held == [max(lengths)] * len(rows)
         if not padded and held != lengths:
             cause = f"the prompts hold {held} visual placeholders, the clips need {lengths}"
-            raise ValueError(f"{cause}; call prepare() again")
+            raise UsageError(f"{cause}; call prepare() again")
 
         def arranged(rows: list[Tensor]) -> Tensor:
             return pad_sequence(rows, batch_first=True, padding_side="left") if padded else torch.cat(rows)[None]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pave.base import Newline, Seen, Visual
+from pave.errors import UsageError
 from pave.patch.attached import Attached
 from pave.sidechannel import SideBatch, SideTokens
 
@@ -84,7 +85,7 @@ class Inputs:
         if self.position_ids is not None:
             return self.position_ids
         if self.attention_mask.dim() != 2:
-            raise ValueError(f"a mask of shape {tuple(self.attention_mask.shape)} needs explicit position_ids")
+            raise UsageError(f"a mask of shape {tuple(self.attention_mask.shape)} needs explicit position_ids")
         return (self.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 

@@ -13,7 +13,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from pave.errors import SignalError, nearest
+from pave.errors import SignalError, UsageError, nearest
 from pave.media.clip import Clip
 from pave.model.answer import Prepared
 from pave.model.call import Calls, senses_of
@@ -55,12 +55,12 @@ def _row(row: Sequence[Any] | Mapping[str, Any]) -> Row:
     if not isinstance(row, Mapping):
         if not isinstance(row, tuple | list) or not 2 <= len(row) <= 3:
             got = f"{len(row)} values" if isinstance(row, tuple | list) else f"{row!r}; give a list of rows"
-            raise ValueError(f"a row is (clip, question) or (clip, question, patches), got {got}")
+            raise UsageError(f"a row is (clip, question) or (clip, question, patches), got {got}")
         row = dict(zip(("clip", "question", "patches"), row, strict=False))
     signals = {key: value for key, value in row.items() if key not in ("clip", "question", "patches")}
     if "clip" not in row or not isinstance(row.get("question"), str):
         got = {key: type(value).__name__ for key, value in row.items()}
-        raise ValueError(f"a row needs clip and question, a text; got {got}")
+        raise UsageError(f"a row needs clip and question, a text; got {got}")
     patches = row.get("patches")
     return Row(row["clip"], row["question"], (patches,) if isinstance(patches, str) else patches, signals)
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pave.config import RESAMPLED
-from pave.errors import MediaError, PatchNotFound
+from pave.errors import MediaError, PatchNotFound, UsageError
 from pave.fusion.clock import APART, INSTANT
 from pave.media.arrays import pictures_of, sound_of, tensor_of, times_of
 from pave.media.clip import Clip
@@ -59,9 +59,9 @@ class Show:
         memory: int,
     ) -> None:
         if last is not None and not 0 < last < inf:
-            raise ValueError(f"last={last}; give the seconds before a question that it is about, or None for all")
+            raise UsageError(f"last={last}; give the seconds before a question that it is about, or None for all")
         if memory < 1:
-            raise ValueError(f"memory={memory}; give the bytes that pictures may take, and each sense")
+            raise UsageError(f"memory={memory}; give the bytes that pictures may take, and each sense")
         self.calls, self.last = calls, inf if last is None else float(last)
         self.names, self.named = calls.applied.wanted(patches, 1)[0], patches is not None
         self.begin, self.now = inf, -inf  # seconds of the first picture and of the last

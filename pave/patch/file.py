@@ -79,9 +79,11 @@ class Patch:
 
     def check(self) -> None:
         """Raise what is wrong with the tensors; they are looked at once."""
-        if "_checked" not in vars(self):
-            check_tensors(self.config, self.tensors, self.source)
-            vars(self)["_checked"] = True
+        return self._checked
+
+    @cached_property
+    def _checked(self) -> None:
+        check_tensors(self.config, self.tensors, self.source)
 
     @property
     def nbytes(self) -> int:
@@ -181,24 +183,38 @@ def file_of(path: str | Path) -> Path:
 
 def resampler_of(config: PatchConfig, *, blank: bool = False) -> Resampler | None:
     """The untrained resampler, if the patch has one; blank: on the meta device, for weights to come."""
-    if config.resampler is None:
-        return None
-    senses = tuple(sorted((sense, facts.dim) for sense, facts in config.senses.items()))  # a file knows no order
-    return (blank_resampler if blank else build_resampler)(config.resampler, config.fusion.combine, senses)
+    return None if config.resampler is None else (blank_resampler if blank else build_resampler)(*_senses(config))
 
 
 def fusion_of(config: PatchConfig, name: str, *, blank: bool = False) -> nn.Module:
     """The untrained fusion of one sense, or of what the resampler makes of all, with the dimensions that the config
     records of its base; blank: on the meta device, for weights to come."""
-    return (blank_fusion if blank else build_fusion)(
-        config.fusion,
-        side_dim=config.read[name],
-        vision_dim=config.base.vision_dim,
-        visual_dim=config.base.dim,
-        tokens=config.base.tokens_per_frame,
-        frames=config.base.frames,
-        points=name in config.senses and config.senses[name].points,  # to a resampler they are channels
-    )
+    return (blank_fusion if blank else build_fusion)(config.fusion, **_sizes(config, name))
+
+
+def tensors_of(config: PatchConfig) -> dict[str, Tensor]:
+    """Names and shapes of a patch's tensors, but for those of its LoRA, which hang on the layers of the base."""
+    parts = {f"fusion.{name}": blank_fusion.outline(config.fusion, **_sizes(config, name)) for name in config.read}
+    if config.resampler is not None:
+        parts["resampler"] = blank_resampler.outline(*_senses(config))
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def _senses(config: PatchConfig) -> tuple[Any, ...]:
+    """What a resampler is built from; a file knows no order of its senses."""
+    return config.resampler, config.fusion.combine, tuple(sorted((s, facts.dim) for s, facts in config.senses.items()))
+
+
+def _sizes(config: PatchConfig, name: str) -> dict[str, Any]:
+    """What a fusion is built from, beside its own config."""
+    return {
+        "side_dim": config.read[name],
+        "vision_dim": config.base.vision_dim,
+        "visual_dim": config.base.dim,
+        "tokens": config.base.tokens_per_frame,
+        "frames": config.base.frames,
+        "points": name in config.senses and config.senses[name].points,  # to a resampler they are channels
+    }
 
 
 def refuse_taken(senses: Iterable[str]) -> None:
@@ -231,14 +247,9 @@ def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: st
         raise PatchDamaged(source, cause, AGAIN)
     try:
         refuse_taken(config.senses)
-        parts = {f"fusion.{name}": fusion_of(config, name, blank=True) for name in config.read}
-        if (resampler := resampler_of(config, blank=True)) is not None:
-            parts["resampler"] = resampler
+        expected = tensors_of(config)
     except (PaveError, RuntimeError, TypeError, OverflowError) as error:
         raise PatchDamaged(source, f"no fusion can be built from its config ({error})", AGAIN) from None
-    expected = {
-        f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()
-    }
     wrong = misfits(expected, fusion) or _lora_misfits(config, {n: s for n, s in shapes.items() if n not in fusion})
     if wrong:
         raise PatchMismatch(source, f"tensors do not fit its own config: {wrong}", AGAIN)

@@ -27,7 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pave.config import LoraConfig
 from pave.errors import RecipeError
-from pave.fusion.meta import blank
+from pave.fusion.meta import Blank
 
 Layers = tuple[tuple[str, int, int], ...]  # module path inside the language model, channels in and out
 
@@ -141,7 +141,7 @@ class Lora(nn.Module):
         return {path: module for path, module in self.named_modules() if isinstance(module, Pair)}
 
 
-blank_lora = blank(Lora)
+blank_lora = Blank(Lora)
 
 
 class Loras:

@@ -211,7 +211,9 @@ def train_tower(
             ((score.argmax(-1) == truth[..., k]) & (truth[..., k] > 0)).sum() / (truth[..., k] > 0).sum()
             for k, score in enumerate(scores)
         ]
-        total = torch.stack(losses).sum() + 0.2 * wrong * everything
+        total = torch.stack(losses).sum()
+        if everything:
+            total = total + 0.2 * wrong
         return total, [*right, 1 - wrong / squares.square().mean()]
 
     _optimise(parts, loss, steps, rate, name="tower")

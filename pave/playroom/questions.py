@@ -15,7 +15,7 @@ from itertools import chain, permutations
 from math import lcm
 from random import Random
 
-from pave.playroom.world import COLOURS, PHASES, SOUNDS, Scene, Script, T, Table, choose, scripts
+from pave.playroom.world import PHASES, SOUNDS, Scene, Script, T, Table, choose, scripts
 
 CHANNELS = ("video", "audio", "audio+video", "order")
 CAPTION = "caption"  # not asked when answers are counted; one tells much more of a clip than a word does
@@ -149,23 +149,3 @@ def tally(weighted: Iterable[tuple[int, Iterable[Choice]]]) -> Answers:
         for share, question in chain(*choices):
             answers[question.text][question.answer] += weight * (CHOICES * share.numerator // share.denominator)
     return answers
-
-
-def optimum_from_question(question: Question) -> Fraction:
-    """The best chance for one who neither sees nor hears: the answers of every kind are equally likely."""
-    sizes = {
-        "count": 3,
-        "colour": len(COLOURS),
-        "shape": 6,
-        "side": 2,
-        "colour-at": len(COLOURS),
-        "colour-dim": len(COLOURS),
-        "colour-when": len(COLOURS),
-        "is-there": 2,
-        "what": len(SOUNDS) + 1,
-        "times": PHASES,
-        "sound-dim": len(SOUNDS),
-        "which-first": 2,
-        "which-last": 2,
-    }
-    return Fraction(1, sizes[question.kind])

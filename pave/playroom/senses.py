@@ -55,7 +55,9 @@ def perceived(scene: Scene, channels: Collection[str], seed: int) -> dict[str, A
     """The state of every sense that one of the channels needs. Of sounds and what is there instead of them, a clip has
     one, by its seed."""
     parts = {part for channel in channels for part in _parts(channel)}
-    heard = [name for name in INSTEAD if name in parts] + ["sounds"] * (not SOUNDING.isdisjoint(channels))
+    heard = [name for name in INSTEAD if name in parts]
+    if not SOUNDING.isdisjoint(channels):
+        heard.append("sounds")
     turn = Random(f"heard {seed}").choice(heard) if heard else ""
     left_out = {name for name in INSTEAD if name != turn}
     left_out |= {"fast"} if turn == mixed.BOTH else set()

@@ -9,12 +9,14 @@ n samples, t frames, m mel bands, τ time steps
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.audio_utils import mel_filter_bank
 
 from pave.encoder import Pieces
 from pave.media.clip import Clip
@@ -40,15 +42,21 @@ def fbank(sound: Tensor, bands: int, window: float = HANN) -> Tensor:
     return (power @ filters(bands).to(sound.device)).clamp(min=FLOOR).log()
 
 
+@cache
 def filters(bands: int) -> Tensor:
     """Triangles (bin m) of height 1, straight and even on the mel scale 1127·ln(1 + f / 700); the last bin is deaf."""
-    low, high = (1127 * math.log1p(hertz / 700) for hertz in (LOWEST, SAMPLE_RATE / 2))
-    edges = torch.linspace(low, high, bands + 2, dtype=torch.float64)
-    hertz = torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=torch.float64)
-    bins = 1127 * torch.log1p(hertz / 700)[:, None]
-    rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
-    return torch.minimum(rise, fall).clamp(min=0).to(torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a low one of 127 bands or more hears no bin: all were trained so
+        bank = mel_filter_bank(
+            FFT // 2 + 1,
+            bands,
+            LOWEST,
+            SAMPLE_RATE / 2,
+            SAMPLE_RATE,
+            mel_scale="kaldi",
+            triangularize_in_mel_space=True,
+        )
+    return torch.from_numpy(bank).float()
 
 
 def listen(clip: Clip, frames: int, patch: int, tokens: Callable[[Tensor], Tensor]) -> SideTokens | None:

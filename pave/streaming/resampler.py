@@ -1,11 +1,9 @@
-"""Streaming: what a resampler or a fusion makes of a recording, made as time goes by, in bounded memory.
+"""Streaming: what a resampler makes of a recording, made as time goes by, in bounded memory.
 
-In: side tokens as they come, and until which second all of them are there; for a fusion, key frames too. Out: what is
-finished by that and will never change, bit by bit what the same chunks of the whole recording give. Knows nothing of
-media, encoders and prompts.
+In: side tokens as they come, and until which second all of them are there. Out: what is finished by that and will never
+change, bit by bit what the same chunks of the whole recording give. Knows nothing of media, encoders and prompts.
 
-t key frames, s visual tokens of a key frame, τ time steps, m time steps of a segment, n tokens of a time step, c
-channels of what a resampler makes, q d channels of visual tokens before and after the projector
+t key frames, τ time steps, n tokens of a time step, c channels of what a resampler makes
 """
 
 from __future__ import annotations
@@ -20,13 +18,10 @@ import torch
 from torch import Tensor
 
 from pave.errors import SignalError
-from pave.fusion.align import segments_by_time
 from pave.fusion.clock import Clock, laid_out, steps_at, synchronise
-from pave.fusion.cross_attention import Fusion
 from pave.fusion.qformer import WINDOWS, Resampler
 from pave.sidechannel import SideBatch, SideTokens
 
-FRAMES = 16  # key frames that a fusion updates at once
 MOVING = torch.tensor([0.0, 1.0], dtype=torch.float64)  # key times of a clip that is no picture
 STILL = torch.zeros(2, dtype=torch.float64)  # and of one that is
 
@@ -57,16 +52,17 @@ class Heard:
         if self.tokens is not None:
             self.tokens = self.tokens.only(steps)
 
-    def side(self, key_times: Tensor, index: Tensor, mask: Tensor) -> SideBatch | None:
-        """What is held, as one row; index and mask (t m) are those of its segments."""
+    def side(self, key_times: Tensor) -> SideBatch | None:
+        """What is held, as one row for a resampler, which asks for no segments of the key frames."""
         if self.tokens is None or not len(self.tokens.times):
             return None
+        index = torch.zeros(1, len(key_times), 1, dtype=torch.long)
         return SideBatch(
             x=self.tokens.x.where(self.tokens.valid[..., None], 0)[None],
             times=self.tokens.times[None],
             steps=torch.tensor([len(self.tokens.times)]),
-            index=index[None],
-            mask=mask[None],
+            index=index,
+            mask=index.bool(),
             valid=self.tokens.valid[None],
             key_times=key_times[None],
         )
@@ -119,8 +115,7 @@ class Listening:
         return None if clock is None else ended._look(sides, list(clock.parts(WINDOWS, self.config.slots)))
 
     def _sides(self, key_times: Tensor = MOVING) -> dict[str, SideBatch | None]:
-        none = torch.zeros(2, 1, dtype=torch.long)
-        return {sense: heard.side(key_times, none, none.bool()) for sense, heard in self.senses.items()}
+        return {sense: heard.side(key_times) for sense, heard in self.senses.items()}
 
     def _clock(self, sides: Mapping[str, SideBatch | None]) -> Clock | None:
         """Of what is held; None where no step of it is new."""
@@ -132,79 +127,6 @@ class Listening:
     def _look(self, sides: Mapping[str, SideBatch | None], parts: list[Clock]) -> tuple[Tensor, Tensor]:
         made = torch.cat([self.resampler.part(sides, part)[0] for part in parts])
         return made, torch.cat([self.resampler.times(part) for part in parts])
-
-
-class Fusing:
-    """A fusion that reads along: key frames come in the order of time, at a fixed rate or any other, and `FRAMES` of
-    them are updated at a time, once nothing that is still to come can belong to them.
-
-    It holds the key frames that are not updated, and the side tokens from the last one before theirs on. A key frame
-    that has none borrows the nearest, so all of them wait for the first token that there is."""
-
-    def __init__(self, fusion: Fusion) -> None:
-        if fusion.config.combine != "add":
-            raise SignalError(
-                f"this fusion puts tokens beside the visual ones ({fusion.config.combine}); it adds nothing"
-            )
-        if fusion.config.query == "learnable":
-            raise SignalError("this fusion learned a query for each key frame of a clip; it reads a clip at once")
-        self.fusion, self.heard = fusion, Heard("the side channel")
-        self.frames: tuple[Tensor, ...] = ()  # (t s q) (t s d) (t,)
-        self.before = torch.zeros(0, dtype=torch.float64)  # second of the last key frame that is updated
-
-    @torch.no_grad()
-    def feed(
-        self, vision: Tensor, tokens: Tensor, times: Tensor, side: SideTokens | None, until: float
-    ) -> list[Tensor]:
-        """See the next key frames, (t s q) and (t s d), at `times`, and hear all before second `until`. Gives the
-        updates (t s d) of those that are finished now."""
-        fresh = vision, tokens, times.to("cpu", torch.float64)
-        self.frames = tuple(map(torch.cat, zip(self.frames, fresh, strict=True))) if self.frames else fresh
-        self.heard.add(side, until)
-        return self._updates(whole=True)
-
-    @torch.no_grad()
-    def rest(self) -> list[Tensor]:
-        """The updates of all others: the recording ends here."""
-        self.heard.until = inf
-        return self._updates(whole=False)
-
-    def _updates(self, *, whole: bool) -> list[Tensor]:
-        """Of chunks that another key frame follows; else of all."""
-        found = []
-        while self.frames and len(self.frames[2]) > (FRAMES if whole else 0):
-            vision, tokens, times = (each[:FRAMES] for each in self.frames)
-            after = self.frames[2][FRAMES : FRAMES + 1]
-            end = ((times[-1] + after) / 2).item() if len(after) else inf
-            if (update := self._update(vision, tokens, times, after, end)) is None:
-                break
-            found.append(update)
-            self.frames = tuple(each[FRAMES:] for each in self.frames)
-            self.before = times[-1:]
-            if self.heard.tokens is not None:
-                heard = self.heard.tokens.times
-                earlier = heard[heard < end]
-                self.heard.keep(heard >= (earlier.max() if len(earlier) else -inf))
-        return found
-
-    def _update(self, vision: Tensor, tokens: Tensor, times: Tensor, after: Tensor, end: float) -> Tensor | None:
-        """None where a token that is still to come could belong to them."""
-        if self.heard.tokens is None or not self.heard.tokens.present:
-            return torch.zeros_like(tokens) if self.heard.until == inf else None
-        self.heard.keep(self.heard.tokens.valid.flatten(1).any(1))
-        heard = self.heard.tokens.times
-        own = slice(len(self.before), len(self.before) + len(times))
-        index, mask = (each[own] for each in segments_by_time(heard, torch.cat([self.before, times, after])))
-        borrowed = times + (heard[index[:, 0]] - times).abs()
-        if self.heard.until < max(end, borrowed.max().item()):
-            return None
-        # Only what they read is projected: the bits must not hang on what else happens to be held.
-        read, width = index[mask].unique(), int(mask.sum(-1).max())
-        chunk = Heard(self.heard.sense)
-        chunk.tokens = self.heard.tokens.only(read)
-        local = torch.searchsorted(read, index[:, :width].contiguous()).clamp(max=len(read) - 1)
-        side = chunk.side(times, local, mask[:, :width])
-        return None if side is None else self.fusion(vision[None], tokens[None], side.to(tokens.device))[0]
 
 
 def _step(second: float, rate: float) -> Tensor:

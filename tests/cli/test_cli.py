@@ -118,8 +118,13 @@ def test_playroom_runs_again_but_writes_over_no_other_lines(command, tmp_path):
     assert command("playroom", tmp_path / "new", "--clips", 2)[0] == 2
 
 
-def test_playroom_knows_every_channel_of_the_world():
-    assert {channel.value for channel in main.Channel} == set(get_args(Channel)) - {"caption"}
+def test_playroom_knows_every_channel_of_the_world_and_asks_no_captions(command, tmp_path):
+    """What a recipe may name; the last of these words is refused, with the names of all before it."""
+    *asked, caption = get_args(Channel)
+    words = [word for name in (*asked, caption) for word in ("--channel", name)]
+    code, _, err = command("playroom", tmp_path, *words)
+    assert code == 2 and f"'{caption}' is not one of {', '.join(map(repr, asked))}" in err
+    assert caption == "caption" and len(asked) == 16 and not list(tmp_path.iterdir())
 
 
 def test_playroom_refuses_a_split_that_does_not_exist(command, tmp_path):

@@ -61,6 +61,19 @@ def test_a_run_says_what_it_reached_and_can_be_resumed(command: Command, worksho
     assert checkpoint.stat().st_mtime_ns == written, "no step was left"
 
 
+def test_a_held_out_figure_is_shown_at_the_step_that_it_was_measured_at_and_never_again(
+    command: Command, workshop: Path, tmp_path: Path
+) -> None:
+    """The end has figures of its own, in the table."""
+    words = (f"train.output={tmp_path / 'out'}", f"data.val={workshop / 'mixed.jsonl'}", "train.eval_every=2")
+    code, out, err = command(workshop, *words)
+    shown = [line for line in err.splitlines() if line.startswith("step ")]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    second, fourth = (f"loss {metrics['loss'][i]:.3f}" for i in (1, 3))
+    assert code == 0 and out.startswith("held-out questions")
+    assert shown == [f"step 2/4  {second}  held-out 0.000", f"step 4/4  {fourth}"]
+
+
 def test_overrides_are_what_dry_run_shows_and_nothing_is_written(
     command: Command, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

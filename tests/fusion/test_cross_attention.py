@@ -20,7 +20,7 @@ from pave.errors import BaseModelError, RecipeError, SignalError
 from pave.fusion.align import align
 from pave.fusion.cross_attention import Beside, Folded, Fusion, Official, build_fusion
 from pave.fusion.reader import Standard
-from pave.fusion.rope import LONGEST, SHORTEST, cell_centres
+from pave.fusion.rope import cell_centres, time_turns
 from pave.sidechannel import Rule, SideBatch, SideTokens
 
 GOLDEN = json.loads((GOLDEN_FOLDER / "pave_golden.json").read_text())
@@ -118,6 +118,19 @@ def test_cell_centres_are_the_authors_whole_numbers(count):
     for size in range(count, 60):
         want = np.linspace(0, size, 2 * count + 1, dtype=int)[1:-1][::2]
         assert cell_centres(count, size).tolist() == want.tolist()
+
+
+SHORTEST, LONGEST = 0.25, 256.0  # seconds of a full turn, of the fastest and the slowest pair of channels
+
+
+def test_turns_tell_apart_a_tenth_of_a_second_and_a_segment_of_a_long_film():
+    """A tenth of a second is 0.4 of a circle for the fastest pair; a segment of two hours in 32 frames, 225 s, is still
+    less than one for the slowest."""
+    seconds = torch.tensor([[0.1, 225.0]], dtype=torch.float64)
+    cos, sin = (part[0, :, 0, 0] for part in time_turns(seconds, 16))
+    for i, pair, circles in ((0, 8, 0.1 / SHORTEST), (1, 15, 225 / LONGEST)):
+        assert cos[i, pair].item() == pytest.approx(math.cos(2 * math.pi * circles), abs=1e-9)
+        assert sin[i, pair].item() == pytest.approx(math.sin(2 * math.pi * circles), abs=1e-9)
 
 
 # equality with slow versions

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -207,6 +209,22 @@ def test_photographs_stand_upright_as_pillow_turns_them(tmp_path, orientation):
     frames = read(tmp_path / "a.jpg").frames
     assert frames is not None and frames.shape[2:] == upright.shape[:2]
     assert np.abs(rearrange(frames[0].numpy().astype(int), "c y x -> y x c") - upright).mean() < 2
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_photograph_in_a_file_that_pillow_cannot_open_is_turned_too(tmp_path, orientation):
+    photo = Image.fromarray(patchwork(1, (48, 64))[0])
+    photo.getexif()[0x112] = orientation
+    photo.save(tmp_path / "a.jpg", exif=photo.getexif())
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        track = container.add_stream("mjpeg", rate=1, options={}, width=64, height=48, pix_fmt="yuvj420p")
+        packet = av.Packet((tmp_path / "a.jpg").read_bytes())
+        packet.stream, packet.time_base, packet.pts, packet.dts = track, Fraction(1), 0, 0
+        packet.is_keyframe = True
+        container.mux(packet)
+    turned, alone = (read(tmp_path / name).frames for name in ("a.mkv", "a.jpg"))
+    assert turned is not None and alone is not None and torch.equal(turned, alone)
+    assert turned.shape[2:] == ((64, 48) if orientation in (6, 8) else (48, 64))
 
 
 # ---------------------------------------------------------------- sound

@@ -1,8 +1,11 @@
 """Claims about the life of a patch: switched, weighed, swapped and removed, whatever runs meanwhile."""
 
 import math
+import sys
 import threading
+from collections import Counter
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -232,3 +235,25 @@ def test_a_patch_in_memory_is_checked_like_a_file(one: PatchedModel, tokenizer: 
         with pytest.raises(PatchError, match=cause):
             one.apply_patch(replace(patch, tensors=tensors))
     assert not one.patches
+
+
+def test_nothing_is_done_twice_on_the_way_of_a_patch_into_a_model(
+    playroom: PatchedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No sweep of the catalogue, no recipe, one layout of the LoRA and one fusion: the counters are those of Python."""
+    names = ("glob", "read_recipe", "targets", "_copy")
+    calls = Counter[str]()
+
+    def count(frame: FrameType, event: str, arg: object) -> None:
+        if event == "call" and (name := frame.f_code.co_name) in names:
+            calls[name] += name != "_copy" or frame.f_back is None or frame.f_back.f_code.co_name != "_copy"
+
+    playroom.apply_patch("audio-playroom", name="first")  # imports what is imported late
+    sys.setprofile(count)
+    try:
+        playroom.apply_patch("audio-playroom", name="second")
+    finally:
+        sys.setprofile(None)
+        for name in ("first", "second"):
+            playroom.remove_patch(name)
+    assert dict(calls) == {"targets": 1, "_copy": 2}  # one blank fusion, one blank LoRA

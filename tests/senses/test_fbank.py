@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pave.media.clip import Clip
-from pave.senses.fbank import FLOOR, FRAME, HOP, POVEY, SAMPLE_RATE, fbank, listen
+from pave.senses.fbank import FLOOR, FRAME, HOP, POVEY, SAMPLE_RATE, fbank, filters, listen
 
 GOLDEN = load_file(GOLDEN_FOLDER / "imagebind_audio_tiny.safetensors")
 SILENCE = math.log(FLOOR)
@@ -53,6 +54,20 @@ def test_the_window_of_povey_is_hann_to_the_power_of_85_hundredths() -> None:
             height = 1 - ((1127 * torch.log(1 + bins[:, 0] * 31.25 / 700) - mels[0]) / step - band - 1).abs()
             expected = float((height.clamp(min=0) * power)[:256].sum())
             assert fbank(sound, 128, POVEY)[i, band].item() == pytest.approx(math.log(max(expected, FLOOR)), abs=1e-3)
+
+
+@pytest.mark.parametrize("bands", [1, 2, 23, 32, 64, 80, 127, 128, 256])
+def test_filters_are_triangles_that_are_even_on_the_mel_scale_of_kaldi(bands: int) -> None:
+    """feat/mel-computations.cc, to the last bit; and nobody is warned of low bands that hear no bin."""
+    low, high = (1127 * math.log1p(hertz / 700) for hertz in (20, 8000))
+    edges = torch.linspace(low, high, bands + 2, dtype=torch.float64)
+    bins = 1127 * torch.log1p(torch.arange(257, dtype=torch.float64) * 31.25 / 700)[:, None]
+    rise, fall = (bins - edges[:-2]) / edges.diff()[:-1], (edges[2:] - bins) / edges.diff()[1:]
+    filters.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = filters(bands)
+    assert torch.equal(found, torch.minimum(rise, fall).clamp(min=0).float())
 
 
 def test_silence_is_the_floor_and_a_constant_is_silence() -> None:

@@ -1,4 +1,4 @@
-"""Claims about resamplers and fusions that hear as time goes by: bit by bit what they make of the whole recording at
+"""Claims about resamplers that hear as time goes by: bit by bit what they make of the whole recording at
 once, whatever the pieces, in memory that does not grow; and what comes late is refused."""
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pave.config import FusionConfig, ResamplerConfig
+from pave.config import ResamplerConfig
 from pave.errors import SignalError
 from pave.fusion.align import align
-from pave.fusion.cross_attention import Fusion, build_fusion
 from pave.fusion.qformer import WINDOWS, Resampler, build_resampler
 from pave.sidechannel import SideBatch, SideTokens
-from pave.streaming.resampler import FRAMES, Fusing, Listening
+from pave.streaming.resampler import Listening
 
 SENSES = (("video", 3), ("audio", 6))
 SECONDS = 80  # 160 steps, 40 windows of 4
@@ -157,63 +156,3 @@ def test_what_comes_late_or_is_on_no_clock_is_refused_and_loses_nothing() -> Non
     again.feed("audio", between(heard, 0, 12), 12.0)
     one, other = listening.rest(), again.rest()
     assert one is not None and other is not None and torch.equal(one[0], other[0])
-
-
-# Fusions
-
-
-def fusion_of(**changes: Any) -> Fusion:
-    config = FusionConfig.model_validate({"width": 16, "heads": 2} | changes)
-    dims: dict[str, Any] = {"side_dim": 6, "vision_dim": 8, "visual_dim": 12, "tokens": 4, "frames": 100}
-    fusion = awake(build_fusion(config, **dims))
-    assert isinstance(fusion, Fusion)
-    return fusion
-
-
-def key_frames(count: int, rate: float) -> tuple[Tensor, Tensor, Tensor]:
-    times = torch.arange(count, dtype=torch.float64) / rate
-    return random(count, 4, 8, seed=2), random(count, 4, 12, seed=3), times
-
-
-def fused(fusing: Fusing, frames: tuple[Tensor, ...], side: SideTokens, piece: float) -> Tensor:
-    found, before = [], -1.0
-    while before < SECONDS + 2:
-        until = before + piece
-        own = (frames[2] >= before) & (frames[2] < until)
-        seen = [each[own] for each in frames]
-        found += fusing.feed(seen[0], seen[1], seen[2], between(side, before, until), until)
-        before = until
-    return torch.cat([*found, *fusing.rest()])
-
-
-@pytest.mark.parametrize("kind", ["folded", "official"])
-@pytest.mark.parametrize("rate", [0.5, 4.0])
-def test_key_frames_that_come_by_and_by_get_the_bits_of_all_of_them_at_once(kind: str, rate: float) -> None:
-    """At 4 per second, key frames borrow tokens in the long hole, and one has three sounds to choose from."""
-    fusion, frames, sound = fusion_of(kind=kind), key_frames(int(SECONDS * rate), rate), recording()["audio"]
-    by_and_by = fused(Fusing(fusion), frames, sound, 0.9)
-    assert torch.equal(by_and_by, fused(Fusing(fusion), frames, sound, 1000.0))
-    with torch.no_grad():
-        once = fusion(frames[0][None], frames[1][None], align([sound], [frames[2]], "time"))[0]
-    assert (by_and_by - once).abs().max() <= 1e-5 * once.abs().max()
-
-
-def test_updates_come_early_and_memory_stays_flat() -> None:
-    fusing, frames, sound = Fusing(fusion_of()), key_frames(SECONDS, 1.0), between(recording()["audio"], 36, 80)
-    sound = SideTokens(sound.x, sound.times - 36, sound.spans, sound.valid)
-    given = []
-    for second in range(40):
-        seen = [each[second : second + 1] for each in frames]
-        given += fusing.feed(seen[0], seen[1], seen[2], between(sound, second, second + 1), second + 1.0)
-        assert len(given) == second // FRAMES
-        assert fusing.heard.tokens and len(fusing.heard.tokens.times) <= 10 * (FRAMES + 2)
-        assert len(fusing.frames[2]) <= FRAMES + 1
-
-
-def test_a_film_without_sound_is_not_changed_and_learned_queries_are_refused() -> None:
-    fusing, frames = Fusing(fusion_of()), key_frames(40, 1.0)
-    assert not fusing.feed(*frames, None, 40.0), "a sound that is still to come may be the nearest"
-    updates = torch.cat(fusing.rest())
-    assert updates.shape == frames[1].shape and not updates.any()
-    with pytest.raises(SignalError, match="a query for each key frame"):
-        Fusing(fusion_of(query="learnable"))

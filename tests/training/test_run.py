@@ -4,13 +4,16 @@ nothing."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -449,6 +452,31 @@ def test_metrics_hold_losses_and_held_out_scores_by_channel(recipe: Make, worksh
     assert set(metrics["held_out"]) == {"all", "audio"} and set(metrics["held_out"]["all"]) == {"base", "patched"}
 
 
+def test_the_rate_warms_up_in_a_line_and_falls_as_a_cosine(recipe: Make) -> None:
+    rates = []
+    words = recipe("train.steps=8", "train.warmup=0.25", "train.fusion_lr=2e-3", "train.checkpoint_every=8")
+    train(words, progress=lambda step, steps, figures: rates.append(figures["rate"]))
+    cosine = [(1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)]
+    assert rates == pytest.approx([2e-3 * share for share in (0.5, 1, *cosine)], rel=1e-9)
+
+
+def test_held_out_questions_are_asked_of_the_patch_as_it_is_at_that_step(recipe: Make, workshop: Path) -> None:
+    words = ("train.steps=25", "train.lora_lr=1e-2", "train.eval_every=8", f"data.val={workshop / 'mixed.jsonl'}")
+    run, told = begun(recipe(*words)), {}
+    model, names = run.setup.model, run.setup.names
+
+    def look(step: int, steps: int, figures: dict[str, float]) -> None:
+        if "held-out" in figures:
+            told[step] = figures["held-out"]
+            held_out, seen = (
+                token_accuracy(model, clips, names, 3)["all"] for clips in (run.dataset.val, run.dataset.train)
+            )
+            assert told[step] == held_out != seen
+
+    run.fit(look)
+    assert list(told) == [8, 16, 24] and 0 < told[8] < told[24]
+
+
 @pytest.mark.parametrize("combine", ["prefix", "interleave"])
 def test_tokens_beside_the_visual_ones_are_trained_and_compared_with_the_base(
     recipe: Make, workshop: Path, combine: str
@@ -479,3 +507,22 @@ def test_playroom_clips_are_written_and_held_out(recipe: Make, workshop: Path) -
 def test_a_missing_encoder_is_told_before_a_large_base_is_fetched() -> None:
     with pytest.raises(EncoderError, match="no encoder 'their-ears'"):
         train(catalogue.recipe("audio-avsd", ["senses.audio.encoder=their-ears"]))
+
+
+def test_a_step_lays_its_clips_out_once_and_tokenises_nothing(recipe: Make) -> None:
+    run = begun(recipe("train.steps=3", "train.batch=4"))
+    run.step(0)
+    names = ("align", "lay_out", "wanted", "encode_text", "encode_special")
+    calls = Counter[str]()
+
+    def count(frame: FrameType, event: str, arg: object) -> None:
+        if event == "call" and frame.f_code.co_name in names and "pave" in frame.f_code.co_filename:
+            calls[frame.f_code.co_name] += 1
+
+    sys.setprofile(count)
+    try:
+        run.step(1)
+    finally:
+        sys.setprofile(None)
+    lays = 3  # the model's verb, that of its calls, and the function itself
+    assert dict(calls) == {"align": 4, "lay_out": lays, "wanted": 1}
