@@ -77,7 +77,7 @@ def test_tokens_hang_on_nothing_but_their_picture(tmp_path, eyes, monkeypatch):
     path = write_clip(tmp_path / "a.mp4", counting_frames(30), 10)
     clip = Clip.read(path, frames=4, timeout=None)
     whole = seen(encoder, clip)
-    monkeypatch.setattr("pave.dense.PART", 1)
+    monkeypatch.setattr("pave.senses.pictures.PART", 1)
     parts, less = seen(encoder, clip), seen(encoder, Clip.read(path, frames=4, end=1.3, timeout=None))
     assert torch.equal(whole.x, parts.x) and torch.equal(whole.x[:13], less.x) and len(less.x) == 13
     assert not torch.equal(whole.x[0], whole.x[1])

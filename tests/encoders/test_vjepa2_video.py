@@ -182,7 +182,7 @@ def test_tokens_do_not_depend_on_how_many_frames_are_held_at_once(tmp_path, enco
     path = write_clip(tmp_path / "a.mp4", counting_frames(60), 10)
     clip = Clip.read(path, frames=4, timeout=None)
     whole = seen(encoder, clip)
-    monkeypatch.setattr("pave.dense.PART", 1)
+    monkeypatch.setattr("pave.senses.pictures.PART", 1)
     parts = seen(encoder, clip)
     assert len(whole.x) == 12 and torch.equal(whole.x, parts.x) and torch.equal(whole.times, parts.times)
 
