@@ -7,40 +7,42 @@ no code of yours: a recipe says `senses: {imu: {encoder: array, options: {signal
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
+from pydantic import AfterValidator, Field
 
-from pave.encoder import Encoder, EncoderSpec
-from pave.errors import EncoderError, SignalError, raised_as
+from pave.encoder import Encoder, EncoderOptions, EncoderSpec, Number, Text, Whole, builder
+from pave.errors import SignalError, raised_as
 from pave.files import tensorfile
 from pave.media import Clip, Signal, tensor_of
 from pave.sidechannel import SideTokens
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+def _sensor(signal: str) -> str:
+    """Not what PAVE itself puts into a clip."""
+    if signal in ("audio", "fast"):
+        raise ValueError
+    return signal
+
+
+class Options(EncoderOptions):
     """What a recipe may say."""
 
-    signal: str  # under which name a clip has it
-    dim: int  # numbers of a row
-    rate: float  # rows per second; what has times of its own keeps them
-    stack: int = 1  # rows of one token
-
-    def __post_init__(self) -> None:
-        if not self.signal or not isinstance(self.signal, str) or self.signal in ("audio", "fast"):
-            raise EncoderError(f"signal={self.signal!r}: give the name of a sensor's signal, such as imu")
-        for name, value in (("dim", self.dim), ("stack", self.stack)):
-            if not isinstance(value, int) or value < 1:
-                raise EncoderError(f"{name}={value!r}: array needs a whole number of 1 or more")
-        if not isinstance(self.rate, int | float) or not 0 < self.rate < float("inf"):
-            raise EncoderError(f"rate={self.rate!r}: array needs rows per second, above 0")
+    # Under which name a clip has it.
+    signal: Annotated[
+        Text, AfterValidator(_sensor), Field(description="needs the name of a sensor's signal, such as imu")
+    ]
+    dim: Whole  # numbers of a row
+    # Rows per second; what has times of its own keeps them.
+    rate: Annotated[Number, Field(gt=0, lt=math.inf, description="needs rows per second, above 0")]
+    stack: Whole = 1  # rows of one token
 
 
 class Array(Encoder):
@@ -55,7 +57,7 @@ class Array(Encoder):
             rate=options.rate / options.stack,
             revision="1",
             licence="Apache-2.0",
-            options=asdict(options),
+            options=options.resolved,
         )
 
     def encode(self, clip: Clip) -> SideTokens | None:
@@ -119,6 +121,4 @@ def _read(path: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
         raise SignalError(f"{path}: no readable array ({reason}); give .npy or .safetensors of numbers") from None
 
 
-def build(signal: str, dim: int, rate: float, stack: int = Options.stack) -> Array:
-    """The encoder `array`."""
-    return Array(Options(signal=signal, dim=dim, rate=rate, stack=stack))
+build = builder(Options, Array)

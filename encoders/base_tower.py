@@ -10,17 +10,16 @@ tower gives the projector, averaged to a small grid; cameras lie below each othe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
+from pydantic import Field
 from torch import Tensor
 
 from pave.base import PASS, Base, last_again
-from pave.encoder import EncoderSpec, Groups, OnBase, Pass
+from pave.encoder import Count, EncoderOptions, EncoderSpec, Groups, OnBase, Pass, builder
 from pave.errors import EncoderError, MediaError, SignalError
 from pave.media import Clip
 from pave.senses import pictures
@@ -29,21 +28,15 @@ from pave.sidechannel import SideTokens
 EDGE = 1e-6  # seconds: what rounding does to an instant
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(EncoderOptions):
     """What a recipe may say."""
 
-    sense: str = "fast"  # or views
-    rate: float = 2.0  # fast: frames per second
-    grid: Sequence[int] | None = None  # rows and columns; None: two and two of `fast`, of `views` all that the base has
-    views: int = 1  # views: how many cameras there are beside the clip's own
-
-    def __post_init__(self) -> None:
-        if self.sense not in ("fast", "views"):
-            raise EncoderError(f"base-tower looks at fast or views, got sense={self.sense!r}")
-        object.__setattr__(self, "rate", pictures.rate_of(self.rate, "base-tower"))
-        if type(self.views) is not int or self.views < 1:
-            raise EncoderError(f"base-tower looks at one further camera or more, got views={self.views!r}")
+    sense: Annotated[Literal["fast", "views"], Field(description="looks at fast or views")] = "fast"
+    rate: pictures.Rate = 2.0  # fast: frames per second
+    # Rows and columns, which the base limits; None: two and two of `fast`, of `views` all that the base has.
+    grid: Any = None
+    # views: how many cameras there are beside the clip's own
+    views: Annotated[Count, Field(description="looks at one further camera or more")] = 1
 
 
 class BaseTower(OnBase):
@@ -56,7 +49,8 @@ class BaseTower(OnBase):
         told = self.options.grid
         if told is None:
             told = (2, 2) if self.options.sense == "fast" else base.grid
-        return BaseTower(replace(self.options, grid=pictures.grid_of(told, base.grid, "base-tower")), base)
+        grid = pictures.grid_of(told, base.grid, "base-tower")
+        return BaseTower(self.options.model_copy(update={"grid": grid}), base)
 
     @cached_property
     def spec(self) -> EncoderSpec:
@@ -68,7 +62,7 @@ class BaseTower(OnBase):
             rate=self.options.rate / self.base.pair if fast else 0,
             grid=(h, w) if fast else (self.options.views * h, w),
             revision="1",
-            options=asdict(self.options),
+            options=self.options.resolved,
         )
 
     def outline(self) -> Pass:
@@ -130,11 +124,4 @@ class BaseTower(OnBase):
         return SideTokens(x, clocks.mean(-1), clocks[:, (0, -1)], valid)
 
 
-def build(
-    sense: str = Options.sense,
-    rate: float = Options.rate,
-    grid: Sequence[int] | None = Options.grid,
-    views: int = Options.views,
-) -> BaseTower:
-    """The encoder `base-tower`, without a base."""
-    return BaseTower(Options(sense=sense, rate=rate, grid=grid, views=views))
+build = builder(Options, BaseTower)

@@ -11,24 +11,23 @@ b windows, t frames of the spectrum, m mel bands, n tokens, h heads, d channels
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import Field
 from torch import Tensor, nn
 
-from pave.encoder import Encoder, EncoderSpec, Pass
+from pave.encoder import Encoder, EncoderOptions, EncoderSpec, Pass, Text, Weights, builder
 from pave.errors import EncoderError, raised_as
 from pave.files import pickled
 from pave.media import Clip
 from pave.senses.fbank import HOP, POVEY, SAMPLE_RATE, fbank, listen, pieces_of
-from pave.senses.weights import fill, find, refuse_broken
+from pave.senses.weights import Release, fill, refuse_broken
 from pave.sidechannel import SideTokens
 
 PLACE = "PAVE_BEATS"  # environment: a folder with checkpoints, or one of them
@@ -41,6 +40,15 @@ KERNEL, GROUPS = 128, 16  # of the convolution that tells tokens their places
 BUCKETS, FARTHEST = 320, 800  # distances between tokens that are told apart, and the last of them
 # What a checkpoint says of itself and its weights do not show; all 15 say the same.
 CONFIG = {"activation_fn": "gelu", "layer_norm_first": False, "deep_norm": True, "max_distance": FARTHEST}
+
+
+class Options(EncoderOptions):
+    """What a recipe may say."""
+
+    # The name of a checkpoint.
+    release: Annotated[Text, Field(description="needs the name of a checkpoint for {key}")] = "BEATs_iter3_plus_AS2M"
+    # The checkpoint, or a folder or a repo of the Hub that holds it under this name; without it, what PAVE_BEATS says.
+    weights: Weights = ""
 
 
 @dataclass(frozen=True)
@@ -58,19 +66,17 @@ class BeatsAudio(Encoder):
 
     pieces = pieces_of(FRAMES, PATCH)
 
-    def __init__(self, release: str, weights: str, sizes: Sizes) -> None:
-        if not isinstance(release, str) or not release:
-            raise EncoderError(f"beats-audio needs the name of a checkpoint for release, got {release!r}")
-        self.release, self.weights, self.sizes = release, weights, sizes
+    def __init__(self, options: Options, sizes: Sizes) -> None:
+        self.options, self.sizes = options, sizes
         self.spec = EncoderSpec(
             name="beats-audio",
             sense="audio",
             dim=sizes.width,
             rate=SAMPLE_RATE / (PATCH * HOP),
             grid=(ROWS, 1),
-            revision=release,
+            revision=options.release,
             licence="MIT",
-            options={"release": release},
+            options=options.resolved,
         )
 
     def encode(self, clip: Clip) -> SideTokens | None:
@@ -90,14 +96,15 @@ class BeatsAudio(Encoder):
     @cached_property
     def network(self) -> Beats:
         """With its weights, as the first sound needs them."""
-        again = f"give {self.release}.pt of {SOURCE}"
-        source = self.weights or os.environ.get(PLACE, "")
+        file = f"{self.options.release}.pt"
+        release = Release(given=self.options.weights, place=PLACE, again=f"give {file} of {SOURCE}")
+        source, again = release.source, release.again
         if not source:
             raise EncoderError(
                 f"beats-audio has no weights; {again} by the option weights, or in the environment by {PLACE}"
             )
         with raised_as(EncoderError, source):
-            path = find(source, (f"{self.release}.pt",), "main", again)
+            path = release.find(file)
             network = beats(*pickled.read_part(path, "model"), self.sizes, source, again)
         return network.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -221,7 +228,4 @@ def buckets(count: int) -> Tensor:
     return (distance > 0) * half + torch.where(distance.abs() < exact, distance.abs(), wide)
 
 
-def build(release: str = "BEATs_iter3_plus_AS2M", weights: str | Path = "") -> BeatsAudio:
-    """The encoder `beats-audio`. release: the name of a checkpoint. weights: it, or a folder or a repo of the Hub that
-    holds it under this name; without it, what PAVE_BEATS says."""
-    return BeatsAudio(release, str(weights), Sizes())
+build = builder(Options, lambda options: BeatsAudio(options, Sizes()))

@@ -8,22 +8,17 @@ first clip is heard.
 
 from __future__ import annotations
 
-import os
-import re
-from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
 
-from pave.encoder import Encoder, EncoderSpec, Pass, Pieces
-from pave.errors import EncoderError
+from pave.encoder import Encoder, EncoderOptions, EncoderSpec, Pass, Pieces, Text, Weights, builder
 from pave.media import Clip
 from pave.senses.sound import hear
-from pave.senses.weights import opened
+from pave.senses.weights import Release, opened
 from pave.sidechannel import SideTokens
 
 RELEASE = "laion/clap-htsat-unfused"
@@ -35,15 +30,13 @@ LOWEST = 50  # Hz, as the release's preprocessor_config.json has it
 PLACE = "PAVE_CLAP"  # environment: a folder or file with the weights
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(EncoderOptions):
     """What a recipe may say."""
 
-    revision: str = "main"  # of the repo; a commit makes it exact
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.revision, str) or not self.revision:
-            raise EncoderError(f"clap-audio needs a text for revision, got {self.revision!r}")
+    revision: Text = "main"  # of the repo; a commit makes it exact
+    # A folder or file on this machine, or another repo of the Hub, that holds the release or what was trained from it;
+    # without it, what PAVE_CLAP says; without that, the Hub.
+    weights: Weights = ""
 
 
 class ClapAudio(Encoder):
@@ -51,8 +44,8 @@ class ClapAudio(Encoder):
 
     pieces = Pieces(WINDOW / SAMPLE_RATE, SAMPLE_RATE)
 
-    def __init__(self, options: Options, weights: str, config: ClapAudioConfig) -> None:
-        self.options, self.weights, self.config = options, weights, config
+    def __init__(self, options: Options, config: ClapAudioConfig) -> None:
+        self.options, self.config = options, config
         self.spec = EncoderSpec(
             name="clap-audio",
             sense="audio",
@@ -61,7 +54,7 @@ class ClapAudio(Encoder):
             grid=(2, 1),
             revision=options.revision,
             licence="Apache-2.0",
-            options=asdict(options),
+            options=options.resolved,
         )
 
     @cached_property
@@ -78,14 +71,16 @@ class ClapAudio(Encoder):
     @cached_property
     def network(self) -> ClapAudioModel:
         """The audio half with its weights, before its projection; the other half is not loaded."""
-        return opened(
-            self.outline().run,
-            self.weights or os.environ.get(PLACE) or RELEASE,
-            self.options.revision,
+        release = Release(
+            given=self.options.weights,
+            place=PLACE,
+            repo=RELEASE,
+            revision=self.options.revision,
             prefixes=("audio_model.", ""),
-            others=re.compile(r"text_model\.|(text|audio)_projection\.|logit_scale_[at]$"),
+            others=r"text_model\.|(text|audio)_projection\.|logit_scale_[at]$",
             again=f"give {RELEASE}, or what was trained from it",
         )
+        return opened(self.outline().run, release)
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ 2 1 c), the low half of the spectrum first."""
@@ -99,7 +94,4 @@ class ClapAudio(Encoder):
         return rearrange(x, "1 c h τ -> τ h 1 c").cpu()
 
 
-def build(revision: str = Options.revision, weights: str | Path = "") -> ClapAudio:
-    """The encoder `clap-audio`. weights: a folder or file on this machine, or another repo of the Hub, that holds the
-    release or what was trained from it; without it, what PAVE_CLAP says; without that, the Hub."""
-    return ClapAudio(Options(revision=revision), str(weights), ClapAudioConfig())
+build = builder(Options, lambda options: ClapAudio(options, ClapAudioConfig()))

@@ -11,7 +11,6 @@ b windows, n samples, t frames of the spectrum, m mel bands, p patches, c channe
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -25,17 +24,19 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pave.encoder import Encoder, EncoderSpec, Pass, Pieces, consent
+from pave.encoder import Encoder, EncoderOptions, EncoderSpec, Pass, Pieces, Weights, builder, consent
 from pave.errors import EncoderError, raised_as
 from pave.files import pickled
 from pave.media import Clip
 from pave.senses.fbank import SAMPLE_RATE, fbank
 from pave.senses.sound import mono
+from pave.senses.weights import Release
 from pave.sidechannel import SideTokens
 
 LICENCE = "CC-BY-NC-SA-4.0"  # of the weights; the file LICENSE and the model card agree, the README says CC-BY-NC 4.0
 PLACE = "PAVE_IMAGEBIND"  # in the environment
 SOURCE = "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"
+AGAIN = "give imagebind_huge.pth, or safetensors of its audio branch"
 ON_HUB = re.compile(r"hf://(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w.-]+))?/(?P<file>[\w./-]+)")
 BRANCH = ".audio."  # inside the name of each weight that is ours
 
@@ -45,6 +46,14 @@ WIDE = 204  # frames that the trunk looks at; a window has 198, the rest is 0 be
 MEAN, DEVIATION = -4.268, 9.138  # of log mel power
 PATCH, STRIDE = 16, 10  # mel bands and frames
 PART = 16  # windows at once
+
+
+class Options(EncoderOptions):
+    """What a recipe may say."""
+
+    # `imagebind_huge.pth`, safetensors of its audio branch, or one of these on the Hub as
+    # `hf://user/repo@revision/file`; without it, what PAVE_IMAGEBIND says.
+    weights: Weights = ""
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,8 @@ class ImageBindAudio(Encoder):
     def network(self) -> Trunk:
         """With its weights, as the first sound needs them."""
         consent(self.spec.name, LICENCE)
-        words = self.weights or os.environ.get(PLACE, "")
+        release = Release(given=self.weights, place=PLACE, again=AGAIN)
+        words = release.source
         if not words:
             raise EncoderError(
                 f"imagebind-audio has no weights; fetch {SOURCE} (4.8 GB), and name the file by the option weights or "
@@ -110,7 +120,7 @@ class ImageBindAudio(Encoder):
             )
         trunk, weights = self.outline().run, _read(words)
         if flaw := _flaw(weights, trunk.state_dict()):
-            raise EncoderError(f"{words}: {flaw}; give imagebind_huge.pth, or safetensors of its audio branch")
+            raise EncoderError(f"{words}: {flaw}; {release.again}")
         # Copies: where a weight lies in a mapped file would change the last bits of what is computed with it.
         own = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}
         trunk.load_state_dict(own, assign=True)
@@ -225,7 +235,4 @@ def _flaw(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def build(weights: str | Path = "") -> ImageBindAudio:
-    """The encoder `imagebind-audio`. weights: `imagebind_huge.pth`, safetensors of its audio branch, or one of these on
-    the Hub as `hf://user/repo@revision/file`; without it, what PAVE_IMAGEBIND says."""
-    return ImageBindAudio(str(weights), Sizes())
+build = builder(Options, lambda options: ImageBindAudio(options.weights, Sizes()))

@@ -11,15 +11,13 @@ a billion numbers.
 
 from __future__ import annotations
 
-import os
-import re
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from einops import rearrange, repeat
+from pydantic import Field, InstanceOf
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers.models.instructblip.configuration_instructblip import (
@@ -30,11 +28,11 @@ from transformers.models.instructblip.modeling_instructblip import InstructBlipQ
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from pave.base import PASS
-from pave.encoder import Encoder, EncoderSpec, Groups, Pass
+from pave.encoder import Encoder, EncoderOptions, EncoderSpec, Groups, Pass, Text, Weights, builder
 from pave.errors import EncoderError
 from pave.media import Clip, preprocess
 from pave.senses import pictures
-from pave.senses.weights import find, opened
+from pave.senses.weights import Release, opened
 from pave.sidechannel import SideTokens
 
 VISION = InstructBlipVisionConfig()  # its defaults are the sizes of the releases: EVA-CLIP's ViT-g, 224 pixels
@@ -45,20 +43,17 @@ PLACE = "PAVE_INSTRUCTBLIP"  # environment: a folder with the release
 AGAIN = "give Salesforce/instructblip-vicuna-13b or another InstructBLIP of transformers, with its safetensors"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(EncoderOptions):
     """What a recipe may say. Release and rate are FAVOR's."""
 
-    release: str = "Salesforce/instructblip-vicuna-13b"  # a repo of the Hub; its language model is left there
-    revision: str = "main"  # of the repo; a commit makes it exact
-    rate: float = 2.0  # pictures per second
-    instruction: str = "Describe the picture."  # what the Q-Former is told; "": nothing
-
-    def __post_init__(self) -> None:
-        for name in ("release", "revision", "instruction"):
-            if not isinstance(value := getattr(self, name), str) or not (value or name == "instruction"):
-                raise EncoderError(f"instructblip-video needs a text for {name}, got {value!r}")
-        object.__setattr__(self, "rate", pictures.rate_of(self.rate, "instructblip-video"))
+    release: Text = "Salesforce/instructblip-vicuna-13b"  # a repo of the Hub; its language model is left there
+    revision: Text = "main"  # of the repo; a commit makes it exact
+    rate: pictures.Rate = 2.0  # pictures per second
+    # What the Q-Former is told; "": nothing.
+    instruction: Annotated[InstanceOf[str], Field(description="needs a text for {key}")] = "Describe the picture."
+    # A folder or file that holds the release on this machine; without it, what PAVE_INSTRUCTBLIP says; without that,
+    # the Hub.
+    weights: Weights = ""
 
 
 class Eyes(nn.Module):
@@ -84,8 +79,8 @@ class Eyes(nn.Module):
 class InstructBlipVideo(Encoder):
     """Frozen. Pictures are looked at one by one; where the weights lie is no part of what it is."""
 
-    def __init__(self, options: Options, weights: str) -> None:
-        self.options, self.weights = options, weights
+    def __init__(self, options: Options) -> None:
+        self.options = options
         self.spec = EncoderSpec(
             name="instructblip-video",
             sense="fast",
@@ -94,13 +89,20 @@ class InstructBlipVideo(Encoder):
             grid=(1, QUERIES),
             revision=options.revision,
             licence="other",  # as their cards have it: for research, by the language model that is left there
-            options=asdict(options),
+            options=options.resolved,
         )
 
     @property
-    def source(self) -> str:
-        """Where the release lies."""
-        return self.weights or os.environ.get(PLACE) or self.options.release
+    def release(self) -> Release:
+        return Release(
+            given=self.options.weights,
+            place=PLACE,
+            repo=self.options.release,
+            revision=self.options.revision,
+            # Releases of 2023 may hold the places of words as if they were weights.
+            others=r"language_(model|projection)\.|qformer\.embeddings\.position_ids$",
+            again=AGAIN,
+        )
 
     def outline(self) -> Pass:
         """Of a picture, without an instruction."""
@@ -111,18 +113,14 @@ class InstructBlipVideo(Encoder):
     @cached_property
     def network(self) -> Eyes:
         """The weights, on the GPU where there is one."""
-        network = self.outline().run
-        # Releases of 2023 may hold the places of words as if they were weights.
-        others = re.compile(r"language_(model|projection)\.|qformer\.embeddings\.position_ids$")
-        return opened(network, self.source, self.options.revision, prefixes=("",), others=others, again=AGAIN)
+        return opened(self.outline().run, self.release)
 
     @cached_property
     def words(self) -> Tensor:
         """The instruction as ids of the Q-Former's own words (l,)."""
         if not self.options.instruction:
             return torch.zeros(0, dtype=torch.long)
-        folder = self.source if not Path(self.source).is_file() else str(Path(self.source).parent)
-        path = find(folder, (WORDS,), self.options.revision, AGAIN + ", or take instruction=''")
+        path = replace(self.release, again=AGAIN + ", or take instruction=''").beside(WORDS)
         try:
             known = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises no other class
@@ -150,14 +148,4 @@ class InstructBlipVideo(Encoder):
         return rearrange(self.network(pixels.to(queries), self.words.to(queries.device)), "τ n c -> τ 1 n c").cpu()
 
 
-def build(
-    release: str = Options.release,
-    revision: str = Options.revision,
-    rate: float = Options.rate,
-    instruction: str = Options.instruction,
-    weights: str | Path = "",
-) -> InstructBlipVideo:
-    """The encoder `instructblip-video`. weights: a folder or file that holds the release on this machine; without it,
-    what PAVE_INSTRUCTBLIP says; without that, the Hub."""
-    options = Options(release=release, revision=revision, rate=rate, instruction=instruction)
-    return InstructBlipVideo(options, str(weights))
+build = builder(Options, InstructBlipVideo)

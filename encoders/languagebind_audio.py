@@ -9,17 +9,16 @@ t frames of the spectrum, m mel bands, h w rows and columns of patches, d channe
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import ceil
+from typing import Annotated
 
 import torch
 from einops import rearrange, repeat
+from pydantic import Field
 from torch import Tensor
 
-from pave.encoder import Encoder, EncoderSpec, Pass
-from pave.errors import EncoderError
+from pave.encoder import Encoder, EncoderSpec, Pass, Text, Whole, builder, divides
 from pave.media import Clip
 from pave.senses import languagebind
 from pave.senses.fbank import HOP, SAMPLE_RATE, fbank, listen, pieces_of
@@ -31,21 +30,15 @@ BANDS, FRAMES = 112, 1036
 MEAN, DEVIATION = -4.2677393, 2 * 4.5689974
 PATCH = 14  # bands and frames
 PATCHES = (BANDS // PATCH, FRAMES // PATCH)
-ROWS = (8, 4, 2, 1)
 PLACE = "PAVE_LANGUAGEBIND_AUDIO"  # environment: a folder or file with the weights
 
 
-@dataclass(frozen=True, kw_only=True)
 class Options(languagebind.Options):
     """What a recipe may say."""
 
-    release: str = "LanguageBind/LanguageBind_Audio_FT"
-    rows: int = PATCHES[0]  # of tokens in a time step: the patches of all frequencies, or means of neighbours
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.rows, int) or self.rows not in ROWS:
-            raise EncoderError(f"languagebind-audio gives 8, 4, 2 or 1 rows of tokens, got rows={self.rows!r}")
+    release: Text = "LanguageBind/LanguageBind_Audio_FT"
+    # Of tokens in a time step: the patches of all frequencies, or means of neighbours.
+    rows: Annotated[Whole, Field(description="gives 8, 4, 2 or 1 rows of tokens"), divides(PATCHES[0])] = PATCHES[0]
 
 
 class LanguageBindAudio(Encoder):
@@ -53,8 +46,8 @@ class LanguageBindAudio(Encoder):
 
     pieces = pieces_of(FRAMES, PATCH)
 
-    def __init__(self, options: Options, weights: str = "") -> None:
-        self.options, self.weights = options, weights
+    def __init__(self, options: Options) -> None:
+        self.options = options
         self.spec = EncoderSpec(
             name="languagebind-audio",
             sense="audio",
@@ -63,7 +56,7 @@ class LanguageBindAudio(Encoder):
             grid=(options.rows, 1),
             revision=options.revision,
             licence="MIT",
-            options=asdict(options),
+            options=options.resolved,
         )
 
     def outline(self) -> Pass:
@@ -73,7 +66,7 @@ class LanguageBindAudio(Encoder):
     @cached_property
     def network(self) -> Tower:
         """The weights, on the GPU where there is one."""
-        return self.options.open(self.weights or os.environ.get(PLACE), PATCHES, temporal=False)
+        return self.options.open(PLACE, PATCHES, temporal=False)
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ rows 1 c); None for a clip without sound."""
@@ -99,13 +92,4 @@ def picture(mel: Tensor) -> Tensor:
     return repeat(full, "t m -> 1 c m t", c=3)
 
 
-def build(
-    release: str = Options.release,
-    revision: str = Options.revision,
-    dtype: str = Options.dtype,
-    rows: int = Options.rows,
-    weights: str = "",
-) -> LanguageBindAudio:
-    """The encoder `languagebind-audio`. weights: a folder or file that holds the release on this machine; without it,
-    what PAVE_LANGUAGEBIND_AUDIO says; without that, the Hub."""
-    return LanguageBindAudio(Options(release=release, revision=revision, dtype=dtype, rows=rows), weights)
+build = builder(Options, LanguageBindAudio)

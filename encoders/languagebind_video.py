@@ -7,8 +7,6 @@ Weights are fetched when the first clip is read. Without a GPU a group takes mos
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict
 from functools import cached_property
 from math import floor
 
@@ -17,14 +15,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from pave.encoder import Encoder, EncoderSpec, Groups, Pass
+from pave.encoder import Encoder, EncoderSpec, Groups, Pass, Text, builder
 from pave.media import Clip
-from pave.senses import pictures
-from pave.senses.languagebind import GROUP, VIT_L, Options, Tower
+from pave.senses import languagebind, pictures
+from pave.senses.languagebind import GROUP, VIT_L, Tower
 from pave.sidechannel import SideTokens
 
 RATE = 2  # frames per second, as PAVE samples them
-RELEASE = "LanguageBind/LanguageBind_Video_merge"  # that of PAVE's features, which are of float16
 SIDE = 224  # pixels
 PATCHES, GRID = (16, 16), (2, 2)
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
@@ -32,12 +29,18 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 PLACE = "PAVE_LANGUAGEBIND_VIDEO"  # environment: a folder or file with the weights
 
 
+class Options(languagebind.Options):
+    """What a recipe may say."""
+
+    release: Text = "LanguageBind/LanguageBind_Video_merge"  # that of PAVE's features, which are of float16
+
+
 class LanguageBindVideo(Encoder):
     """Where its weights lie is no part of what it is. A group of eight frames is one pass, so that no token depends on
     how many groups a clip has."""
 
-    def __init__(self, options: Options, weights: str = "") -> None:
-        self.options, self.weights = options, weights
+    def __init__(self, options: Options) -> None:
+        self.options = options
         self.spec = EncoderSpec(
             name="languagebind-video",
             sense="fast",
@@ -46,7 +49,7 @@ class LanguageBindVideo(Encoder):
             grid=GRID,
             revision=options.revision,
             licence="MIT",
-            options=asdict(options),
+            options=options.resolved,
         )
 
     def outline(self) -> Pass:
@@ -56,7 +59,7 @@ class LanguageBindVideo(Encoder):
     @cached_property
     def network(self) -> Tower:
         """The weights, on the GPU where there is one."""
-        return self.options.open(self.weights or os.environ.get(PLACE), PATCHES, temporal=True)
+        return self.options.open(PLACE, PATCHES, temporal=True)
 
     @property
     def groups(self) -> Groups:
@@ -90,12 +93,4 @@ def pixels(frames: Tensor) -> Tensor:
     return scaled[..., top : top + SIDE, left : left + SIDE]
 
 
-def build(
-    release: str = RELEASE,
-    revision: str = Options.revision,
-    dtype: str = Options.dtype,
-    weights: str = "",
-) -> LanguageBindVideo:
-    """The encoder `languagebind-video`. weights: a folder or file that holds the release on this machine; without it,
-    what PAVE_LANGUAGEBIND_VIDEO says; without that, the Hub."""
-    return LanguageBindVideo(Options(release=release, revision=revision, dtype=dtype), weights)
+build = builder(Options, LanguageBindVideo)

@@ -8,15 +8,16 @@ are taken: loudness stays readable, and a token knows nothing that comes later t
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from pave.encoder import Encoder, EncoderSpec, Pieces
+from pave.encoder import Encoder, EncoderOptions, EncoderSpec, Number, Pieces, Whole, builder
 from pave.errors import EncoderError
 from pave.media import Clip
 from pave.senses.sound import mono
@@ -29,35 +30,38 @@ PART = 4096  # windows at once
 MAX_HOP = 200  # samples: half a window, so that no sound falls between two frames
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+Many = Annotated[Whole, Field(description="counts in whole numbers, {key} ≥ 1")]
+# 50 and 50.0 are one value, and one cache.
+Hertz = Annotated[
+    Number,
+    Field(ge=0, le=SAMPLE_RATE / 2, description=f"hears 0 to {SAMPLE_RATE // 2} Hz"),
+    AfterValidator(float),
+]
+
+
+class Options(EncoderOptions):
     """What a recipe may say; frequencies in Hz."""
 
-    bands: int = 64
-    rate: int = 20  # tokens per second
-    fmin: float = 50.0
-    fmax: float = 8000.0
-    floor: float = 1e-8  # power below which nothing is heard; a full-scale sine has 1, so -80 dB
-    stack: int = 1  # consecutive spectra inside one token
+    bands: Many = 64
+    rate: Many = 20  # tokens per second
+    fmin: Hertz = 50.0
+    fmax: Hertz = 8000.0
+    # Power below which nothing is heard; a full-scale sine has 1, so -80 dB.
+    floor: Annotated[
+        Number, Field(gt=0, lt=math.inf, description="needs a finite number {key} > 0"), AfterValidator(float)
+    ] = 1e-8
+    stack: Many = 1  # consecutive spectra inside one token
 
-    def __post_init__(self) -> None:
-        for name, kind in (("bands", int), ("rate", int), ("stack", int)):
-            if not isinstance(getattr(self, name), kind):
-                raise EncoderError(f"logmel counts {name} in whole numbers, got {getattr(self, name)!r}")
-        for name in ("fmin", "fmax", "floor"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise EncoderError(f"logmel needs a finite number for {name}, got {value!r}")
-            object.__setattr__(self, name, float(value))  # 50 and 50.0 are one option, and one cache
-        if self.bands < 1 or self.stack < 1 or self.floor <= 0:
-            raise EncoderError(f"logmel needs bands ≥ 1, stack ≥ 1 and floor > 0, got {asdict(self)}")
-        if not 0 <= self.fmin < self.fmax <= SAMPLE_RATE / 2:
-            raise EncoderError(f"logmel hears 0 to {SAMPLE_RATE // 2} Hz, got fmin={self.fmin} and fmax={self.fmax}")
-        if self.rate < 1 or SAMPLE_RATE % self.rate or (SAMPLE_RATE // self.rate) % self.stack:
-            raise EncoderError(
-                f"rate={self.rate} with stack={self.stack} does not divide {SAMPLE_RATE} samples per second; "
-                "take for example rate=20 and stack=1, 2 or 4"
+    @model_validator(mode="after")
+    def _fits(self) -> Options:
+        if self.fmin >= self.fmax:
+            raise ValueError(f"needs fmin below fmax, got fmin={self.fmin} and fmax={self.fmax}")
+        if SAMPLE_RATE % self.rate or (SAMPLE_RATE // self.rate) % self.stack:
+            raise ValueError(
+                f"at rate={self.rate} with stack={self.stack} does not divide {SAMPLE_RATE} samples per second; take "
+                "for example rate=20 and stack=1, 2 or 4"
             )
+        return self
 
 
 class LogMel(Encoder):
@@ -76,7 +80,7 @@ class LogMel(Encoder):
             rate=options.rate,
             revision="1",
             licence="Apache-2.0",
-            options=asdict(options),
+            options=options.resolved,
         )
         deaf = int((self.filters.sum(0) == 0).sum())
         if deaf:
@@ -133,13 +137,4 @@ def _hop(period: int, stack: int) -> int:
     return next(hop for hop in range(min(MAX_HOP, part), 0, -1) if part % hop == 0)
 
 
-def build(
-    bands: int = Options.bands,
-    rate: int = Options.rate,
-    fmin: float = Options.fmin,
-    fmax: float = Options.fmax,
-    floor: float = Options.floor,
-    stack: int = Options.stack,
-) -> LogMel:
-    """The encoder `logmel`."""
-    return LogMel(Options(bands=bands, rate=rate, fmin=fmin, fmax=fmax, floor=floor, stack=stack))
+build = builder(Options, LogMel)

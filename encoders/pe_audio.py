@@ -7,22 +7,20 @@ the first clip is heard.
 
 from __future__ import annotations
 
-import os
-import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Annotated
 
 import torch
 from einops import rearrange
+from pydantic import Field
 from torch import Tensor
 from transformers import PeAudioEncoder, PeAudioEncoderConfig, PeAudioFeatureExtractor
 
-from pave.encoder import Encoder, EncoderSpec, Pass, Pieces
-from pave.errors import EncoderError, nearest
+from pave.encoder import Count, Encoder, EncoderOptions, EncoderSpec, Pass, Pieces, Text, Weights, builder, divides
 from pave.media import Clip
 from pave.senses.sound import hear
-from pave.senses.weights import opened
+from pave.senses.weights import Release, one_of, opened
 from pave.sidechannel import SideTokens
 
 SAMPLE_RATE = 48_000  # Hz
@@ -46,24 +44,16 @@ KINDS = ("pe-av-{}", "pe-av-{}-16-frame", "pe-a-frame-{}")
 RELEASES = {f"facebook/{kind.format(name)}": sizes for name, sizes in SIZES.items() for kind in KINDS}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(EncoderOptions):
     """What a recipe may say."""
 
-    release: str = "facebook/pe-av-base"  # a repo of the Hub
-    revision: str = "main"  # of the repo; a commit makes it exact
-    rate: int = TOKENS  # tokens per second; fewer are means of the network's 25
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.release, str) or self.release not in RELEASES:
-            raise EncoderError(
-                f"pe-audio knows no release {self.release!r}; {nearest(str(self.release), RELEASES)}; for weights of "
-                "your own name the release that they began with, and their place by the option weights"
-            )
-        if not isinstance(self.revision, str) or not self.revision:
-            raise EncoderError(f"pe-audio needs a text for revision, got {self.revision!r}")
-        if type(self.rate) is not int or self.rate < 1 or TOKENS % self.rate:
-            raise EncoderError(f"pe-audio makes 25, 5 or 1 tokens per second, got rate={self.rate!r}")
+    release: Annotated[str, one_of(RELEASES)] = "facebook/pe-av-base"  # a repo of the Hub
+    revision: Text = "main"  # of the repo; a commit makes it exact
+    # Tokens per second; fewer are means of the network's 25.
+    rate: Annotated[Count, divides(TOKENS), Field(description="makes 25, 5 or 1 tokens per second")] = TOKENS
+    # A folder or file on this machine, or another repo of the Hub, with a network of the release's size; without it,
+    # what PAVE_PE_AUDIO says; without that, the release.
+    weights: Weights = ""
 
 
 class PEAudio(Encoder):
@@ -71,8 +61,8 @@ class PEAudio(Encoder):
 
     pieces = Pieces(WINDOW / SAMPLE_RATE, SAMPLE_RATE)
 
-    def __init__(self, options: Options, weights: str, config: PeAudioEncoderConfig) -> None:
-        self.options, self.weights, self.config = options, weights, config
+    def __init__(self, options: Options, config: PeAudioEncoderConfig) -> None:
+        self.options, self.config = options, config
         self.spec = EncoderSpec(
             name="pe-audio",
             sense="audio",
@@ -80,7 +70,7 @@ class PEAudio(Encoder):
             rate=options.rate,
             revision=options.revision,
             licence="Apache-2.0",
-            options=asdict(options),
+            options=options.resolved,
         )
 
     def outline(self) -> Pass:
@@ -93,17 +83,17 @@ class PEAudio(Encoder):
         """The audio encoder with its weights; those of pictures, texts and of both together are not loaded."""
         network = self.outline().run
         network.rotary_emb = type(network.rotary_emb)(self.config)  # is made, not learned: no release holds it
-        return opened(
-            network,
-            self.weights or os.environ.get(PLACE) or self.options.release,
-            self.options.revision,
+        release = Release(
+            given=self.options.weights,
+            place=PLACE,
+            repo=self.options.release,
+            revision=self.options.revision,
             # The second is tied to the first in PE-AV, where one of them is saved; the third is PE-A-Frame's.
             prefixes=("audio_model.audio_encoder.", "audio_video_encoder.embedder.audio_encoder.", "audio_encoder."),
-            others=re.compile(
-                r"(audio_model\.)?(text_model\.|\w+_head\.|\w+_logit_(scale|bias)$)|(video_model|audio_video_encoder)\."
-            ),
+            others=r"(audio_model\.)?(text_model\.|\w+_head\.|\w+_logit_(scale|bias)$)|(video_model|audio_video_encoder)\.",
             again=f"give {self.options.release}, or what was trained from it",
         )
+        return opened(network, release)
 
     @cached_property
     def extract(self) -> PeAudioFeatureExtractor:
@@ -134,13 +124,4 @@ def config_of(sizes: Sizes) -> PeAudioEncoderConfig:
     )
 
 
-def build(
-    release: str = Options.release,
-    revision: str = Options.revision,
-    rate: int = Options.rate,
-    weights: str | Path = "",
-) -> PEAudio:
-    """The encoder `pe-audio`. weights: a folder or file on this machine, or another repo of the Hub, with a network of
-    the release's size; without it, what PAVE_PE_AUDIO says; without that, the release."""
-    options = Options(release=release, revision=revision, rate=rate)
-    return PEAudio(options, str(weights), config_of(RELEASES[release]))
+build = builder(Options, lambda options: PEAudio(options, config_of(RELEASES[options.release])))

@@ -13,30 +13,29 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 
 from pave.base import PASS, Base, last_again
-from pave.encoder import Encoder, EncoderSpec, OnBase, Pass, consent
+from pave.encoder import Count, Encoder, EncoderOptions, EncoderSpec, Number, OnBase, Pass, Weights, builder, consent
 from pave.errors import EncoderError
 from pave.fusion.reader import POINT, position_mlp
 from pave.media import Clip, preprocess
 from pave.media.rgbd import RGBD, Pick, evenly
 from pave.media.unproject import at_centres, at_corners
-from pave.senses.languagebind import VIT_L, Tower, read
+from pave.senses import languagebind
+from pave.senses.languagebind import VIT_L, Tower
 from pave.senses.pictures import shorter
-from pave.senses.weights import opened
+from pave.senses.weights import Release, opened
 from pave.sidechannel import SideTokens
 
 MOST = 1024  # views, rows or columns
@@ -55,26 +54,55 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+def _preset(name: Any) -> Any:
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"has no preset {name!r}; known: {', '.join(PRESETS)}")
+    return name
+
+
+class Options(EncoderOptions):
     """What a recipe may say."""
 
-    frames: int = 32  # views, at most
-    fps: float | None = None  # of the stream that the numbers of a scan's files count; None: views have no times
-    mask_holes: bool = True  # whether a token whose depth was not measured is left out; else its point is the camera
-    grid: Sequence[int] | None = None  # rows and columns of points; None: those of the base's own tokens
+    preset: Annotated[str, BeforeValidator(_preset)] = "base"
+    # Views, at most.
+    frames: Annotated[Count, Field(le=MOST, description=f"counts in whole numbers up to {MOST}")] = 32
+    # Pictures per second of the stream that the numbers of a scan's files count; None: views have no times. 30 and 30.0
+    # are one value, and one cache.
+    fps: Annotated[
+        Annotated[Number, Field(gt=0, lt=math.inf), AfterValidator(float)] | None,
+        Field(description="needs pictures per second, as fps=30"),
+    ] = None
+    # Whether a token whose depth was not measured is left out; else its point is the camera. None: only with the preset
+    # base, since upstream does not.
+    mask_holes: Annotated[
+        bool | None, Field(strict=True, validate_default=True, description="takes {key}=true or false")
+    ] = None
+    # Rows and columns of points; None: those of the base's own tokens.
+    grid: Annotated[Any, Field(description=f"needs rows and columns up to {MOST}, as grid=[14, 14]")] = None
+    # Of the preset llava3d: the position MLP, in LLaVA-3D-7B or in a file of its own, and CLIP's ViT-L/14 at 336
+    # pixels; without them, what PAVE_LLAVA3D and PAVE_CLIP_336 say; without these, the Hub, where the file with the
+    # MLP has 5 GB.
+    weights: Weights = ""
+    clip: Weights = ""
 
-    def __post_init__(self) -> None:
-        counts = [self.frames, *(self.grid or ())]
-        if len(counts) not in (1, 3) or not all(type(count) is int and 0 < count <= MOST for count in counts):
-            told = f"frames={self.frames!r} and grid={self.grid!r}"
-            raise EncoderError(f"rgbd-geometry counts in whole numbers up to {MOST}, got {told}; as grid=[14, 14]")
-        if type(self.mask_holes) is not bool:
-            raise EncoderError(f"rgbd-geometry takes mask_holes=true or false, got {self.mask_holes!r}")
-        if self.fps is not None:
-            if not isinstance(self.fps, int | float) or not 0 < self.fps < math.inf:
-                raise EncoderError(f"rgbd-geometry needs pictures per second, got fps={self.fps!r}; as fps=30")
-            object.__setattr__(self, "fps", float(self.fps))  # 30 and 30.0 are one option, and one cache
+    @field_validator("mask_holes", mode="before")
+    @classmethod
+    def _by_preset(cls, given: Any, info: ValidationInfo) -> Any:
+        return info.data.get("preset") == "base" if given is None else given
+
+    @field_validator("grid")
+    @classmethod
+    def _counts(cls, grid: Any) -> Any:
+        counts = [*grid] if grid and isinstance(grid, Iterable) else []
+        if grid and (len(counts) != 2 or not all(type(count) is int and 0 < count <= MOST for count in counts)):
+            raise ValueError
+        return grid
+
+    @model_validator(mode="after")
+    def _fits(self) -> Options:
+        if self.preset == "llava3d" and self.grid is not None:
+            raise ValueError(f"has {CELLS} x {CELLS} points with preset=llava3d, got grid={self.grid}; leave it out")
+        return self
 
 
 class Geometry(Encoder):
@@ -116,7 +144,7 @@ class Placed(Geometry, OnBase):
         self.pick = evenly(options.frames)
 
     def on(self, base: Base) -> Placed:
-        return Placed(replace(self.options, grid=list(self.options.grid or base.grid)), base)
+        return Placed(self.options.model_copy(update={"grid": list(self.options.grid or base.grid)}), base)
 
     @cached_property
     def spec(self) -> EncoderSpec:  # type: ignore[override]
@@ -127,7 +155,7 @@ class Placed(Geometry, OnBase):
             rate=0,
             grid=self.grid,
             revision="1",
-            options={"preset": "base", **asdict(self.options)},
+            options=self.options.resolved,
             points=True,
         )
 
@@ -159,12 +187,8 @@ class Network(nn.Module):
 class Llava3D(Geometry):
     """The preset `llava3d`. Where its weights lie is no part of what it is."""
 
-    def __init__(self, options: Options, weights: str = "", clip: str = "") -> None:
-        if options.grid is not None:
-            raise EncoderError(
-                f"rgbd-geometry has {CELLS} x {CELLS} points with preset=llava3d, got grid={options.grid}"
-            )
-        self.options, self.weights, self.clip = options, weights, clip
+    def __init__(self, options: Options) -> None:
+        self.options = options
         self.spec = EncoderSpec(
             name="rgbd-geometry",
             sense="depth",
@@ -173,7 +197,7 @@ class Llava3D(Geometry):
             grid=(CELLS, CELLS),
             revision="LLaVA-3D-7B",
             licence=LICENCE,
-            options={"preset": "llava3d", **asdict(options)},
+            options=options.resolved,
         )
 
     def pick(self, count: int) -> Sequence[int]:
@@ -191,9 +215,9 @@ class Llava3D(Geometry):
         """With its weights, as the first scan needs them."""
         consent(f"{self.spec.name} with preset=llava3d", LICENCE)
         built = self.outline().run
-        built.position = position(self.weights or os.environ.get(PLACE) or LLAVA_3D)
-        source = self.clip or os.environ.get(CLIP_PLACE) or CLIP
-        built.clip = read(source, "main", (CELLS, CELLS), temporal=False, config=VIT_L_336)
+        built.position = position(self.options.weights)
+        clip = Release(given=self.options.clip, place=CLIP_PLACE, repo=CLIP, again=languagebind.AGAIN)
+        built.clip = languagebind.read(clip, (CELLS, CELLS), temporal=False, config=VIT_L_336)
         return built.float().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def look(self, scan: RGBD) -> tuple[Tensor, Tensor]:
@@ -215,28 +239,12 @@ def pixels(frames: Tensor) -> Tensor:
     return preprocess(scaled[..., top : top + SIDE, left : left + SIDE], (SIDE, SIDE), MEAN, STD)
 
 
-def position(source: str) -> nn.Sequential:
+def position(given: str) -> nn.Sequential:
     """The position MLP of LLaVA-3D, out of its release."""
     with torch.device("meta"):
         built = position_mlp(VIT_L_336.hidden_size)
-    return opened(built, source, "main", prefixes=HEADS, others=re.compile(""), again=AGAIN)
+    return opened(built, Release(given=given, place=PLACE, repo=LLAVA_3D, prefixes=HEADS, others="", again=AGAIN))
 
 
-def build(
-    preset: str = "base",
-    frames: int = Options.frames,
-    fps: float | None = Options.fps,
-    mask_holes: bool | None = None,
-    grid: Sequence[int] | None = Options.grid,
-    weights: str | Path = "",
-    clip: str | Path = "",
-) -> Geometry:
-    """The encoder `rgbd-geometry`. mask_holes: by default only the preset `base` does, since upstream does not.
-    weights, clip: of the preset `llava3d`: the position MLP, in LLaVA-3D-7B or in a file of its own, and CLIP's
-    ViT-L/14 at 336 pixels; without them, what PAVE_LLAVA3D and PAVE_CLIP_336 say; without these, the Hub, where
-    the file with the MLP has 5 GB."""
-    if preset not in ("base", "llava3d"):
-        raise EncoderError(f"rgbd-geometry has no preset {preset!r}; known: base, llava3d")
-    mask = preset == "base" if mask_holes is None else mask_holes
-    options = Options(frames=frames, fps=fps, mask_holes=mask, grid=grid)
-    return Placed(options) if preset == "base" else Llava3D(options, str(weights), str(clip))
+PRESETS: dict[str, Callable[[Options], Geometry]] = {"base": Placed, "llava3d": Llava3D}
+build = builder(Options, lambda options: PRESETS[options.preset](options))

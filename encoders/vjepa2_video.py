@@ -9,25 +9,21 @@ t frames, τ pairs of frames, y x patches, h w grid, c channels
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder
 
-from pave.encoder import Encoder, EncoderSpec, Groups, Pass
-from pave.errors import EncoderError
+from pave.encoder import Count, Encoder, EncoderOptions, EncoderSpec, Groups, Pass, Text, Weights, builder
 from pave.media import Clip, preprocess
 from pave.senses import pictures
-from pave.senses.weights import opened
+from pave.senses.weights import Release, opened
 from pave.sidechannel import SideTokens
 
 VIT_L = VJEPA2Config()  # its defaults are the sizes of facebook/vjepa2-vitl-fpc64-256
@@ -40,43 +36,41 @@ LONGEST = 64  # frames of a window: the network has learned from no longer ones
 PLACE = "PAVE_VJEPA2"  # environment: a folder or file with the weights
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+def _grid(grid: Any) -> tuple[int, int]:
+    return pictures.grid_of(grid, PATCHES, "vjepa2-video")
+
+
+class Options(EncoderOptions):
     """What a recipe may say. Rate and window are those that the network began to learn with (facebookresearch/vjepa2,
     configs/train/vitl16)."""
 
-    release: str = "facebook/vjepa2-vitl-fpc64-256"  # a repo of the Hub, with a ViT-L
-    revision: str = "main"  # of the repo; a commit makes it exact
-    rate: float = 4.0  # frames per second
-    frames: int = 16  # of a window
-    grid: Sequence[int] = (2, 2)  # rows and columns of tokens
-
-    def __post_init__(self) -> None:
-        for name in ("release", "revision"):
-            if not isinstance(value := getattr(self, name), str) or not value:
-                raise EncoderError(f"vjepa2-video needs a text for {name}, got {value!r}")
-        if type(self.frames) is not int or self.frames not in range(PAIR, LONGEST + 1, PAIR):
-            raise EncoderError(f"vjepa2-video takes windows of 2, 4, … {LONGEST} frames, got frames={self.frames!r}")
-        object.__setattr__(self, "rate", pictures.rate_of(self.rate, "vjepa2-video"))
-        object.__setattr__(self, "grid", pictures.grid_of(self.grid, PATCHES, "vjepa2-video"))
+    release: Text = "facebook/vjepa2-vitl-fpc64-256"  # a repo of the Hub, with a ViT-L
+    revision: Text = "main"  # of the repo; a commit makes it exact
+    rate: pictures.Rate = 4.0  # frames per second
+    # Of a window.
+    frames: Annotated[
+        Count, Field(le=LONGEST, multiple_of=PAIR, description=f"takes windows of 2, 4, … {LONGEST} frames")
+    ] = 16
+    grid: Annotated[tuple[int, int], BeforeValidator(_grid)] = (2, 2)  # rows and columns of tokens
+    # A folder or file that holds the release on this machine; without it, what PAVE_VJEPA2 says; without that, the Hub.
+    weights: Weights = ""
 
 
 class VJepa2Video(Encoder):
     """Frozen. A window is one pass, so that no token depends on how many windows a clip has; the last one may be
     shorter. Where the weights lie is no part of what it is."""
 
-    def __init__(self, options: Options, weights: str) -> None:
-        self.options, self.weights = options, weights
-        h, w = options.grid
+    def __init__(self, options: Options) -> None:
+        self.options = options
         self.spec = EncoderSpec(
             name="vjepa2-video",
             sense="fast",
             dim=VIT_L.hidden_size,
             rate=options.rate / PAIR,
-            grid=(h, w),
+            grid=options.grid,
             revision=options.revision,
             licence="MIT",
-            options=asdict(options),
+            options=options.resolved,
         )
 
     def outline(self) -> Pass:
@@ -88,14 +82,16 @@ class VJepa2Video(Encoder):
     @cached_property
     def network(self) -> VJEPA2Encoder:
         """The encoder with its weights; the predictor is not loaded."""
-        return opened(
-            self.outline().run,
-            self.weights or os.environ.get(PLACE) or self.options.release,
-            self.options.revision,
+        release = Release(
+            given=self.options.weights,
+            place=PLACE,
+            repo=self.options.release,
+            revision=self.options.revision,
             prefixes=("encoder.",),
-            others=re.compile(r"predictor\."),
+            others=r"predictor\.",
             again="give facebook/vjepa2-vitl-fpc64-256, or what was trained from it",
         )
+        return opened(self.outline().run, release)
 
     @property
     def groups(self) -> Groups:
@@ -132,15 +128,4 @@ def pixels(frames: Tensor) -> Tensor:
     return preprocess(scaled[..., top : top + SIDE, left : left + SIDE], (SIDE, SIDE), MEAN, STD)
 
 
-def build(
-    release: str = Options.release,
-    revision: str = Options.revision,
-    rate: float = Options.rate,
-    frames: int = Options.frames,
-    grid: Sequence[int] = Options.grid,
-    weights: str | Path = "",
-) -> VJepa2Video:
-    """The encoder `vjepa2-video`. weights: a folder or file that holds the release on this machine; without it, what
-    PAVE_VJEPA2 says; without that, the Hub."""
-    options = Options(release=release, revision=revision, rate=rate, frames=frames, grid=grid)
-    return VJepa2Video(options, str(weights))
+build = builder(Options, VJepa2Video)

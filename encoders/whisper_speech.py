@@ -7,23 +7,21 @@ fetched when the first clip is heard.
 
 from __future__ import annotations
 
-import os
-import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Annotated
 
 import torch
 from einops import rearrange
+from pydantic import Field
 from torch import Tensor
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from pave.encoder import Encoder, EncoderSpec, Pass, Pieces
-from pave.errors import EncoderError, nearest
+from pave.encoder import Count, Encoder, EncoderOptions, EncoderSpec, Pass, Pieces, Text, Weights, builder, divides
 from pave.media import Clip
 from pave.senses.sound import hear
-from pave.senses.weights import opened
+from pave.senses.weights import Release, one_of, opened
 from pave.sidechannel import SideTokens
 
 SAMPLE_RATE = 16_000  # Hz
@@ -49,24 +47,16 @@ ENGLISH = {f"{name}.en": sizes for name, sizes in SMALL.items()}
 RELEASES = {f"openai/whisper-{name}": sizes for name, sizes in (SMALL | ENGLISH | LARGE | FINER).items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(EncoderOptions):
     """What a recipe may say."""
 
-    release: str = "openai/whisper-large-v2"  # a repo of the Hub
-    revision: str = "main"  # of the repo; a commit makes it exact
-    rate: int = TOKENS  # tokens per second; fewer are means of the network's 50
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.release, str) or self.release not in RELEASES:
-            raise EncoderError(
-                f"whisper-speech knows no release {self.release!r}; {nearest(str(self.release), RELEASES)}; for "
-                "weights of your own name the release that they began with, and their place by the option weights"
-            )
-        if not isinstance(self.revision, str) or not self.revision:
-            raise EncoderError(f"whisper-speech needs a text for revision, got {self.revision!r}")
-        if type(self.rate) is not int or self.rate < 1 or TOKENS % self.rate:
-            raise EncoderError(f"whisper-speech makes 50, 25, 10, 5, 2 or 1 tokens per second, got rate={self.rate!r}")
+    release: Annotated[str, one_of(RELEASES)] = "openai/whisper-large-v2"  # a repo of the Hub
+    revision: Text = "main"  # of the repo; a commit makes it exact
+    # Tokens per second; fewer are means of the network's 50.
+    rate: Annotated[Count, divides(TOKENS), Field(description="makes 50, 25, 10, 5, 2 or 1 tokens per second")] = TOKENS
+    # A folder or file on this machine, or another repo of the Hub, with a network of the release's size; without it,
+    # what PAVE_WHISPER says; without that, the release.
+    weights: Weights = ""
 
 
 class WhisperSpeech(Encoder):
@@ -74,8 +64,8 @@ class WhisperSpeech(Encoder):
 
     pieces = Pieces(WINDOW / SAMPLE_RATE, SAMPLE_RATE)
 
-    def __init__(self, options: Options, weights: str, sizes: Sizes) -> None:
-        self.options, self.weights, self.sizes = options, weights, sizes
+    def __init__(self, options: Options, sizes: Sizes) -> None:
+        self.options, self.sizes = options, sizes
         self.spec = EncoderSpec(
             name="whisper-speech",
             sense="audio",
@@ -83,7 +73,7 @@ class WhisperSpeech(Encoder):
             rate=options.rate,
             revision=options.revision,
             licence="MIT",  # as openai/whisper says of code and weights
-            options=asdict(options),
+            options=options.resolved,
         )
 
     @cached_property
@@ -99,14 +89,16 @@ class WhisperSpeech(Encoder):
     @cached_property
     def network(self) -> WhisperEncoder:
         """The encoder with its weights; the decoder is not loaded."""
-        return opened(
-            self.outline().run,
-            self.weights or os.environ.get(PLACE) or self.options.release,
-            self.options.revision,
+        release = Release(
+            given=self.options.weights,
+            place=PLACE,
+            repo=self.options.release,
+            revision=self.options.revision,
             prefixes=("model.encoder.", "encoder."),
-            others=re.compile(r"(model\.)?decoder\.|proj_out\."),
+            others=r"(model\.)?decoder\.|proj_out\.",
             again=f"give {self.options.release}, or what was trained from it",
         )
+        return opened(self.outline().run, release)
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ 1 1 c). Token k looks out from sample 320 k: there lies frame 2 k of the spectrum, the middle of
@@ -134,13 +126,4 @@ def outline(sizes: Sizes) -> WhisperEncoder:
     return WhisperEncoder(config)
 
 
-def build(
-    release: str = Options.release,
-    revision: str = Options.revision,
-    rate: int = Options.rate,
-    weights: str | Path = "",
-) -> WhisperSpeech:
-    """The encoder `whisper-speech`. weights: a folder or file on this machine, or another repo of the Hub, with a
-    network of the release's size; without it, what PAVE_WHISPER says; without that, the release."""
-    options = Options(release=release, revision=revision, rate=rate)
-    return WhisperSpeech(options, str(weights), RELEASES[release])
+build = builder(Options, lambda options: WhisperSpeech(options, RELEASES[options.release]))

@@ -1,8 +1,8 @@
 """The contract of a side-channel encoder, and finding one by name.
 
 In: a Clip. Out: side tokens on the clip's clock, or None when the clip lacks the stream. An encoder is one file in
-encoders/, or in a folder that PAVE_ENCODERS names, with a function `build(**options) -> Encoder`; its file name, with
-dashes for underscores, is its name. Knows nothing of key frames or patches.
+encoders/, or in a folder that PAVE_ENCODERS names, with a function `build(**options) -> Encoder`, which `builder` makes
+of a class of options; its file name, with dashes for underscores, is its name. Knows nothing of key frames or patches.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import json
 import os
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
+from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, ValidationError
 from torch import Tensor, nn
 
-from pave.config import SenseFacts
+from pave.config import Config, SenseFacts
 from pave.errors import EncoderError, nearest
 from pave.files import tensorfile
 from pave.sidechannel import Rule, SideTokens
@@ -35,6 +36,63 @@ if TYPE_CHECKING:
 
 CONSENT = "PAVE_NONCOMMERCIAL"  # in the environment: a recipe or patch cannot say it for you
 PLACE = "PAVE_ENCODERS"  # environment: folders of encoders of your own, separated as in PATH
+
+
+def _plain(given: Any) -> Any:
+    if type(given) is not int:
+        raise ValueError
+    return given
+
+
+def divides(whole: int) -> AfterValidator:
+    """For an option: a number that divides a whole one."""
+
+    def checked(part: int) -> int:
+        if whole % part:
+            raise ValueError
+        return part
+
+    return AfterValidator(checked)
+
+
+# Kinds of options. A value is recorded as it is given, since hashes depend on it: in a Whole even true, which Python
+# counts as 1.
+Whole = Annotated[InstanceOf[int], Field(ge=1, description="needs a whole number of 1 or more for {key}")]
+Count = Annotated[Whole, BeforeValidator(_plain)]
+Number = InstanceOf[int] | InstanceOf[float]
+Text = Annotated[InstanceOf[str], Field(min_length=1, description="needs a text for {key}")]
+# Where weights lie is not recorded: it changes no value.
+Weights = Annotated[str, BeforeValidator(lambda given: "" if given is None else str(given)), Field(exclude=True)]
+
+
+class EncoderOptions(Config):
+    """What a recipe may say to an encoder, each option declared once: name, kind, limits, default, and as `description`
+    what the encoder takes, for the error about another value.
+
+    `views: Annotated[Count, Field(description="looks at one camera or more")] = 1` of my_sense.py answers views=0 with
+    "my-sense looks at one camera or more, got views=0"; `{key}` in a description stands for the option's name. Where
+    there is none, the message of a ValueError that a validator raises follows the encoder's name."""
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise EncoderError(self._refusal(error.errors()[0])) from None
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """All options that change the values of tokens, defaults included."""
+        return {key: getattr(self, key) for key, field in type(self).model_fields.items() if not field.exclude}
+
+    @classmethod
+    def _refusal(cls, error: Any) -> str:
+        name, key = name_of(cls), str(next(iter(error["loc"]), ""))
+        if (field := cls.model_fields.get(key)) and field.description:
+            words, said = field.description.format(key=key), "{key}" in field.description
+            return f"{name} {words}, got {'' if said else f'{key}='}{error['input']!r}"
+        if error["type"] == "value_error":
+            return f"{name} {error['ctx']['error']}"
+        return f"{name}: {key}={error['input']!r}: {error['msg']}"
 
 
 @dataclass(frozen=True)
@@ -151,7 +209,7 @@ class OnBase(Encoder):
     @property
     def base(self) -> Base:
         """Whose eyes these are."""
-        name = type(self).__module__.rpartition(".")[-1].replace("_", "-")
+        name = name_of(type(self))
         if self.eyes is None:
             raise EncoderError(f"{name} looks with the eyes of a base and has none yet; give it one by on(base)")
         if not self.eyes.vision_dim:
@@ -171,6 +229,25 @@ class OnBase(Encoder):
     def fingerprint(self) -> str:
         """sha256 of the base's eyes."""
         return self.base.eyes()
+
+
+Told = TypeVar("Told", bound=EncoderOptions)
+Made = TypeVar("Made", bound=Encoder)
+
+
+def builder(options: type[Told], make: Callable[[Told], Made]) -> Callable[..., Made]:
+    """The function `build(**options)` of an encoder's file: its parameters are the fields of `options`."""
+
+    def build(**given: Any) -> Made:
+        return make(options(**given))
+
+    build.__signature__ = inspect.signature(options)  # pyright: ignore[reportFunctionMemberAccess]
+    return build
+
+
+def name_of(kind: type) -> str:
+    """The encoder whose file defines a class."""
+    return kind.__module__.rpartition(".")[-1].replace("_", "-")
 
 
 def load_encoder(name: str, **options: Any) -> Encoder:

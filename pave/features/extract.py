@@ -25,7 +25,7 @@ from pave.data import Source, read_jsonl
 from pave.encoder import consent
 from pave.errors import DataError, raised_as
 from pave.features.files import DTYPES, Entry, Key, files, head, write
-from pave.features.worker import Job, _idle, ask, borrow, size_of
+from pave.features.worker import WORKERS, Job, ask, borrow, size_of
 from pave.files import atomic
 from pave.sidechannel import PARTS, SideTokens
 
@@ -90,7 +90,7 @@ def encode(
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
         worker, key = borrow(job)
-        _idle.append((job, key, worker))
+        WORKERS.give_back(worker)
         if not key.commercial:
             consent(key.encoder, key.licence)
         there = _there(shards, key)
@@ -102,7 +102,7 @@ def encode(
             progress(sizes[path])
         return _tally(out, shards, _there(shards, key))
     finally:
-        _idle.clear()
+        WORKERS.clear()
 
 
 def plan(clips: Sequence[tuple[str, Source]], out: Path, size: int) -> list[Shard]:

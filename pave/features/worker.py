@@ -6,7 +6,6 @@ In: a `Job` and one clip. Out: its side tokens, or why there are none.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -21,13 +20,14 @@ from pave.encoder import load_encoder
 from pave.errors import DataError, EncoderError, MediaError, PaveError, SignalError
 from pave.features import published
 from pave.features.files import DTYPES, Key, identity
-from pave.files.process import Answer, Stopped, Worker, answering, limit
+from pave.files.process import Answer, Pool, Stopped, Worker, answering, limit
 from pave.media.clip import Clip
 from pave.sidechannel import PARTS, SideTokens
 
 START_SECONDS = 3600.0  # to open an encoder, whose weights may have to be fetched
 # One thread: a worker for every core is what keeps them busy, and last bits do not hang on how many cores there are.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+WORKERS = Pool("pave.features.worker")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def ask(job: Job, key: Key, source: Source) -> Answer:
             if tries == 2:
                 return {"why": f"{source}: ends the process that encodes it ({stopped})"}, {}
         else:
-            _idle.append((job, key, worker))
+            WORKERS.give_back(worker)
             return {"why": said["error"]} if "error" in said else said, arrays
     raise AssertionError("the second try returns")
 
@@ -67,27 +67,17 @@ def size_of(source: Source) -> int:
     return sum(file.stat().st_size for file in source.files if file.is_file())
 
 
-_idle: deque[tuple[Job, Key, Worker]] = deque()
-
-
 def borrow(job: Job) -> tuple[Worker, Key]:
     """A worker that has the encoder of a job open, and the key of what it makes."""
-    while _idle:
-        try:
-            other, key, worker = _idle.pop()
-        except IndexError:  # another thread was faster
-            break
-        if other == job and worker.owner == os.getpid() and worker.process.poll() is None:
-            return worker, key
-    worker = Worker("pave.features.worker", **ENVIRONMENT, **_device())
+    request = {"path": job.encoder, "job": asdict(job)}
     try:
-        said, _ = worker.call({"path": job.encoder, "job": asdict(job)}, START_SECONDS)
+        worker = WORKERS.lend(request, START_SECONDS, **ENVIRONMENT, **_device())
     except Stopped as stopped:
         cause = f"the process that should open it has ended ({stopped})"
         raise EncoderError(f"{job.encoder}: {cause}; does it fit into {job.memory:g} GiB?") from None
-    if "error" in said:
-        raise EncoderError(said["error"])
-    return worker, Key(**said["key"])
+    if "error" in worker.answer:
+        raise EncoderError(worker.answer["error"])
+    return worker, Key(**worker.answer["key"])
 
 
 def _device() -> dict[str, str]:

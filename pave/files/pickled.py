@@ -24,11 +24,11 @@ from torch import Tensor
 from pave.errors import FileDamaged, FileError, raised_as
 from pave.files import tensorfile
 from pave.files.atomic import reading
-from pave.files.process import limit
+from pave.files.process import limit, python
 
 SECONDS = 300.0  # of the clock, to open a file; one of 320 MB takes about 3, one of 4.8 GB 8
 MEMORY = 2 << 30  # bytes, beside three times those of the file: itself, its tensors, and one that is copied
-BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pave.files.pickled import rewrite; rewrite()"
+REWRITE = "from pave.files.pickled import rewrite; rewrite()"
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # what an interpreter may need to start
 FENCED = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.spawn", "os.posix_spawn", "os.startfile")
 UNWRITTEN = 3  # exit code of the child where the fault lies with the disk and not with the file
@@ -54,13 +54,11 @@ def _handed_over(path: Path, inside: str, part: str) -> tuple[dict[str, Tensor],
     with reading(path):  # what cannot be read at all is not damaged
         pass
     with TemporaryDirectory(prefix="pave-") as folder:
-        # -I: the child finds exactly what its owner finds, whatever the folder or the environment holds.
-        words = [sys.executable, "-I", "-c", BOOT, json.dumps([entry or os.getcwd() for entry in sys.path])]
-        words += [str(path.resolve()), str(Path(folder) / "out"), str(MEMORY), str(SECONDS), inside, part]
+        words = str(path.resolve()), str(Path(folder) / "out"), str(MEMORY), str(SECONDS), inside, part
         kept = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
         options: dict[str, Any] = {"cwd": folder, "env": {**kept, "OMP_NUM_THREADS": "1"}, "timeout": SECONDS}
         try:
-            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, **options)
+            done = subprocess.run(python(REWRITE, *words), stdin=subprocess.DEVNULL, capture_output=True, **options)
         except subprocess.TimeoutExpired:
             raise FileDamaged(path, f"is not open after {SECONDS:g} s", REMEDY) from None
         if done.returncode:
@@ -74,8 +72,8 @@ def _handed_over(path: Path, inside: str, part: str) -> tuple[dict[str, Tensor],
 
 
 def rewrite() -> None:
-    """The child's side: the file argv[2] as safetensors, in argv[3]; or a line that says why not, and an exit code."""
-    source, target, memory, seconds, inside, part = sys.argv[2:]
+    """The child's side: the file argv[1] as safetensors, in argv[2]; or a line that says why not, and an exit code."""
+    source, target, memory, seconds, inside, part = sys.argv[1:]
     size = os.path.getsize(source)
     _confine(int(memory) + 3 * size, int(float(seconds)) + 1)
     beside: dict[Any, Any] = {}

@@ -2,8 +2,8 @@
 
 In: a request and seconds. Out: an answer with arrays, or `Stopped` after the limit. A worker runs the `serve()` of a
 module (pave/media/decoding.py, pave/features/worker.py), serves many requests (starting one costs about 0.3 s), dies
-with its owner, and is replaced when it was killed. The processes are plain subprocesses, not multiprocessing: a user's
-script needs no `if __name__ == "__main__"`.
+with its owner, and is replaced when it was killed; a `Pool` keeps those that are idle. The processes are plain
+subprocesses, not multiprocessing: a user's script needs no `if __name__ == "__main__"`. Knows nothing of what they do.
 
 Wire format: one line of JSON each way; the answer's arrays follow as raw bytes. No pickle.
 """
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -26,9 +27,7 @@ import numpy as np
 from pave.errors import MediaError, PaveError
 
 START_SECONDS = 300.0  # a machine under heavy load may need long to start an interpreter; not counted as decoding
-BOOT = (
-    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); importlib.import_module(sys.argv[2]).serve()"
-)
+SERVE = "import importlib, sys; importlib.import_module(sys.argv[1]).serve()"
 Answer = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
@@ -36,21 +35,35 @@ class Stopped(Exception):
     """The worker ended before it answered."""
 
 
+def python(code: str, *words: str) -> list[str]:
+    """The command that runs code in a process of its own, with these words as `sys.argv[1:]`. It finds exactly what its
+    owner finds, whatever the folder or the environment holds (-I)."""
+    path = json.dumps([entry or os.getcwd() for entry in sys.path])
+    code = f"import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); {code}"
+    return [sys.executable, "-I", "-c", code, path, *words]
+
+
 class Worker:
     """One process that runs `serve()` of a module, used by one thread at a time."""
 
     def __init__(self, module: str, **environment: str) -> None:
-        path = json.dumps([entry or os.getcwd() for entry in sys.path])
-        # -I: the worker finds exactly what its owner finds, whatever the folder or the environment holds.
-        command, pipe = [sys.executable, "-I", "-c", BOOT, path, module], subprocess.PIPE
+        command, pipe = python(SERVE, module), subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env={**os.environ, **environment})
         self.owner = os.getpid()
+        # What a pool has asked it first, if anything, and what it has answered.
+        self.request: dict[str, Any] | None = None
+        self.answer: dict[str, Any] = {}
         self.late = False
         weakref.finalize(self, end, self.process, self.owner)
         try:
             self.call({}, START_SECONDS)
         except Stopped as error:
             raise MediaError(f"a process of {module} does not start ({error}); run `pave doctor`") from None
+
+    @property
+    def alive(self) -> bool:
+        """Whether this process may ask it; a forked child must not talk through its parent's pipes."""
+        return self.owner == os.getpid() and self.process.poll() is None
 
     def call(self, request: dict[str, Any], seconds: float) -> Answer:
         """Send one request and wait for its answer; Stopped when the process dies or is killed after `seconds`."""
@@ -103,6 +116,37 @@ class Worker:
             if pipe:
                 with suppress(OSError):  # a request that never reached the dead process
                     pipe.close()
+
+
+class Pool:
+    """Idle workers of one module, by the first request of each, which says what it is for. One that is for something
+    else than what is asked for is ended; so is one that was lent and is not given back."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        self._idle: deque[Worker] = deque()  # append and pop are atomic: no lock that a fork could copy when locked
+
+    def lend(self, request: dict[str, Any] | None = None, seconds: float = 0, **environment: str) -> Worker:
+        """An idle worker whose first request was this one, or a new one that has answered it within so many seconds.
+        Stopped: it ended before that."""
+        while self._idle:
+            try:
+                worker = self._idle.pop()
+            except IndexError:  # another thread was faster
+                break
+            if worker.request == request and worker.alive:
+                return worker
+        worker = Worker(self.module, **environment)
+        if request is not None:
+            worker.request, worker.answer = request, worker.call(request, seconds)[0]
+        return worker
+
+    def give_back(self, worker: Worker) -> None:
+        self._idle.append(worker)
+
+    def clear(self) -> None:
+        """End all that are idle."""
+        self._idle.clear()
 
 
 def fill(pipe: Any, array: np.ndarray) -> None:

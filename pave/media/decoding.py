@@ -6,39 +6,25 @@ numpy only.
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pave.errors import MediaError
-from pave.files.process import Answer, Stopped, Worker, answering
+from pave.files.process import Answer, Pool, Stopped, answering
 
 if TYPE_CHECKING:
     from pave.media.decode import Decoded
     from pave.media.key_frames import Request
 
 ARRAYS = ("frames", "times", "audio")
-_idle: deque[Worker] = deque()  # append and pop are atomic: no lock that a fork could copy in its locked state
-
-
-def borrow() -> Worker:
-    """An idle worker of this process, or a new one. A forked child must not talk through its parent's pipes."""
-    while _idle:
-        try:
-            worker = _idle.pop()
-        except IndexError:  # another thread was faster
-            break
-        if worker.owner == os.getpid() and worker.process.poll() is None:
-            return worker
-    return Worker("pave.media.decoding")
+WORKERS = Pool("pave.media.decoding")
 
 
 def decode_within(request: Request, seconds: float) -> Decoded:
     """`decode(request)` in a worker, killed for real after `seconds`."""
     from pave.media.decode import Decoded
 
-    worker = borrow()
+    worker = WORKERS.lend()
     try:
         answer, arrays = worker.call(asdict(request), seconds)
     except Stopped as stopped:
@@ -50,7 +36,7 @@ def decode_within(request: Request, seconds: float) -> Decoded:
         else:
             cause, remedy = f"the decoder crashed on it ({stopped})", "the file is damaged: re-encode or leave it out"
         raise MediaError(f"{request.path}: {cause}; {remedy}") from None
-    _idle.append(worker)
+    WORKERS.give_back(worker)
     if "error" in answer:
         raise MediaError(answer["error"])
     return Decoded(**arrays, **answer["values"])

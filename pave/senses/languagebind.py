@@ -11,18 +11,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from einops import rearrange, reduce
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 
+from pave.encoder import EncoderOptions, Text, Weights
 from pave.errors import EncoderError, raised_as
 from pave.files import json_text, pickled, tensorfile
-from pave.senses.weights import WHOLE, fill, find
+from pave.senses.weights import WHOLE, Release, fill
 
 GROUP = 8  # frames that see each other: num_frames of all releases
 # ViT-L/14 as LAION trained it: with GELU, where OpenAI's own has an approximation of it.
@@ -42,25 +43,21 @@ AGAIN = "give a release of LanguageBind (FT, merge, or with its LoRA), or of CLI
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(EncoderOptions):
     """Which tower, and in what numbers it computes: what a recipe may say."""
 
-    release: str  # a repo of the Hub
-    revision: str = "main"  # of the repo; a commit makes it exact
-    dtype: str = "float32"
+    release: Text  # a repo of the Hub
+    revision: Text = "main"  # of the repo; a commit makes it exact
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], Field(description="runs in float32, bfloat16, float16")
+    ] = "float32"
+    weights: Weights = ""  # a folder or file with the release; without it, what the environment says, or the Hub
 
-    def __post_init__(self) -> None:
-        for name in ("release", "revision", "dtype"):
-            if not isinstance(value := getattr(self, name), str) or not value:
-                raise EncoderError(f"LanguageBind needs a text for {name}, got {value!r}")
-        if self.dtype not in DTYPES:
-            raise EncoderError(f"LanguageBind runs in {', '.join(DTYPES)}, got dtype={self.dtype!r}")
-
-    def open(self, weights: str | None, grid: tuple[int, int], *, temporal: bool) -> Tower:
-        """The tower, on the GPU where there is one. weights: where they lie on this machine; without it, the Hub."""
+    def open(self, place: str, grid: tuple[int, int], *, temporal: bool) -> Tower:
+        """The tower, on the GPU where there is one. place: the environment variable for the weights."""
+        release = Release(given=self.weights, place=place, repo=self.release, revision=self.revision, again=AGAIN)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return read(weights or self.release, self.revision, grid, temporal=temporal).to(device, DTYPES[self.dtype])
+        return read(release, grid, temporal=temporal).to(device, DTYPES[self.dtype])
 
 
 class Block(CLIPEncoderLayer):
@@ -118,17 +115,15 @@ def tower(tensors: Mapping[str, Tensor], source: str, built: Tower, scale: float
     return built
 
 
-def read(
-    source: str, revision: str, grid: tuple[int, int], *, temporal: bool, config: CLIPVisionConfig = VIT_L
-) -> Tower:
-    """The tower of a release: `source` is a repo of the Hub, a folder, or a file in it."""
+def read(release: Release, grid: tuple[int, int], *, temporal: bool, config: CLIPVisionConfig = VIT_L) -> Tower:
+    """The tower of a release."""
+    source = release.source
     with raised_as(EncoderError, source):
-        path = find(source, WHOLE, revision, AGAIN)
+        path = release.find(*WHOLE)
         tensors = pickled.read(path) if path.suffix == ".bin" else tensorfile.read(path)[0]
         scale = None
         if any(".lora_A." in name for name in tensors):
-            place = str(path.parent) if Path(source).exists() else source
-            scale = _scale(json_text.read_json(find(place, ("config.json",), revision, AGAIN)))
+            scale = _scale(json_text.read_json(release.beside("config.json")))
     with torch.device("meta"):
         built = Tower(config, grid, temporal=temporal)
     return tower(tensors, source, built, scale)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from math import floor
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from pave.encoder import Number
 from pave.errors import EncoderError, MediaError
 from pave.fusion.clock import INSTANT
 from pave.media.arrays import size_of
@@ -23,6 +25,12 @@ from pave.media.clip import Clip
 
 PART = 1 << 28  # bytes of frames at once: an hour would take tens of gigabytes
 FASTEST = 1000.0  # frames per second
+# An option; 2 and 2.0 are one value, and one cache.
+Rate = Annotated[
+    Number,
+    Field(gt=0, le=FASTEST, description=f"takes up to {FASTEST:g} frames per second"),
+    AfterValidator(float),
+]
 LONGEST = 32  # times the shorter side: narrower pictures are damage, and would fill the memory once they are scaled
 
 
@@ -43,13 +51,6 @@ def fast(clip: Clip) -> Clip | None:
     stream = clip.signals.get("fast", clip)
     seen = None if stream is None else opened(stream, "fast")
     return None if seen is None or seen.frames is None or not len(seen.frames) else seen
-
-
-def rate_of(rate: Any, name: str) -> float:
-    """Frames per second, as a recipe says them to the encoder `name`; 2 and 2.0 are one option, and one cache."""
-    if not isinstance(rate, int | float) or not 0 < rate <= FASTEST:
-        raise EncoderError(f"{name} takes up to {FASTEST:g} frames per second, got rate={rate!r}")
-    return float(rate)
 
 
 def grid_of(grid: Any, whole: tuple[int, int], name: str) -> tuple[int, int]:

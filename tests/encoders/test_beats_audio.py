@@ -63,7 +63,7 @@ def save(path: Path, weights: dict[str, Any] = WEIGHTS, **changes: Any) -> Path:
 
 
 def ear(weights: Path | str) -> Any:
-    return ears.BeatsAudio(RELEASE, str(weights), TINY)
+    return ears.BeatsAudio(ears.Options(weights=weights), TINY)
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def original(small: Any) -> Any:
-    return ClapModel.from_pretrained(small.weights).eval()
+    return ClapModel.from_pretrained(small.options.weights).eval()
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_model_that_is_asked_about_a_file_lets_it_hear_what_is_above_8_khz(
     one: PatchedModel, small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ears, "ClapAudioConfig", lambda: small.config)
-    monkeypatch.setenv(ears.PLACE, small.weights)
+    monkeypatch.setenv(ears.PLACE, small.options.weights)
     tone = 0.5 * np.sin(2 * np.pi * 12_000 * np.arange(2 * RATE) / RATE).astype(np.float32)
     path = write_clip(tmp_path / "a.mkv", counting_frames(50), 25, tone, RATE, audio_codec="pcm_s16le")
     hears(one, senses={"audio": load_encoder("clap-audio").spec.facts("time")})
@@ -159,11 +159,13 @@ def test_the_release_is_a_pickle_and_the_audio_half_may_come_alone(
     original.audio_model.save_pretrained(tmp_path / "alone")
     clip = Clip(audio=noise(1), rate=RATE)
     for weights in ("", str(tmp_path / "alone")):
-        assert torch.equal(ears.ClapAudio(ears.Options(), weights, small.config).encode(clip).x, small.encode(clip).x)
+        assert torch.equal(
+            ears.ClapAudio(ears.Options(weights=weights), small.config).encode(clip).x, small.encode(clip).x
+        )
 
 
 def test_weights_of_another_size_are_refused(small: Any) -> None:
-    encoder = load_encoder("clap-audio", weights=small.weights)
+    encoder = load_encoder("clap-audio", weights=small.options.weights)
     with pytest.raises(EncoderError, match=r"weights are missing .*give laion/clap-htsat-unfused, or what was"):
         encoder.encode(Clip(audio=noise(1), rate=RATE))
 

@@ -45,7 +45,7 @@ def test_every_window_is_what_transformers_hears(
 ) -> None:
     """Theirs is told that nothing is padded, which changes the way of its sums. Windows of 2 s take less time."""
     monkeypatch.setattr(ears, "WINDOW", 2 * RATE)
-    original = PeAudioFrameLevelModel.from_pretrained(small.weights).eval()
+    original = PeAudioFrameLevelModel.from_pretrained(small.options.weights).eval()
     sound, want = noise(4.51), []
     for part in sound[0].split(2 * RATE):
         inputs = ears.PeAudioFeatureExtractor()(part.numpy(), sampling_rate=RATE, return_tensors="pt")
@@ -83,7 +83,7 @@ def test_lower_rates_are_means_of_tokens_and_of_their_times(
     small: Any, listen: Callable[..., SideTokens], rate: int, pool: int
 ) -> None:
     sound = noise(1.3)  # 33 tokens
-    slow = ears.PEAudio(ears.Options(rate=rate), small.weights, small.config)
+    slow = ears.PEAudio(ears.Options(rate=rate, weights=small.options.weights), small.config)
     full, side = listen(sound), listening.listener(slow)(sound)
     assert len(side.x) == -(-33 // pool)
     assert torch.allclose(side.x[-1], full.x[33 // pool * pool :].mean(0))
@@ -146,7 +146,7 @@ def test_the_ear_of_pe_av_is_found_under_both_of_its_names(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """PeAudioVideoModel needs timm, so its file is written by hand, with a name of each of its other parts."""
-    inner = load_file(Path(small.weights) / "model.safetensors")
+    inner = load_file(Path(small.options.weights) / "model.safetensors")
     ear = {name: tensor for name, tensor in inner.items() if name.startswith("audio_encoder.")}
     outer = {place + name.removeprefix("audio_encoder."): tensor for name, tensor in ear.items()}
     outer |= {f"audio_model.{name}": inner[name] for name in inner.keys() - ear.keys() if "text_model" not in name}
@@ -161,11 +161,11 @@ def test_the_ear_of_pe_av_is_found_under_both_of_its_names(
     save_file(outer, tmp_path / "model.safetensors")
     monkeypatch.setenv(ears.PLACE, str(tmp_path))
     clip = Clip(audio=noise(1), rate=RATE)
-    assert torch.equal(ears.PEAudio(ears.Options(), "", small.config).encode(clip).x, small.encode(clip).x)
+    assert torch.equal(ears.PEAudio(ears.Options(), small.config).encode(clip).x, small.encode(clip).x)
 
 
 def test_weights_of_another_size_are_refused(small: Any) -> None:
-    ear = load_encoder("pe-audio", release="facebook/pe-a-frame-small", weights=small.weights)
+    ear = load_encoder("pe-audio", release="facebook/pe-a-frame-small", weights=small.options.weights)
     with pytest.raises(EncoderError, match=r"110 of its weights are missing .*give facebook/pe-a-frame-small, or"):
         ear.encode(Clip(audio=noise(1), rate=RATE))
 

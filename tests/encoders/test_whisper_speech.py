@@ -32,7 +32,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def original(small: Any) -> WhisperForConditionalGeneration:
-    return WhisperForConditionalGeneration.from_pretrained(small.weights).eval()
+    return WhisperForConditionalGeneration.from_pretrained(small.options.weights).eval()
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_window_hangs_on_no_other(listen: Callable[..., SideTokens]) -> None:
 def test_a_token_is_in_the_middle_of_what_its_convolutions_hear() -> None:
     """Without layers of attention, and with convolutions that are the same backwards, changes of the sound lie evenly
     about the tokens that they change."""
-    encoder = ears.WhisperSpeech(ears.Options(), "", ears.Sizes(dim=128, layers=0))
+    encoder = ears.WhisperSpeech(ears.Options(), ears.Sizes(dim=128, layers=0))
     torch.manual_seed(0)
     network = ears.outline(encoder.sizes).eval()
     for conv in (network.conv1, network.conv2):
@@ -101,7 +101,7 @@ def test_lower_rates_are_means_of_tokens_and_of_their_times(
     small: Any, listen: Callable[..., SideTokens], rate: int, pool: int
 ) -> None:
     sound = noise(30.33)  # 1517 tokens: the last mean is of those that are left
-    slow = ears.WhisperSpeech(ears.Options(rate=rate), small.weights, small.sizes)
+    slow = ears.WhisperSpeech(ears.Options(rate=rate, weights=small.options.weights), small.sizes)
     full, side = listen(sound), listening.listener(slow)(sound)
     assert len(side.x) == -(-1517 // pool)
     for k in (0, len(side.x) - 1):
@@ -165,11 +165,11 @@ def test_a_model_without_its_speaking_head_is_read_too(
     model.save_pretrained(tmp_path)
     monkeypatch.setenv(ears.PLACE, str(tmp_path))
     clip = Clip(audio=noise(1), rate=RATE)
-    assert torch.equal(ears.WhisperSpeech(ears.Options(), "", small.sizes).encode(clip).x, small.encode(clip).x)
+    assert torch.equal(ears.WhisperSpeech(ears.Options(), small.sizes).encode(clip).x, small.encode(clip).x)
 
 
 def test_weights_of_another_size_are_refused(small: Any) -> None:
-    encoder = load_encoder("whisper-speech", release="openai/whisper-tiny", weights=small.weights)
+    encoder = load_encoder("whisper-speech", release="openai/whisper-tiny", weights=small.options.weights)
     with pytest.raises(EncoderError, match=r"30 of its weights are missing .*give openai/whisper-tiny, or what was"):
         encoder.encode(Clip(audio=noise(1), rate=RATE))
 

@@ -284,7 +284,7 @@ def test_an_encoder_costs_what_its_passes_cost(name: str, bases: dict[str, Base]
 def test_a_small_encoder_costs_what_torch_counts_when_it_listens() -> None:
     """A sound of 992 frames of 25 ms, 10 ms apart; what makes its spectrum is not counted."""
     ears = module_of("beats-audio")
-    encoder = ears.BeatsAudio("tiny", "", BEATS)
+    encoder = ears.BeatsAudio(ears.Options(release="tiny"), BEATS)
     found = encoder.outline()
     network = found.run.to_empty(device="cpu")
     mel = ears.spectrum(torch.zeros(400 + 991 * 160))[None]

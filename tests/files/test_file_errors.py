@@ -32,6 +32,7 @@ from pave.media.clip import Clip
 from pave.patch.file import Patch, outline, read_config
 from pave.patch.official import convert
 from pave.senses import languagebind
+from pave.senses.weights import Release
 from pave.training.checkpoint import NAME, read_checkpoint, write_checkpoint
 
 SICK = Path("/proc/self/mem")  # a regular file that opens and cannot be read, not even by root
@@ -134,7 +135,7 @@ MEET: dict[str, tuple[str, Callable[[Path], object], type[PaveError], str]] = {
     "checkpoint": (NAME, resume, TrainingError, "start without --resume"),
     "weights": (
         "model.safetensors",
-        lambda file: languagebind.read(str(file), "main", (16, 16), temporal=True),
+        lambda file: languagebind.read(Release(given=str(file), again=languagebind.AGAIN), (16, 16), temporal=True),
         EncoderError,
         "download it or make it again",
     ),

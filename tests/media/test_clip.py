@@ -29,7 +29,7 @@ from pave.errors import MediaError, SignalError
 from pave.files.process import Stopped, Worker
 from pave.media.clip import Clip, Signal, decode_many
 from pave.media.decode import waveform
-from pave.media.decoding import borrow, decode_within
+from pave.media.decoding import WORKERS, decode_within
 from pave.media.key_frames import Request
 from pave.media.pixels import preprocess
 from pave.media.resampling import resample
@@ -450,7 +450,7 @@ def test_a_worker_reads_the_same_clip_and_is_used_again(tmp_path):
     for name in ("frames", "times", "audio"):
         assert torch.equal(getattr(here, name), getattr(there, name))
     assert (here.rate, here.audio_start, here.report) == (there.rate, there.audio_start, there.report)
-    first = borrow()
+    first = WORKERS.lend()
     with pytest.raises(MediaError, match="no such file"):
         Clip.read(tmp_path / "missing.mp4")
     assert first.process.poll() is None

@@ -60,7 +60,7 @@ def whisper_speech(folder: Path) -> Any:
     )
     torch.manual_seed(0)
     WhisperForConditionalGeneration(config).save_pretrained(folder)
-    return ears.WhisperSpeech(ears.Options(), str(folder), ears.Sizes(dim=128, layers=2))
+    return ears.WhisperSpeech(ears.Options(weights=str(folder)), ears.Sizes(dim=128, layers=2))
 
 
 def clap_audio(folder: Path) -> Any:
@@ -76,7 +76,7 @@ def clap_audio(folder: Path) -> Any:
     norm.running_mean.fill_(-30)  # about what decibels of sound have
     norm.running_var.fill_(400)
     model.save_pretrained(folder)
-    return ears.ClapAudio(ears.Options(), str(folder), audio)
+    return ears.ClapAudio(ears.Options(weights=str(folder)), audio)
 
 
 def pe_audio(folder: Path) -> Any:
@@ -99,13 +99,13 @@ def pe_audio(folder: Path) -> Any:
     }
     torch.manual_seed(0)
     PeAudioFrameLevelModel(PeAudioConfig(text_config=text, audio_config=audio)).save_pretrained(folder)
-    return ears.PEAudio(ears.Options(), str(folder), PeAudioEncoderConfig(**audio))
+    return ears.PEAudio(ears.Options(weights=str(folder)), PeAudioEncoderConfig(**audio))
 
 
 def beats_audio(folder: Path) -> Any:
     """Its network is there already: opening a checkpoint takes a process of its own."""
     ears = module_of("beats-audio")
-    encoder = ears.BeatsAudio("BEATs_iter3_plus_AS2M", "", BEATS)
+    encoder = ears.BeatsAudio(ears.Options(), BEATS)
     encoder.network = ears.beats(golden("beats")[1], {"cfg": ears.CONFIG}, BEATS, "a release", "")
     return encoder
 

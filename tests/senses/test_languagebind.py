@@ -25,6 +25,7 @@ from pave.errors import EncoderError, MediaError
 from pave.media.clip import Clip
 from pave.senses import languagebind
 from pave.senses.languagebind import GROUP, VIT_L, Tower, tower
+from pave.senses.weights import Release
 
 PATCHES = (16, 16)
 Weights = dict[str, Tensor]
@@ -199,7 +200,7 @@ def test_the_scale_of_lora_is_read_from_the_config(config, message, tmp_path):
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     with pytest.raises(EncoderError, match=message):
-        languagebind.read(str(tmp_path), "main", PATCHES, temporal=True)
+        languagebind.read(Release(repo=str(tmp_path), again=languagebind.AGAIN), PATCHES, temporal=True)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_the_scale_of_lora_is_read_from_the_config(config, message, tmp_path):
 def test_a_folder_without_a_release_is_refused(name, data, message, tmp_path, capfd):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(EncoderError, match=message):
-        languagebind.read(str(tmp_path), "main", PATCHES, temporal=True)
+        languagebind.read(Release(repo=str(tmp_path), again=languagebind.AGAIN), PATCHES, temporal=True)
     assert "harm\n" not in capfd.readouterr().out
 
 
@@ -247,7 +248,7 @@ def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch)
 
 @pytest.mark.parametrize("options", [{"dtype": "int8"}, {"revision": ""}, {"release": 3}])
 def test_impossible_options_are_refused(options):
-    with pytest.raises(EncoderError, match=r"LanguageBind (runs in float32|needs a text)"):
+    with pytest.raises(EncoderError, match=r"languagebind-video (runs in float32|needs a text)"):
         load_encoder("languagebind-video", **options)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pave.errors import EncoderError
-from pave.senses.weights import INDEX, opened
+from pave.senses.weights import INDEX, Release, opened
 
 EAR = {"weight": torch.tensor([[1.0, 2], [3, 4], [5, 6]]), "bias": torch.tensor([7.0, 8, 9])}
 MOUTH = {"mouth.weight": torch.zeros(5, 5)}
@@ -31,8 +32,9 @@ def network() -> nn.Linear:
 
 
 def listen(source: Path | str) -> nn.Linear:
-    names = {"prefixes": ("model.ear.", "ear."), "others": re.compile(r"mouth\.")}
-    return opened(network(), str(source), "main", **names, again="give a release with ears")
+    prefixes, others = ("model.ear.", "ear."), r"mouth\."
+    release = Release(repo=str(source), prefixes=prefixes, others=others, again="give a release with ears")
+    return opened(network(), release)
 
 
 @pytest.mark.parametrize(
@@ -51,13 +53,24 @@ def test_a_release_may_be_named_by_its_file(tmp_path: Path) -> None:
     assert torch.equal(listen(tmp_path / "mine.safetensors").bias.cpu(), EAR["bias"])
 
 
+def test_what_is_given_counts_before_the_environment_and_that_before_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = Release(place="PAVE_EARS", repo="them/ears", again="")
+    monkeypatch.delenv("PAVE_EARS", raising=False)
+    assert release.source == "them/ears"
+    monkeypatch.setenv("PAVE_EARS", "/somewhere")
+    assert release.source == "/somewhere"
+    assert replace(release, given="/mine").source == "/mine"
+    monkeypatch.setenv("PAVE_EARS", "")
+    assert release.source == "them/ears"
+
+
 def test_of_two_copies_the_first_name_counts(tmp_path: Path) -> None:
     """PE-AV ties two; a copy under a name that is not known is not overlooked."""
     save_file(inside("model.ear.") | inside("ear."), tmp_path / "model.safetensors")
     with pytest.raises(EncoderError, match=r"2 of its weights have no place \(ear.bias …\)"):
         listen(tmp_path)
-    others = re.compile(r"ear\.")
-    found = opened(network(), str(tmp_path), "main", prefixes=("model.ear.", "ear."), others=others, again="")
+    release = Release(repo=str(tmp_path), prefixes=("model.ear.", "ear."), others=r"ear\.", again="")
+    found = opened(network(), release)
     assert torch.equal(found.bias.cpu(), EAR["bias"])
 
 

@@ -1,0 +1,84 @@
+"""Claims about the pool of worker processes: who is lent again, who is not, and how long a start may take."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pave.errors import MediaError
+from pave.files.process import Pool, Stopped
+
+# Tells its number, which is that of its process, after as many seconds as are asked for.
+ECHO = """
+import os, time
+from pave.files.process import answering
+def answer(request):
+    time.sleep(request.get("sleep", 0))
+    return {"number": os.getpid(), "said": request["path"], "variable": os.environ.get("ECHO", "")}, {}
+def serve():
+    answering(answer)
+"""
+LEFT, RIGHT = {"path": "left"}, {"path": "right"}
+
+
+@pytest.fixture
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    (tmp_path / "echo_worker.py").write_text(ECHO)
+    monkeypatch.syspath_prepend(tmp_path)
+    pool = Pool("echo_worker")
+    yield pool
+    pool.clear()
+
+
+def test_a_worker_is_lent_again_for_what_it_was_started_for_and_for_nothing_else(pool: Pool):
+    first = pool.lend(LEFT, 60, ECHO="yes")
+    assert (first.answer["said"], first.answer["variable"]) == ("left", "yes")
+    other = pool.lend(LEFT, 60)
+    assert other is not first, "the first one was not given back"
+    pool.give_back(first)
+    again = pool.lend({"path": "left"}, 60)
+    assert again is first and again.call(RIGHT, 60)[0]["number"] == first.answer["number"]
+    pool.give_back(again)
+    right, process = pool.lend(RIGHT, 60), first.process
+    assert right.answer["said"] == "right" and right is not first
+    del first, again
+    assert process.poll() is not None, "whoever is for something else is ended"
+
+
+def test_a_worker_that_died_while_it_was_idle_is_forgotten(pool: Pool):
+    dead = pool.lend(LEFT, 60)
+    pool.give_back(dead)
+    dead.process.kill()
+    dead.process.wait()
+    assert pool.lend(LEFT, 60) is not dead
+
+
+def test_a_forked_child_gets_no_worker_of_its_parent(pool: Pool, monkeypatch: pytest.MonkeyPatch):
+    worker = pool.lend()
+    pool.give_back(worker)
+    monkeypatch.setattr(os, "getpid", lambda: worker.owner + 1)
+    assert pool.lend() is not worker
+
+
+def test_what_is_idle_is_ended_on_demand(pool: Pool):
+    worker = pool.lend()
+    process = worker.process
+    pool.give_back(worker)
+    del worker
+    assert process.poll() is None
+    pool.clear()
+    assert process.poll() is not None
+
+
+def test_a_start_takes_so_long_at_most_and_leaves_nothing_behind(pool: Pool):
+    with pytest.raises(Stopped, match="killed"):
+        pool.lend({"path": "left", "sleep": 60}, 0.2)
+    assert pool.lend(LEFT, 60).answer["said"] == "left"
+
+
+def test_a_module_that_does_not_serve_is_named():
+    with pytest.raises(MediaError, match=r"a process of pave.nowhere does not start .*; run `pave doctor`"):
+        Pool("pave.nowhere").lend()
