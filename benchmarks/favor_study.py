@@ -34,8 +34,10 @@ from pave.hub.catalogue import find
 from pave.playroom.writer import write_clips
 from pave.recipe import read_recipe
 from pave.sidechannel import SideBatch
+from pave.training.dataset import Dataset, see
 from pave.training.loss import token_accuracy
-from pave.training.run import Asked, Run
+from pave.training.run import Run
+from pave.training.setup import Setup
 
 SEEDS = (0, 1, 2)
 BUDGET = ["train.steps=150", "train.batch=6", "train.eval_every=100000", "train.checkpoint_every=100000"]
@@ -104,17 +106,15 @@ class Bench:
         train = write_clips(folder / "clips", clips, 0, "train", [*CHANNELS, "caption"])
         test = write_clips(folder / "clips", test_clips, 0, "test", CHANNELS)
         self.fixed = [*budget, f"data={{train: {train}, val: {test}}}", f"train.output={folder}"]
-        self.seen: dict[tuple[str, ...], tuple[list[Asked], list[Asked]]] = {}
+        self.seen: dict[tuple[str, ...], Dataset] = {}
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """One run: accuracy by channel and what it took."""
-        run = Run(read_recipe(find("favor-playroom"), [*ROWS[name], *self.fixed, f"train.seed={seed}"]))
-        encoders = tuple(encoder.spec.preprocessing for encoder in run.setup.senses.values())
+        setup = Setup.of(read_recipe(find("favor-playroom"), [*ROWS[name], *self.fixed, f"train.seed={seed}"]))
+        encoders = tuple(encoder.spec.preprocessing for encoder in setup.senses.values())
         if encoders not in self.seen:
-            run.see()
-            self.seen[encoders] = run.dataset.train, run.dataset.val
-        run.dataset.train, run.dataset.val = self.seen[encoders]
-        run.attach()
+            self.seen[encoders] = see(setup)
+        run = Run.of(setup, self.seen[encoders])
         if name == APART and run.trainee.attached.resampler is not None:
             run.trainee.attached.resampler.__class__ = Apart
         begin = time.perf_counter()

@@ -21,8 +21,10 @@ from study import Study
 
 from pave.hub.catalogue import find
 from pave.recipe import read_recipe
+from pave.training.dataset import Dataset, see
 from pave.training.loss import token_accuracy
 from pave.training.run import Run
+from pave.training.setup import Setup
 
 KINDS = {
     "folded": ["fusion.kind=folded", "fusion.width=160"],
@@ -50,20 +52,16 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.seen: Run | None = None
+        self.seen: Dataset | None = None
 
     def start(self, words: list[str]) -> Run:
         """A run within the budget, before its first step."""
         words = [*words, *BUDGET, f"train.output={self.folder}"]
-        run = Run(
+        setup = Setup.of(
             read_recipe(find("audio-playroom"), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"])
         )
-        if self.seen is None:
-            run.see()
-            self.seen = run
-        run.dataset.train, run.dataset.val = self.seen.train_clips, self.seen.val_clips
-        run.attach()
-        return run
+        self.seen = self.seen or see(setup)
+        return Run.of(setup, self.seen)
 
     def run(self, kind: str, rate: float, seed: int) -> dict[str, Any]:
         """One run of at most a minute: accuracy by channel and what it took."""

@@ -25,7 +25,7 @@ from study import RESULTS, Study
 from pave.config import FusionConfig
 from pave.data import Example, Source, read_jsonl
 from pave.evaluation.accuracy import Evaluation, evaluate
-from pave.features.cache import FeatureStore
+from pave.features.cache import FeatureCache
 from pave.hub.catalogue import find
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel, load
@@ -157,7 +157,7 @@ def main() -> None:
         if options.small or key not in study:
             patch = trained(seed, folder, options.small)
             encoders = [model.encoder(each) for each in patch.config.senses.values()]
-            seen = FeatureStore(model, encoders, test / "features").read(list(dict.fromkeys(e.source for e in asked)))
+            seen = FeatureCache(model, encoders, test / "features").read(list(dict.fromkeys(e.source for e in asked)))
             found = frontier(model, patch, asked, seen)
             if not options.small:
                 study.add(key, found)

@@ -30,20 +30,21 @@ from statistics import mean
 from tempfile import gettempdir
 from typing import Any
 
-from runs import begun
 from study import Study
 
 from pave.data import Example, read_jsonl
 from pave.errors import TrainingError
 from pave.evaluation.accuracy import Evaluation, Sample, evaluate
-from pave.features.cache import FeatureStore
+from pave.features.cache import FeatureCache
 from pave.hub.catalogue import find, names
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
 from pave.playroom.writer import write_clips
 from pave.recipe import Recipe, read_recipe
-from pave.training.run import Asked, Run, data_files
+from pave.training.dataset import Dataset, TrainingClip, data_files
+from pave.training.run import Run
+from pave.training.setup import Setup
 
 SEEDS = (0, 1, 2)
 TEST_CLIPS = {"favor": 800}  # so many, for seven kinds of question; others 400
@@ -69,25 +70,25 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def control(recipe: Recipe, clips: Sequence[Asked], name: str, **changes: Any) -> PatchedModel:
+def control(recipe: Recipe, clips: Sequence[TrainingClip], name: str, **changes: Any) -> PatchedModel:
     """The recipe with changes of `train`, trained on clips that have been seen already."""
     output = recipe.output.with_name(f"{recipe.output.name}-{name}")
     output.mkdir(parents=True, exist_ok=True)
     options = recipe.train.model_copy(update={**changes, "output": output})
-    run = Run(recipe.model_copy(update={"train": options}))
-    run.dataset.train[:] = list(clips)
-    run.attach()
-    return fitted(run).model
+    setup = Setup.of(recipe.model_copy(update={"train": options}))
+    fit(Run.of(setup, Dataset(list(clips), [], dict(setup.senses), {}, [], {})))
+    return setup.model
 
 
-def fitted(run: Run) -> Run:
-    """Train, from where this very run stopped, if it did."""
+def fit(run: Run) -> int:
+    """Train, from where this very run stopped, if it did; gives that step."""
     try:
         run.resume()
     except TrainingError as error:  # what lies there is of another one
         print(f"from the start: {error}")
+    begin = run.kept
     run.fit(lambda step, steps, figures: None)
-    return run
+    return begin
 
 
 def without(features: ClipFeatures, keys: Sequence[str]) -> ClipFeatures:
@@ -119,25 +120,26 @@ def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_
     recipe = read_recipe(find(name), words)
     train_file, _ = data_files(recipe.data, output)  # written beforehand: writing is not training
     begin = time.perf_counter()
-    run = begun(recipe)
-    result = fitted(run).finish()
-    seconds = None if run.begin else round(time.perf_counter() - begin, 1)  # None: not in one go
+    run = Run.begin(recipe)
+    resumed = fit(run)
+    result = run.finish()
+    seconds = None if resumed else round(time.perf_counter() - begin, 1)  # None: not in one go
     test = held_out(recipe, folder, test_clips)
     patch = Patch.load(result.patch)
 
-    fresh = Run(recipe)
+    fresh = Setup.of(recipe)
     own, seeing = [encoder.spec.preprocessing for encoder in fresh.senses.values()], fresh.model
     below = list(seeing.patches)
     seeing.apply_patch(patch)
     sources = list(dict.fromkeys(example.source for example in test))
-    features = FeatureStore(seeing, seeing.encoders(), folder / "features").read(sources)
+    features = FeatureCache(seeing, seeing.encoders(), folder / "features").read(sources)
     scores = {
         "base": evaluate(seeing, test, patches=below, features=features),
         "patched": evaluate(seeing, test, features=features),
         "shuffled": evaluate(seeing, test, features=features, side="shuffled"),
         "text-only": text_only(train_file, test),
     }
-    unseen = [Asked(without(clip.features, own), clip.examples) for clip in run.dataset.train]
+    unseen = [replace(clip, features=without(clip.features, own)) for clip in run.dataset.train]
     blind = control(recipe, unseen, "without", keep_lora_when_absent=True)
     lacking = {source: without(clip, own) for source, clip in features.items()}
     scores["without"] = evaluate(blind, test, features=lacking)
@@ -159,11 +161,13 @@ def run_peer(patch: str, peer: str, seed: int, folder: Path) -> dict[str, Any]:
     """The recipe with another way to read, on the same clips and questions as that of `run_seed`."""
     output = folder / f"seed-{seed}"
     words = [f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}", *PEERS[patch][peer]]
-    run = begun(read_recipe(find(patch + OURS), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"]))
-    fitted(run)
+    run = Run.begin(
+        read_recipe(find(patch + OURS), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"])
+    )
+    fit(run)
     test = held_out(run.setup.recipe, folder, TEST_CLIPS.get(patch, 400))
     sources = list(dict.fromkeys(example.source for example in test))
-    features = FeatureStore(run.setup.model, run.setup.model.encoders(), folder / "features").read(sources)
+    features = FeatureCache(run.setup.model, run.setup.model.encoders(), folder / "features").read(sources)
     return figures(evaluate(run.setup.model, test, features=features))
 
 

@@ -36,7 +36,7 @@ from pave.playroom.world import draw_scene, draw_script
 from pave.playroom.writer import write_clip
 from pave.sidechannel import SideBatch, SideTokens
 from pave.streaming.encoders import Ear, Eye
-from pave.streaming.resampler import Listening
+from pave.streaming.resampler import StreamingResampler
 
 MEMORY = 4 << 20  # bytes: 340 pictures of 64 x 64, so that two hours are thinned out several times
 RATES = {"slow": 2, "fast": 10}  # side tokens per second
@@ -68,7 +68,7 @@ def resampled(readout: str, seconds: int) -> dict[str, Any]:
     shape = ResamplerConfig.model_validate(SHAPE | READOUTS[readout])
     resampler = awake(build_resampler(shape, "add", tuple((sense, DIM) for sense in RATES)))
     heard = {s: SideTokens.regular(torch.randn(seconds * rate, DIM), rate=rate) for s, rate in RATES.items()}
-    listening, found = Listening(resampler), []
+    listening, found = StreamingResampler(resampler), []
     for i in range(seconds):
         found += [listening.feed(sense, second(tokens, i), i + 1.0) for sense, tokens in heard.items()]
     made = torch.cat([each[0] for each in [*found, listening.rest()] if each is not None])

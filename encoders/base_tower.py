@@ -18,7 +18,7 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
-from pave.base import PASS, Base, last_again
+from pave.base import PASS, Host, last_again
 from pave.encoder import Count, EncoderOptions, EncoderSpec, Groups, OnBase, Pass, builder
 from pave.errors import EncoderError, MediaError, SignalError
 from pave.media import Clip
@@ -42,10 +42,10 @@ class Options(EncoderOptions):
 class BaseTower(OnBase):
     """More pictures, or other ones, than the key frames of its base."""
 
-    def __init__(self, options: Options, eyes: Base | None = None) -> None:
-        self.options, self.eyes = options, eyes
+    def __init__(self, options: Options, host: Host | None = None) -> None:
+        self.options, self.host = options, host
 
-    def on(self, base: Base) -> BaseTower:
+    def on(self, base: Host) -> BaseTower:
         told = self.options.grid
         if told is None:
             told = (2, 2) if self.options.sense == "fast" else base.grid

@@ -25,7 +25,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 
-from pave.base import PASS, Base, last_again
+from pave.base import PASS, Host, last_again
 from pave.encoder import Count, Encoder, EncoderOptions, EncoderSpec, Number, OnBase, Pass, Weights, builder, consent
 from pave.errors import EncoderError
 from pave.fusion.reader import POINT, position_mlp
@@ -139,11 +139,11 @@ class Geometry(Encoder):
 class Placed(Geometry, OnBase):
     """The preset `base`."""
 
-    def __init__(self, options: Options, eyes: Base | None = None) -> None:
-        self.options, self.eyes = options, eyes
+    def __init__(self, options: Options, host: Host | None = None) -> None:
+        self.options, self.host = options, host
         self.pick = evenly(options.frames)
 
-    def on(self, base: Base) -> Placed:
+    def on(self, base: Host) -> Placed:
         return Placed(self.options.model_copy(update={"grid": list(self.options.grid or base.grid)}), base)
 
     @cached_property

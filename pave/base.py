@@ -84,7 +84,7 @@ class Seen(NamedTuple):
     deep: Tensor | None = None  # (t s k d)
 
 
-class Base(ABC):
+class Host(ABC):
     """A frozen video LLM. From here on its parameters ask for no gradient and it is in eval mode."""
 
     TEMPLATE, FRAMES = CHATML, 32  # prompt and key frames, where a checkpoint says nothing else
@@ -348,7 +348,7 @@ class Base(ABC):
         if head is not embedding:
             yield "lm_head.weight", head[:rows]
 
-    def eyes(self) -> str:
+    def vision_fingerprint(self) -> str:
         """sha256 of all that decides how the base sees: its numbers of frames and pixels, its config of vision, and
         every tensor but the language model's."""
         config = {key: value for key, value in self.model.config.to_dict().items() if key.startswith("vision")}
@@ -374,6 +374,9 @@ class Base(ABC):
             frames=self.frames,
             fingerprint=self.fingerprint(),
         )
+
+
+Base = Host  # the name under which families and encoders of users import it
 
 
 def last_again(x: Tensor, size: int) -> Tensor:

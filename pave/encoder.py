@@ -30,7 +30,7 @@ from pave.files import tensorfile
 from pave.sidechannel import Rule, SideTokens
 
 if TYPE_CHECKING:
-    from pave.base import Base
+    from pave.base import Host
     from pave.media.clip import Clip
 
 
@@ -194,7 +194,7 @@ class Encoder(ABC):
         sense = self.spec.sense
         return f"absent: {clip.report.audio}" if sense == "audio" else f"absent: the clip has no {sense}"
 
-    def on(self, base: Base) -> Encoder:
+    def on(self, base: Host) -> Encoder:
         """This encoder beside a base: one that looks with the base's own eyes gets them here."""
         return self
 
@@ -204,20 +204,20 @@ class OnBase(Encoder):
     what it is."""
 
     options: Any  # its own, with a `grid`: None for that of the base
-    eyes: Base | None
+    host: Host | None
 
     @property
-    def base(self) -> Base:
+    def base(self) -> Host:
         """Whose eyes these are."""
         name = name_of(type(self))
-        if self.eyes is None:
+        if self.host is None:
             raise EncoderError(f"{name} looks with the eyes of a base and has none yet; give it one by on(base)")
-        if not self.eyes.vision_dim:
+        if not self.host.vision_dim:
             cause = (
-                f"{name} gives what lies before the projector of a base, and {self.eyes.model_type} shows nothing there"
+                f"{name} gives what lies before the projector of a base, and {self.host.model_type} shows nothing there"
             )
             raise EncoderError(f"{cause}; take an encoder with eyes of its own, as vjepa2-video")
-        return self.eyes
+        return self.host
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -228,7 +228,7 @@ class OnBase(Encoder):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the base's eyes."""
-        return self.base.eyes()
+        return self.base.vision_fingerprint()
 
 
 Told = TypeVar("Told", bound=EncoderOptions)

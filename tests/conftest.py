@@ -15,7 +15,7 @@ from released import BLOCKS, SIZES, TINY, fusion_tensors, lora_tensors, write_ch
 from small import make_tokenizer, write_base, write_line
 from transformers import PreTrainedTokenizerFast
 
-from pave.base import Base
+from pave.base import Host
 from pave.cli import main
 from pave.model.patched import PatchedModel, load
 from pave.playroom.world import draw_scene, draw_script
@@ -29,7 +29,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
-def base(tokenizer: PreTrainedTokenizerFast) -> Base:
+def base(tokenizer: PreTrainedTokenizerFast) -> Host:
     return make_base(tokenizer)
 
 
@@ -115,7 +115,7 @@ def playroom() -> PatchedModel:
 
 
 @pytest.fixture(scope="module")
-def eyes(playroom: PatchedModel) -> Base:
+def eyes(playroom: PatchedModel) -> Host:
     return playroom.host
 
 

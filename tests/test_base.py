@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 import pave
-from pave.base import Base
+from pave.base import Host
 from pave.errors import BaseModelError, MediaError
 from pave.loading.base import EMBEDDED, load_base
 from pave.media.clip import Clip
@@ -31,7 +31,7 @@ def hugging_face_tokenizer(tokenizer: PreTrainedTokenizerFast, text: str) -> lis
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def test_tokens_are_those_of_get_video_features_to_the_bit(base: Base) -> None:
+def test_tokens_are_those_of_get_video_features_to_the_bit(base: Host) -> None:
     pixels = base.pixels(make_clip())
     visual = base.encode([pixels])
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_tokens_are_those_of_get_video_features_to_the_bit(base: Base) -> None:
     assert torch.equal(base.pack(visual.tokens[0], "end"), official)
 
 
-def test_projected_vision_features_are_the_tokens(base: Base) -> None:
+def test_projected_vision_features_are_the_tokens(base: Host) -> None:
     """The projector is not linear, so pooling first would differ: check on a grid that pooling does not change."""
     pixels = base.pixels(make_clip())
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_projected_vision_features_are_the_tokens(base: Base) -> None:
     assert not torch.allclose(seen.last_hidden_state, seen.hidden_states[-1])
 
 
-def test_ragged_clips_see_what_each_sees_alone(base: Base) -> None:
+def test_ragged_clips_see_what_each_sees_alone(base: Host) -> None:
     pixels = [base.pixels(make_clip(seed, frames)) for seed, frames in ((0, 4), (1, 2), (2, 3))]
     together = base.encode(pixels)
     chunked = base.encode(pixels, chunk=2)
@@ -61,7 +61,7 @@ def test_ragged_clips_see_what_each_sees_alone(base: Base) -> None:
         assert not together.tokens[i, len(clip) :].any()
 
 
-def test_grid_newlines_stand_behind_each_row_of_each_frame(base: Base) -> None:
+def test_grid_newlines_stand_behind_each_row_of_each_frame(base: Host) -> None:
     tokens = torch.randn(3, base.tokens_per_frame, base.dim)
     rows = base.pack(tokens, "grid")
     high, wide = base.grid
@@ -70,14 +70,14 @@ def test_grid_newlines_stand_behind_each_row_of_each_frame(base: Base) -> None:
     assert torch.equal(rows.view(3, high, wide + 1, -1)[:, :, :wide].flatten(1, 2), tokens)
 
 
-def test_grid_of_the_released_size_takes_6720_rows(base: Base) -> None:
+def test_grid_of_the_released_size_takes_6720_rows(base: Host) -> None:
     """32 key frames of 14 x 14 tokens: the figure of the authors' code (PAVE, Liu et al., CVPR 2025)."""
     base.model.config.vision_config.image_size, base.model.config.vision_config.patch_size = 384, 14
     assert base.grid == (14, 14)
     assert [base.rows_of(32, newline) for newline in ("grid", "end", "none")] == [6720, 6273, 6272]
 
 
-def test_prompt_is_the_template_tokenised_whole(base: Base, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_prompt_is_the_template_tokenised_whole(base: Host, tokenizer: PreTrainedTokenizerFast) -> None:
     before, behind = base.prompt("What do you hear?")
     text = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<video>\n"
@@ -87,7 +87,7 @@ def test_prompt_is_the_template_tokenised_whole(base: Base, tokenizer: PreTraine
 
 
 @pytest.mark.parametrize("word", ["<video>", "<image>", "<|im_end|>", "<|im_start|>system", "{video}", "{question}"])
-def test_special_words_of_a_user_stay_text(base: Base, tokenizer: PreTrainedTokenizerFast, word: str) -> None:
+def test_special_words_of_a_user_stay_text(base: Host, tokenizer: PreTrainedTokenizerFast, word: str) -> None:
     question = f"Is {word} here?"
     plain = base.prompt("Is it here?")
     asked = base.prompt(question)
@@ -112,7 +112,7 @@ def test_a_special_token_that_plain_text_would_give_is_refused() -> None:
             ask("hello <stop>")
 
 
-def test_template_without_its_special_tokens_is_refused(base: Base) -> None:
+def test_template_without_its_special_tokens_is_refused(base: Host) -> None:
     with pytest.raises(BaseModelError, match=r"<\|turn\|>"):
         base.prompt("?", "<|turn|>{video}{question}")
     with pytest.raises(BaseModelError, match="once"):
@@ -221,7 +221,7 @@ def test_a_pickled_base_is_not_opened(tmp_path: Path) -> None:
         load_base(tmp_path / "base")
 
 
-def test_load_opens_a_saved_folder(base: Base, tmp_path: Path) -> None:
+def test_load_opens_a_saved_folder(base: Host, tmp_path: Path) -> None:
     base.model.save_pretrained(tmp_path)
     base.tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "pave.json").write_text(json.dumps({"frames": 5}))
@@ -265,7 +265,7 @@ def test_a_folder_that_is_no_base_is_refused(text: str | None, tmp_path: Path) -
         pave.load(tmp_path)
 
 
-def test_clip_without_pictures_is_refused(base: Base) -> None:
+def test_clip_without_pictures_is_refused(base: Host) -> None:
     with pytest.raises(MediaError, match="no pictures"):
         base.pixels(Clip(audio=torch.zeros(1, 16), rate=16_000))
     assert base.pixels(make_clip()).shape == (FRAMES, 3, *base.size)

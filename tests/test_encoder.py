@@ -10,7 +10,7 @@ import pytest
 from places import ROOT
 from pydantic import Field, model_validator
 
-from pave.base import Base
+from pave.base import Host
 from pave.encoder import Count, Encoder, EncoderOptions, Text, known_encoders, load_encoder, module_of
 from pave.errors import EncoderError
 
@@ -125,8 +125,10 @@ def test_an_option_of_another_type_is_refused_and_not_converted(name: str, optio
         load_encoder(name, **needed | options)
 
 
-def test_where_weights_lie_is_an_option_and_not_recorded(eyes: Base):
+def test_where_weights_lie_is_an_option_and_not_recorded(playroom_host: Host):
     for name in known_encoders():
         if "weights" in module_of(name).Options.model_fields:
-            elsewhere = load_encoder(name, weights=ROOT).on(eyes)
-            assert elsewhere.spec == load_encoder(name).on(eyes).spec and "weights" not in elsewhere.spec.options
+            elsewhere = load_encoder(name, weights=ROOT).on(playroom_host)
+            assert (
+                elsewhere.spec == load_encoder(name).on(playroom_host).spec and "weights" not in elsewhere.spec.options
+            )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pave.base import Base
+from pave.base import Host
 from pave.encoder import load_encoder
 from pave.hub.catalogue import list_patches
 from pave.patch.file import Patch
@@ -126,12 +126,12 @@ PREPROCESSING: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "options", "digest"), PREPROCESSING)
-def test_preprocessing_hash_of_an_encoder_stays(name: str, options: dict[str, Any], digest: str, eyes: Base):
-    assert load_encoder(name, **options).on(eyes).spec.preprocessing == digest
+def test_preprocessing_hash_of_an_encoder_stays(name: str, options: dict[str, Any], digest: str, playroom_host: Host):
+    assert load_encoder(name, **options).on(playroom_host).spec.preprocessing == digest
 
 
-def test_fingerprint_of_the_embedded_base_stays(eyes: Base):
-    assert eyes.fingerprint() == FINGERPRINT
+def test_fingerprint_of_the_embedded_base_stays(playroom_host: Host):
+    assert playroom_host.fingerprint() == FINGERPRINT
 
 
 def test_shipped_patches_stay():

@@ -13,11 +13,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from pave.base import Base, Seen
+from pave.base import Host, Seen
 from pave.errors import BaseModelError
 
 
-class Gemma4(Base):
+class Gemma4(Host):
     TEMPLATE = "<bos><|turn>user\n{video}{question}<turn|>\n<|turn>model\n"
     MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     listed = True

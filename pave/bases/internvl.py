@@ -11,10 +11,10 @@ from einops import rearrange
 from torch import Tensor
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from pave.base import Base, Seen
+from pave.base import Host, Seen
 
 
-class InternVL(Base):
+class InternVL(Host):
     MEAN, STD = tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD)
     TEMPLATE = "<|im_start|>user\n{video}\n{question}<|im_end|>\n<|im_start|>assistant\n"
     modality = "image"

@@ -14,10 +14,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from pave.base import Base, Seen
+from pave.base import Host, Seen
 
 
-class Llava(Base):
+class Llava(Host):
     """What the families of LLaVA have in common: a tower of one size, and layers of it that the projector reads."""
 
     @property

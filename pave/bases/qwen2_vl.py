@@ -17,10 +17,10 @@ from einops import rearrange, reduce
 from torch import Tensor
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from pave.base import Base, Seen
+from pave.base import Host, Seen
 
 
-class Qwen2VL(Base):
+class Qwen2VL(Host):
     MEAN, STD = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
     TEMPLATE = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

@@ -11,12 +11,12 @@ from einops import rearrange
 from torch import Tensor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from pave.base import Base, Seen
+from pave.base import Host, Seen
 from pave.bases.qwen2_vl import Qwen2VL
 
 
 class Qwen3VL(Qwen2VL):
-    MEAN, STD = Base.MEAN, Base.STD
+    MEAN, STD = Host.MEAN, Host.STD
     TEMPLATE = "<|im_start|>user\n{video}{question}<|im_end|>\n<|im_start|>assistant\n"
 
     @property

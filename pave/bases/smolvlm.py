@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from pave.base import Base, Seen
+from pave.base import Host, Seen
 
 MARK = "<fake_token_around_image>"
 ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -21,7 +21,7 @@ ONES += [f"{stem}teen" for stem in ["thir", "four", "fif", "six", "seven", "eigh
 TENS = [f"{stem}ty" for stem in ["twen", "thir", "for", "fif", "six", "seven", "eigh", "nine"]]
 
 
-class SmolVLM(Base):
+class SmolVLM(Host):
     TEMPLATE = "<|im_start|>User: {video}\n\n{question}<end_of_utterance>\nAssistant:"
     modality = "image"
 

@@ -10,15 +10,15 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from pave.base import Base
+from pave.base import Host
 from pave.bases.qwen2_vl import Qwen2VL
 from pave.prompt import CHATML
 
 
 class VideoLlama3(Qwen2VL):
-    MEAN, STD = Base.MEAN, Base.STD
+    MEAN, STD = Host.MEAN, Host.STD
     TEMPLATE = CHATML
-    on_a_grid, positions = False, Base.positions
+    on_a_grid, positions = False, Host.positions
 
     @property
     def pair(self) -> int:

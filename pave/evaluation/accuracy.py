@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from pave.data import Example, Source, read_jsonl
 from pave.errors import DataError, UsageError
-from pave.features.cache import FeatureStore
+from pave.features.cache import FeatureCache
 from pave.model.answer import texts
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
@@ -102,7 +102,7 @@ def evaluate(
     sources = list(dict.fromkeys(example.source for example in examples))
     refused: dict[Source, str] = {}
     if features is None:
-        store = FeatureStore(model, model.encoders(), cache, made)
+        store = FeatureCache(model, model.encoders(), cache, made)
         features, refused = store.read(sources), store.refused
     examples = [example for example in examples if example.source in features]
     if not examples:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pave.base import Base, last_again
+from pave.base import Host, last_again
 from pave.config import RESAMPLED, PatchConfig, SenseFacts
 from pave.encoder import Encoder, load_encoder, missing
 from pave.errors import SignalError
@@ -41,7 +41,7 @@ SECONDS = 60.0  # of a clip, where nobody says how many side tokens it has or wh
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class MemoryUse:
     """Bytes that stay while a question is answered."""
 
     base: int
@@ -78,7 +78,7 @@ class Cost:
     side: Mapping[str, tuple[int, int, int]]  # steps, rows and columns of side tokens, by sense
     honest: Flops
     paper: Flops
-    memory: Memory
+    memory: MemoryUse
 
     @property
     def prompt(self) -> int:
@@ -117,19 +117,19 @@ def profile(
 
 
 def cost_of(
-    base: Base, patch: Patch, *, text: int = TEXT, side_steps: Sequence[int] = (), file_bytes: int | None = None
+    host: Host, patch: Patch, *, text: int = TEXT, side_steps: Sequence[int] = (), file_bytes: int | None = None
 ) -> Cost:
     """The same of a base and a patch that are open; their tensors need no values. side_steps: time steps of each sense,
     in the patch's order; without them, those of a clip of one minute. file_bytes: of the patch's file, if it has one.
     """
-    base_match(patch.config, base, patch.source, strict=False)
+    base_match(patch.config, host, patch.source, strict=False)
     blank = Patch(patch.config, {name: tensor.to("meta") for name, tensor in patch.tensors.items()})
-    attached = Attached(patch.config, base, blank=True)
+    attached = Attached(patch.config, host, blank=True)
     attached.load(blank.weights(), patch.source)
-    decoder, combine, resampler = Decoder.of(base), patch.config.fusion.combine, attached.resampler
-    t, s = -(-base.frames // base.pair), base.tokens_per_frame
-    side = _side(patch, base, t, side_steps)
-    read, resampling = (side, 0) if resampler is None else _resampled(resampler, patch.config, base, side)
+    decoder, combine, resampler = Decoder.of(host), patch.config.fusion.combine, attached.resampler
+    t, s = -(-host.frames // host.pair), host.tokens_per_frame
+    side = _side(patch, host, t, side_steps)
+    read, resampling = (side, 0) if resampler is None else _resampled(resampler, patch.config, host, side)
     resampler_params = 0 if resampler is None else _numbers(resampler)
     fusion_params = {name: _numbers(attached.fusion[name]) for name in read}
     lora_params = _numbers(attached.lora) if attached.lora else 0
@@ -137,8 +137,8 @@ def cost_of(
     if combine != "add":  # a key frame without a side token of its own borrows one
         borrowed = t if combine == "interleave" and resampler is None else 0
         beside = sum(max(steps, borrowed) * h * w for steps, h, w in read.values())
-    rows = base.rows_of(t, patch.config.newline)
-    around = _around(base)
+    rows = host.rows_of(t, patch.config.newline)
+    around = _around(host)
     prompt, short = rows + (around or 0) + beside + text, t * s + beside + text
     fusion, written = {}, {}
     for name, (steps, h, w) in read.items():
@@ -146,11 +146,11 @@ def cost_of(
         n, padded = steps * h * w, math.ceil(steps / t) * h * w
         fusion[name] = fusion_flops(attached.fusion[name], t, s, n, padded)
         written[name] = fusion_flops(attached.fusion[name], t, s, n, n / t, paper=True)
-    each = base.dtype.itemsize
+    each = host.dtype.itemsize
     return Cost(
-        base=base.repo or base.model_type,
+        base=host.repo or host.model_type,
         patch=patch.config.name,
-        dtype=str(base.dtype).removeprefix("torch."),
+        dtype=str(host.dtype).removeprefix("torch."),
         resampler_params=resampler_params,
         fusion_params=fusion_params,
         dead_params={name: _dead(patch.config, name) for name in read},
@@ -166,8 +166,8 @@ def cost_of(
         text=text,
         side=side,
         honest=Flops(
-            vision=_vision(base),
-            encoders={sense: _encoder(patch.config.senses[sense], base, steps) for sense, (steps, *_) in side.items()},
+            vision=_vision(host),
+            encoders={sense: _encoder(patch.config.senses[sense], host, steps) for sense, (steps, *_) in side.items()},
             language_model=decoder.products(prompt, pairs=prompt * (prompt + 1) // 2),
             head=decoder.head,
             resampler=resampling,
@@ -183,16 +183,16 @@ def cost_of(
             fusion=written,
             lora=0,
         ),
-        memory=Memory(
-            base=sum(parameter.nbytes for parameter in base.model.parameters()),
+        memory=MemoryUse(
+            base=sum(parameter.nbytes for parameter in host.model.parameters()),
             patch=(resampler_params + sum(fusion_params.values())) * attached.precision.itemsize + lora_params * each,
             cache=2 * decoder.key_width * prompt * each,
-            features=(base.vision_dim + base.dim) * t * s * each,
+            features=(host.vision_dim + host.dim) * t * s * each,
         ),
     )
 
 
-def _side(patch: Patch, base: Base, frames: int, steps: Sequence[int]) -> dict[str, tuple[int, int, int]]:
+def _side(patch: Patch, host: Host, frames: int, steps: Sequence[int]) -> dict[str, tuple[int, int, int]]:
     """Time steps, rows and columns of each sense's side tokens."""
     senses = patch.config.senses
     if unknown := [facts.encoder for facts in senses.values() if missing(facts.encoder)]:
@@ -204,7 +204,7 @@ def _side(patch: Patch, base: Base, frames: int, steps: Sequence[int]) -> dict[s
         if not steps:
             raise SignalError(f"how many tokens {unknown[0]} gives is not known here; say it with --side-steps")
     if not steps:
-        rates = [load_encoder(facts.encoder, **facts.options).on(base).spec.rate for facts in senses.values()]
+        rates = [load_encoder(facts.encoder, **facts.options).on(host).spec.rate for facts in senses.values()]
         steps = [math.ceil(rate * SECONDS) or frames for rate in rates]
     if len(steps) != len(senses) or min(steps, default=1) < 1:
         has = f"{patch.config.name} has {len(senses)} senses ({', '.join(senses) or 'none'})"
@@ -214,14 +214,14 @@ def _side(patch: Patch, base: Base, frames: int, steps: Sequence[int]) -> dict[s
 
 @torch.no_grad()
 def _resampled(
-    resampler: Resampler, config: PatchConfig, base: Base, side: Mapping[str, tuple[int, int, int]]
+    resampler: Resampler, config: PatchConfig, host: Host, side: Mapping[str, tuple[int, int, int]]
 ) -> tuple[dict[str, tuple[int, int, int]], int]:
     """Time steps, rows and columns of what a resampler makes of so many side tokens, and its FLOPs, as torch counts."""
     projected, seconds = 0, 0.0
     for sense, (steps, h, w) in side.items():
         facts = config.senses[sense]
         projected += 2 * steps * h * w * linear_weights(resampler.project[sense])
-        rate = load_encoder(facts.encoder, **facts.options).on(base).spec.rate
+        rate = load_encoder(facts.encoder, **facts.options).on(host).spec.rate
         seconds = max(seconds, steps / rate if rate else SECONDS)
     shape = resampler.config
     count = math.ceil(seconds * shape.rate)
@@ -232,28 +232,28 @@ def _resampled(
     return {RESAMPLED: (len(made), made.shape[1], 1)}, projected + counter.get_total_flops()
 
 
-def _around(base: Base) -> int | None:
+def _around(host: Host) -> int | None:
     """Tokens of what the family writes around the key frames of a clip of one minute; None where nobody here knows."""
-    times = last_again(torch.linspace(0, SECONDS, base.frames), base.pair).view(-1, base.pair).mean(1).tolist()
-    if not any(before or behind for before, behind in base.around(times)):
+    times = last_again(torch.linspace(0, SECONDS, host.frames), host.pair).view(-1, host.pair).mean(1).tolist()
+    if not any(before or behind for before, behind in host.around(times)):
         return 0
-    if not base.encode_text("0"):  # an outline has no words where the tokenizer of its checkpoint is not here
+    if not host.encode_text("0"):  # an outline has no words where the tokenizer of its checkpoint is not here
         return None
-    return len(base.visual_ids(times, "none")) - base.rows_of(len(times), "none")
+    return len(host.visual_ids(times, "none")) - host.rows_of(len(times), "none")
 
 
-def _vision(base: Base) -> int:
+def _vision(host: Host) -> int:
     """FLOPs of the vision tower and the projector."""
-    frames = -(-base.frames // base.pair) * base.pair
-    return flops_of(base.look, torch.empty(frames, 3, *base.size, device="meta", dtype=base.dtype))
+    frames = -(-host.frames // host.pair) * host.pair
+    return flops_of(host.look, torch.empty(frames, 3, *host.size, device="meta", dtype=host.dtype))
 
 
-def _encoder(facts: SenseFacts, base: Base, steps: int) -> int | None:
+def _encoder(facts: SenseFacts, host: Host, steps: int) -> int | None:
     """FLOPs of an encoder for so many time steps, in whole passes of its network; 0 for one that has none, None for one
     that is not here or cannot be counted."""
     if missing(facts.encoder):
         return None
-    encoder = load_encoder(facts.encoder, **facts.options).on(base)
+    encoder = load_encoder(facts.encoder, **facts.options).on(host)
     found = encoder.outline()
     if found is None:
         return 0 if type(encoder).network is Encoder.network else None

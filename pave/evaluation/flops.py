@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pave.base import Base
+from pave.base import Host
 from pave.errors import BaseModelError
-from pave.fusion.cross_attention import Beside, Folded, Official
+from pave.fusion.cross_attention import Concatenation, Folded, Official
 
 DECODER = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # in the words of transformers
 
@@ -55,8 +55,8 @@ class Decoder:
     key_width: int  # of all their key heads
 
     @classmethod
-    def of(cls, base: Base) -> Decoder:
-        lm, head = base.language_model, base.model.get_output_embeddings()
+    def of(cls, host: Host) -> Decoder:
+        lm, head = host.language_model, host.model.get_output_embeddings()
         config = getattr(lm, "config", None)
         sizes: dict[str, Any] = {name: getattr(config, name, None) for name in DECODER}
         lacking = [name for name, size in sizes.items() if not isinstance(size, int)]
@@ -66,7 +66,7 @@ class Decoder:
         lacking += [] if met or not _matrices(lm, 3) else ["num_experts_per_tok"]
         if head is None or lacking:
             cause = f"its language model has no {', '.join(lacking) or 'head'}"
-            raise BaseModelError(f"{base.model_type}: {cause}, so nobody can say what it costs; give another base")
+            raise BaseModelError(f"{host.model_type}: {cause}, so nobody can say what it costs; give another base")
         hidden, layers, heads = sizes.values()
         experts = sum(met * each.numel() // len(each) for each in _matrices(lm, 3))
         return cls(
@@ -94,7 +94,7 @@ def fusion_flops(fusion: nn.Module, t: int, s: int, n: int, k: float, *, paper: 
     """Matrix products of a fusion for n side tokens, two per multiplication. k counts padding, if padding shall count.
 
     paper: with one projection more, of what each layer has read; and never folded, but as the equations are written."""
-    if isinstance(fusion, Beside):
+    if isinstance(fusion, Concatenation):
         return 2 * n * linear_weights(fusion)
     assert isinstance(fusion, Folded | Official)
     width, placed = fusion.config.width, 0 if fusion.place is None else n * linear_weights(fusion.place)

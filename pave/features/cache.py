@@ -26,10 +26,10 @@ from pave.model.patched import PatchedModel
 from pave.sidechannel import PARTS, SideTokens
 
 MAX_WORKERS = 8  # decoding processes; by then the vision tower is what takes the time
-Seeing = Callable[[int, int], None]  # how many clips are seen, of how many
+OnClip = Callable[[int, int], None]  # how many clips are seen, of how many
 
 
-class FeatureStore:
+class FeatureCache:
     """Features of one base and one set of encoders. In a folder, where they stay until they are touched, so that more
     clips than memory can be learned from; with `folder=None` kept in memory only. `made`: folders of feature files."""
 
@@ -48,7 +48,7 @@ class FeatureStore:
                 )
             held.places |= features.places
         self.encoders = [encoder for encoder in encoders if encoder.spec.preprocessing not in self.made]
-        eyes = "" if folder is None else model.host.eyes()
+        eyes = "" if folder is None else model.host.vision_fingerprint()
         keys = [features.key.model_dump_json() for _, features in self.made.values()]
         self._looker = json.dumps([eyes, *(encoder.spec.preprocessing for encoder in encoders), *keys])
 
@@ -57,7 +57,7 @@ class FeatureStore:
         held = self.made.get(encoder.spec.preprocessing)
         return held[1].key.weights if held else ""
 
-    def read(self, sources: Sequence[Source], seeing: Seeing | None = None) -> dict[Source, ClipFeatures]:
+    def read(self, sources: Sequence[Source], seeing: OnClip | None = None) -> dict[Source, ClipFeatures]:
         """Features of all clips that can be read, in the order given; `seeing` is called after every look."""
         found = {source: self._kept(source) for source in sources}
         fresh = [source for source, features in found.items() if features is None]

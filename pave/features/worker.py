@@ -20,7 +20,7 @@ from pave.encoder import load_encoder
 from pave.errors import DataError, EncoderError, MediaError, PaveError, SignalError
 from pave.features import published
 from pave.features.files import DTYPES, Key, identity
-from pave.files.process import Answer, Pool, Stopped, Worker, answering, limit
+from pave.files.process import Pool, Reply, Stopped, Worker, answering, limit
 from pave.media.clip import Clip
 from pave.sidechannel import PARTS, SideTokens
 
@@ -43,7 +43,7 @@ class Job:
     memory: float = 16.0  # GiB that a worker may hold, its network included
 
 
-def ask(job: Job, key: Key, source: Source) -> Answer:
+def ask(job: Job, key: Key, source: Source) -> Reply:
     """What a worker makes of a clip: an answer with `why` when it makes nothing. Should the process end, another one
     tries once more: somebody else may have killed it."""
     for tries in (1, 2):
@@ -93,7 +93,7 @@ def serve() -> None:
     """The worker's side: the first request names the job, each further one a clip."""
     reader = None
 
-    def answer(request: dict[str, Any]) -> Answer:
+    def answer(request: dict[str, Any]) -> Reply:
         nonlocal reader
         if "job" in request:
             reader = Reader(Job(**request["job"]))
@@ -120,7 +120,7 @@ class Reader:
                 self.encoder, self.frames = self.encoder.on(base), base.frames
             self.key = Key.of(self.encoder, job.dtype, bool(job.published))
 
-    def read(self, source: Source) -> Answer:
+    def read(self, source: Source) -> Reply:
         """Tokens of a clip, or why there are none."""
         entry: dict[str, str] = {}
         try:

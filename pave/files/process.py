@@ -28,7 +28,7 @@ from pave.errors import MediaError, PaveError
 
 START_SECONDS = 300.0  # a machine under heavy load may need long to start an interpreter; not counted as decoding
 SERVE = "import importlib, sys; importlib.import_module(sys.argv[1]).serve()"
-Answer = tuple[dict[str, Any], dict[str, np.ndarray]]
+Reply = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 class Stopped(Exception):
@@ -65,7 +65,7 @@ class Worker:
         """Whether this process may ask it; a forked child must not talk through its parent's pipes."""
         return self.owner == os.getpid() and self.process.poll() is None
 
-    def call(self, request: dict[str, Any], seconds: float) -> Answer:
+    def call(self, request: dict[str, Any], seconds: float) -> Reply:
         """Send one request and wait for its answer; Stopped when the process dies or is killed after `seconds`."""
         timer = threading.Timer(seconds, self.expire)
         timer.daemon = True
@@ -88,7 +88,7 @@ class Worker:
             raise Stopped("killed")
         return answer
 
-    def exchange(self, request: dict[str, Any]) -> Answer:
+    def exchange(self, request: dict[str, Any]) -> Reply:
         """Write a request, read the answer and its arrays."""
         inlet, outlet = self.process.stdin, self.process.stdout
         assert inlet and outlet
@@ -162,7 +162,7 @@ def end(process: subprocess.Popen, owner: int) -> None:
         process.wait()
 
 
-def answering(answer: Callable[[dict[str, Any]], Answer]) -> None:
+def answering(answer: Callable[[dict[str, Any]], Reply]) -> None:
     """The worker's side: answer requests from stdin until it closes. An empty one asks whether it is there."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's affair
     out = os.fdopen(os.dup(1), "wb")

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
 from pave.fusion.meta import Blank
-from pave.fusion.reader import POINT, Reader, Standard
-from pave.fusion.rope import SECTIONS, Turns, cube_turns, rotate, time_turns
+from pave.fusion.reader import POINT, Reader, Standardise
+from pave.fusion.rope import SECTIONS, Rotations, cube_turns, rotate, time_turns
 from pave.fusion.segments import Segments
 from pave.sidechannel import SideBatch
 
@@ -91,7 +91,7 @@ class Folded(Fusion):
     order is cheaper; `folds` takes the one with fewer multiplications.
     """
 
-    standard: Standard
+    standard: Standardise
 
     def __init__(self, config: FusionConfig, *, points: bool = False, **dims: int) -> None:
         super().__init__(config, standard=True, points=points, **dims)
@@ -228,7 +228,7 @@ class Official(Fusion):
             update = update.masked_fill_(~seen[:, None, None], 0)
         return update.view_as(tokens).to(tokens.dtype)
 
-    def _turns(self, side: SideBatch, segments: Segments, s: int) -> tuple[Turns | None, Turns | None]:
+    def _turns(self, side: SideBatch, segments: Segments, s: int) -> tuple[Rotations | None, Rotations | None]:
         """Of queries and of keys, None where they do not turn."""
         if self.config.rope == "3d":
             return cube_turns(side, s)
@@ -274,7 +274,7 @@ class _Layer(nn.Module):
             nn.Linear(2 * width, width, bias=False),
         )
 
-    def forward(self, z: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, asked: Turns | None) -> Tensor:
+    def forward(self, z: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, asked: Rotations | None) -> Tensor:
         """z ((b t s) w) after one look at k and v (bt h k e), where `keep` (bt 1 1 k) is 0; else it is -inf."""
         q = self.attn.q_linear(z).view(len(k), -1, k.shape[1], k.shape[3])
         q = (q if asked is None else rotate(q, asked)).transpose(1, 2)
@@ -284,7 +284,7 @@ class _Layer(nn.Module):
         return torch.addmm(z, gelu(widen(norm(z))), _weight(narrow, "weight").T)
 
 
-class Beside(Reader):
+class Concatenation(Reader):
     """The concatenation baseline: side tokens as tokens of the language model, to be put beside the visual ones.
 
         token = scale · (W_2 GELU(W_1 x̂ + b_1) + b_2),   x̂ as `Reader` has it
@@ -292,7 +292,7 @@ class Beside(Reader):
     Out: tokens (b t n d) and which of them are real (b t n); for `prefix` all steps come once, as one group (t = 1).
     """
 
-    standard: Standard
+    standard: Standardise
 
     def __init__(self, config: FusionConfig, *, side_dim: int, visual_dim: int, points: bool = False) -> None:
         super().__init__(side_dim, standard=True, points=points)
@@ -329,13 +329,13 @@ def build_fusion(
     tokens: int,
     frames: int,
     points: bool = False,
-) -> Fusion | Beside:
+) -> Fusion | Concatenation:
     """The module that `config` describes; the dimensions are read from encoder and base, never typed. points: whether
     the last three channels of a side token are its point."""
     if points and side_dim <= POINT:
         raise RecipeError(f"side tokens of {side_dim} channels with a point of {POINT} have no features beside it")
     if config.combine != "add":
-        return Beside(config, side_dim=side_dim, visual_dim=visual_dim, points=points)
+        return Concatenation(config, side_dim=side_dim, visual_dim=visual_dim, points=points)
     if config.kind == "folded" and config.rope == "3d":
         raise RecipeError("fusion.rope: 3d is the authors' table for kind: official; a folded fusion takes time or off")
     base = {"vision_dim": vision_dim, "visual_dim": visual_dim, "tokens": tokens, "frames": frames}

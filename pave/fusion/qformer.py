@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pave.config import ResamplerConfig
 from pave.fusion.clock import Clock, nearest_windows, steps_until, synchronise, windows_before
 from pave.fusion.meta import Blank
-from pave.fusion.reader import Standard
+from pave.fusion.reader import Standardise
 from pave.sidechannel import SideBatch
 
 WINDOWS = 16  # looked at at once: two hours of them would take 1.5 GB for every activation
@@ -98,7 +98,7 @@ class QFormer(nn.Module):
 class Resampler(nn.Module, ABC):
     """What both kinds begin with: senses, projected and side by side on one clock.
 
-        x_j = LayerNorm(concat_sense(W ŝ + b) at step j) + position        ŝ as `Standard` has it
+        x_j = LayerNorm(concat_sense(W ŝ + b) at step j) + position        ŝ as `Standardise` has it
 
     A sense, token or step that is not there is zero before the LayerNorm.
     """
@@ -106,7 +106,7 @@ class Resampler(nn.Module, ABC):
     def __init__(self, config: ResamplerConfig, combine: str, senses: Mapping[str, int]) -> None:
         super().__init__()
         self.config, self.combine, self.width = config, combine, config.width * len(senses)
-        self.standard = nn.ModuleDict({sense: Standard(dim) for sense, dim in senses.items()})
+        self.standard = nn.ModuleDict({sense: Standardise(dim) for sense, dim in senses.items()})
         self.project = nn.ModuleDict({sense: nn.Linear(dim, config.width) for sense, dim in senses.items()})
         self.norm = nn.LayerNorm(self.width)
         # As large as what it is added to: at BERT's 0.02, the order of what is heard was learned half as fast.

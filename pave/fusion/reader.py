@@ -19,17 +19,17 @@ POINT = 3  # channels of a point, metres
 class Reader(nn.Module):
     """What is common to all kinds: how they take in side tokens [f, p] of features and, with `points`, a point each.
 
-    x̂ = f̂ + MLP(p̂)          without points f̂ alone; hats as `Standard` has them, of f where a kind has one
+    x̂ = f̂ + MLP(p̂)          without points f̂ alone; hats as `Standardise` has them, of f where a kind has one
     """
 
     scale: Tensor
-    standard: Standard | None
+    standard: Standardise | None
 
     def __init__(self, side_dim: int, *, standard: bool, points: bool) -> None:
         super().__init__()
         self.features = side_dim - POINT if points else side_dim  # channels
-        self.standard = Standard(self.features) if standard else None
-        self.place = Place(self.features) if points else None
+        self.standard = Standardise(self.features) if standard else None
+        self.place = PointEmbedding(self.features) if points else None
 
     def read(self, side: SideBatch, dtype: torch.dtype) -> Tensor:
         """All side tokens ((b τ n) c) in the dtype of the weights."""
@@ -49,7 +49,7 @@ class Reader(nn.Module):
             self.place.standard.fit(p)
 
 
-class Standard(nn.Module):
+class Standardise(nn.Module):
     """x̂ = (x − mean) · gain, per channel. Both are measured before training and then stay, so that silence is as quiet
     as it was, which no LayerNorm keeps; without them a large constant in all channels hides what changes, and a patch
     learns to hear several times more slowly, or not at all. The subtraction needs float32, whatever the fusion's dtype:
@@ -73,7 +73,7 @@ class Standard(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return (x.to(torch.promote_types(x.dtype, torch.float32)) - self.mean).mul_(self.gain)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Standard:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Standardise:
         """Moves, but never changes its dtype."""
         measured = {name: value for name, value in self.named_buffers() if not value.is_meta}
         super()._apply(fn, recurse)
@@ -88,13 +88,13 @@ def position_mlp(dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(POINT, dim), nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
 
 
-class Place(nn.Module):
+class PointEmbedding(nn.Module):
     """What the point (n 3) of a token adds to its features: LLaVA-3D's MLP, of points that are centred and scaled as
     was measured, so that a room far from its origin is no harder."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.standard = Standard(POINT)
+        self.standard = Standardise(POINT)
         self.mlp = position_mlp(dim)
 
     def forward(self, points: Tensor, dtype: torch.dtype) -> Tensor:

@@ -26,17 +26,17 @@ BASE, SECTIONS = 10000.0, (16, 24, 24)
 
 # Cosines and sines (… e) of as many angles, those of the first half of the channels negated: the two channels of a pair
 # (i, i + e/2) turn one way and the other, and the cosine does not mind.
-Turns = tuple[Tensor, Tensor]
+Rotations = tuple[Tensor, Tensor]
 
 
-def rotate(x: Tensor, turns: Turns) -> Tensor:
+def rotate(x: Tensor, turns: Rotations) -> Tensor:
     """Turn channel pairs (i, i + e/2) of x (… e)."""
     cos, sin = turns[0].to(x.dtype), turns[1].to(x.dtype)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def time_turns(since: Tensor, e: int) -> Turns:
-    """Turns ((b t) m 1 1 e) of keys by their seconds `since` their key frame ((b t) m), in float64.
+def time_turns(since: Tensor, e: int) -> Rotations:
+    """Rotations ((b t) m 1 1 e) of keys by their seconds `since` their key frame ((b t) m), in float64.
 
     Only the difference of two rotations enters a score, so turning the few keys by it says all. It is taken in float64,
     since an hour in seconds leaves no milliseconds in bfloat16.
@@ -47,7 +47,7 @@ def time_turns(since: Tensor, e: int) -> Turns:
     return angles.cos(), angles.sin()
 
 
-def cube_turns(side: SideBatch, s: int) -> tuple[Turns, Turns]:
+def cube_turns(side: SideBatch, s: int) -> tuple[Rotations, Rotations]:
     """The authors' 3-D turns of queries ((b t) s 1 e) and of keys ((b t) m n 1 e), whole numbers on one cube.
 
     The cube has as many steps as the longer of key frames and side channel, and as many rows and columns as the finer
@@ -76,8 +76,8 @@ def cell_centres(count: int, size: int) -> Tensor:
     return ((2 * torch.arange(count, dtype=torch.float64) + 1) * (size / (2 * count))).floor()
 
 
-def _cube(t: Tensor, cells: Tensor) -> Turns:
-    """Turns ((b t) m (h w) 1 e) from steps (b t m) and positions of rows and columns."""
+def _cube(t: Tensor, cells: Tensor) -> Rotations:
+    """Rotations ((b t) m (h w) 1 e) from steps (b t m) and positions of rows and columns."""
     slots = sum(SECTIONS)
     # float32, as the authors' tables are
     speeds = 1 / BASE ** (torch.arange(0, 2 * slots, 2, device=t.device).float() / (2 * slots))

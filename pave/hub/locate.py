@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # torch comes when a patch is opened, not when its name is lo
 
 
 @dataclass(frozen=True)
-class Place:
+class PatchLocation:
     """Where a patch lies on this machine, and where it came from."""
 
     path: Path  # a patch file, or a folder of PEFT's
@@ -65,7 +65,7 @@ class Place:
 
 def locate(
     source: str | Path, revision: str | None = None, dim: int | None = None, model_type: str = OFFICIAL_BASE
-) -> Place:
+) -> PatchLocation:
     """What a name stands for: catalogue, alias, folder or file, Hub; in this order. Fetches what is on the Hub only.
     dim, model_type: channels of the base and its family, for checkpoints of the authors that the catalogue knows."""
     text = str(source)
@@ -74,13 +74,13 @@ def locate(
     if catalogue.named(source):
         refuse_revision(text, "is part of PAVE", revision)
         if (file := catalogue.find(text) / WEIGHTS).is_file():
-            return Place(file, text)
+            return PatchLocation(file, text)
         recipe = catalogue.recipe(text)
-        return _released(recipe, dim, model_type) if recipe.released else Place(catalogue.locate(text), text)
+        return _released(recipe, dim, model_type) if recipe.released else PatchLocation(catalogue.locate(text), text)
     if text and os.path.exists(text):  # unlike Path.exists, not startled by a name too long for a file system
         refuse_revision(text, "lies on this machine", revision)
         path = catalogue.locate(Path(text))
-        return Place(path.parent if not path.exists() and filenames.is_peft(path.parent) else path, text)
+        return PatchLocation(path.parent if not path.exists() and filenames.is_peft(path.parent) else path, text)
     repo, version = repo_of(text)
     return pull(repo, revision or version)
 
@@ -91,7 +91,7 @@ def refuse_revision(name: str, where: str, revision: str | None) -> None:
         raise PatchNotFound(name, f"{where} and has no revision {revision!r}", "leave out revision=")
 
 
-def _released(recipe: Recipe, dim: int | None, model_type: str) -> Place:
+def _released(recipe: Recipe, dim: int | None, model_type: str) -> PatchLocation:
     """A checkpoint of the authors: fetched, converted once, and kept beside the cache of the Hub."""
     from pave.encoder import load_encoder, missing
     from pave.patch.official import LICENCE, convert, kept_as
@@ -125,10 +125,10 @@ def _released(recipe: Recipe, dim: int | None, model_type: str) -> Place:
     except PatchError as error:
         raise type(error)(recipe.name, f"{error.file} {error.cause}", error.remedy) from None
     origin = f"converted from the authors' {found.file}; licence: {LICENCE}"
-    return Place(path, f"{found.repo}@{commit[:12]}", "; ".join(filter(None, (origin, remark))))
+    return PatchLocation(path, f"{found.repo}@{commit[:12]}", "; ".join(filter(None, (origin, remark))))
 
 
-def pull(repo: str, revision: str | None = None) -> Place:
+def pull(repo: str, revision: str | None = None) -> PatchLocation:
     """Fetch a patch of the Hub into its cache. revision: branch, tag or commit; None: main."""
     commit, remark = commit_of(repo, revision)
     try:
@@ -139,7 +139,7 @@ def pull(repo: str, revision: str | None = None) -> Place:
             path = Path(download(repo, PEFT_WEIGHTS, commit)).parent
         except PatchNotFound:
             raise lacking from None
-    return Place(path, f"{repo}@{commit[:12]}", remark, repo, commit)
+    return PatchLocation(path, f"{repo}@{commit[:12]}", remark, repo, commit)
 
 
 def fetch(repo: str, name: str, revision: str | None = None) -> Path:
@@ -148,7 +148,7 @@ def fetch(repo: str, name: str, revision: str | None = None) -> Path:
     return Path(download(repo, name, commit))
 
 
-def info(source: str | Path, revision: str | None = None, dim: int | None = None) -> tuple[PatchConfig, Place]:
+def info(source: str | Path, revision: str | None = None, dim: int | None = None) -> tuple[PatchConfig, PatchLocation]:
     """What a patch says of itself. On the Hub, only the header is read. dim: as of `locate`."""
     from pave.patch.file import config_of, read_config
 
@@ -159,7 +159,7 @@ def info(source: str | Path, revision: str | None = None, dim: int | None = None
         return read_config(place.path), place
     repo = name["repo"]
     commit, remark = commit_of(repo, revision or name["revision"])
-    place = Place(Path(repo) / WEIGHTS, f"{repo}@{commit[:12]}", remark, repo, commit)
+    place = PatchLocation(Path(repo) / WEIGHTS, f"{repo}@{commit[:12]}", remark, repo, commit)
     cached = try_to_load_from_cache(repo, WEIGHTS, revision=commit)
     if isinstance(cached, str):
         return read_config(cached), replace(place, path=Path(cached))
@@ -181,11 +181,11 @@ def search(words: str = "", *, sense: str = "", base: str = "", limit: int = 20)
     ]
 
 
-def downloaded() -> list[Place]:
+def downloaded() -> list[PatchLocation]:
     """Patches of the Hub that lie in its cache, the newest first; they work offline."""
     copies = [copy for copy in Path(constants.HF_HUB_CACHE).glob(f"models--*/snapshots/*/{WEIGHTS}") if copy.exists()]
     places = []
     for copy in sorted(copies, key=lambda copy: copy.lstat().st_mtime, reverse=True):
         repo, commit = copy.parents[2].name.removeprefix("models--").replace("--", "/"), copy.parent.name
-        places.append(Place(copy, f"{repo}@{commit[:12]}", repo=repo, commit=commit))
+        places.append(PatchLocation(copy, f"{repo}@{commit[:12]}", repo=repo, commit=commit))
     return places

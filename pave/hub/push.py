@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 from pave.errors import PatchError
 from pave.hub.card import OURS, card, refuse_private
 from pave.hub.client import TIMEOUT, download, in_our_words
-from pave.hub.locate import Place, locate
+from pave.hub.locate import PatchLocation, locate
 from pave.patch.filenames import HUB_NAME, WEIGHTS
 
 if TYPE_CHECKING:  # torch comes when a patch is opened, not when its name is looked up
@@ -78,7 +78,7 @@ def push(
             commit = api.model_info(repo, timeout=TIMEOUT).sha or ""
             if commit == head.sha:
                 raise
-    back = Place(Path(download(repo, WEIGHTS, commit)), repo, repo=repo, commit=commit).load()
+    back = PatchLocation(Path(download(repo, WEIGHTS, commit)), repo, repo=repo, commit=commit).load()
     if back.sha256 != patch.sha256:
         raise PatchError(repo, f"commit {commit[:12]} holds another patch than was pushed", "push again")
     return Pushed(repo, commit, files, text, url, kept)

@@ -1,6 +1,6 @@
 """Opening a base: from the embedded one, a folder or the Hub, whole or as an outline without weights.
 
-In: a name, and where and in which dtype it shall lie. Out: a `Base` whose weights are all there, or an error that says
+In: a name, and where and in which dtype it shall lie. Out: a `Host` whose weights are all there, or an error that says
 what is wrong with the checkpoint. Knows nothing of patches.
 """
 
@@ -27,12 +27,12 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from pave.base import Base
+from pave.base import Host
 from pave.errors import BaseModelError, PaveError, nearest
 from pave.loading import lmms_lab, low_memory
 from pave.prompt import QUESTION, VIDEO
 
-Place = str | int | torch.device
+Device = str | int | torch.device
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that a base can compute in
 EMBEDDED = Path(__file__).parents[1] / "playroom" / "base"
@@ -47,10 +47,10 @@ def load_base(
     source: str | Path,
     *,
     dtype: str | torch.dtype = "auto",
-    device: Place | Mapping[str, Place] = "auto",
+    device: Device | Mapping[str, Device] = "auto",
     quantize: str | None = None,
     frames: int | None = None,
-) -> Base:
+) -> Host:
     """Open a base: "playroom" (embedded, offline), a local folder, or a Hub id.
 
     device: of all, or of each part by its path, as Hugging Face's device maps say it: "disk" is a place, too.
@@ -109,7 +109,7 @@ def _refuse_misfits(source: str | Path, loaded: Mapping[str, Any], unused: re.Pa
         raise BaseModelError(f"{source}: {len(other)} of its weights do not fit ({cause}); fetch it again")
 
 
-def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: int | None = None) -> Base:
+def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: int | None = None) -> Host:
     """A base as its config alone describes it, for sizes and shapes: it lies on the meta device, without weights or a
     fingerprint; and without words, unless its tokenizer is on this machine already."""
     kind, place = _dtype(dtype), _place(source)
@@ -128,7 +128,7 @@ def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: in
     return base
 
 
-def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Base], bool]:
+def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Host], bool]:
     """The config.json of a base, its family, and whether it is in the dialect of the base's authors."""
     try:
         described, _ = PreTrainedConfig.get_config_dict(place)
@@ -149,7 +149,7 @@ def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Bas
         raise BaseModelError(f"{source}: {cause}; give the folder of a checkpoint, 'playroom' or a Hub id")
     if name not in families():
         known = nearest(str(name), families())
-        one = f"a new family is a file pave/bases/{name}.py, whose BASE is a subclass of pave.base.Base"
+        one = f"a new family is a file pave/bases/{name}.py, whose BASE is a subclass of pave.base.Host"
         raise BaseModelError(f"{source}: no file in pave/bases for model_type {name!r}; {known}; {one}")
     return described, import_module(f"pave.bases.{name}").BASE, authors
 
@@ -215,12 +215,12 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return known.get(str(dtype), dtype)
 
 
-def _part(place: Place) -> str:
+def _part(place: Device) -> str:
     """Where a part of the base goes, as accelerate says it."""
     return "disk" if place == "disk" else str(_device(place))
 
 
-def _device(device: Place) -> torch.device:
+def _device(device: Device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

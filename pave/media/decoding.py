@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pave.errors import MediaError
-from pave.files.process import Answer, Pool, Stopped, answering
+from pave.files.process import Pool, Reply, Stopped, answering
 
 if TYPE_CHECKING:
     from pave.media.decode import Decoded
@@ -47,7 +47,7 @@ def serve() -> None:
     from pave.media.decode import decode
     from pave.media.key_frames import Request
 
-    def answer(request: dict[str, Any]) -> Answer:
+    def answer(request: dict[str, Any]) -> Reply:
         values = vars(decode(Request(**request)))
         arrays = {name: values.pop(name) for name in ARRAYS if values[name] is not None}
         return {"values": values}, arrays

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pave.base import Base
+from pave.base import Host
 from pave.config import PatchConfig
 from pave.encoder import missing
 from pave.errors import PatchMismatch
@@ -27,14 +27,14 @@ from pave.patch.peft import load_peft
 from pave.patch.report import PatchReport
 
 
-def find_patch(source: str | Path | Patch, revision: str | None, base: Base) -> tuple[Patch, str]:
+def find_patch(source: str | Path | Patch, revision: str | None, host: Host) -> tuple[Patch, str]:
     """A patch by what it is called, also a plain LoRA in a folder of PEFT's; and a remark on how it was found."""
     if isinstance(source, Patch):
         refuse_revision(source.source, "is a patch in memory", revision)
         return source, ""
-    place = locate(source, revision, base.dim, base.model_type)
+    place = locate(source, revision, host.dim, host.model_type)
     if is_peft(place.path):
-        return replace(load_peft(place.path, base), source=place.source), place.remark
+        return replace(load_peft(place.path, host), source=place.source), place.remark
     return place.load(), place.remark
 
 
@@ -51,10 +51,10 @@ def fitted(
 
 
 def built(
-    config: PatchConfig, tensors: Mapping[str, Tensor] | None, base: Base, source: str, *, trainable: bool
+    config: PatchConfig, tensors: Mapping[str, Tensor] | None, host: Host, source: str, *, trainable: bool
 ) -> Attached:
     """Modules of a config: untrained ones, which change nothing yet, or with `tensors`."""
-    attached = Attached(config, base, blank=tensors is not None)
+    attached = Attached(config, host, blank=tensors is not None)
     if tensors is not None:
         attached.load({name: value.clone() if trainable else value for name, value in tensors.items()}, source)
     return attached.ready(trainable=trainable)

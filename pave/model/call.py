@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pave.base import Base, Newline
+from pave.base import Host, Newline
 from pave.config import SenseConfig
 from pave.errors import UsageError
 from pave.media.clip import Clip
@@ -34,7 +34,7 @@ from pave.patch.lora import Call, running
 class Calls:
     """The parts of a model that a call needs."""
 
-    host: Base
+    host: Host
     applied: Applied
     perception: Perception
 
@@ -181,18 +181,18 @@ def senses_of(uses: Sequence[Use]) -> list[SenseConfig]:
     return [sense for use in uses for sense in use.attached.config.senses.values()]
 
 
-def _warn_of_length(base: Base, length: int) -> None:
+def _warn_of_length(host: Host, length: int) -> None:
     """Say so where a prompt is longer than anything that the base knows."""
-    most = getattr(getattr(base.language_model, "config", None), "max_position_embeddings", None)
+    most = getattr(getattr(host.language_model, "config", None), "max_position_embeddings", None)
     if most and length > most:
-        cause = f"the prompt has {length:,} positions, {base.model_type} was made for {most:,}"
+        cause = f"the prompt has {length:,} positions, {host.model_type} was made for {most:,}"
         remedy = "ask about fewer frames or seconds, or in fewer words"
         warnings.warn(f"{cause}: its answer may be nonsense; {remedy}", stacklevel=2)
 
 
-def _copies(base: Base, options: Mapping[str, Any]) -> dict[str, int]:
+def _copies(host: Host, options: Mapping[str, Any]) -> dict[str, int]:
     """What makes generate() answer a row several times: options, or what its configs say."""
-    configs = (options.get("generation_config"), base.model.generation_config)
+    configs = (options.get("generation_config"), host.model.generation_config)
     names = ("num_beams", "num_return_sequences")
     told = {name: [options.get(name), *(getattr(config, name, None) for config in configs)] for name in names}
     return {name: next(filter(None, counts), 1) for name, counts in told.items()}

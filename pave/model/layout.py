@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pave.base import Base, Newline
+from pave.base import Host, Newline
 from pave.config import SenseFacts
 from pave.errors import PatchMismatch, SignalError
 from pave.fusion.align import align
@@ -38,14 +38,14 @@ class Layout:
         return Inputs(input_ids, attention_mask, stack(self.clips), self.uses, self.newlines, position_ids)
 
 
-def lay_out(base: Base, clips: Sequence[ClipFeatures], uses: Sequence[Use]) -> Layout:
+def lay_out(host: Host, clips: Sequence[ClipFeatures], uses: Sequence[Use]) -> Layout:
     """Rows of one batch; `uses` know what they perceive."""
     acting = [[use.attached for use in uses if use.acting[i]] for i in range(len(clips))]
-    newlines, templates = zip(*(_written(base, patches) for patches in acting), strict=True)
+    newlines, templates = zip(*(_written(host, patches) for patches in acting), strict=True)
     with torch.no_grad():
         more = [[[len(group) for group in groups] for groups in row] for row in inserted(uses, len(clips))]
     rows = zip(clips, newlines, more, strict=True)
-    visual = [base.visual_ids(clip.times.tolist(), newline, sizes) for clip, newline, sizes in rows]
+    visual = [host.visual_ids(clip.times.tolist(), newline, sizes) for clip, newline, sizes in rows]
     return Layout(tuple(clips), tuple(uses), newlines, templates, tuple(visual))
 
 
@@ -71,10 +71,10 @@ def _side(facts: SenseFacts, clip: ClipFeatures) -> SideBatch | None:
     return align([side], [clip.times.cpu()], facts.align) if side is not None and side.present else None
 
 
-def _written(base: Base, patches: Sequence[Attached]) -> tuple[Newline, str]:
+def _written(host: Host, patches: Sequence[Attached]) -> tuple[Newline, str]:
     """Newline and prompt template of a row, as the patches that act on it want them; those that disagree cannot share
     it."""
-    own: tuple[Newline, str] = base.newlines[0], base.template
+    own: tuple[Newline, str] = host.newlines[0], host.template
     found: set[tuple[Newline, str]] = {(patch.config.newline, patch.config.prompt or own[1]) for patch in patches}
     if len(found) > 1:
         names = ", ".join(f"{patch.config.name} (newline: {patch.config.newline})" for patch in patches)
@@ -82,9 +82,9 @@ def _written(base: Base, patches: Sequence[Attached]) -> tuple[Newline, str]:
     return found.pop() if found else own
 
 
-def refuse_apart(base: Base, patches: Sequence[Attached]) -> None:
+def refuse_apart(host: Host, patches: Sequence[Attached]) -> None:
     """PatchMismatch for patches that cannot share a row."""
-    _written(base, patches)
+    _written(host, patches)
 
 
 def inserted(uses: Sequence[Use], rows: int) -> list[list[list[Tensor]]]:
@@ -102,24 +102,24 @@ def inserted(uses: Sequence[Use], rows: int) -> list[list[list[Tensor]]]:
     return found
 
 
-def tokenise(base: Base, questions: Sequence[str], layout: Layout) -> tuple[Tensor, Tensor]:
+def tokenise(host: Host, questions: Sequence[str], layout: Layout) -> tuple[Tensor, Tensor]:
     """Ids and mask (b l) of one question per row behind its visual ids, padded on the left.
 
     Ragged rows get the same number of placeholders: a beam search tells rows apart by counting them, and mixes rows up
     without a word otherwise. The spare ones stand in the left padding, where no mask shows them, and read zero rows.
     """
-    held = [row.count(base.placeholder) for row in layout.visual]
+    held = [row.count(host.placeholder) for row in layout.visual]
     spare = [max(held) - count for count in held]
     rows = []
     for question, template, seen in zip(questions, layout.templates, layout.visual, strict=True):
-        before, behind = base.prompt(question, template)
+        before, behind = host.prompt(question, template)
         rows.append([*before, *seen, *behind])
     length = max(len(row) + more for row, more in zip(rows, spare, strict=True))
-    ids = torch.full((len(rows), length), base.pad)
+    ids = torch.full((len(rows), length), host.pad)
     mask = torch.zeros(len(rows), length, dtype=torch.int64)
     for i, (row, more) in enumerate(zip(rows, spare, strict=True)):
         start = length - len(row)
-        ids[i, start - more : start] = base.placeholder
+        ids[i, start - more : start] = host.placeholder
         ids[i, start:] = torch.tensor(row)
         mask[i, start:] = 1
     return ids, mask

@@ -18,10 +18,10 @@ from typing import Any
 from torch import Tensor, dtype
 from transformers import PreTrainedModel
 
-from pave.base import Base
+from pave.base import Host
 from pave.config import PatchConfig, SenseConfig
 from pave.encoder import Encoder
-from pave.loading.base import Place, load_base
+from pave.loading.base import Device, load_base
 from pave.media.clip import Clip
 from pave.model.answer import Answer, answers, pieces
 from pave.model.applied import Applied, Names, checked_weight
@@ -42,7 +42,7 @@ def load(
     base: str | Path,
     *,
     dtype: str | dtype = "auto",
-    device: Place | Mapping[str, Place] = "auto",
+    device: Device | Mapping[str, Device] = "auto",
     quantize: str | None = None,
     frames: int | None = None,
 ) -> PatchedModel:
@@ -56,7 +56,7 @@ def load(
 class PatchedModel:
     """A base, the patches that are applied to it, and answers."""
 
-    def __init__(self, host: Base) -> None:
+    def __init__(self, host: Host) -> None:
         self.host = host
         self.applied = Applied(host.language_model)
         self.perception = Perception(host)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from pave.base import Base
+from pave.base import Host
 from pave.config import SenseConfig
 from pave.encoder import Encoder, load_encoder
 from pave.errors import SignalError
@@ -24,7 +24,7 @@ from pave.model.inputs import ClipFeatures
 class Perception:
     """A base's vision tower, and the encoders that have been asked for."""
 
-    def __init__(self, host: Base) -> None:
+    def __init__(self, host: Host) -> None:
         self.host = host
         self._built: dict[str, Encoder] = {}
         self._lock = threading.Lock()  # an encoder is built once, whoever asks first

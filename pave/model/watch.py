@@ -36,9 +36,9 @@ from pave.model.layout import lay_out, perceived
 from pave.patch.attached import Attached
 from pave.sidechannel import SideTokens
 from pave.streaming.chunks import Chunk, chunks_of
-from pave.streaming.encoders import Organ, organ
-from pave.streaming.memory import Memory
-from pave.streaming.resampler import Listening
+from pave.streaming.encoders import StreamingEncoder, streaming_encoder
+from pave.streaming.memory import History
+from pave.streaming.resampler import StreamingResampler
 
 PATIENCE = 60.0  # seconds that a resampler waits for a sense of which nothing comes, while others do
 MEMORY = 1 << 28  # bytes: 600 pictures of 384 x 384, 18 hours of a token of 1024 channels per second
@@ -67,10 +67,10 @@ class Show:
         self.begin, self.now = inf, -inf  # seconds of the first picture and of the last
         self.sounded = -inf  # until which second sound has come
         self.latest = torch.zeros(0)
-        self.pictures = Memory(memory)
-        self.organs: dict[str, Organ] = {}  # by the encoder's `spec.preprocessing`
-        self.heard: dict[str, Memory] = {}  # its tokens, where a fusion reads them itself
-        self.listening: dict[Attached, tuple[Listening, Memory]] = {}
+        self.pictures = History(memory)
+        self.organs: dict[str, StreamingEncoder] = {}  # by the encoder's `spec.preprocessing`
+        self.heard: dict[str, History] = {}  # its tokens, where a fusion reads them itself
+        self.listening: dict[Attached, tuple[StreamingResampler, History]] = {}
         self.late = Counter[tuple[Attached, str]]()  # steps of a sense that a resampler did not wait for
         self.rested: dict[tuple[Attached, str], float] = {}  # until which second it was heard when patience ended
         self._attach(memory)
@@ -82,12 +82,12 @@ class Show:
         for name in self.names:
             attached = self.calls.applied.module(name)
             if attached.resampler is not None:
-                self.listening[attached] = Listening(attached.resampler), Memory(memory)
+                self.listening[attached] = StreamingResampler(attached.resampler), History(memory)
             for facts in attached.config.senses.values():
                 if facts.preprocessing not in self.organs:
-                    self.organs[facts.preprocessing] = organ(self.calls.perception.encoder(facts), name)
+                    self.organs[facts.preprocessing] = streaming_encoder(self.calls.perception.encoder(facts), name)
                 if attached.resampler is None:
-                    self.heard.setdefault(facts.preprocessing, Memory(memory))
+                    self.heard.setdefault(facts.preprocessing, History(memory))
 
     def __enter__(self) -> Show:
         return self
@@ -271,7 +271,7 @@ class Show:
         return Clip(torch.cat(frames), instants if self.pictures.every == 1 else seconds[shown])
 
 
-def _recent(begin: float, memory: Memory, rest: SideTokens | None) -> SideTokens | None:
+def _recent(begin: float, memory: History, rest: SideTokens | None) -> SideTokens | None:
     """What is held of a sense, and what is not finished, from second `begin` on."""
     parts = [] if rest is None else [rest]
     if memory.held:

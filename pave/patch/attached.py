@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pave.base import Base
+from pave.base import Host
 from pave.config import RESAMPLED, PatchConfig
 from pave.errors import PatchMismatch, PatchNotFound, RecipeError
 from pave.patch.base_match import elsewhere, refuse_dimensions
@@ -28,46 +28,46 @@ from pave.sidechannel import SideBatch
 class Attached(nn.Module):
     """One patch in one model. Its hooks hang while it is inside, and while a call runs that was prepared with it."""
 
-    def __init__(self, config: PatchConfig, base: Base, *, blank: bool = False) -> None:
+    def __init__(self, config: PatchConfig, host: Host, *, blank: bool = False) -> None:
         """Untrained; or blank, on the meta device, to be filled by `load`."""
         super().__init__()
         self.config = config
         refuse_taken(config.senses)
-        if config.newline not in base.newlines:
+        if config.newline not in host.newlines:
             cause = f"is laid out with newline: {config.newline}, which this base does not have"
-            raise PatchMismatch(config.name, cause, f"use newline: {' | '.join(base.newlines)}")
-        if config.fusion.combine != "add" and base.on_a_grid:
+            raise PatchMismatch(config.name, cause, f"use newline: {' | '.join(host.newlines)}")
+        if config.fusion.combine != "add" and host.on_a_grid:
             cause = "puts tokens beside the visual ones, whose positions lie on a grid in this base"
             raise PatchMismatch(config.name, cause, "use fusion.combine: add")
-        if config.fusion.combine == "add" and config.fusion.query == "vision" and not base.vision_dim:
+        if config.fusion.combine == "add" and config.fusion.query == "vision" and not host.vision_dim:
             cause = "asks with what lies before the projector, which this base does not show"
             raise PatchMismatch(config.name, cause, "use fusion.query: projected | learnable")
         self.resampler = resampler_of(config, blank=blank)
         self.fusion = nn.ModuleDict({name: fusion_of(config, name, blank=blank) for name in config.read})
         self.lora = None
         if config.lora:
-            self.lora = (blank_lora if blank else Lora)(config.lora, targets(config.lora, base.language_model))
-        self.device, self.dtype = base.device, base.dtype  # of the base, in which LoRA computes
-        self.precision = base.dtype  # of the fusion and the resampler
+            self.lora = (blank_lora if blank else Lora)(config.lora, targets(config.lora, host.language_model))
+        self.device, self.dtype = host.device, host.dtype  # of the base, in which LoRA computes
+        self.precision = host.dtype  # of the fusion and the resampler
         if config.fusion.precision == "float32":
-            self.precision = torch.promote_types(base.dtype, torch.float32)
+            self.precision = torch.promote_types(host.dtype, torch.float32)
         self.aux_losses: dict[str, Tensor] = {}  # of the last call in training, weighted as the config says
         self.place: Literal["inside", "replaced", "removed"] = "removed"
         self._calls, self._hung, self._loras = 0, False, Loras(nn.Identity())
         self._idle = threading.Condition()
 
     @classmethod
-    def of(cls, patch: Patch, base: Base) -> Attached:
+    def of(cls, patch: Patch, host: Host) -> Attached:
         """A patch that has been loaded, frozen and ready to come in; refused when it does not fit the base, whatever
         the base's weights are."""
-        refuse_dimensions(patch.config.base, base, patch.source)
+        refuse_dimensions(patch.config.base, host, patch.source)
         patch.check()
         try:
-            attached = cls(patch.config, base, blank=True)
+            attached = cls(patch.config, host, blank=True)
         except RecipeError as error:
             cause = f"does not fit this base: {error}"
             raise PatchMismatch(patch.source, cause, elsewhere(patch.config.base)) from None
-        stored = base.dtype if patch.config.fusion.precision == "base" else torch.float32
+        stored = host.dtype if patch.config.fusion.precision == "base" else torch.float32
         attached.load(patch.weights(stored), patch.source)
         return attached.ready(trainable=False)
 

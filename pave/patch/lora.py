@@ -32,7 +32,7 @@ from pave.fusion.meta import Blank
 Layers = tuple[tuple[str, int, int], ...]  # module path inside the language model, channels in and out
 
 
-class Turn(NamedTuple):
+class Assignment(NamedTuple):
     """What each row of a layer's input gets at once."""
 
     which: tuple[tuple[int, float], ...]  # numbers of LoRAs, and what each is multiplied by: weight times scaling
@@ -40,12 +40,12 @@ class Turn(NamedTuple):
     wanted: Tensor | None  # bool (B 1 1): rows that get something; None: all of them
 
 
-class Step(NamedTuple):
+class Product(NamedTuple):
     """A product with one matrix for each row."""
 
     a: tuple[Tensor, ...]  # (in r) of those to choose from, or the only one for all rows (B in r)
     b: tuple[Tensor, ...]  # (r out), multiplied, or (B r out)
-    turn: Turn
+    assignment: Assignment
     dropout: float
 
 
@@ -54,49 +54,50 @@ class Call:
 
     def __init__(self, gates: Mapping[Lora, Tensor]) -> None:
         self.gates = {lora: weights.float().cpu() for lora, weights in gates.items()}
-        self._turns: dict[object, list[Turn]] = {}
-        self._steps: dict[object, list[Step]] = {}
+        self._assigned: dict[object, list[Assignment]] = {}
+        self._products: dict[object, list[Product]] = {}
 
-    def steps(self, loras: Loras, path: str, x: Tensor) -> list[Step]:
+    def products(self, loras: Loras, path: str, x: Tensor) -> list[Product]:
         """What is added to the output of a layer for x (B … in). Weights that do not learn are made ready once for all
         tokens of the call: an answer comes token by token, and waits for every small operation."""
         key = loras, path, len(x)
-        if (known := self._steps.get(key)) is not None:
+        if (known := self._products.get(key)) is not None:
             return known
         kinds: dict[object, list[Lora]] = {}
         for lora in loras.acting(path):
             kinds.setdefault(lora.pairs[path].kind, []).append(lora)
-        steps = [step for group in kinds.values() for step in self._made(tuple(group), path, x)]
+        products = [step for group in kinds.values() for step in self._products_of(tuple(group), path, x)]
         if not any(lora.pairs[path].B.requires_grad for group in kinds.values() for lora in group):
-            self._steps[key] = steps
-        return steps
+            self._products[key] = products
+        return products
 
-    def _made(self, loras: tuple[Lora, ...], path: str, x: Tensor) -> Iterator[Step]:
+    def _products_of(self, loras: tuple[Lora, ...], path: str, x: Tensor) -> Iterator[Product]:
         pairs = [lora.pairs[path] for lora in loras]
-        for turn in self._dealt(loras, len(x), x.device):
-            a = tuple(pairs[i].A.to(x).mT for i, _ in turn.which)
-            b = tuple((pairs[i].B.float() * factor).to(x).mT for i, factor in turn.which)
-            if turn.chosen is None:
+        for assignment in self._assignments(loras, len(x), x.device):
+            a = tuple(pairs[i].A.to(x).mT for i, _ in assignment.which)
+            b = tuple((pairs[i].B.float() * factor).to(x).mT for i, factor in assignment.which)
+            if assignment.chosen is None:
                 a, b = ((each.expand(len(x), -1, -1),) for (each,) in (a, b))
-            yield Step(a, b, turn, pairs[0].dropout if pairs[0].training else 0.0)
+            yield Product(a, b, assignment, pairs[0].dropout if pairs[0].training else 0.0)
 
-    def _dealt(self, loras: tuple[Lora, ...], count: int, device: torch.device) -> list[Turn]:
-        """LoRAs dealt out to `count` rows: in the first turn each row gets the first that it wants, and so on. Made
+    def _assignments(self, loras: tuple[Lora, ...], count: int, device: torch.device) -> list[Assignment]:
+        """LoRAs dealt out to `count` rows: the first assignment gives each row the first that it wants, and so on.
+        Made
         once for all layers, since a GPU would have to be waited for."""
         key = loras, count, device
-        if key not in self._turns:
+        if key not in self._assigned:
             factors = torch.stack([self.gates[lora] * lora.config.scaling for lora in loras])  # (loras b)
             factors = factors.repeat_interleave(count // factors.shape[1], 1)
             wants = [[(i, factor) for i, factor in enumerate(row) if factor] for row in factors.T.tolist()]
-            self._turns[key] = [_turn(rows, device) for rows in zip_longest(*wants)]
-        return self._turns[key]
+            self._assigned[key] = [_assignment(rows, device) for rows in zip_longest(*wants)]
+        return self._assigned[key]
 
 
-def _turn(rows: Sequence[tuple[int, float] | None], device: torch.device) -> Turn:
+def _assignment(rows: Sequence[tuple[int, float] | None], device: torch.device) -> Assignment:
     which = tuple(dict.fromkeys(filter(None, rows)))
     chosen = None if len(which) == 1 else torch.tensor([which.index(row) if row else 0 for row in rows], device=device)
     wanted = None if all(rows) else torch.tensor([row is not None for row in rows], device=device)[:, None, None]
-    return Turn(which, chosen, wanted)
+    return Assignment(which, chosen, wanted)
 
 
 # Which LoRAs run in this thread and call. Hooks that find themselves absent do nothing: a direct call of the base is
@@ -178,10 +179,14 @@ class Loras:
 @torch.compiler.disable  # a compiled base is compiled once, whatever patches come and go
 def _hook(loras: Loras, path: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
     call = _active.get()
-    return updated(inputs[0], output, steps) if call.gates and (steps := call.steps(loras, path, inputs[0])) else None
+    return (
+        updated(inputs[0], output, products)
+        if call.gates and (products := call.products(loras, path, inputs[0]))
+        else None
+    )
 
 
-def updated(x: Tensor, out: Tensor, steps: Sequence[Step]) -> Tensor:
+def updated(x: Tensor, out: Tensor, products: Sequence[Product]) -> Tensor:
     """`out` (B … out) with the low-rank updates of x (B … in), each on the rows that want it.
 
     One product per row, whatever the rows want: so every mixture of rows gives the same bits (law 6), and sixteen rows
@@ -190,8 +195,8 @@ def updated(x: Tensor, out: Tensor, steps: Sequence[Step]) -> Tensor:
     """
     if x.dim() != 3:
         rows, made = (each.reshape(len(x), -1, each.shape[-1]) for each in (x, out))
-        return updated(rows, made, steps).view_as(out)
-    for a, b, (_, chosen, wanted), dropout in steps:
+        return updated(rows, made, products).view_as(out)
+    for a, b, (_, chosen, wanted), dropout in products:
         down, up = (a[0], b[0]) if chosen is None else (torch.stack(a)[chosen], torch.stack(b)[chosen])
         more = torch.baddbmm(out, torch.bmm(F.dropout(x, dropout) if dropout else x, down), up)
         out = more if wanted is None else torch.where(wanted, more, out)

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pave.base import Base
+from pave.base import Host
 from pave.config import BaseFacts, FusionConfig, LoraConfig, PatchConfig
 from pave.errors import PatchDamaged, PatchFormatError, PatchMismatch, PatchNotFound
 from pave.files import json_text, tensorfile
@@ -49,17 +49,17 @@ def save_peft(folder: str | Path, config: LoraConfig, tensors: Mapping[str, Tens
     to_peft(config, prefix).save_pretrained(str(folder))
 
 
-def export_peft(patch: Patch, base: Base, folder: str | Path) -> None:
+def export_peft(patch: Patch, host: Host, folder: str | Path) -> None:
     """The LoRA of a patch as a folder for PEFT. Its fusion, which is what perceives, has no place there."""
     if patch.config.lora is None:
         raise PatchMismatch(patch.source, "has no LoRA", "there is nothing that PEFT could load")
     tensors = {name.removeprefix("lora."): value for name, value in patch.weights().items() if name.startswith("lora.")}
-    prefix = next(name for name, module in base.model.named_modules() if module is base.language_model)
+    prefix = next(name for name, module in host.model.named_modules() if module is host.language_model)
     save_peft(folder, patch.config.lora, tensors, prefix)
 
 
 @of_patch()
-def load_peft(folder: str | Path, base: Base) -> Patch:
+def load_peft(folder: str | Path, host: Host) -> Patch:
     """A plain LoRA of PEFT as a patch for this base. PEFT records no hash of the base's weights, so whether they are
     those that it was trained on cannot be told: `base_match` will say so."""
     folder = Path(folder)
@@ -69,7 +69,7 @@ def load_peft(folder: str | Path, base: Base) -> Patch:
     if not path.is_file():
         remedy = "save it again with safe_serialization=True: pickles are never opened"
         raise PatchNotFound(path, "no such file", remedy)
-    layers = {name for name, module in base.language_model.named_modules() if isinstance(module, nn.Linear)}
+    layers = {name for name, module in host.language_model.named_modules() if isinstance(module, nn.Linear)}
 
     def inside(name: str) -> str | None:
         parts = [] if "vision" in name else name.split(".")
@@ -81,14 +81,14 @@ def load_peft(folder: str | Path, base: Base) -> Patch:
         name=name_of(folder.resolve().name),
         description="A LoRA of PEFT: no sense, it acts on every question.",
         base=BaseFacts(
-            model_type=base.model_type,
-            dim=base.dim,
-            vision_dim=base.vision_dim,
-            tokens_per_frame=base.tokens_per_frame,
-            frames=base.frames,
+            model_type=host.model_type,
+            dim=host.dim,
+            vision_dim=host.vision_dim,
+            tokens_per_frame=host.tokens_per_frame,
+            frames=host.frames,
             fingerprint="",
         ),
-        newline=base.newlines[0],
+        newline=host.newlines[0],
         senses={},
         fusion=FusionConfig(),
         lora=lora,

@@ -27,7 +27,7 @@ from pave.sidechannel import SideTokens
 from pave.streaming.chunks import Chunk
 
 
-class Organ(ABC):
+class StreamingEncoder(ABC):
     """An encoder and what it has not finished."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -66,7 +66,7 @@ class Organ(ABC):
         return tokens
 
 
-def organ(encoder: Encoder, name: str) -> Organ:
+def streaming_encoder(encoder: Encoder, name: str) -> StreamingEncoder:
     """What perceives with this encoder, for the patch `name`."""
     spec = encoder.spec
     if spec.sense == "audio" and encoder.pieces is not None:
@@ -79,7 +79,7 @@ def organ(encoder: Encoder, name: str) -> Organ:
     )
 
 
-class Ear(Organ):
+class Ear(StreamingEncoder):
     """It hears a sound: what lies in a whole piece is finished."""
 
     def __init__(self, encoder: Encoder, pieces: Pieces) -> None:
@@ -132,7 +132,7 @@ class Ear(Organ):
         return tokens.only(own)
 
 
-class Eye(Organ):
+class Eye(StreamingEncoder):
     """It looks at the pictures on screen at equal distances from the first one on: what lies in a whole group is
     finished. (Of a file, LanguageBind stretches these distances until the last of them is the last picture.)"""
 

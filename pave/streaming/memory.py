@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Held:
+class Entry:
     """Something that came at a moment."""
 
     number: int
@@ -26,18 +26,18 @@ class Held:
         return sum(part.nbytes for part in self.parts)
 
 
-class Memory:
+class History:
     """What came, in the order of time, in up to `size` bytes. When it is more, every second one is forgotten, and of
     what is to come every second one is kept; and so on. So it lies evenly over all of the past."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.held, self.nbytes = size, deque[Held](), 0
+        self.size, self.held, self.nbytes = size, deque[Entry](), 0
         self.every, self.count = 1, 0
 
     def add(self, second: float, make: Callable[[], tuple[Tensor, ...]]) -> None:
         """Keep one more, which is made only if it is kept."""
         if self.count % self.every == 0:
-            self.held.append(Held(self.count, second, make()))
+            self.held.append(Entry(self.count, second, make()))
             self.nbytes += self.held[-1].nbytes
         self.count += 1
         while self.nbytes > self.size and len(self.held) > 1:

@@ -26,7 +26,7 @@ MOVING = torch.tensor([0.0, 1.0], dtype=torch.float64)  # key times of a clip th
 STILL = torch.zeros(2, dtype=torch.float64)  # and of one that is
 
 
-class Heard:
+class SenseBuffer:
     """The tokens of one sense that are still needed, and until when all of them are there."""
 
     def __init__(self, sense: str) -> None:
@@ -68,14 +68,14 @@ class Heard:
         )
 
 
-class Listening:
+class StreamingResampler:
     """A resampler that hears its senses as they come. It holds the side tokens of the windows that are not finished:
     `WINDOWS` of them, which it looks at together as it does with a recording that it hears at once, and those that the
     quicker senses are ahead of the slowest."""
 
     def __init__(self, resampler: Resampler) -> None:
         self.resampler, self.config = resampler, resampler.config
-        self.senses = {sense: Heard(sense) for sense in resampler.project}
+        self.senses = {sense: SenseBuffer(sense) for sense in resampler.project}
         self.since: int | None = None  # the step that the first unfinished window begins with
 
     @torch.no_grad()

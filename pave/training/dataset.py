@@ -15,11 +15,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pave.base import Base
+from pave.base import Host
 from pave.data import Example, Source, collate, pack, read_jsonl, unread
 from pave.encoder import Encoder
 from pave.errors import DataError
-from pave.features.cache import FeatureStore, Seeing
+from pave.features.cache import FeatureCache, OnClip
 from pave.model.applied import Names
 from pave.model.inputs import ClipFeatures, Inputs
 from pave.model.patched import PatchedModel
@@ -82,7 +82,7 @@ class Dataset:
         return [clip for clip in self.train if any(clip.has(encoder) for encoder in self.senses.values())]
 
 
-def see(setup: Setup, clips: int | None = None, seeing: Seeing | None = None) -> Dataset:
+def see(setup: Setup, clips: int | None = None, seeing: OnClip | None = None) -> Dataset:
     """Read the questions, then see every clip once; `clips`: how many to use, None: all."""
     setup.recipe.output.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
@@ -118,25 +118,25 @@ def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:
 
 
 def _ask_all(
-    setup: Setup, file: Path, examples: Sequence[Example], limit: int | None, seeing: Seeing | None
+    setup: Setup, file: Path, examples: Sequence[Example], limit: int | None, seeing: OnClip | None
 ) -> list[TrainingClip]:
     """Every clip that can be read, with its questions."""
     by_clip: dict[Source, list[Example]] = {}
     for example in examples:
         by_clip.setdefault(example.source, []).append(example)
     sources = list(by_clip)[:limit]
-    store: FeatureStore = setup.store
+    store: FeatureCache = setup.store
     seen = store.read(sources, seeing)
     if not seen:
         raise DataError(f"{file}: none of its {len(sources)} clips can be read; the first: {store.refused[sources[0]]}")
     return [training_clip(setup.model.host, features, by_clip[source]) for source, features in seen.items()]
 
 
-def training_clip(base: Base, features: ClipFeatures, examples: Iterable[Example]) -> TrainingClip:
+def training_clip(host: Host, features: ClipFeatures, examples: Iterable[Example]) -> TrainingClip:
     """A clip with its questions, tokenised once for all steps."""
     examples = tuple(examples)
     turns = tuple(
-        (base.prompt(example.question)[1], [*base.encode_text(example.answer), base.end]) for example in examples
+        (host.prompt(example.question)[1], [*host.encode_text(example.answer), host.end]) for example in examples
     )
     return TrainingClip(features, examples, turns)
 

@@ -43,8 +43,7 @@ class Result:
 def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progress | None = None) -> Result:
     """Train `recipe` (itself, its file or folder, or a name of the catalogue) and write the patch;
     `progress(step, steps, figures)` is called after every step."""
-    setup = Setup.of(recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe))
-    run = Run.of(setup, see(setup))
+    run = Run.begin(recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe))
     return run.complete(resume, progress or (lambda step, steps, figures: None))
 
 
@@ -58,6 +57,12 @@ class Run:
     losses: list[float] = field(default_factory=list)  # of all steps so far
     kept: int = 0  # the step of the last checkpoint of this run
     seconds: float = 0.0  # that the steps have taken
+
+    @classmethod
+    def begin(cls, recipe: Recipe) -> Run:
+        """A run at its start, all its clips seen."""
+        setup = Setup.of(recipe)
+        return cls.of(setup, see(setup))
 
     @classmethod
     def of(cls, setup: Setup, dataset: Dataset) -> Run:

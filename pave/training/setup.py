@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from pave.base import Base
+from pave.base import Host
 from pave.config import PatchConfig
 from pave.data import refuse_no_file
 from pave.encoder import Encoder, missing
 from pave.errors import EncoderError, RecipeError
-from pave.features.cache import FeatureStore
+from pave.features.cache import FeatureCache
 from pave.fusion.clock import refuse_overflow
 from pave.model.layout import refuse_apart
 from pave.model.patched import PatchedModel, load
@@ -48,7 +48,7 @@ class Setup:
     model: PatchedModel
     below: tuple[PatchReport, ...]  # frozen patches that the new one is trained on top of
     senses: Mapping[str, Encoder]
-    store: FeatureStore
+    store: FeatureCache
     start: Patch | None  # the patch to go on from
 
     @classmethod
@@ -64,7 +64,7 @@ class Setup:
         below = tuple(model.apply_patch(each) for each in recipe.train.on_top_of)
         senses = {sense: model.encoder(config) for sense, config in recipe.senses.items()}
         encoders = {each.spec.preprocessing: each for each in (*model.encoders(), *senses.values())}
-        store = FeatureStore(model, list(encoders.values()), recipe.output / "features", recipe.data.features)
+        store = FeatureCache(model, list(encoders.values()), recipe.output / "features", recipe.data.features)
         start = _start(recipe, model, senses)
         setup = cls(recipe, model, below, senses, store, start)
         with torch.device("meta"):  # what cannot be built, or not beside the others, is refused before any clip is seen
@@ -96,7 +96,7 @@ class Setup:
         return config.model_copy(update={"training": training, "senses": senses})
 
 
-def patch_config(recipe: Recipe, base: Base, encoders: Mapping[str, Encoder]) -> PatchConfig:
+def patch_config(recipe: Recipe, host: Host, encoders: Mapping[str, Encoder]) -> PatchConfig:
     """What a patch file of this recipe says of itself before any clip is seen; no paths, no time stamps."""
     for sense, encoder in encoders.items():
         if recipe.resampler:
@@ -104,9 +104,9 @@ def patch_config(recipe: Recipe, base: Base, encoders: Mapping[str, Encoder]) ->
     return PatchConfig(
         name=recipe.name,
         description=recipe.description,
-        base=base.facts(),
-        newline=recipe.newline or base.newlines[0],
-        prompt=base.template,
+        base=host.facts(),
+        newline=recipe.newline or host.newlines[0],
+        prompt=host.template,
         senses={sense: encoders[sense].spec.facts(config.align) for sense, config in recipe.senses.items()},
         resampler=recipe.resampler,
         fusion=recipe.fusion,

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from places import ROOT
-from runs import begun
 from small import write_line
 
 from pave.cli import train
 from pave.recipe import read_recipe
 from pave.training.checkpoint import NAME
+from pave.training.run import Run
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -250,6 +250,6 @@ def test_ctrl_c_leaves_the_last_good_checkpoint_and_says_how_to_go_on(workshop: 
     assert re.search(rf"the last good checkpoint, of step \d+, is in {output}, and --resume goes on from it", err)
     assert "Traceback" not in err
     assert not [file for file in output.iterdir() if file.name.startswith(".")], "no half-written file"
-    run = begun(read_recipe(workshop, words[1:]))
+    run = Run.begin(read_recipe(workshop, words[1:]))
     run.resume()
     assert run.kept == len(run.losses) >= 1

@@ -15,7 +15,7 @@ from small import write_line
 from pave.data import Source, read_jsonl
 from pave.encoder import load_encoder
 from pave.errors import DataError, EncoderError, MediaError, SignalError
-from pave.features.cache import FeatureStore
+from pave.features.cache import FeatureCache
 from pave.features.files import identity
 from pave.files.tensorfile import write
 from pave.media.clip import Clip
@@ -154,7 +154,7 @@ def test_kept_features_follow_the_signal_file(tokenizer, tmp_path: Path) -> None
     np.save(tmp_path / "1.npy", ROWS.numpy())
     source = Source(tmp_path / "1.mp4", (("imu", str(tmp_path / "1.npy")),))
     bare, gone = Source(tmp_path / "1.mp4"), Source(tmp_path / "1.mp4", (("imu", str(tmp_path / "gone.npy")),))
-    store = FeatureStore(model, [encoder], tmp_path / "kept")
+    store = FeatureCache(model, [encoder], tmp_path / "kept")
     for _ in range(2):
         found = store.read([source, bare, gone])
         assert set(found) == {source, bare} and "gone.npy" in store.refused[gone]

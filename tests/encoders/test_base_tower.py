@@ -1,4 +1,4 @@
-"""More pictures through the base's own eyes: what its tower makes of them, at their own times, and nothing else."""
+"""More pictures through the vision tower of the base: what it makes of them, at their own times, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from small import make_clip, make_config
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pave.base import PASS, Base, last_again
+from pave.base import PASS, Host, last_again
 from pave.encoder import Encoder, load_encoder
 from pave.errors import EncoderError, MediaError, SignalError
 from pave.evaluation.cost import profile
@@ -34,7 +34,7 @@ def seconds(count: int, rate: float = 2) -> Tensor:
     return torch.arange(count, dtype=torch.float64) / rate
 
 
-def looking(base: Base, **options: Any) -> Encoder:
+def looking(base: Host, **options: Any) -> Encoder:
     return load_encoder("base-tower", **options).on(base)
 
 
@@ -44,7 +44,7 @@ def seen(encoder: Encoder, clip: Clip) -> SideTokens:
     return side
 
 
-def key_frames(base: Base, pictures: Tensor, grid: tuple[int, int] = (2, 2)) -> Tensor:
+def key_frames(base: Host, pictures: Tensor, grid: tuple[int, int] = (2, 2)) -> Tensor:
     """What the base itself makes of pictures as key frames, averaged (t h w c)."""
     found = base.encode([base.pixels(Clip(pictures))]).vision[0]
     whole = rearrange(found[:, -base.grid[0] * base.grid[1] :], "t (y x) c -> t c y x", y=base.grid[0])
@@ -57,23 +57,27 @@ def key_frames(base: Base, pictures: Tensor, grid: tuple[int, int] = (2, 2)) -> 
 @pytest.mark.parametrize(
     ("pictures", "fps", "rate", "steps"), [(1, 25, 2, 1), (40, 20, 8, 16), (19, 10, 5, 10), (26, 25, 2, 3)]
 )
-def test_a_file_is_seen_at_the_rate_by_the_base_s_own_tower(pictures, fps, rate, steps, tmp_path, eyes):
+def test_a_file_is_seen_at_the_rate_by_the_base_s_own_tower(pictures, fps, rate, steps, tmp_path, playroom_host):
     path = write_clip(tmp_path / "a.mp4", counting_frames(pictures), fps, click(1, 0.5))
     clip, every = (Clip.read(path, frames=count, timeout=None) for count in (4, None))
-    side = seen(looking(eyes, rate=rate), clip)
-    assert side.x.dtype == torch.float32 and side.x.shape == (steps, 2, 2, eyes.vision_dim) and side.valid.all()
+    side = seen(looking(playroom_host, rate=rate), clip)
+    assert (
+        side.x.dtype == torch.float32 and side.x.shape == (steps, 2, 2, playroom_host.vision_dim) and side.valid.all()
+    )
     assert side.times.tolist() == [i / rate for i in range(steps)]
     assert torch.equal(side.spans, side.times[:, None].expand(-1, 2))
     assert every.frames is not None
     chosen = [i * fps // rate for i in range(steps)]
-    assert torch.allclose(side.x, key_frames(eyes, every.frames[chosen]), atol=1e-5)
+    assert torch.allclose(side.x, key_frames(playroom_host, every.frames[chosen]), atol=1e-5)
 
 
-def test_tokens_hang_on_nothing_but_their_picture(tmp_path, eyes, monkeypatch):
+def test_tokens_hang_on_nothing_but_their_picture(tmp_path, playroom_host, monkeypatch):
     passes: list[int] = []
-    look = type(eyes).look
-    monkeypatch.setattr(type(eyes), "look", lambda self, pixels: passes.append(len(pixels)) or look(self, pixels))
-    encoder = looking(eyes, rate=10)
+    look = type(playroom_host).look
+    monkeypatch.setattr(
+        type(playroom_host), "look", lambda self, pixels: passes.append(len(pixels)) or look(self, pixels)
+    )
+    encoder = looking(playroom_host, rate=10)
     path = write_clip(tmp_path / "a.mp4", counting_frames(30), 10)
     clip = Clip.read(path, frames=4, timeout=None)
     whole = seen(encoder, clip)
@@ -84,10 +88,10 @@ def test_tokens_hang_on_nothing_but_their_picture(tmp_path, eyes, monkeypatch):
     assert set(passes) == {PASS}, "how a pass rounds hangs on its size"
 
 
-def test_a_grid_that_does_not_divide_the_whole_shares_a_row(eyes: Base) -> None:
+def test_a_grid_that_does_not_divide_the_whole_shares_a_row(playroom_host: Host) -> None:
     pictures = frames(4)
-    side = seen(looking(eyes, rate=2, grid=[3, 4]), Clip.from_frames(pictures, seconds(4, 2)))
-    assert torch.allclose(side.x, key_frames(eyes, pictures, (3, 4)), atol=1e-5)
+    side = seen(looking(playroom_host, rate=2, grid=[3, 4]), Clip.from_frames(pictures, seconds(4, 2)))
+    assert torch.allclose(side.x, key_frames(playroom_host, pictures, (3, 4)), atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "video_llava"])
@@ -113,8 +117,8 @@ def test_one_picture_makes_a_pair(tokenizer: PreTrainedTokenizerFast):
     assert torch.allclose(views.x, key_frames(base, frames(3), base.grid), atol=1e-5)
 
 
-def test_frames_that_are_handed_over_are_seen_in_place_of_the_clip(tmp_path, eyes):
-    encoder, path = looking(eyes, rate=4), write_clip(tmp_path / "a.mp4", counting_frames(8), 4)
+def test_frames_that_are_handed_over_are_seen_in_place_of_the_clip(tmp_path, playroom_host):
+    encoder, path = looking(playroom_host, rate=4), write_clip(tmp_path / "a.mp4", counting_frames(8), 4)
     film = Clip.read(path, frames=None, timeout=None)
     assert film.frames is not None and film.times is not None
     alone = seen(encoder, film)
@@ -132,44 +136,44 @@ def test_frames_that_are_handed_over_are_seen_in_place_of_the_clip(tmp_path, eye
 # Views
 
 
-def test_cameras_lie_below_each_other_at_the_times_of_the_key_frames(tmp_path, eyes):
-    encoder = looking(eyes, sense="views", views=3, grid=[2, 4])
+def test_cameras_lie_below_each_other_at_the_times_of_the_key_frames(tmp_path, playroom_host):
+    encoder = looking(playroom_host, sense="views", views=3, grid=[2, 4])
     shown = counting_frames(40)
     path = write_clip(tmp_path / "b.mp4", shown, 10)
     film = Clip.read(path, frames=None, timeout=None)
     times, pictures = seconds(4, 1), frames(30)
     side = seen(encoder, Clip.from_frames(frames(4), times, views=[(pictures, seconds(30, 10)), None, path]))
-    assert side.x.shape == (4, 6, 4, eyes.vision_dim) == (4, *encoder.spec.grid, encoder.spec.dim)
+    assert side.x.shape == (4, 6, 4, playroom_host.vision_dim) == (4, *encoder.spec.grid, encoder.spec.dim)
     assert torch.equal(side.times, times) and torch.equal(side.spans, times[:, None].expand(-1, 2))
     assert film.frames is not None
     for place, chosen in ((0, pictures[[0, 10, 20, 29]]), (4, film.frames[::10])):
-        assert torch.allclose(side.x[:, place : place + 2], key_frames(eyes, chosen, (2, 4)), atol=1e-5)
+        assert torch.allclose(side.x[:, place : place + 2], key_frames(playroom_host, chosen, (2, 4)), atol=1e-5)
     # The first camera ends at 2.9 s, more than half a tenth of a second before the last key frame.
     assert side.valid[:, 0, 0].tolist() == [True, True, True, False] and side.valid[:, 4:].all()
     assert not side.valid[:, 2:4].any()
-    two = seen(looking(eyes, sense="views", views=2), Clip.from_frames(frames(4), times, views=(path, film)))
+    two = seen(looking(playroom_host, sense="views", views=2), Clip.from_frames(frames(4), times, views=(path, film)))
     assert torch.equal(*two.x.chunk(2, 1))
 
 
-def test_a_camera_that_begins_later_is_not_seen_before(eyes):
-    encoder = looking(eyes, sense="views", grid=[1, 1])
+def test_a_camera_that_begins_later_is_not_seen_before(playroom_host):
+    encoder = looking(playroom_host, sense="views", grid=[1, 1])
     clip = Clip.from_frames(frames(4), seconds(4, 1), views=[(frames(5), seconds(5, 1) + 1.4)])
     assert seen(encoder, clip).valid.flatten().tolist() == [False, True, True, True]
 
 
-def test_without_cameras_the_sense_is_absent(eyes):
-    encoder = looking(eyes, sense="views")
+def test_without_cameras_the_sense_is_absent(playroom_host):
+    encoder = looking(playroom_host, sense="views")
     for clip in (Clip.from_frames(frames(2)), Clip.from_frames(frames(2), views=None)):
         assert encoder.encode(clip) is None
     assert not seen(encoder, Clip.from_frames(frames(2), views=[None])).present
 
 
-def test_a_file_without_pictures_is_refused(tmp_path, eyes):
+def test_a_file_without_pictures_is_refused(tmp_path, playroom_host):
     sound = write_clip(tmp_path / "a.m4a", None, audio=click(1, 0.5))
     clip = Clip.from_frames(frames(2), fast=sound, views=[sound])
     for sense in ("fast", "views"):
         with pytest.raises(MediaError, match=r"a\.m4a: holds sound only, .*; give a video"):
-            looking(eyes, sense=sense).encode(clip)
+            looking(playroom_host, sense=sense).encode(clip)
 
 
 @pytest.mark.parametrize(
@@ -187,8 +191,8 @@ def test_a_file_without_pictures_is_refused(tmp_path, eyes):
         ([None, (frames(2).float(), [0.0, 0.5])], MediaError, "give uint8"),
     ],
 )
-def test_views_that_do_not_fit_are_refused(views, error, message, eyes):
-    encoder = looking(eyes, sense="views", views=2)
+def test_views_that_do_not_fit_are_refused(views, error, message, playroom_host):
+    encoder = looking(playroom_host, sense="views", views=2)
     with pytest.raises(error, match=message):
         encoder.encode(Clip.from_frames(frames(2), views=views))
 
@@ -196,16 +200,16 @@ def test_views_that_do_not_fit_are_refused(views, error, message, eyes):
 # What it is
 
 
-def test_what_it_is_hangs_on_its_base(eyes, tokenizer):
+def test_what_it_is_hangs_on_its_base(playroom_host, tokenizer):
     lonely = load_encoder("base-tower")
     for ask in (lambda: lonely.spec, lambda: lonely.fingerprint, lambda: lonely.encode(make_clip())):
         with pytest.raises(EncoderError, match=r"has none yet; give it one by on\(base\)"):
             ask()
-    fast, views = looking(eyes).spec, looking(eyes, sense="views", views=2).spec
-    assert (fast.sense, fast.dim, fast.rate, fast.grid) == ("fast", eyes.vision_dim, 2, (2, 2))
+    fast, views = looking(playroom_host).spec, looking(playroom_host, sense="views", views=2).spec
+    assert (fast.sense, fast.dim, fast.rate, fast.grid) == ("fast", playroom_host.vision_dim, 2, (2, 2))
     assert (views.sense, views.rate, views.grid) == ("views", 0, (8, 4))
-    assert fast.preprocessing == looking(eyes, **fast.options).spec.preprocessing != views.preprocessing
-    assert fast.preprocessing == looking(eyes, **json.loads(json.dumps(dict(fast.options)))).spec.preprocessing
+    assert fast.preprocessing == looking(playroom_host, **fast.options).spec.preprocessing != views.preprocessing
+    assert fast.preprocessing == looking(playroom_host, **json.loads(json.dumps(dict(fast.options)))).spec.preprocessing
 
 
 def test_the_fingerprint_is_that_of_the_eyes(tokenizer):
@@ -235,9 +239,9 @@ def test_the_fingerprint_is_that_of_the_eyes(tokenizer):
         ({"grid": [5, 2]}, r"grid=\[5, 2\]"),
     ],
 )
-def test_impossible_options_are_refused(options, message, eyes):
+def test_impossible_options_are_refused(options, message, playroom_host):
     with pytest.raises(EncoderError, match=message):
-        looking(eyes, **options)
+        looking(playroom_host, **options)
 
 
 @pytest.mark.parametrize(("sense", "steps"), [("fast", 120), ("views", 8)])

@@ -1,4 +1,4 @@
-"""InstructBLIP's eyes see what transformers' model sees, picture by picture, as they have been told."""
+"""InstructBLIP's tower sees what transformers' model sees, picture by picture, as it has been told."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_every_tensor_of_the_release_has_a_place_and_no_place_is_left():
     of EVA-CLIP's ViT-g, 186 of the Q-Former."""
     module = import_module("pave.encoders.instructblip_video")
     with torch.device("meta"):
-        eyes = module.Eyes()
+        network = module.Eyes()
     d, q = 1408, 768
 
     def pair(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
@@ -185,8 +185,8 @@ def test_every_tensor_of_the_release_has_a_place_and_no_place_is_left():
                 f"{layer}.output{which}.dense", q, 3072
             )
             shapes |= pair(f"{layer}.output{which}.LayerNorm", q)
-    assert {name: tuple(tensor.shape) for name, tensor in eyes.state_dict().items()} == shapes
-    millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (eyes.vision_model, eyes.qformer)]
+    assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == shapes
+    millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (network.vision_model, network.qformer)]
     assert [round(each) for each in millions] == [986, 186]
 
 

@@ -100,8 +100,8 @@ def test_its_views_are_picked_as_upstream_picks_them_and_holes_are_kept(llava3d)
     assert not seen(masked, scan).present
 
 
-def test_what_it_is_can_be_read_without_weights_and_hangs_on_no_base(eyes, llava3d):
-    spec = load_encoder("rgbd-geometry", preset="llava3d", weights="/gone").on(eyes).spec
+def test_what_it_is_can_be_read_without_weights_and_hangs_on_no_base(playroom_host, llava3d):
+    spec = load_encoder("rgbd-geometry", preset="llava3d", weights="/gone").on(playroom_host).spec
     assert (spec.dim, spec.grid, spec.points, spec.licence) == (1024, (24, 24), False, "CC-BY-NC-SA-4.0")
     assert spec == load_encoder("rgbd-geometry", **spec.options).spec and "gone" not in str(spec)
 

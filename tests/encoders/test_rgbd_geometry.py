@@ -1,4 +1,4 @@
-"""Depth as a sense: tokens of the base's own eyes that know their points, and a patch that learns to place them."""
+"""Depth as a sense: tokens of the vision tower that know their points, and a patch that learns to place them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from small import awaken, make_clip
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pave.base import Base
+from pave.base import Host
 from pave.config import FusionConfig, LoraConfig, PatchConfig
 from pave.encoder import Encoder, load_encoder
 from pave.errors import EncoderError, MediaError
@@ -36,11 +36,11 @@ FUSIONS = {
 }
 
 
-def depths(base: Base, **options: Any) -> Encoder:
+def depths(base: Host, **options: Any) -> Encoder:
     return load_encoder("rgbd-geometry", **options).on(base)
 
 
-def placed(base: Base, **changes: Any) -> PatchConfig:
+def placed(base: Host, **changes: Any) -> PatchConfig:
     """A patch that sees depth."""
     facts = depths(base, grid=[2, 3]).spec.facts("time")
     fields: dict[str, Any] = {"fusion": FUSIONS["folded"], "lora": LoraConfig(r=4)} | changes
@@ -50,21 +50,25 @@ def placed(base: Base, **changes: Any) -> PatchConfig:
 # Tokens
 
 
-def test_tokens_are_the_base_s_features_with_their_points_behind(eyes):
+def test_tokens_are_the_base_s_features_with_their_points_behind(playroom_host):
     scan = room()
-    side, spec = seen(depths(eyes), scan), depths(eyes).spec
-    assert (spec.dim, spec.grid, spec.points) == (eyes.vision_dim + 3, eyes.grid, True)
-    assert side.x.shape == (4, *eyes.grid, spec.dim) and side.x.dtype == torch.float32
-    features = rearrange(eyes.encode([eyes.pixels(Clip(scan.rgb))]).vision[0], "v (h w) c -> v h w c", h=eyes.grid[0])
+    side, spec = seen(depths(playroom_host), scan), depths(playroom_host).spec
+    assert (spec.dim, spec.grid, spec.points) == (playroom_host.vision_dim + 3, playroom_host.grid, True)
+    assert side.x.shape == (4, *playroom_host.grid, spec.dim) and side.x.dtype == torch.float32
+    features = rearrange(
+        playroom_host.encode([playroom_host.pixels(Clip(scan.rgb))]).vision[0],
+        "v (h w) c -> v h w c",
+        h=playroom_host.grid[0],
+    )
     assert torch.allclose(side.x[..., :-3], features, atol=1e-5)
-    assert torch.equal(side.x[..., -3:], at_centres(scan, eyes.grid)[0])
+    assert torch.equal(side.x[..., -3:], at_centres(scan, playroom_host.grid)[0])
     assert side.kind == "set" and side.valid.all()
 
 
-def test_a_finer_grid_of_points_repeats_features_and_a_coarser_one_averages_them(eyes):
+def test_a_finer_grid_of_points_repeats_features_and_a_coarser_one_averages_them(playroom_host):
     scan = room()
-    (y, x), whole = eyes.grid, seen(depths(eyes), scan)
-    fine, coarse = (seen(depths(eyes, grid=grid), scan) for grid in ([2 * y, 3 * x], [1, 2]))
+    (y, x), whole = playroom_host.grid, seen(depths(playroom_host), scan)
+    fine, coarse = (seen(depths(playroom_host, grid=grid), scan) for grid in ([2 * y, 3 * x], [1, 2]))
     assert torch.allclose(
         fine.x[..., :-3], repeat(whole.x[..., :-3], "v h w c -> v (h a) (w b) c", a=2, b=3), atol=1e-6
     )
@@ -73,8 +77,8 @@ def test_a_finer_grid_of_points_repeats_features_and_a_coarser_one_averages_them
     assert torch.allclose(coarse.x[..., :-3], want, atol=1e-6)
 
 
-def test_a_token_hangs_on_its_own_view_alone(eyes):
-    encoder, scan = depths(eyes), room(9)
+def test_a_token_hangs_on_its_own_view_alone(playroom_host):
+    encoder, scan = depths(playroom_host), room(9)
     whole = seen(encoder, scan)
     for view in (0, 8):
         assert torch.equal(seen(encoder, scan.take(lambda count, view=view: [view])).x[0], whole.x[view])
@@ -89,64 +93,64 @@ def test_a_base_that_looks_at_pairs_looks_at_each_view_alone(tokenizer: PreTrain
     assert torch.equal(seen(depths(base), scan.take(lambda count: [1])).x[0], whole.x[1])
 
 
-def test_holes_are_not_valid_and_change_nothing_that_is_read(eyes):
+def test_holes_are_not_valid_and_change_nothing_that_is_read(playroom_host):
     scan = room()
     depth = scan.depth.clone()
     depth[1, :15] = 0
-    side = seen(depths(eyes, grid=[2, 2]), replace(scan, depth=depth))
+    side = seen(depths(playroom_host, grid=[2, 2]), replace(scan, depth=depth))
     assert side.valid.all(-1).tolist() == [[True, True], [False, True], [True, True], [True, True]]
-    assert not seen(depths(eyes), replace(scan, depth=0 * depth)).present
-    kept = seen(depths(eyes, grid=[2, 2], mask_holes=False), replace(scan, depth=depth))
+    assert not seen(depths(playroom_host), replace(scan, depth=0 * depth)).present
+    kept = seen(depths(playroom_host, grid=[2, 2], mask_holes=False), replace(scan, depth=depth))
     assert kept.valid.all()
     assert torch.allclose(kept.x[1, 0, 0, -3:], (scan.world @ scan.cam_to_world[1])[:3, 3].float())  # the camera itself
 
 
 @pytest.mark.parametrize("write", [write_scannet, write_embodiedscan])
-def test_a_scan_may_be_named_by_its_path(write: Callable[..., Any], eyes, tmp_path):
+def test_a_scan_may_be_named_by_its_path(write: Callable[..., Any], playroom_host, tmp_path):
     scan = room(3)
     words = write(tmp_path / "scene" if write is write_scannet else tmp_path, scan)
-    side, want = seen(depths(eyes), words), seen(depths(eyes), scan)
+    side, want = seen(depths(playroom_host), words), seen(depths(playroom_host), scan)
     assert torch.allclose(side.x[..., -3:], want.x[..., -3:], atol=2e-3)  # millimetres along slanting rays
-    timed = seen(depths(eyes, fps=10, frames=2), words)
+    timed = seen(depths(playroom_host, fps=10, frames=2), words)
     assert timed.kind == "sequence"
     assert timed.times.tolist() == ([0, 4.0] if write is write_scannet else [0, 2.0])
     assert torch.equal(timed.x, side.x[[0, 2]])
 
 
-def test_times_that_are_known_make_a_sequence(eyes):
-    side = seen(depths(eyes), replace(room(3), times=torch.tensor([0.5, 1.0, 4.0]).double()))
+def test_times_that_are_known_make_a_sequence(playroom_host):
+    side = seen(depths(playroom_host), replace(room(3), times=torch.tensor([0.5, 1.0, 4.0]).double()))
     assert (side.kind, side.times.tolist()) == ("sequence", [0.5, 1.0, 4.0])
     assert torch.equal(side.spans, side.times[:, None].expand(-1, 2))
 
 
-def test_at_most_so_many_views_are_seen(eyes):
+def test_at_most_so_many_views_are_seen(playroom_host):
     scan = room(9)
-    assert torch.equal(seen(depths(eyes, frames=3), scan).x, seen(depths(eyes), scan).x[[0, 4, 8]])
+    assert torch.equal(seen(depths(playroom_host, frames=3), scan).x, seen(depths(playroom_host), scan).x[[0, 4, 8]])
 
 
 # What it is
 
 
-def test_until_it_is_on_a_base_it_cannot_say_what_it_is(eyes):
+def test_until_it_is_on_a_base_it_cannot_say_what_it_is(playroom_host):
     encoder = load_encoder("rgbd-geometry")
     with pytest.raises(EncoderError, match=r"has none yet; give it one by on\(base\)"):
         _ = encoder.spec
-    assert encoder.on(eyes).fingerprint == eyes.eyes()
+    assert encoder.on(playroom_host).fingerprint == playroom_host.vision_fingerprint()
 
 
-def test_options_are_resolved_and_told_apart(eyes):
-    plain = depths(eyes).spec
+def test_options_are_resolved_and_told_apart(playroom_host):
+    plain = depths(playroom_host).spec
     assert plain.options == {
         "preset": "base",
         "frames": 32,
         "fps": None,
         "mask_holes": True,
-        "grid": list(eyes.grid),
+        "grid": list(playroom_host.grid),
     }
-    assert depths(eyes, **plain.options).spec == plain
-    assert depths(eyes, fps=30).spec.preprocessing == depths(eyes, fps=30.0).spec.preprocessing
+    assert depths(playroom_host, **plain.options).spec == plain
+    assert depths(playroom_host, fps=30).spec.preprocessing == depths(playroom_host, fps=30.0).spec.preprocessing
     others = [{"fps": 30}, {"frames": 8}, {"grid": [1, 1]}, {"mask_holes": False}]
-    assert len({depths(eyes, **each).spec.preprocessing for each in [{}, *others]}) == 5
+    assert len({depths(playroom_host, **each).spec.preprocessing for each in [{}, *others]}) == 5
 
 
 @pytest.mark.parametrize(
@@ -171,8 +175,8 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str):
         load_encoder("rgbd-geometry", **options)
 
 
-def test_what_is_no_scan_is_refused_and_none_is_absent(eyes, tmp_path):
-    encoder, clip = depths(eyes), make_clip(sound=False)
+def test_what_is_no_scan_is_refused_and_none_is_absent(playroom_host, tmp_path):
+    encoder, clip = depths(playroom_host), make_clip(sound=False)
     assert encoder.encode(clip) is None
     assert encoder.encode(replace(clip, signals={"depth": None})) is None
     with pytest.raises(EncoderError, match="depth= is a int; give an RGBD, the path of a scan, or None"):

@@ -12,7 +12,7 @@ import pave
 from pave.data import Example, Source, read_jsonl
 from pave.errors import DataError, UsageError
 from pave.evaluation.accuracy import Evaluation, Sample, Side, _change, evaluate
-from pave.features.cache import FeatureStore
+from pave.features.cache import FeatureCache
 from pave.hub import catalogue
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel, load
@@ -172,7 +172,7 @@ def test_the_shipped_patch_perceives_and_the_base_still_sees(name: str, tmp_path
     assert report.base_match == "exact" and not report.remarks
     clips = 96 if name == "favor" else 32  # of which a third has sounds, and another words
     asked = read_jsonl(write_clips(tmp_path, clips, seed=5, split="test", channels=("video", *SHIPPED[name])))
-    features = FeatureStore(model, model.encoders()).read(list(dict.fromkeys(example.source for example in asked)))
+    features = FeatureCache(model, model.encoders()).read(list(dict.fromkeys(example.source for example in asked)))
     own, shuffled = (evaluate(model, asked, features=features, side=side).by() for side in ("own", "shuffled"))
     base = evaluate(model, asked, features=features, patches=()).by()
     for channel in SHIPPED[name]:

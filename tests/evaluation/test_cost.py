@@ -32,7 +32,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from pave.base import Base
+from pave.base import Host
 from pave.cli.profile import table
 from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
 from pave.encoder import load_encoder, module_of
@@ -96,11 +96,11 @@ def write_config(folder: Path, size: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
     return {size: outline(write_config(tmp_path_factory.mktemp(size), size)) for size in SIZES}
 
 
-def patch_on(base: Base, fusion: str = "authors'", grid: int = 1, rank: int = 64) -> Patch:
+def patch_on(base: Host, fusion: str = "authors'", grid: int = 1, rank: int = 64) -> Patch:
     """An untrained patch of 1024 side channels."""
     facts = SenseFacts(encoder="logmel", dim=1024, grid=(grid, grid), preprocessing="none")
     config = PatchConfig(
@@ -115,7 +115,7 @@ def patch_on(base: Base, fusion: str = "authors'", grid: int = 1, rank: int = 64
 
 
 @cache
-def cost_at(base: Base, sense: str = "audio", fusion: str = "authors'") -> Cost:
+def cost_at(base: Host, sense: str = "audio", fusion: str = "authors'") -> Cost:
     steps, grid = SENSES[sense]
     return cost_of(base, patch_on(base, fusion, grid), side_steps=[steps])
 
@@ -128,7 +128,7 @@ def cost_at(base: Base, sense: str = "audio", fusion: str = "authors'") -> Cost:
     [("0.5B", 6_235_776, 35_192_832, 41_428_608), ("7B", 8_996_352, 161_480_704, 170_477_056)],
 )
 def test_parameters_are_those_of_the_paper_and_the_dead_ones_are_named(
-    bases: dict[str, Base], size: str, fusion: int, lora: int, whole: int
+    bases: dict[str, Host], size: str, fusion: int, lora: int, whole: int
 ) -> None:
     cost = cost_at(bases[size])
     assert cost.dead_params == {"sense": 2 * 512 * 513}, "two layers' v_linear, weight and bias"
@@ -138,12 +138,12 @@ def test_parameters_are_those_of_the_paper_and_the_dead_ones_are_named(
 
 
 @pytest.mark.parametrize(("size", "tera"), [("0.5B", 8.01), ("7B", 98.54)])
-def test_the_paper_s_prefill(bases: dict[str, Base], size: str, tera: float) -> None:
+def test_the_paper_s_prefill(bases: dict[str, Host], size: str, tera: float) -> None:
     paper = cost_at(bases[size]).paper
     assert round((paper.language_model + paper.head) / 1e12, 2) == tera and not paper.vision and not paper.lora
 
 
-def test_the_paper_s_prefill_with_side_tokens_between_the_visual_ones(bases: dict[str, Base]) -> None:
+def test_the_paper_s_prefill_with_side_tokens_between_the_visual_ones(bases: dict[str, Host]) -> None:
     """The baseline of its ablation: 18432 tokens more."""
     cost = cost_at(bases["0.5B"], "3d", "interleave")
     assert cost.beside == 18432 and round((cost.paper.language_model + cost.paper.head) / 1e12, 2) == 71.41
@@ -158,7 +158,7 @@ def test_the_paper_s_prefill_with_side_tokens_between_the_visual_ones(bases: dic
         ("multiview", 0.1377, 0.1722),
     ],
 )
-def test_the_paper_s_fusions(bases: dict[str, Base], sense: str, small: float, large: float) -> None:
+def test_the_paper_s_fusions(bases: dict[str, Host], sense: str, small: float, large: float) -> None:
     counted = [cost_at(bases[size], sense).paper.fusion["sense"] / 1e12 for size in SIZES]
     assert [round(each, 4) for each in counted] == [small, large]
 
@@ -168,7 +168,7 @@ def test_the_paper_s_fusions(bases: dict[str, Base], sense: str, small: float, l
 
 @pytest.mark.parametrize(("size", "before", "here"), [("0.5B", 6.23, 6.80), ("7B", 90.37, 97.39)])
 def test_the_honest_prefill_has_newlines_and_half_of_the_pairs(
-    bases: dict[str, Base], size: str, before: float, here: float
+    bases: dict[str, Host], size: str, before: float, here: float
 ) -> None:
     cost, n = cost_at(bases[size]), 6312
     assert (cost.visual, cost.newlines, cost.text, cost.prompt) == (6272, 448, 40, 6760)
@@ -178,7 +178,7 @@ def test_the_honest_prefill_has_newlines_and_half_of_the_pairs(
 
 
 @every_size
-def test_the_vision_tower_is_counted_as_siglip_s_matrices_say(bases: dict[str, Base], size: str) -> None:
+def test_the_vision_tower_is_counted_as_siglip_s_matrices_say(bases: dict[str, Host], size: str) -> None:
     patches, q, inner, layers, d = 27 * 27, 1152, 4304, 26, SIZES[size][0]
     layer = patches * (4 * q * q + 2 * q * inner) + 2 * patches**2 * q
     frame = patches * 3 * 14 * 14 * q + layers * layer + patches * (q * d + d * d)
@@ -269,7 +269,7 @@ NETWORKS = {  # beside the minutes of a clip that a pass is of: millions of weig
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_an_encoder_costs_what_its_passes_cost(name: str, bases: dict[str, Base]) -> None:
+def test_an_encoder_costs_what_its_passes_cost(name: str, bases: dict[str, Host]) -> None:
     """A pass more for each that is begun; and at least what its weights cost for one token of each time step."""
     encoder, (minutes, millions) = load_encoder(name), NETWORKS[name]
     found = encoder.outline()
@@ -295,7 +295,7 @@ def test_a_small_encoder_costs_what_torch_counts_when_it_listens() -> None:
     assert counter.get_total_flops() == flops_of(again.run, *again.inputs) > 0
 
 
-def test_eyes_of_the_base_cost_what_its_pictures_cost(bases: dict[str, Base]) -> None:
+def test_eyes_of_the_base_cost_what_its_pictures_cost(bases: dict[str, Host]) -> None:
     cost = cost_of(bases["7B"], patch_on(bases["7B"]), side_steps=[1])
     each = cost.honest.vision / bases["7B"].frames
     for options, pictures in (({"rate": 2}, 120), ({"sense": "views", "views": 3}, 3 * 120)):
@@ -305,7 +305,7 @@ def test_eyes_of_the_base_cost_what_its_pictures_cost(bases: dict[str, Base]) ->
 
 
 def test_an_encoder_without_a_network_is_told_from_one_that_is_not_counted(
-    bases: dict[str, Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bases: dict[str, Host], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cost = cost_of(bases["7B"], patch_on(bases["7B"]), side_steps=[1])
     assert cost.honest.encoders == {"sense": 0} and re.search("encoder, sense .* no network", table(cost))
@@ -331,7 +331,7 @@ def build():
     assert cost.honest.encoders == {"sense": None} and re.search("encoder, sense .* not counted", table(cost))
 
 
-def test_a_folded_fusion_folds_where_that_is_cheaper(bases: dict[str, Base]) -> None:
+def test_a_folded_fusion_folds_where_that_is_cheaper(bases: dict[str, Host]) -> None:
     few, many = (cost_at(bases["7B"], sense, "folded") for sense in ("audio", "multiview"))
     assert few.honest.fusion["sense"] < few.paper.fusion["sense"] / 10
     assert many.honest.fusion["sense"] == many.paper.fusion["sense"], "folds nothing, and pads nothing"
@@ -413,7 +413,7 @@ def test_a_folder_of_peft_has_no_sense(tmp_path: Path) -> None:
 
 
 def test_memory_is_that_of_weights_keys_and_features_in_the_chosen_dtype(
-    bases: dict[str, Base], tmp_path: Path
+    bases: dict[str, Host], tmp_path: Path
 ) -> None:
     memory = cost_at(bases["7B"]).memory
     assert memory.base == 2 * 8_030_348_832, "parameters of this shape"
@@ -446,7 +446,7 @@ def test_only_the_config_of_a_hub_base_is_fetched_and_then_it_works_offline(
     assert cost_at(online) == cost_at(offline) and cost_at(online).base == "tester/seven"
 
 
-def test_a_patch_of_another_base_is_refused_with_what_differs(bases: dict[str, Base], tmp_path: Path) -> None:
+def test_a_patch_of_another_base_is_refused_with_what_differs(bases: dict[str, Host], tmp_path: Path) -> None:
     with pytest.raises(PatchMismatch, match=r"dim=128, this base has 3584; load playroom"):
         profile(write_config(tmp_path, "7B"), "audio-playroom")
     deeper = make_config(bases["7B"])
@@ -468,7 +468,7 @@ def test_a_damaged_header_is_refused_and_values_are_not_looked_at(tmp_path: Path
 
 
 @pytest.mark.parametrize("steps", [[1, 2], [0]])
-def test_side_steps_that_do_not_fit_the_senses_are_refused(bases: dict[str, Base], steps: list[int]) -> None:
+def test_side_steps_that_do_not_fit_the_senses_are_refused(bases: dict[str, Host], steps: list[int]) -> None:
     with pytest.raises(SignalError, match=r"has 1 senses \(sense\); give one number of 1 or more for each"):
         cost_of(bases["0.5B"], patch_on(bases["0.5B"]), side_steps=steps)
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from pave.data import Source
 from pave.encoder import CONSENT, load_encoder
 from pave.errors import DataError, EncoderError, PatchMismatch
-from pave.features.cache import FeatureStore
+from pave.features.cache import FeatureCache
 from pave.features.files import Entry, Key, identity, write
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
@@ -46,8 +46,8 @@ def model(tokenizer: PreTrainedTokenizerFast) -> PatchedModel:
     return PatchedModel(make_base(tokenizer))
 
 
-def store(model: PatchedModel, folder: Path | None, **options: int) -> FeatureStore:
-    return FeatureStore(model, [load_encoder("logmel", **({"bands": 16, "rate": 5} | options))], folder)
+def store(model: PatchedModel, folder: Path | None, **options: int) -> FeatureCache:
+    return FeatureCache(model, [load_encoder("logmel", **({"bands": 16, "rate": 5} | options))], folder)
 
 
 def equal(one: ClipFeatures, other: ClipFeatures) -> bool:
@@ -245,7 +245,7 @@ def test_side_tokens_of_feature_files_take_the_place_of_encoding(
     held = hold(tmp_path / "made", LOGMEL, {films[0]: spoken(0), films[2]: None})
     live = store(model, None).read(films[:1])[films[0]]
     for folder in (tmp_path / "kept", tmp_path / "kept", None):  # fresh ones, those of another run, and in memory
-        reading = FeatureStore(model, [load_encoder("logmel", bands=16, rate=5)], folder, [held])
+        reading = FeatureCache(model, [load_encoder("logmel", bands=16, rate=5)], folder, [held])
         found = reading.read(films)
         side, silent = found[films[0]].sides[KEY], found[films[2]]
         assert side is not None and torch.equal(side.x, spoken(0).x)
@@ -261,7 +261,7 @@ def test_feature_files_of_another_encoder_are_refused_with_both_hashes(
     encoder = load_encoder("logmel", bands=32, rate=5)
     held = hold(tmp_path, LOGMEL, {films[0]: spoken(0)})
     with pytest.raises(DataError, match=rf"{KEY[:12]}.*asked for is logmel {encoder.spec.preprocessing[:12]}"):
-        FeatureStore(model, [encoder], None, [held])
+        FeatureCache(model, [encoder], None, [held])
 
 
 def test_folders_of_one_key_are_one_shelf_and_of_two_are_refused(
@@ -270,11 +270,11 @@ def test_folders_of_one_key_are_one_shelf_and_of_two_are_refused(
     encoder = load_encoder("logmel", bands=16, rate=5)
     half = LOGMEL.model_copy(update={"dtype": "float16"})
     held = [hold(tmp_path / f"{i}", LOGMEL, {film: spoken(i)}) for i, film in enumerate(films[:2])]
-    found = FeatureStore(model, [encoder], None, held).read(films[:2])
+    found = FeatureCache(model, [encoder], None, held).read(films[:2])
     sides = [clip.sides[KEY] for clip in found.values()]
     assert len(sides) == 2 and all(side and torch.equal(side.x, spoken(i).x) for i, side in enumerate(sides))
     with pytest.raises(DataError, match=r"float32\), and .* float16\); give one of them"):
-        FeatureStore(model, [encoder], None, [*held, hold(tmp_path / "half", half, {films[2]: spoken(2)})])
+        FeatureCache(model, [encoder], None, [*held, hold(tmp_path / "half", half, {films[2]: spoken(2)})])
 
 
 def test_feature_files_of_another_bases_eyes_are_refused_with_both_hashes(
@@ -282,14 +282,14 @@ def test_feature_files_of_another_bases_eyes_are_refused_with_both_hashes(
 ) -> None:
     tower = load_encoder("base-tower").on(model.host)
     held = hold(tmp_path, Key.of(tower, "float32"), {films[0]: spoken(0)})
-    FeatureStore(model, [tower], None, [held])
+    FeatureCache(model, [tower], None, [held])
     other = PatchedModel(make_base(tokenizer))
     next(other.base.model.vision_tower.parameters()).data += 0.5
     theirs = load_encoder("base-tower").on(other.host)
     with pytest.raises(
         DataError, match=rf"weights {tower.fingerprint[:12]}.*would be of weights {theirs.fingerprint[:12]}"
     ):
-        FeatureStore(other, [theirs], None, [held])
+        FeatureCache(other, [theirs], None, [held])
 
 
 def test_a_patch_learns_from_feature_files_without_the_encoder_and_says_of_which(

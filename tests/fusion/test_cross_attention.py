@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
 from pave.fusion.align import align
-from pave.fusion.cross_attention import Beside, Folded, Fusion, Official, build_fusion
-from pave.fusion.reader import Standard
+from pave.fusion.cross_attention import Concatenation, Folded, Fusion, Official, build_fusion
+from pave.fusion.reader import Standardise
 from pave.fusion.rope import cell_centres, time_turns
 from pave.sidechannel import Rule, SideBatch, SideTokens
 
@@ -360,7 +360,7 @@ def test_only_time_since_the_key_frame_counts_even_after_an_hour():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_large_constant_in_the_signal_costs_no_precision(dtype):
     x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0)) * 700 + 7e4
-    standard = Standard(6)
+    standard = Standardise(6)
     standard.fit(x)
     want = standard(x)
     assert torch.allclose(want.std(0), torch.ones(6), atol=1e-3) and standard.mean.abs().min() > 6e4
@@ -398,7 +398,7 @@ def test_side_tokens_too_few_to_measure_are_taken_as_they_are(count):
 def test_concatenation_hands_back_projected_tokens_and_which_are_real(combine):
     config = FusionConfig(width=16, heads=2, combine=combine)
     beside = build_fusion(config, **DIMS).double()
-    assert isinstance(beside, Beside)
+    assert isinstance(beside, Concatenation)
     beside.calibrate(visual(1)[1], random(50, 6) + 3)
     rows = [side_tokens(8), None, side_tokens(5)]
     side = align(rows, [keys(4)] * 3, "time")
@@ -455,8 +455,8 @@ def test_points_are_added_to_features_by_their_mlp_and_by_nothing_else(name):
         plain.standard.mean.zero_()
         plain.standard.gain.fill_(1)
 
-    def said(fusion: Fusion | Beside, side: SideBatch) -> Tensor:
-        return fusion(side)[0] if isinstance(fusion, Beside) else fusion(*visual(1), side)
+    def said(fusion: Fusion | Concatenation, side: SideBatch) -> Tensor:
+        return fusion(side)[0] if isinstance(fusion, Concatenation) else fusion(*visual(1), side)
 
     added = replace(side, x=x + inner @ last.T + state["place.mlp.3.bias"])
     want = said(plain, added)

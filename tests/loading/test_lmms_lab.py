@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import AddedToken
 from transformers import LlavaOnevisionForConditionalGeneration as HuggingFace
 
-from pave.base import Base
+from pave.base import Host
 from pave.errors import BaseModelError
 from pave.loading import lmms_lab
 from pave.loading.base import load_base
@@ -140,7 +140,7 @@ def theirs(name: str) -> str:
     return name.replace("multi_modal_projector.linear_2", "mm_projector.2")
 
 
-def describe(base: Base, **changes: Any) -> dict[str, Any]:
+def describe(base: Host, **changes: Any) -> dict[str, Any]:
     """The config.json that the authors would write."""
     text = base.model.config.text_config.to_dict()
     text = {key: text[key] for key in text.keys() & (RELEASED["7B"].keys() | {"max_position_embeddings"})}
@@ -158,7 +158,7 @@ def write_tokenizer(folder: Path, special: list[str], *added: str) -> None:
     (folder / "pave.json").write_text(json.dumps({"frames": FRAMES}))
 
 
-def write_original(folder: Path, base: Base, **changes: Any) -> Path:
+def write_original(folder: Path, base: Host, **changes: Any) -> Path:
     """A base as the authors would release it, in two files."""
     tensors = {theirs(name): tensor.contiguous() for name, tensor in base.model.state_dict().items()}
     described = describe(base, **changes)
@@ -177,14 +177,14 @@ def write_original(folder: Path, base: Base, **changes: Any) -> Path:
     return folder
 
 
-def write_converted(folder: Path, base: Base) -> Path:
+def write_converted(folder: Path, base: Host) -> Path:
     """The same base in Hugging Face's layout."""
     base.model.save_pretrained(folder)
     write_tokenizer(folder, SPECIAL[:3], "<image>", "<video>")
     return folder
 
 
-def make_tiny(dtype: torch.dtype = torch.bfloat16) -> Base:
+def make_tiny(dtype: torch.dtype = torch.bfloat16) -> Host:
     """The small base of all tests, with a tokenizer like the converted one and weights that float16 rounds."""
     tokenizer = make_tokenizer(SPECIAL[:3])
     tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
 from pave.errors import BaseModelError
-from pave.features.cache import FeatureStore
+from pave.features.cache import FeatureCache
 from pave.model.patched import PatchedModel, load
 from pave.training.trainee import trainable, training
 
@@ -149,7 +149,7 @@ def test_features_of_the_whole_base_are_features_of_it(
     whole: PatchedModel, folder: Path, kind: str, tmp_path: Path
 ) -> None:
     light = load(folder, quantize=kind)
-    assert FeatureStore(light, [], tmp_path)._looker == FeatureStore(whole, [], tmp_path)._looker
+    assert FeatureCache(light, [], tmp_path)._looker == FeatureCache(whole, [], tmp_path)._looker
 
 
 # Spread over devices
@@ -261,8 +261,8 @@ def test_a_quantised_base_may_have_its_head_on_disk(folder: Path, kind: str) -> 
 def test_eyes_on_disk_keep_no_features_in_a_folder(whole: PatchedModel, folder: Path, tmp_path: Path) -> None:
     apart = load(folder, device=on_disk(whole.base, whole.host.read_apart))
     with pytest.raises(BaseModelError, match=r"vision_tower.* is offloaded.*in memory only"):
-        FeatureStore(apart, [], tmp_path)
-    FeatureStore(apart, [])
+        FeatureCache(apart, [], tmp_path)
+    FeatureCache(apart, [])
 
 
 # Refused

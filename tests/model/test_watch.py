@@ -28,7 +28,7 @@ from pave.media.resampling import Resampling, resample
 from pave.model.patched import PatchedModel
 from pave.model.watch import PATIENCE, Show
 from pave.streaming.chunks import chunks_of
-from pave.streaming.memory import Memory
+from pave.streaming.memory import History
 
 QUESTION = "What do you hear?"
 
@@ -366,7 +366,7 @@ def looped(film: list[tuple[Any, Any, Any]], seconds: int, times: int) -> Iterat
 
 @pytest.mark.parametrize("count", [3, 10, 11, 100, 1000])
 def test_what_is_thinned_is_thinned_evenly_and_makes_no_more_than_it_keeps(count: int) -> None:
-    memory, made = Memory(10 * 8), []
+    memory, made = History(10 * 8), []
 
     def make(second: int) -> tuple[Tensor]:
         made.append(second)

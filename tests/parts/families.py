@@ -30,7 +30,7 @@ from transformers import (
     VideoLlavaConfig,
 )
 
-from pave.base import Base
+from pave.base import Host
 
 FRAMES, SIDE = 4, 56  # key frames of a clip; pixels a side: a 4 x 4 patch grid, pooled to 2 x 2 visual tokens
 TEXT: dict[str, Any] = {
@@ -214,7 +214,7 @@ def make_base(
     seed: int = 0,
     family: str = "llava_onevision",
     side: int = SIDE,
-) -> Base:
+) -> Host:
     """A base whose visual tokens matter: with the usual initial scale they would hardly reach the logits."""
     if family != "llava_onevision":
         tokenizer = with_marks(tokenizer)
@@ -228,7 +228,7 @@ def make_base(
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.15)
-    base: Base = import_module(f"pave.bases.{family}").BASE(model.to(dtype=dtype), tokenizer, frames=FRAMES)
+    base: Host = import_module(f"pave.bases.{family}").BASE(model.to(dtype=dtype), tokenizer, frames=FRAMES)
     if hasattr(base, "side"):
         base.side = side  # type: ignore[attr-defined]  # of those that take any size
     return base

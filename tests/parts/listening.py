@@ -30,7 +30,7 @@ from pave.media.clip import Clip
 from pave.senses.languagebind import VIT_L, Tower, tower
 from pave.sidechannel import SideTokens
 from pave.streaming.chunks import Chunk
-from pave.streaming.encoders import organ
+from pave.streaming.encoders import streaming_encoder
 
 BEATS = module_of("beats-audio").Sizes(patch=32, width=48, heads=4, layers=3)
 IMAGEBIND = module_of("imagebind-audio").Sizes(width=96, heads=6, layers=3, dim=64)
@@ -154,7 +154,7 @@ def hear_in_pieces(encoder: Encoder, sound: Tensor, rate: int, start: float = 0.
     """Assert that an encoder hears a sound (c n) of several pieces as it hears the whole; returns how many of its
     tokens were finished before the end."""
     whole = encoder.encode(Clip(audio=sound, rate=rate, audio_start=start))
-    ear, parts, known = organ(encoder, "ears"), [], start
+    ear, parts, known = streaming_encoder(encoder, "ears"), [], start
     for some in sound.split(round(1.3 * rate), dim=-1):
         for tokens, until in ear.feed(Chunk(None, None, some, rate, start)):
             assert tokens is not None and known <= tokens.times.min() and tokens.times.max() < until

@@ -8,7 +8,7 @@ import torch
 from small import awaken, make_clip, make_config
 from torch import Tensor
 
-from pave.base import Base
+from pave.base import Host
 from pave.config import FusionConfig, LoraConfig, PatchConfig, ResamplerConfig, SenseFacts
 from pave.encoder import load_encoder
 from pave.media.clip import Clip
@@ -44,7 +44,7 @@ def logits(model: PatchedModel, **how: Any) -> Tensor:
         return model.forward(model.prepare(clips(), QUESTIONS, **how)).logits
 
 
-def config_for(base: Base, **changes: Any) -> PatchConfig:
+def config_for(base: Host, **changes: Any) -> PatchConfig:
     """A patch that hears, in the words of any family."""
     layers = {name.rpartition(".")[2] for name, _ in base.language_model.named_modules()}
     words = [word for word in ("q_proj", "v_proj", "gate_proj", "gate_up_proj", "down_proj") if word in layers]
@@ -62,7 +62,7 @@ def sense(**options: Any) -> SenseFacts:
     return load_encoder("logmel", **options).spec.facts("time")
 
 
-def favor_config(base: Base, way: str = "residual") -> PatchConfig:
+def favor_config(base: Host, way: str = "residual") -> PatchConfig:
     """Two senses, 10 and 2 tokens per second, put on one clock of 2 steps per second: 4 steps, or 2 s, to a window."""
     resampler, fusion = READ[way]
     return make_config(

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pave.base import Base
+from pave.base import Host
 from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
 from pave.encoder import load_encoder
 from pave.media.clip import Clip
@@ -53,7 +53,7 @@ def _sound(seconds: int, draw: torch.Generator) -> Tensor:
     return (0.5 * torch.sin(2 * math.pi * pitch * clock) + 0.05 * torch.randn(len(clock), generator=draw))[None]
 
 
-def make_config(base: Base, name: str = "ears", **changes: object) -> PatchConfig:
+def make_config(base: Host, name: str = "ears", **changes: object) -> PatchConfig:
     """A patch that hears log-mel, small enough for this base."""
     options: dict[str, object] = {"bands": 16, "rate": 5}
     spec = load_encoder("logmel", **options).spec

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from pave.base import Base
+from pave.base import Host
 from pave.config import LoraConfig
 from pave.errors import RecipeError
 from pave.patch.lora import Call, Lora, Loras, running, targets
@@ -22,7 +22,7 @@ CONFIG = LoraConfig(r=4, lora_alpha=6)
 
 
 @pytest.fixture
-def lora(base: Base) -> Lora:
+def lora(base: Host) -> Lora:
     made = Lora(CONFIG, targets(CONFIG, base.language_model)).eval()
     draw = torch.Generator().manual_seed(0)
     for pair in made.pairs.values():
@@ -59,7 +59,7 @@ def test_logits_are_those_of_peft(tokenizer: PreTrainedTokenizerFast, tmp_path: 
     assert (ours - before).abs().max() > 1e-2
 
 
-def test_peft_finds_the_same_layers_and_none_in_the_vision_tower(base: Base, lora: Lora, tmp_path: Path) -> None:
+def test_peft_finds_the_same_layers_and_none_in_the_vision_tower(base: Host, lora: Lora, tmp_path: Path) -> None:
     save_peft(tmp_path, CONFIG, lora.state_dict(), "model.language_model")
     peft_model = PeftModel.from_pretrained(base.model, str(tmp_path))
     found = {name.partition(".lora_A")[0] for name, _ in peft_model.named_parameters() if ".lora_A" in name}
@@ -67,7 +67,7 @@ def test_peft_finds_the_same_layers_and_none_in_the_vision_tower(base: Base, lor
     assert len(found) == 2 * 7
 
 
-def test_rows_of_weight_zero_keep_their_exact_logits(base: Base, lora: Lora) -> None:
+def test_rows_of_weight_zero_keep_their_exact_logits(base: Host, lora: Lora) -> None:
     before = logits(base.model)
     Loras(base.language_model).add(lora)
     everybody = logits(base.model, {lora: all_rows()})
@@ -80,7 +80,7 @@ def test_rows_of_weight_zero_keep_their_exact_logits(base: Base, lora: Lora) -> 
     assert not torch.allclose(everybody[0], before[0], atol=1e-3)
 
 
-def test_rows_follow_their_beams(base: Base, lora: Lora) -> None:
+def test_rows_follow_their_beams(base: Host, lora: Lora) -> None:
     Loras(base.language_model).add(lora)
     wide = ids(2).repeat_interleave(3, 0)
     with torch.no_grad(), running(Call({lora: torch.tensor([1.0, 0.0])})):
@@ -108,7 +108,7 @@ def test_two_loras_sum_whatever_their_order(tokenizer: PreTrainedTokenizerFast) 
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
 
 
-def test_hooks_without_a_call_do_nothing_and_leave_nothing(base: Base, lora: Lora) -> None:
+def test_hooks_without_a_call_do_nothing_and_leave_nothing(base: Host, lora: Lora) -> None:
     before = logits(base.model)
     inside = Loras(base.language_model)
     inside.add(lora)
@@ -118,23 +118,23 @@ def test_hooks_without_a_call_do_nothing_and_leave_nothing(base: Base, lora: Lor
     assert sum(len(module._forward_hooks) for module in base.model.modules()) == 0
 
 
-def test_names_follow_the_language_model(base: Base, lora: Lora) -> None:
+def test_names_follow_the_language_model(base: Host, lora: Lora) -> None:
     shapes = {name: tuple(value.shape) for name, value in lora.state_dict().items()}
     assert shapes["layers.1.mlp.down_proj.A"] == (4, 128)
     assert shapes["layers.0.self_attn.k_proj.B"] == (32, 4)
 
 
-def test_targets_may_be_full_paths(base: Base) -> None:
+def test_targets_may_be_full_paths(base: Host) -> None:
     config = LoraConfig(target_modules=("layers.1.self_attn.q_proj",))
     assert [path for path, _, _ in targets(config, base.language_model)] == ["layers.1.self_attn.q_proj"]
 
 
-def test_a_target_that_matches_nothing_is_refused(base: Base) -> None:
+def test_a_target_that_matches_nothing_is_refused(base: Host) -> None:
     with pytest.raises(RecipeError, match=r"qqq.*down_proj"):
         targets(LoraConfig(target_modules=("q_proj", "qqq")), base.language_model)
 
 
-def test_dropout_acts_in_training_only(base: Base) -> None:
+def test_dropout_acts_in_training_only(base: Host) -> None:
     config = LoraConfig(r=4, lora_dropout=0.5)
     lora = Lora(config, targets(config, base.language_model))
     for pair in lora.pairs.values():

@@ -15,7 +15,7 @@ from pave.errors import SignalError
 from pave.fusion.align import align
 from pave.fusion.qformer import WINDOWS, Resampler, build_resampler
 from pave.sidechannel import SideBatch, SideTokens
-from pave.streaming.resampler import Listening
+from pave.streaming.resampler import StreamingResampler
 
 SENSES = (("video", 3), ("audio", 6))
 SECONDS = 80  # 160 steps, 40 windows of 4
@@ -68,7 +68,7 @@ def between(tokens: SideTokens, start: float, end: float) -> SideTokens:
 
 
 def listened(
-    listening: Listening, heard: dict[str, SideTokens], pieces: dict[str, float], end: float = inf
+    listening: StreamingResampler, heard: dict[str, SideTokens], pieces: dict[str, float], end: float = inf
 ) -> tuple[Tensor, Tensor]:
     """All that a stream gives whose senses come in pieces of so many seconds, until `end`."""
     found = []
@@ -92,7 +92,7 @@ def test_a_recording_that_is_heard_piece_by_piece_gives_the_bits_of_the_whole(
 ) -> None:
     resampler, heard = resampler_of(**WAYS[way]), recording()
     whole = offline(resampler, heard, KEYS)
-    made, times = listened(Listening(resampler), heard, pieces)
+    made, times = listened(StreamingResampler(resampler), heard, pieces)
     side = resampler.side(made, times, KEYS)
     assert torch.equal(made, whole.x[0, :, :, 0]) and torch.allclose(times, whole.times[0], rtol=0, atol=1e-9)
     assert torch.equal(side.index, whole.index) and torch.equal(side.mask, whole.mask)
@@ -102,7 +102,7 @@ def test_a_recording_that_is_heard_piece_by_piece_gives_the_bits_of_the_whole(
 @pytest.mark.parametrize("second", [3.1, 33.6, 41.0])
 def test_at_any_moment_it_is_what_the_recording_up_to_then_gives(way: str, second: float) -> None:
     resampler, heard = resampler_of(**WAYS[way]), recording()
-    made, _ = listened(Listening(resampler), heard, {"video": 1.0, "audio": 1.0}, end=second)
+    made, _ = listened(StreamingResampler(resampler), heard, {"video": 1.0, "audio": 1.0}, end=second)
     short = {sense: between(tokens, -1, second) for sense, tokens in heard.items()}
     assert torch.equal(made, offline(resampler, short, KEYS).x[0, :, :, 0])
 
@@ -117,7 +117,7 @@ def test_chunks_are_within_rounding_of_all_windows_at_once(way: str, monkeypatch
 
 
 def test_what_is_finished_comes_at_once_and_its_tokens_are_forgotten() -> None:
-    listening, heard = Listening(resampler_of()), recording(200)
+    listening, heard = StreamingResampler(resampler_of()), recording(200)
     held, given = [], 0
     for second in range(200):
         for sense, tokens in heard.items():
@@ -132,7 +132,7 @@ def test_a_sense_that_is_absent_or_ends_does_not_stop_the_others() -> None:
     resampler, heard = resampler_of(), recording()
     video, audio = heard["video"], between(heard["audio"], 0, 5)
     for sound in (None, audio):
-        listening = Listening(resampler)
+        listening = StreamingResampler(resampler)
         assert listening.feed("audio", sound, inf) is None
         found = listening.feed("video", video, SECONDS)
         with torch.no_grad():
@@ -144,7 +144,7 @@ def test_a_sense_that_is_absent_or_ends_does_not_stop_the_others() -> None:
 
 
 def test_what_comes_late_or_is_on_no_clock_is_refused_and_loses_nothing() -> None:
-    listening, heard = Listening(resampler_of()), recording()["audio"]
+    listening, heard = StreamingResampler(resampler_of()), recording()["audio"]
     assert listening.rest() is None
     listening.feed("audio", between(heard, 0, 9), 9.0)
     with pytest.raises(SignalError, match=r"audio comes late: all of it before 9 s .* of 8.75 s"):
@@ -152,7 +152,7 @@ def test_what_comes_late_or_is_on_no_clock_is_refused_and_loses_nothing() -> Non
     with pytest.raises(SignalError, match="audio is a set"):
         listening.feed("audio", SideTokens(heard.x, heard.times + 9, heard.spans, heard.valid, "set"), 99.0)
     listening.feed("audio", between(heard, 9, 12), 12.0)
-    again = Listening(listening.resampler)
+    again = StreamingResampler(listening.resampler)
     again.feed("audio", between(heard, 0, 12), 12.0)
     one, other = listening.rest(), again.rest()
     assert one is not None and other is not None and torch.equal(one[0], other[0])

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from patched import QUESTIONS, READ, RESAMPLER, clips, favor_config, favors, logits
 from pydantic import ValidationError
-from runs import begun
 from small import awaken
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -124,7 +123,7 @@ def favor(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
 @pytest.mark.parametrize("way", ["residual", "states", "prefix"])
 def test_training_moves_all_of_the_patch_and_its_file_can_be_used(favor: Callable[..., Recipe], way: str) -> None:
     resampler, fusion = READ[way]
-    run = begun(favor("train.steps=2", f"fusion={json.dumps({'width': 32, 'heads': 2} | fusion)}", **resampler))
+    run = Run.begin(favor("train.steps=2", f"fusion={json.dumps({'width': 32, 'heads': 2} | fusion)}", **resampler))
     before = run.setup.model.export("ears").tensors
     run.fit(lambda step, steps, figures: None)
     patch = Patch.load(run.finish().patch)
@@ -148,7 +147,7 @@ def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(favor: Callable[.
 
 def test_the_diversity_loss_is_that_of_all_windows_of_a_step_times_its_weight(favor: Callable[..., Recipe]) -> None:
     """Each window counts the same, however many its clip has."""
-    run = begun(favor(diversity=0.5))
+    run = Run.begin(favor(diversity=0.5))
     clips = run.dataset.train[:3]
     short = {key: side and side.only(side.times < 2) for key, side in clips[0].features.sides.items()}
     clips[0] = replace(clips[0], features=replace(clips[0].features, sides=short))
@@ -168,7 +167,7 @@ def mixed(recipe: Callable[..., Recipe]) -> Run:
     """Training of a patch that hears and sees, whose weights act, with a clip that has both, one that is deaf, one that
     lacks dense pictures, and one that has neither; their answers are of several lengths."""
     fast = "senses.fast={encoder: base-tower, options: {rate: 2, grid: [1, 1]}}"
-    run = begun(recipe(fast, f"resampler={json.dumps({**RESAMPLER, 'slots': 3})}"))
+    run = Run.begin(recipe(fast, f"resampler={json.dumps({**RESAMPLER, 'slots': 3})}"))
     audio, pictures = (encoder.spec.preprocessing for encoder in run.setup.senses.values())
     clips = run.dataset.train[:4]
     for i, lacks in enumerate([(), (audio,), (pictures,), (audio, pictures)]):
@@ -234,7 +233,7 @@ def test_a_clip_learns_nothing_from_a_sense_that_it_lacks(mixed: Run) -> None:
 def test_each_part_learns_at_its_own_rate(favor: Callable[..., Recipe]) -> None:
     """Adam's first step moves a weight by the rate, however hard it is pulled."""
     rates = {"resampler": 1e-2, "fusion": 1e-3, "lora": 1e-4}
-    run = begun(favor("train.warmup=0", *(f"train.{part}_lr={rate}" for part, rate in rates.items())))
+    run = Run.begin(favor("train.warmup=0", *(f"train.{part}_lr={rate}" for part, rate in rates.items())))
     awaken(run.setup.model, "ears")
     before = {
         part: [each.detach().clone() for each in parts.values()] for part, parts in run.trainee.parameters.items()
@@ -251,7 +250,7 @@ def test_each_part_learns_at_its_own_rate(favor: Callable[..., Recipe]) -> None:
 def test_the_diversity_loss_is_learned_from_and_none_is_none(favor: Callable[..., Recipe]) -> None:
     alike = {}
     for weight in (0.0, 10.0):
-        run = begun(favor("train.steps=6", "train.batch=1", diversity=weight, output=f"out{weight}"))
+        run = Run.begin(favor("train.steps=6", "train.batch=1", diversity=weight, output=f"out{weight}"))
         told: list[dict[str, float]] = []
         run.fit(lambda step, steps, figures, told=told: told.append(figures))
         assert [set(each) for each in told] == [{"loss", "rate"} | ({"diversity"} if weight else set())] * 6
@@ -265,7 +264,7 @@ def test_the_diversity_loss_is_learned_from_and_none_is_none(favor: Callable[...
 
 
 def test_the_senses_are_measured_before_training(favor: Callable[..., Recipe]) -> None:
-    run = begun(favor())
+    run = Run.begin(favor())
     attached: Any = run.trainee.attached
     sides = [clip.features.sides[run.setup.senses["audio"].spec.preprocessing] for clip in run.dataset.train]
     heard = torch.cat([side.x.flatten(0, 2) for side in sides if side is not None])

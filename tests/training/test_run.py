@@ -18,7 +18,7 @@ from types import FrameType
 import pytest
 import torch
 from places import ROOT
-from runs import begun, quiet, trained
+from runs import quiet, trained
 from small import full_disk, write_base, write_line
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -128,7 +128,7 @@ def test_resuming_with_another_recipe_base_or_data_is_refused(
     for change in ("lora.r=2", "train.seed=3", f"base={other_base}", f"data.train={workshop / 'altered.jsonl'}"):
         with pytest.raises(TrainingError, match="another recipe, base or data"):
             train(recipe(change), resume=True)
-    assert begun(recipe("train.checkpoint_every=1")).resume() is None, "how often it is saved does not matter"
+    assert Run.begin(recipe("train.checkpoint_every=1")).resume() is None, "how often it is saved does not matter"
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_run_can_start_anew(recipe: Make, whole: bytes) -> None:
@@ -204,7 +204,7 @@ def test_a_patch_is_trained_on_top_of_another_that_stays_as_it_is(recipe: Make, 
 def test_training_goes_on_from_a_patch(recipe: Make, tmp_path: Path) -> None:
     first = train(recipe("name=first", output="first")).patch
     kept = first.read_bytes()
-    run = begun(recipe(f"train.start_from={first}", output="second"))
+    run = Run.begin(recipe(f"train.start_from={first}", output="second"))
     start, tensors = run.setup.model.export(run.setup.recipe.name).tensors, Patch.load(first).tensors
     assert start.keys() == tensors.keys() and all(torch.equal(start[name], tensors[name]) for name in start)
     run.fit(quiet)
@@ -246,7 +246,7 @@ def test_patches_that_cannot_share_a_row_are_refused_before_clips_are_seen(recip
 
 
 def test_rows_of_a_step_may_ask_for_different_patches(recipe: Make) -> None:
-    run = begun(recipe())
+    run = Run.begin(recipe())
     name = run.setup.recipe.name
     for parameter in run.trainee.parameters["lora"].values():
         parameter.data.normal_(generator=torch.Generator().manual_seed(0))
@@ -272,7 +272,7 @@ def test_rows_of_a_step_may_ask_for_different_patches(recipe: Make) -> None:
 
 
 def test_every_epoch_sees_every_clip_once(recipe: Make) -> None:
-    run = begun(recipe("train.batch=4"))
+    run = Run.begin(recipe("train.batch=4"))
     count = len(run.dataset.train)
     drawn = [id(clip) for step in range(count) for clip in run.clips_of(step)]
     epochs = [drawn[i : i + count] for i in range(0, len(drawn), count)]
@@ -284,7 +284,7 @@ def test_every_epoch_sees_every_clip_once(recipe: Make) -> None:
 
 
 def test_the_loss_falls_and_the_base_stays_bit_for_bit(recipe: Make) -> None:
-    run = begun(recipe("train.steps=40", "train.batch=6", "train.checkpoint_every=100", "train.lora_lr=5e-3"))
+    run = Run.begin(recipe("train.steps=40", "train.batch=6", "train.checkpoint_every=100", "train.lora_lr=5e-3"))
     before = {name: value.clone() for name, value in run.setup.model.base_state_dict().items()}
     run.fit(quiet)
     assert run.losses[-1] < 0.6 * run.losses[0]
@@ -395,7 +395,7 @@ def test_data_in_which_no_clip_has_sound_is_refused(recipe: Make, workshop: Path
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_rates_named(recipe: Make) -> None:
-    spoiled = begun(recipe("train.steps=2", "train.checkpoint_every=1"))
+    spoiled = Run.begin(recipe("train.steps=2", "train.checkpoint_every=1"))
     cause = r"step {}.*train.fusion_lr=\S+ or train.lora_lr=\S+; {}"
 
     def spoil(step: int, *_: object) -> None:
@@ -403,11 +403,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_rates_named(recipe: Ma
 
     with pytest.raises(TrainingError, match=cause.format(2, "the last good checkpoint, of step 1, is in")):
         spoiled.fit(spoil)
-    again = begun(spoiled.setup.recipe)
+    again = Run.begin(spoiled.setup.recipe)
     again.resume()
     assert again.kept == 1
     assert all(parameter.isfinite().all() for part in again.trainee.parameters.values() for parameter in part.values())
-    fresh = begun(spoiled.setup.recipe)  # into the same folder, where the checkpoint of another run lies
+    fresh = Run.begin(spoiled.setup.recipe)  # into the same folder, where the checkpoint of another run lies
     next(iter(fresh.trainee.parameters["lora"].values())).data.fill_(torch.inf)
     with pytest.raises(TrainingError, match=cause.format(1, "no checkpoint of this run")):
         fresh.fit(spoil)
@@ -462,7 +462,7 @@ def test_the_rate_warms_up_in_a_line_and_falls_as_a_cosine(recipe: Make) -> None
 
 def test_held_out_questions_are_asked_of_the_patch_as_it_is_at_that_step(recipe: Make, workshop: Path) -> None:
     words = ("train.steps=25", "train.lora_lr=1e-2", "train.eval_every=8", f"data.val={workshop / 'mixed.jsonl'}")
-    run, told = begun(recipe(*words)), {}
+    run, told = Run.begin(recipe(*words)), {}
     model, names = run.setup.model, run.setup.names
 
     def look(step: int, steps: int, figures: dict[str, float]) -> None:
@@ -510,7 +510,7 @@ def test_a_missing_encoder_is_told_before_a_large_base_is_fetched() -> None:
 
 
 def test_a_step_lays_its_clips_out_once_and_tokenises_nothing(recipe: Make) -> None:
-    run = begun(recipe("train.steps=3", "train.batch=4"))
+    run = Run.begin(recipe("train.steps=3", "train.batch=4"))
     run.step(0)
     names = ("align", "lay_out", "wanted", "encode_text", "encode_special")
     calls = Counter[str]()
