@@ -15,6 +15,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from errno import ENOMEM
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -279,6 +280,8 @@ def module_of(name: str) -> ModuleType:
     """The file of an encoder, imported."""
     try:
         module = import_module(f"pave.encoders.{name.replace('-', '_')}")
+    except MemoryError:  # no fault of the file
+        raise
     except Exception as error:  # somebody's own code fails as it likes
         cause = f"{type(error).__name__}: {error}"
         raise EncoderError(f"encoder {name!r} cannot be imported ({cause}); mend its file") from error
@@ -297,8 +300,13 @@ def known_encoders() -> list[str]:
     """Names of all encoders, by their files; none of them is imported. A file called test_... is the test of one."""
     homes: dict[str, Path] = {}
     for folder in folders():
-        if not folder.is_dir():
-            raise EncoderError(f"{PLACE} names {folder}, where no folder is; make it, or mend the environment")
+        try:
+            os.listdir(folder)  # pkgutil takes a folder that cannot be listed for an empty one
+        except OSError as error:
+            if error.errno == ENOMEM:
+                raise MemoryError from None
+            cause = f"{PLACE} names {folder}, where no folder is that can be listed ({error.strerror})"
+            raise EncoderError(f"{cause}; make it, or mend the environment") from None
         for module in pkgutil.iter_modules([str(folder)]):
             name = module.name.replace("_", "-")
             if name in homes:

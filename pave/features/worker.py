@@ -160,6 +160,7 @@ class Reader:
         try:
             yield
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            if not lacking and not any(words in str(error) for words in ("allocate memory", "std::bad_alloc")):
                 raise
             raise MediaError(f"{what}: needs more than the {self.job.memory:g} GiB that a worker may hold") from None
