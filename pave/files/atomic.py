@@ -27,9 +27,7 @@ def reading(path: Path) -> Iterator[BufferedReader]:
         with path.open("rb") as file:
             yield file
     except OSError as error:
-        raise FileError(
-            path, f"cannot be read ({error.strerror or error})", "check the path and its permissions"
-        ) from None
+        raise FileError(path, f"cannot be read ({error.strerror or error})", "check path and permissions") from None
 
 
 @contextmanager

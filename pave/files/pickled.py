@@ -29,12 +29,7 @@ from pave.files.process import limit, python
 SECONDS = 300.0  # wall-clock limit to open a file; one of 320 MB takes about 3 s, one of 4.8 GB 8 s
 MEMORY = 2 << 30  # bytes, on top of three times the file's: the file, its tensors, and a copy
 REWRITE = "from pave.files.pickled import rewrite; rewrite()"
-ENVIRONMENT = (
-    "PATH",
-    "LD_LIBRARY_PATH",
-    "DYLD_LIBRARY_PATH",
-    "SYSTEMROOT",
-)  # variables that an interpreter may need to start
+ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # what an interpreter may need to start
 FENCED = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.spawn", "os.posix_spawn", "os.startfile")
 UNWRITTEN = 3  # exit code of the child if the disk is at fault, not the file
 REMEDY = "download it again; PAVE never opens such a file in an unsafe way"
@@ -70,9 +65,7 @@ def _converted(path: Path, inside: str, part: str) -> tuple[dict[str, Tensor], d
             output = (done.stdout or done.stderr).decode("utf-8", "replace").split("\n")
             cause = "".join(output[-2:]).strip() or f"crashed the process that opened it (exit {done.returncode})"
             if done.returncode == UNWRITTEN:
-                raise FileError(
-                    path, cause, f"free disk space in {Path(folder).parent}, or set TMPDIR to another folder"
-                )
+                raise FileError(path, cause, f"free space in {Path(folder).parent}, or set TMPDIR to another folder")
             raise FileDamaged(path, cause, REMEDY)
         with raised_as(FileDamaged, path, REMEDY):
             return tensorfile.read(Path(folder) / "out")

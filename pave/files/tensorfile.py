@@ -160,11 +160,9 @@ def _offsets(entries: Mapping[str, Any], total: int) -> str:
         if begin != place:
             return f"tensors {'overlap' if begin < place else 'leave a gap'} at byte {begin}"
         place = end
-    return (
-        ""
-        if place == total
-        else f"is cut short or too long: {total:,} bytes of tensors, the header announces {place:,}"
-    )
+    if place != total:
+        return f"is cut short or too long: {total:,} bytes of tensors, the header announces {place:,}"
+    return ""
 
 
 def _tensor(entry: Mapping[str, Any], data: Tensor) -> Tensor:
