@@ -113,7 +113,7 @@ def _confine(memory: int, seconds: int) -> None:
 def _flaw(content: Any, size: int) -> str:
     """Why this is not a mapping of names to plain tensors that fits a file of `size` bytes; empty if it is one."""
     if not isinstance(content, dict):
-        return f"contains a {type(content).__name__}, not tensors by name"
+        return f"holds a {type(content).__name__}, not tensors by name"
     total = 0
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
@@ -129,6 +129,6 @@ def _flaw(content: Any, size: int) -> str:
 def _cause(error: Exception) -> str:
     call = re.search(r"GLOBAL ([\w.]+)", str(error))
     if isinstance(error, UnpicklingError) and call:
-        return f"would call {call[1]} when opened, which no tensor needs: it may be malicious"
+        return f"would call {call[1]} when opened, which no tensor needs: it may do harm"
     lines = str(error).splitlines() or [""]
     return f"is cut short, or not a file of torch.save ({type(error).__name__}: {lines[0][:120]})"

@@ -207,7 +207,7 @@ def test_the_scale_of_lora_is_read_from_the_config(config, message, tmp_path):
     ("name", "data", "message"),
     [
         ("model.safetensors", b"<!doctype html>", "is a web page"),
-        ("model.safetensors", b"", "is no safetensors file"),
+        ("model.safetensors", b"", "is not a safetensors file"),
         ("pytorch_model.bin", harmful(), "may do harm"),
         ("other.bin", b"", "holds no model.safetensors or pytorch_model.bin"),
     ],
