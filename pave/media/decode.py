@@ -253,7 +253,7 @@ class Sound:
             span = self.place + int(high) - self.pieces[0][0]
             if span * len(wave) * 4 > MAX_BYTES:
                 cause = f"{span / rate:.0f} s of sound need more than {MAX_BYTES >> 30} GiB"
-                raise refuse(self.request.path, cause, "ask for a shorter span (start, end)")
+                raise refuse(self.request.path, cause, "request a shorter span (start, end)")
         self.place += wave.shape[1]
 
     def finish(self, result: Decoded) -> None:

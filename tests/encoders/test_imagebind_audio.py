@@ -213,6 +213,6 @@ def test_a_damaged_file_is_refused(tmp_path: Path, file: Path) -> None:
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     torch.save({**WEIGHTS, "x.audio.y": Deed(tmp_path / "done")}, tmp_path / "x.pth")
-    with pytest.raises(EncoderError, match=r"asks for (posix|nt)\.mkdir"):
+    with pytest.raises(EncoderError, match=r"would call (posix|nt)\.mkdir"):
         _ = ears.ImageBindAudio(str(tmp_path / "x.pth"), TINY).network
     assert not (tmp_path / "done").exists()
