@@ -213,6 +213,7 @@ def decode_many(
         except MediaError as error:
             return error
 
+    # Threads suffice: each only waits for its worker process.
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
         for path in paths:
