@@ -25,7 +25,8 @@ from pave.files import pickled
 def test_opening_a_pickle_is_limited_in_time_and_memory(
     tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: float, cause: str
 ) -> None:
-    torch.save({"x": torch.zeros(1000)}, tmp_path / "x.bin")
+    # 32 MB: a small tensor may fit into memory that the child process has allocated before the limit is set.
+    torch.save({"x": torch.zeros(8 << 20)}, tmp_path / "x.bin")
     monkeypatch.setattr(pickled, limit, value)
     with pytest.raises(FileDamaged, match=cause):
         pickled.read(tmp_path / "x.bin")
