@@ -18,7 +18,7 @@ from pathlib import Path
 from pave.data import Source
 from pave.encoder import Encoder, consent
 from pave.errors import DataError, FileError, MediaError, PatchMismatch, SignalError, raised_as
-from pave.features.files import ROOM, Features, identity
+from pave.features.files import ROOM, FeatureFolder, identity
 from pave.files import tensorfile
 from pave.media.clip import Clip, decode_many
 from pave.model.inputs import ClipFeatures
@@ -38,8 +38,8 @@ class FeatureCache:
     ) -> None:
         self.model, self.folder = model, folder
         self.refused: dict[Source, str] = {}  # clips that could not be read, and why
-        self.made: dict[str, tuple[Encoder, Features]] = {}
-        for features in map(Features, made):
+        self.made: dict[str, tuple[Encoder, FeatureFolder]] = {}
+        for features in map(FeatureFolder, made):
             encoder = _maker(model, encoders, features)
             _, held = self.made.setdefault(encoder.spec.preprocessing, (encoder, features))
             if held.key != features.key:
@@ -129,7 +129,7 @@ class FeatureCache:
         return ClipFeatures(tensors["vision"], tensors["tokens"], tensors["times"], sides, absent, tensors.get("deep"))
 
 
-def _maker(model: PatchedModel, encoders: Sequence[Encoder], features: Features) -> Encoder:
+def _maker(model: PatchedModel, encoders: Sequence[Encoder], features: FeatureFolder) -> Encoder:
     """The encoder that feature files are of. Refused: those of none of these, and those of other weights than are
     known: of a base's eyes, or of what an applied patch was trained with."""
     key, named = features.key, f"{features.folder}: holds features of {features.key}"

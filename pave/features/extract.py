@@ -24,7 +24,7 @@ import torch
 from pave.data import Source, read_jsonl
 from pave.encoder import consent
 from pave.errors import DataError, raised_as
-from pave.features.files import DTYPES, Entry, Key, files, head, write
+from pave.features.files import DTYPES, ClipEntry, FeatureKey, files, read_header, write
 from pave.features.worker import WORKERS, Job, ask, borrow, size_of
 from pave.files import atomic
 from pave.sidechannel import PARTS, SideTokens
@@ -111,12 +111,12 @@ def plan(clips: Sequence[tuple[str, Source]], out: Path, size: int) -> list[Shar
     return [Shard(out / f"{number:05d}.safetensors", part) for number, part in enumerate(parts)]
 
 
-def _there(shards: Sequence[Shard], key: Key) -> dict[Path, Sequence[Entry]]:
+def _there(shards: Sequence[Shard], key: FeatureKey) -> dict[Path, Sequence[ClipEntry]]:
     """The feature files of these shards that there are. DataError: the folder holds others, which nobody overwrites."""
     names = {shard.path: [name for name, _ in shard.clips] for shard in shards}
     found = {}
     for path in files(shards[0].path.parent):
-        held = head(path)
+        held = read_header(path)
         if held.key != key:
             raise DataError(f"{path}: holds {held.key}, and asked for is {key}; give another folder")
         if [entry.path for entry in held.clips] != names.get(path):
@@ -125,13 +125,13 @@ def _there(shards: Sequence[Shard], key: Key) -> dict[Path, Sequence[Entry]]:
     return found
 
 
-def _done(shard: Shard, entries: Sequence[Entry], retry: bool) -> bool:
+def _done(shard: Shard, entries: Sequence[ClipEntry], retry: bool) -> bool:
     """Whether nothing is left to do for a shard: it is there, and the files of its clips are as long as they were."""
     sizes = [size_of(clip) for _, clip in shard.clips]
     return [entry.size for entry in entries] == sizes and not (retry and any(entry.why for entry in entries))
 
 
-def _tally(out: Path, shards: Sequence[Shard], there: Mapping[Path, Sequence[Entry]]) -> Tally:
+def _tally(out: Path, shards: Sequence[Shard], there: Mapping[Path, Sequence[ClipEntry]]) -> Tally:
     """Count; once all is there, write down what was refused. Whoever comes last sees all, so no rank need wait."""
     entries = [entry for path in sorted(there) for entry in there[path]]
     refused = {entry.path: entry.why for entry in entries if entry.why}
@@ -166,13 +166,13 @@ def _on_ray(work: Callable[[Shard], Path], shards: Sequence[Shard], workers: int
         yield Path(row["path"])
 
 
-def extract(job: Job, key: Key, shard: Shard) -> Path:
+def extract(job: Job, key: FeatureKey, shard: Shard) -> Path:
     """Encode the clips of a shard and write its file: the unit of all work."""
     entries, tokens = [], {}
     for place, (name, source) in enumerate(shard.clips):
         said, arrays = ask(job, key, source)
         why = said.pop("why", "").replace(str(source), name)
-        entries.append(Entry(path=name, size=size_of(source), why=why, **said.get("entry", {})))
+        entries.append(ClipEntry(path=name, size=size_of(source), why=why, **said.get("entry", {})))
         if arrays:
             x, *others = (torch.from_numpy(arrays[part]) for part in PARTS)
             tokens[place] = SideTokens(x.view(DTYPES[job.dtype]), *others, kind=said["kind"])

@@ -30,7 +30,7 @@ ROOM = "features cannot be kept there: make room, or mend the rights"
 CHUNK = 1 << 20  # bytes of a media file at once
 
 
-class Key(Config):
+class FeatureKey(Config):
     """Who made features. Where two keys are equal, equal clips have equal tokens, but for their `dtype`."""
 
     encoder: str
@@ -44,7 +44,7 @@ class Key(Config):
     dtype: Literal["float32", "float16", "bfloat16"]  # that the tokens are kept in
 
     @classmethod
-    def of(cls, encoder: Encoder, dtype: str, published: bool = False) -> Key:
+    def of(cls, encoder: Encoder, dtype: str, published: bool = False) -> FeatureKey:
         """Of features that an encoder makes now, or that PAVE's authors made with theirs."""
         spec = encoder.spec
         return cls(
@@ -64,7 +64,7 @@ class Key(Config):
         return f"{self.encoder} {self.preprocessing[:12]} ({weights}, {self.dtype})"
 
 
-class Entry(Config):
+class ClipEntry(Config):
     """One clip in a feature file: its tokens are there, or the stream is absent from it, or it could not be read."""
 
     path: str  # as it was given
@@ -80,11 +80,11 @@ class Entry(Config):
 class Contents(Config):
     """What a file says of itself."""
 
-    key: Key
-    clips: tuple[Entry, ...]
+    key: FeatureKey
+    clips: tuple[ClipEntry, ...]
 
 
-def write(path: Path, key: Key, entries: Sequence[Entry], tokens: Mapping[int, SideTokens]) -> None:
+def write(path: Path, key: FeatureKey, entries: Sequence[ClipEntry], tokens: Mapping[int, SideTokens]) -> None:
     """Write one file in one piece; `tokens` are by the place of their clip among the `entries`."""
     tensors, told = {}, []
     for place, entry in enumerate(entries):
@@ -102,7 +102,7 @@ def write(path: Path, key: Key, entries: Sequence[Entry], tokens: Mapping[int, S
         tensorfile.write(path, tensors, facts | {"sha256": tensorfile.digest(facts, {})})
 
 
-def head(path: Path) -> Contents:
+def read_header(path: Path) -> Contents:
     """What a file says of itself; tokens are not read."""
     with raised_as(DataError, remedy=MAKE):
         facts = tensorfile.read_metadata(path)
@@ -129,13 +129,13 @@ class Features:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.places: dict[tuple[str, str], tuple[Path, int, Entry]] = {}
+        self.places: dict[tuple[str, str], tuple[Path, int, ClipEntry]] = {}
         found = files(folder)
         if not found:
             raise DataError(f"{folder}: holds no feature file; {MAKE}")
-        self.key = head(found[0]).key
+        self.key = read_header(found[0]).key
         for path in found:
-            here = head(path)
+            here = read_header(path)
             if here.key != self.key:
                 raise DataError(
                     f"{found[0]}: holds {self.key}, and {path.name} {here.key}; give each a folder of its own"

@@ -19,7 +19,7 @@ from pave.data import Source
 from pave.encoder import load_encoder
 from pave.errors import DataError, EncoderError, MediaError, PaveError, SignalError
 from pave.features import published
-from pave.features.files import DTYPES, Key, identity
+from pave.features.files import DTYPES, FeatureKey, identity
 from pave.files.process import Pool, Reply, Stopped, Worker, answering, limit
 from pave.media.clip import Clip
 from pave.sidechannel import PARTS, SideTokens
@@ -43,7 +43,7 @@ class Job:
     memory: float = 16.0  # GiB that a worker may hold, its network included
 
 
-def ask(job: Job, key: Key, source: Source) -> Reply:
+def ask(job: Job, key: FeatureKey, source: Source) -> Reply:
     """What a worker makes of a clip: an answer with `why` when it makes nothing. Should the process end, another one
     tries once more: somebody else may have killed it."""
     for tries in (1, 2):
@@ -67,7 +67,7 @@ def size_of(source: Source) -> int:
     return sum(file.stat().st_size for file in source.files if file.is_file())
 
 
-def borrow(job: Job) -> tuple[Worker, Key]:
+def borrow(job: Job) -> tuple[Worker, FeatureKey]:
     """A worker that has the encoder of a job open, and the key of what it makes."""
     request = {"path": job.encoder, "job": asdict(job)}
     try:
@@ -77,7 +77,7 @@ def borrow(job: Job) -> tuple[Worker, Key]:
         raise EncoderError(f"{job.encoder}: {cause}; does it fit into {job.memory:g} GiB?") from None
     if "error" in worker.answer:
         raise EncoderError(worker.answer["error"])
-    return worker, Key(**worker.answer["key"])
+    return worker, FeatureKey(**worker.answer["key"])
 
 
 def _device() -> dict[str, str]:
@@ -96,7 +96,7 @@ def serve() -> None:
     def answer(request: dict[str, Any]) -> Reply:
         nonlocal reader
         if "job" in request:
-            reader = Reader(Job(**request["job"]))
+            reader = ClipEncoder(Job(**request["job"]))
             return {"key": reader.key.model_dump()}, {}
         assert reader
         signals = ((name, tuple(each) if isinstance(each, list) else each) for name, each in request["signals"])
@@ -105,7 +105,7 @@ def serve() -> None:
     answering(answer)
 
 
-class Reader:
+class ClipEncoder:
     """An encoder, opened, and what it makes of files, in a process that may be killed any time."""
 
     def __init__(self, job: Job) -> None:
@@ -118,7 +118,7 @@ class Reader:
 
                 base = load_base(job.base, dtype="float32")
                 self.encoder, self.frames = self.encoder.on(base), base.frames
-            self.key = Key.of(self.encoder, job.dtype, bool(job.published))
+            self.key = FeatureKey.of(self.encoder, job.dtype, bool(job.published))
 
     def read(self, source: Source) -> Reply:
         """Tokens of a clip, or why there are none."""

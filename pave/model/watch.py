@@ -235,8 +235,8 @@ class Show:
         dict[str, str],
         Counter[tuple[Attached, str]],
     ]:
-        """Key frames; side tokens, and outputs of resamplers; a summary of each sense as text, and how many of its steps
-        arrived too late."""
+        """Key frames; side tokens, and outputs of resamplers; a summary of each sense as text, and its number of steps
+        that arrived too late."""
         clip = self._key_frames()
         begin = self.now - self.last
         rests = {key: each.rest() for key, each in self.organs.items()}

@@ -18,7 +18,7 @@ from pave.data import Source
 from pave.encoder import CONSENT, load_encoder
 from pave.errors import DataError, EncoderError, PatchMismatch
 from pave.features.cache import FeatureCache
-from pave.features.files import Entry, Key, identity, write
+from pave.features.files import ClipEntry, FeatureKey, identity, write
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
@@ -221,13 +221,13 @@ def test_a_full_disk_is_an_error_that_leaves_no_half_file(
 # feature files
 
 
-def hold(folder: Path, key: Key, tokens: dict[Source, SideTokens | None]) -> Path:
+def hold(folder: Path, key: FeatureKey, tokens: dict[Source, SideTokens | None]) -> Path:
     """Feature files of one's own: what no encoder would say. None: the clip lacks the stream."""
     entries = []
     for film, side in tokens.items():
         absent = "absent: no audio track" if side is None else ""
         media, _ = identity(film, "audio")
-        entries.append(Entry(path=film.video.name, size=film.video.stat().st_size, media=media, absent=absent))
+        entries.append(ClipEntry(path=film.video.name, size=film.video.stat().st_size, media=media, absent=absent))
     write(folder / "0.safetensors", key, entries, {i: side for i, side in enumerate(tokens.values()) if side})
     return folder
 
@@ -236,7 +236,7 @@ def spoken(seed: int, dim: int = 16) -> SideTokens:
     return SideTokens.regular(torch.randn(4, dim, generator=torch.Generator().manual_seed(seed)), rate=5)
 
 
-LOGMEL = Key.of(load_encoder("logmel", bands=16, rate=5), "float32")
+LOGMEL = FeatureKey.of(load_encoder("logmel", bands=16, rate=5), "float32")
 
 
 def test_side_tokens_of_feature_files_take_the_place_of_encoding(
@@ -281,7 +281,7 @@ def test_feature_files_of_another_bases_eyes_are_refused_with_both_hashes(
     model: PatchedModel, films: list[Source], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     tower = load_encoder("base-tower").on(model.host)
-    held = hold(tmp_path, Key.of(tower, "float32"), {films[0]: spoken(0)})
+    held = hold(tmp_path, FeatureKey.of(tower, "float32"), {films[0]: spoken(0)})
     FeatureCache(model, [tower], None, [held])
     other = PatchedModel(make_base(tokenizer))
     next(other.base.model.vision_tower.parameters()).data += 0.5
@@ -298,7 +298,7 @@ def test_a_patch_learns_from_feature_files_without_the_encoder_and_says_of_which
     monkeypatch.delenv("PAVE_IMAGEBIND", raising=False)
     clips = sorted((workshop / "clips").glob("train-*.mp4"))
     tokens: dict[Source, SideTokens | None] = {Source(clip): spoken(i, 1024) for i, clip in enumerate(clips)}
-    key = Key.of(load_encoder("imagebind-audio"), "float32", published=True)
+    key = FeatureKey.of(load_encoder("imagebind-audio"), "float32", published=True)
     kinds = {name: key.model_copy(update={"published": False, "weights": name * 64}) for name in "ab"}
     held = {name: hold(tmp_path / name, kind, tokens) for name, kind in kinds.items()}
     hears = "senses.audio={encoder: imagebind-audio}"

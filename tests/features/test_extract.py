@@ -21,7 +21,7 @@ from pave.encoder import CONSENT, load_encoder
 from pave.errors import DataError, EncoderError
 from pave.features import extract
 from pave.features.extract import listed
-from pave.features.files import Features, files, head, identity
+from pave.features.files import FeatureFolder, files, read_header, identity
 from pave.features.worker import Job
 from pave.loading.base import load_base
 from pave.media.clip import Clip
@@ -87,8 +87,8 @@ def run(*words: object, checkout: Path = ROOT) -> tuple[str, str]:
 
 
 def test_every_good_clip_is_there_once_and_equals_a_fresh_look(media: Path, done: Path) -> None:
-    features, encoder = Features(done), load_encoder("logmel", **JOB.options)
-    entries = [entry for path in files(done) for entry in head(path).clips]
+    features, encoder = FeatureFolder(done), load_encoder("logmel", **JOB.options)
+    entries = [entry for path in files(done) for entry in read_header(path).clips]
     assert [entry.path for entry in entries] == [
         "1.mp4", "3.mp4", "5.mp4", "cut.mp4", "deep/0.MP4", "deep/2.MP4", "deep/4.MP4", "mute.mp4", "words.wav",
     ]  # fmt: skip
@@ -111,7 +111,7 @@ def test_what_cannot_be_read_is_on_the_list_with_its_reason(media: Path, done: P
 def test_tokens_are_rounded_as_asked(media: Path, done: Path, tmp_path: Path, dtype: str) -> None:
     extract.encode(Job("logmel", JOB.options, dtype), listed(media)[:1], tmp_path)
     clip = identity(listed(media)[0][1], "audio")
-    (exact, _), (rounded, _) = Features(done).find(*clip), Features(tmp_path).find(*clip)
+    (exact, _), (rounded, _) = FeatureFolder(done).find(*clip), FeatureFolder(tmp_path).find(*clip)
     assert exact and rounded and torch.equal(rounded.x, exact.x.to(getattr(torch, dtype)).float())
     assert not torch.equal(rounded.x, exact.x)
 
@@ -243,13 +243,13 @@ def test_clips_of_a_data_file_are_encoded_with_their_signals(media: Path, tmp_pa
     assert (tally.clips, tally.absent, list(tally.refused)) == (3, 1, ["1.mp4"])
     assert "gone.npy: cannot be read" in tally.refused["1.mp4"]
     first = listed(media / "asked.jsonl")[0][1]
-    found, _ = Features(tmp_path).find(*identity(first, "imu"))
+    found, _ = FeatureFolder(tmp_path).find(*identity(first, "imu"))
     assert found and torch.equal(found.x.flatten(1), torch.from_numpy(np.load(media / "imu.npy")))
 
 
 def test_the_eyes_of_a_base_are_part_of_the_key(media: Path, tmp_path: Path) -> None:
     extract.encode(Job("base-tower", base="playroom"), listed(media)[:1], tmp_path)
-    features, tower = Features(tmp_path), load_encoder("base-tower").on(load_base("playroom", dtype="float32"))
+    features, tower = FeatureFolder(tmp_path), load_encoder("base-tower").on(load_base("playroom", dtype="float32"))
     assert features.key.weights == tower.fingerprint
     found, _ = features.find(*identity(listed(media)[0][1], "fast"))
     fresh = tower.encode(Clip.read(listed(media)[0][1].video, frames=8))

@@ -13,11 +13,11 @@ from small import full_disk
 from pave.data import Files, Source
 from pave.encoder import load_encoder
 from pave.errors import DataError, MediaError, SignalError
-from pave.features.files import DTYPES, Entry, Features, Key, head, identity, write
+from pave.features.files import DTYPES, ClipEntry, FeatureFolder, FeatureKey, read_header, identity, write
 from pave.files import tensorfile
 from pave.sidechannel import PARTS, SideTokens
 
-KEY = Key.of(load_encoder("logmel"), "float32")
+KEY = FeatureKey.of(load_encoder("logmel"), "float32")
 
 
 def made(seed: int, kind: str = "sequence", dtype: torch.dtype = torch.float32) -> SideTokens:
@@ -33,11 +33,11 @@ def made(seed: int, kind: str = "sequence", dtype: torch.dtype = torch.float32) 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two files: a clip, a set, one without the stream; then one that could not be read, and one with a signal."""
-    entries = [Entry(path="a.mp4", size=1, media="aa"), Entry(path="b.mp4", size=2, media="bb")]
-    entries.append(Entry(path="c.mp4", size=3, media="cc", absent="absent: no audio track"))
+    entries = [ClipEntry(path="a.mp4", size=1, media="aa"), ClipEntry(path="b.mp4", size=2, media="bb")]
+    entries.append(ClipEntry(path="c.mp4", size=3, media="cc", absent="absent: no audio track"))
     write(tmp_path / "00000.safetensors", KEY, entries, {0: made(0), 1: made(1, "set")})
-    entries = [Entry(path="d.mp4", size=4, media="dd", why="d.mp4: is no media file")]
-    entries.append(Entry(path="e.mp4", size=5, media="aa", signal="ss"))
+    entries = [ClipEntry(path="d.mp4", size=4, media="dd", why="d.mp4: is no media file")]
+    entries.append(ClipEntry(path="e.mp4", size=5, media="aa", signal="ss"))
     write(tmp_path / "00001.safetensors", KEY, entries, {1: made(2)})
     return tmp_path
 
@@ -51,7 +51,7 @@ def equal(one: SideTokens | None, other: SideTokens) -> bool:
 
 
 def test_tokens_come_back_bit_for_bit_by_what_their_clip_is(folder: Path) -> None:
-    features = Features(folder)
+    features = FeatureFolder(folder)
     assert features.key == KEY
     assert equal(features.find("aa")[0], made(0)) and equal(features.find("bb")[0], made(1, "set"))
     assert equal(features.find("aa", "ss")[0], made(2)), "the same video with a signal is another clip"
@@ -65,14 +65,14 @@ def test_tokens_come_back_bit_for_bit_by_what_their_clip_is(folder: Path) -> Non
 )
 def test_a_clip_without_features_says_why(folder: Path, clip: str, cause: str) -> None:
     with pytest.raises(SignalError, match=cause):
-        Features(folder).find(clip)
+        FeatureFolder(folder).find(clip)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tokens_are_kept_in_any_dtype_and_read_in_float32(tmp_path: Path, dtype: str) -> None:
     key, tokens = KEY.model_copy(update={"dtype": dtype}), made(0, dtype=DTYPES[dtype])
-    write(tmp_path / "0.safetensors", key, [Entry(path="a", size=1, media="aa")], {0: tokens})
-    found, _ = Features(tmp_path).find("aa")
+    write(tmp_path / "0.safetensors", key, [ClipEntry(path="a", size=1, media="aa")], {0: tokens})
+    found, _ = FeatureFolder(tmp_path).find("aa")
     assert found is not None and found.x.dtype == torch.float32 and torch.equal(found.x, tokens.x.float())
     (held,) = (tensor for name, tensor in tensorfile.read(tmp_path / "0.safetensors")[0].items() if name.endswith("x"))
     assert held.dtype == DTYPES[dtype]
@@ -80,28 +80,28 @@ def test_tokens_are_kept_in_any_dtype_and_read_in_float32(tmp_path: Path, dtype:
 
 def test_equal_content_is_an_equal_file(tmp_path: Path) -> None:
     for name in "01":
-        write(tmp_path / name, KEY, [Entry(path="a", size=1, media="aa")], {0: made(0)})
+        write(tmp_path / name, KEY, [ClipEntry(path="a", size=1, media="aa")], {0: made(0)})
     assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
 
 
 def test_the_key_says_who_made_the_features_and_under_which_licence() -> None:
     ears = load_encoder("imagebind-audio")
-    theirs = Key.of(ears, "bfloat16", published=True)
+    theirs = FeatureKey.of(ears, "bfloat16", published=True)
     assert not theirs.commercial and theirs.licence == ears.spec.licence and theirs.weights == ""
     assert KEY.commercial and KEY.preprocessing == load_encoder("logmel").spec.preprocessing
     assert "weights of PAVE's authors" in str(theirs) and theirs.preprocessing[:12] in str(theirs)
 
 
 def test_files_of_two_keys_do_not_share_a_folder(folder: Path) -> None:
-    other = Key.of(load_encoder("logmel", bands=32), "float32")
-    write(folder / "00002.safetensors", other, [Entry(path="f", size=1, media="ff")], {0: made(3)})
+    other = FeatureKey.of(load_encoder("logmel", bands=32), "float32")
+    write(folder / "00002.safetensors", other, [ClipEntry(path="f", size=1, media="ff")], {0: made(3)})
     with pytest.raises(DataError, match=f"{KEY.preprocessing[:12]}.*{other.preprocessing[:12]}.*folder of its own"):
-        Features(folder)
+        FeatureFolder(folder)
 
 
 def test_a_folder_without_feature_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no feature file"):
-        Features(tmp_path)
+        FeatureFolder(tmp_path)
 
 
 def flip(data: bytes, place: int) -> bytes:
@@ -145,7 +145,7 @@ def test_a_damaged_file_is_refused_with_its_name_and_a_remedy(folder: Path, kind
     path = folder / "00000.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=rf"00000\.safetensors: .*{cause}.*(remove it|take it out)"):
-        Features(folder)
+        FeatureFolder(folder)
 
 
 def test_a_flipped_bit_of_a_token_is_found_when_it_is_read(folder: Path) -> None:
@@ -154,15 +154,15 @@ def test_a_flipped_bit_of_a_token_is_found_when_it_is_read(folder: Path) -> None
     begin = len(path.read_bytes()) - len(body) + header["0.x"]["data_offsets"][0]
     path.write_bytes(flip(path.read_bytes(), begin))
     with pytest.raises(DataError, match=r"tokens of a\.mp4 are damaged; remove it"):
-        Features(folder).find("aa")
-    assert equal(Features(folder).find("bb")[0], made(1, "set"))
+        FeatureFolder(folder).find("aa")
+    assert equal(FeatureFolder(folder).find("bb")[0], made(1, "set"))
 
 
 def test_a_full_disk_leaves_the_old_file(folder: Path) -> None:
     path = folder / "00000.safetensors"
     before = path.read_bytes()
     with full_disk(), pytest.raises(DataError, match=r"cannot be kept there.*make room"):
-        write(path, KEY, [Entry(path="z", size=1, media="zz")], {0: made(4)})
+        write(path, KEY, [ClipEntry(path="z", size=1, media="zz")], {0: made(4)})
     assert path.read_bytes() == before and len(list(folder.iterdir())) == 2
 
 
@@ -171,7 +171,7 @@ def test_a_file_that_would_be_too_large_is_refused_before_it_is_written(
 ) -> None:
     monkeypatch.setattr(tensorfile, "MAX_BYTES", 100)
     with pytest.raises(DataError, match=r"1 clips have .* bytes.*--shard"):
-        write(tmp_path / "0", KEY, [Entry(path="a", size=1)], {0: made(0)})
+        write(tmp_path / "0", KEY, [ClipEntry(path="a", size=1)], {0: made(0)})
     assert not list(tmp_path.iterdir())
 
 
@@ -204,7 +204,7 @@ def test_a_clip_is_what_its_files_hold_and_not_what_they_are_called(tmp_path: Pa
 
 
 def test_a_header_is_read_without_tokens(folder: Path) -> None:
-    held = head(folder / "00001.safetensors")
+    held = read_header(folder / "00001.safetensors")
     assert held.key == KEY and [entry.path for entry in held.clips] == ["d.mp4", "e.mp4"]
     (folder / "00001.safetensors").write_bytes((folder / "00001.safetensors").read_bytes()[:-1] + b"x")
-    assert head(folder / "00001.safetensors") == held
+    assert read_header(folder / "00001.safetensors") == held

@@ -14,7 +14,7 @@ from pave.encoder import CONSENT, load_encoder
 from pave.errors import EncoderError, SignalError
 from pave.features import extract, published
 from pave.features.extract import listed
-from pave.features.files import Features, identity
+from pave.features.files import FeatureFolder, identity
 from pave.features.published import laid
 from pave.features.worker import Job
 from pave.media.clip import Clip, Report
@@ -118,7 +118,7 @@ def test_published_features_become_feature_files_of_their_encoder(
     job = Job("imagebind-audio", dtype="bfloat16", published=str(tmp_path))
     tally = extract.encode(job, listed(tmp_path), tmp_path / "out")
     assert list(tally.refused) == ["b.mp4"] and "b.mp4: has no published features" in tally.refused["b.mp4"]
-    features = Features(tmp_path / "out")
+    features = FeatureFolder(tmp_path / "out")
     found, _ = features.find(*identity(listed(tmp_path)[0][1], "audio"))
     assert found is not None and torch.equal(found.x[:, 0, 0], x.float())
     assert features.key.published and not features.key.commercial and features.key.preprocessing == EARS.preprocessing

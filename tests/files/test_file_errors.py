@@ -23,7 +23,7 @@ from pave.errors import (
     SignalError,
     TrainingError,
 )
-from pave.features.files import Entry, Key, head
+from pave.features.files import ClipEntry, FeatureKey, read_header
 from pave.features.files import write as write_features
 from pave.files import json_text, pickled, tensorfile
 from pave.files.atomic import replacing
@@ -182,8 +182,8 @@ def test_a_config_of_peft_that_is_a_folder_is_refused_as_a_patch(tmp_path: Path,
 
 
 def save_features(folder: Path) -> Any:
-    entries = [Entry(path=f"{number}.mp4", size=1) for number in range(50)]
-    write_features(folder / "0.safetensors", Key.of(load_encoder("logmel"), "float32"), entries, {})
+    entries = [ClipEntry(path=f"{number}.mp4", size=1) for number in range(50)]
+    write_features(folder / "0.safetensors", FeatureKey.of(load_encoder("logmel"), "float32"), entries, {})
 
 
 def save_checkpoint(folder: Path) -> Any:

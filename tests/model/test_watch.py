@@ -1,5 +1,5 @@
-"""Claims about watching: after a whole file the answer of `ask`, at any moment that of the file up to then; memory that
-does not grow; and whatever cannot be watched is refused, with nothing lost."""
+"""Claims about watching: after a whole file the answer is that of `ask`, at any moment that of the file up to then;
+memory is bounded; and what cannot be watched is refused, with nothing lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUESTION = "What do you hear?"
 
 
 def tone(seconds: float, rate: int) -> np.ndarray:
-    """It rises, so that no two moments sound alike."""
+    """A rising tone: no two moments sound alike."""
     clock = np.arange(round(seconds * rate)) / rate
     return (0.5 * np.sin(2 * np.pi * (200 + 40 * clock) * clock)).astype(np.float32)
 
@@ -52,13 +52,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def remembered(show: Show) -> tuple[Any, list[Any], list[Any]]:
-    """Key frames, side tokens, and what resamplers have made."""
+    """Key frames, side tokens, and outputs of resamplers."""
     clip, sides, made, *_ = show._remembered()
     return clip, list(sides.values()), list(made.values())
 
 
 def chunks(seconds: int, rate: int = 16_000, each: float = 0.5) -> Iterator[tuple[Any, Any, Any]]:
-    """A camera with 4 pictures per second, counted from 0 on, and a microphone."""
+    """A camera with 4 numbered pictures per second, and a microphone."""
     pictures, sound = counting_frames(4 * seconds), tone(seconds, rate)
     for i in range(round(seconds / each)):
         own, heard = slice(round(4 * each * i), round(4 * each * (i + 1))), round(rate * each)
@@ -69,9 +69,7 @@ def chunks(seconds: int, rate: int = 16_000, each: float = 0.5) -> Iterator[tupl
 
 
 @pytest.mark.parametrize("file", ["short", "long", "late", "deaf"])
-def test_after_the_whole_of_a_file_the_answer_is_that_of_ask(
-    one: PatchedModel, files: dict[str, Path], file: str
-) -> None:
+def test_after_a_whole_file_the_answer_is_that_of_ask(one: PatchedModel, files: dict[str, Path], file: str) -> None:
     hears(one)
     with one.watch(files[file]) as show:
         show.see()
@@ -95,7 +93,7 @@ def test_after_the_whole_of_a_file_the_answer_is_that_of_ask(
 
 
 @pytest.mark.parametrize("way", READ)
-def test_resamplers_hear_as_time_goes_by(one: PatchedModel, files: dict[str, Path], way: str) -> None:
+def test_resamplers_run_incrementally(one: PatchedModel, files: dict[str, Path], way: str) -> None:
     """Of 25 seconds the first 24 are finished, and none of the windows before."""
     favors(one, way)
     with one.watch(files["long"]) as show:
@@ -135,13 +133,13 @@ def test_a_file_is_read_no_further_than_it_is_watched(files: dict[str, Path]) ->
     reading.close()
 
 
-def test_sound_behind_the_last_picture_comes_second_by_second(tmp_path: Path) -> None:
+def test_sound_after_the_last_picture_is_read_second_by_second(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "podcast.mp4", counting_frames(2), 2, tone(20, 48_000), 48_000)
     lengths = [0 if chunk.sound is None else chunk.sound.shape[1] / chunk.rate for chunk in chunks_of(str(path))]
     assert sum(lengths) == pytest.approx(20, abs=0.1) and max(lengths) < 1.1
 
 
-def test_sound_that_begins_late_lies_where_the_file_has_it(files: dict[str, Path]) -> None:
+def test_sound_that_begins_late_keeps_its_start_time(files: dict[str, Path]) -> None:
     parts = [chunk for chunk in chunks_of(str(files["late"])) if chunk.sound is not None and chunk.sound.shape[1]]
     whole = Clip.read(files["late"])
     assert whole.audio is not None and {part.start for part in parts} == {whole.audio_start} and whole.audio_start > 1.6
@@ -149,7 +147,7 @@ def test_sound_that_begins_late_lies_where_the_file_has_it(files: dict[str, Path
 
 
 @pytest.mark.parametrize(("hertz", "to"), [(48_000, 16_000), (44_100, 16_000), (8_000, 16_000), (16_000, 16_000)])
-def test_sound_that_comes_by_and_by_is_resampled_as_the_whole(hertz: int, to: int) -> None:
+def test_sound_in_chunks_is_resampled_as_the_whole(hertz: int, to: int) -> None:
     sound = torch.randn(1, 3 * hertz + 17, generator=torch.Generator().manual_seed(0))
     resampling = Resampling(hertz, to)
     parts = [
@@ -187,8 +185,10 @@ def test_pictures_between_key_frames_are_those_of_ask(one, tmp_path: Path, pictu
 
 
 @pytest.mark.parametrize(("pictures", "steps"), [(260, 11), (290, 12)])
-def test_a_base_that_looks_at_pairs_sees_the_last_picture_twice(tokenizer, tmp_path: Path, pictures, steps) -> None:
-    """21 instants of 260 pictures, of which the last has no other; 24 of 290."""
+def test_a_base_that_encodes_pairs_of_frames_repeats_the_last_picture(
+    tokenizer, tmp_path: Path, pictures, steps
+) -> None:
+    """21 instants of 260 pictures, so the last has no partner; 24 of 290."""
     model = PatchedModel(make_family(tokenizer, family="qwen2_vl"))
     facts = eyes(model, rate=2)
     model.attach("eyes", config_for(model.host, senses={"fast": facts}), trainable=False)
@@ -204,12 +204,12 @@ def test_a_base_that_looks_at_pairs_sees_the_last_picture_twice(tokenizer, tmp_p
 
 
 @pytest.mark.parametrize("each", [0.5, 1.0, 5.0])
-def test_a_camera_is_looked_at_from_its_first_picture_on(one: PatchedModel, each: float) -> None:
+def test_dense_frames_of_a_camera_begin_with_its_first_picture(one: PatchedModel, each: float) -> None:
     looks(one, rate=1.6)
     with one.watch(((f, t + 3, s) for f, t, s in chunks(20, each=each)), rate=16_000) as show:
         show.see()
         _, (side,), _ = remembered(show)
-    instants = torch.arange(32) / 1.6  # the last picture is of 19.75 s
+    instants = torch.arange(32) / 1.6  # the last picture is at 19.75 s
     shown = counting_frames(80)[(instants * 4 + 1e-6).floor().long().numpy()]
     pooled = one.host.watch(pictures_of(shown)).unflatten(1, (2, -1)).unflatten(3, (2, -1)).mean((2, 4))
     assert torch.allclose(side.times, 3 + instants.double(), rtol=0, atol=1e-9)
@@ -217,7 +217,7 @@ def test_a_camera_is_looked_at_from_its_first_picture_on(one: PatchedModel, each
 
 
 def both(model: PatchedModel) -> None:
-    """A resampler that hears ten times a second and sees twice."""
+    """A resampler of ten sound steps and two picture steps a second."""
     senses = {"audio": sense(bands=16, rate=10), "fast": eyes(model, rate=2, grid=[1, 1])}
     resampler = ResamplerConfig.model_validate(RESAMPLER | {"stride": 2})
     model.attach("favor", make_config(model.host, "favor", senses=senses, resampler=resampler), trainable=False)
@@ -228,7 +228,7 @@ def both(model: PatchedModel) -> None:
     ("pictures", "fps", "seconds"),
     [(250, 2, 125), (250, 2, 0), (260, 25, 10.4), (130, 12.5, 10.6), (1, 25, 3), (250, 2, 21.3), (21, 2, 125)],
 )
-def test_what_is_heard_and_seen_together_is_that_of_ask(one, tmp_path: Path, pictures, fps, seconds) -> None:
+def test_sound_and_pictures_together_are_those_of_ask(one, tmp_path: Path, pictures, fps, seconds) -> None:
     both(one)
     sound = tone(seconds, 16_000) if seconds else None
     path = write_clip(tmp_path / "both.mp4", counting_frames(pictures), fps, sound, 16_000)
@@ -246,7 +246,7 @@ def test_what_is_heard_and_seen_together_is_that_of_ask(one, tmp_path: Path, pic
 
 
 @pytest.mark.parametrize("late", [None, 70.0])
-def test_a_resampler_does_not_wait_for_ever_for_one_sense(one: PatchedModel, late: float | None) -> None:
+def test_a_resampler_stops_waiting_for_a_missing_sense(one: PatchedModel, late: float | None) -> None:
     both(one)
     waiting, film = [], chunks(240, each=1)
     silent = ((f, t, s if late is not None and not 8 <= t[0] < late else None) for f, t, s in film)
@@ -263,7 +263,7 @@ def test_a_resampler_does_not_wait_for_ever_for_one_sense(one: PatchedModel, lat
         assert heard == "present: 1780 steps from 0.05 s; 1700 steps arrived over 60 s late and were skipped"
 
 
-def test_a_resampler_does_not_wait_for_ever_for_pictures(one: PatchedModel) -> None:
+def test_a_resampler_stops_waiting_for_missing_pictures(one: PatchedModel) -> None:
     both(one)
     film = [(None, None, sound) if i > 3 else (f, t, sound) for i, (f, t, sound) in enumerate(chunks(240, each=1))]
     with one.watch(film, rate=16_000) as show:
@@ -306,7 +306,7 @@ def test_a_question_can_be_about_the_last_seconds(one: PatchedModel) -> None:
     assert len(show.pictures.held) == 41 and len(show.heard.popitem()[1].held) < 20
 
 
-def test_what_has_been_perceived_is_said_of_the_seconds_that_a_question_is_about(one: PatchedModel) -> None:
+def test_signals_of_an_answer_are_those_of_the_seconds_that_the_question_covers(one: PatchedModel) -> None:
     favors(one)
     hears(one)
     ending = [(f, t, sound if t[0] < 20 else None) for f, t, sound in chunks(60)]
@@ -338,7 +338,7 @@ def test_a_camera_may_change_the_size_of_its_pictures(one: PatchedModel) -> None
     assert signals["fast"] == "present: 24 steps from 0.00 s" and len(vars(eye)["held"]) < 8
 
 
-def test_memory_stays_flat_and_what_is_left_lies_evenly_over_the_past(one: PatchedModel) -> None:
+def test_memory_is_bounded_and_the_rest_is_spread_evenly_over_the_past(one: PatchedModel) -> None:
     hears(one)
     favors(one)
     size = 200_000
@@ -365,7 +365,7 @@ def looped(film: list[tuple[Any, Any, Any]], seconds: int, times: int) -> Iterat
 
 
 @pytest.mark.parametrize("count", [3, 10, 11, 100, 1000])
-def test_what_is_thinned_is_thinned_evenly_and_makes_no_more_than_it_keeps(count: int) -> None:
+def test_thinning_is_even_and_creates_no_more_entries_than_it_stores(count: int) -> None:
     memory, made = History(10 * 8), []
 
     def make(second: int) -> tuple[Tensor]:
@@ -391,7 +391,7 @@ def test_a_patch_that_needs_the_whole_clip_is_refused_by_name(one: PatchedModel)
     assert one.watch(chunks(2), rate=16_000, patches=[]).see() == 1.75
 
 
-def test_a_file_without_pictures_and_what_is_no_source_is_refused(one: PatchedModel, files: dict[str, Path]) -> None:
+def test_a_file_without_pictures_and_a_wrong_source_are_refused(one: PatchedModel, files: dict[str, Path]) -> None:
     with pytest.raises(MediaError, match=r"blind\.m4a: has no pictures, .*; give a video file"):
         one.watch(files["blind"]).see()
     with pytest.raises(MediaError, match=r"gone\.mp4: no such file"):
@@ -427,7 +427,7 @@ def test_a_file_without_pictures_and_what_is_no_source_is_refused(one: PatchedMo
         ((np.zeros((1, 8, 8, 3), np.uint8), [1.0], np.full(8, 99.0)), "a sample of 99"),
     ],
 )
-def test_a_bad_chunk_is_refused_and_the_next_is_seen(one: PatchedModel, bad: Any, said: str) -> None:
+def test_a_bad_chunk_is_refused_and_the_next_is_read(one: PatchedModel, bad: Any, said: str) -> None:
     hears(one)
     good = list(chunks(4))
     show = one.watch([*good[:2], bad, *good[2:]], rate=16_000)
@@ -452,13 +452,13 @@ def test_a_question_before_the_first_picture_or_of_another_patch_is_refused(one:
             show.ask(QUESTION)
         next(show)
         hears(one, "late", senses={"audio": sense(rate=4)})
-        with pytest.raises(PatchNotFound, match="late: watch.. was called without it"):
+        with pytest.raises(PatchNotFound, match=r"late: watch\(\) was called without it"):
             show.ask(QUESTION, patches=["late"])
         assert show.ask(QUESTION).patches == ("ears",)
         assert show.ask(QUESTION, patches=[]).patches == ()
 
 
-def test_a_patch_that_changes_or_goes_while_it_watches(one: PatchedModel) -> None:
+def test_a_patch_that_is_changed_or_removed_while_watching(one: PatchedModel) -> None:
     hears(one)
     favors(one)
     with one.watch(chunks(4), rate=16_000, patches=["ears", "favor"]) as show:
@@ -467,7 +467,7 @@ def test_a_patch_that_changes_or_goes_while_it_watches(one: PatchedModel) -> Non
         one.swap_patch("ears", other_ears(one), strict=False)
         assert show.ask(QUESTION, patches=["ears"]).patches == ("ears",)
         one.swap_patch("favor", one.export("favor"))
-        with pytest.raises(PatchNotFound, match="favor: watch.. was called without it"):
+        with pytest.raises(PatchNotFound, match=r"favor: watch\(\) was called without it"):
             show.ask(QUESTION, patches=["favor"])
         one.remove_patch("ears")
         with pytest.raises(PatchNotFound, match="ears"):
