@@ -21,7 +21,7 @@ from pave.encoder import CONSENT, load_encoder
 from pave.errors import DataError, EncoderError
 from pave.features import extract
 from pave.features.extract import listed
-from pave.features.files import FeatureFolder, files, read_header, identity
+from pave.features.files import FeatureFolder, files, identity, read_header
 from pave.features.worker import Job
 from pave.loading.base import load_base
 from pave.media.clip import Clip

@@ -13,7 +13,7 @@ from small import full_disk
 from pave.data import Files, Source
 from pave.encoder import load_encoder
 from pave.errors import DataError, MediaError, SignalError
-from pave.features.files import DTYPES, ClipEntry, FeatureFolder, FeatureKey, read_header, identity, write
+from pave.features.files import DTYPES, ClipEntry, FeatureFolder, FeatureKey, identity, read_header, write
 from pave.files import tensorfile
 from pave.sidechannel import PARTS, SideTokens
 

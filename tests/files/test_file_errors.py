@@ -23,7 +23,7 @@ from pave.errors import (
     SignalError,
     TrainingError,
 )
-from pave.features.files import ClipEntry, FeatureKey, read_header
+from pave.features.files import ClipEntry, FeatureKey
 from pave.features.files import write as write_features
 from pave.files import json_text, pickled, tensorfile
 from pave.files.atomic import replacing
@@ -131,7 +131,7 @@ MEET: dict[str, tuple[str, Callable[[Path], object], type[PaveError], str]] = {
     "patch": ("patch.safetensors", Patch.load, PatchDamaged, "download or train it again"),
     "outline of a patch": ("patch.safetensors", outline, PatchDamaged, "download or train it again"),
     "config of a patch": ("patch.safetensors", read_config, PatchDamaged, "download or train it again"),
-    "features": ("0.safetensors", head, DataError, "make it again with `pave encode`"),
+    "features": ("0.safetensors", read_header, DataError, "make it again with `pave encode`"),
     "checkpoint": (NAME, resume, TrainingError, "start without --resume"),
     "weights": (
         "model.safetensors",
