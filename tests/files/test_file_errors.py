@@ -23,7 +23,7 @@ from pave.errors import (
     SignalError,
     TrainingError,
 )
-from pave.features.files import ClipEntry, FeatureKey
+from pave.features.files import ClipEntry, FeatureKey, read_header
 from pave.features.files import write as write_features
 from pave.files import json_text, pickled, tensorfile
 from pave.files.atomic import replacing

@@ -398,7 +398,7 @@ def test_a_file_without_pictures_and_a_wrong_source_are_refused(one: PatchedMode
         one.watch("gone.mp4").see()
     for source in (7, torch.zeros(4, 3, 8, 8, dtype=torch.uint8)):
         with pytest.raises(
-            MediaError, match=r"give the path of a video file, or an iterable of \(frames, times, samples\)"
+            MediaError, match=r"pass the path of a video file, or an iterable of \(frames, times, samples\)"
         ):
             one.watch(source)
     with pytest.raises(ValueError, match="last=0"):
