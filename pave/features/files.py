@@ -123,7 +123,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-class Features:
+class FeatureFolder:
     """The feature files of one folder, which have the same key."""
 
     def __init__(self, folder: Path) -> None:

@@ -65,7 +65,7 @@ class Applied:
         with self._lock:
             attached, _ = self.found(name)
             del self._held[name]
-        attached.leave()
+        attached.leave()  # outside the lock, since it waits for running calls
 
     def change(self, name: str, **fields: Any) -> None:
         """Change fields of a patch's report; takes effect from the next call on."""

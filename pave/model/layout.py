@@ -42,7 +42,7 @@ def lay_out(host: Host, clips: Sequence[ClipFeatures], uses: Sequence[Use]) -> L
     """Rows of one batch; `uses` have their side channels."""
     acting = [[use.attached for use in uses if use.acting[i]] for i in range(len(clips))]
     newlines, templates = zip(*(_written(host, patches) for patches in acting), strict=True)
-    with torch.no_grad():
+    with torch.no_grad():  # sizes only; the call computes these tokens again, with gradients
         sizes = [[[len(group) for group in groups] for groups in row] for row in inserted(uses, len(clips))]
     rows = zip(clips, newlines, sizes, strict=True)
     visual = [host.visual_ids(clip.times.tolist(), newline, extra) for clip, newline, extra in rows]
