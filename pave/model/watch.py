@@ -68,7 +68,7 @@ class Show:
         self.sounded = -inf  # second at which the sound so far ends
         self.latest = torch.zeros(0)
         self.pictures = History(memory)
-        self.organs: dict[str, StreamingEncoder] = {}  # by the encoder's `spec.preprocessing`
+        self.encoders: dict[str, StreamingEncoder] = {}  # by the encoder's `spec.preprocessing`
         self.heard: dict[str, History] = {}  # its tokens, for patches without a resampler
         self.listening: dict[Attached, tuple[StreamingResampler, History]] = {}
         self.late = Counter[tuple[Attached, str]]()  # steps that arrived after a resampler had stopped waiting
@@ -84,8 +84,8 @@ class Show:
             if attached.resampler is not None:
                 self.listening[attached] = StreamingResampler(attached.resampler), History(memory)
             for facts in attached.config.senses.values():
-                if facts.preprocessing not in self.organs:
-                    self.organs[facts.preprocessing] = streaming_encoder(self.calls.perception.encoder(facts), name)
+                if facts.preprocessing not in self.encoders:
+                    self.encoders[facts.preprocessing] = streaming_encoder(self.calls.perception.encoder(facts), name)
                 if attached.resampler is None:
                     self.heard.setdefault(facts.preprocessing, History(memory))
 
@@ -164,20 +164,20 @@ class Show:
                 self.pictures.add(second, lambda frame=frame: (scaled(frame, size).clone(),))
             self.latest = chunk.frames[-1:].clone()  # copied, since a camera may reuse its buffer
             self.begin, self.now = min(self.begin, chunk.times[0].item()), chunk.times[-1].item()
-        for key, each in self.organs.items():
+        for key, each in self.encoders.items():
             for tokens, until in each.feed(chunk):
                 self._finish(key, tokens, until)
         patient = max(self.now, self.sounded) - PATIENCE
         for attached, (listening, _) in self.listening.items():
             for sense, facts in attached.config.senses.items():
-                each, until = self.organs[facts.preprocessing], listening.senses[sense].until
+                each, until = self.encoders[facts.preprocessing], listening.senses[sense].until
                 if max(each.reached, until) < patient:  # nothing of it has come for so long: what there is must do
                     rest = None
                     if until <= each.reached:
-                        rest, self.rested[attached, sense] = each.rest(), each.reached
+                        rest, self.rested[attached, sense] = each.unfinished(), each.reached
                     self._hand_on(attached, sense, rest, patient)
         memories = (self.pictures, *self.heard.values(), *(memory for _, memory in self.listening.values()))
-        for each in (*memories, *self.organs.values()):
+        for each in (*memories, *self.encoders.values()):
             each.forget(self.now - self.last)
 
     def _one_clock(self, chunk: Chunk) -> None:
@@ -239,7 +239,7 @@ class Show:
         that arrived too late."""
         clip = self._key_frames()
         begin = self.now - self.last
-        rests = {key: each.rest() for key, each in self.organs.items()}
+        rests = {key: each.unfinished() for key, each in self.encoders.items()}
         sides = {key: _recent(begin, memory, rests[key]) for key, memory in self.heard.items()}
         made, late = {}, self.late.copy()
         for attached, (listening, memory) in self.listening.items():
@@ -248,13 +248,13 @@ class Show:
             for sense, tokens in ended.items():
                 ended[sense], more = self._due(attached, sense, tokens)
                 late[attached, sense] += more
-            rest = listening.rest(ended, still=self.pictures.count == 1)
+            rest = listening.unfinished(ended, still=self.pictures.count == 1)
             parts = [memory.joined()] if memory.held else []
             parts += [] if rest is None else [[rest[1], rest[0].cpu()]]
             times, x = map(torch.cat, zip(*parts, strict=True)) if parts else torch.zeros(2, 0)
             recent = times >= begin
             made[attached] = (x[recent], times[recent]) if recent.any() else None
-        return clip, sides, made, {key: each.said(rests[key], begin) for key, each in self.organs.items()}, late
+        return clip, sides, made, {key: each.summary(rests[key], begin) for key, each in self.encoders.items()}, late
 
     def _key_frames(self) -> Clip:
         """Spread evenly over the pictures that the question covers, by the rule of `Clip.read`. Once pictures have been

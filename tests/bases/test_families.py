@@ -169,7 +169,7 @@ def test_a_family_that_shows_nothing_before_its_projector_is_asked_with_what_it_
     before = forward(one, one.prepare(clips(), QUESTIONS))
     with pytest.raises(PatchMismatch, match=r"before the projector, .*; use fusion.query: projected"):
         one.attach("ears", config(one))
-    with pytest.raises(EncoderError, match=r"base-tower .* llava_onevision shows nothing there"):
+    with pytest.raises(EncoderError, match=r"base-tower .* llava_onevision has none"):
         _ = load_encoder("base-tower").on(base).spec
     hears(one, fusion=FusionConfig(width=32, heads=2, query="projected"))
     patched = one.prepare(clips(), QUESTIONS)

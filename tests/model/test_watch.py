@@ -334,7 +334,7 @@ def test_a_camera_may_change_the_size_of_its_pictures(one: PatchedModel) -> None
     with one.watch(sizes, rate=16_000) as show:
         show.see()
         signals = show.ask(QUESTION).signals
-        eye = show.organs[one.export("favor").config.senses["fast"].preprocessing]
+        eye = show.encoders[one.export("favor").config.senses["fast"].preprocessing]
     assert signals["fast"] == "present: 24 steps from 0.00 s" and len(vars(eye)["held"]) < 8
 
 
@@ -347,7 +347,7 @@ def test_memory_is_bounded_and_the_rest_is_spread_evenly_over_the_past(one: Patc
         for _ in show:
             memories = [show.pictures, *show.heard.values(), *(memory for _, memory in show.listening.values())]
             assert all(memory.nbytes <= size for memory in memories)
-            ears: Any = show.organs.values()
+            ears: Any = show.encoders.values()
             held.append(sum(each.sound.nbytes for each in ears if each.sound is not None))
         clip, (side,), _ = remembered(show)
         assert show.ask(QUESTION)
