@@ -65,14 +65,14 @@ class Show:
         self.calls, self.last = calls, inf if last is None else float(last)
         self.names, self.named = calls.applied.wanted(patches, 1)[0], patches is not None
         self.begin, self.now = inf, -inf  # seconds of the first and the last picture
-        self.sounded = -inf  # second at which the sound so far ends
+        self.sound_end = -inf  # second at which the sound so far ends
         self.latest = torch.zeros(0)
         self.pictures = History(memory)
         self.encoders: dict[str, StreamingEncoder] = {}  # by the encoder's `spec.preprocessing`
-        self.heard: dict[str, History] = {}  # its tokens, for patches without a resampler
-        self.listening: dict[Attached, tuple[StreamingResampler, History]] = {}
+        self.tokens: dict[str, History] = {}  # the same key -> its tokens, for patches without a resampler
+        self.resamplers: dict[Attached, tuple[StreamingResampler, History]] = {}
         self.late = Counter[tuple[Attached, str]]()  # steps that arrived after a resampler had stopped waiting
-        self.rested: dict[tuple[Attached, str], float] = {}  # second up to which it was read when waiting ended
+        self.waited: dict[tuple[Attached, str], float] = {}  # second up to which it was read when waiting ended
         self._attach(memory)
         self._lock = threading.RLock()
         self._file = chunks_of(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else None
@@ -82,12 +82,12 @@ class Show:
         for name in self.names:
             attached = self.calls.applied.module(name)
             if attached.resampler is not None:
-                self.listening[attached] = StreamingResampler(attached.resampler), History(memory)
+                self.resamplers[attached] = StreamingResampler(attached.resampler), History(memory)
             for facts in attached.config.senses.values():
                 if facts.preprocessing not in self.encoders:
                     self.encoders[facts.preprocessing] = streaming_encoder(self.calls.perception.encoder(facts), name)
                 if attached.resampler is None:
-                    self.heard.setdefault(facts.preprocessing, History(memory))
+                    self.tokens.setdefault(facts.preprocessing, History(memory))
 
     def __enter__(self) -> Show:
         return self
@@ -103,13 +103,13 @@ class Show:
     def __next__(self) -> float:
         chunk = next(self._chunks)
         with self._lock:
-            self._take(chunk)
+            self._store(chunk)
             return self.now
 
     def see(self, until: float = inf) -> float:
         """Read up to this second, to the end, or until sound is a minute ahead; returns the second of the last
         picture."""
-        while self.now < until and self.sounded < until + PATIENCE and next(self, None) is not None:
+        while self.now < until and self.sound_end < until + PATIENCE and next(self, None) is not None:
             pass
         return self.now
 
@@ -123,21 +123,21 @@ class Show:
         uses = self.calls.applied.uses([names], 1)
         for use in uses:
             senses = {facts.preprocessing for facts in use.attached.config.senses.values()}
-            if not (use.attached in self.listening if use.attached.resampler else senses <= self.heard.keys()):
+            if not (use.attached in self.resamplers if use.attached.resampler else senses <= self.tokens.keys()):
                 raise PatchNotFound(
                     use.name, "watch() was called without it", "apply it and name it before you call watch()"
                 )
         begin = time.perf_counter()
         with self._lock:
-            clip, sides, made, said, late = self._remembered()
-        features = replace(self.calls.perception.encode([clip], [])[0], sides=sides, absent=said)
+            clip, sides, made, summaries, late = self._remembered()
+        features = replace(self.calls.perception.encode([clip], [])[0], sides=sides, absent=summaries)
         encoded = time.perf_counter()
         laid = [self._perceived(use, features, made) for use in uses]
         inputs = self.calls.around(lay_out(self.calls.host, [features], laid), [question])
         signals = {}
         for attached in (use.attached for use in uses):
             for sense, facts in attached.config.senses.items():
-                signals[sense] = said[facts.preprocessing]
+                signals[sense] = summaries[facts.preprocessing]
                 if count := late[attached, sense]:
                     signals[sense] += f"; {count} steps arrived over {PATIENCE:g} s late and were skipped"
         seconds = {"encode": encoded - begin, "prepare": time.perf_counter() - encoded}
@@ -154,11 +154,11 @@ class Show:
         side = None if outputs is None else resampler.side(outputs[0], outputs[1], features.times.cpu())
         return replace(use, sides={RESAMPLED: (side,)})
 
-    def _take(self, chunk: Chunk) -> None:
+    def _store(self, chunk: Chunk) -> None:
         size = self.calls.host.size
-        self._one_clock(chunk)
+        self._check_clock(chunk)
         if chunk.sound is not None:
-            self.sounded = max(self.sounded, chunk.start) + chunk.sound.shape[1] / chunk.rate
+            self.sound_end = max(self.sound_end, chunk.start) + chunk.sound.shape[1] / chunk.rate
         if chunk.frames is not None and chunk.times is not None:
             for frame, second in zip(chunk.frames.split(1), chunk.times.tolist(), strict=True):
                 self.pictures.add(second, lambda frame=frame: (scaled(frame, size).clone(),))
@@ -167,20 +167,20 @@ class Show:
         for key, each in self.encoders.items():
             for tokens, until in each.feed(chunk):
                 self._finish(key, tokens, until)
-        patient = max(self.now, self.sounded) - PATIENCE
-        for attached, (listening, _) in self.listening.items():
+        deadline = max(self.now, self.sound_end) - PATIENCE
+        for attached, (resampler, _) in self.resamplers.items():
             for sense, facts in attached.config.senses.items():
-                each, until = self.encoders[facts.preprocessing], listening.senses[sense].until
-                if max(each.reached, until) < patient:  # nothing of it has come for so long: what there is must do
+                each, until = self.encoders[facts.preprocessing], resampler.senses[sense].until
+                if max(each.reached, until) < deadline:  # it has stopped: go on with what there is
                     rest = None
                     if until <= each.reached:
-                        rest, self.rested[attached, sense] = each.unfinished(), each.reached
-                    self._hand_on(attached, sense, rest, patient)
-        memories = (self.pictures, *self.heard.values(), *(memory for _, memory in self.listening.values()))
+                        rest, self.waited[attached, sense] = each.unfinished(), each.reached
+                    self._resample(attached, sense, rest, deadline)
+        memories = (self.pictures, *self.tokens.values(), *(memory for _, memory in self.resamplers.values()))
         for each in (*memories, *self.encoders.values()):
             each.forget(self.now - self.last)
 
-    def _one_clock(self, chunk: Chunk) -> None:
+    def _check_clock(self, chunk: Chunk) -> None:
         """MediaError for a chunk that cannot follow the previous ones; checked before any of it is stored."""
         clock = torch.tensor([] if self.now == -inf else [self.now], dtype=torch.float64)
         clock = clock if chunk.times is None else torch.cat([clock, chunk.times])
@@ -192,38 +192,38 @@ class Show:
             before, after = clock[jumps.argmax() :][:2].tolist()
             cause = f"there is no picture between {before:g} s and {after:g} s"
             raise MediaError(f"{cause}; call watch() again for the rest")
-        sound = max(self.sounded, chunk.start)  # second of the next sample
-        begins = self.now == -inf or (self.sounded == -inf and chunk.sound is not None)
-        both = len(clock) and (chunk.sound is not None or self.sounded > -inf)
+        sound = max(self.sound_end, chunk.start)  # second of the next sample
+        begins = self.now == -inf or (self.sound_end == -inf and chunk.sound is not None)
+        both = len(clock) and (chunk.sound is not None or self.sound_end > -inf)
         if self._file is None and begins and both and abs(clock[0].item() - sound) > PATIENCE:
             cause = f"pictures are at {clock[0]:g} s, their sound is at {sound:g} s"
             remedy = "its first sample is second 0: count the pictures' seconds from there, or begin with silence"
             raise MediaError(f"{cause}; {remedy}")
 
     def _finish(self, key: str, tokens: SideTokens | None, until: float) -> None:
-        """Keep what an organ has finished, or hand it on to the resamplers that listen to it."""
-        if tokens is not None and key in self.heard:
-            self.heard[key].add_seconds(tokens.times, tokens.x, tokens.spans, tokens.valid)
-        for attached in self.listening:
+        """Store the finished tokens of an encoder, or pass them to the resamplers that read them."""
+        if tokens is not None and key in self.tokens:
+            self.tokens[key].add_seconds(tokens.times, tokens.x, tokens.spans, tokens.valid)
+        for attached in self.resamplers:
             for sense, facts in attached.config.senses.items():
                 if facts.preprocessing == key:
-                    self._hand_on(attached, sense, tokens, until)
+                    self._resample(attached, sense, tokens, until)
 
-    def _hand_on(self, attached: Attached, sense: str, tokens: SideTokens | None, until: float) -> None:
+    def _resample(self, attached: Attached, sense: str, tokens: SideTokens | None, until: float) -> None:
         """Pass tokens of a sense to a resampler, and store its outputs."""
-        listening, memory = self.listening[attached]
+        resampler, memory = self.resamplers[attached]
         due = None
         if tokens is not None:
             due, late = self._due(attached, sense, tokens)
             self.late[attached, sense] += late
-        outputs = listening.feed(sense, due, max(until, listening.senses[sense].until))
+        outputs = resampler.feed(sense, due, max(until, resampler.senses[sense].until))
         if outputs is not None:
             memory.add_seconds(outputs[1], outputs[0].cpu())
 
     def _due(self, attached: Attached, sense: str, tokens: SideTokens) -> tuple[SideTokens, int]:
         """The steps that a resampler can still read, and the number of those that arrived too late."""
-        until = self.listening[attached][0].senses[sense].until
-        late = (tokens.times < until) & (tokens.times > self.rested.get((attached, sense), -inf))
+        until = self.resamplers[attached][0].senses[sense].until
+        late = (tokens.times < until) & (tokens.times > self.waited.get((attached, sense), -inf))
         return tokens.only(tokens.times >= until), int(late.sum())
 
     def _remembered(
@@ -239,22 +239,28 @@ class Show:
         that arrived too late."""
         clip = self._key_frames()
         begin = self.now - self.last
-        rests = {key: each.unfinished() for key, each in self.encoders.items()}
-        sides = {key: _recent(begin, memory, rests[key]) for key, memory in self.heard.items()}
+        unfinished = {key: each.unfinished() for key, each in self.encoders.items()}
+        sides = {key: _recent(begin, memory, unfinished[key]) for key, memory in self.tokens.items()}
         made, late = {}, self.late.copy()
-        for attached, (listening, memory) in self.listening.items():
+        for attached, (resampler, memory) in self.resamplers.items():
             senses = attached.config.senses.items()
-            ended = {sense: rest for sense, facts in senses if (rest := rests[facts.preprocessing]) is not None}
+            ended = {sense: rest for sense, facts in senses if (rest := unfinished[facts.preprocessing]) is not None}
             for sense, tokens in ended.items():
                 ended[sense], more = self._due(attached, sense, tokens)
                 late[attached, sense] += more
-            rest = listening.unfinished(ended, still=self.pictures.count == 1)
+            rest = resampler.unfinished(ended, still=self.pictures.count == 1)
             parts = [memory.joined()] if memory.held else []
             parts += [] if rest is None else [[rest[1], rest[0].cpu()]]
             times, x = map(torch.cat, zip(*parts, strict=True)) if parts else torch.zeros(2, 0)
             recent = times >= begin
             made[attached] = (x[recent], times[recent]) if recent.any() else None
-        return clip, sides, made, {key: each.summary(rests[key], begin) for key, each in self.encoders.items()}, late
+        return (
+            clip,
+            sides,
+            made,
+            {key: each.summary(unfinished[key], begin) for key, each in self.encoders.items()},
+            late,
+        )
 
     def _key_frames(self) -> Clip:
         """Spread evenly over the pictures that the question covers, by the rule of `Clip.read`. Once pictures have been

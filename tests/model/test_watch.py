@@ -251,7 +251,7 @@ def test_a_resampler_stops_waiting_for_a_missing_sense(one: PatchedModel, late: 
     waiting, film = [], chunks(240, each=1)
     silent = ((f, t, s if late is not None and not 8 <= t[0] < late else None) for f, t, s in film)
     with one.watch(silent, rate=16_000) as show:
-        ((listening, _),) = show.listening.values()
+        ((listening, _),) = show.resamplers.values()
         for _ in show:
             tokens = listening.senses["fast"].tokens
             waiting.append(0 if tokens is None else len(tokens.times))
@@ -267,13 +267,13 @@ def test_a_resampler_stops_waiting_for_missing_pictures(one: PatchedModel) -> No
     both(one)
     film = [(None, None, sound) if i > 3 else (f, t, sound) for i, (f, t, sound) in enumerate(chunks(240, each=1))]
     with one.watch(film, rate=16_000) as show:
-        ((listening, _),) = show.listening.values()
+        ((listening, _),) = show.resamplers.values()
         waiting = [0 if (of := listening.senses["audio"].tokens) is None else len(of.times) for _ in show]
         assert max(waiting) < 10 * (PATIENCE + 20)
         signals = show.ask(QUESTION).signals
     assert signals == {"audio": "present: 2400 steps from 0.05 s", "fast": "present: 8 steps from 0.00 s"}
     with one.watch(film, rate=16_000) as show:
-        assert show.see(20) == 3.75 and show.sounded == 20 + PATIENCE
+        assert show.see(20) == 3.75 and show.sound_end == 20 + PATIENCE
 
 
 # A camera
@@ -303,7 +303,7 @@ def test_a_question_can_be_about_the_last_seconds(one: PatchedModel) -> None:
     assert clip.times is not None and clip.times.tolist() == pytest.approx(np.linspace(49.75, 59.75, FRAMES))
     assert [number(frame.numpy()) for frame in clip.frames] == [199, 212, 225, 239]
     assert 49.75 <= side.times[0] < 50 and side.times[-1] > 59.75 and 49.75 <= made[1][0] < 52
-    assert len(show.pictures.held) == 41 and len(show.heard.popitem()[1].held) < 20
+    assert len(show.pictures.held) == 41 and len(show.tokens.popitem()[1].held) < 20
 
 
 def test_signals_of_an_answer_are_those_of_the_seconds_that_the_question_covers(one: PatchedModel) -> None:
@@ -345,7 +345,7 @@ def test_memory_is_bounded_and_the_rest_is_spread_evenly_over_the_past(one: Patc
     held, film = [], list(chunks(20))
     with one.watch(looped(film, 20, 12), rate=16_000, memory=size) as show:
         for _ in show:
-            memories = [show.pictures, *show.heard.values(), *(memory for _, memory in show.listening.values())]
+            memories = [show.pictures, *show.tokens.values(), *(memory for _, memory in show.resamplers.values())]
             assert all(memory.nbytes <= size for memory in memories)
             ears: Any = show.encoders.values()
             held.append(sum(each.sound.nbytes for each in ears if each.sound is not None))
@@ -355,7 +355,7 @@ def test_memory_is_bounded_and_the_rest_is_spread_evenly_over_the_past(one: Patc
     assert show.pictures.every > 1 and clip.times is not None
     older = torch.linspace(0, show.now, FRAMES) - clip.times
     assert older.min() > -1e-9 and older.max() < show.pictures.every / 4 and clip.times[-1] == show.now == 239.75
-    assert side.times.diff().max() <= 2 * max(memory.every for memory in show.heard.values())
+    assert side.times.diff().max() <= 2 * max(memory.every for memory in show.tokens.values())
 
 
 def looped(film: list[tuple[Any, Any, Any]], seconds: int, times: int) -> Iterator[tuple[Any, Any, Any]]:
