@@ -180,13 +180,13 @@ def test_unreadable_clips_are_in_quarantine_and_the_rest_goes_on(
     text, sound, gone = tmp_path / "text.mp4", tmp_path / "sound.m4a", tmp_path / "gone.mp4"
     text.write_text("not a film")
     write_clip(sound, None, audio=click(1.0, 0.5))
-    looked = store(model, tmp_path / "cache")
-    found = looked.read([Source(text), films[0], Source(sound), Source(gone), films[2]])
+    cache = store(model, tmp_path / "cache")
+    found = cache.read([Source(text), films[0], Source(sound), Source(gone), films[2]])
     assert list(found) == [films[0], films[2]]
     lines = [json.loads(line) for line in (tmp_path / "cache" / "quarantine.jsonl").read_text().splitlines()]
     reasons = {line["file"]: line["why"] for line in lines}
     assert list(reasons) == [str(text), str(sound), str(gone)]
-    assert {Source(Path(file)): why for file, why in reasons.items()} == looked.refused
+    assert {Source(Path(file)): why for file, why in reasons.items()} == cache.refused
     assert "no pictures" in reasons[str(sound)] and all(len(why) > 10 for why in reasons.values())
 
 
@@ -214,9 +214,9 @@ def test_without_a_folder_nothing_is_written(
 def test_a_full_disk_is_an_error_that_leaves_no_half_file(
     model: PatchedModel, films: list[Source], tmp_path: Path
 ) -> None:
-    looked = store(model, tmp_path)
+    cache = store(model, tmp_path)
     with full_disk(), pytest.raises(DataError, match=r"features cannot be saved.*make room"):
-        looked.read(films[:1])
+        cache.read(films[:1])
     assert not list(tmp_path.iterdir())
 
 
@@ -251,7 +251,7 @@ def test_side_tokens_of_feature_files_replace_encoding(
         found = reading.read(films)
         side, silent = found[films[0]].sides[KEY], found[films[2]]
         assert side is not None and torch.equal(side.x, spoken(0).x)
-        assert torch.equal(found[films[0]].vision, live.vision), "the base looks by itself"
+        assert torch.equal(found[films[0]].vision, live.vision), "vision features are not replaced"
         assert silent.sides[KEY] is None and silent.absent[KEY] == "absent: no audio track"
         assert "none of the 2 encoded" in reading.refused[films[1]]
     assert equal(store(model, tmp_path / "cache").read(films[:1])[films[0]], live), "and not mixed up"
@@ -308,8 +308,8 @@ def test_a_patch_trains_on_feature_files_without_the_encoder_and_records_their_w
         train(recipe(hears, f"data.features=[{held['a']}]"))
     monkeypatch.setenv(CONSENT, "1")
     patch = train(recipe(hears, f"data.features=[{held['a']}]")).patch
-    told = Patch.load(patch).config.senses["audio"]
-    assert told.licence == "CC-BY-NC-SA-4.0" and told.weights == "a" * 64
+    facts = Patch.load(patch).config.senses["audio"]
+    assert facts.licence == "CC-BY-NC-SA-4.0" and facts.weights == "a" * 64
     with pytest.raises(PatchMismatch, match=f"weights {'a' * 12}, .* {'b' * 12}"):
         Setup.of(
             recipe(hears, f"data.features=[{held['b']}]", f"train.on_top_of=[{patch}]", "name=more", output="more")

@@ -1,6 +1,6 @@
 """The laws of DESIGN.md, each beside its opposite.
 
-They are looked at in float32 and bfloat16, through forward and through generate (greedy, beams).
+Tested in float32 and bfloat16, through forward and through generate (greedy, beams).
 """
 
 import dataclasses
@@ -137,7 +137,7 @@ def test_two_hundred_random_changes_leave_no_trace(one: PatchedModel) -> None:
     """Apply, swap, change the weight, enable, disable and remove in any order, with questions between them."""
     reference = logits(one)
     patches = [other_ears(one), other_ears(one, lora=LoraConfig(r=2, lora_alpha=3)), other_ears(one, lora=None)]
-    before, rng, bare, told = portrait(one), Random(0), 0, set()
+    before, rng, bare, outcomes = portrait(one), Random(0), 0, set()
 
     def change() -> None:
         here = list(one.patches)
@@ -160,13 +160,13 @@ def test_two_hundred_random_changes_leave_no_trace(one: PatchedModel) -> None:
     for _ in range(200):
         change()
         answer = logits(one)
-        told.add(torch.equal(answer, reference))
+        outcomes.add(torch.equal(answer, reference))
         if not one.patches:
             bare += 1
             assert torch.equal(answer, reference) and alike(before, portrait(one))
     for name in list(one.patches):
         one.remove_patch(name)
-    assert bare > 20 and told == {True, False} and alike(before, portrait(one))
+    assert bare > 20 and outcomes == {True, False} and alike(before, portrait(one))
 
 
 def test_memory_returns(one: PatchedModel) -> None:
@@ -365,17 +365,17 @@ def test_rows_with_different_patches_generate_what_they_would_alone(one: Patched
     awaken(one, "more", seed=7)
     many = [make_clip(0), make_clip(1, frames=2), make_clip(2, frames=3), make_clip(3, sound=False)]
     questions, sets = ["Well?", *QUESTIONS, "And?"], [["ears"], [], ["more", "ears"], ["more"]]
-    returned, told = options.get("num_return_sequences", 1), []
+    returned, rows = options.get("num_return_sequences", 1), []
     inputs = one.prepare(many, questions, patches=sets)
     together = one.generate(inputs, max_new_tokens=6, do_sample=False, **options)[:, inputs.input_ids.shape[1] :]
     for i, (clip, question, names) in enumerate(zip(many, questions, sets, strict=True)):
         single = one.prepare([clip], [question], patches=names)
         alone = one.generate(single, max_new_tokens=6, do_sample=False, **options)[:, single.input_ids.shape[1] :]
         assert torch.equal(together[i * returned : (i + 1) * returned, : alone.shape[1]], alone)
-        told.append(alone[0].tolist())
+        rows.append(alone[0].tolist())
     with pytest.raises(PatchNotFound, match="no patch of this name is applied"):
         one.prepare(many, questions, patches=[["ears"], [], ["moer"], []])
-    assert len({str(each) for each in told}) > 1
+    assert len({str(each) for each in rows}) > 1
 
 
 # Law 7
@@ -422,7 +422,7 @@ def test_what_cannot_fit_is_refused_before_the_base_is_hashed(
     shallow.host.language_model.layers = shallow.host.language_model.layers[:1]
     assert patch.config.lora is not None
     paths = tuple(name[5:-2] for name in patch.tensors if name.startswith("lora.") and name.endswith(".A"))
-    for words, said in (
+    for words, message in (
         (patch.config.lora.target_modules, r"its LoRA does not fit this base: lora\.layers\.1\..* is not part of it"),
         (paths, r"does not fit this base: lora\.target_modules: no layer is called layers\.1\..* or 4 more names; "),
     ):
@@ -430,7 +430,7 @@ def test_what_cannot_fit_is_refused_before_the_base_is_hashed(
         made = patch.config.base.model_copy(update={"repo": "a/b"})
         config = patch.config.model_copy(update={"lora": lora, "base": made})
         for strict in (True, False):
-            with pytest.raises(PatchMismatch, match=rf"^deep: {said}.*; load a/b and apply it there$"):
+            with pytest.raises(PatchMismatch, match=rf"^deep: {message}.*; load a/b and apply it there$"):
                 shallow.apply_patch(Patch(config, patch.tensors, source="deep"), strict=strict)
     made = patch.config.base.model_copy(update={"dim": 65})
     with pytest.raises(PatchMismatch, match="dim=65"):

@@ -72,15 +72,15 @@ def test_threads_do_not_mix_rows_and_removal_waits(one: PatchedModel) -> None:
     hears(one, "more")
     awaken(one, "more", seed=3)
     choices: list[tuple[str, ...]] = [(), ("ears",), ("ears", "more")]
-    wanted = {names: logits(one, patches=list(names)) for names in choices}
+    expected = {names: logits(one, patches=list(names)) for names in choices}
     failures: list[object] = []
 
     def work(names: tuple[str, ...]) -> None:
         for _ in range(5):
-            if not torch.equal(logits(one, patches=list(names)), wanted[names]):
+            if not torch.equal(logits(one, patches=list(names)), expected[names]):
                 failures.append(names)
 
-    threads = [threading.Thread(target=work, args=(names,)) for names in wanted]
+    threads = [threading.Thread(target=work, args=(names,)) for names in expected]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -106,7 +106,7 @@ def test_threads_do_not_mix_rows_and_removal_waits(one: PatchedModel) -> None:
         go_on.set()
         call.join()
     removal.join()
-    assert torch.equal(late[0], wanted[both]) and list(one.patches) == ["ears"]
+    assert torch.equal(late[0], expected[both]) and list(one.patches) == ["ears"]
     with pytest.raises(PatchNotFound, match="removed"):
         one.forward(stale)
 
@@ -115,7 +115,7 @@ def test_a_swapped_patch_acts_from_the_next_question_on(one: PatchedModel) -> No
     logits(one)  # the first call leaves caches in Hugging Face's modules
     before, patch = portrait(one), other_ears(one)
     one.apply_patch(patch, name="alone")
-    wanted = logits(one)
+    expected = logits(one)
     one.remove_patch("alone")
     hears(one)
     first, prepared = logits(one), one.prepare(clips(), QUESTIONS)
@@ -125,9 +125,9 @@ def test_a_swapped_patch_acts_from_the_next_question_on(one: PatchedModel) -> No
     assert (report.weight, report.sha256) == (0.5, patch.sha256) and list(one.patches) == ["ears"]
     assert not torch.equal(logits(one), half)
     one.set_weight("ears", 1.0)
-    assert torch.equal(logits(one), wanted) and not torch.equal(wanted, first)
+    assert torch.equal(logits(one), expected) and not torch.equal(expected, first)
     assert torch.equal(one.forward(prepared).logits, first), "what was prepared keeps its version"
-    assert torch.equal(logits(one), wanted)
+    assert torch.equal(logits(one), expected)
     one.remove_patch("ears")
     assert alike(before, portrait(one))
     assert torch.equal(one.forward(prepared).logits, first) and alike(before, portrait(one)), "and leaves no trace"

@@ -115,8 +115,8 @@ def test_an_answer_has_its_patches_signals_and_timings(one: PatchedModel) -> Non
     assert isinstance(answer, str) and answer.patches == ("ears",)
     assert answer.signals["audio"].startswith("present: 20 steps")
     assert set(answer.timings) == {"read", "encode", "prepare", "generate"}
-    kept = pickle.loads(pickle.dumps(copy.copy(answer)))
-    assert isinstance(kept, Answer) and (kept, kept.signals) == (answer, answer.signals)
+    copied = pickle.loads(pickle.dumps(copy.copy(answer)))
+    assert isinstance(copied, Answer) and (copied, copied.signals) == (answer, answer.signals)
 
 
 def test_real_files_pictures_and_arrays_can_be_asked(one: PatchedModel, tmp_path: Path) -> None:
@@ -124,10 +124,10 @@ def test_real_files_pictures_and_arrays_can_be_asked(one: PatchedModel, tmp_path
     wave = 0.1 * np.random.default_rng(0).standard_normal(48_000 * 2).astype(np.float32)
     write_clip(tmp_path / "loud.mp4", counting_frames(20), fps=10, audio=wave, rate=48_000)
     write_clip(tmp_path / "mute.mp4", counting_frames(20), fps=10)
-    heard, deaf = one.ask(tmp_path / "loud.mp4", QUESTIONS[0]), one.ask(str(tmp_path / "mute.mp4"), QUESTIONS[0])
-    assert heard.signals["audio"].startswith("present")
-    assert deaf.signals == {"audio": "absent: no audio track"}
-    assert deaf == one.ask(tmp_path / "mute.mp4", QUESTIONS[0], patches=[])
+    sounding, mute = one.ask(tmp_path / "loud.mp4", QUESTIONS[0]), one.ask(str(tmp_path / "mute.mp4"), QUESTIONS[0])
+    assert sounding.signals["audio"].startswith("present")
+    assert mute.signals == {"audio": "absent: no audio track"}
+    assert mute == one.ask(tmp_path / "mute.mp4", QUESTIONS[0], patches=[])
     assert one.ask(np.zeros((SIDE, SIDE, 3), np.uint8), QUESTIONS[0]).signals["audio"].startswith("absent")
 
 

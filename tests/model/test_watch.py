@@ -46,8 +46,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "short": write_clip(folder / "short.mp4", counting_frames(60), 10, tone(6, 16_000), 16_000),
         "long": write_clip(folder / "long.mp4", counting_frames(100), 4, tone(25.3, 44_100), 44_100),
         "late": write_clip(folder / "late.mkv", counting_frames(40), 8, tone(4, 48_000), 48_000, audio_start=1.7),
-        "deaf": write_clip(folder / "deaf.mp4", counting_frames(30), 10),
-        "blind": write_clip(folder / "blind.m4a", None, audio=tone(3, 48_000)),
+        "mute": write_clip(folder / "mute.mp4", counting_frames(30), 10),
+        "audio": write_clip(folder / "audio.m4a", None, audio=tone(3, 48_000)),
     }
 
 
@@ -68,22 +68,22 @@ def chunks(seconds: int, rate: int = 16_000, each: float = 0.5) -> Iterator[tupl
 # A file
 
 
-@pytest.mark.parametrize("file", ["short", "long", "late", "deaf"])
+@pytest.mark.parametrize("file", ["short", "long", "late", "mute"])
 def test_after_a_whole_file_the_answer_is_that_of_ask(one: PatchedModel, files: dict[str, Path], file: str) -> None:
     hears(one)
     with one.watch(files[file]) as show:
         show.see()
-        told, asked = show.ask(QUESTION), one.ask(files[file], QUESTION)
+        watched, asked = show.ask(QUESTION), one.ask(files[file], QUESTION)
         clip, (side,), _ = remembered(show)
-    assert told == asked and told.patches == ("ears",)
-    assert told.signals.keys() == asked.signals.keys() == {"audio"}
-    assert file == "deaf" or told.signals == asked.signals
+    assert watched == asked and watched.patches == ("ears",)
+    assert watched.signals.keys() == asked.signals.keys() == {"audio"}
+    assert file == "mute" or watched.signals == asked.signals
     whole = Clip.read(files[file], frames=FRAMES)
     assert clip.frames is not None and clip.times is not None and whole.times is not None
     assert whole.frames is not None and torch.equal(clip.frames, scaled(whole.frames, one.host.size))
     assert torch.allclose(clip.times, whole.times, rtol=0, atol=1e-9)
     (heard,) = one.encode([whole])[0].sides.values()
-    if file == "deaf":
+    if file == "mute":
         assert side is None and heard is None
     elif file == "short":
         assert heard and torch.equal(side.x, heard.x) and torch.equal(side.times, heard.times)
@@ -98,9 +98,9 @@ def test_resamplers_run_incrementally(one: PatchedModel, files: dict[str, Path],
     favors(one, way)
     with one.watch(files["long"]) as show:
         show.see()
-        told, asked = show.ask(QUESTION), one.ask(files["long"], QUESTION)
+        watched, asked = show.ask(QUESTION), one.ask(files["long"], QUESTION)
         _, _, (made,) = remembered(show)
-    assert told == asked and told.signals == asked.signals
+    assert watched == asked and watched.signals == asked.signals
     (use,) = one.prepare([Clip.read(files["long"], frames=FRAMES)], [QUESTION]).uses
     resampler: Any = use.attached.resampler
     with torch.no_grad():
@@ -177,10 +177,14 @@ def test_pictures_between_key_frames_are_those_of_ask(one, tmp_path: Path, pictu
     path = write_clip(tmp_path / "slow.mp4", counting_frames(pictures), fps)
     with one.watch(path) as show:
         show.see()
-        told, asked = show.ask(QUESTION), one.ask(path, QUESTION)
+        watched, asked = show.ask(QUESTION), one.ask(path, QUESTION)
         _, (side,), _ = remembered(show)
     (whole,) = one.encode([Clip.read(path, frames=FRAMES)])[0].sides.values()
-    assert told == asked and told.signals == asked.signals and told.signals["fast"].startswith(f"present: {seen} ")
+    assert (
+        watched == asked
+        and watched.signals == asked.signals
+        and watched.signals["fast"].startswith(f"present: {seen} ")
+    )
     assert whole and torch.equal(side.x, whole.x) and torch.equal(side.times, whole.times)
 
 
@@ -196,10 +200,10 @@ def test_a_base_that_encodes_pairs_of_frames_repeats_the_last_picture(
     path = write_clip(tmp_path / "pairs.mp4", counting_frames(pictures), 25)
     with model.watch(path) as show:
         show.see()
-        told, asked = show.ask(QUESTION), model.ask(path, QUESTION)
+        watched, asked = show.ask(QUESTION), model.ask(path, QUESTION)
         _, (side,), _ = remembered(show)
     (whole,) = model.encode([Clip.read(path, frames=FRAMES)])[0].sides.values()
-    assert told == asked and told.signals["fast"].startswith(f"present: {steps} ")
+    assert watched == asked and watched.signals["fast"].startswith(f"present: {steps} ")
     assert whole and torch.equal(side.x, whole.x) and torch.equal(side.times, whole.times)
 
 
@@ -234,9 +238,9 @@ def test_sound_and_pictures_together_are_those_of_ask(one, tmp_path: Path, pictu
     path = write_clip(tmp_path / "both.mp4", counting_frames(pictures), fps, sound, 16_000)
     with one.watch(path) as show:
         show.see()
-        told, asked = show.ask(QUESTION), one.ask(path, QUESTION)
+        watched, asked = show.ask(QUESTION), one.ask(path, QUESTION)
         _, _, (made,) = remembered(show)
-    assert told == asked and told.signals["fast"] == asked.signals["fast"]
+    assert watched == asked and watched.signals["fast"] == asked.signals["fast"]
     (use,) = one.prepare([Clip.read(path, frames=FRAMES)], [QUESTION]).uses
     resampler: Any = use.attached.resampler
     with torch.no_grad():
@@ -310,11 +314,11 @@ def test_signals_of_an_answer_are_those_of_the_seconds_that_the_question_covers(
     favors(one)
     hears(one)
     ending = [(f, t, sound if t[0] < 20 else None) for f, t, sound in chunks(60)]
-    for last, said in ((45, "present: 26 steps from 14.90 s"), (30, "absent: no sound has come from 29.75 s on")):
+    for last, message in ((45, "present: 26 steps from 14.90 s"), (30, "absent: no sound has come from 29.75 s on")):
         with one.watch(ending, rate=16_000, last=last) as show:
             show.see()
-            assert show.ask(QUESTION, patches=["ears"]).signals == {"audio": said}
-            assert show.ask(QUESTION, patches=["favor"]).signals["fast"].startswith(said[:7])
+            assert show.ask(QUESTION, patches=["ears"]).signals == {"audio": message}
+            assert show.ask(QUESTION, patches=["favor"]).signals["fast"].startswith(message[:7])
 
 
 def test_a_patch_that_is_disabled_is_not_asked_unless_it_was_named(one: PatchedModel) -> None:
@@ -392,8 +396,8 @@ def test_a_patch_that_needs_the_whole_clip_is_refused_by_name(one: PatchedModel)
 
 
 def test_a_file_without_pictures_and_a_wrong_source_are_refused(one: PatchedModel, files: dict[str, Path]) -> None:
-    with pytest.raises(MediaError, match=r"blind\.m4a: has no pictures, .*; give a video file"):
-        one.watch(files["blind"]).see()
+    with pytest.raises(MediaError, match=r"audio\.m4a: has no pictures, .*; give a video file"):
+        one.watch(files["audio"]).see()
     with pytest.raises(MediaError, match=r"gone\.mp4: no such file"):
         one.watch("gone.mp4").see()
     for source in (7, torch.zeros(4, 3, 8, 8, dtype=torch.uint8)):
@@ -414,7 +418,7 @@ def test_a_file_without_pictures_and_a_wrong_source_are_refused(one: PatchedMode
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "message"),
     [
         (7, "a chunk is .*, got a int"),
         ((None, None), "a chunk is .*, got 2 values"),
@@ -427,12 +431,12 @@ def test_a_file_without_pictures_and_a_wrong_source_are_refused(one: PatchedMode
         ((np.zeros((1, 8, 8, 3), np.uint8), [1.0], np.full(8, 99.0)), "a sample of 99"),
     ],
 )
-def test_a_bad_chunk_is_refused_and_the_next_is_read(one: PatchedModel, bad: Any, said: str) -> None:
+def test_a_bad_chunk_is_refused_and_the_next_is_read(one: PatchedModel, bad: Any, message: str) -> None:
     hears(one)
     good = list(chunks(4))
     show = one.watch([*good[:2], bad, *good[2:]], rate=16_000)
     assert (next(show), next(show)) == (0.25, 0.75)
-    with pytest.raises(MediaError, match=said):
+    with pytest.raises(MediaError, match=message):
         next(show)
     whole = one.watch(good, rate=16_000)
     assert show.see() == whole.see() == 3.75

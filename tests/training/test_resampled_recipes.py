@@ -208,7 +208,7 @@ def test_a_step_of_clips_that_lack_senses_is_the_mean_of_its_parts_by_learned_id
 def test_a_clip_learns_nothing_from_a_sense_that_it_lacks(mixed: Run) -> None:
     """Its scores do not depend on the senses of other clips in the step, and with neither sense they are the base's."""
     audio, pictures = (encoder.spec.preprocessing for encoder in mixed.setup.senses.values())
-    both, deaf, blind, neither = mixed.dataset.train
+    both, soundless, sightless, neither = mixed.dataset.train
 
     def logits(*clips: TrainingClip, patches: Sequence[str] | None = None) -> list[Tensor]:
         with torch.no_grad():
@@ -216,15 +216,15 @@ def test_a_clip_learns_nothing_from_a_sense_that_it_lacks(mixed: Run) -> None:
             found, _ = scores(mixed.setup.model, inputs, labels)
         return list(found.split([int((row[1:] != IGNORE).sum()) for row in labels]))
 
-    before = logits(both, deaf, blind, neither)
+    before = logits(both, soundless, sightless, neither)
     for key in (audio, pictures):
         side = both.features.sides[key]
         assert side is not None
         other = replace(both, features=with_sides(both.features, {key: replace(side, x=side.x.flip(0) + 1)}))
-        after = logits(other, deaf, blind, neither)
+        after = logits(other, soundless, sightless, neither)
         assert not torch.equal(after[0], before[0])
         assert all(map(torch.equal, after[1:], before[1:]))
-    assert torch.equal(logits(both, deaf, blind, neither, patches=())[3], before[3])
+    assert torch.equal(logits(both, soundless, sightless, neither, patches=())[3], before[3])
 
 
 def test_each_part_learns_at_its_own_rate(favor: Callable[..., Recipe]) -> None:
@@ -248,9 +248,9 @@ def test_the_diversity_loss_acts_and_weight_zero_adds_none(favor: Callable[..., 
     alike = {}
     for weight in (0.0, 10.0):
         run = Run.begin(favor("train.steps=6", "train.batch=1", diversity=weight, output=f"out{weight}"))
-        told: list[dict[str, float]] = []
-        run.fit(lambda step, steps, figures, told=told: told.append(figures))
-        assert [set(each) for each in told] == [{"loss", "rate"} | ({"diversity"} if weight else set())] * 6
+        reported: list[dict[str, float]] = []
+        run.fit(lambda step, steps, figures, reported=reported: reported.append(figures))
+        assert [set(each) for each in reported] == [{"loss", "rate"} | ({"diversity"} if weight else set())] * 6
         row = {
             sense: sides[0]
             for sense, sides in batch(run.setup.model, run.dataset.train[:1], run.setup.names)[0].uses[0].sides.items()
@@ -301,7 +301,7 @@ def write_recipe(folder: Path, **resampler: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("resampler={preset: papre}", "did you mean 'paper'"),
         ("resampler=defalt", "did you mean 'default'"),
@@ -318,11 +318,11 @@ def write_recipe(folder: Path, **resampler: str) -> Path:
         ("fusion={combine: prefix}", "resampler.readout: states is for combine: add, got prefix"),
     ],
 )
-def test_a_wrong_resampler_is_refused_with_key_value_and_remedy(tmp_path: Path, override: str, said: str) -> None:
+def test_a_wrong_resampler_is_refused_with_key_value_and_remedy(tmp_path: Path, override: str, message: str) -> None:
     path = write_recipe(tmp_path, readout="states")
     with pytest.raises(RecipeError) as refused:
         read_recipe(path, [override])
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_preset_is_resolved_in_the_patch_and_can_be_changed(tmp_path: Path) -> None:

@@ -180,13 +180,13 @@ def test_a_patch_is_trained_on_top_of_another_that_does_not_change(
     recipe: Make, workshop: Path, tmp_path: Path
 ) -> None:
     below = train(recipe("name=below", output="below")).patch
-    kept = below.read_bytes()
+    before = below.read_bytes()
     words = ("name=above", "senses={fine: {encoder: logmel, options: {bands: 8, rate: 20}}}")
     run = trained(recipe(*words, f"train.on_top_of=[{below}]", output="above"))
     assert list(run.setup.model.patches) == run.setup.names == ["below", "above"]
     frozen = run.setup.model.attached()[0]
     assert all(parameter.grad is None for parameter in frozen.parameters())
-    assert Patch.load(below).sha256 == run.setup.model.patches["below"].sha256 and below.read_bytes() == kept
+    assert Patch.load(below).sha256 == run.setup.model.patches["below"].sha256 and below.read_bytes() == before
     result = run.finish()
     alone = train(recipe(*words, output="alone")).patch
     first, second = Patch.load(result.patch), Patch.load(alone)
@@ -205,13 +205,15 @@ def test_a_patch_is_trained_on_top_of_another_that_does_not_change(
 
 def test_training_can_start_from_a_patch(recipe: Make, tmp_path: Path) -> None:
     first = train(recipe("name=first", output="first")).patch
-    kept = first.read_bytes()
+    before = first.read_bytes()
     run = Run.begin(recipe(f"train.start_from={first}", output="second"))
     start, tensors = run.setup.model.export(run.setup.recipe.name).tensors, Patch.load(first).tensors
     assert start.keys() == tensors.keys() and all(torch.equal(start[name], tensors[name]) for name in start)
     run.fit(quiet)
     second = Patch.load(run.finish().patch)
-    assert any(not torch.equal(second.tensors[name], tensors[name]) for name in tensors) and first.read_bytes() == kept
+    assert (
+        any(not torch.equal(second.tensors[name], tensors[name]) for name in tensors) and first.read_bytes() == before
+    )
     assert second.config.training["start_from"] == {"first": Patch.load(first).sha256}
     assert str(tmp_path) not in second.text
     with pytest.raises(TrainingError, match=r"training.start_from.first: '\w+' there, None here"):
@@ -226,16 +228,16 @@ def test_training_can_start_from_a_patch(recipe: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("lora={r: 2, lora_alpha: 2}", "its lora is "),
         ("fusion={width: 16, heads: 2}", "its fusion is "),
         ("senses={audio: {encoder: logmel, options: {bands: 4}}}", "its senses is "),
     ],
 )
-def test_training_cannot_start_from_a_patch_of_another_shape(recipe: Make, words: str, said: str) -> None:
+def test_training_cannot_start_from_a_patch_of_another_shape(recipe: Make, words: str, message: str) -> None:
     first = train(recipe("name=first", output="first")).patch
-    with pytest.raises(RecipeError, match=f"train.start_from=.*{said}"):
+    with pytest.raises(RecipeError, match=f"train.start_from=.*{message}"):
         Setup.of(recipe(words, f"train.start_from={first}"))
     with pytest.raises(PatchNotFound, match="no patch, folder or file"):
         Setup.of(recipe("train.start_from=nowhere"))
@@ -333,38 +335,40 @@ def mixed(recipe: Make, workshop: Path) -> Callable[..., Recipe]:
     return lambda *words: recipe(f"data.train={workshop / 'mixed.jsonl'}", "train.batch=8", *words)
 
 
-def deaf_rows(run: Run) -> Tensor:
+def soundless_rows(run: Run) -> Tensor:
     return torch.tensor([all(side is None for side in clip.features.sides.values()) for clip in run.dataset.train])
 
 
 def test_rows_without_sound_get_the_base_logits_while_training(mixed: Make) -> None:
     run = trained(mixed())
-    deaf = deaf_rows(run)
-    assert deaf.sum() == 2
+    soundless = soundless_rows(run)
+    assert soundless.sum() == 2
     with training(run.setup.model.applied.module("ears")):
         patched = logits(run)
     with run.setup.model.patches_off():
         base = logits(run)
-    assert torch.equal(patched[deaf], base[deaf])
-    assert all(not torch.equal(patched[i], base[i]) for i in (~deaf).nonzero()[:, 0])
+    assert torch.equal(patched[soundless], base[soundless])
+    assert all(not torch.equal(patched[i], base[i]) for i in (~soundless).nonzero()[:, 0])
 
 
 def test_lora_stays_on_without_sound_where_the_recipe_says_so(mixed: Make) -> None:
     run = trained(mixed("train.keep_lora_when_absent=true"))
     patch = Patch.load(run.finish().patch)
     assert patch.config.keep_lora_when_absent is True
-    deaf = deaf_rows(run)
+    soundless = soundless_rows(run)
     run.setup.model.remove_patch("ears")
     run.setup.model.apply_patch(patch)
     patched = logits(run)
     with run.setup.model.patches_off():
         base = logits(run)
-    assert all(not torch.equal(patched[i], base[i]) for i in deaf.nonzero()[:, 0])
+    assert all(not torch.equal(patched[i], base[i]) for i in soundless.nonzero()[:, 0])
 
 
 def test_a_step_without_any_sound_changes_nothing(mixed: Make) -> None:
     run = trained(mixed())
-    run.dataset.train[:] = [clip for clip, deaf in zip(run.dataset.train, deaf_rows(run), strict=True) if deaf]
+    run.dataset.train[:] = [
+        clip for clip, soundless in zip(run.dataset.train, soundless_rows(run), strict=True) if soundless
+    ]
     before = run.setup.model.export("ears")
     loss = run.step(0)
     after = run.setup.model.export("ears")
@@ -464,19 +468,19 @@ def test_the_rate_has_a_linear_warm_up_and_a_cosine_decay(recipe: Make) -> None:
 
 def test_held_out_accuracy_is_that_of_the_patch_at_that_step(recipe: Make, workshop: Path) -> None:
     words = ("train.steps=25", "train.lora_lr=1e-2", "train.eval_every=8", f"data.val={workshop / 'mixed.jsonl'}")
-    run, told = Run.begin(recipe(*words)), {}
+    run, accuracies = Run.begin(recipe(*words)), {}
     model, names = run.setup.model, run.setup.names
 
     def look(step: int, steps: int, figures: dict[str, float]) -> None:
         if "held-out" in figures:
-            told[step] = figures["held-out"]
+            accuracies[step] = figures["held-out"]
             held_out, seen = (
                 token_accuracy(model, clips, names, 3)["all"] for clips in (run.dataset.val, run.dataset.train)
             )
-            assert told[step] == held_out != seen
+            assert accuracies[step] == held_out != seen
 
     run.fit(look)
-    assert list(told) == [8, 16, 24] and 0 < told[8] < told[24]
+    assert list(accuracies) == [8, 16, 24] and 0 < accuracies[8] < accuracies[24]
 
 
 @pytest.mark.parametrize("combine", ["prefix", "interleave"])
