@@ -297,7 +297,7 @@ def test_without_patches_it_is_the_model_on_its_own_pixels(one: PatchedModel) ->
             ("num_return_sequences=2", {"do_sample": True, "num_return_sequences": 2}),
         ]
         for named, options in many:
-            with pytest.raises(ValueError, match=f"cannot answer with {named}; leave it out"):
+            with pytest.raises(ValueError, match=f"does not support {named}; leave it out"):
                 one.generate(inputs, max_new_tokens=5, **options)
         with pytest.raises(ValueError, match="non-empty list"):  # and neither can the model
             base.generate(input_ids=ids, attention_mask=mask, **words, **ends, max_new_tokens=5, num_beams=2)

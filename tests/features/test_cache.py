@@ -253,7 +253,7 @@ def test_side_tokens_of_feature_files_replace_encoding(
         assert side is not None and torch.equal(side.x, spoken(0).x)
         assert torch.equal(found[films[0]].vision, live.vision), "vision features are not replaced"
         assert silent.sides[KEY] is None and silent.absent[KEY] == "absent: no audio track"
-        assert "none of the 2 encoded" in reading.refused[films[1]]
+        assert "not one of the 2 encoded" in reading.refused[films[1]]
     assert equal(store(model, tmp_path / "cache").read(films[:1])[films[0]], live), "and not mixed up"
 
 
