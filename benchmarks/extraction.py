@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 
 from study import Study
 
-from pave.features.files import files, head
+from pave.features.files import files, read_header
 from pave.playroom.writer import write_clips
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,7 @@ def killed(media: Path, folder: Path, damaged: dict[str, str], clips: int) -> di
 
 def verdict(whole: Path, out: Path, media: Path, damaged: dict[str, str]) -> dict[str, int]:
     """Counts; none may be BAD."""
-    told = Counter(entry.path for path in files(out) for entry in head(path).clips if not entry.why)
+    told = Counter(entry.path for path in files(out) for entry in read_header(path).clips if not entry.why)
     good = {path.relative_to(media).as_posix() for path in media.rglob("*.mp4")} - damaged.keys()
     listed = [json.loads(line)["file"] for line in (out / "quarantine.jsonl").read_text().splitlines()]
     equal = [path.read_bytes() == (out / path.name).read_bytes() for path in files(whole)]

@@ -34,7 +34,7 @@ from pave.hub.catalogue import find
 from pave.playroom.writer import write_clips
 from pave.recipe import read_recipe
 from pave.sidechannel import SideBatch
-from pave.training.dataset import Dataset, see
+from pave.training.dataset import Dataset, read_dataset
 from pave.training.loss import token_accuracy
 from pave.training.run import Run
 from pave.training.setup import Setup
@@ -113,7 +113,7 @@ class Bench:
         setup = Setup.of(read_recipe(find("favor-playroom"), [*ROWS[name], *self.fixed, f"train.seed={seed}"]))
         encoders = tuple(encoder.spec.preprocessing for encoder in setup.senses.values())
         if encoders not in self.seen:
-            self.seen[encoders] = see(setup)
+            self.seen[encoders] = read_dataset(setup)
         run = Run.of(setup, self.seen[encoders])
         if name == APART and run.trainee.attached.resampler is not None:
             run.trainee.attached.resampler.__class__ = Apart

@@ -21,7 +21,7 @@ from study import Study
 
 from pave.hub.catalogue import find
 from pave.recipe import read_recipe
-from pave.training.dataset import Dataset, see
+from pave.training.dataset import Dataset, read_dataset
 from pave.training.loss import token_accuracy
 from pave.training.run import Run
 from pave.training.setup import Setup
@@ -60,7 +60,7 @@ class Bench:
         setup = Setup.of(
             read_recipe(find("audio-playroom"), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"])
         )
-        self.seen = self.seen or see(setup)
+        self.seen = self.seen or read_dataset(setup)
         return Run.of(setup, self.seen)
 
     def run(self, kind: str, rate: float, seed: int) -> dict[str, Any]:

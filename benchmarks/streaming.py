@@ -35,7 +35,7 @@ from pave.model.watch import Show
 from pave.playroom.world import draw_scene, draw_script
 from pave.playroom.writer import write_clip
 from pave.sidechannel import SideBatch, SideTokens
-from pave.streaming.encoders import Ear, Eye
+from pave.streaming.encoders import FrameStream, SoundStream
 from pave.streaming.resampler import StreamingResampler
 
 MEMORY = 4 << 20  # bytes: 340 pictures of 64 x 64, so that two hours are thinned out several times
@@ -71,7 +71,7 @@ def resampled(readout: str, seconds: int) -> dict[str, Any]:
     listening, found = StreamingResampler(resampler), []
     for i in range(seconds):
         found += [listening.feed(sense, second(tokens, i), i + 1.0) for sense, tokens in heard.items()]
-    made = torch.cat([each[0] for each in [*found, listening.rest()] if each is not None])
+    made = torch.cat([each[0] for each in [*found, listening.unfinished()] if each is not None])
     keys = torch.linspace(0, seconds, 32, dtype=torch.float64)
     sides: dict[str, SideBatch | None] = {sense: align([tokens], [keys], "time") for sense, tokens in heard.items()}
     chunks = resampler(sides)[0].x[0, :, :, 0]
@@ -96,8 +96,8 @@ def held(show: Show) -> int:
     """Bytes that a stream holds: what it remembers, unfinished sound, and tokens that wait for a resampler."""
     memories = [show.pictures, *show.heard.values(), *(memory for _, memory in show.listening.values())]
     waiting = [heard.tokens for listening, _ in show.listening.values() for heard in listening.senses.values()]
-    sounds = [each.sound for each in show.organs.values() if isinstance(each, Ear) and each.sound is not None]
-    pictures = [frame for each in show.organs.values() if isinstance(each, Eye) for frame, _ in each.held]
+    sounds = [each.sound for each in show.encoders.values() if isinstance(each, SoundStream) and each.sound is not None]
+    pictures = [frame for each in show.encoders.values() if isinstance(each, FrameStream) for frame, _ in each.held]
     tokens = [each.x for each in waiting if each is not None]
     return sum(each.nbytes for each in (*memories, *sounds, *pictures, *tokens))
 

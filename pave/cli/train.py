@@ -76,7 +76,7 @@ def _train(recipe: Recipe, resume: bool) -> Result:
     from rich.progress import Progress as Bar
 
     from pave.training.checkpoint import refuse_begun
-    from pave.training.dataset import see
+    from pave.training.dataset import read_dataset
     from pave.training.run import Run
     from pave.training.setup import Setup
 
@@ -111,7 +111,7 @@ def _train(recipe: Recipe, resume: bool) -> Result:
         run = None
         try:
             setup = Setup.of(recipe)
-            dataset = see(setup, seeing=seeing)
+            dataset = read_dataset(setup, on_clip=seeing)
             for line in dataset.remarks():
                 console.print(line)
             run = Run.of(setup, dataset)
@@ -126,7 +126,7 @@ def _smoke(recipe: str, overrides: list[str]) -> None:
     import torch
 
     from pave.patch.file import Patch
-    from pave.training.dataset import batch, see
+    from pave.training.dataset import batch, read_dataset
     from pave.training.loss import scores
     from pave.training.run import Run
     from pave.training.setup import Setup
@@ -135,7 +135,7 @@ def _smoke(recipe: str, overrides: list[str]) -> None:
         small = ["data.playroom.clips=8"] if catalogue.recipe(recipe, overrides).data.playroom else []
         resolved = catalogue.recipe(recipe, [*overrides, *SMOKE, *small, f"train.output={folder}"])
         setup = Setup.of(resolved)
-        dataset = see(setup, clips=8)
+        dataset = read_dataset(setup, clips=8)
         run = Run.of(setup, dataset)
         run.fit(lambda step, steps, figures: print(f"step {step}: loss {figures['loss']:.3f}"))
         result = run.finish()

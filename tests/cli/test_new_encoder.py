@@ -143,11 +143,11 @@ def test_the_doctor_looks_at_them_too(own: Path) -> None:
     write_encoder("heart-rate", own)
     assert "heart-rate" in doctor._encoders()
     (own / "broken.py").write_text("import no_such_package")
-    with pytest.raises(EncoderError, match=r"'broken' cannot be imported \(ModuleNotFoundError: .*; mend its file"):
+    with pytest.raises(EncoderError, match=r"'broken' cannot be imported \(ModuleNotFoundError: .*; fix its file"):
         doctor._encoders()
     (own / "broken.py").unlink()
     (own / "empty.py").touch()
-    with pytest.raises(EncoderError, match=r"empty\.py: .* build\(\*\*options\), this file has none"):
+    with pytest.raises(EncoderError, match=r"empty\.py: .* build\(\*\*options\), and has none"):
         load_encoder("empty")
 
 
@@ -159,5 +159,5 @@ def test_two_encoders_of_one_name_are_refused(own: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_said(own: Path) -> None:
     own.rmdir()
-    with pytest.raises(EncoderError, match=f"{PLACE} names {own}, where no folder is"):
+    with pytest.raises(EncoderError, match=f"{PLACE} lists {own}, which is not a readable folder"):
         known_encoders()

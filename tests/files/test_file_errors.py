@@ -23,7 +23,7 @@ from pave.errors import (
     SignalError,
     TrainingError,
 )
-from pave.features.files import Entry, Key, head
+from pave.features.files import ClipEntry, FeatureKey, read_header
 from pave.features.files import write as write_features
 from pave.files import json_text, pickled, tensorfile
 from pave.files.atomic import replacing
@@ -131,7 +131,7 @@ PLACES: dict[str, tuple[str, Callable[[Path], object], type[PaveError], str]] = 
     "patch": ("patch.safetensors", Patch.load, PatchDamaged, "download or train it again"),
     "outline of a patch": ("patch.safetensors", outline, PatchDamaged, "download or train it again"),
     "config of a patch": ("patch.safetensors", read_config, PatchDamaged, "download or train it again"),
-    "features": ("0.safetensors", head, DataError, "make it again with `pave encode`"),
+    "features": ("0.safetensors", read_header, DataError, "make it again with `pave encode`"),
     "checkpoint": (NAME, resume, TrainingError, "start without --resume"),
     "weights": (
         "model.safetensors",
@@ -182,8 +182,8 @@ def test_a_config_of_peft_that_is_a_folder_is_refused_as_a_patch(tmp_path: Path,
 
 
 def save_features(folder: Path) -> Any:
-    entries = [Entry(path=f"{number}.mp4", size=1) for number in range(50)]
-    write_features(folder / "0.safetensors", Key.of(load_encoder("logmel"), "float32"), entries, {})
+    entries = [ClipEntry(path=f"{number}.mp4", size=1) for number in range(50)]
+    write_features(folder / "0.safetensors", FeatureKey.of(load_encoder("logmel"), "float32"), entries, {})
 
 
 def save_checkpoint(folder: Path) -> Any:

@@ -160,7 +160,7 @@ def hear_in_pieces(encoder: Encoder, sound: Tensor, rate: int, start: float = 0.
             assert tokens is not None and known <= tokens.times.min() and tokens.times.max() < until
             parts.append(tokens)
             known = until
-    finished, rest = sum(len(part.times) for part in parts), ear.rest()
+    finished, rest = sum(len(part.times) for part in parts), ear.unfinished()
     heard = SideTokens.cat([*parts, *([] if rest is None else [rest])])
     assert whole is not None and len(parts) > 1 and heard.x.shape == whole.x.shape
     assert torch.allclose(heard.times, whole.times, rtol=0, atol=1e-9)
