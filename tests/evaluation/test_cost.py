@@ -374,7 +374,7 @@ def test_what_is_released_is_profiled_without_fetching_it(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     cost = profile(write_config(tmp_path, size), "audio-avsd")
     assert cost.params + sum(cost.dead_params.values()) == params
-    words = "MB or so, once converted" if size == "7B" else "MB once trained"
+    words = "MB approximately, once converted" if size == "7B" else "MB once trained"
     assert cost.released == (size == "7B") and words in table(cost)
 
 
