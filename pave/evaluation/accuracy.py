@@ -3,7 +3,7 @@
 In: a model and a JSONL file. Out: an `Evaluation`: accuracy by channel, and the best score possible without the sense
 where the file gives it (`optimum`). Answers are generated greedily.
 
-A side channel can be `own`, `shuffled` between clips (a control: the accuracy must drop) or `off` (absent in all clips).
+A side channel can be `own`, `shuffled` between clips (a control: accuracy must drop) or `off` (absent in all clips).
 """
 
 from __future__ import annotations

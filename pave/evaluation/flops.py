@@ -44,7 +44,7 @@ class Flops:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """The sizes that a language model's FLOPs depend on. Two FLOPs per multiplication of a matrix product; no biases."""
+    """The sizes that a language model's FLOPs depend on: two per multiplication of a matrix product, without biases."""
 
     weights: int  # that one token is multiplied with: all matrices but embeddings and head; only its active experts
     head: int  # FLOPs of one token's logits
@@ -84,8 +84,8 @@ class Decoder:
         return 2 * n * self.weights + 4 * pairs * self.width
 
     def as_llm_viewer(self, n: int) -> int:
-        """LLM-Viewer's count: full attention; softmax takes 5 operations per score, each of two norms 7 per number, each
-        of two additions 1, an activation 2."""
+        """LLM-Viewer's count: full attention; 5 operations per score for softmax, 7 per number for each of two norms, 1
+        for each of two additions, 2 for an activation."""
         others = 5 * self.heads * n**2 + (2 * 7 + 2 * 1 + 2) * n * self.hidden
         return self.products(n, pairs=n**2) + self.layers * others
 
@@ -131,7 +131,7 @@ def linear_weights(module: nn.Module) -> int:
 
 
 def _matrices(module: nn.Module, dims: int) -> list[Tensor]:
-    """All weights with this number of dimensions, except embeddings; in three-dimensional ones each row is an expert."""
+    """All weights with this number of dimensions, except embeddings; in those with three, each row is an expert."""
     layers = [each for each in module.modules() if not isinstance(each, nn.Embedding)]
     return [weight for each in layers for weight in each.parameters(recurse=False) if weight.ndim == dims]
 
