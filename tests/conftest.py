@@ -115,7 +115,7 @@ def playroom() -> PatchedModel:
 
 
 @pytest.fixture(scope="module")
-def eyes(playroom: PatchedModel) -> Host:
+def playroom_host(playroom: PatchedModel) -> Host:
     return playroom.host
 
 
