@@ -1,7 +1,7 @@
-"""Sounds as pictures: cards on the rug, as a film for the deaf might show them. Practice for the embedded base only.
+"""Sounds shown as picture cards on the rug, like captions for sounds. Training data for the embedded base only.
 
-In: a `Scene` and a `Script`. Out: key frames with cards, and what they tell. So a base that never hears learns to
-look up colours and orders by a sound's name; the clips that are asked about have no cards.
+In: a `Scene` and a `Script`. Out: key frames with cards, and their labels. They teach a base without a sound encoder to
+look up colours and orders by the name of a sound; evaluated clips have no such cards.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pave.playroom import draw
 from pave.playroom.sound import TONE_SECONDS
 from pave.playroom.world import FPS, FRAMES, GRID, Scene, Script, schedule
 
-PIXEL = 2  # a card is seven by seven of these: a picture of five by five and a dark rim
+PIXEL = 2  # scale of a card: a picture of 5 x 5 and a dark border make 7 x 7 of these
 PICTURES = {
     "beep": ("  #  ", "  #  ", "#####", "  #  ", "  #  "),
     "horn": ("    #", "  ###", "#####", "  ###", "    #"),
@@ -47,7 +47,7 @@ def put_up(frames: np.ndarray, scene: Scene, shown: Cards) -> None:
 
 
 def stick(frames: np.ndarray, name: str, squares: list[tuple[int, int]], rng: np.random.Generator) -> None:
-    """Draw one card on one of the squares, in the same place of all frames (… y x 3)."""
+    """Draw one card on one of the squares, at the same place in all frames (… y x 3)."""
     row, column = squares[rng.integers(len(squares))]
     y, x = np.array([row, column]) * draw.CELL + rng.integers(0, 3, 2)
     picture = np.pad([[mark == "#" for mark in line] for line in PICTURES[name]], 1)
@@ -56,13 +56,13 @@ def stick(frames: np.ndarray, name: str, squares: list[tuple[int, int]], rng: np
 
 
 def told(shown: Cards) -> list[list[str | None]]:
-    """What every square tells, row by row (t s): of two cards, the one in its half."""
+    """The label of every square, row by row (t s): the card, or of two cards the one in its half."""
     halves = [(names[0], names[-1]) if names else (None, None) for names in shown]
     return [([left] * (GRID // 2) + [right] * (GRID // 2)) * GRID for left, right in halves]
 
 
 def free_squares(scene: Scene) -> list[tuple[int, int]]:
-    """Squares on which no toy stands and over which none moves."""
+    """Squares that no toy occupies or crosses."""
     taken = {
         (row, column)
         for toy in scene.toys
