@@ -27,7 +27,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run `pave-train WORDS` here; gives exit code, stdout and stderr."""
+    """Run `pave-train WORDS` in this process; returns exit code, stdout and stderr."""
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["pave-train", *map(str, words)])
