@@ -272,8 +272,8 @@ class Asker:
     """A process whose forks request the patch."""
 
     def __init__(self, server: HubServer) -> None:
-        told = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        settings = {**os.environ, **told, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+        hub = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        settings = {**os.environ, **hub, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
         settings |= {"PYTHONPATH": str(Path(__file__).parents[1])}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen([sys.executable, "-c", ASKER], stdin=pipe, stdout=pipe, text=True, env=settings)

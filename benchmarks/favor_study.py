@@ -181,8 +181,8 @@ def main() -> None:
         parts = "  ".join(f"{mean(run['accuracy'][c] for run in runs):{len(c)}.3f}" for c in CHANNELS)
         pairs = zip(runs, found.get("favor", ()), strict=False)
         beside = sorted(100 * (one["accuracy"]["all"] - other["accuracy"]["all"]) for one, other in pairs)
-        told = f"{beside[0]:+5.1f} to {beside[-1]:+5.1f}" if beside else ""
-        print(f"{name:21} {runs[0]['parameters']:10,} {len(runs):4}  {parts}  {told}")
+        difference = f"{beside[0]:+5.1f} to {beside[-1]:+5.1f}" if beside else ""
+        print(f"{name:21} {runs[0]['parameters']:10,} {len(runs):4}  {parts}  {difference}")
     if "favor" in found:
         draw(found, RESULTS / "favor_study.png")
 

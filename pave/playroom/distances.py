@@ -71,7 +71,7 @@ def show(frames: np.ndarray, scene: Scene, times: np.ndarray) -> list[list[np.nd
         for name, left in zip(pair, (True, False), strict=True):
             squares = [square for square in free if (square[1] < GRID // 2) == left]
             blank = np.zeros((SIZE, SIZE, 3), np.uint8)
-            signs.stick(blank, name, squares, rng)
+            signs.draw_card(blank, name, squares, rng)
             masks.append(shown[:, None, None] & blank.any(-1))
             frames[masks[-1]] = np.broadcast_to(blank, frames.shape)[masks[-1]]
         places.append(masks)

@@ -63,19 +63,19 @@ class Events:
         channels = {"audio": self.sense, "audio+video": f"{self.sense}+video"}
         for choice in chain(sound_questions(scene, script), captions(scene, script)):
             yield [
-                (share, replace(each, text=self._said(each.text), channel=channels.get(each.channel, each.channel)))
+                (share, replace(each, text=self._reworded(each.text), channel=channels.get(each.channel, each.channel)))
                 for share, each in choice
             ]
 
-    def _said(self, text: str) -> str:
-        words = {
+    def _reworded(self, text: str) -> str:
+        replacements = {
             "what do you see and hear": f"what toy and {self.noun} do you {self.verb}",
             "what do you hear": f"what {self.noun} do you {self.verb}",
             "is there a ": f"do you {self.verb} the ",
             "hear": self.verb,
             "sound": self.noun,
         }
-        return re.sub("|".join(words), lambda found: words[found[0]], text)
+        return re.sub("|".join(replacements), lambda found: replacements[found[0]], text)
 
 
 FLASHES = Events("fast", "see", "sign")
@@ -93,10 +93,10 @@ def flash(frames: np.ndarray, scene: Scene, script: Script) -> None:
         # two frames without a card on either side, so that video compression does not leak it into a key frame
         earliest, latest = keys[before] + 3, keys[before + 1] - 2 - FLASH_PICTURES
         first = int(np.clip(round(start * FPS), earliest, latest))
-        signs.stick(frames[first : first + FLASH_PICTURES], name, free, rng)
+        signs.draw_card(frames[first : first + FLASH_PICTURES], name, free, rng)
 
 
-def elsewhere(scene: Scene, script: Script, seed: int) -> list[np.ndarray]:
+def further_views(scene: Scene, script: Script, seed: int) -> list[np.ndarray]:
     """All frames (t y x 3) of the further cameras: rugs without toys under the same light, and for each event a card,
     shown to one of the cameras, around the nearest key frame."""
     rng = np.random.default_rng([seed, 4])
@@ -107,11 +107,11 @@ def elsewhere(scene: Scene, script: Script, seed: int) -> list[np.ndarray]:
     for i, names in enumerate(signs.cards(scene, script)):
         for name in names:
             film = films[rng.integers(CAMERAS)]
-            signs.stick(film[first[i] : first[i + 1]], name, signs.free_squares(rooms[0]), rng)
+            signs.draw_card(film[first[i] : first[i + 1]], name, signs.free_squares(rooms[0]), rng)
     return films
 
 
-def felt(scene: Scene, script: Script, seed: int) -> np.ndarray:
+def sensor_rows(scene: Scene, script: Script, seed: int) -> np.ndarray:
     """The measurements of the sensor under the rug: float32 (τ 6): noise, gravity, and a bump for every event."""
     rng = np.random.default_rng([seed, 3])
     rows = rng.normal(0, TREMBLE, (int(SECONDS * IMU_RATE), IMU_DIM))

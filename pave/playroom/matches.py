@@ -60,4 +60,4 @@ def show(frames: np.ndarray, scene: Scene, state: Match) -> None:
     nearest = abs(pictures.pictures()[:, None] - keys).argmin(1)
     shown = np.flatnonzero(nearest == abs(keys - scene.phase_middle(state.phase)).argmin())
     rng = np.random.default_rng([scene.seed, 8])
-    signs.stick(frames[shown[0] : shown[-1] + 1], state.card, signs.free_squares(scene), rng)
+    signs.draw_card(frames[shown[0] : shown[-1] + 1], state.card, signs.free_squares(scene), rng)

@@ -62,11 +62,11 @@ def draw(scene: Scene, seed: int) -> Mixed:
 def alone(scene: Scene, state: Mixed, text: str) -> dict[str, Fraction]:
     """The best possible score with sound alone (`hearing`), and with vision alone (`seeing`): exact."""
     known = {"hearing": state.heard, "seeing": state.seen}
-    return {way: best(_left(way, scene, part), text) for way, part in known.items()}
+    return {way: best(_answers_given(way, scene, part), text) for way, part in known.items()}
 
 
 @lru_cache(maxsize=64)
-def _left(way: str, scene: Scene, known: Script) -> Answers:
+def _answers_given(way: str, scene: Scene, known: Script) -> Answers:
     """Answers and their weights, over all states of the scene that agree with the known part."""
     return tally((weight, questions(scene, state)) for weight, state in whole(_by_part(way)[known.events]))
 

@@ -118,7 +118,7 @@ def new_base(tokenizer: PreTrainedTokenizerFast, seed: int) -> Network:
 def film(scene: Scene, shown: Cards, rng: np.random.Generator) -> Tensor:
     """Key frames as after a camera and a video codec: uint8 (t 3 y x), noise, colour at half resolution."""
     frames = draw.frames(scene, draw.key_times(FRAMES, FPS)).astype(np.float32)
-    signs.put_up(frames, scene, shown)
+    signs.draw_cards(frames, scene, shown)
     grey = frames @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
     colour = frames - grey[..., None]
     coarse = colour.reshape(len(frames), SIZE // 2, 2, SIZE // 2, 2, 3).mean((2, 4))
@@ -136,7 +136,8 @@ def labels(scene: Scene, shown: Cards) -> Tensor:
     times = draw.key_times(FRAMES, FPS)
     out = torch.zeros(FRAMES, TOKENS, 5, dtype=torch.int64)
     out[:, :, 2] = torch.arange(TOKENS)
-    out[:, :, 4] = torch.tensor([[SOUNDS.index(name) + 1 if name else 0 for name in row] for row in signs.told(shown)])
+    cards = signs.square_labels(shown)
+    out[:, :, 4] = torch.tensor([[SOUNDS.index(name) + 1 if name else 0 for name in row] for row in cards])
     for i, when in enumerate(times):
         out[i, :, 3] = int(draw.is_dim(scene, when))
         for toy in scene.toys:
@@ -240,7 +241,7 @@ class Practice:
         self.known: dict[str, list[int]] = {}
 
     @torch.no_grad()
-    def watch(self, count: int, signed: bool = False) -> None:
+    def encode(self, count: int, signed: bool = False) -> None:
         """Encode `count` new clips, with or without cards; the tower is frozen, so their tokens can be cached."""
         store = self.store[signed]
         for first in range(0, count, 32):
@@ -385,9 +386,9 @@ def main() -> None:
             steps = max(1, int(steps * options.part))
             train_tower(base, tokenizer, steps, rate, options.seed + part, everything=part > 0)
         practice = Practice(base, tokenizer, options.seed + part)
-        practice.watch(options.clips)
+        practice.encode(options.clips)
         if part:
-            practice.watch(options.clips, signed=True)
+            practice.encode(options.clips, signed=True)
         for steps, rate, mix in language:
             train_language(practice, max(1, int(steps * options.part)), rate, mix)
     tally = accuracy(practice, (draw_scene(seed, "val") for seed in range(20_000_000, 20_000_400)))

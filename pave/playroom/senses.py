@@ -50,7 +50,7 @@ SENSES = {
 }
 
 
-def perceived(scene: Scene, channels: Collection[str], seed: int) -> dict[str, Any]:
+def draw_states(scene: Scene, channels: Collection[str], seed: int) -> dict[str, Any]:
     """The state of every sense that the channels need. A clip has either sounds or one of their replacements, chosen by
     its seed."""
     parts = {part for channel in channels for part in _parts(channel)}

@@ -35,7 +35,7 @@ def cards(scene: Scene, script: Script) -> Cards:
     return shown
 
 
-def put_up(frames: np.ndarray, scene: Scene, shown: Cards) -> None:
+def draw_cards(frames: np.ndarray, scene: Scene, shown: Cards) -> None:
     """Draw the cards into key frames (t y x 3): one anywhere, two in the left and in the right half."""
     rng = np.random.default_rng([scene.seed, 1])
     free = free_squares(scene)
@@ -43,10 +43,10 @@ def put_up(frames: np.ndarray, scene: Scene, shown: Cards) -> None:
     for frame, names in zip(frames, shown, strict=True):
         places = halves if len(names) == 2 else [free]
         for name, squares in zip(names, places, strict=False):
-            stick(frame, name, squares, rng)
+            draw_card(frame, name, squares, rng)
 
 
-def stick(frames: np.ndarray, name: str, squares: list[tuple[int, int]], rng: np.random.Generator) -> None:
+def draw_card(frames: np.ndarray, name: str, squares: list[tuple[int, int]], rng: np.random.Generator) -> None:
     """Draw one card on one of the squares, at the same place in all frames (… y x 3)."""
     row, column = squares[rng.integers(len(squares))]
     y, x = np.array([row, column]) * draw.CELL + rng.integers(0, 3, 2)
@@ -55,7 +55,7 @@ def stick(frames: np.ndarray, name: str, squares: list[tuple[int, int]], rng: np
     frames[..., y : y + len(card), x : x + len(card), :] = np.where(card, 235, 10)[..., None]
 
 
-def told(shown: Cards) -> list[list[str | None]]:
+def square_labels(shown: Cards) -> list[list[str | None]]:
     """The label of every square, row by row (t s): the card, or of two cards the one in its half."""
     halves = [(names[0], names[-1]) if names else (None, None) for names in shown]
     return [([left] * (GRID // 2) + [right] * (GRID // 2)) * GRID for left, right in halves]

@@ -30,7 +30,7 @@ def samples(scene: Scene, script: Script, seed: int, spoken: Script | None = Non
     rng = np.random.default_rng([seed, 7])
     track = rng.normal(0, 10 ** rng.uniform(-3.3, -2.5), int(SECONDS * RATE))
     waves = [(start, tone, sound) for sound, start in schedule(scene, script)]
-    waves += [(start, say, word) for word, start in said_at(scene, spoken)] if spoken else []
+    waves += [(start, say, word) for word, start in word_times(scene, spoken)] if spoken else []
     for start, make, name in waves:
         wave = 0.5 * rng.uniform(0.5, 1.0) * make(name, rng)
         first = int(start * RATE)
@@ -38,7 +38,7 @@ def samples(scene: Scene, script: Script, seed: int, spoken: Script | None = Non
     return track.clip(-1, 1).astype(np.float32)
 
 
-def said_at(scene: Scene, script: Script) -> list[tuple[str, float]]:
+def word_times(scene: Scene, script: Script) -> list[tuple[str, float]]:
     """The start time of each word, in seconds."""
     rng = Random(f"words {scene.seed}")
     return [(word, rng.uniform(*rng.choice(STARTS[phase]))) for word, phase in script.events]

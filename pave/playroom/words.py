@@ -54,7 +54,7 @@ def sides(scene: Scene, rng: Random) -> list[Question]:
     return [Question("which toy is on the left or on the right?", answer, "video", "describe")]
 
 
-def tellable(question: Question) -> bool:
+def answerable(question: Question) -> bool:
     """Whether the answer is in the story."""
     return question.kind not in ("count", "side")
 
@@ -62,7 +62,7 @@ def tellable(question: Question) -> bool:
 def story(seed: int) -> tuple[str, list[Question]]:
     """A story of the train split and questions about it."""
     scene, script = draw_scene(seed, "train"), draw_script(seed)
-    asked = [question for question in draw_questions(scene, script, (*CHANNELS, CAPTION), seed) if tellable(question)]
+    asked = [question for question in draw_questions(scene, script, (*CHANNELS, CAPTION), seed) if answerable(question)]
     return tell(scene, script, seed), asked
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from pave.errors import DataError
 from pave.playroom import distances, draw, events, matches, mixed, sound
 from pave.playroom.questions import CHANNELS, Question, draw_questions, optimum_without_sound
-from pave.playroom.senses import INSTEAD, SOUNDING, draw_more, perceived
+from pave.playroom.senses import INSTEAD, SOUNDING, draw_more, draw_states
 from pave.playroom.world import FPS, Scene, Script, Split, draw_scene, draw_script
 
 # x264's constant rate factor: a clip of 64 x 64 pixels takes about 60 kB. One thread and no macroblock tree make the
@@ -109,7 +109,7 @@ def write_clips(
 
 def _write(folder: Path, seed: int, split: Split, channels: Collection[str]) -> list[dict]:
     scene = draw_scene(seed, split)
-    states = perceived(scene, channels, seed)
+    states = draw_states(scene, channels, seed)
     instead = [states[sense] for sense in INSTEAD if sense in states]
     script = QUIET if instead else draw_script(seed)
     shown = [states["fast"]] if "fast" in states else []
@@ -146,7 +146,7 @@ def _views(folder: Path, scene: Scene, state: Script, seed: int) -> list[str]:
     name = f"views/{seed}-{crc32(f'{WORLD} {scene} {state}'.encode()):08x}"
     for part in _new(folder / name):
         part.mkdir()
-        for camera, film in enumerate(events.elsewhere(scene, state, seed)):
+        for camera, film in enumerate(events.further_views(scene, state, seed)):
             write_film(part / f"{camera}.mp4", film)
     return [f"{name}/{camera}.mp4" for camera in range(events.CAMERAS)]
 
@@ -161,7 +161,7 @@ def _scan(folder: Path, scene: Scene, state: distances.Distances, seed: int) -> 
 def _sensor(folder: Path, scene: Scene, state: Script, seed: int) -> str:
     name = f"imu/{seed}-{crc32(f'{WORLD} {scene} {state}'.encode()):08x}.npy"
     for part in _new(folder / name):
-        np.save(part, events.felt(scene, state, seed))
+        np.save(part, events.sensor_rows(scene, state, seed))
     return name
 
 

@@ -1,6 +1,6 @@
 """Kinds of damage to a patch file: the changed bytes, and the expected error.
 
-`DAMAGE` holds accidents, and files that somebody has made to do harm: the latter carry the sha256 of what they hold.
+`DAMAGE` holds accidental damage, and malicious files (`signed`), whose sha256 matches their content.
 """
 
 from __future__ import annotations

@@ -270,14 +270,14 @@ class Request:
 
     def lfs_batch(self, repo: str) -> Response:
         self.repo(repo, write=True)
-        kept, rows = self.hub.objects(), []
+        stored, rows = self.hub.objects(), []
         for oid, size in [(asked["oid"], asked["size"]) for asked in self.json()["objects"]]:
             place: dict[str, Any] = {"href": f"{self.hub.store}/{oid}"}
             if size > PART:
                 parts = {str(n): f"{place['href']}/{n}" for n in range(1, -(-size // PART) + 1)}
                 place = {"href": f"{self.hub.url}/lfs/{oid}", "header": {"chunk_size": str(PART), **parts}}
             actions = {"upload": place, "verify": {"href": f"{self.hub.url}/lfs/verify"}}
-            rows.append({"oid": oid, "size": size} | ({} if oid in kept else {"actions": actions}))
+            rows.append({"oid": oid, "size": size} | ({} if oid in stored else {"actions": actions}))
         return reply({"transfer": "basic", "objects": rows})
 
     def put(self, oid: str, part: str = "") -> Response:
@@ -350,7 +350,7 @@ class Request:
             return Response(200, file.data, headers, file)
         begin, end = int(wanted[1]), min(int(wanted[2] or size), size - 1)
         if begin >= size:
-            raise Refusal(416, "the range lies behind the end", Content_Range=f"bytes */{size}")
+            raise Refusal(416, "the range is beyond the end", Content_Range=f"bytes */{size}")
         return Response(
             206, file.data[begin : end + 1], headers | {"Content-Range": f"bytes {begin}-{end}/{size}"}, file
         )

@@ -216,11 +216,11 @@ class HubServer(Hub):
 
     def run(self, home: Path, code: str, **environment: str) -> Any:
         """The JSON output of a new Python process whose huggingface_hub uses this hub."""
-        kept = {name: text for name, text in os.environ.items() if name.lower() not in PROXIES}
-        kept = {name: text for name, text in kept.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+        inherited = {name: text for name, text in os.environ.items() if name.lower() not in PROXIES}
+        inherited = {name: text for name, text in inherited.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
         switches = {f"HF_HUB_DISABLE_{what}": "1" for what in ("XET", "TELEMETRY", "PROGRESS_BARS")}
-        told = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": "hf_test", **switches, **environment}
+        settings = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": "hf_test", **switches, **environment}
         command = [sys.executable, "-c", dedent(code)]
-        done = subprocess.run(command, env=kept | told, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=inherited | settings, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

@@ -185,8 +185,10 @@ def test_cards_show_every_sound_in_order_and_cover_no_toy():
         times = draw.key_times(FRAMES, FPS)
         bare = draw.frames(scene, times)
         signed = bare.copy()
-        signs.put_up(signed, scene, shown)
-        for labels, names, time, before, after in zip(signs.told(shown), shown, times, bare, signed, strict=True):
+        signs.draw_cards(signed, scene, shown)
+        for labels, names, time, before, after in zip(
+            signs.square_labels(shown), shown, times, bare, signed, strict=True
+        ):
             halves = (names[0], names[-1]) if names else (None, None)
             assert labels == [halves[column >= GRID // 2] for _ in range(GRID) for column in range(GRID)]
             changed = (before != after).any(-1).reshape(GRID, draw.CELL, GRID, draw.CELL).any((1, 3))

@@ -20,7 +20,7 @@ from pave.playroom import distances, draw, events, matches, mixed, signs, sound
 from pave.playroom.events import CARDS, FLASHES, SHAKES, SHAKING, SPOKEN
 from pave.playroom.mixed import BOTH
 from pave.playroom.questions import CHOICES
-from pave.playroom.senses import SENSES, draw_more, perceived
+from pave.playroom.senses import SENSES, draw_more, draw_states
 from pave.playroom.world import FPS, FRAMES, SECONDS, SOUNDS, Script, draw_scene, draw_script, schedule
 from pave.playroom.writer import write_clip, write_clips
 from pave.recipe import Channel
@@ -60,7 +60,7 @@ def test_enumerated_optimum_is_the_score_of_the_best_guess_without_the_sense(sce
     scene = draw_scene(scene)
     tally, optima = defaultdict(Counter), {}
     for seed in range(10**6, 10**6 + 4000):
-        states = perceived(scene, channels, seed)
+        states = draw_states(scene, channels, seed)
         for question, scores in draw_more(scene, states, channels, seed):
             tally[question.text][question.answer] += 1
             assert optima.setdefault(question.text, scores["optimum"]) == scores["optimum"]
@@ -86,7 +86,7 @@ def test_the_question_does_not_reveal_the_answer():
 def test_states_are_independent_of_sounds_and_of_each_other():
     scene, odd = draw_scene(3), defaultdict(list)
     for seed in range(4000):
-        for name, state in {**perceived(scene, CHANNELS, seed), "sound": draw_script(seed)}.items():
+        for name, state in {**draw_states(scene, CHANNELS, seed), "sound": draw_script(seed)}.items():
             odd[name].append(crc32(repr(state).encode()) % 2)
     assert len(odd) == 5
     together = np.corrcoef(list(odd.values())) - np.eye(5)
@@ -113,7 +113,7 @@ def test_words_differ_at_fifty_spectra_per_second_but_not_at_one():
         scene = draw_scene(seed)
         script = SPOKEN.draw(scene, seed)
         edges = (0.0, *scene.changes, SECONDS)
-        for (name, start), (_, phase) in zip(sound.said_at(scene, script), script.events, strict=True):
+        for (name, start), (_, phase) in zip(sound.word_times(scene, script), script.events, strict=True):
             end = start + len(sound.say(name, np.random.default_rng(0))) / sound.RATE
             assert int(start) == int(end) and edges[phase] <= start < end <= edges[phase + 1]
     spectra = []
@@ -165,12 +165,12 @@ def test_mixed_events_are_partly_audible_and_partly_visible(tmp_path):
     shares = Counter()
     for seed in range(300):
         scene = draw_scene(seed)
-        state = perceived(scene, (BOTH,), seed)[BOTH]
+        state = draw_states(scene, (BOTH,), seed)[BOTH]
         events = sorted((*state.heard.events, *state.seen.events), key=lambda event: event[1])
         assert tuple(events) == state.script.events and {name for name, _ in events} <= set(SOUNDS)
         shares[bool(state.heard.events), bool(state.seen.events)] += 1
-        told = [question for ((_, question), *_) in mixed.questions(scene, state)]
-        assert all("see or hear" in question.text and "see or see" not in question.text for question in told)
+        asked = [question for ((_, question), *_) in mixed.questions(scene, state)]
+        assert all("see or hear" in question.text and "see or see" not in question.text for question in asked)
     assert min(shares.values()) > 10 and len(shares) == 4
     scene, state = (
         draw_scene(1),
@@ -207,7 +207,7 @@ def test_best_score_with_one_of_two_senses_is_exact(way):
 def test_a_shake_is_measured_at_its_time_in_its_own_direction(seed):
     scene = draw_scene(seed)
     script = SHAKING.draw(scene, seed)
-    rows = events.felt(scene, script, seed) - [0, 0, 1, 0, 0, 0]
+    rows = events.sensor_rows(scene, script, seed) - [0, 0, 1, 0, 0, 0]
     assert rows.shape == (400, events.IMU_DIM)
     for name, start in schedule(scene, script):
         middle = int((start + events.SHAKE_SECONDS / 2) * events.IMU_RATE)
@@ -224,7 +224,7 @@ def test_each_card_is_shown_to_one_camera_at_the_key_frame_of_its_phase():
     for seed in range(40):
         scene = draw_scene(seed)
         script = CARDS.draw(scene, seed)
-        films, bare = (np.stack(events.elsewhere(scene, each, seed)) for each in (script, Script("quiet", ())))
+        films, bare = (np.stack(events.further_views(scene, each, seed)) for each in (script, Script("quiet", ())))
         there = (films != bare).any((2, 3, 4))  # camera, picture
         keys = np.round(draw.key_times(FRAMES, FPS) * FPS).astype(int)
         shown = [i for i, names in enumerate(signs.cards(scene, script)) if names]
