@@ -24,7 +24,7 @@ app = typer.Typer(help="Inspect, shrink and share patches.", **PLAIN)
 
 @app.command("list")
 def patch_list() -> None:
-    """List the available patches: the catalogue, your aliases, and downloads from the Hub."""
+    """List patches: catalogue, aliases, downloads."""
     from pave.hub.catalogue import list_patches
     from pave.hub.locate import downloaded
     from pave.hub.names import aliases
@@ -206,7 +206,7 @@ def patch_alias(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="The short name.")] = "",
     target: Annotated[str, typer.Argument(metavar="[PATCH]", help="The patch; without it, NAME is removed.")] = "",
 ) -> None:
-    """Define a short name for a patch; without arguments, list all aliases."""
+    """Define an alias, or list all aliases."""
     from pave.hub.names import aliases, set_alias
 
     if name:
@@ -223,10 +223,10 @@ def patch_shrink(
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Keep at most N ranks of the LoRA.")] = 8,
     dim: Dim = None,
 ) -> None:
-    """Write a smaller copy of a patch: quantized matrices, truncated LoRA.
+    """Write a smaller copy of a patch.
 
-    It is applied like any other patch. The loss of accuracy depends on the patch: measure it with pave.evaluate before
-    sharing.
+    Matrices are quantized and the LoRA is cut to its best ranks. It is applied like any other patch. The accuracy lost
+    depends on the patch: measure it with pave.evaluate before sharing.
     """
     from pave.hub.locate import locate
 

@@ -186,16 +186,15 @@ def test_cards_show_every_sound_in_order_and_cover_no_toy():
         bare = draw.frames(scene, times)
         signed = bare.copy()
         signs.draw_cards(signed, scene, shown)
-        for labels, names, time, before, after in zip(
-            signs.square_labels(shown), shown, times, bare, signed, strict=True
-        ):
+        labels = signs.square_labels(shown)
+        for row, names, time, before, after in zip(labels, shown, times, bare, signed, strict=True):
             halves = (names[0], names[-1]) if names else (None, None)
-            assert labels == [halves[column >= GRID // 2] for _ in range(GRID) for column in range(GRID)]
+            assert row == [halves[column >= GRID // 2] for _ in range(GRID) for column in range(GRID)]
             changed = (before != after).any(-1).reshape(GRID, draw.CELL, GRID, draw.CELL).any((1, 3))
             assert changed.sum() == len(names)
             for toy in scene.toys:
-                row, column = draw.place(toy, scene.move_at, time)
-                assert not changed[round(row), round(column)]
+                y, x = draw.place(toy, scene.move_at, time)
+                assert not changed[round(y), round(x)]
 
 
 def test_both_sounds_of_a_pair_are_within_one_second():
