@@ -293,4 +293,4 @@ def test_a_stopped_run_prints_how_to_continue(media: Path, moody: Path, tmp_path
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command goes on" in err
+    assert process.returncode == 130 and "the same command again to continue" in err
