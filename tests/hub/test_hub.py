@@ -131,7 +131,7 @@ def test_the_order_of_names_is_catalogue_alias_path_hub(
     assert catalogue.recipe("audio-playroom") == read_recipe(ours)
     for path in ("./audio-playroom", Path("audio-playroom")):
         assert locate(path).path == Path("audio-playroom") / WEIGHTS
-        with pytest.raises(RecipeError, match="no such recipe"):
+        with pytest.raises(RecipeError, match="recipe not found"):
             catalogue.recipe(path)
     (tmp_path / "audio-avsd").mkdir()
     theirs = (catalogue.folder() / "audio-avsd" / "patch.yaml").read_text()
