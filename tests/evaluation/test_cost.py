@@ -482,7 +482,7 @@ def test_a_base_without_a_language_model_to_count_is_refused(tokenizer: PreTrain
 
 def test_broken_configs_and_recipes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(BaseModelError, match="no file in pave/bases for model_type 'bert'"):
+    with pytest.raises(BaseModelError, match="unsupported model_type 'bert'"):
         outline(tmp_path)
     with pytest.raises(RecipeError, match="recipe not found"):
         profile("playroom", tmp_path / "patch.yaml")

@@ -271,7 +271,7 @@ def test_misuse_is_told_in_our_words(one: PatchedModel, tmp_path: Path) -> None:
     with pytest.raises(PatchNotFound, match="no patch of this name is applied"):
         one.remove_patch(None)  # type: ignore[arg-type]
     path = write_clip(tmp_path / "sound.m4a", None, audio=np.zeros(8000, np.float32), rate=8000)
-    with pytest.raises(MediaError, match=r"sound\.m4a: there are no pictures"):
+    with pytest.raises(MediaError, match=r"sound\.m4a: the clip has no frames"):
         one.ask_batch([(make_clip(), "what?"), (path, "what?")])
 
 
