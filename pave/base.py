@@ -266,8 +266,8 @@ class Host(ABC):
 
     @torch.no_grad()
     def watch(self, frames: Tensor) -> Tensor:
-        """Features before the projector (t y x q) of frames uint8 (t 3 y x), float32 on the CPU; one step per pair if the
-        base merges pairs. A class token, which would come first, is left out."""
+        """Features before the projector (t y x q) of frames uint8 (t 3 y x), float32 on the CPU; one step per pair if
+        the base merges pairs. A class token, which would come first, is left out."""
         steps, (y, x) = -(-len(frames) // self.pair), self.grid
         pixels = last_again(self.pixels(Clip(frames)), PASS).to(self.device, self.dtype)
         seen = torch.cat([self.look(part).vision.float().cpu() for part in pixels.split(PASS)])
