@@ -1,7 +1,7 @@
 """Patches: config and tensors in one self-describing safetensors file.
 
-In: a config and tensors, or a file. Out: a file, or a validated patch; every failure is a PatchError with file, cause and
-remedy. Files from outside are data: no pickle, no code. Knows nothing of models in memory.
+In: a config and tensors, or a file. Out: a file, or a validated patch; every failure is a PatchError that names file,
+cause and remedy. Files from outside are data: no pickle, no code. Knows nothing of models in memory.
 
 The file's `__metadata__` holds `pave.format`, `pave.config`, `pave.sha256` and optionally `pave.certificate`.
 """

@@ -278,7 +278,7 @@ def test_misuse_is_told_in_our_words(one: PatchedModel, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "cause"),
     [
-        *[(name, "no patch, folder or file of this name") for name in ("", "a" * 300, "a\0b")],
+        *[(name, "no patch, folder or file with this name") for name in ("", "a" * 300, "a\0b")],
         ("a" * 300 + "/b", "cannot be on the Hub|is not in the cache"),
         ("so--me/body", "cannot be on the Hub"),
     ],

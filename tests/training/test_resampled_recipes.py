@@ -82,7 +82,7 @@ def test_a_small_copy_of_the_file_still_acts(one: PatchedModel, tmp_path: Path) 
 
 
 def test_patches_without_a_resampler_are_written_as_before(tmp_path: Path) -> None:
-    place = catalogue.locate("audio-playroom")
+    place = catalogue.file_of("audio-playroom")
     patch = Patch.load(place)
     assert patch.save(tmp_path / "again.safetensors").read_bytes() == place.read_bytes()
     words = patch.config.model_copy(update={"resampler": ResamplerConfig()}).canonical()
