@@ -291,7 +291,7 @@ class Host(ABC):
 
     def pack(self, frames: Tensor, newline: Newline, beside: Sequence[Sequence[Tensor]] = ()) -> Tensor:
         """Visual tokens (t s d) of one clip as rows (v d). end: one newline after the last frame; grid: one after
-        each grid row of each frame, as the PAVE paper's authors train. `beside`: tokens to insert, in groups (n d)
+        each grid row of each frame, as in official training. `beside`: tokens to insert, in groups (n d)
         before their key frames, or in one group before all."""
         end = frames.new_zeros(0) if self.newline is None else self.newline.to(frames)
         if newline == "grid":

@@ -85,9 +85,7 @@ class ResamplerConfig(Config):
     window: Annotated[int, Field(ge=1, le=1024)] = 10  # steps per window
     stride: Annotated[int, Field(ge=1)] | None = None  # steps between window starts; None: windows do not overlap
     queries: Annotated[int, Field(ge=1, le=4096)] = 32  # outputs per window
-    finer: tuple[
-        Annotated[int, Field(ge=1)], ...
-    ] = ()  # shorter windows inside a window, with as many outputs in total
+    finer: tuple[Annotated[int, Field(ge=1)], ...] = ()  # shorter windows inside a window, with as many outputs
     width: Annotated[int, Field(ge=1)] = 512  # channels of a query and of each sense
     heads: Annotated[int, Field(ge=1)] = 8
     layers: Annotated[int, Field(ge=1, le=64)] = 2

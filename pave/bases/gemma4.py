@@ -42,9 +42,9 @@ class Gemma4(Host):
         """Larger checkpoints begin every answer with a thought, possibly empty; their chat template contains it."""
         if not self.tokenizer.chat_template:
             return self.TEMPLATE
-        asked = [{"role": "user", "content": "?"}]
+        messages = [{"role": "user", "content": "?"}]
         try:
-            prompt = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+            prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # jinja2's own, or any that a template raises
             cause = f"{self.repo or self.model_type}: its chat template cannot be rendered ({error})"
             raise BaseModelError(f"{cause}; fix chat_template.jinja, or delete it") from None

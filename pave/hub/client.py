@@ -74,7 +74,7 @@ def commit_of(repo: str, revision: str | None, files: Sequence[str] = (WEIGHTS, 
 
 
 def _cached_commit(repo: str, revision: str | None, files: Sequence[str]) -> str | None:
-    """The commit of a cached copy of this revision; with no revision given, at least the newest copy."""
+    """The commit of a cached copy of this revision; without a revision, that of main, else the newest copy."""
     for name in files:
         found = try_to_load_from_cache(repo, name, revision=revision or "main")
         if isinstance(found, str):
@@ -102,9 +102,8 @@ def retried(call: Callable[[], T]) -> T:
         except HTTPError:
             pass
         except OSError as error:
-            if (
-                type(error) is not OSError or error.errno is not None
-            ):  # the client reports a wrong length as a plain OSError without errno
+            # The client reports a wrong length as a plain OSError without errno; all others are not retried.
+            if type(error) is not OSError or error.errno is not None:
                 raise
         time.sleep(attempt)
     return call()
@@ -136,9 +135,7 @@ def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
             name, f"has no such file ({first_line(error)})", f"check the name; a patch repo has {WEIGHTS}"
         ) from None
     except SafetensorsParsingError as error:
-        raise PatchDamaged(
-            name, f"its header cannot be read ({first_line(error)})", "report it to the owner of the repo"
-        ) from None
+        raise PatchDamaged(name, f"its header cannot be read ({first_line(error)})", "report it to its owner") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         remedy = "run `hf auth login` with a token that has access" if status in (401, 403) else "try again later"

@@ -54,9 +54,7 @@ class PatchLocation:
             if constants.HF_HUB_OFFLINE or not isinstance(error, PatchDamaged):
                 raise type(error)(self.source, error.cause, error.remedy) from None
         download(self.repo, self.path.name, self.commit, force_download=True)
-        with raised_as(
-            file=self.source, remedy="the file on the Hub itself is damaged: report it to the owner of the repo"
-        ):
+        with raised_as(file=self.source, remedy="the file on the Hub itself is damaged: report it to its owner"):
             return Patch.load(self.path, self.source)
 
 

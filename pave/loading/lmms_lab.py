@@ -16,10 +16,7 @@ from transformers import AddedToken, GenerationConfig, LlavaOnevisionConfig, Pre
 
 from pave.errors import BaseModelError, nearest
 
-ARCHITECTURE, FAMILY = (
-    "LlavaQwenForCausalLM",
-    "llava_onevision",
-)  # the original architecture, and its model_type in transformers
+ARCHITECTURE, FAMILY = "LlavaQwenForCausalLM", "llava_onevision"  # original name, model_type in transformers
 
 KEYS = {  # original weight names -> those of transformers
     r"^model\.(layers|embed_tokens|norm)\.": r"model.language_model.\1.",
@@ -42,12 +39,7 @@ TOWERS: dict[str, dict[str, Any]] = {
 TEXT = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act"]
 TEXT += ["num_key_value_heads", "max_position_embeddings", "initializer_range", "rms_norm_eps", "attention_dropout"]
 TEXT += ["rope_theta", "rope_scaling", "use_sliding_window", "sliding_window", "max_window_layers"]
-TEXT += [
-    "tie_word_embeddings",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-]  # the keys of Qwen2 in the flat config.json
+TEXT += ["tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"]  # keys of Qwen2 in config.json
 
 
 def config_of(described: Mapping[str, Any], source: object) -> LlavaOnevisionConfig:

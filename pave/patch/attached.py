@@ -49,9 +49,7 @@ class Attached(nn.Module):
         self.precision = host.dtype  # of the fusion and the resampler
         if config.fusion.precision == "float32":
             self.precision = torch.promote_types(host.dtype, torch.float32)
-        self.aux_losses: dict[
-            str, Tensor
-        ] = {}  # of the last call in training, multiplied by their weights in the config
+        self.aux_losses: dict[str, Tensor] = {}  # of the last call in training, weighted as in the config
         self.place: Literal["inside", "replaced", "removed"] = "removed"
         self._calls, self._hooked, self._loras = 0, False, Loras(nn.Identity())
         self._idle = threading.Condition()
@@ -97,11 +95,8 @@ class Attached(nn.Module):
         """A call starts to use the patch."""
         with self._idle:
             if self.place == "removed":
-                raise PatchNotFound(
-                    self.config.name,
-                    "these inputs were prepared with a patch that has been removed",
-                    "prepare the inputs again",
-                )
+                cause = "these inputs were prepared with a patch that has been removed"
+                raise PatchNotFound(self.config.name, cause, "prepare the inputs again")
             self._add_hooks()
             self._calls += 1
 
