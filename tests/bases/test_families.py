@@ -167,7 +167,7 @@ def test_a_family_without_features_before_its_projector_accepts_projected_querie
     base.__class__ = Projected
     one = PatchedModel(base)
     before = forward(one, one.prepare(clips(), QUESTIONS))
-    with pytest.raises(PatchMismatch, match=r"before the projector, .*; use fusion.query: projected"):
+    with pytest.raises(PatchMismatch, match=r"before the projector as queries, .*; use fusion.query: projected"):
         one.attach("ears", config(one))
     with pytest.raises(EncoderError, match=r"base-tower .* llava_onevision shows nothing there"):
         _ = load_encoder("base-tower").on(base).spec
