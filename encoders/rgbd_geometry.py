@@ -111,7 +111,7 @@ class Geometry(Encoder):
     pick: Pick
 
     @abstractmethod
-    def look(self, scan: RGBD) -> tuple[Tensor, Tensor]:
+    def encode_views(self, scan: RGBD) -> tuple[Tensor, Tensor]:
         """Tokens (v h w c) of all views, and a mask (v h w) of known depth."""
 
     @torch.no_grad()
@@ -126,7 +126,7 @@ class Geometry(Encoder):
             scan = depth.take(self.pick)
         else:
             raise EncoderError(f"depth= is a {type(depth).__name__}; pass an RGBD, the path of a scan, or None")
-        x, known = self.look(scan)
+        x, known = self.encode_views(scan)
         valid = known if self.options.mask_holes else torch.ones_like(known)
         if scan.times is None:
             times, kind = torch.arange(len(scan), dtype=torch.float64), "set"
@@ -161,7 +161,7 @@ class Placed(Geometry, OnBase):
     def outline(self) -> Pass:
         return Pass(self.base.look, (torch.empty(self.base.pair, 3, *self.base.size, device="meta"),), 1)
 
-    def look(self, scan: RGBD) -> tuple[Tensor, Tensor]:
+    def encode_views(self, scan: RGBD) -> tuple[Tensor, Tensor]:
         """A finer grid than the base's repeats its features, a coarser one averages them."""
         points, known = at_centres(scan, self.grid)
         features = rearrange(self.base.watch(scan.rgb.repeat_interleave(self.base.pair, 0)), "v h w c -> v c h w")
@@ -219,7 +219,7 @@ class Llava3D(Geometry):
         built.clip = languagebind.read(clip, (CELLS, CELLS), temporal=False, config=VIT_L_336)
         return built.float().to("cuda" if torch.cuda.is_available() else "cpu")
 
-    def look(self, scan: RGBD) -> tuple[Tensor, Tensor]:
+    def encode_views(self, scan: RGBD) -> tuple[Tensor, Tensor]:
         """Passes of a fixed number of views, padded with the last one: the bits of a view do not depend on others."""
         points, known = at_corners(scan, SIDE, CELLS)
         device = next(self.network.parameters()).device
@@ -238,11 +238,13 @@ def pixels(frames: Tensor) -> Tensor:
     return preprocess(scaled[..., top : top + SIDE, left : left + SIDE], (SIDE, SIDE), MEAN, STD)
 
 
-def position(given: str) -> nn.Sequential:
+def position(weights: str) -> nn.Sequential:
     """The position MLP of LLaVA-3D, from its release."""
     with torch.device("meta"):
         built = position_mlp(VIT_L_336.hidden_size)
-    return opened(built, Release(given=given, variable=PLACE, repo=LLAVA_3D, prefixes=HEADS, others="", remedy=REMEDY))
+    return opened(
+        built, Release(given=weights, variable=PLACE, repo=LLAVA_3D, prefixes=HEADS, others="", remedy=REMEDY)
+    )
 
 
 PRESETS: dict[str, Callable[[Options], Geometry]] = {"base": Placed, "llava3d": Llava3D}

@@ -208,12 +208,12 @@ class Official(Fusion):
         z = z if self.query_input_mapping is None else self.query_input_mapping(z)
         memory = self.input_mapping(self.read(side, z.dtype))
         segments = Segments(side)
-        mask, keep, seen = segments.mask(), None, None
+        mask, keep, has_keys = segments.mask(), None, None
         if mask is not None:
-            seen = None if side.layout == "full" else mask.any(-1)
+            has_keys = None if side.layout == "full" else mask.any(-1)
             # A softmax over no keys is NaN, and so is its gradient: such a key frame attends to padding, and its update
             # is masked below.
-            keep = mask if seen is None else mask | ~seen[:, None]
+            keep = mask if has_keys is None else mask | ~has_keys[:, None]
             # Converted to a float mask once for all layers: attention would convert a boolean mask every time.
             keep = torch.zeros_like(keep, dtype=z.dtype).masked_fill(~keep, -math.inf)[:, None, None]
         q_turns, k_turns = self._rotations(side, segments, tokens.shape[2])
@@ -225,8 +225,8 @@ class Official(Fusion):
             own = slice(i * self.heads, (i + 1) * self.heads)
             z = layer(z, k[:, own], v[:, own], keep, q_turns)
         update = self._head(z).view(len(k), *tokens.shape[2:])
-        if seen is not None:
-            update = update.masked_fill_(~seen[:, None, None], 0)
+        if has_keys is not None:
+            update = update.masked_fill_(~has_keys[:, None, None], 0)
         return update.view_as(tokens).to(tokens.dtype)
 
     def _rotations(self, side: SideBatch, segments: Segments, s: int) -> tuple[Rotations | None, Rotations | None]:

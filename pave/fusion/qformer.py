@@ -68,10 +68,10 @@ class Layer(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=EPS)
 
-    def forward(self, queries: Tensor, x: Tensor, sees: Tensor | None, real: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, x: Tensor, mask: Tensor | None, real: Tensor) -> Tensor:
         """queries (b n q) after attention to x (b k c), with the masks of causal attention (k k) and of real tokens
         (b k)."""
-        states = self.causal(x, x, sees)
+        states = self.causal(x, x, mask)
         queries = self.among(queries, queries)
         queries = self.cross(queries, states, rearrange(real, "b k -> b 1 1 k"))
         return self.norm(queries + self.ffn(queries))
@@ -88,11 +88,11 @@ class QFormer(nn.Module):
         self.layers = nn.ModuleList(Layer(width, channels, heads, dropout) for _ in range(layers))
         self.apply(_init_weights)
 
-    def forward(self, queries: Tensor, x: Tensor, sees: Tensor | None, real: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, x: Tensor, mask: Tensor | None, real: Tensor) -> Tensor:
         """Outputs of queries (b n q) for x (b k c); masks of causal attention (k k) and of real tokens (b k)."""
         queries = self.dropout(self.norm(queries))
         for layer in self.layers:
-            queries = layer(queries, x, sees, real)
+            queries = layer(queries, x, mask, real)
         return queries
 
 
@@ -194,8 +194,8 @@ class Queries(Resampler):
         real = repeat(real, "w (p k) -> (w p) (k m)", k=k, m=m)
         kept = real.any(-1).nonzero()[:, 0].to(x.device)
         windows = rearrange(x, "w (p k) m c -> (w p) (k m) c", k=k)[kept] + self.position[: k * m]
-        sees = seen_by(k, m, self.config.causal_direction, x.device)
-        outputs = self.qformer(queries.expand(len(windows), -1, -1), windows, sees, real.to(x.device)[kept])
+        mask = causal_mask(k, m, self.config.causal_direction, x.device)
+        outputs = self.qformer(queries.expand(len(windows), -1, -1), windows, mask, real.to(x.device)[kept])
         tokens = outputs.new_zeros(len(real), *queries.shape).index_copy(0, kept, outputs)
         return rearrange(tokens, "(w p) n q -> w (p n) q", w=len(x)), outputs
 
@@ -218,7 +218,7 @@ class States(Resampler):
     def look(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:
         k, m = x.shape[1:3]
         windows = rearrange(x, "w k m c -> w (k m) c") + self.position
-        states = self.causal(windows, windows, seen_by(k, m, "past", x.device))
+        states = self.causal(windows, windows, causal_mask(k, m, "past", x.device))
         steps = torch.arange(clock.known, clock.count)
         window = ((steps - k) // clock.stride + 1).clamp(min=0)  # the window that contains the step's longest past
         states = rearrange(states, "w (k m) c -> w k m c", m=m)[window, steps - window * clock.stride]
@@ -239,7 +239,7 @@ def build_resampler(config: ResamplerConfig, combine: str, senses: tuple[tuple[s
 blank_resampler = Blank(build_resampler)
 
 
-def seen_by(k: int, m: int, direction: str, device: torch.device) -> Tensor | None:
+def causal_mask(k: int, m: int, direction: str, device: torch.device) -> Tensor | None:
     """Attention mask of k steps of m tokens ((k m) (k m)): a token attends to its own step, and to those before or
     after it. None: no mask."""
     if direction == "none":

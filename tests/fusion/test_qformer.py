@@ -16,7 +16,7 @@ from torch import Tensor
 from pave.config import PRESETS, ResamplerConfig
 from pave.fusion.align import align
 from pave.fusion.clock import synchronise
-from pave.fusion.qformer import Attention, QFormer, Queries, Resampler, build_resampler, seen_by, similarity
+from pave.fusion.qformer import Attention, QFormer, Queries, Resampler, build_resampler, causal_mask, similarity
 from pave.sidechannel import SideBatch, SideTokens
 
 GOLDEN = GOLDEN_FOLDER / "favor_causal_qformer_tiny.safetensors"
@@ -57,8 +57,8 @@ def official_block() -> tuple[QFormer, dict[str, Tensor], dict[str, Any]]:
 @pytest.mark.parametrize("direction", ["future", "past", "none"])
 def test_the_block_equals_the_official_one_in_its_direction(direction: str) -> None:
     block, golden, shape = official_block()
-    sees = seen_by(shape["frames_per_window"], shape["slots"], direction, torch.device("cpu"))
-    outputs = block(golden["queries"], golden["frames"], sees, golden["valid"].bool())
+    mask = causal_mask(shape["frames_per_window"], shape["slots"], direction, torch.device("cpu"))
+    outputs = block(golden["queries"], golden["frames"], mask, golden["valid"].bool())
     error = (outputs - golden["output"]).abs().max()
     assert error < 1e-10 if direction == shape["direction"] else error > 1e-2
 
@@ -140,7 +140,7 @@ def test_a_step_is_attended_to_from_one_side_of_its_window_only(direction: str, 
     states = []
     for sides in (still, moved(still, sense, 5)):
         x = resampler._windows(synchronise(sides, resampler.config), sides).flatten(1, 2) + resampler.position
-        states.append(layer.causal(x, x, seen_by(4, 5, direction, x.device)).view(8, 5, -1))
+        states.append(layer.causal(x, x, causal_mask(4, 5, direction, x.device)).view(8, 5, -1))
     assert changed(*states) == seen
 
 
