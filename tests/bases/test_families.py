@@ -99,7 +99,7 @@ def test_a_tokenizer_without_the_marks_of_the_family_is_refused(
 ) -> None:
     make_base(tokenizer, family=name).model.save_pretrained(tmp_path)
     with_marks(tokenizer, without=mark).save_pretrained(tmp_path)
-    with pytest.raises(BaseModelError, match=f"does not know {re.escape(mark)} of its prompt"):
+    with pytest.raises(BaseModelError, match=f"lacks {re.escape(mark)}, which its prompt template contains"):
         load(tmp_path)
 
 

@@ -103,13 +103,13 @@ def test_signals_that_nobody_reads_and_senses_that_clips_lack_are_told(
     (tmp_path / "a.jsonl").write_text("".join(lines) + write_line(str(clips[3]), "?", "a", signals={"imu": "1.npy"}))
     imu = "senses={imu: {encoder: array, options: {signal: imu, dim: 2, rate: 10}}}"
     words = (workshop, imu, f"data.train={tmp_path / 'a.jsonl'}", f"train.output={tmp_path / 'out'}", "train.steps=1")
-    typo = "signals of 3 of 4 clips name 'imuu', which no sense reads there; did you mean 'imu'?"
+    typo = "3 of 4 clips have a signal 'imuu', which no sense reads; did you mean 'imu'?"
     assert f"\n  {typo}\n" in command(*words, "--dry-run")[1]
     code, _, err = command(*words)
     assert code == 0 and {typo, "3 of 4 clips have no imu (absent: the clip has no imu)"} <= set(err.splitlines())
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["absent"] == {"imu": 3}
     (tmp_path / "a.jsonl").write_text("".join(lines))
-    assert "nothing to learn from; signals of 3 of 3 clips name 'imuu'" in refused(
+    assert "nothing to learn from; 3 of 3 clips have a signal 'imuu'" in refused(
         command(*words, f"train.output={tmp_path / 'typo'}")
     )
 

@@ -190,7 +190,7 @@ def test_a_file_without_pictures_is_refused(tmp_path, playroom_host):
         ([None, Clip()], MediaError, r"views\[1\] has no pictures"),
         ([None, (frames(2), [9.0, 9.5])], SignalError, r"9.00 to 9.50 s, the key frames are from 0.00 to 1.00 s"),
         ([None, (frames(2), [1.0, 0.5])], MediaError, "run backwards"),
-        ([None, (frames(2).float(), [0.0, 0.5])], MediaError, "give uint8"),
+        ([None, (frames(2).float(), [0.0, 0.5])], MediaError, "pass uint8"),
     ],
 )
 def test_invalid_views_are_refused(views, error, message, playroom_host):

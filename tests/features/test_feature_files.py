@@ -123,9 +123,9 @@ def retold(change: Callable[[dict[str, str]], object]) -> Callable[[bytes], byte
 
 
 BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda data: b"", "is no safetensors file"),
+    "empty": (lambda data: b"", "is not a safetensors file"),
     "cut": (lambda data: data[:-1], "cut short"),
-    "text": (lambda data: b"not a file at all, but some words of a person", "is no safetensors file"),
+    "text": (lambda data: b"not a file at all, but some words of a person", "is not a safetensors file"),
     "a word of the header": (lambda data: data.replace(b"a.mp4", b"x.mp4", 1), "header is damaged"),
     "another file": (
         lambda data: join({"x": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"1"),

@@ -86,7 +86,7 @@ class Harm:
 @pytest.mark.parametrize(
     ("value", "cause"),
     [
-        (Harm(), "asks for .*system.* may do harm"),
+        (Harm(), "would call .*system.* may do harm"),
         ({"x": torch.zeros(1), "y": torch.zeros(1)}, "several tensors"),
         ([torch.zeros(4, 1024)], "holds a list"),
         (torch.full((4, 1024), float("nan")), "4 of 4 side tokens are not finite"),

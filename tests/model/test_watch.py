@@ -441,7 +441,7 @@ def test_a_bad_chunk_is_refused_and_the_next_is_seen(one: PatchedModel, bad: Any
 
 
 def test_sound_without_a_rate_is_refused(one: PatchedModel) -> None:
-    with pytest.raises(MediaError, match="audio needs its rate"):
+    with pytest.raises(MediaError, match="audio needs its sampling rate"):
         one.watch(chunks(2)).see()
 
 

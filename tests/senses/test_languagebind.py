@@ -211,7 +211,7 @@ def test_the_scale_of_lora_is_read_from_the_config(config, message, tmp_path):
     ("name", "data", "message"),
     [
         ("model.safetensors", b"<!doctype html>", "is a web page"),
-        ("model.safetensors", b"", "is no safetensors file"),
+        ("model.safetensors", b"", "is not a safetensors file"),
         ("pytorch_model.bin", harmful(), "may do harm"),
         ("other.bin", b"", "holds no model.safetensors or pytorch_model.bin"),
     ],
@@ -313,7 +313,7 @@ def test_frames_passed_as_fast_replace_those_of_the_clip(encoder):
     assert torch.equal(alone.x, passed.x) and torch.equal(passed.times, dense[1])
     with pytest.raises(EncoderError, match="fast= is a int"):
         encoder.encode(Clip.from_frames(key.frames, fast=3))
-    with pytest.raises(MediaError, match="give uint8"):
+    with pytest.raises(MediaError, match="pass uint8"):
         Clip.from_frames(key.frames, fast=(frames(2).float(), [0, 1]))
     with pytest.raises(MediaError, match="run backwards"):
         Clip.from_frames(key.frames, fast=(frames(2), [1, 0]))
