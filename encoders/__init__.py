@@ -1,7 +1,7 @@
 """One file per frozen side-channel encoder, imported as `pave.encoders.<name>` by `pave.load_encoder(name)`.
 
-Encoders of your own lie in folders that PAVE_ENCODERS names, as PATH names folders. They belong to this package, too,
-so that every process finds them; which code that is, only the environment says, never a recipe or a patch.
+Your own encoders are in folders listed in PAVE_ENCODERS, separated as in PATH. They become part of this package, so
+that every process finds them. Only the environment can add code, never a recipe or a patch.
 """
 
 import os

@@ -1,9 +1,8 @@
-"""BEATs' ear (Chen et al. 2022): general sounds, as tokens that were learned by guessing each other.
+"""BEATs (Chen et al. 2022): general sounds, from masked prediction of acoustic tokens.
 
-In: the sound of a clip at any rate; several channels are mixed. Out: a time step for each 0.16 s, of 8 tokens with 768
-channels, low frequencies first. The sound is heard in windows of 9.92 s, one after the other: the original learned from
-ten seconds. Needs one of the checkpoints of microsoft/unilm, which is opened at the first sound; names, numbers and
-maths are theirs.
+In: the sound of a clip at any rate; channels are averaged. Out: a time step per 0.16 s, of 8 tokens with 768 channels,
+low frequencies first. The sound is encoded in consecutive windows of 9.92 s: BEATs was trained on ten seconds. Needs a
+checkpoint of microsoft/unilm, which is loaded at the first sound; names, constants and maths are from there.
 
 b windows, t frames of the spectrum, m mel bands, n tokens, h heads, d channels
 """
@@ -26,19 +25,19 @@ from pave.encoder import Encoder, EncoderOptions, EncoderSpec, Pass, Text, Weigh
 from pave.errors import EncoderError, raised_as
 from pave.files import pickled
 from pave.media import Clip
-from pave.senses.fbank import HOP, POVEY, SAMPLE_RATE, fbank, listen, pieces_of
+from pave.senses.fbank import HOP, POVEY, SAMPLE_RATE, encode_patches, fbank, pieces_of
 from pave.senses.weights import Release, fill, refuse_broken
 from pave.sidechannel import SideTokens
 
-PLACE = "PAVE_BEATS"  # environment: a folder with checkpoints, or one of them
+PLACE = "PAVE_BEATS"  # environment variable: a folder with checkpoints, or one of them
 SOURCE = "https://github.com/microsoft/unilm/tree/master/beats"
 BANDS, FRAMES, PATCH = 128, 992, 16
 ROWS = BANDS // PATCH
-FULL_SCALE = 2**15  # Kaldi's samples are of 16 bits
+FULL_SCALE = 2**15  # Kaldi's samples are 16-bit integers
 MEAN, DEVIATION = 15.41663, 2 * 6.55582  # of log mel power
-KERNEL, GROUPS = 128, 16  # of the convolution that tells tokens their places
-BUCKETS, FARTHEST = 320, 800  # distances between tokens that are told apart, and the last of them
-# What a checkpoint says of itself and its weights do not show; all 15 say the same.
+KERNEL, GROUPS = 128, 16  # of the convolutional position embedding
+BUCKETS, FARTHEST = 320, 800  # number of relative position buckets, and the distance at which they end
+# Metadata of a checkpoint that its weights do not show; the same in all 15 checkpoints.
 CONFIG = {"activation_fn": "gelu", "layer_norm_first": False, "deep_norm": True, "max_distance": FARTHEST}
 
 
@@ -47,13 +46,13 @@ class Options(EncoderOptions):
 
     # The name of a checkpoint.
     release: Annotated[Text, Field(description="needs the name of a checkpoint for {key}")] = "BEATs_iter3_plus_AS2M"
-    # The checkpoint, or a folder or a repo of the Hub that holds it under this name; without it, what PAVE_BEATS says.
+    # The checkpoint, or a folder or Hub repository with a file of this name; default: PAVE_BEATS.
     weights: Weights = ""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the network; the defaults are those of all checkpoints."""
+    """Sizes of the network; the defaults are those of all checkpoints."""
 
     patch: int = 512  # channels of a patch
     width: int = 768
@@ -62,7 +61,7 @@ class Sizes:
 
 
 class BeatsAudio(Encoder):
-    """Frozen. Where its weights lie is no part of what it is, which of the checkpoints they are is."""
+    """Frozen. Its spec includes the name of the checkpoint, but not the location of the weights."""
 
     pieces = pieces_of(FRAMES, PATCH)
 
@@ -81,7 +80,7 @@ class BeatsAudio(Encoder):
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ 8 1 c); None for a clip without sound."""
-        return listen(clip, FRAMES, PATCH, self.tokens)
+        return encode_patches(clip, FRAMES, PATCH, self.tokens)
 
     @torch.no_grad()
     def tokens(self, sound: Tensor) -> Tensor:
@@ -95,33 +94,34 @@ class BeatsAudio(Encoder):
 
     @cached_property
     def network(self) -> Beats:
-        """With its weights, as the first sound needs them."""
+        """The network with its weights."""
         file = f"{self.options.release}.pt"
-        release = Release(given=self.options.weights, place=PLACE, again=f"give {file} of {SOURCE}")
-        source, again = release.source, release.again
+        release = Release(given=self.options.weights, variable=PLACE, remedy=f"use {file} from {SOURCE}")
+        source, remedy = release.source, release.remedy
         if not source:
             raise EncoderError(
-                f"beats-audio has no weights; {again} by the option weights, or in the environment by {PLACE}"
+                f"beats-audio has no weights; download {file} from {SOURCE}, and set the option weights or, in the "
+                f"environment, {PLACE} to its path"
             )
         with raised_as(EncoderError, source):
             path = release.find(file)
-            network = beats(*pickled.read_part(path, "model"), self.sizes, source, again)
+            network = beats(*pickled.read_part(path, "model"), self.sizes, source, remedy)
         return network.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def beats(weights: Mapping[str, Tensor], told: Mapping[str, Any], sizes: Sizes, source: str, again: str) -> Beats:
-    """The network of a checkpoint. told: what the checkpoint holds beside its weights."""
-    config = told.get("cfg")
-    said = {key: config.get(key) for key in CONFIG} if isinstance(config, dict) else None
-    if said != CONFIG:
-        raise EncoderError(f"{source}: says of itself {said}, a BEATs {CONFIG}; {again}")
-    # What a checkpoint that was trained further makes of its tokens, the names of 527 sounds, is left out. Copies:
-    # where a weight lies in a file would change the last bits of what is computed with it.
+def beats(weights: Mapping[str, Tensor], metadata: Mapping[str, Any], sizes: Sizes, source: str, remedy: str) -> Beats:
+    """The network of a checkpoint, from its weights and everything else in the file."""
+    config = metadata.get("cfg")
+    declared = {key: config.get(key) for key in CONFIG} if isinstance(config, dict) else None
+    if declared != CONFIG:
+        raise EncoderError(f"{source}: its config has {declared}, BEATs has {CONFIG}; {remedy}")
+    # Without `predictor`, the classifier of 527 sounds in a fine-tuned checkpoint. Copies: the alignment of a weight in
+    # a file would change the last bits of the outputs.
     own = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items() if "predictor." not in name}
     refuse_broken(own, source)
     with torch.device("meta"):
         network = Beats(sizes)
-    return fill(network, own, source, again)
+    return fill(network, own, source, remedy)
 
 
 def spectrum(sound: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def spectrum(sound: Tensor) -> Tensor:
 
 
 class Beats(nn.Module):
-    """A transformer on patches of sound. Its parameters have the names that they have in the checkpoints."""
+    """A transformer on patches of the spectrum. Parameters are named as in the checkpoints."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -138,16 +138,16 @@ class Beats(nn.Module):
         self.layer_norm = nn.LayerNorm(sizes.patch)
         self.post_extract_proj = nn.Linear(sizes.patch, sizes.width)
         layers = nn.ModuleList(Layer(sizes) for _ in range(sizes.layers))
-        places, norm = nn.Sequential(Places(sizes.width)), nn.LayerNorm(sizes.width)
-        self.encoder = nn.ModuleDict({"pos_conv": places, "layer_norm": norm, "layers": layers})
+        positions, norm = nn.Sequential(ConvPositions(sizes.width)), nn.LayerNorm(sizes.width)
+        self.encoder = nn.ModuleDict({"pos_conv": positions, "layer_norm": norm, "layers": layers})
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the weights."""
         return self.patch_embedding["weight"].device
 
     def forward(self, mel: Tensor) -> Tensor:
-        """Spectra (b t m) to tokens (b n d) of their whole patches, all bands of one time before those of the next."""
+        """Spectra (b t m) to tokens (b n d) of their whole patches, ordered by time, then by band."""
         mel = mel[:, : mel.shape[1] // PATCH * PATCH]
         patches = rearrange(mel, "b (t y) (m x) -> b (t m) (y x)", y=PATCH, x=PATCH)
         x = self.layer_norm(F.linear(patches, self.patch_embedding["weight"].flatten(1)))
@@ -159,9 +159,9 @@ class Beats(nn.Module):
         return x
 
 
-class Places(nn.Module):
-    """What a token hears of its 64 neighbours on both sides, by their place; its weights are kept as length (g) and
-    direction (v) of each place of the kernel."""
+class ConvPositions(nn.Module):
+    """Convolutional position embedding over 64 neighbours on each side; with weight norm, as length (g) and direction
+    (v) per position of the kernel."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -176,8 +176,8 @@ class Places(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then an MLP; each is normalised together with what it is added to, which counts for more the more
-    layers there are (DeepNorm, Wang et al. 2022)."""
+    """Attention, then an MLP, with post-norm; the residual's weight grows with the number of layers (DeepNorm, Wang et
+    al. 2022)."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -193,8 +193,7 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention to tokens and to distances; how much distances count is up to the token that asks (the gated relative
-    position bias of WavLM, Chen et al. 2022, section III.A, on the projected query)."""
+    """Attention with gated relative position bias (WavLM, Chen et al. 2022, section III.A, on the projected query)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -218,8 +217,8 @@ class Attention(nn.Module):
 
 
 def buckets(count: int) -> Tensor:
-    """The bucket (n n) of the distance from each token to each: half of them behind and half before, of either half the
-    first half for each distance, the others wider and wider (T5, Raffel et al. 2020)."""
+    """Relative position buckets (n n): half for each direction; of these, half for exact distances, the others
+    logarithmic (T5, Raffel et al. 2020)."""
     half, exact = BUCKETS // 2, BUCKETS // 4
     places = torch.arange(count)
     distance = places - places[:, None]

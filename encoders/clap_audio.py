@@ -1,9 +1,9 @@
-"""CLAP's ear (Wu et al. 2023; HTSAT, Chen et al. 2022): which sounds there are, in two halves of the spectrum.
+"""CLAP's audio encoder (Wu et al. 2023; HTSAT, Chen et al. 2022): general sounds, in two halves of the spectrum.
 
-In: the sound of a clip at any rate, of which CLAP hears what is below 14 kHz; several channels are mixed. Out: 3.2
-steps per second of two tokens, the low half and the high half: the last hidden state over windows of ten seconds. A
-shorter last window is repeated as CLAP learned it, and no token of a repetition is kept. Weights are fetched when the
-first clip is heard.
+In: the sound of a clip at any rate, of which CLAP uses frequencies below 14 kHz; channels are averaged. Out: 3.2 steps
+per second of two tokens, the low half and the high half: the last hidden state over windows of ten seconds. A shorter
+last window is repeated, as in CLAP's training; tokens of repetitions are dropped. Weights are downloaded for the first
+clip.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
 
 from pave.encoder import Encoder, EncoderOptions, EncoderSpec, Pass, Pieces, Text, Weights, builder
 from pave.media import Clip
-from pave.senses.sound import hear
+from pave.senses.sound import encode_windows
 from pave.senses.weights import Release, opened
 from pave.sidechannel import SideTokens
 
@@ -26,21 +26,20 @@ SAMPLE_RATE = 48_000  # Hz
 STEPS = 32  # of a window
 WINDOW = 10 * SAMPLE_RATE  # samples; the extractor would cut a longer sound at random
 HOP = WINDOW // STEPS
-LOWEST = 50  # Hz, as the release's preprocessor_config.json has it
-PLACE = "PAVE_CLAP"  # environment: a folder or file with the weights
+LOWEST = 50  # Hz, from the release's preprocessor_config.json
+PLACE = "PAVE_CLAP"  # environment variable: a folder or file with the weights
 
 
 class Options(EncoderOptions):
     """What a recipe may say."""
 
-    revision: Text = "main"  # of the repo; a commit makes it exact
-    # A folder or file on this machine, or another repo of the Hub, that holds the release or what was trained from it;
-    # without it, what PAVE_CLAP says; without that, the Hub.
+    revision: Text = "main"  # of the repository; a commit hash makes it reproducible
+    # A folder, file or Hub repository: the release, or a model trained from it; default: PAVE_CLAP, else the release.
     weights: Weights = ""
 
 
 class ClapAudio(Encoder):
-    """Frozen. A window of ten seconds is one pass, so that no token depends on how many windows a clip has."""
+    """Frozen. Each window of ten seconds is a separate pass, so that no token depends on the number of windows."""
 
     pieces = Pieces(WINDOW / SAMPLE_RATE, SAMPLE_RATE)
 
@@ -59,8 +58,8 @@ class ClapAudio(Encoder):
 
     @cached_property
     def spectrum(self) -> ClapFeatureExtractor:
-        """Samples to log-mel. Nothing is random as long as a sound is no longer than a window; "rand_trunc" only says
-        that the filters are those of the releases without fusion."""
+        """Samples to log-mel. Not random, since no input is longer than a window; "rand_trunc" only selects the filters
+        of releases without fusion."""
         return ClapFeatureExtractor(frequency_min=LOWEST, truncation="rand_trunc")
 
     def outline(self) -> Pass:
@@ -70,21 +69,21 @@ class ClapAudio(Encoder):
 
     @cached_property
     def network(self) -> ClapAudioModel:
-        """The audio half with its weights, before its projection; the other half is not loaded."""
+        """The audio encoder with its weights, without its projection; the text encoder is not loaded."""
         release = Release(
             given=self.options.weights,
-            place=PLACE,
+            variable=PLACE,
             repo=RELEASE,
             revision=self.options.revision,
             prefixes=("audio_model.", ""),
             others=r"text_model\.|(text|audio)_projection\.|logit_scale_[at]$",
-            again=f"give {RELEASE}, or what was trained from it",
+            remedy=f"use {RELEASE}, or a model trained from it",
         )
         return opened(self.outline().run, release)
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ 2 1 c), the low half of the spectrum first."""
-        return hear(clip, self.tokens, rate=SAMPLE_RATE, window=WINDOW, hop=HOP, centre=0.5)
+        return encode_windows(clip, self.tokens, rate=SAMPLE_RATE, window=WINDOW, hop=HOP, centre=0.5)
 
     @torch.no_grad()
     def tokens(self, sound: Tensor) -> Tensor:

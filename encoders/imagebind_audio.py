@@ -1,8 +1,8 @@
-"""ImageBind's ear (Girdhar et al. 2023): what two seconds of sound are about, in a space that pictures share.
+"""ImageBind's audio encoder (Girdhar et al. 2023): embeddings of two seconds of sound, in a space shared with images.
 
-In: the sound of a clip at any rate; several channels are mixed. Out: one token per second of 1024 channels and norm 20,
-each of the two seconds that begin with it. Needs the audio branch of `imagebind_huge.pth`, which is opened at the first
-sound, once the user has said that the use is not commercial. Names and numbers are those of that checkpoint
+In: the sound of a clip at any rate; channels are averaged. Out: one token per second of 1024 channels and norm 20, each
+of the two seconds that start there. Needs the audio branch of `imagebind_huge.pth`, which is loaded at the first sound,
+if the user has consented to its non-commercial licence. Names and constants are from that checkpoint
 (facebookresearch/ImageBind); the spectrum is Kaldi's.
 
 b windows, n samples, t frames of the spectrum, m mel bands, p patches, c channels
@@ -34,31 +34,31 @@ from pave.senses.weights import Release
 from pave.sidechannel import SideTokens
 
 LICENCE = "CC-BY-NC-SA-4.0"  # of the weights; the file LICENSE and the model card agree, the README says CC-BY-NC 4.0
-PLACE = "PAVE_IMAGEBIND"  # in the environment
+PLACE = "PAVE_IMAGEBIND"  # environment variable
 SOURCE = "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"
-AGAIN = "give imagebind_huge.pth, or safetensors of its audio branch"
+REMEDY = "use imagebind_huge.pth, or safetensors of its audio branch"
 ON_HUB = re.compile(r"hf://(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w.-]+))?/(?P<file>[\w./-]+)")
-BRANCH = ".audio."  # inside the name of each weight that is ours
+BRANCH = ".audio."  # in the names of the audio branch's weights
 
-SECONDS = 2  # of sound in a window; windows begin one second apart, as PAVE's authors cut them
+SECONDS = 2  # of sound in a window; windows start one second apart, as in the PAVE paper
 BANDS = 128
-WIDE = 204  # frames that the trunk looks at; a window has 198, the rest is 0 before the normalisation
+WIDE = 204  # input frames of the trunk; a window has 198, padded with zeros before the normalisation
 MEAN, DEVIATION = -4.268, 9.138  # of log mel power
 PATCH, STRIDE = 16, 10  # mel bands and frames
-PART = 16  # windows at once
+PART = 16  # windows per batch
 
 
 class Options(EncoderOptions):
     """What a recipe may say."""
 
-    # `imagebind_huge.pth`, safetensors of its audio branch, or one of these on the Hub as
-    # `hf://user/repo@revision/file`; without it, what PAVE_IMAGEBIND says.
+    # `imagebind_huge.pth` or safetensors of its audio branch, as a path or, on the Hub, as
+    # `hf://user/repo@revision/file`; default: PAVE_IMAGEBIND.
     weights: Weights = ""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the trunk; the defaults are those of `imagebind_huge`."""
+    """Sizes of the trunk; the defaults are those of `imagebind_huge`."""
 
     width: int = 768
     heads: int = 12
@@ -67,9 +67,9 @@ class Sizes:
 
 
 class ImageBindAudio(Encoder):
-    """Frozen. What it is can be read without weights; where they lie is no part of what it is."""
+    """Frozen. Its spec needs no weights and does not include their location."""
 
-    pieces = Pieces(PART, SAMPLE_RATE, before=1, after=1)  # of as many windows; the middle of a window is its time
+    pieces = Pieces(PART, SAMPLE_RATE, before=1, after=1)  # PART windows; a token's time is the middle of its window
 
     def __init__(self, weights: str, sizes: Sizes) -> None:
         self.weights, self.sizes = weights, sizes
@@ -84,8 +84,8 @@ class ImageBindAudio(Encoder):
 
     @torch.no_grad()
     def encode(self, clip: Clip) -> SideTokens | None:
-        """Token i is of the seconds [i, i + 2) after the clip's first sample, as far as they are whole; a sound of less
-        than two seconds is followed by silence, and gives one token of the seconds that are there."""
+        """Token i spans the seconds [i, i + 2) after the clip's first sample, for whole windows only; a sound shorter
+        than two seconds is padded with silence, and becomes one token that spans the sound."""
         sound = mono(clip, SAMPLE_RATE)
         if sound is None:
             return None
@@ -100,7 +100,7 @@ class ImageBindAudio(Encoder):
 
     @property
     def device(self) -> torch.device:
-        """Where the trunk computes."""
+        """Device of the trunk."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def outline(self) -> Pass:
@@ -109,19 +109,19 @@ class ImageBindAudio(Encoder):
 
     @cached_property
     def network(self) -> Trunk:
-        """With its weights, as the first sound needs them."""
+        """The trunk with its weights."""
         consent(self.spec.name, LICENCE)
-        release = Release(given=self.weights, place=PLACE, again=AGAIN)
-        words = release.source
-        if not words:
+        release = Release(given=self.weights, variable=PLACE, remedy=REMEDY)
+        source = release.source
+        if not source:
             raise EncoderError(
-                f"imagebind-audio has no weights; fetch {SOURCE} (4.8 GB), and name the file by the option weights or "
-                f"in the environment, {PLACE}=imagebind_huge.pth"
+                f"imagebind-audio has no weights; download {SOURCE} (4.8 GB), and set the option weights or, in the "
+                f"environment, {PLACE} to its path"
             )
-        trunk, weights = self.outline().run, _read(words)
-        if flaw := _flaw(weights, trunk.state_dict()):
-            raise EncoderError(f"{words}: {flaw}; {release.again}")
-        # Copies: where a weight lies in a mapped file would change the last bits of what is computed with it.
+        trunk, weights = self.outline().run, _read(source)
+        if problem := _problem(weights, trunk.state_dict()):
+            raise EncoderError(f"{source}: {problem}; {release.remedy}")
+        # Copies: the alignment of a weight in a memory-mapped file would change the last bits of the outputs.
         own = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}
         trunk.load_state_dict(own, assign=True)
         return trunk.requires_grad_(False).eval().to(self.device)
@@ -135,7 +135,7 @@ def spectra(sound: Tensor) -> Tensor:
 
 
 class Trunk(nn.Module):
-    """A vision transformer on pictures of sound. Its parameters have the names that they have in the checkpoint."""
+    """A vision transformer on spectra. Parameters are named as in the checkpoint."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class Trunk(nn.Module):
 
 
 class Stem(nn.Module):
-    """Overlapping patches (b p c), behind a token of no place; each has its own position."""
+    """Class token and overlapping patches (b p c), with learned positions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Stem(nn.Module):
         self.pos_embedding_helper = nn.ParameterDict({"pos_embed": torch.empty(1, places, width)})
 
     def forward(self, mel: Tensor) -> Tensor:
-        # A convolution written as a product: a GPU would round what goes into a convolution to 10 bits (TF32).
+        # A convolution as a matrix product: by default, a GPU computes convolutions in TF32, with 10 bits of mantissa.
         patches = rearrange(mel.unfold(1, PATCH, STRIDE).unfold(2, PATCH, STRIDE), "b m t y x -> b (m t) (y x)")
         x = self.rgbt_stem["norm_layer"](F.linear(patches, self.get_parameter("rgbt_stem.proj.weight").flatten(1)))
         x = torch.cat([self.cls_token.expand(len(mel), -1, -1), x], dim=1)
@@ -173,7 +173,7 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention with one learned key and value more, then an MLP."""
+    """Attention with an additional learned key and value, then an MLP."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class Block(nn.Module):
 
 
 class Scale(nn.Module):
-    """All tokens to one norm, which the checkpoint holds: 20."""
+    """Scales all tokens to the norm in the checkpoint: 20."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,40 +198,41 @@ class Scale(nn.Module):
         return F.normalize(x, dim=-1) * self.log_logit_scale.exp().clamp(max=100)
 
 
-def _read(words: str) -> dict[str, Tensor]:
-    """The audio branch in a file of this machine, or of the Hub."""
+def _read(source: str) -> dict[str, Tensor]:
+    """The audio branch, from a local file or from the Hub."""
     try:
-        with raised_as(EncoderError, words):
-            path = _locate(words)
+        with raised_as(EncoderError, source):
+            path = _locate(source)
             if path.suffix != ".safetensors":
                 return pickled.read(path, inside=BRANCH)
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if BRANCH in name}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise EncoderError(f"{words}: cannot be read ({error}); fetch it again") from None
+        raise EncoderError(f"{source}: cannot be read ({error}); download it again") from None
 
 
-def _locate(words: str) -> Path:
-    if Path(words).is_file():
-        return Path(words)
-    name = ON_HUB.fullmatch(words)
+def _locate(source: str) -> Path:
+    if Path(source).is_file():
+        return Path(source)
+    name = ON_HUB.fullmatch(source)
     if name is None:
-        raise EncoderError(f"{words}: no such file; give one of this machine, or hf://user/repo/file of the Hub")
-    from pave.hub.locate import fetch  # its client takes half a second
+        raise EncoderError(f"{source}: no such file; use a local file, or hf://user/repo/file for a file on the Hub")
+    from pave.hub.locate import fetch  # importing its client takes half a second
 
     return fetch(name["repo"], name["file"], name["revision"])
 
 
-def _flaw(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Why these are not the weights that are wanted; empty when they are."""
-    for what, names in (("missing", wanted.keys() - found.keys()), ("unknown", found.keys() - wanted.keys())):
+def _problem(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Why these are not the expected weights; empty when they are."""
+    missing, unexpected = expected.keys() - weights.keys(), weights.keys() - expected.keys()
+    for what, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
             return f"{len(names)} weights of its audio branch are {what}, the first is {min(names)}"
-    for name, tensor in found.items():
-        if tensor.shape != wanted[name].shape:
-            return f"{name} is {tuple(tensor.shape)}, and must be {tuple(wanted[name].shape)}"
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            return f"{name} is {tuple(tensor.shape)}, and must be {tuple(expected[name].shape)}"
         if not tensor.isfinite().all():
-            return f"{name} holds values that are not finite"
+            return f"{name} has values that are not finite"
     return ""
 
 

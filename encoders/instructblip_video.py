@@ -1,10 +1,9 @@
-"""InstructBLIP's eyes (Dai et al. 2023, arXiv 2305.06500), which FAVOR looks with: 32 tokens of a picture, whatever its
-size, made by a Q-Former that has been told what to look for.
+"""InstructBLIP's vision tower and Q-Former (Dai et al. 2023, arXiv 2305.06500), as used by FAVOR: 32 tokens per picture
+of any size, conditioned on an instruction.
 
-In: a clip of a file, which is read again for `rate` pictures per second; or frames and times handed over as `fast`.
-Out: 32 tokens of 768 channels for each. FAVOR tells the Q-Former the first words of a user; tokens that are kept for
-all questions about a clip can know one `instruction` only. Weights are fetched when the first clip is read; they hold
-a billion numbers.
+In: a clip of a file, which is read again at `rate` pictures per second; or frames and times passed as `fast`. Out: 32
+tokens of 768 channels per picture. FAVOR conditions the Q-Former on the user's prompt; here, tokens are cached for all
+questions about a clip, so the `instruction` is fixed. Weights (a billion parameters) are downloaded for the first clip.
 
 τ pictures, n queries, c channels, l tokens of the instruction
 """
@@ -36,48 +35,46 @@ from pave.senses.weights import Release, opened
 from pave.sidechannel import SideTokens
 
 VISION = InstructBlipVisionConfig()  # its defaults are the sizes of the releases: EVA-CLIP's ViT-g, 224 pixels
-QFORMER = InstructBlipQFormerConfig(vocab_size=30_523)  # BERT's words, and the authors' [DEC]
+QFORMER = InstructBlipQFormerConfig(vocab_size=30_523)  # BERT's vocabulary, and InstructBLIP's [DEC]
 QUERIES = 32
-WORDS = "qformer_tokenizer/tokenizer.json"  # in the folder of a release
-PLACE = "PAVE_INSTRUCTBLIP"  # environment: a folder with the release
-AGAIN = "give Salesforce/instructblip-vicuna-13b or another InstructBLIP of transformers, with its safetensors"
+TOKENIZER = "qformer_tokenizer/tokenizer.json"  # in the folder of a release
+PLACE = "PAVE_INSTRUCTBLIP"  # environment variable: a folder with the release
+REMEDY = "use Salesforce/instructblip-vicuna-13b or another InstructBLIP of transformers, with its safetensors"
 
 
 class Options(EncoderOptions):
     """What a recipe may say. Release and rate are FAVOR's."""
 
-    release: Text = "Salesforce/instructblip-vicuna-13b"  # a repo of the Hub; its language model is left there
-    revision: Text = "main"  # of the repo; a commit makes it exact
+    release: Text = "Salesforce/instructblip-vicuna-13b"  # a Hub repository; its language model is not loaded
+    revision: Text = "main"  # of the repository; a commit hash makes it reproducible
     rate: pictures.Rate = 2.0  # pictures per second
-    # What the Q-Former is told; "": nothing.
+    # Text input of the Q-Former; "": none.
     instruction: Annotated[InstanceOf[str], Field(description="needs a text for {key}")] = "Describe the picture."
-    # A folder or file that holds the release on this machine; without it, what PAVE_INSTRUCTBLIP says; without that,
-    # the Hub.
-    weights: Weights = ""
+    weights: Weights = ""  # a folder or file with the release; default: PAVE_INSTRUCTBLIP, else the Hub
 
 
-class Eyes(nn.Module):
-    """What a release has in front of its language model, under its names."""
+class VisionTower(nn.Module):
+    """The part of a release before its language model, with the release's names."""
 
     def __init__(self) -> None:
         super().__init__()
         self.vision_model = InstructBlipVisionModel(VISION)
         self.qformer = InstructBlipQFormerModel(QFORMER)
         self.query_tokens = nn.Parameter(torch.empty(1, QUERIES, QFORMER.hidden_size))
-        # No weight, and so in no release: it would stay on the meta device, where a network without weights is built.
-        words: Any = self.qformer.embeddings
-        words.position_ids = torch.arange(QFORMER.max_position_embeddings, device="cpu")[None]
+        # A buffer that is in no release: built on the meta device, it would stay there.
+        embeddings: Any = self.qformer.embeddings
+        embeddings.position_ids = torch.arange(QFORMER.max_position_embeddings, device="cpu")[None]
 
-    def forward(self, pixels: Tensor, words: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, instruction: Tensor) -> Tensor:
         """Pixels (τ 3 224 224) and an instruction (l,) to tokens (τ n c)."""
-        told = repeat(words, "l -> τ l", τ=len(pixels)) if len(words) else None
-        seen = self.vision_model(pixel_values=pixels).last_hidden_state
+        ids = repeat(instruction, "l -> τ l", τ=len(pixels)) if len(instruction) else None
+        image = self.vision_model(pixel_values=pixels).last_hidden_state
         queries = repeat(self.query_tokens, "1 n c -> τ n c", τ=len(pixels))
-        return self.qformer(told, query_embeds=queries, encoder_hidden_states=seen).last_hidden_state[:, :QUERIES]
+        return self.qformer(ids, query_embeds=queries, encoder_hidden_states=image).last_hidden_state[:, :QUERIES]
 
 
 class InstructBlipVideo(Encoder):
-    """Frozen. Pictures are looked at one by one; where the weights lie is no part of what it is."""
+    """Frozen. Pictures are encoded independently; the location of the weights is not part of its spec."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -88,7 +85,7 @@ class InstructBlipVideo(Encoder):
             rate=options.rate,
             grid=(1, QUERIES),
             revision=options.revision,
-            licence="other",  # as their cards have it: for research, by the language model that is left there
+            licence="other",  # from the model cards: for research only, because of the language model
             options=options.resolved,
         )
 
@@ -96,36 +93,36 @@ class InstructBlipVideo(Encoder):
     def release(self) -> Release:
         return Release(
             given=self.options.weights,
-            place=PLACE,
+            variable=PLACE,
             repo=self.options.release,
             revision=self.options.revision,
-            # Releases of 2023 may hold the places of words as if they were weights.
+            # Releases of 2023 may contain position_ids, which is not a weight.
             others=r"language_(model|projection)\.|qformer\.embeddings\.position_ids$",
-            again=AGAIN,
+            remedy=REMEDY,
         )
 
     def outline(self) -> Pass:
-        """Of a picture, without an instruction."""
+        """One picture, without an instruction."""
         side = cast(int, VISION.image_size)
         with torch.device("meta"):
-            return Pass(Eyes(), (torch.empty(1, 3, side, side), torch.empty(0, dtype=torch.long)), 1)
+            return Pass(VisionTower(), (torch.empty(1, 3, side, side), torch.empty(0, dtype=torch.long)), 1)
 
     @cached_property
-    def network(self) -> Eyes:
-        """The weights, on the GPU where there is one."""
+    def network(self) -> VisionTower:
+        """The network with its weights, on the GPU if there is one."""
         return opened(self.outline().run, self.release)
 
     @cached_property
-    def words(self) -> Tensor:
-        """The instruction as ids of the Q-Former's own words (l,)."""
+    def instruction(self) -> Tensor:
+        """The instruction as token ids of the Q-Former (l,)."""
         if not self.options.instruction:
             return torch.zeros(0, dtype=torch.long)
-        path = replace(self.release, again=AGAIN + ", or take instruction=''").beside(WORDS)
+        path = replace(self.release, remedy=REMEDY + ", or set instruction=''").beside(TOKENIZER)
         try:
-            known = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises no other class
-            raise EncoderError(f"{path}: is no tokenizer ({error}); fetch it again") from None
-        return torch.tensor(known.encode(self.options.instruction).ids)
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise EncoderError(f"{path}: not a tokenizer ({error}); download it again") from None
+        return torch.tensor(tokenizer.encode(self.options.instruction).ids)
 
     @property
     def groups(self) -> Groups:
@@ -133,11 +130,11 @@ class InstructBlipVideo(Encoder):
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ 1 n c) at the instants of `pictures.instants`; None for a clip without pictures."""
-        seen = pictures.fast(clip)
-        if seen is None:
+        dense = pictures.fast(clip)
+        if dense is None:
             return None
-        times = pictures.instants(seen, self.options.rate)
-        x = torch.cat([self.tokens(frames) for frames in pictures.groups(seen, times, PASS)])
+        times = pictures.instants(dense, self.options.rate)
+        x = torch.cat([self.tokens(frames) for frames in pictures.groups(dense, times, PASS)])
         return SideTokens(x, times, repeat(times, "τ -> τ 2"), torch.ones(x.shape[:3], dtype=torch.bool))
 
     @torch.no_grad()
@@ -145,7 +142,8 @@ class InstructBlipVideo(Encoder):
         """Frames uint8 (τ 3 y x) to tokens (τ 1 n c)."""
         queries, side = self.network.query_tokens, cast(int, VISION.image_size)
         pixels = preprocess(frames, (side, side), OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-        return rearrange(self.network(pixels.to(queries), self.words.to(queries.device)), "τ n c -> τ 1 n c").cpu()
+        x = self.network(pixels.to(queries), self.instruction.to(queries.device))
+        return rearrange(x, "τ n c -> τ 1 n c").cpu()
 
 
 build = builder(Options, InstructBlipVideo)

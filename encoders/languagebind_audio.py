@@ -1,8 +1,8 @@
-"""LanguageBind's audio tower: which sounds there are, and how high, seven times a second.
+"""LanguageBind's audio tower: general sounds with their pitch, seven times a second.
 
-In: the sound of a clip at any rate; several channels are mixed. Out: a time step for each 0.14 s, of 8 tokens with 1024
-channels, low frequencies first, or of the means of as many `rows` as are asked for. The sound is heard in windows of
-10.36 s, one after the other, where the original draws three of them at random. Weights are fetched at the first sound.
+In: the sound of a clip at any rate; channels are averaged. Out: a time step per 0.14 s, of 8 tokens with 1024 channels,
+low frequencies first, or of fewer `rows`, which are means of these. The sound is encoded in consecutive windows of
+10.36 s; the original samples three windows at random. Weights are downloaded for the first clip.
 
 t frames of the spectrum, m mel bands, h w rows and columns of patches, d channels
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from pave.encoder import Encoder, EncoderSpec, Pass, Text, Whole, builder, divides
 from pave.media import Clip
 from pave.senses import languagebind
-from pave.senses.fbank import HOP, SAMPLE_RATE, fbank, listen, pieces_of
+from pave.senses.fbank import HOP, SAMPLE_RATE, encode_patches, fbank, pieces_of
 from pave.senses.languagebind import VIT_L, Tower
 from pave.sidechannel import SideTokens
 
@@ -30,19 +30,19 @@ BANDS, FRAMES = 112, 1036
 MEAN, DEVIATION = -4.2677393, 2 * 4.5689974
 PATCH = 14  # bands and frames
 PATCHES = (BANDS // PATCH, FRAMES // PATCH)
-PLACE = "PAVE_LANGUAGEBIND_AUDIO"  # environment: a folder or file with the weights
+PLACE = "PAVE_LANGUAGEBIND_AUDIO"  # environment variable: a folder or file with the weights
 
 
 class Options(languagebind.Options):
     """What a recipe may say."""
 
     release: Text = "LanguageBind/LanguageBind_Audio_FT"
-    # Of tokens in a time step: the patches of all frequencies, or means of neighbours.
-    rows: Annotated[Whole, Field(description="gives 8, 4, 2 or 1 rows of tokens"), divides(PATCHES[0])] = PATCHES[0]
+    # Tokens per time step: the patches of all frequencies, or means of neighbours.
+    rows: Annotated[Whole, Field(description="has 8, 4, 2 or 1 rows of tokens"), divides(PATCHES[0])] = PATCHES[0]
 
 
 class LanguageBindAudio(Encoder):
-    """Where its weights lie is no part of what it is."""
+    """Frozen. The location of its weights is not part of its spec."""
 
     pieces = pieces_of(FRAMES, PATCH)
 
@@ -65,29 +65,29 @@ class LanguageBindAudio(Encoder):
 
     @cached_property
     def network(self) -> Tower:
-        """The weights, on the GPU where there is one."""
+        """The tower with its weights, on the GPU if there is one."""
         return self.options.open(PLACE, PATCHES, temporal=False)
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ rows 1 c); None for a clip without sound."""
-        return listen(clip, FRAMES, PATCH, self.tokens)
+        return encode_patches(clip, FRAMES, PATCH, self.tokens)
 
     def tokens(self, sound: Tensor) -> Tensor:
-        """Samples of one window to the tokens (τ rows 1 c) of what it holds."""
+        """Samples of one window to the tokens (τ rows 1 c) of its complete patches."""
         mel = fbank(sound, BANDS)
-        return self.look(picture(mel))[: len(mel) // PATCH]
+        return self.encode_image(as_image(mel))[: len(mel) // PATCH]
 
     @torch.no_grad()
-    def look(self, image: Tensor) -> Tensor:
-        """A picture (1 3 m t) to the tokens (74 rows 1 c) of all its columns, in float32."""
+    def encode_image(self, image: Tensor) -> Tensor:
+        """An image (1 3 m t) to the tokens (74 rows 1 c) of all its columns, in float32."""
         weight = self.network.clip.embeddings.class_embedding
-        found = self.network.pooled(image.to(weight), (self.options.rows, PATCHES[1]))
-        return rearrange(found, "1 h w d -> w h 1 d").float().cpu()
+        x = self.network.pooled(image.to(weight), (self.options.rows, PATCHES[1]))
+        return rearrange(x, "1 h w d -> w h 1 d").float().cpu()
 
 
-def picture(mel: Tensor) -> Tensor:
-    """The spectrum (t m) of a window as LanguageBind sees it (1 3 m t): normalised, alike in all three colours, and
-    where it is shorter, again and again until the window is full."""
+def as_image(mel: Tensor) -> Tensor:
+    """The spectrum (t m) of a window as LanguageBind's input (1 3 m t): normalised, repeated in three channels, and, if
+    shorter than a window, repeated along time."""
     full = ((mel - MEAN) / DEVIATION).repeat(ceil(FRAMES / len(mel)), 1)[:FRAMES]
     return repeat(full, "t m -> 1 c m t", c=3)
 

@@ -1,8 +1,8 @@
-"""LanguageBind's video tower: what moves between the key frames, as PAVE's features have it.
+"""LanguageBind's video tower: motion between the key frames, as in the PAVE paper's features.
 
-In: a clip of a file, which is read again for two frames per second; or frames and times handed over as `fast`. Out:
-2 x 2 tokens of 1024 channels for each frame, in groups of eight frames that see each other: a token spans its group.
-Weights are fetched when the first clip is read. Without a GPU a group takes most of a minute.
+In: a clip of a file, which is read again at two frames per second; or frames and times passed as `fast`. Out: 2 x 2
+tokens of 1024 channels per frame, in groups of eight frames that attend to each other: a token spans its group. Weights
+are downloaded for the first clip. Without a GPU a group takes almost a minute.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from pave.senses import languagebind, pictures
 from pave.senses.languagebind import GROUP, VIT_L, Tower
 from pave.sidechannel import SideTokens
 
-RATE = 2  # frames per second, as PAVE samples them
+RATE = 2  # frames per second, as in the PAVE paper
 SIDE = 224  # pixels
 PATCHES, GRID = (16, 16), (2, 2)
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
-PLACE = "PAVE_LANGUAGEBIND_VIDEO"  # environment: a folder or file with the weights
+PLACE = "PAVE_LANGUAGEBIND_VIDEO"  # environment variable: a folder or file with the weights
 
 
 class Options(languagebind.Options):
     """What a recipe may say."""
 
-    release: Text = "LanguageBind/LanguageBind_Video_merge"  # that of PAVE's features, which are of float16
+    release: Text = "LanguageBind/LanguageBind_Video_merge"  # that of the PAVE paper's features, which are in float16
 
 
 class LanguageBindVideo(Encoder):
-    """Where its weights lie is no part of what it is. A group of eight frames is one pass, so that no token depends on
-    how many groups a clip has."""
+    """Frozen. The location of its weights is not part of its spec. Each group of eight frames is a separate pass, so
+    that no token depends on the number of groups."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -58,7 +58,7 @@ class LanguageBindVideo(Encoder):
 
     @cached_property
     def network(self) -> Tower:
-        """The weights, on the GPU where there is one."""
+        """The tower with its weights, on the GPU if there is one."""
         return self.options.open(PLACE, PATCHES, temporal=True)
 
     @property
@@ -67,11 +67,11 @@ class LanguageBindVideo(Encoder):
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ 2 2 c) at the instants of `pictures.spread`; None for a clip without pictures."""
-        seen = pictures.fast(clip)
-        if seen is None:
+        dense = pictures.fast(clip)
+        if dense is None:
             return None
-        times = pictures.spread(seen, RATE, GROUP)
-        x = torch.cat([self.tokens(frames) for frames in pictures.groups(seen, times, GROUP)])
+        times = pictures.spread(dense, RATE, GROUP)
+        x = torch.cat([self.tokens(frames) for frames in pictures.groups(dense, times, GROUP)])
         spans = rearrange(times, "(g t) -> g t", t=GROUP)[:, (0, -1)].repeat_interleave(GROUP, 0)
         return SideTokens(x, times, spans, torch.ones(x.shape[:3], dtype=torch.bool))
 

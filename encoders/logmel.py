@@ -1,8 +1,8 @@
-"""Log-mel of the sound: an encoder without weights.
+"""Log-mel spectrum of the sound: an encoder without weights.
 
-In: the sound of a clip at any rate. Out: `rate` tokens per second, each the mean log-mel spectrum of its time (with
-`stack` > 1: of the consecutive parts of it, one after the other). All constants are fixed, no statistics of the clip
-are taken: loudness stays readable, and a token knows nothing that comes later than half a window after it.
+In: the sound of a clip at any rate. Out: `rate` tokens per second, each the mean log-mel spectrum of its period (with
+`stack` > 1: the spectra of its consecutive parts, concatenated). All constants are fixed, without statistics of the
+clip: loudness is preserved, and a token depends on nothing later than half a window after it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from pave.senses.sound import mono
 from pave.sidechannel import SideTokens
 
 SAMPLE_RATE = 16_000  # Hz
-WINDOW = 400  # samples: the 25 ms that speech recognition has settled on
-FFT = 1024  # zero padded: with the 31 Hz bins of 512, the lowest of 64 bands would hear no bin at all
-PART = 4096  # windows at once
-MAX_HOP = 200  # samples: half a window, so that no sound falls between two frames
+WINDOW = 400  # samples: 25 ms, as usual in speech recognition
+FFT = 1024  # zero padded: with 512, bins of 31 Hz would leave the lowest of 64 bands empty
+PART = 4096  # windows per batch
+MAX_HOP = 200  # samples: half a window, so that windows cover all samples
 
 
-Many = Annotated[Whole, Field(description="counts in whole numbers, {key} ≥ 1")]
-# 50 and 50.0 are one value, and one cache.
+Many = Annotated[Whole, Field(description="needs an integer {key} ≥ 1")]
+# A float, so that 50 and 50.0 share a cache.
 Hertz = Annotated[
     Number,
-    Field(ge=0, le=SAMPLE_RATE / 2, description=f"hears 0 to {SAMPLE_RATE // 2} Hz"),
+    Field(ge=0, le=SAMPLE_RATE / 2, description=f"covers 0 to {SAMPLE_RATE // 2} Hz"),
     AfterValidator(float),
 ]
 
@@ -46,7 +46,7 @@ class Options(EncoderOptions):
     rate: Many = 20  # tokens per second
     fmin: Hertz = 50.0
     fmax: Hertz = 8000.0
-    # Power below which nothing is heard; a full-scale sine has 1, so -80 dB.
+    # Added to the power before the logarithm; a full-scale sine has power 1, so this is -80 dB.
     floor: Annotated[
         Number, Field(gt=0, lt=math.inf, description="needs a finite number {key} > 0"), AfterValidator(float)
     ] = 1e-8
@@ -58,7 +58,7 @@ class Options(EncoderOptions):
             raise ValueError(f"needs fmin below fmax, got fmin={self.fmin} and fmax={self.fmax}")
         if SAMPLE_RATE % self.rate or (SAMPLE_RATE // self.rate) % self.stack:
             raise ValueError(
-                f"at rate={self.rate} with stack={self.stack} does not divide {SAMPLE_RATE} samples per second; take "
+                f"at rate={self.rate} with stack={self.stack} does not divide {SAMPLE_RATE} samples per second; use "
                 "for example rate=20 and stack=1, 2 or 4"
             )
         return self
@@ -82,14 +82,13 @@ class LogMel(Encoder):
             licence="Apache-2.0",
             options=options.resolved,
         )
-        deaf = int((self.filters.sum(0) == 0).sum())
-        if deaf:
+        if empty := int((self.filters.sum(0) == 0).sum()):
             raise EncoderError(
-                f"{deaf} of {options.bands} bands are narrower than a bin of the spectrum; take fewer bands"
+                f"{empty} of {options.bands} bands are narrower than a bin of the spectrum; use fewer bands"
             )
 
     def encode(self, clip: Clip) -> SideTokens | None:
-        """Tokens (τ 1 1 c) from the clip's first sample on; a last piece shorter than half a token is left out."""
+        """Tokens (τ 1 1 c) from the clip's first sample on; a last piece shorter than half a token is dropped."""
         sound = mono(clip, SAMPLE_RATE)
         if sound is None:
             return None
@@ -99,12 +98,12 @@ class LogMel(Encoder):
         """Samples (n,) at 16 kHz to tokens (τ c) of about unit scale; silence is -1.5, a full-scale sine about 2.6."""
         steps = max(1, (len(sound) + self.period // 2) // self.period)
         length = steps * self.period + WINDOW - self.hop
-        before = (WINDOW - self.hop) // 2  # so that the windows of a token lie evenly about its centre
-        sound = F.pad(sound, (before, length - before - len(sound)))  # a negative padding cuts
-        parts = sound.unfold(0, WINDOW, self.hop).split(PART)  # an hour at once would take gigabytes
+        before = (WINDOW - self.hop) // 2  # centres the windows of a token on its period
+        sound = F.pad(sound, (before, length - before - len(sound)))  # negative padding crops
+        parts = sound.unfold(0, WINDOW, self.hop).split(PART)  # an hour in one batch would take gigabytes
         log = torch.cat([torch.log10(self._power(part) + self.options.floor) for part in parts])
         log = reduce(log, "(τ stack part) band -> τ stack band", "mean", τ=steps, stack=self.options.stack)
-        # Fixed: -8 … 0 is what the default floor leaves of log10 power, and everyday sound lies about -5.
+        # Fixed: with the default floor, log10 power is in -8 … 0, and everyday sound is around -5.
         return rearrange((log + 5) / 2, "τ stack band -> τ (stack band)")
 
     def _power(self, frames: Tensor) -> Tensor:
@@ -120,8 +119,9 @@ class LogMel(Encoder):
 
     @cached_property
     def filters(self) -> Tensor:
-        """Triangles (bin band) of height 1, even on the mel scale 2595·log10(1 + f / 700) of O'Shaughnessy (1987)."""
-        # Not transformers' mel_filter_bank: for some fmin and fmax, where a bin lies on an edge, its last bit differs.
+        """Triangles (bin band) of height 1, evenly spaced on the mel scale 2595·log10(1 + f / 700) of O'Shaughnessy
+        (1987)."""
+        # Not transformers' mel_filter_bank: for some fmin and fmax, when a bin is on an edge, its last bit differs.
         low, high = (2595 * math.log10(1 + f / 700) for f in (self.options.fmin, self.options.fmax))
         mels = torch.linspace(low, high, self.options.bands + 2, dtype=torch.float64)
         edges = 700 * (10 ** (mels / 2595) - 1)

@@ -1,8 +1,8 @@
-"""Perception Encoder's ear (PE-AV, Vyas et al. 2025): speech, music and all other sound, 25 times a second.
+"""Perception Encoder's audio encoder (PE-AV, Vyas et al. 2025): speech, music and other sound, 25 times a second.
 
-In: the sound of a clip at any rate, all of it up to 24 kHz; several channels are mixed. Out: `rate` tokens per second,
-the last hidden state over windows of 30 seconds; the last window ends where the sound does. Weights are fetched when
-the first clip is heard.
+In: the sound of a clip at any rate, frequencies up to 24 kHz; channels are averaged. Out: `rate` tokens per second, the
+last hidden state over windows of 30 seconds; the last window ends with the sound. Weights are downloaded for the first
+clip.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from transformers import PeAudioEncoder, PeAudioEncoderConfig, PeAudioFeatureExt
 
 from pave.encoder import Count, Encoder, EncoderOptions, EncoderSpec, Pass, Pieces, Text, Weights, builder, divides
 from pave.media import Clip
-from pave.senses.sound import hear
+from pave.senses.sound import encode_windows
 from pave.senses.weights import Release, one_of, opened
 from pave.sidechannel import SideTokens
 
 SAMPLE_RATE = 48_000  # Hz
-WINDOW = 30 * SAMPLE_RATE  # samples, by our choice: the network would take 400 s, but time and memory grow with it
+WINDOW = 30 * SAMPLE_RATE  # samples, our choice: the network accepts 400 s, but time and memory grow with it
 HOP = 1920  # samples from token to token: the strides of the codec, 2 · 8 · 10 · 12
 TOKENS = SAMPLE_RATE // HOP  # per second
-PLACE = "PAVE_PE_AUDIO"  # environment: a folder or file with the weights
+PLACE = "PAVE_PE_AUDIO"  # environment variable: a folder or file with the weights
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the transformer behind the codec, as config.json of the releases has them; its heads have 128 channels."""
+    """Sizes of the transformer after the codec, from config.json of the releases; its heads have 128 channels."""
 
     dim: int
     layers: int
@@ -47,17 +47,16 @@ RELEASES = {f"facebook/{kind.format(name)}": sizes for name, sizes in SIZES.item
 class Options(EncoderOptions):
     """What a recipe may say."""
 
-    release: Annotated[str, one_of(RELEASES)] = "facebook/pe-av-base"  # a repo of the Hub
-    revision: Text = "main"  # of the repo; a commit makes it exact
+    release: Annotated[str, one_of(RELEASES)] = "facebook/pe-av-base"  # a Hub repository
+    revision: Text = "main"  # of the repository; a commit hash makes it reproducible
     # Tokens per second; fewer are means of the network's 25.
-    rate: Annotated[Count, divides(TOKENS), Field(description="makes 25, 5 or 1 tokens per second")] = TOKENS
-    # A folder or file on this machine, or another repo of the Hub, with a network of the release's size; without it,
-    # what PAVE_PE_AUDIO says; without that, the release.
+    rate: Annotated[Count, divides(TOKENS), Field(description="has 25, 5 or 1 tokens per second")] = TOKENS
+    # A folder, file or Hub repository with a network of the release's size; default: PAVE_PE_AUDIO, else the release.
     weights: Weights = ""
 
 
 class PEAudio(Encoder):
-    """Frozen. A window of 30 seconds is one pass, so that no token depends on how many windows a clip has."""
+    """Frozen. Each window of 30 seconds is a separate pass, so that no token depends on the number of windows."""
 
     pieces = Pieces(WINDOW / SAMPLE_RATE, SAMPLE_RATE)
 
@@ -80,42 +79,42 @@ class PEAudio(Encoder):
 
     @cached_property
     def network(self) -> PeAudioEncoder:
-        """The audio encoder with its weights; those of pictures, texts and of both together are not loaded."""
+        """The audio encoder with its weights; the video, text and joint encoders are not loaded."""
         network = self.outline().run
-        network.rotary_emb = type(network.rotary_emb)(self.config)  # is made, not learned: no release holds it
+        network.rotary_emb = type(network.rotary_emb)(self.config)  # computed, not learned: in no release
         release = Release(
             given=self.options.weights,
-            place=PLACE,
+            variable=PLACE,
             repo=self.options.release,
             revision=self.options.revision,
-            # The second is tied to the first in PE-AV, where one of them is saved; the third is PE-A-Frame's.
+            # In PE-AV, the first and second are tied and only one is saved; the third is PE-A-Frame's.
             prefixes=("audio_model.audio_encoder.", "audio_video_encoder.embedder.audio_encoder.", "audio_encoder."),
             others=r"(audio_model\.)?(text_model\.|\w+_head\.|\w+_logit_(scale|bias)$)|(video_model|audio_video_encoder)\.",
-            again=f"give {self.options.release}, or what was trained from it",
+            remedy=f"use {self.options.release}, or a model trained from it",
         )
         return opened(network, release)
 
     @cached_property
     def extract(self) -> PeAudioFeatureExtractor:
-        """Reflects the end of a sound until it is a whole number of tokens."""
+        """Pads a sound by reflection to a whole number of tokens."""
         return PeAudioFeatureExtractor()
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ 1 1 c)."""
         pool = TOKENS // self.options.rate
-        return hear(clip, self.tokens, rate=SAMPLE_RATE, window=WINDOW, hop=HOP, centre=0.5, pool=pool)
+        return encode_windows(clip, self.tokens, rate=SAMPLE_RATE, window=WINDOW, hop=HOP, centre=0.5, pool=pool)
 
     @torch.no_grad()
     def tokens(self, sound: Tensor) -> Tensor:
         """A window of up to 30 seconds (n,) to its tokens (τ 1 1 c)."""
-        # Not as an attribute: the extractor hides its tensor behind an array of the same name.
+        # Not `.input_values`: the extractor shadows this tensor by an attribute of the same name.
         wave = self.extract(sound.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_values"]
         x = self.network(wave.to(self.network.device)).last_hidden_state
         return rearrange(x, "1 τ c -> τ 1 1 c").cpu()
 
 
 def config_of(sizes: Sizes) -> PeAudioEncoderConfig:
-    """All other numbers are the defaults of transformers, which are those of the releases."""
+    """All other values are the defaults of transformers, which match the releases."""
     return PeAudioEncoderConfig(
         hidden_size=sizes.dim,
         intermediate_size=sizes.wide,

@@ -1,10 +1,10 @@
-"""Where things are: pictures with depth and poses, as tokens of features that know their points in the world.
+"""3-D geometry: pictures with depth and poses, as tokens of visual features with their points in the world.
 
-In, as the sense `depth`: an `RGBD`, or the path of a scan that `RGBD.read` knows. Out: a grid of tokens for each view;
-a set, unless somebody says how fast the views were taken. Two presets. `base`: the base's own eyes, with a point behind
-the features of each token, and a position MLP that is learned inside the patch: no weights but the base's. `llava3d`:
-what the authors of PAVE read, CLIP's features plus the position MLP of LLaVA-3D, whose weights are fetched when the
-first scan is read and are not for commercial use.
+In, for the sense `depth`: an `RGBD`, or the path of a scan in a format of `RGBD.read`. Out: a grid of tokens per view;
+an unordered set, unless `fps` is given. Two presets. `base`: features of the base's vision tower, followed by the point
+of each token; the patch trains its own position MLP: no weights but the base's. `llava3d`: as in the PAVE paper, CLIP's
+features plus the position MLP of LLaVA-3D, whose weights are downloaded for the first scan and are not for commercial
+use.
 
 v views, h w grid, c channels
 """
@@ -40,15 +40,15 @@ from pave.sidechannel import SideTokens
 
 MOST = 1024  # views, rows or columns
 CELLS, SIDE = 24, 336  # of llava3d: rows and columns of a view, pixels
-LICENCE = "CC-BY-NC-SA-4.0"  # of LLaVA-3D: its README says so, its model card says Apache-2.0
-PLACE, CLIP_PLACE = "PAVE_LLAVA3D", "PAVE_CLIP_336"  # in the environment
+LICENCE = "CC-BY-NC-SA-4.0"  # of LLaVA-3D, from its README; its model card says Apache-2.0
+PLACE, CLIP_PLACE = "PAVE_LLAVA3D", "PAVE_CLIP_336"  # environment variables
 LLAVA_3D, CLIP = "ChaimZhu/LLaVA-3D-7B", "openai/clip-vit-large-patch14-336"
-HEADS = (  # what stands before the names of the MLP: in the whole model, and in its encoder alone
+HEADS = (  # prefixes of the MLP's names: in the whole model, and in its encoder alone
     "model.video_tower.video_tower.positional_embedding.position_embedding_head.",
     "positional_embedding.position_embedding_head.",
 )
-AGAIN = "give LLaVA-3D-7B, or safetensors of its position_embedding_head"
-# OpenAI's own ViT-L/14, which has an approximation of GELU.
+REMEDY = "use LLaVA-3D-7B, or safetensors of its position_embedding_head"
+# OpenAI's ViT-L/14, which uses an approximation of GELU.
 VIT_L_336 = CLIPVisionConfig(**{**VIT_L.to_dict(), "hidden_act": "quick_gelu", "image_size": SIDE})
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -65,30 +65,29 @@ class Options(EncoderOptions):
 
     preset: Annotated[str, BeforeValidator(_preset)] = "base"
     # Views, at most.
-    frames: Annotated[Count, Field(le=MOST, description=f"counts in whole numbers up to {MOST}")] = 32
-    # Pictures per second of the stream that the numbers of a scan's files count; None: views have no times. 30 and 30.0
-    # are one value, and one cache.
+    frames: Annotated[Count, Field(le=MOST, description=f"needs an integer number of frames up to {MOST}")] = 32
+    # Frame rate of the stream; the numbers in a scan's file names are frame indices. None: views have no times. A
+    # float, so that 30 and 30.0 share a cache.
     fps: Annotated[
         Annotated[Number, Field(gt=0, lt=math.inf), AfterValidator(float)] | None,
-        Field(description="needs pictures per second, as fps=30"),
+        Field(description="needs pictures per second, for example fps=30"),
     ] = None
-    # Whether a token whose depth was not measured is left out; else its point is the camera. None: only with the preset
-    # base, since upstream does not.
+    # Whether tokens without measured depth are invalid; else their point is the camera. None: only with the preset
+    # base, since LLaVA-3D does not mask them.
     mask_holes: Annotated[
-        bool | None, Field(strict=True, validate_default=True, description="takes {key}=true or false")
+        bool | None, Field(strict=True, validate_default=True, description="needs {key}=true or false")
     ] = None
-    # Rows and columns of points; None: those of the base's own tokens.
-    grid: Annotated[Any, Field(description=f"needs rows and columns up to {MOST}, as grid=[14, 14]")] = None
-    # Of the preset llava3d: the position MLP, in LLaVA-3D-7B or in a file of its own, and CLIP's ViT-L/14 at 336
-    # pixels; without them, what PAVE_LLAVA3D and PAVE_CLIP_336 say; without these, the Hub, where the file with the
-    # MLP has 5 GB.
+    # Rows and columns of points; None: those of the base's tokens.
+    grid: Annotated[Any, Field(description=f"needs rows and columns up to {MOST}, for example grid=[14, 14]")] = None
+    # For the preset llava3d: the position MLP, in LLaVA-3D-7B or a separate file, and CLIP's ViT-L/14 at 336 pixels;
+    # default: PAVE_LLAVA3D and PAVE_CLIP_336, else the Hub, where the file with the MLP has 5 GB.
     weights: Weights = ""
     clip: Weights = ""
 
     @field_validator("mask_holes", mode="before")
     @classmethod
-    def _by_preset(cls, given: Any, info: ValidationInfo) -> Any:
-        return info.data.get("preset") == "base" if given is None else given
+    def _by_preset(cls, mask: Any, info: ValidationInfo) -> Any:
+        return info.data.get("preset") == "base" if mask is None else mask
 
     @field_validator("grid")
     @classmethod
@@ -101,33 +100,33 @@ class Options(EncoderOptions):
     @model_validator(mode="after")
     def _fits(self) -> Options:
         if self.preset == "llava3d" and self.grid is not None:
-            raise ValueError(f"has {CELLS} x {CELLS} points with preset=llava3d, got grid={self.grid}; leave it out")
+            raise ValueError(f"has {CELLS} x {CELLS} points with preset=llava3d, got grid={self.grid}; omit it")
         return self
 
 
 class Geometry(Encoder):
-    """What the presets have in common."""
+    """Base class of the presets."""
 
     options: Options
     pick: Pick
 
     @abstractmethod
-    def look(self, scan: RGBD) -> tuple[Tensor, Tensor]:
-        """Tokens (v h w c) of all views, and where (v h w) their depth is known."""
+    def encode_views(self, scan: RGBD) -> tuple[Tensor, Tensor]:
+        """Tokens (v h w c) of all views, and a mask (v h w) of known depth."""
 
     @torch.no_grad()
     def encode(self, clip: Clip) -> SideTokens | None:
         """None for a clip without `depth`."""
-        given: Any = clip.signals.get("depth")
-        if given is None:
+        depth: Any = clip.signals.get("depth")
+        if depth is None:
             return None
-        if isinstance(given, str | os.PathLike):
-            scan = RGBD.read(given, self.pick, self.options.fps)
-        elif isinstance(given, RGBD):
-            scan = given.take(self.pick)
+        if isinstance(depth, str | os.PathLike):
+            scan = RGBD.read(depth, self.pick, self.options.fps)
+        elif isinstance(depth, RGBD):
+            scan = depth.take(self.pick)
         else:
-            raise EncoderError(f"depth= is a {type(given).__name__}; give an RGBD, the path of a scan, or None")
-        x, known = self.look(scan)
+            raise EncoderError(f"depth= is a {type(depth).__name__}; pass an RGBD, the path of a scan, or None")
+        x, known = self.encode_views(scan)
         valid = known if self.options.mask_holes else torch.ones_like(known)
         if scan.times is None:
             times, kind = torch.arange(len(scan), dtype=torch.float64), "set"
@@ -162,16 +161,16 @@ class Placed(Geometry, OnBase):
     def outline(self) -> Pass:
         return Pass(self.base.look, (torch.empty(self.base.pair, 3, *self.base.size, device="meta"),), 1)
 
-    def look(self, scan: RGBD) -> tuple[Tensor, Tensor]:
+    def encode_views(self, scan: RGBD) -> tuple[Tensor, Tensor]:
         """A finer grid than the base's repeats its features, a coarser one averages them."""
         points, known = at_centres(scan, self.grid)
-        seen = rearrange(self.base.watch(scan.rgb.repeat_interleave(self.base.pair, 0)), "v h w c -> v c h w")
-        features = rearrange(F.adaptive_avg_pool2d(seen, self.grid), "v c h w -> v h w c")
+        features = rearrange(self.base.watch(scan.rgb.repeat_interleave(self.base.pair, 0)), "v h w c -> v c h w")
+        features = rearrange(F.adaptive_avg_pool2d(features, self.grid), "v c h w -> v h w c")
         return torch.cat([features, points], -1), known
 
 
 class Network(nn.Module):
-    """CLIP's patches, and what LLaVA-3D adds to them where their points are known."""
+    """CLIP's patch features plus LLaVA-3D's position embeddings."""
 
     def __init__(self, config: CLIPVisionConfig, cells: int) -> None:
         super().__init__()
@@ -185,7 +184,7 @@ class Network(nn.Module):
 
 
 class Llava3D(Geometry):
-    """The preset `llava3d`. Where its weights lie is no part of what it is."""
+    """The preset `llava3d`. The location of its weights is not part of its spec."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -201,8 +200,8 @@ class Llava3D(Geometry):
         )
 
     def pick(self, count: int) -> Sequence[int]:
-        """Every so many views from the first, as upstream has it: the last ones may never be seen, and where there are
-        too few, they come again."""
+        """Views at equal intervals from the first, as in LLaVA-3D: the last ones may never be used, and too few are
+        repeated."""
         return [i * max(1, count // self.options.frames) % count for i in range(self.options.frames)]
 
     def outline(self) -> Pass:
@@ -212,16 +211,16 @@ class Llava3D(Geometry):
 
     @cached_property
     def network(self) -> Network:
-        """With its weights, as the first scan needs them."""
+        """The network with its weights."""
         consent(f"{self.spec.name} with preset=llava3d", LICENCE)
         built = self.outline().run
         built.position = position(self.options.weights)
-        clip = Release(given=self.options.clip, place=CLIP_PLACE, repo=CLIP, again=languagebind.AGAIN)
+        clip = Release(given=self.options.clip, variable=CLIP_PLACE, repo=CLIP, remedy=languagebind.REMEDY)
         built.clip = languagebind.read(clip, (CELLS, CELLS), temporal=False, config=VIT_L_336)
         return built.float().to("cuda" if torch.cuda.is_available() else "cpu")
 
-    def look(self, scan: RGBD) -> tuple[Tensor, Tensor]:
-        """One pass for so many views, the last of them again where there are fewer: a view's bits hang on no other."""
+    def encode_views(self, scan: RGBD) -> tuple[Tensor, Tensor]:
+        """Passes of a fixed number of views, padded with the last one: the bits of a view do not depend on others."""
         points, known = at_corners(scan, SIDE, CELLS)
         device = next(self.network.parameters()).device
         passes = zip(*(last_again(each, PASS).split(PASS) for each in (scan.rgb, points)), strict=True)
@@ -230,8 +229,8 @@ class Llava3D(Geometry):
 
 
 def pixels(frames: Tensor) -> Tensor:
-    """Pictures uint8 (v 3 y x) as CLIP wants them: the shorter side scaled to 336, the square in the middle (v 3 336
-    336), normalised."""
+    """Pictures uint8 (v 3 y x) to CLIP's input (v 3 336 336): shorter side scaled to 336, cropped to the centre square,
+    normalised."""
     short = shorter(frames)
     height, width = (side * SIDE // short for side in frames.shape[2:])
     scaled = F.interpolate(frames, size=(height, width), mode="bicubic", antialias=True)
@@ -239,11 +238,13 @@ def pixels(frames: Tensor) -> Tensor:
     return preprocess(scaled[..., top : top + SIDE, left : left + SIDE], (SIDE, SIDE), MEAN, STD)
 
 
-def position(given: str) -> nn.Sequential:
-    """The position MLP of LLaVA-3D, out of its release."""
+def position(weights: str) -> nn.Sequential:
+    """The position MLP of LLaVA-3D, from its release."""
     with torch.device("meta"):
         built = position_mlp(VIT_L_336.hidden_size)
-    return opened(built, Release(given=given, place=PLACE, repo=LLAVA_3D, prefixes=HEADS, others="", again=AGAIN))
+    return opened(
+        built, Release(given=weights, variable=PLACE, repo=LLAVA_3D, prefixes=HEADS, others="", remedy=REMEDY)
+    )
 
 
 PRESETS: dict[str, Callable[[Options], Geometry]] = {"base": Placed, "llava3d": Llava3D}

@@ -1,8 +1,8 @@
-"""V-JEPA 2's eyes (Assran et al. 2025, arXiv 2506.09985): how things move, learned from videos without a word.
+"""V-JEPA 2 (Assran et al. 2025, arXiv 2506.09985): motion, from self-supervised learning on videos.
 
-In: a clip of a file, which is read again for `rate` frames per second; or frames and times handed over as `fast`. Out:
-a small grid of tokens of 1024 channels for each pair of frames, in windows of frames that see each other: a token spans
-its window. Weights are fetched when the first clip is read. Without a GPU a window of 16 frames takes half a minute.
+In: a clip of a file, which is read again at `rate` frames per second; or frames and times passed as `fast`. Out: a
+small grid of tokens of 1024 channels per pair of frames, in windows of frames that attend to each other: a token spans
+its window. Weights are downloaded for the first clip. Without a GPU a window of 16 frames takes half a minute.
 
 t frames, τ pairs of frames, y x patches, h w grid, c channels
 """
@@ -32,8 +32,8 @@ SIDE = VIT_L.crop_size  # pixels
 EDGE = SIDE * 256 // 224  # pixels of the shorter side before the crop
 PATCHES = (16, 16)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-LONGEST = 64  # frames of a window: the network has learned from no longer ones
-PLACE = "PAVE_VJEPA2"  # environment: a folder or file with the weights
+LONGEST = 64  # frames of a window: the network was not trained on longer ones
+PLACE = "PAVE_VJEPA2"  # environment variable: a folder or file with the weights
 
 
 def _grid(grid: Any) -> tuple[int, int]:
@@ -41,24 +41,23 @@ def _grid(grid: Any) -> tuple[int, int]:
 
 
 class Options(EncoderOptions):
-    """What a recipe may say. Rate and window are those that the network began to learn with (facebookresearch/vjepa2,
+    """What a recipe may say. Rate and window are those of the first phase of training (facebookresearch/vjepa2,
     configs/train/vitl16)."""
 
-    release: Text = "facebook/vjepa2-vitl-fpc64-256"  # a repo of the Hub, with a ViT-L
-    revision: Text = "main"  # of the repo; a commit makes it exact
+    release: Text = "facebook/vjepa2-vitl-fpc64-256"  # a Hub repository, with a ViT-L
+    revision: Text = "main"  # of the repository; a commit hash makes it reproducible
     rate: pictures.Rate = 4.0  # frames per second
-    # Of a window.
+    # Per window.
     frames: Annotated[
-        Count, Field(le=LONGEST, multiple_of=PAIR, description=f"takes windows of 2, 4, … {LONGEST} frames")
+        Count, Field(le=LONGEST, multiple_of=PAIR, description=f"needs windows of 2, 4, … {LONGEST} frames")
     ] = 16
     grid: Annotated[tuple[int, int], BeforeValidator(_grid)] = (2, 2)  # rows and columns of tokens
-    # A folder or file that holds the release on this machine; without it, what PAVE_VJEPA2 says; without that, the Hub.
-    weights: Weights = ""
+    weights: Weights = ""  # a folder or file with the release; default: PAVE_VJEPA2, else the Hub
 
 
 class VJepa2Video(Encoder):
-    """Frozen. A window is one pass, so that no token depends on how many windows a clip has; the last one may be
-    shorter. Where the weights lie is no part of what it is."""
+    """Frozen. Each window is a separate pass, so that no token depends on the number of windows; the last one may be
+    shorter. The location of the weights is not part of its spec."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -74,7 +73,7 @@ class VJepa2Video(Encoder):
         )
 
     def outline(self) -> Pass:
-        """Of a window."""
+        """One window."""
         frames = self.options.frames
         with torch.device("meta"):
             return Pass(VJEPA2Model(VIT_L).encoder, (torch.empty(1, frames, 3, SIDE, SIDE),), frames / PAIR)
@@ -84,12 +83,12 @@ class VJepa2Video(Encoder):
         """The encoder with its weights; the predictor is not loaded."""
         release = Release(
             given=self.options.weights,
-            place=PLACE,
+            variable=PLACE,
             repo=self.options.release,
             revision=self.options.revision,
             prefixes=("encoder.",),
             others=r"predictor\.",
-            again="give facebook/vjepa2-vitl-fpc64-256, or what was trained from it",
+            remedy="use facebook/vjepa2-vitl-fpc64-256, or a model trained from it",
         )
         return opened(self.outline().run, release)
 
@@ -99,11 +98,11 @@ class VJepa2Video(Encoder):
 
     def encode(self, clip: Clip) -> SideTokens | None:
         """Tokens (τ h w c) at the middle of each pair; None for a clip without pictures."""
-        seen = pictures.fast(clip)
-        if seen is None:
+        dense = pictures.fast(clip)
+        if dense is None:
             return None
-        times = pictures.instants(seen, self.options.rate, PAIR)
-        x = torch.cat([self.tokens(frames) for frames in pictures.groups(seen, times, self.options.frames)])
+        times = pictures.instants(dense, self.options.rate, PAIR)
+        x = torch.cat([self.tokens(frames) for frames in pictures.groups(dense, times, self.options.frames)])
         windows = times.split(self.options.frames)
         spans = torch.cat([window[[0, -1]].expand(len(window) // PAIR, 2) for window in windows])
         centres = rearrange(times, "(τ p) -> τ p", p=PAIR).mean(-1)
@@ -113,14 +112,14 @@ class VJepa2Video(Encoder):
     def tokens(self, frames: Tensor) -> Tensor:
         """One window of frames uint8 (t 3 y x) to tokens (τ h w c)."""
         weight = next(self.network.parameters())
-        seen = self.network(pixels(frames)[None].to(weight)).last_hidden_state
-        whole = rearrange(seen, "1 (τ y x) c -> τ y x c", y=PATCHES[0], x=PATCHES[1]).cpu()
-        return pictures.pooled(whole, self.spec.grid)
+        x = self.network(pixels(frames)[None].to(weight)).last_hidden_state
+        x = rearrange(x, "1 (τ y x) c -> τ y x c", y=PATCHES[0], x=PATCHES[1]).cpu()
+        return pictures.pooled(x, self.spec.grid)
 
 
 def pixels(frames: Tensor) -> Tensor:
-    """Frames uint8 (t 3 y x) to pixels (t 3 256 256) as transformers' VJEPA2VideoProcessor has them: the shorter side
-    is scaled to 292, bilinear with antialias on uint8, then comes the crop to the centre."""
+    """Frames uint8 (t 3 y x) to pixels (t 3 256 256) as in transformers' VJEPA2VideoProcessor: the shorter side is
+    scaled to 292, bilinear with antialias on uint8, then cropped to the centre."""
     short = pictures.shorter(frames)
     size = [EDGE * side // short for side in frames.shape[2:]]
     scaled = F.interpolate(frames, size=size, mode="bilinear", align_corners=False, antialias=True)

@@ -1,8 +1,8 @@
-"""Whisper's ear (Radford et al. 2022): who says what, fifty times a second, before anything is written down.
+"""Whisper's encoder (Radford et al. 2022): speech, fifty times a second, without transcription.
 
-In: the sound of a clip at any rate; several channels are mixed. Out: `rate` tokens per second, the last hidden state of
-the encoder over windows of 30 seconds; a last window is filled up with silence, of which no token is kept. Weights are
-fetched when the first clip is heard.
+In: the sound of a clip at any rate; channels are averaged. Out: `rate` tokens per second, the last hidden state of the
+encoder over windows of 30 seconds; the last window is padded with silence, whose tokens are dropped. Weights are
+downloaded for the first clip.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from pave.encoder import Count, Encoder, EncoderOptions, EncoderSpec, Pass, Pieces, Text, Weights, builder, divides
 from pave.media import Clip
-from pave.senses.sound import hear
+from pave.senses.sound import encode_windows
 from pave.senses.weights import Release, one_of, opened
 from pave.sidechannel import SideTokens
 
 SAMPLE_RATE = 16_000  # Hz
-WINDOW = 30 * SAMPLE_RATE  # samples; the network knows the places of no more
-HOP = 320  # samples from token to token: a frame of the spectrum is 160, and the second convolution takes every other
+WINDOW = 30 * SAMPLE_RATE  # samples; the network has no more position embeddings
+HOP = 320  # samples from token to token: the hop of the spectrum is 160, and the second convolution has stride 2
 TOKENS = SAMPLE_RATE // HOP  # per second
-PLACE = "PAVE_WHISPER"  # environment: a folder or file with the weights
+PLACE = "PAVE_WHISPER"  # environment variable: a folder or file with the weights
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of an encoder (table 1 of the paper; its heads have 64 channels, its MLPs four times the width)."""
+    """Sizes of an encoder (table 1 of the paper; heads have 64 channels, MLPs four times the width)."""
 
     dim: int
     layers: int
@@ -50,17 +50,16 @@ RELEASES = {f"openai/whisper-{name}": sizes for name, sizes in (SMALL | ENGLISH 
 class Options(EncoderOptions):
     """What a recipe may say."""
 
-    release: Annotated[str, one_of(RELEASES)] = "openai/whisper-large-v2"  # a repo of the Hub
-    revision: Text = "main"  # of the repo; a commit makes it exact
+    release: Annotated[str, one_of(RELEASES)] = "openai/whisper-large-v2"  # a Hub repository
+    revision: Text = "main"  # of the repository; a commit hash makes it reproducible
     # Tokens per second; fewer are means of the network's 50.
-    rate: Annotated[Count, divides(TOKENS), Field(description="makes 50, 25, 10, 5, 2 or 1 tokens per second")] = TOKENS
-    # A folder or file on this machine, or another repo of the Hub, with a network of the release's size; without it,
-    # what PAVE_WHISPER says; without that, the release.
+    rate: Annotated[Count, divides(TOKENS), Field(description="has 50, 25, 10, 5, 2 or 1 tokens per second")] = TOKENS
+    # A folder, file or Hub repository with a network of the release's size; default: PAVE_WHISPER, else the release.
     weights: Weights = ""
 
 
 class WhisperSpeech(Encoder):
-    """Frozen. A window of 30 seconds is one pass, so that no token depends on how many windows a clip has."""
+    """Frozen. Each window of 30 seconds is a separate pass, so that no token depends on the number of windows."""
 
     pieces = Pieces(WINDOW / SAMPLE_RATE, SAMPLE_RATE)
 
@@ -72,13 +71,13 @@ class WhisperSpeech(Encoder):
             dim=sizes.dim,
             rate=options.rate,
             revision=options.revision,
-            licence="MIT",  # as openai/whisper says of code and weights
+            licence="MIT",  # of code and weights, according to openai/whisper
             options=options.resolved,
         )
 
     @cached_property
     def spectrum(self) -> WhisperFeatureExtractor:
-        """Samples to log-mel: exact for a window, while it would silently cut what is longer."""
+        """Samples to log-mel: exact for a window, but silently truncates longer input."""
         return WhisperFeatureExtractor(self.sizes.bands)
 
     def outline(self) -> Pass:
@@ -91,20 +90,20 @@ class WhisperSpeech(Encoder):
         """The encoder with its weights; the decoder is not loaded."""
         release = Release(
             given=self.options.weights,
-            place=PLACE,
+            variable=PLACE,
             repo=self.options.release,
             revision=self.options.revision,
             prefixes=("model.encoder.", "encoder."),
             others=r"(model\.)?decoder\.|proj_out\.",
-            again=f"give {self.options.release}, or what was trained from it",
+            remedy=f"use {self.options.release}, or a model trained from it",
         )
         return opened(self.outline().run, release)
 
     def encode(self, clip: Clip) -> SideTokens | None:
-        """Tokens (τ 1 1 c). Token k looks out from sample 320 k: there lies frame 2 k of the spectrum, the middle of
-        the three that its convolution reads."""
+        """Tokens (τ 1 1 c). Token k is centred at sample 320 k: that is frame 2 k of the spectrum, the middle of the
+        three that its convolution reads."""
         pool = TOKENS // self.options.rate
-        return hear(clip, self.tokens, rate=SAMPLE_RATE, window=WINDOW, hop=HOP, centre=0, pool=pool)
+        return encode_windows(clip, self.tokens, rate=SAMPLE_RATE, window=WINDOW, hop=HOP, centre=0, pool=pool)
 
     @torch.no_grad()
     def tokens(self, sound: Tensor) -> Tensor:
@@ -115,7 +114,7 @@ class WhisperSpeech(Encoder):
 
 
 def outline(sizes: Sizes) -> WhisperEncoder:
-    """The network, with weights that mean nothing."""
+    """The network, with random weights."""
     config = WhisperConfig(
         d_model=sizes.dim,
         encoder_layers=sizes.layers,

@@ -63,7 +63,7 @@ Count = Annotated[Whole, BeforeValidator(_plain)]
 Number = InstanceOf[int] | InstanceOf[float]
 Text = Annotated[InstanceOf[str], Field(min_length=1, description="needs a text for {key}")]
 # The location of weights is not recorded: it changes no value.
-Weights = Annotated[str, BeforeValidator(lambda given: "" if given is None else str(given)), Field(exclude=True)]
+Weights = Annotated[str, BeforeValidator(lambda value: "" if value is None else str(value)), Field(exclude=True)]
 
 
 class EncoderOptions(Config):
@@ -74,9 +74,9 @@ class EncoderOptions(Config):
     "my-sense encodes one camera or more, got views=0"; `{key}` in a description stands for the option's name. Without a
     description, the message of the validator's ValueError follows the encoder's name."""
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, **values: Any) -> None:
         try:
-            super().__init__(**given)
+            super().__init__(**values)
         except ValidationError as error:
             raise EncoderError(self._refusal(error.errors()[0])) from None
 

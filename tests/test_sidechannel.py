@@ -175,7 +175,7 @@ def test_a_set_falls_back_to_the_index_rule_and_has_no_order():
 
 
 def test_encoders_cannot_be_mixed_in_one_batch():
-    with pytest.raises(SignalError, match="differ inside one batch"):
+    with pytest.raises(SignalError, match="differ within a batch"):
         align([tokens(4), tokens(4, channels=5)], [KEYS, KEYS], "time")
 
 

@@ -1,6 +1,6 @@
 """Alignment: which side tokens belong to which key frame, by time or by index.
 
-In: side tokens and the seconds of key frames. Out: a `SideBatch`, a segment of side tokens for each key frame. Knows
+In: side tokens and the times of key frames. Out: a `SideBatch` with a segment of side tokens for each key frame. Knows
 nothing of weights.
 
 b clips, t key frames, τ time steps, m steps of a segment
@@ -20,20 +20,21 @@ from pave.sidechannel import Rule, SideBatch, SideTokens
 
 
 def segments_by_time(times: Tensor, key_times: Tensor) -> tuple[Tensor, Tensor]:
-    """Steps whose centre lies in [midpoint before, midpoint after) each key frame, as index and mask (t m).
+    """Steps whose centre is in [midpoint before, midpoint after) of each key frame, as index and mask (t m).
 
-    A key frame without any borrows the nearest step, the earlier one of two: the only sharing there is.
+    An empty segment borrows the nearest step, the earlier of two at equal distance: the only case of sharing.
     """
     if not len(key_times):
-        raise SignalError("there are no key frames to align the side channel with")
+        raise SignalError("the clip has no key frames to align the side channel with; pass at least one")
     if (key_times.diff() < 0).any():
-        raise SignalError(f"key frames must be in order of time, got {[round(s, 3) for s in key_times.tolist()]}")
+        seconds = [round(s, 3) for s in key_times.tolist()]
+        raise SignalError(f"key frames must be in order of time, got {seconds}; sort them")
     times, key_times = times.to(torch.float64), key_times.to(torch.float64)
     middles = (key_times[:-1] + key_times[1:]) / 2
     index, mask = segments_of(torch.searchsorted(middles, times, right=True), len(key_times))
     empty = ~mask.any(-1)
     if len(times) and empty.any():
-        # Sorting first makes "the earlier one" hold for steps that are not in order of time.
+        # argmin returns the first minimum: after sorting, that is the earlier step.
         order = times.argsort(stable=True)
         distance = (times[order] - key_times[empty, None]).abs()
         index[empty, 0] = order[distance.argmin(-1)]
@@ -42,13 +43,14 @@ def segments_by_time(times: Tensor, key_times: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def segments_by_index(steps: int, frames: int) -> tuple[Tensor, Tensor]:
-    """The authors' split: contiguous, and the first `steps % frames` segments get one step more; index and mask (t m).
+    """The split of the official release: contiguous, and the first `steps % frames` segments get one more step; index
+    and mask (t m).
 
-    With fewer steps than frames, first lies on first and last on last, and a key frame in between names the step before
-    it; `align` adds the step after it and how near that is, since the authors interpolate.
+    With fewer steps than frames, the first and last steps are at the first and last key frames, and a key frame in
+    between gets the step before it; `align` adds the step after it and its weight, for linear interpolation.
     """
     if frames < 1:
-        raise SignalError("there are no key frames to align the side channel with")
+        raise SignalError("the clip has no key frames to align the side channel with; pass at least one")
     if 0 < steps < frames:
         index = _stretch(steps, frames)[0][:, None]
         return index, torch.ones_like(index, dtype=torch.bool)
@@ -60,19 +62,19 @@ def segments_by_index(steps: int, frames: int) -> tuple[Tensor, Tensor]:
 def align(tokens: Sequence[SideTokens | None], key_times: Sequence[Tensor], rule: Rule) -> SideBatch:
     """One row per clip; None, or a channel without a valid token, is an absent row. Ragged τ and t are padded."""
     if len(tokens) != len(key_times):
-        raise SignalError(f"{len(tokens)} side channels for {len(key_times)} clips; give None for a clip that has none")
+        raise SignalError(f"{len(tokens)} side channels for {len(key_times)} clips; pass None for a clip without one")
     rows = [None if row is None or not row.present else row for row in tokens]
     present = [row for row in rows if row is not None]
     shapes = {tuple(row.x.shape[1:]) for row in present}
     if len(shapes) > 1:
-        raise SignalError(f"side tokens (h w c) differ inside one batch: {sorted(shapes)}; use one encoder")
+        raise SignalError(f"shapes (h w c) of side tokens differ within a batch: {sorted(shapes)}; use one encoder")
     kinds = {row.kind for row in present}
     if len(kinds) > 1 and rule == "time":
-        raise SignalError("one batch mixes side channels with and without times; ask for them in two batches")
+        raise SignalError("the batch mixes side channels with and without times; split it into two batches")
     rule = "index" if "set" in kinds else rule
     segments = [_segments(row, keys, rule) for row, keys in zip(rows, key_times, strict=True)]
-    nothing = present[0].x[:0] if present else torch.zeros(0, 1, 1, 0)
-    x = _pad([nothing if row is None else _clean(row) for row in rows])
+    empty = present[0].x[:0] if present else torch.zeros(0, 1, 1, 0)
+    x = _pad([empty if row is None else _clean(row) for row in rows])
     valid = None
     if not all(bool(row.valid.all()) for row in present):
         valid = _pad([present[0].valid[:0] if row is None else row.valid for row in rows])
@@ -98,20 +100,22 @@ def _segments(row: SideTokens | None, key_times: Tensor, rule: Rule) -> tuple[Te
         return segments_by_index(0, len(key_times))
     if rule == "index":
         return segments_by_index(len(row.x), len(key_times))
-    readable = row.valid.flatten(1).any(1).nonzero()[:, 0].cpu()  # an empty segment borrows only what can be read
+    readable = (
+        row.valid.flatten(1).any(1).nonzero()[:, 0].cpu()
+    )  # an empty segment must borrow a step with valid tokens
     index, mask = segments_by_time(row.times[readable], key_times)
     return readable[index], mask
 
 
 def _stretch(steps: int, frames: int) -> tuple[Tensor, Tensor]:
-    """For each of more key frames than steps: the step before it, and the share of the step after that."""
+    """With more key frames than steps, for each key frame: the step before it, and the weight of the next step."""
     place = torch.arange(frames, dtype=torch.float64) * (steps - 1) / (frames - 1)
     before = place.long().clamp(max=max(0, steps - 2))
     return before, place - before
 
 
 def _blend(index: Tensor, steps: list[int], frames: list[int]) -> tuple[Tensor, Tensor] | None:
-    """The step after each place, and its share; None when no row has fewer steps than key frames."""
+    """The step after each indexed step, and its weight; None when no row has fewer steps than key frames."""
     if not any(0 < n < t for n, t in zip(steps, frames, strict=True)):
         return None
     after, share = index.clone(), torch.zeros(index.shape, dtype=torch.float64)
@@ -123,7 +127,7 @@ def _blend(index: Tensor, steps: list[int], frames: list[int]) -> tuple[Tensor, 
 
 
 def segments_of(segment: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """Steps by the segment that each belongs to: index and mask (t m), m ≥ 1."""
+    """Steps grouped by their `segment` (τ,): index and mask (t m), m ≥ 1."""
     counts = segment.bincount(minlength=frames)
     slot = torch.arange(max(1, int(counts.max())))
     mask = slot < counts[:, None]
@@ -145,7 +149,7 @@ def _layout(
 
 
 def _clean(row: SideTokens) -> Tensor:
-    """Tokens with zeros where not valid: 0 · NaN would reach the others through the weighted sum."""
+    """Tokens with zeros where not valid: in the weighted sum of attention, 0 · NaN would be NaN."""
     return row.x.where(row.valid[..., None], 0)
 
 

@@ -1,13 +1,13 @@
-"""Fusion: visual tokens ask, the side tokens of their own key frame answer, and the answer is added to them.
+"""Fusion: cross-attention from visual tokens to the side tokens of their own key frame; the result is added to them.
 
 In: the visual tokens of b clips (before and after the base's projector) and their SideBatch. Out: the update to add,
-exactly zero at birth and wherever a key frame has no side token; or, for `combine: interleave | prefix`, projected side
-tokens to put beside the visual ones. Knows nothing of base models, encoders, packing or files.
+exactly zero at initialisation and for a key frame without side tokens; or, for `combine: interleave | prefix`,
+projected side tokens to insert beside the visual ones. Knows nothing of base models, encoders, packing or files.
 
 b clips, t key frames, s visual tokens of a key frame, τ time steps, m steps of a segment, n side tokens of a step,
 k keys of a segment (m n, perhaps a null), h heads, e channels of a head, w = h e, q channels before the projector,
-c side channels, d channels of the language model. The code spares operators: on a GPU, to start one costs most of its
-time.
+c side channels, d channels of the language model. The code minimises the number of operators: on a GPU, launching one
+takes most of its time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pave.sidechannel import SideBatch
 
 
 class Fusion(Reader, ABC):
-    """What is common to the kinds that add."""
+    """Base class of the kinds with `combine: add`."""
 
     def __init__(
         self,
@@ -55,40 +55,40 @@ class Fusion(Reader, ABC):
     def forward(self, vision: Tensor | None, tokens: Tensor, side: SideBatch) -> Tensor:
         """The update (b t s d) of `tokens` (b t s d), in their dtype; `vision` is (b t s q)."""
 
-    def _asking(self, vision: Tensor | None, tokens: Tensor) -> Tensor:
-        """What the queries are made of ((b t s) q), in the dtype of the weights."""
+    def _query_input(self, vision: Tensor | None, tokens: Tensor) -> Tensor:
+        """Input of the query projection ((b t s) q), in the dtype of the weights."""
         dtype = next(self.parameters()).dtype
         if self.config.query == "projected":
             return tokens.flatten(0, 2).to(dtype)
         if self.config.query == "vision":
             if vision is None:
-                raise BaseModelError("the base gave no features from before its projector; use fusion.query: projected")
+                raise BaseModelError("the base has no features before its projector; use fusion.query: projected")
             return vision.flatten(0, 2).to(dtype)
         b, t, s = tokens.shape[:3]
         frames, each = self.learnable_query.shape[:2]
         if t > frames or s != each:
             raise SignalError(
-                f"this fusion learned a query for each of {frames} × {each} visual tokens, but got {t} × {s}; "
-                f"ask with at most {frames} key frames, or train with fusion.query: vision"
+                f"this fusion has learned queries for {frames} × {each} visual tokens, but got {t} × {s}; "
+                f"use at most {frames} key frames, or train with fusion.query: vision"
             )
         return repeat(self.learnable_query[:t], "t s w -> (b t s) w", b=b)
 
 
 class Folded(Fusion):
-    """Projections move to the few side tokens, and a query that finds nothing to read abstains.
+    """Projections are folded into the few side tokens, and a null key lets a query abstain.
 
     With y a visual token before the projector, x_j the side tokens of its key frame, Δ_j their time minus the key
     frame's, R a rotation (rope), and one learned key k_∅ per head:
 
-        k_j = W_k x̂_j + b_k          x̂ as `Reader` has it
+        k_j = W_k x̂_j + b_k          x̂ as in `Reader`
         v_j = W_2 GELU(W_1 x̂_j + b_1) + b_2
         q   = W_q ŷ + b_q            ŷ = LayerNorm(y) without gain
         a   = softmax_j(q · R(Δ_j) k_j / √e,  q · k_∅ / √e)
-        update = scale · Σ_h W_o,h Σ_j a_hj v_hj            W_o = 0 at birth, no bias
+        update = scale · Σ_h W_o,h Σ_j a_hj v_hj            W_o = 0 at initialisation, no bias
 
-    The null key has no value, so what goes to it moves nothing. Both outer products are associative: with few side
+    The null key has no value, so attention to it adds nothing. Both outer products are associative: with few side
     tokens, W_qᵀ R k_j and W_o v_j are computed on them, and no visual token is ever projected. With many, the usual
-    order is cheaper; `folds` takes the one with fewer multiplications.
+    order is cheaper; `folds` chooses the one with fewer multiplications.
     """
 
     standard: Standardise
@@ -109,8 +109,8 @@ class Folded(Fusion):
     def forward(self, vision: Tensor | None, tokens: Tensor, side: SideBatch) -> Tensor:
         if not side.x.shape[1]:
             return torch.zeros_like(tokens)
-        asking = self._asking(vision, tokens)
-        x = self.read(side, asking.dtype)
+        y = self._query_input(vision, tokens)
+        x = self.read(side, y.dtype)
         segments = Segments(side)
         k = segments(self.key(x)).unflatten(-1, (self.heads, -1))
         if self.config.rope == "time":
@@ -122,46 +122,46 @@ class Folded(Fusion):
         mask = segments.mask()
         mask = None if mask is None else F.pad(mask, (0, 1), value=True)
         if self.query is not None:
-            asking = F.layer_norm(asking, asking.shape[-1:])
-        asking = asking.view(len(k), -1, asking.shape[-1])
-        attend = self._attend_folded if self.folds(asking.shape[1], k.shape[1]) else self._attend
-        return attend(asking, k, v, mask).view_as(tokens).to(tokens.dtype)
+            y = F.layer_norm(y, y.shape[-1:])
+        y = y.view(len(k), -1, y.shape[-1])
+        attend = self._attend_folded if self.folds(y.shape[1], k.shape[1]) else self._attend
+        return attend(y, k, v, mask).view_as(tokens).to(tokens.dtype)
 
     def folds(self, s: int, n: float) -> bool:
         """Whether folding costs fewer multiplications per key frame of s visual tokens and n keys, null included."""
         return self.products(s, n, folded=True) < self.products(s, n, folded=False)
 
     def products(self, s: int, n: float, *, folded: bool) -> float:
-        """Multiplications that read n keys for s visual tokens, in the one order or the other."""
+        """Multiplications of attention from s visual tokens to n keys, in either order."""
         width, q, d = self.config.width, self.query_dim, self.visual_dim
         if folded:
-            ask = s * n * width if self.query is None else n * width * (q + 1) + s * self.heads * n * q
-            return ask + n * width * d + s * self.heads * n * d
+            scores = s * n * width if self.query is None else n * width * (q + 1) + s * self.heads * n * q
+            return scores + n * width * d + s * self.heads * n * d
         project = 0 if self.query is None else s * q * width
         return project + 2 * s * n * width + s * width * d
 
-    def _attend_folded(self, asking: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Update (bt s d) from asking (bt s q) and k, v (bt k h e): all matrices are made of side tokens."""
+    def _attend_folded(self, y: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Update (bt s d) from y (bt s q) and k, v (bt k h e): weights are multiplied with side tokens only."""
         frames = len(k)
         k, v = (rearrange(x, "bt k h e -> h (bt k) e") for x in (k / math.sqrt(k.shape[-1]), v))
         if self.query is None:
-            asked = rearrange(k, "h (bt k) e -> bt h e k", bt=frames)
-            scores = rearrange(asking, "bt s (h e) -> bt h s e", h=self.heads) @ asked
+            keys = rearrange(k, "h (bt k) e -> bt h e k", bt=frames)
+            scores = rearrange(y, "bt s (h e) -> bt h s e", h=self.heads) @ keys
             scores = rearrange(_masked(scores, mask, "bt k -> bt 1 1 k"), "bt h s k -> bt s h k")
         else:
-            asked = torch.bmm(k, self.query.weight.unflatten(0, (self.heads, -1)))
-            level = torch.bmm(k, self.query.bias.view(self.heads, -1, 1))
-            level = rearrange(level, "h (bt k) 1 -> bt 1 h k", bt=frames)
-            level = _masked(level, mask, "bt k -> bt 1 1 k").flatten(2)
-            asked = rearrange(asked, "h (bt k) q -> bt (h k) q", bt=frames)
-            scores = torch.baddbmm(level, asking, asked.mT).unflatten(-1, (self.heads, -1))
-        said = torch.bmm(v, self.out.weight.T.unflatten(0, (self.heads, -1)))
-        said = rearrange(said, "h (bt k) d -> bt (h k) d", bt=frames)
-        return torch.bmm(scores.softmax(-1).flatten(2), said)
+            keys = torch.bmm(k, self.query.weight.unflatten(0, (self.heads, -1)))
+            bias = torch.bmm(k, self.query.bias.view(self.heads, -1, 1))
+            bias = rearrange(bias, "h (bt k) 1 -> bt 1 h k", bt=frames)
+            bias = _masked(bias, mask, "bt k -> bt 1 1 k").flatten(2)
+            keys = rearrange(keys, "h (bt k) q -> bt (h k) q", bt=frames)
+            scores = torch.baddbmm(bias, y, keys.mT).unflatten(-1, (self.heads, -1))
+        values = torch.bmm(v, self.out.weight.T.unflatten(0, (self.heads, -1)))
+        values = rearrange(values, "h (bt k) d -> bt (h k) d", bt=frames)
+        return torch.bmm(scores.softmax(-1).flatten(2), values)
 
-    def _attend(self, asking: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, y: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """The same in the usual order, for many side tokens."""
-        q = asking if self.query is None else self.query(asking)
+        q = y if self.query is None else self.query(y)
         q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         keep = None if mask is None else mask[:, None, None]
         read = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=keep)
@@ -169,16 +169,16 @@ class Folded(Fusion):
 
 
 class Official(Fusion):
-    """The authors' fusion ("PAVE", Liu et al., CVPR 2025, and the official repository), under its tensor names.
+    """The fusion of the PAVE paper (Liu et al., CVPR 2025), with the tensor names of the official release.
 
         z = W_q y,   m = W_in x
         z ← z + softmax(Q Kᵀ / √e) V                    Q, K and V are linear; V = K when values are shared
-        z ← z + W_2 GELU(W_1 LayerNorm(z))              `layers` times; m stays as it is
-        update = LayerNorm(W_d GELU(W_c z))             head: norm, gain and bias zero at birth
-        update = scale · W_d GELU(W_c z)                head: linear, W_d and its bias zero at birth
+        z ← z + W_2 GELU(W_1 LayerNorm(z))              `layers` times; m is not updated
+        update = LayerNorm(W_d GELU(W_c z))             head: norm, gain and bias zero at initialisation
+        update = scale · W_d GELU(W_c z)                head: linear, W_d and its bias zero at initialisation
 
-    Each key frame reads its own segment. Where the index rule has fewer steps than key frames, K and V are interpolated
-    along time; the authors interpolate m, which is the same, since both maps are affine.
+    Each key frame attends to its own segment. When the index rule has fewer steps than key frames, K and V are
+    interpolated along time; the official code interpolates m, which is the same, since both maps are affine.
     """
 
     def __init__(self, config: FusionConfig, *, points: bool = False, embed: int | None = None, **dims: int) -> None:
@@ -204,40 +204,41 @@ class Official(Fusion):
     def forward(self, vision: Tensor | None, tokens: Tensor, side: SideBatch) -> Tensor:
         if not side.x.shape[1]:
             return torch.zeros_like(tokens)
-        z = self._asking(vision, tokens)
+        z = self._query_input(vision, tokens)
         z = z if self.query_input_mapping is None else self.query_input_mapping(z)
         memory = self.input_mapping(self.read(side, z.dtype))
         segments = Segments(side)
-        mask, keep, seen = segments.mask(), None, None
+        mask, keep, has_keys = segments.mask(), None, None
         if mask is not None:
-            seen = None if side.layout == "full" else mask.any(-1)
-            # A softmax over nothing is not a number, nor is its gradient: such a key frame reads its padding in vain.
-            keep = mask if seen is None else mask | ~seen[:, None]
-            # Once as numbers for all layers: attention would turn truth values into them each time.
+            has_keys = None if side.layout == "full" else mask.any(-1)
+            # A softmax over no keys is NaN, and so is its gradient: such a key frame attends to padding, and its update
+            # is masked below.
+            keep = mask if has_keys is None else mask | ~has_keys[:, None]
+            # Converted to a float mask once for all layers: attention would convert a boolean mask every time.
             keep = torch.zeros_like(keep, dtype=z.dtype).masked_fill(~keep, -math.inf)[:, None, None]
-        asked, answering = self._turns(side, segments, tokens.shape[2])
-        k = self._answers("k_linear", memory, segments)
-        v = self._answers("v_linear", memory, segments) if self.config.values == "own" else k
-        k = k if answering is None else rotate(k, answering)
+        q_turns, k_turns = self._rotations(side, segments, tokens.shape[2])
+        k = self._projected("k_linear", memory, segments)
+        v = self._projected("v_linear", memory, segments) if self.config.values == "own" else k
+        k = k if k_turns is None else rotate(k, k_turns)
         k, v = k.flatten(1, 2).transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
         for i, layer in enumerate(self.cross_attn_layers):
             own = slice(i * self.heads, (i + 1) * self.heads)
-            z = layer(z, k[:, own], v[:, own], keep, asked)
+            z = layer(z, k[:, own], v[:, own], keep, q_turns)
         update = self._head(z).view(len(k), *tokens.shape[2:])
-        if seen is not None:
-            update = update.masked_fill_(~seen[:, None, None], 0)
+        if has_keys is not None:
+            update = update.masked_fill_(~has_keys[:, None, None], 0)
         return update.view_as(tokens).to(tokens.dtype)
 
-    def _turns(self, side: SideBatch, segments: Segments, s: int) -> tuple[Rotations | None, Rotations | None]:
-        """Of queries and of keys, None where they do not turn."""
+    def _rotations(self, side: SideBatch, segments: Segments, s: int) -> tuple[Rotations | None, Rotations | None]:
+        """Rotations of queries and of keys; None: not rotated."""
         if self.config.rope == "3d":
             return cube_turns(side, s)
         if self.config.rope == "time":
             return None, time_turns(segments.seconds(), self.config.width // self.heads)
         return None, None
 
-    def _answers(self, linear: str, memory: Tensor, segments: Segments) -> Tensor:
-        """Keys or values of all layers ((b t) m n (layer h) e) in one product: no layer changes what is answered."""
+    def _projected(self, linear: str, memory: Tensor, segments: Segments) -> Tensor:
+        """Keys or values of all layers ((b t) m n (layer h) e) in one product: no layer updates `memory`."""
         layers = range(self.config.layers)
         weight, bias = (
             torch.cat([_weight(self, f"cross_attn_layers.{i}.attn.{linear}.{part}") for i in layers])
@@ -259,7 +260,7 @@ class _Attention(nn.Module):
         super().__init__()
         self.q_linear = nn.Linear(width, width)
         self.k_linear = nn.Linear(embed, width)
-        # The authors create it, save it and never read it; it exists here only where values are its own.
+        # The official code always creates and saves it, but never uses it; here it exists only for `values: own`.
         self.v_linear = nn.Linear(embed, width) if own else None
 
 
@@ -274,10 +275,10 @@ class _Layer(nn.Module):
             nn.Linear(2 * width, width, bias=False),
         )
 
-    def forward(self, z: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, asked: Rotations | None) -> Tensor:
-        """z ((b t s) w) after one look at k and v (bt h k e), where `keep` (bt 1 1 k) is 0; else it is -inf."""
+    def forward(self, z: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, turns: Rotations | None) -> Tensor:
+        """z ((b t s) w) after attention to k and v (bt h k e); the mask `keep` (bt 1 1 k) is 0 or -inf."""
         q = self.attn.q_linear(z).view(len(k), -1, k.shape[1], k.shape[3])
-        q = (q if asked is None else rotate(q, asked)).transpose(1, 2)
+        q = (q if turns is None else rotate(q, turns)).transpose(1, 2)
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
         z = z + read.transpose(1, 2).reshape(z.shape)
         norm, widen, gelu, narrow = self.ffn
@@ -285,11 +286,11 @@ class _Layer(nn.Module):
 
 
 class Concatenation(Reader):
-    """The concatenation baseline: side tokens as tokens of the language model, to be put beside the visual ones.
+    """The concatenation baseline: side tokens as tokens of the language model, inserted beside the visual ones.
 
-        token = scale · (W_2 GELU(W_1 x̂ + b_1) + b_2),   x̂ as `Reader` has it
+        token = scale · (W_2 GELU(W_1 x̂ + b_1) + b_2),   x̂ as in `Reader`
 
-    Out: tokens (b t n d) and which of them are real (b t n); for `prefix` all steps come once, as one group (t = 1).
+    Out: tokens (b t n d) and a mask of real ones (b t n); for `prefix`, each step once, in one group (t = 1).
     """
 
     standard: Standardise
@@ -330,18 +331,20 @@ def build_fusion(
     frames: int,
     points: bool = False,
 ) -> Fusion | Concatenation:
-    """The module that `config` describes; the dimensions are read from encoder and base, never typed. points: whether
-    the last three channels of a side token are its point."""
+    """The module that `config` describes; the dimensions come from encoder and base, never from a recipe. points:
+    whether the last three channels of a side token are its point."""
     if points and side_dim <= POINT:
-        raise RecipeError(f"side tokens of {side_dim} channels with a point of {POINT} have no features beside it")
+        cause = f"side tokens of {side_dim} channels with a point of {POINT} have no features"
+        raise RecipeError(f"{cause}; use an encoder with feature channels beside the point")
     if config.combine != "add":
         return Concatenation(config, side_dim=side_dim, visual_dim=visual_dim, points=points)
     if config.kind == "folded" and config.rope == "3d":
-        raise RecipeError("fusion.rope: 3d is the authors' table for kind: official; a folded fusion takes time or off")
+        raise RecipeError("fusion.rope: 3d needs fusion.kind: official; a folded fusion supports time or off")
     base = {"vision_dim": vision_dim, "visual_dim": visual_dim, "tokens": tokens, "frames": frames}
     if config.rope == "3d" and config.width != config.heads * 2 * sum(SECTIONS):
         raise RecipeError(
-            f"fusion.rope: 3d needs {2 * sum(SECTIONS)} channels per head, got {config.width}/{config.heads}"
+            f"fusion.rope: 3d needs {2 * sum(SECTIONS)} channels per head, got {config.width}/{config.heads}; "
+            "change fusion.width or fusion.heads"
         )
     kind = Folded if config.kind == "folded" else Official
     return kind(config, side_dim=side_dim, points=points, **base)
@@ -351,7 +354,7 @@ blank_fusion = Blank(build_fusion)
 
 
 def _weight(module: nn.Module, path: str) -> Tensor:
-    """A weight by its path; inside a functional call it is no parameter, only a tensor in the place of one."""
+    """A weight by its path; not `get_parameter`, since inside `functional_call` it is a plain tensor."""
     weight = attrgetter(path)(module)
     assert isinstance(weight, Tensor)
     return weight

@@ -1,7 +1,7 @@
-"""Modules without values, for weights that come from a file: no random numbers are drawn, and no time is lost.
+"""Modules on the meta device, to be filled from a file: building them draws no random numbers.
 
-In: a function that builds a module. Out: one that gives a module of the same shape on the meta device, a new one at
-every call. It is built once per shape; to copy it takes a tenth of the time. Knows nothing of patches.
+In: a function that builds a module. Out: one that returns a new module of the same shape on the meta device at every
+call. It is built once per shape: copying takes a tenth of the time. Knows nothing of patches.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Blank(Generic[P, Module]):
         self._first = lru_cache(maxsize=16)(self._on_meta)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Module:
-        """A module of one's own."""
+        """A new module."""
         return _copy(self._first(*args, **kwargs))
 
     def outline(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, torch.Tensor]:
-        """Names and shapes of its tensors, which costs no module."""
+        """Names and shapes of its tensors, without a copy."""
         return self._first(*args, **kwargs).state_dict()
 
     def _on_meta(self, *args: Any, **kwargs: Any) -> Module:
@@ -38,7 +38,7 @@ class Blank(Generic[P, Module]):
 
 
 def _copy(module: Module) -> Module:
-    """The same tree of modules: what hangs on it, or takes the place of its parameters, leaves `module` alone."""
+    """A copy of the module tree: new hooks, submodules or parameters of the copy do not change `module`."""
     fresh = object.__new__(type(module))
     fresh.__dict__ = {
         name: value.copy() if isinstance(value, dict | set) else value for name, value in vars(module).items()

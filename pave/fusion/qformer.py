@@ -1,12 +1,12 @@
-"""Resampler: a causal Q-Former that looks at all senses of a clip together, window by window.
+"""Resampler: a causal Q-Former that reads all senses of a clip together, window by window.
 
 In: the side channels of one clip, as SideBatches of one row. Out: one SideBatch of a few tokens per window, aligned
-with the key frames, for the fusion to read. This is FAVOR (Sun et al., arXiv 2310.05863), in the structure of its
-authors' inference code (github.com/BriansIDP/AudioVisualLLM); several lengths of windows are from video-SALMONN (Sun et
+with the key frames, for the fusion to read. This is FAVOR (Sun et al., arXiv 2310.05863), with the structure of its
+official inference code (github.com/BriansIDP/AudioVisualLLM); multiple window lengths are from video-SALMONN (Sun et
 al., ICML 2024). Knows nothing of base models, encoders and files.
 
 t key frames, τ time steps of a sense, w windows, k steps of a window, m slots of a step, n queries, q channels of a
-query and of a sense, c channels of a step (all senses side by side), h heads, e channels of a head
+query and of a sense, c channels of a step (all senses concatenated), h heads, e channels of a head
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pave.fusion.meta import Blank
 from pave.fusion.reader import Standardise
 from pave.sidechannel import SideBatch
 
-WINDOWS = 16  # looked at at once: two hours of them would take 1.5 GB for every activation
-EPS = 1e-12  # of BERT's norms (Devlin et al., arXiv 1810.04805), which the authors build on
+WINDOWS = 16  # per batch: all windows of two hours would take 1.5 GB for every activation
+EPS = 1e-12  # of BERT's norms (Devlin et al., arXiv 1810.04805), which FAVOR builds on
 
 
 class Attention(nn.Module):
-    """x ← LayerNorm(x + W_o softmax(Q Kᵀ / √e) V), as BERT has it: q from x, k and v from what is read."""
+    """x ← LayerNorm(x + W_o softmax(Q Kᵀ / √e) V), as in BERT: q from x, k and v from `read`."""
 
     def __init__(self, width: int, heads: int, dropout: float, read: int | None = None) -> None:
         super().__init__()
@@ -43,20 +43,20 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=EPS)
 
     def forward(self, x: Tensor, read: Tensor, keep: Tensor | None = None) -> Tensor:
-        """x (b n q) after one look at `read` (b k c), where `keep` (… k) is true."""
+        """x (b n q) after attention to `read` (b k c), where `keep` (… k) is true."""
         q, k, v = (
             rearrange(each, "b n (h e) -> b h n e", h=self.heads)
             for each in (self.query(x), self.key(read), self.value(read))
         )
         dropout = self.dropout if self.training else 0.0
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=dropout)
-        found = self.out(rearrange(found, "b h n e -> b n (h e)"))
-        return self.norm(x + F.dropout(found, self.dropout, self.training))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=dropout)
+        y = self.out(rearrange(y, "b h n e -> b n (h e)"))
+        return self.norm(x + F.dropout(y, self.dropout, self.training))
 
 
 class Layer(nn.Module):
-    """Steps look at earlier steps, queries at each other, then queries at steps. What steps have seen is not passed on:
-    each layer begins with the same x."""
+    """Causal self-attention of steps, self-attention of queries, then cross-attention of queries to steps. The states
+    of the steps are not passed on: each layer starts from the same x."""
 
     def __init__(self, width: int, channels: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -68,39 +68,40 @@ class Layer(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=EPS)
 
-    def forward(self, queries: Tensor, x: Tensor, sees: Tensor | None, real: Tensor) -> Tensor:
-        """queries (b n q) after one look at x (b k c); which token sees which, (k k), and which are real, (b k)."""
-        states = self.causal(x, x, sees)
+    def forward(self, queries: Tensor, x: Tensor, mask: Tensor | None, real: Tensor) -> Tensor:
+        """queries (b n q) after attention to x (b k c), with the masks of causal attention (k k) and of real tokens
+        (b k)."""
+        states = self.causal(x, x, mask)
         queries = self.among(queries, queries)
         queries = self.cross(queries, states, rearrange(real, "b k -> b 1 1 k"))
         return self.norm(queries + self.ffn(queries))
 
 
 class QFormer(nn.Module):
-    """The authors' block. Padding at the end of a window is seen by the steps, as in their code, and by no query: only
-    with `past` it has no influence at all."""
+    """FAVOR's block. Steps attend to padding at the end of a window, as in the official code; queries never do. So
+    padding has no influence only with `past`."""
 
     def __init__(self, width: int, channels: int, *, heads: int, layers: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(Layer(width, channels, heads, dropout) for _ in range(layers))
-        self.apply(_begin)
+        self.apply(_init_weights)
 
-    def forward(self, queries: Tensor, x: Tensor, sees: Tensor | None, real: Tensor) -> Tensor:
-        """What queries (b n q) have made of x (b k c); which token sees which, (k k), and which are real, (b k)."""
+    def forward(self, queries: Tensor, x: Tensor, mask: Tensor | None, real: Tensor) -> Tensor:
+        """Outputs of queries (b n q) for x (b k c); masks of causal attention (k k) and of real tokens (b k)."""
         queries = self.dropout(self.norm(queries))
         for layer in self.layers:
-            queries = layer(queries, x, sees, real)
+            queries = layer(queries, x, mask, real)
         return queries
 
 
 class Resampler(nn.Module, ABC):
-    """What both kinds begin with: senses, projected and side by side on one clock.
+    """Base class of both kinds: senses are projected and concatenated on one clock.
 
-        x_j = LayerNorm(concat_sense(W ŝ + b) at step j) + position        ŝ as `Standardise` has it
+        x_j = LayerNorm(concat_sense(W ŝ + b) at step j) + position        ŝ as in `Standardise`
 
-    A sense, token or step that is not there is zero before the LayerNorm.
+    A missing sense, token or step is zero before the LayerNorm.
     """
 
     def __init__(self, config: ResamplerConfig, combine: str, senses: Mapping[str, int]) -> None:
@@ -109,30 +110,30 @@ class Resampler(nn.Module, ABC):
         self.standard = nn.ModuleDict({sense: Standardise(dim) for sense, dim in senses.items()})
         self.project = nn.ModuleDict({sense: nn.Linear(dim, config.width) for sense, dim in senses.items()})
         self.norm = nn.LayerNorm(self.width)
-        # As large as what it is added to: at BERT's 0.02, the order of what is heard was learned half as fast.
+        # Unit scale, like the features it is added to: with BERT's 0.02, temporal order was learned half as fast.
         self.position = nn.Parameter(torch.randn(config.window * config.slots, self.width))
 
-    def calibrate(self, heard: Mapping[str, Tensor]) -> None:
-        """Fit an untrained resampler to side tokens (p dim) of each sense, as fusions are."""
-        for sense, tokens in heard.items():
+    def calibrate(self, senses: Mapping[str, Tensor]) -> None:
+        """Fit an untrained resampler to side tokens (p dim) of each sense, like a fusion."""
+        for sense, tokens in senses.items():
             standard: Any = self.standard[sense]
             standard.fit(tokens)
 
     def forward(self, sides: Mapping[str, SideBatch | None]) -> tuple[SideBatch, Tensor]:
-        """What the fusion reads of a clip (one row; None: it lacks the sense), and how much alike the outputs of each
-        of its windows are (w,)."""
+        """Side tokens of a clip for the fusion (in: one row per sense; None: missing), and the similarity of the
+        outputs within each window (w,)."""
         clock = synchronise(sides, self.config)
         parts = [self.part(sides, part) for part in clock.parts(WINDOWS, self.config.slots)]
-        x, alike = (torch.cat(each) for each in zip(*parts, strict=True))
+        x, similar = (torch.cat(each) for each in zip(*parts, strict=True))
         key_times = next(side.key_times for side in sides.values() if side is not None)
-        return self.side(x, self.times(clock), key_times[0]), alike
+        return self.side(x, self.times(clock), key_times[0]), similar
 
     def part(self, sides: Mapping[str, SideBatch | None], clock: Clock) -> tuple[Tensor, Tensor]:
-        """Some of the windows: their tokens (τ n c), and how much alike they are."""
-        return self.look(self._on(clock, sides), clock)
+        """Some of the windows: their tokens (τ n c), and similarities (w,)."""
+        return self.look(self._windows(clock, sides), clock)
 
     def side(self, x: Tensor, times: Tensor, key_times: Tensor) -> SideBatch:
-        """Tokens (τ n c) at `times`, all that are left of a clip, as the fusion reads them at these key frames."""
+        """All tokens (τ n c) of a clip, at `times`, as the fusion reads them at these key frames."""
         index, mask = self.align(times, key_times)
         return SideBatch(
             x=rearrange(x, "τ n c -> 1 τ n 1 c"),
@@ -146,17 +147,17 @@ class Resampler(nn.Module, ABC):
 
     @abstractmethod
     def look(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:
-        """Tokens (τ n c) of windows of steps (w k m c), and how much alike they are."""
+        """Tokens (τ n c) of windows of steps (w k m c), and the similarity of the outputs within a window."""
 
     @abstractmethod
     def times(self, clock: Clock) -> Tensor:
-        """Seconds of what `look` gives (τ,)."""
+        """Seconds of the tokens of `look` (τ,)."""
 
     @abstractmethod
     def align(self, times: Tensor, key_times: Tensor) -> tuple[Tensor, Tensor]:
-        """What `look` gives by key frame: index and mask (t m)."""
+        """Tokens of `look` by key frame: index and mask (t m)."""
 
-    def _on(self, clock: Clock, sides: Mapping[str, SideBatch | None]) -> Tensor:
+    def _windows(self, clock: Clock, sides: Mapping[str, SideBatch | None]) -> Tensor:
         """The windows (w k m c) of all senses."""
         steps, (m, q) = clock.steps, (self.config.slots, self.config.width)
         x = self.position.new_zeros((int(steps.max()) + 1) * m, len(self.project), q)
@@ -169,7 +170,7 @@ class Resampler(nn.Module, ABC):
 
 
 class Queries(Resampler):
-    """Learned queries read each window, and the fusion reads them: FAVOR as it is published."""
+    """Learned queries attend to each window, and the fusion reads their outputs: FAVOR as published."""
 
     def __init__(self, config: ResamplerConfig, combine: str, senses: Mapping[str, int]) -> None:
         super().__init__(config, combine, senses)
@@ -182,22 +183,21 @@ class Queries(Resampler):
     def look(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:
         real = clock.steps < clock.count
         levels = [self._level(x, real, k) for k in self.config.levels]
-        # The shortest windows of several are left alone, as in video-SALMONN.
-        alike = [alikeness(made) for _, made in levels[1:] or levels]
-        return torch.cat([tokens for tokens, _ in levels], dim=-1), torch.cat(alike)
+        # With several lengths, the shortest windows do not count, as in video-SALMONN.
+        similar = [similarity(outputs) for _, outputs in levels[1:] or levels]
+        return torch.cat([tokens for tokens, _ in levels], dim=-1), torch.cat(similar)
 
     def _level(self, x: Tensor, real: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Outputs of windows of k steps, in the order of time (w n q), zero for windows beyond the end; and those of
-        the others alone."""
+        """Outputs of windows of k steps in order of time (w n q), zero for windows beyond the end; and the outputs of
+        real windows only."""
         m, queries = self.config.slots, self.queries[str(k)]
         real = repeat(real, "w (p k) -> (w p) (k m)", k=k, m=m)
-        heard = real.any(-1).nonzero()[:, 0].to(x.device)
-        windows = rearrange(x, "w (p k) m c -> (w p) (k m) c", k=k)[heard] + self.position[: k * m]
-        asking = queries.expand(len(windows), -1, -1)
-        sees = seen_by(k, m, self.config.causal_direction, x.device)
-        made = self.qformer(asking, windows, sees, real.to(x.device)[heard])
-        tokens = made.new_zeros(len(real), *queries.shape).index_copy(0, heard, made)
-        return rearrange(tokens, "(w p) n q -> w (p n) q", w=len(x)), made
+        kept = real.any(-1).nonzero()[:, 0].to(x.device)
+        windows = rearrange(x, "w (p k) m c -> (w p) (k m) c", k=k)[kept] + self.position[: k * m]
+        mask = causal_mask(k, m, self.config.causal_direction, x.device)
+        outputs = self.qformer(queries.expand(len(windows), -1, -1), windows, mask, real.to(x.device)[kept])
+        tokens = outputs.new_zeros(len(real), *queries.shape).index_copy(0, kept, outputs)
+        return rearrange(tokens, "(w p) n q -> w (p n) q", w=len(x)), outputs
 
     def times(self, clock: Clock) -> Tensor:
         return clock.middles
@@ -209,18 +209,18 @@ class Queries(Resampler):
 
 
 class States(Resampler):
-    """The steps themselves, once each has looked at those before it in its window: nothing later is ever read."""
+    """The steps themselves, after causal attention within their window: nothing later is ever read."""
 
     def __init__(self, config: ResamplerConfig, combine: str, senses: Mapping[str, int]) -> None:
         super().__init__(config, combine, senses)
-        self.causal = Attention(self.width, config.heads, config.dropout).apply(_begin)
+        self.causal = Attention(self.width, config.heads, config.dropout).apply(_init_weights)
 
     def look(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:
         k, m = x.shape[1:3]
         windows = rearrange(x, "w k m c -> w (k m) c") + self.position
-        states = self.causal(windows, windows, seen_by(k, m, "past", x.device))
+        states = self.causal(windows, windows, causal_mask(k, m, "past", x.device))
         steps = torch.arange(clock.known, clock.count)
-        window = ((steps - k) // clock.stride + 1).clamp(min=0)  # of those that hold a step, the longest past
+        window = ((steps - k) // clock.stride + 1).clamp(min=0)  # the window that contains the step's longest past
         states = rearrange(states, "w (k m) c -> w k m c", m=m)[window, steps - window * clock.stride]
         return states, x.new_zeros(0)
 
@@ -232,33 +232,33 @@ class States(Resampler):
 
 
 def build_resampler(config: ResamplerConfig, combine: str, senses: tuple[tuple[str, int], ...]) -> Resampler:
-    """The module that `config` describes, for senses of so many channels; `combine` as the fusion has it."""
+    """The module that `config` describes, for senses with their channels; `combine` of the fusion."""
     return (Queries if config.readout == "queries" else States)(config, combine, dict(senses))
 
 
 blank_resampler = Blank(build_resampler)
 
 
-def seen_by(k: int, m: int, direction: str, device: torch.device) -> Tensor | None:
-    """Which of k steps of m tokens each token sees ((k m) (k m)): all of its own step, and those before or after it.
-    None: all there are."""
+def causal_mask(k: int, m: int, direction: str, device: torch.device) -> Tensor | None:
+    """Attention mask of k steps of m tokens ((k m) (k m)): a token attends to its own step, and to those before or
+    after it. None: no mask."""
     if direction == "none":
         return None
     step = torch.arange(k, device=device).repeat_interleave(m)
     return step[:, None] >= step if direction == "past" else step[:, None] <= step
 
 
-def alikeness(x: Tensor) -> Tensor:
-    """Mean cosine between two different outputs of a window (w,), of outputs (w n q): 1 where all are alike, 0 where
-    they are orthogonal, never below -1 / (n - 1). FAVOR's diversity loss, as the authors' code takes it."""
+def similarity(x: Tensor) -> Tensor:
+    """Mean cosine between two different outputs of a window (w,), of outputs (w n q): 1 where all are equal, 0 where
+    they are orthogonal, never below -1 / (n - 1). FAVOR's diversity loss, as in the official code."""
     n = x.shape[1]
     x = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-9)
     return (x.sum(1).square().sum(-1) - x.square().sum((1, 2))) / max(1, n * n - n)
 
 
-def _begin(module: nn.Module) -> None:
-    """Weights that keep the scale of what they read. With BERT's 0.02, which the authors take, what narrow outputs knew
-    of a window was 1 % of how they differed at birth, and 60 % so; they learned to hear several times faster."""
+def _init_weights(module: nn.Module) -> None:
+    """Weights that preserve the scale of their input. With BERT's 0.02, as in the official code, 1 % of the initial
+    variation of narrow outputs came from the window; with this, 60 %, and training was several times faster."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=module.in_features**-0.5)
         nn.init.zeros_(module.bias)

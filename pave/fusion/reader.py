@@ -1,7 +1,7 @@
-"""How a fusion takes in side tokens: features divided by what was measured, and the point of a token added to them.
+"""Input layer of a fusion: standardised features of side tokens, plus an embedding of their points.
 
-In: side tokens of c channels, with `points` the last three of them a place in metres. Out: the same tokens in the dtype
-of the weights, features standardised and told where they are. Knows nothing of attention, key frames or base models.
+In: side tokens of c channels; with `points` the last three are a position in metres. Out: the tokens in the dtype of
+the weights, standardised and with position embedding. Knows nothing of attention, key frames or base models.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ POINT = 3  # channels of a point, metres
 
 
 class Reader(nn.Module):
-    """What is common to all kinds: how they take in side tokens [f, p] of features and, with `points`, a point each.
+    """Base class of all kinds: reads side tokens [f, p] of features and, with `points`, a point each.
 
-    x̂ = f̂ + MLP(p̂)          without points f̂ alone; hats as `Standardise` has them, of f where a kind has one
+    x̂ = f̂ + MLP(p̂)          f̂ alone without points; hats: `Standardise`, for f only in kinds that standardise
     """
 
     scale: Tensor
@@ -38,8 +38,8 @@ class Reader(nn.Module):
         return x if self.place is None else x + self.place(p, dtype)
 
     def calibrate(self, tokens: Tensor, side: Tensor) -> None:
-        """Fit an untrained fusion, where it has these, to visual tokens (… d), whose RMS becomes its `scale`, and to
-        side tokens (n c), whose mean and deviation it divides out, those of features and those of points."""
+        """Fit an untrained fusion: `scale` becomes the RMS of the visual tokens (… d), and `Standardise` takes mean and
+        deviation of the features and points of side tokens (n c)."""
         if "scale" in self._buffers:
             self.scale.copy_(tokens.detach().float().square().mean().sqrt())
         f, p = side.tensor_split((self.features,), -1)
@@ -50,10 +50,10 @@ class Reader(nn.Module):
 
 
 class Standardise(nn.Module):
-    """x̂ = (x − mean) · gain, per channel. Both are measured before training and then stay, so that silence is as quiet
-    as it was, which no LayerNorm keeps; without them a large constant in all channels hides what changes, and a patch
-    learns to hear several times more slowly, or not at all. The subtraction needs float32, whatever the fusion's dtype:
-    a constant a hundred times the deviation would leave bfloat16 nothing."""
+    """x̂ = (x − mean) · gain, per channel. Both are measured before training and then fixed: silence stays quiet, unlike
+    with a LayerNorm; without them a large constant in all channels hides the variation, and a patch learns
+    several times more slowly, or not at all. The subtraction needs float32 in a fusion of any dtype: with a constant a
+    hundred times the deviation, bfloat16 would lose the variation."""
 
     mean: Tensor
     gain: Tensor
@@ -64,7 +64,7 @@ class Standardise(nn.Module):
         self.register_buffer("gain", torch.ones(dim))
 
     def fit(self, x: Tensor) -> None:
-        """Measure tokens (n c); a channel that hardly ever changes is not blown up."""
+        """Measure tokens (n c). The gain is limited, so that a nearly constant channel is not amplified."""
         if len(x) > 1:
             deviation, mean = torch.std_mean(x.double(), 0)
             self.mean.copy_(mean)
@@ -74,7 +74,7 @@ class Standardise(nn.Module):
         return (x.to(torch.promote_types(x.dtype, torch.float32)) - self.mean).mul_(self.gain)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Standardise:
-        """Moves, but never changes its dtype."""
+        """Moves to a device, but keeps its dtype."""
         measured = {name: value for name, value in self.named_buffers() if not value.is_meta}
         super()._apply(fn, recurse)
         for name, value in measured.items():
@@ -83,14 +83,13 @@ class Standardise(nn.Module):
 
 
 def position_mlp(dim: int) -> nn.Sequential:
-    """From points in metres to what features of `dim` channels gain by them, as LLaVA-3D has it (Zhu et al., arXiv
-    2409.18125)."""
+    """Points in metres to a position embedding of `dim` channels, as in LLaVA-3D (Zhu et al., arXiv 2409.18125)."""
     return nn.Sequential(nn.Linear(POINT, dim), nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
 
 
 class PointEmbedding(nn.Module):
-    """What the point (n 3) of a token adds to its features: LLaVA-3D's MLP, of points that are centred and scaled as
-    was measured, so that a room far from its origin is no harder."""
+    """Position embedding of points (n 3): LLaVA-3D's MLP on standardised points, so that a room far from its origin is
+    no harder."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Rotary positions: how far a side token lies from the visual token that asks, as angles.
+"""Rotary positions: the offset of a side token from the querying visual token, as angles.
 
 In: a SideBatch, or seconds since the key frame. Out: cosines and sines for keys and queries. Knows nothing of weights.
 
@@ -19,18 +19,18 @@ from pave.sidechannel import SideBatch
 
 # Seconds. 0.25 s turns two events 0.1 s apart by 0.4 of a circle; 256 s is a segment of a two-hour film in 32 frames.
 SHORTEST, LONGEST = 0.25, 256.0
-# The authors' table ("PAVE", Liu et al., CVPR 2025; official repository, blocks.py): base, and how many of the 64
-# frequencies of a 128-channel head turn with t, h and w.
+# From the official release ("PAVE", Liu et al., CVPR 2025; blocks.py): base, and how many of the 64 frequencies of a
+# 128-channel head belong to t, h and w.
 BASE, SECTIONS = 10000.0, (16, 24, 24)
 
 
-# Cosines and sines (… e) of as many angles, those of the first half of the channels negated: the two channels of a pair
-# (i, i + e/2) turn one way and the other, and the cosine does not mind.
+# Cosines, sines (… e). Angles of the first half of the channels are negated: to rotate a pair (i, i + e/2) takes -sin
+# for one and +sin for the other, and cos is even.
 Rotations = tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, turns: Rotations) -> Tensor:
-    """Turn channel pairs (i, i + e/2) of x (… e)."""
+    """Rotate channel pairs (i, i + e/2) of x (… e)."""
     cos, sin = turns[0].to(x.dtype), turns[1].to(x.dtype)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
@@ -38,8 +38,8 @@ def rotate(x: Tensor, turns: Rotations) -> Tensor:
 def time_turns(since: Tensor, e: int) -> Rotations:
     """Rotations ((b t) m 1 1 e) of keys by their seconds `since` their key frame ((b t) m), in float64.
 
-    Only the difference of two rotations enters a score, so turning the few keys by it says all. It is taken in float64,
-    since an hour in seconds leaves no milliseconds in bfloat16.
+    Only the difference of two rotations enters a score, so rotating the few keys by it suffices. It is computed in
+    float64, since bfloat16 has no milliseconds at an hour.
     """
     slow, fast = (math.log2(2 * math.pi / period) for period in (LONGEST, SHORTEST))
     speeds = torch.logspace(fast, slow, e // 2, base=2, dtype=since.dtype, device=since.device)  # radians per second
@@ -48,10 +48,10 @@ def time_turns(since: Tensor, e: int) -> Rotations:
 
 
 def cube_turns(side: SideBatch, s: int) -> tuple[Rotations, Rotations]:
-    """The authors' 3-D turns of queries ((b t) s 1 e) and of keys ((b t) m n 1 e), whole numbers on one cube.
+    """The official release's 3-D rotations of queries ((b t) s 1 e) and keys ((b t) m n 1 e), at integer positions.
 
     The cube has as many steps as the longer of key frames and side channel, and as many rows and columns as the finer
-    of both grids; coarser ones sit at the centres of its cells.
+    of both grids; a coarser grid is placed at the centres of its cells.
     """
     grid, patches = side.x.shape[2:4], math.isqrt(s)
     if grid[0] != grid[1] or patches**2 != s:
@@ -62,7 +62,7 @@ def cube_turns(side: SideBatch, s: int) -> tuple[Rotations, Rotations]:
     frames = side.mask.any(-1).sum(-1)
     longest = torch.maximum(frames, side.steps)[:, None]
     number = torch.arange(side.index.shape[1], device=side.index.device)
-    # The authors take numpy's linspace as integers: it multiplies, sets the last value and cuts.
+    # The official release uses numpy's linspace with dtype int: it multiplies, sets the last value and truncates.
     query_t = (number * ((longest - 1) / (frames[:, None] - 1).clamp(min=1).double())).floor()
     query_t = query_t.where(number != frames[:, None] - 1, longest - 1).where(frames[:, None] > 1, 0)
     key_t = side.index.where((side.steps >= frames)[:, None, None], number[:, None])
@@ -72,14 +72,14 @@ def cube_turns(side: SideBatch, s: int) -> tuple[Rotations, Rotations]:
 
 
 def cell_centres(count: int, size: int) -> Tensor:
-    """Whole positions (count,) of `count` cells along an edge of `size`."""
+    """Integer positions (count,) of the centres of `count` cells along an edge of `size`."""
     return ((2 * torch.arange(count, dtype=torch.float64) + 1) * (size / (2 * count))).floor()
 
 
 def _cube(t: Tensor, cells: Tensor) -> Rotations:
     """Rotations ((b t) m (h w) 1 e) from steps (b t m) and positions of rows and columns."""
     slots = sum(SECTIONS)
-    # float32, as the authors' tables are
+    # float32, as in the official release
     speeds = 1 / BASE ** (torch.arange(0, 2 * slots, 2, device=t.device).float() / (2 * slots))
     axes = (
         repeat(t.float(), "b t m -> (b t) m h w", h=len(cells), w=len(cells)),

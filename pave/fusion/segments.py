@@ -1,11 +1,10 @@
-"""Segments: what was made of all side tokens, laid out by the key frames that read them.
+"""Segments: gathers projected side tokens by key frame.
 
-In: a SideBatch, then tensors with one row per side token. Out: the same rows, one group per key frame, and which of
-them are real. Each token is projected once and then picked, however many rows or key frames a batch has. Knows nothing
-of weights.
+In: a SideBatch, then tensors with one row per side token. Out: the same rows, one group per key frame, and a mask of
+real ones. Each token is projected once and then gathered, for any number of rows or key frames. Knows nothing of
+weights.
 
-b clips, t key frames, τ time steps, m steps of a segment, n = h w side tokens of a step, e channels of whatever is laid
-out
+b clips, t key frames, τ time steps, m steps of a segment, n = h w side tokens of a step, e channels
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pave.sidechannel import SideBatch
 
 
 class Segments:
-    """Puts what was made of all side tokens into the segments of their key frames."""
+    """Gathers tensors with a row per side token into the segments of key frames."""
 
     def __init__(self, side: SideBatch) -> None:
         b, t, m = side.index.shape
@@ -35,19 +34,19 @@ class Segments:
         return self._steps(x.reshape(self.side.times.numel(), -1)).view(*self.shape, x.shape[-1])
 
     def seconds(self) -> Tensor:
-        """Of each step since its key frame ((b t) m); 0 in a set, whose steps have no time."""
+        """Seconds of each step since its key frame ((b t) m); 0 in a set, whose steps have no time."""
         seconds = self._steps(self.side.times.view(-1, 1)).view(self.shape[:2]) - self.side.key_times.view(-1, 1)
         if self.side.sets is None:
             return seconds
         return seconds.masked_fill(self.side.sets.repeat_interleave(self.side.key_times.shape[1])[:, None], 0)
 
     def mask(self) -> Tensor | None:
-        """Which tokens are real ((b t) (m n)); None: all of them."""
+        """Mask of real tokens ((b t) (m n)); None: all are real."""
         if self.side.layout in ("even", "dense"):
             return None
         mask = self.side.mask.view(*self.shape[:2], 1).expand(self.shape)
         if self.side.valid is not None:
-            # What lies between two steps is real where both are.
+            # An interpolated token is real where both of its steps are: then the interpolated mask is 1.
             mask = mask & (self(self.side.valid.reshape(-1, 1).double())[..., 0] > 1 - 1e-6)
         return mask.flatten(1)
 

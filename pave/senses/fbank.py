@@ -1,6 +1,6 @@
-"""Sound as Kaldi's `fbank` draws it: log-mel power in frames of 25 ms, one every 10 ms.
+"""Log-mel spectra as in Kaldi's `fbank`: frames of 25 ms, one every 10 ms.
 
-In: the sound of a clip. Out: its spectrum, and what a network makes of it as side tokens. ImageBind, LanguageBind and
+In: the sound of a clip. Out: its spectrum, and the side tokens of a network that reads it. ImageBind, LanguageBind and
 BEATs were all trained on it, with different bands and windows. The numbers are Kaldi's defaults (feat/feature-window.h
 and feat/mel-computations.h of kaldi-asr/kaldi), without dither. Knows nothing of weights.
 
@@ -27,13 +27,13 @@ SAMPLE_RATE = 16_000  # Hz
 FRAME, HOP, FFT = 400, 160, 512  # samples: 25 ms, 10 ms, and the next power of two
 LOWEST = 20.0  # Hz
 PRE_EMPHASIS = 0.97
-FLOOR = torch.finfo(torch.float32).eps  # power below which nothing is heard
+FLOOR = torch.finfo(torch.float32).eps  # minimum power
 HANN, POVEY = 1.0, 0.85  # exponents of Hann's window
 
 
 def fbank(sound: Tensor, bands: int, window: float = HANN) -> Tensor:
-    """Samples (... n) to log power (... t m) of whole frames. A mean of the samples changes nothing: each frame loses
-    its own. Loudness does, near the floor: Kaldi's own samples are of 16 bits, those of a clip reach from -1 to 1."""
+    """Samples (... n) to log power (... t m) of whole frames. A constant offset does not matter: each frame's mean is
+    subtracted. The scale does, near the floor: Kaldi's samples are 16-bit integers, those of a clip are in [-1, 1]."""
     frames = sound.unfold(-1, FRAME, HOP)
     frames = frames - frames.mean(-1, keepdim=True)
     before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
@@ -44,9 +44,10 @@ def fbank(sound: Tensor, bands: int, window: float = HANN) -> Tensor:
 
 @cache
 def filters(bands: int) -> Tensor:
-    """Triangles (bin m) of height 1, straight and even on the mel scale 1127·ln(1 + f / 700); the last bin is deaf."""
+    """Triangles (bin m) of height 1, linear and evenly spaced on the mel scale 1127·ln(1 + f / 700); the last bin has
+    weight 0."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a low one of 127 bands or more hears no bin: all were trained so
+        warnings.simplefilter("ignore", UserWarning)  # with 127 bands or more, a low one is empty: trained like this
         bank = mel_filter_bank(
             FFT // 2 + 1,
             bands,
@@ -59,13 +60,13 @@ def filters(bands: int) -> Tensor:
     return torch.from_numpy(bank).float()
 
 
-def listen(clip: Clip, frames: int, patch: int, tokens: Callable[[Tensor], Tensor]) -> SideTokens | None:
+def encode_patches(clip: Clip, frames: int, patch: int, tokens: Callable[[Tensor], Tensor]) -> SideTokens | None:
     """Side tokens of a network that reads the spectrum in patches of `patch` frames.
 
-    It hears windows of `frames` frames, whole patches, one after the other and each for itself: a token spans its
-    window, and its time is the middle of its patch. `tokens` makes of the samples of a window (n,) its time steps
-    (τ h w c), one for every patch. The last window may be shorter; what fills no patch at its end is left out, but a
-    sound of less than a patch is followed by silence.
+    Windows of `frames` frames, whole patches, are encoded independently: a token spans its window, and its time is the
+    middle of its patch. `tokens` maps the samples of a window (n,) to its time steps (τ h w c), one per patch. The last
+    window may be shorter; an incomplete patch at its end is dropped, but a sound shorter than a patch is padded with
+    silence.
     """
     sound = mono(clip, SAMPLE_RATE)
     if sound is None:
@@ -84,7 +85,7 @@ def listen(clip: Clip, frames: int, patch: int, tokens: Callable[[Tensor], Tenso
 
 
 def pieces_of(frames: int, patch: int) -> Pieces:
-    """How a network that `listen` serves can hear piece by piece: a window at a time, and behind it a sample less
-    than what would begin the next."""
+    """Pieces for a network that uses `encode_patches`: a window at a time, followed by one sample less than the first
+    patch of the next window needs."""
     reach = FRAME + (patch - 1) * HOP
     return Pieces(frames * HOP / SAMPLE_RATE, SAMPLE_RATE, after=(reach - 1) / SAMPLE_RATE)

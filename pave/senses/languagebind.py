@@ -1,7 +1,7 @@
 """The towers of LanguageBind (Zhu et al., ICLR 2024; PKU-YuanGroup/LanguageBind, commit 7070c53): CLIP's ViT-L/14.
 
-In: a release (FT, merge, or with its LoRA beside the weights), as a repo of the Hub, a folder or a file. Out: a `Tower`
-in which each of its tensors has found its place. Knows nothing of clips.
+In: a release (FT, merge, or with a separate LoRA), as a Hub repository, a folder or a file. Out: a `Tower` with its
+weights; every tensor must match. Knows nothing of clips.
 
 b images, t frames of a group, n tokens of an image, d channels
 """
@@ -25,8 +25,8 @@ from pave.errors import EncoderError, raised_as
 from pave.files import json_text, pickled, tensorfile
 from pave.senses.weights import WHOLE, Release, fill
 
-GROUP = 8  # frames that see each other: num_frames of all releases
-# ViT-L/14 as LAION trained it: with GELU, where OpenAI's own has an approximation of it.
+GROUP = 8  # frames that attend to each other: num_frames of all releases
+# ViT-L/14 as trained by LAION: with exact GELU, while OpenAI's uses an approximation.
 VIT_L = CLIPVisionConfig(
     hidden_size=1024,
     intermediate_size=4096,
@@ -39,29 +39,31 @@ VIT_L = CLIPVisionConfig(
 OTHERS = re.compile(
     r"text_model\.|(visual|text)_projection\.weight$|logit_scale$|.*\.position_ids$"
 )  # not of the tower
-AGAIN = "give a release of LanguageBind (FT, merge, or with its LoRA), or of CLIP, as the encoder asks for"
+REMEDY = "use a release of LanguageBind (FT, merge, or with its LoRA) or of CLIP, whichever the encoder needs"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Options(EncoderOptions):
-    """Which tower, and in what numbers it computes: what a recipe may say."""
+    """Release and precision of a tower."""
 
-    release: Text  # a repo of the Hub
-    revision: Text = "main"  # of the repo; a commit makes it exact
+    release: Text  # a Hub repository
+    revision: Text = "main"  # of the repository; a commit hash makes it reproducible
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], Field(description="runs in float32, bfloat16, float16")
     ] = "float32"
-    weights: Weights = ""  # a folder or file with the release; without it, what the environment says, or the Hub
+    weights: Weights = ""  # a folder or file with the release; default: the environment variable, else the Hub
 
-    def open(self, place: str, grid: tuple[int, int], *, temporal: bool) -> Tower:
-        """The tower, on the GPU where there is one. place: the environment variable for the weights."""
-        release = Release(given=self.weights, place=place, repo=self.release, revision=self.revision, again=AGAIN)
+    def open(self, variable: str, grid: tuple[int, int], *, temporal: bool) -> Tower:
+        """The tower, on the GPU if there is one. variable: environment variable for the weights."""
+        release = Release(
+            given=self.weights, variable=variable, repo=self.release, revision=self.revision, remedy=REMEDY
+        )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return read(release, grid, temporal=temporal).to(device, DTYPES[self.dtype])
 
 
 class Block(CLIPEncoderLayer):
-    """A block of CLIP, before which the tokens at each place of a group look along time."""
+    """A block of CLIP, preceded by attention along time between the tokens at each position of a group."""
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__(config)
@@ -71,7 +73,7 @@ class Block(CLIPEncoderLayer):
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: object) -> Tensor:
         """Tokens (b n d) of whole groups."""
-        # The embedding stays in the stream: each block adds its own.
+        # The embedding stays in the residual stream: each block adds its own.
         x = rearrange(hidden_states, "(b t) n d -> (b n) t d", t=GROUP) + self.temporal_embedding
         x = x + self.temporal_attn(self.temporal_layer_norm1(x), attention_mask=None)[0]
         x = rearrange(x, "(b n) t d -> (b t) n d", n=hidden_states.shape[1])
@@ -79,14 +81,14 @@ class Block(CLIPEncoderLayer):
 
 
 class Tower(nn.Module):
-    """CLIP's vision model over grids of any shape, up to the stream that its last block would read."""
+    """CLIP's vision model for grids of any shape, without its last block."""
 
     def __init__(self, config: CLIPVisionConfig, grid: tuple[int, int], *, temporal: bool) -> None:
         super().__init__()
         self.grid = grid
         self.clip = CLIPVisionModel(config)
         embeddings = self.clip.embeddings
-        del embeddings.position_ids  # the whole table is read
+        del embeddings.position_ids  # all positions are used
         embeddings.position_embedding = nn.Embedding(1 + math.prod(grid), config.hidden_size)
         if temporal:
             self.clip.encoder.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
@@ -103,15 +105,15 @@ class Tower(nn.Module):
         return x
 
     def pooled(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Images to the means of `size` equal parts of the grid (b h w d); the class token is left out."""
+        """Images to the means of `size` equal parts of the grid (b h w d), without the class token."""
         (y, x), (h, w) = self.grid, size
         tokens = self(images)[:, 1:]
         return reduce(tokens, "b (h y w x) d -> b h w d", "mean", h=h, w=w, y=y // h, x=x // w)
 
 
 def tower(tensors: Mapping[str, Tensor], source: str, built: Tower, scale: float | None = None) -> Tower:
-    """`built`, which needs no weights, with those of a release. scale: alpha / r of its LoRA."""
-    fill(built.clip, _merged(_named(tensors), source, scale), source, AGAIN)
+    """`built`, a tower on the meta device, with the weights of a release. scale: alpha / r of its LoRA."""
+    fill(built.clip, _merged(_named(tensors), source, scale), source, REMEDY)
     return built
 
 
@@ -130,15 +132,15 @@ def read(release: Release, grid: tuple[int, int], *, temporal: bool, config: CLI
 
 
 def _scale(config: Mapping[str, object]) -> float | None:
-    """alpha / r of a release's LoRA; None when its config does not tell."""
-    told = config.get("vision_config")
-    alpha, rank = (told.get(key) for key in ("lora_alpha", "lora_r")) if isinstance(told, dict) else (None, None)
-    fine = all(isinstance(value, int | float) and math.isfinite(value) and value > 0 for value in (alpha, rank))
-    return alpha / rank if fine else None  # type: ignore[operator]
+    """alpha / r of a release's LoRA; None if its config lacks them."""
+    vision = config.get("vision_config")
+    alpha, rank = (vision.get(key) for key in ("lora_alpha", "lora_r")) if isinstance(vision, dict) else (None, None)
+    usable = all(isinstance(value, int | float) and math.isfinite(value) and value > 0 for value in (alpha, rank))
+    return alpha / rank if usable else None  # type: ignore[operator]
 
 
 def _named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tower's own tensors, under transformers' names. PEFT, when it trained the LoRA, put its own into them."""
+    """The tower's own tensors, under transformers' names; a release with LoRA has PEFT's names."""
     renamed = {}
     for name, tensor in tensors.items():
         if not OTHERS.match(name):
@@ -156,13 +158,13 @@ def _merged(tensors: dict[str, Tensor], source: str, scale: float | None) -> dic
             tensors.get(stem + end) for end in (".weight", ".lora_A.default.weight", ".lora_B.default.weight")
         )
         if weight is None or a is None or b is None:
-            raise EncoderError(f"{source}: {name} lacks its weight or its other half; {AGAIN}")
+            raise EncoderError(f"{source}: {name} lacks its base weight or the other LoRA factor; {REMEDY}")
         if name.endswith(".lora_B.default.weight"):
             continue
         if scale is None:
-            raise EncoderError(f"{source}: its config.json tells no lora_alpha and lora_r above 0; {AGAIN}")
+            raise EncoderError(f"{source}: its config.json has no lora_alpha and lora_r above 0; {REMEDY}")
         if a.ndim != 2 or b.ndim != 2 or (b.shape[0], a.shape[1]) != weight.shape or b.shape[1] != len(a):
             shapes = " and ".join(str(tuple(half.shape)) for half in (a, b))
-            raise EncoderError(f"{source}: {stem} is {tuple(weight.shape)}, its LoRA {shapes} does not fit; {AGAIN}")
+            raise EncoderError(f"{source}: {stem} is {tuple(weight.shape)}, its LoRA {shapes} does not fit; {REMEDY}")
         merged[f"{stem}.weight"] = (weight.double() + scale * b.double() @ a.double()).to(weight.dtype)
     return merged

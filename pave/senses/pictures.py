@@ -1,7 +1,7 @@
-"""Dense pictures of a clip: as many per second as an encoder wants, in groups, and never an hour of them in memory.
+"""Dense pictures of a clip: at an encoder's rate, in groups, in bounded memory.
 
-In: a clip, or what somebody handed over beside it. Out: instants, and the pictures on screen there.
-Knows nothing of who looks at them.
+In: a clip, or a stream passed beside it. Out: instants, and the pictures on screen there.
+Knows nothing of encoders.
 """
 
 from __future__ import annotations
@@ -23,48 +23,48 @@ from pave.fusion.clock import INSTANT
 from pave.media.arrays import size_of
 from pave.media.clip import Clip
 
-PART = 1 << 28  # bytes of frames at once: an hour would take tens of gigabytes
+PART = 1 << 28  # bytes of frames in memory: an hour would take tens of gigabytes
 FASTEST = 1000.0  # frames per second
-# An option; 2 and 2.0 are one value, and one cache.
+# An option; a float, so that 2 and 2.0 share a cache.
 Rate = Annotated[
     Number,
-    Field(gt=0, le=FASTEST, description=f"takes up to {FASTEST:g} frames per second"),
+    Field(gt=0, le=FASTEST, description=f"needs a rate above 0 and up to {FASTEST:g} frames per second"),
     AfterValidator(float),
 ]
-LONGEST = 32  # times the shorter side: narrower pictures are damage, and would fill the memory once they are scaled
+LONGEST = 32  # times the shorter side: narrower pictures are damaged, and would fill the memory once scaled
 
 
 def opened(stream: Any, name: str) -> Clip:
-    """A stream of pictures that was handed over: a clip, the path of a file, or frames and their times."""
+    """A stream of pictures as a clip, from a clip, the path of a file, or frames and their times."""
     if isinstance(stream, str | os.PathLike):
         return Clip.read(stream, frames=1, audio=False)
     if isinstance(stream, tuple) and len(stream) == 2:
         return Clip.from_frames(*stream)
     if not isinstance(stream, Clip):
         cause = f"{name}= is a {type(stream).__name__}"
-        raise EncoderError(f"{cause}; give (frames, times), a Clip, the path of a video file, or None")
+        raise EncoderError(f"{cause}; pass (frames, times), a Clip, the path of a video file, or None")
     return stream
 
 
 def fast(clip: Clip) -> Clip | None:
-    """What was handed over as `fast`, else the clip itself; None where there are no pictures."""
+    """The signal `fast` if there is one, else the clip itself; None without pictures."""
     stream = clip.signals.get("fast", clip)
-    seen = None if stream is None else opened(stream, "fast")
-    return None if seen is None or seen.frames is None or not len(seen.frames) else seen
+    dense = None if stream is None else opened(stream, "fast")
+    return None if dense is None or dense.frames is None or not len(dense.frames) else dense
 
 
 def grid_of(grid: Any, whole: tuple[int, int], name: str) -> tuple[int, int]:
-    """Rows and columns of tokens, as a recipe says them to the encoder `name`, which averages `whole` to them."""
+    """Rows and columns of tokens, checked: the encoder `name` averages its `whole` grid to them."""
     pair = grid if isinstance(grid, list | tuple) and len(grid) == 2 else (0, 0)
     if any(type(want) is not int or not 1 <= want <= have for have, want in zip(whole, pair, strict=True)):
         cause = f"{name} cannot average its {whole[0]} x {whole[1]} tokens of a picture to grid={grid!r}"
-        raise EncoderError(f"{cause}; give two whole numbers, for example [1, 1]")
+        raise EncoderError(f"{cause}; use two integers up to these, for example [1, 1]")
     h, w = pair
     return h, w
 
 
 def pooled(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens (τ y x c) averaged to a grid (τ h w c), over parts that share rows or columns where it does not divide."""
+    """Tokens (τ y x c) averaged to a grid (τ h w c); parts share rows or columns where the grid does not divide."""
     (height, width), (h, w) = x.shape[1:3], grid
     if height % h == 0 and width % w == 0:
         return reduce(x, "τ (h y) (w x) c -> τ h w c", "mean", h=h, w=w)
@@ -72,16 +72,16 @@ def pooled(x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def instants(clip: Clip, rate: float, size: int = 1) -> Tensor:
-    """Seconds from the first picture on, `rate` per second, as far as there are pictures; the last one again until they
-    fill groups of `size`."""
+    """Seconds from the first picture to the last, `rate` per second; the last instant is repeated to fill groups of
+    `size`."""
     count = floor(rate * (clip.report.last - clip.report.first + INSTANT)) + 1
     each = torch.arange(count + -count % size).clamp(max=count - 1)
     return clip.report.first + each.double() / rate
 
 
 def spread(clip: Clip, rate: float, size: int) -> Tensor:
-    """Seconds from the first picture to the last, at equal distances: `rate` per second of the clip, rounded down to
-    whole groups of `size`, but one group at least. So PAVE's authors choose the frames for LanguageBind."""
+    """Seconds from the first picture to the last, at equal intervals: `rate` per second of the clip, rounded down to
+    whole groups of `size`, but at least one group. The PAVE paper samples frames for LanguageBind like this."""
     report = clip.report
     seconds = report.last - report.first + report.gap
     groups = max(1, floor(rate * seconds / size + 1e-6))
@@ -101,5 +101,5 @@ def shorter(frames: Tensor) -> int:
     height, width = frames.shape[2:]
     short = min(height, width)
     if max(height, width) > LONGEST * short:
-        raise MediaError(f"frames are {width}x{height}, longer than 1:{LONGEST}; crop them")
+        raise MediaError(f"frames are {width}x{height}, an aspect ratio above {LONGEST}:1; crop them")
     return short

@@ -1,7 +1,7 @@
-"""What encoders of sound share: the sound of a clip at one rate, and its tokens, window by window, on the clip's clock.
+"""Shared by sound encoders: the sound of a clip at one rate, and its tokens, window by window, on the clip's clock.
 
-In: a clip, and what makes tokens of a window. Out: side tokens of what is there and of nothing behind it. Knows nothing
-of networks.
+In: a clip, and a function from a window to its tokens. Out: side tokens of the sound, without those of any padding.
+Knows nothing of networks.
 
 n samples, τ tokens, h w grid, c channels
 """
@@ -23,21 +23,21 @@ def mono(clip: Clip, rate: int) -> Tensor | None:
     if clip.audio is None or clip.rate is None or not clip.audio.shape[-1]:
         return None
     sound = resample(clip.audio.to(torch.float32).mean(0, keepdim=True), clip.rate, rate)[0]
-    return sound.where(sound.isinf(), sound.clamp(-1, 1))  # a sinc overshoots; what is not finite stays, to be refused
+    return sound.where(sound.isinf(), sound.clamp(-1, 1))  # a sinc overshoots; infinities stay, to be refused later
 
 
-def hear(
-    clip: Clip, listen: Callable[[Tensor], Tensor], *, rate: int, window: int, hop: int, centre: float, pool: int = 1
+def encode_windows(
+    clip: Clip, encode: Callable[[Tensor], Tensor], *, rate: int, window: int, hop: int, centre: float, pool: int = 1
 ) -> SideTokens | None:
-    """Tokens of a clip's sound at `rate`. `listen` hears one window at a time and knows of no other.
+    """Tokens of a clip's sound at `rate`; windows are encoded independently of each other.
 
-    listen: up to `window` samples (n,) to tokens (τ h w c), one for each `hop` of them, at least of those that are
-        there; more are cut off. A token has heard its whole window.
-    centre: of token k is sample (k + centre) · hop. pool: tokens that are averaged to one; it divides a window."""
+    encode: from up to `window` samples (n,) to tokens (τ h w c), one per `hop` samples; tokens beyond the samples are
+        cut off. A token depends on its whole window.
+    centre: token k is centred at sample (k + centre) · hop. pool: tokens averaged to one; it divides a window."""
     sound = mono(clip, rate)
     if sound is None:
         return None
-    x = torch.cat([_means(listen(part)[: -(-len(part) // hop)], pool) for part in sound.split(window)])
+    x = torch.cat([_means(encode(part)[: -(-len(part) // hop)], pool) for part in sound.split(window)])
     steps = torch.arange(-(-len(sound) // hop), dtype=torch.float64)
     places = _means(((steps + centre) * hop).clamp(max=len(sound)), pool)
     first = steps[::pool] * hop // window * window
@@ -47,5 +47,5 @@ def hear(
 
 
 def _means(x: Tensor, size: int) -> Tensor:
-    """Of so many neighbours each, the last of those that are left."""
+    """Means of `size` neighbours each; the last may be of fewer."""
     return torch.stack([part.mean(0) for part in x.split(size)])

@@ -1,7 +1,7 @@
-"""Weights that others have released, in a network that was built without any.
+"""Loads released weights into a network.
 
-In: a `Release` (a repo of the Hub, a folder, or a file in it), and a network. Out: the network with what the release
-has for it, each weight of which has found its place. Knows nothing of clips.
+In: a `Release` (a Hub repository, a folder or a file), and a network on the meta device. Out: the network with its part
+of the release; every weight must match. Knows nothing of clips.
 """
 
 from __future__ import annotations
@@ -33,53 +33,54 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """Where the weights of a network lie, and which part of the files is the network's. Of `given`, `place` and `repo`,
-    the first that says something counts."""
+    """Location of a network's weights, and the network's part of the files. The first non-empty of `given`, the
+    environment variable and `repo` is used."""
 
-    given: str = ""  # the option `weights` of an encoder: a repo of the Hub, a folder or a file
-    place: str = ""  # the environment variable that may say the same
+    given: str = ""  # the option `weights` of an encoder: a Hub repository, a folder or a file
+    variable: str = ""  # environment variable with the same meaning
     repo: str = ""
-    revision: str = "main"  # of a repo
+    revision: str = "main"  # of a repository
     prefixes: Sequence[str] = ("",)  # of the part's names, by the class that was saved; each ends with the last one
     others: str = "(?!)"  # regular expression for the beginnings of names in other parts; by default there are none
-    again: str  # what to give instead of a wrong release
+    remedy: str  # what to use instead of a wrong release, for errors
 
     @property
     def source(self) -> str:
-        return self.given or os.environ.get(self.place) or self.repo
+        return self.given or os.environ.get(self.variable) or self.repo
 
     def find(self, *names: str) -> Path:
-        """The first of these files that there is; the source may be one itself."""
-        source, place = self.source, Path(self.source)
-        if place.is_file():
-            return place
-        if place.is_dir():
-            there = [place / name for name in names if (place / name).is_file()]
-            if not there:
-                raise EncoderError(f"{source}: holds no {' or '.join(names)}; {self.again}")
-            return there[0]
+        """The first of these files that exists; the source may be a file itself."""
+        source, path = self.source, Path(self.source)
+        if path.is_file():
+            return path
+        if path.is_dir():
+            existing = [path / name for name in names if (path / name).is_file()]
+            if not existing:
+                raise EncoderError(f"{source}: holds no {' or '.join(names)}; {self.remedy}")
+            return existing[0]
         repo = HUB_NAME.fullmatch(source)
         if repo is None:
-            raise EncoderError(f"{source}: no such folder or file, and no repo of the Hub (user/name); {self.again}")
+            cause = f"{source}: not a local folder or file, and not the name of a Hub repository (user/name)"
+            raise EncoderError(f"{cause}; {self.remedy}")
         for name in names[:-1]:
-            with suppress(PatchError):  # the last one tells what is wrong, when more than one file is not there
+            with suppress(PatchError):  # if all are missing, the error about the last one is raised
                 return fetch(repo["repo"], name, repo["revision"] or self.revision)
         return fetch(repo["repo"], names[-1], repo["revision"] or self.revision)
 
     def beside(self, name: str) -> Path:
-        """A further file of the release; where the source is a file, in its folder."""
-        place = Path(self.source)
-        return replace(self, given=str(place.parent)).find(name) if place.is_file() else self.find(name)
+        """Another file of the release; if the source is a file, from its folder."""
+        path = Path(self.source)
+        return replace(self, given=str(path.parent)).find(name) if path.is_file() else self.find(name)
 
 
 def one_of(releases: Mapping[str, object]) -> BeforeValidator:
-    """For an option: the name of a release whose sizes are known."""
+    """For an option: the name of a release with known sizes."""
 
     def known(release: object) -> object:
         if not isinstance(release, str) or release not in releases:
             raise ValueError(
-                f"knows no release {release!r}; {nearest(str(release), releases)}; for weights of your own name the "
-                "release that they began with, and their place by the option weights"
+                f"has no release {release!r}; {nearest(str(release), releases)}; for your own weights, set release to "
+                "the one they were trained from, and weights to their location"
             )
         return release
 
@@ -87,34 +88,35 @@ def one_of(releases: Mapping[str, object]) -> BeforeValidator:
 
 
 def opened(network: N, release: Release) -> N:
-    """`network` with its part of a release, in float32 and on the GPU where there is one; no other part is loaded."""
+    """`network` with its part of a release, in float32 and on the GPU if there is one; no other part is loaded."""
     source = release.source
     try:
         with raised_as(EncoderError, source):
-            found = _part(release)
+            tensors = _part(release)
     except (SafetensorError, OSError) as error:
-        raise EncoderError(f"{source}: cannot be read ({error}); fetch it again") from None
-    refuse_broken(found, source)
-    return fill(network, found, source, release.again).float().to("cuda" if torch.cuda.is_available() else "cpu")
+        raise EncoderError(f"{source}: cannot be read ({error}); download it again") from None
+    refuse_broken(tensors, source)
+    return fill(network, tensors, source, release.remedy).float().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def refuse_broken(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Weights that are not finite come of a damaged file."""
+    """EncoderError for weights that are not finite: the file is damaged."""
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
-        raise EncoderError(f"{source}: {len(broken)} of its weights are not finite ({broken[0]} …); fetch it again")
+        raise EncoderError(f"{source}: {len(broken)} of its weights are not finite ({broken[0]} …); download it again")
 
 
-def fill(network: N, tensors: Mapping[str, Tensor], source: str, again: str) -> N:
-    """`network`, frozen, with these tensors in place of its own: all of them, and nothing else."""
+def fill(network: N, tensors: Mapping[str, Tensor], source: str, remedy: str) -> N:
+    """`network`, frozen, with exactly these tensors as its weights."""
     want = network.state_dict()
-    for what, names in (("are missing", want.keys() - tensors.keys()), ("have no place", tensors.keys() - want.keys())):
+    missing, unexpected = want.keys() - tensors.keys(), tensors.keys() - want.keys()
+    for what, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
-            raise EncoderError(f"{source}: {len(names)} of its weights {what} ({min(names)} …); {again}")
+            raise EncoderError(f"{source}: {len(names)} of its weights are {what} ({min(names)} …); {remedy}")
     for name, tensor in tensors.items():
         if tensor.shape != want[name].shape or tensor.is_floating_point() != want[name].is_floating_point():
             got = f"{tuple(tensor.shape)} of {tensor.dtype}"
-            raise EncoderError(f"{source}: {name} is {got}, the network needs {tuple(want[name].shape)}; {again}")
+            raise EncoderError(f"{source}: {name} is {got}, the network needs {tuple(want[name].shape)}; {remedy}")
     network.load_state_dict(tensors, assign=True)
     return network.eval().requires_grad_(False)
 
@@ -122,35 +124,35 @@ def fill(network: N, tensors: Mapping[str, Tensor], source: str, again: str) -> 
 def _part(release: Release) -> dict[str, Tensor]:
     path = release.find(*FILES)
     if path.suffix == ".bin":
-        found = pickled.read(path, inside=release.prefixes[-1])
-        return {name: found[full] for name, full in _names(found, release).items()}
+        tensors = pickled.read(path, inside=release.prefixes[-1])
+        return {name: tensors[full] for name, full in _names(tensors, release).items()}
     if path.suffix != ".json":
         with safe_open(path, "pt") as file:
-            return _taken(file, _names(file.keys(), release))
+            return _copies(file, _names(file.keys(), release))
     shards = _shards(path)
     names = _names(shards, release)
     part: dict[str, Tensor] = {}
     for shard in sorted({shards[full] for full in names.values()}):
         with safe_open(release.beside(shard), "pt") as file:
-            part |= _taken(file, {name: full for name, full in names.items() if shards[full] == shard})
+            part |= _copies(file, {name: full for name, full in names.items() if shards[full] == shard})
     return part
 
 
-def _taken(file: safe_open, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Copies: where a weight lies in a mapped file would change the last bits of what is computed with it."""
+def _copies(file: safe_open, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Copies: the alignment of a weight in a memory-mapped file would change the last bits of the outputs."""
     return {name: file.get_tensor(full).clone() for name, full in names.items()}
 
 
 def _shards(path: Path) -> dict[str, str]:
-    """Which file beside an index holds each weight."""
+    """For each weight, the file beside the index that holds it."""
     shards = json_text.parse_json(path, path.read_bytes(), "text").get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(s, str) and SHARD.fullmatch(s) for s in shards.values()):
-        raise EncoderError(f"{path}: its weight_map does not name safetensors files beside it; fetch it again")
+        raise EncoderError(f"{path}: its weight_map does not name safetensors files beside it; download it again")
     return shards
 
 
 def _names(names: Iterable[str], release: Release) -> dict[str, str]:
-    """Each name of the part and each name of no part, without the first of the prefixes that occurs, and whole."""
+    """Names of the network's part, and of no known part, from short (without the first prefix that occurs) to full."""
     names, prefixes = list(names), release.prefixes
     prefix = next((each for each in prefixes if any(name.startswith(each) for name in names)), prefixes[-1])
     ours = (name for name in names if (prefix and name.startswith(prefix)) or not re.match(release.others, name))

@@ -62,7 +62,7 @@ def tracks(path: str) -> tuple[Track, int | None]:
     with opened(path) as container:
         films = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
         if not films:
-            raise refuse(path, "has no pictures, and a base needs them", "pass a video file")
+            raise refuse(path, "has no pictures, and a base needs them", "give a video file")
         sounds = [each.index for each in container.streams.audio if each.codec_context is not None]
         return track_of(path, films[0], container.format.name), sounds[0] if sounds else None
 

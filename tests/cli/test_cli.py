@@ -137,7 +137,7 @@ def test_signals_of_the_command_line_reach_the_model(command, tmp_path):
     code, _, err = command(*ask, *words, "--signal", f"audio={clip}")
     assert code == 0 and "views: present" in err and "audio: present" in err
     code, _, err = command(*ask, *words[:2])
-    assert code == 2 and "views= holds 1 cameras, this encoder looks at 2; give all" in err
+    assert code == 2 and "views= has 1 cameras, this encoder needs 2; pass all" in err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Claims about any sensor: its rows arrive at their times, from arrays and files; what cannot be read is refused."""
+"""Claims about sensors: rows become tokens at their times, from arrays and files; unreadable input is refused."""
 
 from __future__ import annotations
 
@@ -25,106 +25,106 @@ ROWS = torch.arange(40, dtype=torch.float32).reshape(20, 2)
 HERE = {"signal": "imu", "dim": 2, "rate": 10.0}
 
 
-def heard(value, **options):
+def encode(value, **options):
     tokens = load_encoder("array", **{**HERE, **options}).encode(Clip().beside({"imu": value}))
     assert tokens is not None
     return tokens
 
 
 def test_rows_are_tokens_at_the_middle_of_their_tenth() -> None:
-    tokens = heard(ROWS)
+    tokens = encode(ROWS)
     assert torch.equal(tokens.x[:, 0, 0], ROWS)
     assert torch.allclose(tokens.times, (torch.arange(20, dtype=torch.float64) + 0.5) / 10)
     assert torch.allclose(tokens.spans[3], torch.tensor([0.3, 0.4], dtype=torch.float64))
 
 
-def test_stacked_rows_are_one_token_and_the_rest_is_left_out() -> None:
-    tokens = heard(ROWS, stack=3)
+def test_stacked_rows_are_one_token_and_the_remainder_is_dropped() -> None:
+    tokens = encode(ROWS, stack=3)
     assert tokens.x.shape == (6, 1, 1, 6) and torch.equal(tokens.x[1, 0, 0], ROWS[3:6].flatten())
     assert torch.allclose(tokens.times[1], torch.tensor(0.45, dtype=torch.float64))
     assert load_encoder("array", **HERE, stack=3).spec.dim == 6
 
 
-def test_fewer_rows_than_a_token_are_one_token_with_zeros() -> None:
-    tokens = heard(ROWS[:2], stack=4)
+def test_too_few_rows_for_a_token_are_padded_with_zeros() -> None:
+    tokens = encode(ROWS[:2], stack=4)
     assert tokens.x.flatten().tolist() == [0, 1, 2, 3, 0, 0, 0, 0]
     assert tokens.spans[0].tolist() == pytest.approx([0.0, 0.2])
 
 
-def test_times_of_its_own_are_kept() -> None:
+def test_a_signal_keeps_its_own_times() -> None:
     times = torch.linspace(3, 9, 20, dtype=torch.float64) ** 2
-    assert torch.equal(heard((ROWS, times)).times, times)
+    assert torch.equal(encode((ROWS, times)).times, times)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "int16", "uint8"])
-def test_files_give_what_arrays_give(tmp_path: Path, dtype: str) -> None:
+def test_files_equal_arrays(tmp_path: Path, dtype: str) -> None:
     np.save(tmp_path / "a.npy", ROWS.numpy().astype(dtype))
-    assert torch.equal(heard(tmp_path / "a.npy").x, heard(ROWS).x)
+    assert torch.equal(encode(tmp_path / "a.npy").x, encode(ROWS).x)
 
 
-def test_safetensors_may_bring_times(tmp_path: Path) -> None:
+def test_safetensors_can_contain_times(tmp_path: Path) -> None:
     times = torch.linspace(1, 2, 20, dtype=torch.float64)
     write(tmp_path / "a.safetensors", {"values": ROWS, "times": times}, {})
     write(tmp_path / "b.safetensors", {"values": ROWS}, {})
-    assert torch.equal(heard(str(tmp_path / "a.safetensors")).times, times)
-    assert torch.equal(heard(str(tmp_path / "b.safetensors")).times, heard(ROWS).times)
+    assert torch.equal(encode(str(tmp_path / "a.safetensors")).times, times)
+    assert torch.equal(encode(str(tmp_path / "b.safetensors")).times, encode(ROWS).times)
 
 
-def test_a_clip_without_the_signal_lacks_it() -> None:
+def test_the_encoding_of_a_clip_without_the_signal_is_none() -> None:
     encoder = load_encoder("array", **HERE)
     assert encoder.encode(Clip()) is None and encoder.encode(Clip().beside({"imu": None})) is None
     assert encoder.encode(Clip().beside({"imu": ROWS[:0]})) is None
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
-        (ROWS[:, :1], r"shape \(20, 1\).*reads \(τ 2\)"),
+        (ROWS[:, :1], r"shape \(20, 1\).*pass \(τ 2\)"),
         (ROWS.flatten(), r"shape \(40,\)"),
         (ROWS.to(torch.complex64), "complex64"),
-        (ROWS.where(ROWS != 6, torch.nan), "1 of 20 rows hold a number that is not finite"),
+        (ROWS.where(ROWS != 6, torch.nan), "1 of 20 rows have a value that is not finite"),
     ],
 )
-def test_rows_that_cannot_be_read_are_refused(value, says: str) -> None:
-    with pytest.raises(SignalError, match=says):
-        heard(value)
+def test_invalid_rows_are_refused(value, message: str) -> None:
+    with pytest.raises(SignalError, match=message):
+        encode(value)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an array", b"\x93NUMPY\x01\x00\x08\x00{}\n", b"PK\x03\x04junk"])
 @pytest.mark.parametrize("name", ["a.npy", "a.safetensors"])
-def test_files_that_hold_no_array_are_refused(tmp_path: Path, content: bytes, name: str) -> None:
+def test_files_without_an_array_are_refused(tmp_path: Path, content: bytes, name: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SignalError, match=name):
-        heard(tmp_path / name)
+        encode(tmp_path / name)
 
 
-def test_no_pickle_is_opened(tmp_path: Path) -> None:
+def test_pickles_are_not_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(SignalError, match="no readable array"):
-        heard(tmp_path / "a.npy")
+    with pytest.raises(SignalError, match="not a readable array"):
+        encode(tmp_path / "a.npy")
 
 
 def test_files_of_other_tensors_and_broken_times_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.safetensors", {"rows": ROWS}, {})
-    with pytest.raises(SignalError, match=r"holds \['rows'\]; name the rows values"):
-        heard(tmp_path / "a.safetensors")
+    with pytest.raises(SignalError, match=r"holds \['rows'\]; name the rows `values`"):
+        encode(tmp_path / "a.safetensors")
     write(tmp_path / "b.safetensors", {"values": ROWS, "times": torch.arange(20.0).flip(0)}, {})
-    with pytest.raises(SignalError, match="rising order"):
-        heard(tmp_path / "b.safetensors")
+    with pytest.raises(SignalError, match="increasing order"):
+        encode(tmp_path / "b.safetensors")
     with pytest.raises(SignalError, match=r"gone\.npy"):
-        heard(tmp_path / "gone.npy")
+        encode(tmp_path / "gone.npy")
 
 
 @pytest.mark.parametrize(
     "options",
     [{"dim": 0}, {"rate": 0}, {"rate": float("inf")}, {"stack": 0}, {"signal": ""}, {"signal": "audio"}, {"rate": "x"}],
 )
-def test_impossible_options_are_refused(options: dict) -> None:
+def test_invalid_options_are_refused(options: dict) -> None:
     with pytest.raises(EncoderError, match=next(iter(options))):
         load_encoder("array", **{**HERE, **options})
 
 
-def test_lacking_options_are_named() -> None:
+def test_missing_options_are_named() -> None:
     with pytest.raises(EncoderError, match="needs the options dim, rate"):
         load_encoder("array", signal="imu")
 
@@ -142,19 +142,19 @@ def test_lines_name_signals_relative_to_their_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signals", [["a"], {"imu": 3}, {"imu": ["a", 1]}, {"imu": ""}, {"imu": "a\0b"}])
-def test_lines_with_signals_that_name_nothing_are_refused(tmp_path: Path, signals) -> None:
+def test_lines_with_invalid_signals_are_refused(tmp_path: Path, signals) -> None:
     (tmp_path / "a.jsonl").write_text(write_line("1.mp4", "?", "x", signals=signals))
     with pytest.raises(DataError, match="line 1"):
         read_jsonl(tmp_path / "a.jsonl")
 
 
-def test_kept_features_follow_the_signal_file(tokenizer, tmp_path: Path) -> None:
+def test_cached_features_follow_the_signal_file(tokenizer, tmp_path: Path) -> None:
     model, encoder = PatchedModel(make_base(tokenizer)), load_encoder("array", **HERE)
     write_clip(tmp_path / "1.mp4", counting_frames(8), fps=8)
     np.save(tmp_path / "1.npy", ROWS.numpy())
     source = Source(tmp_path / "1.mp4", (("imu", str(tmp_path / "1.npy")),))
     bare, gone = Source(tmp_path / "1.mp4"), Source(tmp_path / "1.mp4", (("imu", str(tmp_path / "gone.npy")),))
-    store = FeatureCache(model, [encoder], tmp_path / "kept")
+    store = FeatureCache(model, [encoder], tmp_path / "cache")
     for _ in range(2):
         found = store.read([source, bare, gone])
         assert set(found) == {source, bare} and "gone.npy" in store.refused[gone]
@@ -167,7 +167,7 @@ def test_kept_features_follow_the_signal_file(tokenizer, tmp_path: Path) -> None
     assert side is not None and torch.equal(side.x[:, 0, 0], ROWS + 1)
 
 
-def test_a_patch_reads_the_sensor_of_a_question(tokenizer, tmp_path: Path) -> None:
+def test_a_patch_reads_a_sensor_passed_with_a_question(tokenizer, tmp_path: Path) -> None:
     model = PatchedModel(make_base(tokenizer))
     config = make_config(model.host)
     facts = load_encoder("array", **HERE).spec.facts("time")
@@ -185,7 +185,7 @@ def test_a_patch_reads_the_sensor_of_a_question(tokenizer, tmp_path: Path) -> No
         model.ask(clip, "?", gyro=ROWS)
 
 
-def test_a_part_of_a_file_is_known_by_the_file(tmp_path: Path) -> None:
+def test_the_identity_of_a_part_of_a_file_includes_the_file(tmp_path: Path) -> None:
     (tmp_path / "infos.json").write_text("{}")
     (tmp_path / "1.mp4").write_bytes(b"film")
     one, other, none = (

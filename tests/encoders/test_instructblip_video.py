@@ -1,4 +1,4 @@
-"""InstructBLIP's tower sees what transformers' model sees, picture by picture, as it has been told."""
+"""The InstructBLIP encoder: equal to transformers' model, picture by picture, with an instruction."""
 
 from __future__ import annotations
 
@@ -69,15 +69,15 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture(scope="module")
 def saved(model: InstructBlipForConditionalGeneration, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As transformers saves it, with the words of its Q-Former."""
+    """As saved by transformers, with the tokenizer of its Q-Former."""
     folder = tmp_path_factory.mktemp("instructblip")
     model.save_pretrained(folder)
-    words = Tokenizer(models.WordPiece({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
-    words.normalizer = normalizers.BertNormalizer()
-    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     (folder / "qformer_tokenizer").mkdir()
-    words.save(str(folder / "qformer_tokenizer" / "tokenizer.json"))
+    tokenizer.save(str(folder / "qformer_tokenizer" / "tokenizer.json"))
     return folder
 
 
@@ -105,7 +105,7 @@ def seen(encoder: Encoder, clip: Clip) -> SideTokens:
 
 
 def pixels(pictures: Tensor) -> Tensor:
-    """As transformers' slow processor of BLIP has them: Pillow scales to a square, whatever the shape."""
+    """As in transformers' slow processor of BLIP: Pillow scales any shape to a square."""
     images = [Image.fromarray(rearrange(picture, "c y x -> y x c").numpy()) for picture in pictures]
     scaled = np.stack([np.asarray(image.resize((56, 56), Image.Resampling.BICUBIC), np.float32) for image in images])
     normal = (scaled / 255 - OPENAI_CLIP_MEAN) / OPENAI_CLIP_STD
@@ -116,45 +116,45 @@ def pixels(pictures: Tensor) -> Tensor:
     ("instruction", "ids"),
     [("Describe the picture.", [2, 4, 5, 6, 7, 3]), ("what is heard?", [2, 8, 9, 10, 11, 3]), ("a", [2, 1, 3])],
 )
-def test_tokens_are_the_queries_of_transformers(instruction, ids, model, module, saved):
+def test_tokens_equal_the_queries_of_transformers(instruction, ids, model, module, saved):
     pictures = frames(10, (56, 56))
     side = seen(
         load_encoder("instructblip-video", weights=saved, instruction=instruction),
         Clip.from_frames(pictures, seconds(10)),
     )
     with torch.no_grad():
-        told = torch.tensor([ids] * 10)
-        known = model.get_image_features(pixels(pictures), told, return_dict=True).qformer_outputs[0][:, :32]
+        instructions = torch.tensor([ids] * 10)
+        known = model.get_image_features(pixels(pictures), instructions, return_dict=True).qformer_outputs[0][:, :32]
     assert side.x.shape == (10, 1, 32, 32) and torch.allclose(side.x[:, 0], known, atol=1e-4)
     assert known.std(dim=0).min() > 1e-3, "the comparison can fail"
 
 
-def test_without_an_instruction_the_queries_read_the_picture_alone(model, module, saved, tmp_path):
+def test_without_an_instruction_the_queries_attend_to_the_picture_only(model, module, saved, tmp_path):
     save_file(
         {name: tensor.contiguous() for name, tensor in load_file(saved / "model.safetensors").items()},
         tmp_path / "model.safetensors",
     )
-    untold = load_encoder("instructblip-video", weights=tmp_path, instruction="")
-    side = seen(untold, Clip.from_frames(frames(2, (56, 56)), seconds(2)))
+    encoder = load_encoder("instructblip-video", weights=tmp_path, instruction="")
+    side = seen(encoder, Clip.from_frames(frames(2, (56, 56)), seconds(2)))
     with torch.no_grad():
-        looked = model.vision_model(pixel_values=pixels(frames(2, (56, 56)))).last_hidden_state
+        image = model.vision_model(pixel_values=pixels(frames(2, (56, 56)))).last_hidden_state
         queries = model.query_tokens.expand(2, -1, -1)
-        known = model.qformer(None, query_embeds=queries, encoder_hidden_states=looked).last_hidden_state
+        known = model.qformer(None, query_embeds=queries, encoder_hidden_states=image).last_hidden_state
     assert torch.allclose(side.x[:, 0], known, atol=1e-4)
-    with pytest.raises(EncoderError, match=r"holds no qformer_tokenizer/tokenizer.json; .* or take instruction=''"):
+    with pytest.raises(EncoderError, match=r"holds no qformer_tokenizer/tokenizer.json; .* or set instruction=''"):
         load_encoder("instructblip-video", weights=tmp_path).encode(Clip.from_frames(frames(1)))
     (tmp_path / "qformer_tokenizer").mkdir()
     (tmp_path / "qformer_tokenizer" / "tokenizer.json").write_text("{}")
-    with pytest.raises(EncoderError, match=r"tokenizer\.json: is no tokenizer"):
+    with pytest.raises(EncoderError, match=r"tokenizer\.json: not a tokenizer"):
         load_encoder("instructblip-video", weights=tmp_path / "model.safetensors").encode(Clip.from_frames(frames(1)))
 
 
-def test_every_tensor_of_the_release_has_a_place_and_no_place_is_left():
-    """The names that transformers' convert_instructblip_original_to_pytorch.py wrote, down again: 986 million numbers
+def test_every_tensor_of_the_release_fits_the_network_exactly():
+    """A second list of the names from transformers' convert_instructblip_original_to_pytorch.py: 986 million parameters
     of EVA-CLIP's ViT-g, 186 of the Q-Former."""
     module = import_module("pave.encoders.instructblip_video")
     with torch.device("meta"):
-        network = module.Eyes()
+        network = module.VisionTower()
     d, q = 1408, 768
 
     def pair(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
@@ -194,7 +194,7 @@ def test_every_tensor_of_the_release_has_a_place_and_no_place_is_left():
     ("change", "message"),
     [
         (lambda w: w.pop("query_tokens"), r"1 of its weights are missing \(query_tokens"),
-        (lambda w: w.update(extra=torch.ones(1)), r"1 of its weights have no place \(extra"),
+        (lambda w: w.update(extra=torch.ones(1)), r"1 of its weights are unexpected \(extra"),
         (lambda w: w["query_tokens"].fill_(torch.nan), "1 of its weights are not finite"),
         (lambda w: w.update(query_tokens=torch.ones(3)), r"query_tokens is \(3,\)"),
     ],
@@ -207,7 +207,7 @@ def test_a_damaged_release_is_refused(change, message, module, saved, tmp_path):
         load_encoder("instructblip-video", weights=tmp_path, instruction="").encode(Clip.from_frames(frames(1)))
 
 
-def test_places_of_words_that_an_old_release_holds_are_no_weights(module, saved, tmp_path, encoder):
+def test_position_ids_in_an_old_release_are_ignored(module, saved, tmp_path, encoder):
     weights = load_file(saved / "model.safetensors")
     save_file({**weights, "qformer.embeddings.position_ids": torch.arange(16)[None]}, tmp_path / "model.safetensors")
     old, clip = load_encoder("instructblip-video", weights=tmp_path, instruction=""), Clip.from_frames(frames(1))
@@ -217,13 +217,13 @@ def test_places_of_words_that_an_old_release_holds_are_no_weights(module, saved,
     )
 
 
-def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch):
+def test_the_spec_needs_no_weights_and_contains_no_path(monkeypatch):
     monkeypatch.setenv("PAVE_INSTRUCTBLIP", "/nowhere")
     spec = load_encoder("instructblip-video", weights="/home/somebody").spec
     assert (spec.sense, spec.dim, spec.rate, spec.grid, spec.licence) == ("fast", 768, 2, (1, 32), "other")
     assert spec == load_encoder("instructblip-video", **spec.options).spec
     assert spec.preprocessing != load_encoder("instructblip-video", instruction="").spec.preprocessing
-    with pytest.raises(EncoderError, match="/nowhere: no such folder"):
+    with pytest.raises(EncoderError, match="/nowhere: not a local folder"):
         load_encoder("instructblip-video").encode(Clip.from_frames(frames(1)))
 
 
@@ -236,16 +236,16 @@ def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch)
         ({"rate": 0}, "up to 1000 frames per second, got rate=0"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(EncoderError, match=message):
         load_encoder("instructblip-video", **options)
 
 
-# What it sees of a clip
+# Tokens of a clip
 
 
 @pytest.mark.parametrize(("pictures", "steps"), [(1, 1), (25, 2), (27, 3), (250, 20)])
-def test_a_file_is_seen_twice_a_second(pictures, steps, tmp_path, encoder):
+def test_a_file_is_encoded_twice_a_second(pictures, steps, tmp_path, encoder):
     path = write_clip(tmp_path / "a.mp4", counting_frames(pictures), 25)
     side = seen(encoder, Clip.read(path, frames=4, timeout=None))
     assert side.x.shape == (steps, 1, 32, 32) and side.x.dtype == torch.float32 and side.valid.all()
@@ -253,7 +253,7 @@ def test_a_file_is_seen_twice_a_second(pictures, steps, tmp_path, encoder):
     assert torch.equal(side.spans, side.times[:, None].expand(-1, 2))
 
 
-def test_a_picture_is_seen_alone(encoder):
+def test_a_picture_is_encoded_independently(encoder):
     pictures = frames(9)
     other = pictures.clone()
     other[3] = 255 - other[3]
@@ -265,8 +265,8 @@ def test_a_clip_without_pictures_is_absent(encoder):
     assert encoder.encode(Clip.from_frames(audio=torch.zeros(1, 100), rate=100)) is None
 
 
-def test_favors_recipe_takes_it_in_place_of_the_eyes_of_the_base():
-    words = ["senses.fast={encoder: instructblip-video}", "resampler.slots=32", "data.train=/nowhere.jsonl"]
-    recipe = read_recipe(folder_of("favor-av"), words)
+def test_favors_recipe_accepts_it_instead_of_the_base_s_vision_tower():
+    overrides = ["senses.fast={encoder: instructblip-video}", "resampler.slots=32", "data.train=/nowhere.jsonl"]
+    recipe = read_recipe(folder_of("favor-av"), overrides)
     spec = load_encoder("instructblip-video", **recipe.senses["fast"].options).spec
     assert recipe.resampler and recipe.resampler.slots == prod(spec.grid) and spec.rate == recipe.resampler.rate

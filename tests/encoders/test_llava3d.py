@@ -1,4 +1,4 @@
-"""Depth as LLaVA-3D has it, the preset that PAVE's authors read: its tokens, its views, and its release."""
+"""Depth as in LLaVA-3D, the preset of the PAVE paper: its tokens, its views, and its release."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def llava3d() -> Encoder:
     return encoder
 
 
-def test_llava3ds_tokens_are_its_own():
+def test_tokens_equal_those_of_llava3d():
     known = golden()
     network = geometry.Network(CLIPVisionConfig(**{**SMALL.to_dict(), "hidden_size": 1024}), 24)
     weights = {name.removeprefix(HEAD): value for name, value in known.items() if name.startswith(HEAD)}
@@ -65,7 +65,7 @@ def test_llava3ds_tokens_are_its_own():
         assert torch.allclose(known["features"] + network.position(points), known["tokens"], rtol=0, atol=1e-5)
 
 
-def test_its_features_are_clips_and_its_points_those_of_the_square_that_clip_sees(llava3d):
+def test_features_are_those_of_clip_and_points_those_of_its_centre_square(llava3d):
     scan, side = room(3), seen(llava3d, room(3))
     assert (side.kind, side.x.shape, side.x.dtype) == ("set", (3, 24, 24, 32), torch.float32) and side.valid.all()
     clip = CLIPVisionModel(SMALL).eval()
@@ -78,7 +78,7 @@ def test_its_features_are_clips_and_its_points_those_of_the_square_that_clip_see
 
 
 @pytest.mark.parametrize("size", [(48, 64), (97, 61), (336, 336), (400, 1000)])
-def test_pixels_are_scaled_and_cut_as_clip_wants_them(size):
+def test_pixels_are_scaled_and_cropped_for_clip(size):
     frames = torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     height, width = (336 * side // min(size) for side in size)
     picture = Image.fromarray(frames[0].permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BICUBIC)
@@ -89,7 +89,7 @@ def test_pixels_are_scaled_and_cut_as_clip_wants_them(size):
     assert off.max() < 2.1 and off.mean() < 0.05  # steps of 255; Pillow rounds between its two passes
 
 
-def test_its_views_are_picked_as_upstream_picks_them_and_holes_are_kept(llava3d):
+def test_views_are_chosen_as_in_llava3d_and_holes_are_not_masked(llava3d):
     assert [llava3d.pick(count) for count in (9, 11, 3, 2)] == [[0, 3, 6], [0, 3, 6], [0, 1, 2], [0, 1, 0]]
     scan = room(2)
     scan = replace(scan, depth=0 * scan.depth)
@@ -100,13 +100,13 @@ def test_its_views_are_picked_as_upstream_picks_them_and_holes_are_kept(llava3d)
     assert not seen(masked, scan).present
 
 
-def test_what_it_is_can_be_read_without_weights_and_hangs_on_no_base(playroom_host, llava3d):
+def test_the_spec_needs_neither_weights_nor_a_base(playroom_host, llava3d):
     spec = load_encoder("rgbd-geometry", preset="llava3d", weights="/gone").on(playroom_host).spec
     assert (spec.dim, spec.grid, spec.points, spec.licence) == (1024, (24, 24), False, "CC-BY-NC-SA-4.0")
     assert spec == load_encoder("rgbd-geometry", **spec.options).spec and "gone" not in str(spec)
 
 
-def test_every_weight_of_clip_and_of_the_mlp_has_a_place():
+def test_every_weight_of_clip_and_of_the_mlp_fits_the_network():
     with torch.device("meta"):
         network = geometry.Network(geometry.VIT_L_336, 24)
     weights = {
@@ -130,7 +130,7 @@ def write_llava3d(folder: Path, prefix: str = geometry.HEADS[0], shard: str = "m
     return folder
 
 
-def test_weights_are_opened_once_the_user_says_that_the_use_is_not_commercial(tmp_path, monkeypatch):
+def test_weights_need_consent_to_non_commercial_use(tmp_path, monkeypatch):
     encoder = load_encoder("rgbd-geometry", preset="llava3d", weights=write_llava3d(tmp_path / "a"))
     monkeypatch.delenv(CONSENT, raising=False)
     with pytest.raises(EncoderError, match=r"preset=llava3d .* for research only; .* set PAVE_NONCOMMERCIAL=1"):
@@ -146,7 +146,7 @@ def test_the_mlp_is_found_in_a_release_in_shards_and_in_a_file(prefix, tmp_path,
         assert torch.equal(geometry.position(str(folder))[3].weight, want)
     monkeypatch.setenv(geometry.PLACE, str(folder / "model-00002.safetensors"))
     monkeypatch.setenv(geometry.CLIP_PLACE, str(tmp_path / "no-clip"))
-    with pytest.raises(EncoderError, match="no-clip: no such folder or file"):  # the MLP was read before
+    with pytest.raises(EncoderError, match="no-clip: not a local folder or file"):  # the MLP was read before
         seen(load_encoder("rgbd-geometry", preset="llava3d"), room(1))
 
 

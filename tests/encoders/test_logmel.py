@@ -1,4 +1,4 @@
-"""Log-mel tokens say when and how loud, and nothing of a token depends on the rest of the clip."""
+"""Log-mel tokens show when and how loud a sound is, and do not depend on the rest of the clip."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sine(hertz: float, seconds: float, rate: int = RATE) -> torch.Tensor:
 @pytest.mark.parametrize(
     "options", [{}, {"rate": 10, "stack": 2}, {"rate": 50, "bands": 40}, {"rate": 128, "stack": 5}]
 )
-def test_a_click_is_heard_by_the_token_whose_span_contains_it(options):
+def test_a_click_is_in_the_token_whose_span_contains_it(options):
     sound = torch.zeros(1, 2 * RATE)
     sound[0, 18_100] = 1.0
     encoder = load_encoder("logmel", **options)
@@ -45,7 +45,7 @@ def test_silence_is_present_and_has_one_fixed_value():
     assert side.x.unique().tolist() == [-1.5]
 
 
-def test_long_sound_is_taken_in_parts_without_a_seam():
+def test_batches_of_windows_do_not_change_the_tokens_of_a_long_sound():
     sound = torch.rand(1, 90 * RATE, generator=torch.Generator().manual_seed(0)) - 0.5
     encoder = load_encoder("logmel")
     whole, half = encoder.encode(clip(sound)), encoder.encode(clip(sound[:, : 45 * RATE]))
@@ -53,11 +53,11 @@ def test_long_sound_is_taken_in_parts_without_a_seam():
     assert torch.allclose(whole.x[: len(half.x) - 1], half.x[:-1], atol=1e-5)
 
 
-def test_parts_of_tokens_are_heard_in_pieces_as_in_the_whole():
+def test_stacked_tokens_in_pieces_equal_those_of_the_whole():
     assert hear_in_pieces(load_encoder("logmel", rate=4, stack=2), noise(RATE, 21.33), RATE, start=-0.3) == 2 * 8 * 4
 
 
-def test_loudness_stays_readable():
+def test_loudness_is_preserved():
     encoder = load_encoder("logmel")
     loud, soft = (encoder.encode(clip(sine(1000, 0.5) * level)) for level in (1.0, 0.1))
     assert loud is not None and soft is not None
@@ -67,7 +67,7 @@ def test_loudness_stays_readable():
 
 
 @pytest.mark.parametrize("hertz", [120.0, 440.0, 3000.0, 7000.0])
-def test_a_tone_is_loudest_in_the_band_that_holds_it(hertz):
+def test_a_tone_is_loudest_in_its_band(hertz):
     side = load_encoder("logmel").encode(clip(sine(hertz, 0.5)))
     assert side is not None
     mel = 2595 * math.log10(1 + hertz / 700)
@@ -84,7 +84,7 @@ def test_a_token_does_not_depend_on_later_sound():
     assert not torch.equal(whole.x[19], half.x[19])
 
 
-def test_sound_shorter_than_a_token_is_padded_and_a_short_rest_left_out():
+def test_sound_shorter_than_a_token_is_padded_and_a_short_remainder_dropped():
     encoder = load_encoder("logmel")
     for samples, steps in ((1, 1), (799, 1), (1199, 1), (1200, 2), (1600, 2)):
         side = encoder.encode(clip(torch.zeros(1, samples)))
@@ -100,8 +100,8 @@ def test_another_sampling_rate_gives_nearly_the_same_tokens():
 
 
 @pytest.mark.parametrize("rate", [16_000, 44_100])
-def test_a_file_at_its_own_rate_is_heard_as_one_that_was_resampled_while_it_was_read(tmp_path, rate):
-    square = np.sign(np.sin(np.arange(2 * rate) * 440 * 2 * np.pi / rate))  # resampled, it reaches beyond full scale
+def test_a_file_at_its_own_rate_equals_one_resampled_while_reading(tmp_path, rate):
+    square = np.sign(np.sin(np.arange(2 * rate) * 440 * 2 * np.pi / rate))  # exceeds full scale when resampled
     path = write_clip(tmp_path / "a.wav", None, audio=square.astype(np.float32), rate=rate, audio_codec="pcm_s16le")
     own, read = (Clip.read(path, audio_rate=to, timeout=None) for to in (None, RATE))
     here, there = map(load_encoder("logmel").encode, (own, read))
@@ -116,9 +116,9 @@ def test_a_file_at_its_own_rate_is_heard_as_one_that_was_resampled_while_it_was_
         ({"stack": 3}, "does not divide 16000"),
         ({"fmax": 9000}, "0 to 8000 Hz"),
         ({"bands": 0}, "bands ≥ 1"),
-        ({"bands": 400}, "take fewer bands"),
+        ({"bands": 400}, "use fewer bands"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(EncoderError, match=message):
         load_encoder("logmel", **options)

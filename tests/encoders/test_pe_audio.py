@@ -1,4 +1,4 @@
-"""Perception Encoder's ear hears what transformers' PE-Audio hears, from every kind of release."""
+"""The Perception Encoder's audio encoder: equal to transformers' PE-Audio, from every kind of release."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pave.media.clip import Clip
 from pave.senses.weights import fill
 from pave.sidechannel import SideTokens
 
-ears: Any = import_module("pave.encoders.pe_audio")
+module: Any = import_module("pave.encoders.pe_audio")
 RATE = 48_000
 noise = partial(listening.noise, RATE)
 
@@ -32,70 +32,70 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture
-def listen(small: Any) -> Callable[..., SideTokens]:
-    """What the small ear hears."""
+def encode(small: Any) -> Callable[..., SideTokens]:
+    """Side tokens of the small encoder."""
     return listening.listener(small)
 
 
-# what it hears
+# tokens
 
 
-def test_every_window_is_what_transformers_hears(
-    small: Any, listen: Callable[..., SideTokens], monkeypatch: pytest.MonkeyPatch
+def test_every_window_equals_the_output_of_transformers(
+    small: Any, encode: Callable[..., SideTokens], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Theirs is told that nothing is padded, which changes the way of its sums. Windows of 2 s take less time."""
-    monkeypatch.setattr(ears, "WINDOW", 2 * RATE)
+    """Theirs gets a mask without padding, which changes the order of its sums. Windows of 2 s take less time."""
+    monkeypatch.setattr(module, "WINDOW", 2 * RATE)
     original = PeAudioFrameLevelModel.from_pretrained(small.options.weights).eval()
     sound, want = noise(4.51), []
     for part in sound[0].split(2 * RATE):
-        inputs = ears.PeAudioFeatureExtractor()(part.numpy(), sampling_rate=RATE, return_tensors="pt")
+        inputs = module.PeAudioFeatureExtractor()(part.numpy(), sampling_rate=RATE, return_tensors="pt")
         with torch.no_grad():
             want.append(original.audio_encoder(inputs["input_values"], inputs["padding_mask"]).last_hidden_state[0])
-    side = listen(sound)
+    side = encode(sound)
     assert side.x.shape == (113, 1, 1, 128) and (side.x.flatten(1) - torch.cat(want)).abs().max() <= 1e-5
     assert side.spans[[0, 49, 50, -1]].tolist() == [[0, 2], [0, 2], [2, 4], [4, 4.51]]
     moved = sound.clone()
     moved[:, round(4.2 * RATE)] = 1
-    assert torch.equal(side.x[:100], listen(moved).x[:100])
+    assert torch.equal(side.x[:100], encode(moved).x[:100])
 
 
 @pytest.mark.parametrize("at", [0.5, 1.7])
-def test_a_gap_changes_the_tokens_about_it_most(listen: Callable[..., SideTokens], at: float) -> None:
+def test_a_gap_changes_the_tokens_around_it_most(encode: Callable[..., SideTokens], at: float) -> None:
     sound = noise(2)
     gap = sound.clone()
     gap[:, round(at * RATE) : round((at + 0.01) * RATE)] = 0
-    here, there = listen(sound, start=0.5), listen(gap, start=0.5)
+    here, there = encode(sound, start=0.5), encode(gap, start=0.5)
     changed = (here.x - there.x).norm(dim=-1).flatten()
     assert float(here.times[changed.argmax()]) == pytest.approx(at + 0.505, abs=0.1)
 
 
-def test_a_token_is_in_the_middle_of_what_the_codec_hears(small: Any) -> None:
-    """The samples that a token of the codec hangs on lie evenly about sample 1920 (k + 1/2)."""
+def test_a_token_is_at_the_centre_of_the_codec_s_receptive_field(small: Any) -> None:
+    """The samples that a token of the codec depends on are centred on sample 1920 (k + 1/2)."""
     sound = torch.zeros(1, 1, 40 * 1920, requires_grad=True)
     small.network.embedder.dac_encoder(sound)[0, :, 20].sum().backward()
     assert sound.grad is not None
-    heard = sound.grad[0, 0].nonzero()
-    assert float(heard.min() + heard.max()) / 2 == pytest.approx(1920 * 20.5, abs=1)
+    field = sound.grad[0, 0].nonzero()
+    assert float(field.min() + field.max()) / 2 == pytest.approx(1920 * 20.5, abs=1)
 
 
 @pytest.mark.parametrize(("rate", "pool"), [(5, 5), (1, 25)])
 def test_lower_rates_are_means_of_tokens_and_of_their_times(
-    small: Any, listen: Callable[..., SideTokens], rate: int, pool: int
+    small: Any, encode: Callable[..., SideTokens], rate: int, pool: int
 ) -> None:
     sound = noise(1.3)  # 33 tokens
-    slow = ears.PEAudio(ears.Options(rate=rate, weights=small.options.weights), small.config)
-    full, side = listen(sound), listening.listener(slow)(sound)
+    slow = module.PEAudio(module.Options(rate=rate, weights=small.options.weights), small.config)
+    full, side = encode(sound), listening.listener(slow)(sound)
     assert len(side.x) == -(-33 // pool)
     assert torch.allclose(side.x[-1], full.x[33 // pool * pool :].mean(0))
     assert torch.allclose(side.times[0], full.times[:pool].mean())
 
 
-# what it is, and its weights
+# spec and weights
 
 
 def released(dim: int, layers: int, wide: int) -> dict[str, Tensor]:
-    """Names and shapes of the audio encoder in a release, by its parts: DAC's encoder (descriptinc), whose width begins
-    with 64, a bottleneck of 128 channels, a block of convolutions, and Qwen3's layers; under transformers' names."""
+    """Names and shapes of the audio encoder in a release, by its parts: DAC's encoder (descriptinc) of initial width
+    64, a bottleneck of 128 channels, a block of convolutions, and Qwen3's layers; under transformers' names."""
     shapes: dict[str, tuple[int, ...]] = {"embedder.data_proj.weight": (dim, 128), "embedder.data_proj.bias": (dim,)}
     codec = "embedder.dac_encoder"
     convs = {f"{codec}.conv1": (64, 1, 7), f"{codec}.conv2": (1024, 1024, 3), "embedder.bottleneck": (128, 1024, 1)}
@@ -131,25 +131,25 @@ def released(dim: int, layers: int, wide: int) -> dict[str, Tensor]:
         ("pe-a-frame-large", 1792, 28, 4800, 1_132_438_976),
     ],
 )
-def test_every_tensor_of_a_release_has_a_place_and_no_place_is_left(
+def test_every_tensor_of_a_release_fits_the_network_exactly(
     release: str, dim: int, layers: int, wide: int, count: int
 ) -> None:
     with torch.device("meta"):
-        network = PeAudioEncoder(ears.config_of(ears.RELEASES[f"facebook/{release}"]))
+        network = PeAudioEncoder(module.config_of(module.RELEASES[f"facebook/{release}"]))
     fill(network, released(dim, layers, wide), "a release", "")
     assert sum(weight.numel() for weight in network.parameters()) == count
     assert network.config.num_attention_heads * network.config.head_dim == dim
 
 
-@pytest.mark.parametrize("place", ["audio_model.audio_encoder.", "audio_video_encoder.embedder.audio_encoder."])
-def test_the_ear_of_pe_av_is_found_under_both_of_its_names(
-    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+@pytest.mark.parametrize("prefix", ["audio_model.audio_encoder.", "audio_video_encoder.embedder.audio_encoder."])
+def test_the_audio_encoder_of_pe_av_is_found_under_both_of_its_names(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
 ) -> None:
     """PeAudioVideoModel needs timm, so its file is written by hand, with a name of each of its other parts."""
     inner = load_file(Path(small.options.weights) / "model.safetensors")
-    ear = {name: tensor for name, tensor in inner.items() if name.startswith("audio_encoder.")}
-    outer = {place + name.removeprefix("audio_encoder."): tensor for name, tensor in ear.items()}
-    outer |= {f"audio_model.{name}": inner[name] for name in inner.keys() - ear.keys() if "text_model" not in name}
+    audio = {name: tensor for name, tensor in inner.items() if name.startswith("audio_encoder.")}
+    outer = {prefix + name.removeprefix("audio_encoder."): tensor for name, tensor in audio.items()}
+    outer |= {f"audio_model.{name}": inner[name] for name in inner.keys() - audio.keys() if "text_model" not in name}
     for name in (
         "text_model.final_norm.weight",
         "video_model.video_encoder.norm.weight",
@@ -159,37 +159,37 @@ def test_the_ear_of_pe_av_is_found_under_both_of_its_names(
     ):
         outer[name] = torch.zeros(1)
     save_file(outer, tmp_path / "model.safetensors")
-    monkeypatch.setenv(ears.PLACE, str(tmp_path))
+    monkeypatch.setenv(module.PLACE, str(tmp_path))
     clip = Clip(audio=noise(1), rate=RATE)
-    assert torch.equal(ears.PEAudio(ears.Options(), small.config).encode(clip).x, small.encode(clip).x)
+    assert torch.equal(module.PEAudio(module.Options(), small.config).encode(clip).x, small.encode(clip).x)
 
 
 def test_weights_of_another_size_are_refused(small: Any) -> None:
-    ear = load_encoder("pe-audio", release="facebook/pe-a-frame-small", weights=small.options.weights)
-    with pytest.raises(EncoderError, match=r"110 of its weights are missing .*give facebook/pe-a-frame-small, or"):
-        ear.encode(Clip(audio=noise(1), rate=RATE))
+    encoder = load_encoder("pe-audio", release="facebook/pe-a-frame-small", weights=small.options.weights)
+    with pytest.raises(EncoderError, match=r"110 of its weights are missing .*use facebook/pe-a-frame-small, or"):
+        encoder.encode(Clip(audio=noise(1), rate=RATE))
 
 
-def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_spec_needs_no_weights_and_contains_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = load_encoder("pe-audio", weights="/home/somebody").spec
     assert (spec.sense, spec.dim, spec.rate, spec.grid, spec.licence) == ("audio", 1024, 25, (1, 1), "Apache-2.0")
     assert spec == load_encoder("pe-audio", **spec.options).spec
     large = load_encoder("pe-audio", release="facebook/pe-av-large", rate=1).spec
     assert (large.dim, large.rate) == (1792, 1) and large.preprocessing != spec.preprocessing
-    monkeypatch.setenv(ears.PLACE, "/nowhere")
-    with pytest.raises(EncoderError, match="/nowhere: no such folder"):
+    monkeypatch.setenv(module.PLACE, "/nowhere")
+    with pytest.raises(EncoderError, match="/nowhere: not a local folder"):
         load_encoder("pe-audio").encode(Clip(audio=noise(1), rate=RATE))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"release": "facebook/pe-av-smal"}, "did you mean 'facebook/pe-av-small'.* by the option weights"),
-        ({"release": None}, "knows no release"),
+        ({"release": "facebook/pe-av-smal"}, "did you mean 'facebook/pe-av-small'.* set release to"),
+        ({"release": None}, "has no release"),
         ({"revision": ""}, "needs a text for revision"),
-        *(({"rate": rate}, "makes 25, 5 or 1 tokens") for rate in (0, 2, 50, 12.5, True, "25")),
+        *(({"rate": rate}, "has 25, 5 or 1 tokens") for rate in (0, 2, 50, 12.5, True, "25")),
     ],
 )
-def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(EncoderError, match=message):
         load_encoder("pe-audio", **options)

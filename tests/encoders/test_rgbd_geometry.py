@@ -1,4 +1,4 @@
-"""Depth as a sense: tokens of the vision tower that know their points, and a patch that learns to place them."""
+"""Depth as a sense: tokens of the vision tower with their points, and a patch that learns position embeddings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def depths(base: Host, **options: Any) -> Encoder:
 
 
 def placed(base: Host, **changes: Any) -> PatchConfig:
-    """A patch that sees depth."""
+    """A patch with the sense depth."""
     facts = depths(base, grid=[2, 3]).spec.facts("time")
     fields: dict[str, Any] = {"fusion": FUSIONS["folded"], "lora": LoraConfig(r=4)} | changes
     return PatchConfig(name="depths", base=base.facts(), senses={"depth": facts}, **fields)
@@ -50,7 +50,7 @@ def placed(base: Host, **changes: Any) -> PatchConfig:
 # Tokens
 
 
-def test_tokens_are_the_base_s_features_with_their_points_behind(playroom_host):
+def test_tokens_are_the_base_s_features_followed_by_their_points(playroom_host):
     scan = room()
     side, spec = seen(depths(playroom_host), scan), depths(playroom_host).spec
     assert (spec.dim, spec.grid, spec.points) == (playroom_host.vision_dim + 3, playroom_host.grid, True)
@@ -77,14 +77,14 @@ def test_a_finer_grid_of_points_repeats_features_and_a_coarser_one_averages_them
     assert torch.allclose(coarse.x[..., :-3], want, atol=1e-6)
 
 
-def test_a_token_hangs_on_its_own_view_alone(playroom_host):
+def test_a_token_depends_on_its_own_view_only(playroom_host):
     encoder, scan = depths(playroom_host), room(9)
     whole = seen(encoder, scan)
     for view in (0, 8):
         assert torch.equal(seen(encoder, scan.take(lambda count, view=view: [view])).x[0], whole.x[view])
 
 
-def test_a_base_that_looks_at_pairs_looks_at_each_view_alone(tokenizer: PreTrainedTokenizerFast):
+def test_a_base_of_pairs_encodes_each_view_independently(tokenizer: PreTrainedTokenizerFast):
     base = make_base(tokenizer, family="qwen2_vl")
     scan = room(3)
     assert base.pair == 2
@@ -93,52 +93,54 @@ def test_a_base_that_looks_at_pairs_looks_at_each_view_alone(tokenizer: PreTrain
     assert torch.equal(seen(depths(base), scan.take(lambda count: [1])).x[0], whole.x[1])
 
 
-def test_holes_are_not_valid_and_change_nothing_that_is_read(playroom_host):
+def test_holes_are_invalid_unless_mask_holes_is_false(playroom_host):
     scan = room()
     depth = scan.depth.clone()
     depth[1, :15] = 0
     side = seen(depths(playroom_host, grid=[2, 2]), replace(scan, depth=depth))
     assert side.valid.all(-1).tolist() == [[True, True], [False, True], [True, True], [True, True]]
     assert not seen(depths(playroom_host), replace(scan, depth=0 * depth)).present
-    kept = seen(depths(playroom_host, grid=[2, 2], mask_holes=False), replace(scan, depth=depth))
-    assert kept.valid.all()
-    assert torch.allclose(kept.x[1, 0, 0, -3:], (scan.world @ scan.cam_to_world[1])[:3, 3].float())  # the camera itself
+    unmasked = seen(depths(playroom_host, grid=[2, 2], mask_holes=False), replace(scan, depth=depth))
+    assert unmasked.valid.all()
+    assert torch.allclose(
+        unmasked.x[1, 0, 0, -3:], (scan.world @ scan.cam_to_world[1])[:3, 3].float()
+    )  # the camera itself
 
 
 @pytest.mark.parametrize("write", [write_scannet, write_embodiedscan])
-def test_a_scan_may_be_named_by_its_path(write: Callable[..., Any], playroom_host, tmp_path):
+def test_a_scan_can_be_passed_as_a_path(write: Callable[..., Any], playroom_host, tmp_path):
     scan = room(3)
-    words = write(tmp_path / "scene" if write is write_scannet else tmp_path, scan)
-    side, want = seen(depths(playroom_host), words), seen(depths(playroom_host), scan)
+    path = write(tmp_path / "scene" if write is write_scannet else tmp_path, scan)
+    side, want = seen(depths(playroom_host), path), seen(depths(playroom_host), scan)
     assert torch.allclose(side.x[..., -3:], want.x[..., -3:], atol=2e-3)  # millimetres along slanting rays
-    timed = seen(depths(playroom_host, fps=10, frames=2), words)
+    timed = seen(depths(playroom_host, fps=10, frames=2), path)
     assert timed.kind == "sequence"
     assert timed.times.tolist() == ([0, 4.0] if write is write_scannet else [0, 2.0])
     assert torch.equal(timed.x, side.x[[0, 2]])
 
 
-def test_times_that_are_known_make_a_sequence(playroom_host):
+def test_views_with_times_are_a_sequence(playroom_host):
     side = seen(depths(playroom_host), replace(room(3), times=torch.tensor([0.5, 1.0, 4.0]).double()))
     assert (side.kind, side.times.tolist()) == ("sequence", [0.5, 1.0, 4.0])
     assert torch.equal(side.spans, side.times[:, None].expand(-1, 2))
 
 
-def test_at_most_so_many_views_are_seen(playroom_host):
+def test_the_number_of_views_is_limited(playroom_host):
     scan = room(9)
     assert torch.equal(seen(depths(playroom_host, frames=3), scan).x, seen(depths(playroom_host), scan).x[[0, 4, 8]])
 
 
-# What it is
+# Spec
 
 
-def test_until_it_is_on_a_base_it_cannot_say_what_it_is(playroom_host):
+def test_the_spec_needs_a_base(playroom_host):
     encoder = load_encoder("rgbd-geometry")
     with pytest.raises(EncoderError, match=r"has no base yet; call on\(base\) first"):
         _ = encoder.spec
     assert encoder.on(playroom_host).fingerprint == playroom_host.vision_fingerprint()
 
 
-def test_options_are_resolved_and_told_apart(playroom_host):
+def test_options_are_resolved_and_distinguished(playroom_host):
     plain = depths(playroom_host).spec
     assert plain.options == {
         "preset": "base",
@@ -170,16 +172,16 @@ def test_options_are_resolved_and_told_apart(playroom_host):
         ({"preset": "llava3d", "grid": [2, 2]}, "24 x 24"),
     ],
 )
-def test_impossible_options_are_refused(options: dict[str, Any], message: str):
+def test_invalid_options_are_refused(options: dict[str, Any], message: str):
     with pytest.raises(EncoderError, match=message):
         load_encoder("rgbd-geometry", **options)
 
 
-def test_what_is_no_scan_is_refused_and_none_is_absent(playroom_host, tmp_path):
+def test_other_objects_than_scans_are_refused_and_none_is_absent(playroom_host, tmp_path):
     encoder, clip = depths(playroom_host), make_clip(sound=False)
     assert encoder.encode(clip) is None
     assert encoder.encode(replace(clip, signals={"depth": None})) is None
-    with pytest.raises(EncoderError, match="depth= is a int; give an RGBD, the path of a scan, or None"):
+    with pytest.raises(EncoderError, match="depth= is a int; pass an RGBD, the path of a scan, or None"):
         seen(encoder, 3)
     with pytest.raises(MediaError, match="no such folder or file"):
         seen(encoder, tmp_path / "gone")
@@ -210,23 +212,23 @@ def test_an_untrained_patch_changes_no_logit_and_leaves_no_trace(name: str, way:
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_a_patch_hears_points_is_saved_with_its_mlp_and_skips_clips_without_depth(name: str, playroom, tmp_path):
+def test_a_patch_reads_points_is_saved_with_its_mlp_and_skips_clips_without_depth(name: str, playroom, tmp_path):
     clip, scan = make_clip(frames=8, sound=False), room()
     near = replace(scan, depth=scan.depth * 0.5)
     with_depth, closer = (replace(clip, signals={"depth": each}) for each in (scan, near))
 
-    def said(given: Clip) -> Tensor:
+    def logits(clip: Clip) -> Tensor:
         with torch.no_grad():
-            return playroom.forward(playroom.prepare([given], [QUESTION])).logits
+            return playroom.forward(playroom.prepare([clip], [QUESTION])).logits
 
-    base = said(clip)
+    base = logits(clip)
     playroom.attach("depths", placed(playroom.host, fusion=FUSIONS[name]), trainable=True)
     try:
         calibrate(playroom.applied.module("depths"), [playroom.encode_clip(with_depth)])
         awaken(playroom, "depths")
-        want = said(with_depth)
-        assert not torch.equal(said(closer), want)  # the pictures are the same
-        assert torch.equal(said(clip), base)
+        want = logits(with_depth)
+        assert not torch.equal(logits(closer), want)  # the pictures are the same
+        assert torch.equal(logits(clip), base)
         patch = playroom.export("depths")
     finally:
         playroom.remove_patch("depths")
@@ -240,7 +242,7 @@ def test_a_patch_hears_points_is_saved_with_its_mlp_and_skips_clips_without_dept
     }
     playroom.apply_patch(Patch.load(patch.save(tmp_path / "patch.safetensors")))
     try:
-        assert torch.equal(said(with_depth), want)
+        assert torch.equal(logits(with_depth), want)
         assert playroom.ask(with_depth, QUESTION).signals == {"depth": "present: 4 steps from 0.00 s"}
         assert playroom.ask(clip, QUESTION, depth=scan).patches == ("depths",)
         assert playroom.ask(clip, QUESTION).signals == {"depth": "absent: the clip has no depth"}

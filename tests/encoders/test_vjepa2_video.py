@@ -1,4 +1,4 @@
-"""V-JEPA 2 sees what transformers' model sees, window by window, at true times."""
+"""The V-JEPA 2 encoder: equal to transformers' model, window by window, at the right times."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def seen(encoder: Encoder, clip: Clip) -> SideTokens:
 # The network
 
 
-def test_tokens_are_the_means_of_what_transformers_sees(model, module, encoder):
+def test_tokens_are_the_means_of_the_outputs_of_transformers(model, module, encoder):
     pictures = frames(16)
     side = seen(encoder, Clip.from_frames(pictures, seconds(16)))
     with torch.no_grad():
@@ -86,9 +86,9 @@ def test_tokens_are_the_means_of_what_transformers_sees(model, module, encoder):
     assert known.std(dim=0).min() > 1e-3, "the comparison can fail"
 
 
-def test_every_tensor_of_the_release_has_a_place_and_no_place_is_left():
-    """The names of VJEPA2Model, whose save_pretrained wrote the release (transformers' convert_vjepa2_to_hf.py), are
-    written down again for the encoder; with the predictor they hold the 326.0 million numbers of the released file."""
+def test_every_tensor_of_the_release_fits_the_network_exactly():
+    """A second list of the encoder's names in VJEPA2Model, whose save_pretrained wrote the release (transformers'
+    convert_vjepa2_to_hf.py); with the predictor, it has the 326.0 million parameters of the released file."""
     module = import_module("pave.encoders.vjepa2_video")
     with torch.device("meta"):
         whole = VJEPA2Model(module.VIT_L)
@@ -110,7 +110,7 @@ def test_every_tensor_of_the_release_has_a_place_and_no_place_is_left():
     ("change", "message"),
     [
         (lambda w: w.pop("encoder.layernorm.bias"), r"1 of its weights are missing \(layernorm.bias"),
-        (lambda w: w.update(extra=torch.ones(1)), r"1 of its weights have no place \(extra"),
+        (lambda w: w.update(extra=torch.ones(1)), r"1 of its weights are unexpected \(extra"),
         (lambda w: w["encoder.layernorm.bias"].fill_(torch.nan), "1 of its weights are not finite"),
         (lambda w: w.update({"encoder.layernorm.bias": torch.ones(3)}), r"layernorm.bias is \(3,\)"),
     ],
@@ -123,13 +123,13 @@ def test_a_damaged_release_is_refused(change, message, module, model, tmp_path):
         load_encoder("vjepa2-video", weights=tmp_path).encode(Clip.from_frames(frames(1)))
 
 
-def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch):
+def test_the_spec_needs_no_weights_and_contains_no_path(monkeypatch):
     monkeypatch.setenv("PAVE_VJEPA2", "/nowhere")
     spec = load_encoder("vjepa2-video", weights="/home/somebody").spec
     assert (spec.sense, spec.dim, spec.rate, spec.grid, spec.licence) == ("fast", 1024, 2, (2, 2), "MIT")
     assert spec == load_encoder("vjepa2-video", **spec.options).spec
     assert spec.preprocessing != load_encoder("vjepa2-video", frames=32).spec.preprocessing
-    with pytest.raises(EncoderError, match="/nowhere: no such folder"):
+    with pytest.raises(EncoderError, match="/nowhere: not a local folder"):
         load_encoder("vjepa2-video").encode(Clip.from_frames(frames(1)))
 
 
@@ -145,19 +145,19 @@ def test_what_it_is_can_be_read_without_weights_and_names_no_folder(monkeypatch)
         ({"grid": [17, 2]}, r"cannot average its 16 x 16 tokens of a picture to grid=\[17, 2\]"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(EncoderError, match=message):
         load_encoder("vjepa2-video", **options)
 
 
-# What it sees of a clip
+# Tokens of a clip
 
 
 @pytest.mark.parametrize(("pictures", "fps", "steps"), [(1, 25, 1), (25, 25, 2), (30, 25, 3), (125, 25, 10)])
-def test_a_file_is_seen_four_times_a_second_in_pairs(pictures, fps, steps, tmp_path, encoder):
+def test_a_file_is_encoded_four_times_a_second_in_pairs(pictures, fps, steps, tmp_path, encoder):
     path = write_clip(tmp_path / "a.mp4", counting_frames(pictures), fps, click(1, 0.5))
     side = seen(encoder, Clip.read(path, frames=4, timeout=None))
-    last = (pictures - 1) * 4 // fps / 4  # again, where it has no neighbour
+    last = (pictures - 1) * 4 // fps / 4  # repeated to fill a pair
     each = np.minimum(np.arange(2 * steps) / 4, last)
     assert side.x.shape == (steps, 2, 2, 48) and side.x.dtype == torch.float32 and side.valid.all()
     assert side.times.tolist() == pytest.approx((each[::2] + each[1::2]) / 2)
@@ -165,7 +165,7 @@ def test_a_file_is_seen_four_times_a_second_in_pairs(pictures, fps, steps, tmp_p
     assert side.spans[-1].tolist() == pytest.approx([each[16:][0] if steps > 8 else 0, last])
 
 
-def test_a_window_sees_nothing_of_the_others_and_all_of_its_own(encoder):
+def test_tokens_depend_on_their_whole_window_and_no_other(encoder):
     pictures = frames(20)
     flash = pictures.clone()
     flash[17] = 255 - flash[17]
@@ -178,7 +178,7 @@ def test_a_window_sees_nothing_of_the_others_and_all_of_its_own(encoder):
     assert (whole.x - other.x).abs().amax((1, 2, 3)).argmax() == 8  # the pair of frames 16 and 17
 
 
-def test_tokens_do_not_depend_on_how_many_frames_are_held_at_once(tmp_path, encoder, monkeypatch):
+def test_tokens_do_not_depend_on_the_number_of_frames_in_memory(tmp_path, encoder, monkeypatch):
     path = write_clip(tmp_path / "a.mp4", counting_frames(60), 10)
     clip = Clip.read(path, frames=4, timeout=None)
     whole = seen(encoder, clip)
@@ -195,7 +195,7 @@ def test_a_clip_without_pictures_is_absent(encoder):
 
 
 @pytest.mark.parametrize("size", [(300, 400), (401, 299), (64, 64), (292, 293)])
-def test_pixels_are_scaled_cropped_and_normalised_as_the_processor_says(size, module):
+def test_pixels_are_scaled_cropped_and_normalised_as_by_the_processor(size, module):
     edge, crop = VJEPA2VideoProcessor.size["shortest_edge"], VJEPA2VideoProcessor.crop_size
     picture = frames(1, size)
     found = module.pixels(picture)

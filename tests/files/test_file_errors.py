@@ -135,7 +135,7 @@ PLACES: dict[str, tuple[str, Callable[[Path], object], type[PaveError], str]] = 
     "checkpoint": (NAME, resume, TrainingError, "start without --resume"),
     "weights": (
         "model.safetensors",
-        lambda file: languagebind.read(Release(given=str(file), again=languagebind.AGAIN), (16, 16), temporal=True),
+        lambda file: languagebind.read(Release(given=str(file), remedy=languagebind.REMEDY), (16, 16), temporal=True),
         EncoderError,
         "download or create it again",
     ),

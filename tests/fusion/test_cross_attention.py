@@ -1,4 +1,4 @@
-"""Fusion: equal to the authors' maths, zero at birth, and each key frame reads its own segment only."""
+"""Fusion: equal to the official release, zero at initialisation, and each key frame reads its own segment only."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def taught(config: FusionConfig, seed: int = 0) -> Fusion:
-    """A fusion whose every weight is random, so that nothing is zero by birth."""
+def randomised(config: FusionConfig, seed: int = 0) -> Fusion:
+    """A fusion with random weights, so that none is zero as initialised."""
     torch.manual_seed(seed)
     fusion = build_fusion(config, **DIMS).double()
     assert isinstance(fusion, Fusion)
@@ -64,24 +64,24 @@ def visual(b: int, t: int = 4, seed: int = 5) -> tuple[Tensor, Tensor]:
     return random(b, t, 9, 10, seed=seed), random(b, t, 9, 12, seed=seed + 1)
 
 
-# equality with the authors
+# equality with the official release
 
 
-def authors_tensor(seed: int, *shape: int) -> Tensor:
+def official_tensor(seed: int, *shape: int) -> Tensor:
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape))
 
 
-def authors_fusion(query: str, rope: str) -> Official:
-    """The golden module: seeded weights under the authors' names, by the recipe in the golden file."""
-    words = {"kind": "official", "width": 256, "heads": 2, "query": query, "rope": rope}
-    config = FusionConfig.model_validate(words | {"values": "shared", "head": "norm"})
+def official_fusion(query: str, rope: str) -> Official:
+    """The golden module: seeded weights under the official names, by the recipe in the golden file."""
+    options = {"kind": "official", "width": 256, "heads": 2, "query": query, "rope": rope}
+    config = FusionConfig.model_validate(options | {"values": "shared", "head": "norm"})
     fusion = Official(config, side_dim=24, embed=32, vision_dim=20, visual_dim=16, tokens=9, frames=4).double()
     state = fusion.state_dict()
     for i, name in enumerate(sorted(GOLDEN["keys_learnable" if query == "learnable" else "keys_slow_feat"])):
         if name not in state:
-            assert ".v_linear." in name  # the authors save it and never read it
+            assert ".v_linear." in name  # the official code saves it, but never uses it
             continue
-        value = authors_tensor(1000 + i, *state[name].shape)
+        value = official_tensor(1000 + i, *state[name].shape)
         if name == "learnable_query":
             state[name] = value
         elif value.ndim == 2:
@@ -93,12 +93,12 @@ def authors_fusion(query: str, rope: str) -> Official:
 
 
 @pytest.mark.parametrize("case", GOLDEN["results"])
-def test_official_fusion_equals_the_authors_code(case):
+def test_official_fusion_equals_the_official_code(case):
     query, rope, shape = case.split("/")
     steps, grid = int(shape.split("_")[0][1:]), int(shape.split("x")[-1][0])
-    fusion = authors_fusion("learnable" if query == "learnable" else "vision", "3d" if rope == "rope=True" else "off")
-    side = align([SideTokens.regular(authors_tensor(1, steps, grid, grid, 24), rate=1)], [torch.arange(4.0)], "index")
-    got = fusion(authors_tensor(2, 1, 4, 9, 20), torch.zeros(1, 4, 9, 16, dtype=torch.float64), side).flatten(0, 2)
+    fusion = official_fusion("learnable" if query == "learnable" else "vision", "3d" if rope == "rope=True" else "off")
+    side = align([SideTokens.regular(official_tensor(1, steps, grid, grid, 24), rate=1)], [torch.arange(4.0)], "index")
+    got = fusion(official_tensor(2, 1, 4, 9, 20), torch.zeros(1, 4, 9, 16, dtype=torch.float64), side).flatten(0, 2)
     want = {name: torch.tensor(value, dtype=torch.float64) for name, value in GOLDEN["results"][case].items()}
     assert torch.allclose(got.sum(), want["sum"], rtol=0, atol=1e-6)
     assert torch.allclose(got.abs().sum(), want["abs"], rtol=0, atol=1e-6)
@@ -106,7 +106,7 @@ def test_official_fusion_equals_the_authors_code(case):
         assert torch.allclose(rows, want[name], rtol=0, atol=1e-6)
 
 
-def test_official_fusion_has_the_authors_parameter_count():
+def test_official_fusion_has_the_official_parameter_count():
     config = FusionConfig(kind="official", values="own", rope="off", head="norm")
     with torch.device("meta"):
         fusion = build_fusion(config, side_dim=1024, vision_dim=1152, visual_dim=3584, tokens=196, frames=32)
@@ -114,7 +114,7 @@ def test_official_fusion_has_the_authors_parameter_count():
 
 
 @pytest.mark.parametrize("count", range(1, 28))
-def test_cell_centres_are_the_authors_whole_numbers(count):
+def test_cell_centres_are_the_integers_of_the_official_code(count):
     for size in range(count, 60):
         want = np.linspace(0, size, 2 * count + 1, dtype=int)[1:-1][::2]
         assert cell_centres(count, size).tolist() == want.tolist()
@@ -123,9 +123,9 @@ def test_cell_centres_are_the_authors_whole_numbers(count):
 SHORTEST, LONGEST = 0.25, 256.0  # seconds of a full turn, of the fastest and the slowest pair of channels
 
 
-def test_turns_tell_apart_a_tenth_of_a_second_and_a_segment_of_a_long_film():
-    """A tenth of a second is 0.4 of a circle for the fastest pair; a segment of two hours in 32 frames, 225 s, is still
-    less than one for the slowest."""
+def test_time_rotations_resolve_a_tenth_of_a_second_and_a_segment_of_a_long_film():
+    """A tenth of a second is 0.4 of a turn for the fastest pair; a segment of two hours in 32 frames, 225 s, is less
+    than one turn for the slowest."""
     seconds = torch.tensor([[0.1, 225.0]], dtype=torch.float64)
     cos, sin = (part[0, :, 0, 0] for part in time_turns(seconds, 16))
     for i, pair, circles in ((0, 8, 0.1 / SHORTEST), (1, 15, 225 / LONGEST)):
@@ -137,10 +137,10 @@ def test_turns_tell_apart_a_tenth_of_a_second_and_a_segment_of_a_long_film():
 
 
 def literal_folded(fusion: Folded, vision: Tensor, side: SideBatch) -> Tensor:
-    """The equations of the docstring, one key frame and one head after the other."""
+    """The equations of the docstring, one key frame and one head at a time."""
     b, t, s, _ = vision.shape
     assert fusion.query is not None
-    ask = fusion.query
+    query = fusion.query
     e = fusion.config.width // fusion.heads
     periods = SHORTEST * (LONGEST / SHORTEST) ** (torch.arange(e // 2, dtype=torch.float64) / (e // 2 - 1))
     update = torch.zeros(b, t, s, fusion.visual_dim, dtype=torch.float64)
@@ -150,7 +150,7 @@ def literal_folded(fusion: Folded, vision: Tensor, side: SideBatch) -> Tensor:
             x = side.x[i, steps].flatten(0, 2)
             x = (x - fusion.standard.mean) * fusion.standard.gain
             since = (side.times[i, steps] - side.key_times[i, j]).repeat_interleave(len(x) // max(1, len(steps)))
-            q = ask(F.layer_norm(vision[i, j], vision.shape[-1:]))
+            q = query(F.layer_norm(vision[i, j], vision.shape[-1:]))
             k, v = fusion.key(x), fusion.value(x)
             for h in range(fusion.heads):
                 part = slice(h * e, (h + 1) * e)
@@ -165,10 +165,10 @@ def literal_folded(fusion: Folded, vision: Tensor, side: SideBatch) -> Tensor:
 @every_rule
 @pytest.mark.parametrize("folds", [True, False])
 def test_folded_fusion_equals_its_equations_in_either_order(folds, rule):
-    fusion = taught(KINDS["folded"])
+    fusion = randomised(KINDS["folded"])
     assert isinstance(fusion, Folded)
     fusion.scale.fill_(3)
-    fusion.folds = lambda s, n: folds  # the order is a matter of cost only
+    fusion.folds = lambda s, n: folds  # the order affects only the cost
     vision, tokens = visual(3)
     side = align([side_tokens(11), None, side_tokens(16)], [keys(4)] * 3, rule)
     assert torch.allclose(fusion(vision, tokens, side), literal_folded(fusion, vision, side), rtol=0, atol=1e-9)
@@ -177,7 +177,7 @@ def test_folded_fusion_equals_its_equations_in_either_order(folds, rule):
 @pytest.mark.parametrize("query", ["vision", "projected", "learnable"])
 @pytest.mark.parametrize("valid", [True, False])
 def test_both_orders_of_the_folded_product_agree_and_so_do_their_gradients(query, valid):
-    fusion = taught(FusionConfig(width=16, heads=2, query=query))
+    fusion = randomised(FusionConfig(width=16, heads=2, query=query))
     assert isinstance(fusion, Folded)
     row = side_tokens(9)
     keep = row.valid.clone()
@@ -193,7 +193,7 @@ def test_both_orders_of_the_folded_product_agree_and_so_do_their_gradients(query
         assert torch.allclose(one, two, rtol=1e-9, atol=1e-9)
 
 
-def test_the_cheaper_order_is_taken():
+def test_the_cheaper_order_is_chosen():
     with torch.device("meta"):
         fusion = build_fusion(FusionConfig(), side_dim=8, vision_dim=1152, visual_dim=3584, tokens=196, frames=32)
     assert isinstance(fusion, Folded)
@@ -201,9 +201,9 @@ def test_the_cheaper_order_is_taken():
     assert not fusion.folds(196, 577)  # 24 × 24 patches per frame
 
 
-def test_official_stretching_equals_the_authors_interpolation():
-    """Few steps, index rule: equal to first interpolating the mapped side tokens to one per key frame."""
-    fusion = taught(KINDS["official, own values"])
+def test_interpolated_keys_and_values_equal_the_official_interpolation_of_side_tokens():
+    """Few steps, index rule: equal to first interpolating the side tokens to one step per key frame."""
+    fusion = randomised(KINDS["official, own values"])
     assert isinstance(fusion, Official)
     few = side_tokens(3)
     short = align([few], [keys(4)], "index")
@@ -215,12 +215,12 @@ def test_official_stretching_equals_the_authors_interpolation():
     assert torch.allclose(fusion(vision, tokens, short), want, rtol=0, atol=1e-9)
 
 
-# the laws
+# invariants
 
 
 @every_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_untrained_fusion_moves_nothing_and_one_weight_moves_something(config, dtype):
+def test_an_untrained_fusion_changes_nothing_and_one_nonzero_weight_does(config, dtype):
     fusion = build_fusion(config, **DIMS).to(dtype)
     vision, tokens = (x.to(dtype) for x in visual(2))
     side = align([side_tokens(8), side_tokens(5)], [keys(4)] * 2, "time").to(dtype=dtype)
@@ -237,13 +237,13 @@ def test_an_untrained_fusion_moves_nothing_and_one_weight_moves_something(config
 @every_rule
 @pytest.mark.parametrize("steps", [16, 11, 3])
 def test_a_key_frame_reads_only_its_own_segment(config, rule, steps):
-    fusion, (vision, tokens) = taught(config), visual(1)
+    fusion, (vision, tokens) = randomised(config), visual(1)
     row = side_tokens(steps)
     side = align([row], [keys(4)], rule)
     still = fusion(vision, tokens, side)
     for frame in range(4):
         own = side.index[0, frame][side.mask[0, frame]]
-        if side.blend is not None:  # lies between two steps
+        if side.blend is not None:  # between two steps
             after, share = (x[0, frame, 0] for x in side.blend)
             own = torch.tensor([step for step, part in ((own[0], 1 - share), (after, share)) if part > 0])
         others, mine = row.x.clone(), row.x.clone()
@@ -259,7 +259,7 @@ def test_a_key_frame_reads_only_its_own_segment(config, rule, steps):
 @every_kind
 @every_rule
 def test_ragged_rows_equal_each_row_alone(config, rule):
-    fusion = taught(config)
+    fusion = randomised(config)
     vision, tokens = visual(4)
     rows = [side_tokens(16, seed=1), side_tokens(3, seed=2), None, side_tokens(9, seed=3)]
     lengths = [4, 4, 4, 2]
@@ -272,8 +272,8 @@ def test_ragged_rows_equal_each_row_alone(config, rule):
 
 
 @every_kind
-def test_a_key_frame_without_side_tokens_is_not_moved_and_has_finite_gradients(config):
-    fusion, (vision, tokens) = taught(config), visual(2)
+def test_a_key_frame_without_side_tokens_is_not_changed_and_has_finite_gradients(config):
+    fusion, (vision, tokens) = randomised(config), visual(2)
     row = side_tokens(8)
     keep = row.valid.clone()
     keep[:2] = False
@@ -290,15 +290,15 @@ def test_a_key_frame_without_side_tokens_is_not_moved_and_has_finite_gradients(c
 
 
 @every_kind
-def test_a_batch_in_which_nobody_has_the_signal_is_not_moved(config):
+def test_a_batch_without_any_signal_is_not_changed(config):
     vision, tokens = visual(2)
-    update = taught(config)(vision, tokens, align([None, None], [keys(4)] * 2, "time"))
+    update = randomised(config)(vision, tokens, align([None, None], [keys(4)] * 2, "time"))
     assert torch.equal(update, torch.zeros_like(tokens))
 
 
 @every_kind
-def test_layout_only_saves_work(config):
-    fusion, (vision, tokens) = taught(config), visual(1)
+def test_the_layout_affects_only_the_cost(config):
+    fusion, (vision, tokens) = randomised(config), visual(1)
     cases: list[tuple[int, Rule]] = [(8, "index"), (11, "index"), (3, "time")]
     for steps, rule in cases:
         side = align([side_tokens(steps)], [keys(4)], rule)
@@ -319,34 +319,34 @@ class Calls(TorchDispatchMode):
 @every_rule
 @pytest.mark.parametrize("steps", [(16,), (11,), (3,), (240, 9, 3), (11,) * 9])
 @pytest.mark.parametrize("kind", ["folded", "official"])
-def test_a_hundred_operators_do_at_any_length_and_batch(kind, steps, rule):
-    fusion, (vision, tokens) = taught(KINDS[kind]), visual(len(steps) + 1)
+def test_at_most_a_hundred_operators_run_at_any_length_and_batch(kind, steps, rule):
+    fusion, (vision, tokens) = randomised(KINDS[kind]), visual(len(steps) + 1)
     side = align([*(side_tokens(n) for n in steps), None], [keys(4)] * (len(steps) + 1), rule)
     with torch.no_grad(), Calls() as calls:
         fusion(vision, tokens, side)
     assert 0 < calls.count <= 100
 
 
-# what new recipes rely on
+# properties of new recipes
 
 
 @pytest.mark.parametrize("config", [KINDS["folded"], KINDS["official, own values"]])
-def test_order_inside_a_segment_is_heard_with_time_rope_only(config):
+def test_order_within_a_segment_matters_with_time_rope_only(config):
     vision, tokens = visual(1)
     row = side_tokens(8, grid=1)
     swapped = row.x.clone()
     swapped[[2, 3]] = row.x[[3, 2]]
-    for rope, heard in (("time", True), ("off", False)):
-        fusion = taught(config.model_copy(update={"rope": rope}))
+    for rope, matters in (("time", True), ("off", False)):
+        fusion = randomised(config.model_copy(update={"rope": rope}))
         first, second = (
             fusion(vision, tokens, align([SideTokens(x, row.times, row.spans, row.valid)], [keys(4)], "index"))
             for x in (row.x, swapped)
         )
-        assert torch.allclose(first, second, rtol=0, atol=1e-9) != heard
+        assert torch.allclose(first, second, rtol=0, atol=1e-9) != matters
 
 
-def test_only_time_since_the_key_frame_counts_even_after_an_hour():
-    fusion = taught(KINDS["folded"])
+def test_only_time_since_the_key_frame_matters_even_after_an_hour():
+    fusion = randomised(KINDS["folded"])
     vision, tokens = visual(1)
     row = side_tokens(8)
     late = SideTokens(row.x, row.times + 3600, row.spans + 3600, row.valid)
@@ -378,16 +378,16 @@ def test_calibration_sets_the_scale_of_a_first_step_and_is_saved():
 def test_calibrated_side_tokens_have_mean_zero_and_deviation_one_but_dead_channels_stay_dead():
     fusion = build_fusion(KINDS["folded"], **DIMS).double()
     assert isinstance(fusion, Folded)
-    heard = random(500, 6) * torch.tensor([1.0, 2, 3, 4, 5, 0]) + 7
-    fusion.calibrate(random(3, 12), heard)
-    fitted = fusion.standard(heard)
+    x = random(500, 6) * torch.tensor([1.0, 2, 3, 4, 5, 0]) + 7
+    fusion.calibrate(random(3, 12), x)
+    fitted = fusion.standard(x)
     assert torch.allclose(fitted.mean(0), torch.zeros(6, dtype=torch.float64), atol=1e-6)
     assert torch.allclose(fitted.std(0)[:5], torch.ones(5, dtype=torch.float64), atol=1e-6)
     assert fitted[:, 5].abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_side_tokens_too_few_to_measure_are_taken_as_they_are(count):
+def test_side_tokens_too_few_to_measure_are_not_standardised(count):
     fusion = build_fusion(KINDS["folded"], **DIMS)
     assert isinstance(fusion, Folded)
     fusion.calibrate(random(3, 12), random(count, 6))
@@ -395,7 +395,7 @@ def test_side_tokens_too_few_to_measure_are_taken_as_they_are(count):
 
 
 @pytest.mark.parametrize("combine", ["interleave", "prefix"])
-def test_concatenation_hands_back_projected_tokens_and_which_are_real(combine):
+def test_concatenation_returns_projected_tokens_and_their_mask(combine):
     config = FusionConfig(width=16, heads=2, combine=combine)
     beside = build_fusion(config, **DIMS).double()
     assert isinstance(beside, Concatenation)
@@ -411,34 +411,34 @@ def test_concatenation_hands_back_projected_tokens_and_which_are_real(combine):
     assert torch.allclose(out[2][mask[2]][:20], want, rtol=0, atol=1e-9)
 
 
-def test_what_a_fusion_cannot_do_is_refused():
+def test_unsupported_configurations_and_inputs_are_refused():
     with pytest.raises(RecipeError, match="kind: official"):
         build_fusion(FusionConfig(rope="3d"), **DIMS)
     with pytest.raises(RecipeError, match="128 channels per head, got 64/2"):
         build_fusion(FusionConfig(kind="official", width=64, heads=2, rope="3d"), **DIMS)
     side = align([side_tokens(8)], [keys(4)], "time")
     with pytest.raises(BaseModelError, match="query: projected"):
-        taught(KINDS["folded"])(None, visual(1)[1], side)
+        randomised(KINDS["folded"])(None, visual(1)[1], side)
     with pytest.raises(SignalError, match="at most 4 key frames"):
-        taught(KINDS["folded, learnable query"])(*visual(1, t=5), align([side_tokens(8)], [keys(5)], "time"))
+        randomised(KINDS["folded, learnable query"])(*visual(1, t=5), align([side_tokens(8)], [keys(5)], "time"))
     oblong = SideTokens.regular(random(8, 1, 2, 6), rate=2)
     with pytest.raises(SignalError, match="square grids, got 1 × 2"):
-        taught(KINDS["official, 3-D"])(*visual(1), align([oblong], [keys(4)], "time"))
+        randomised(KINDS["official, 3-D"])(*visual(1), align([oblong], [keys(4)], "time"))
 
 
 # points
 
 
 @pytest.mark.parametrize("name", ["folded", "official", "official, own values", "interleave"])
-def test_points_are_added_to_features_by_their_mlp_and_by_nothing_else(name):
+def test_points_act_only_through_the_mlp_that_is_added_to_features(name):
     config = KINDS.get(name, FusionConfig(width=16, heads=2, combine="interleave"))
     torch.manual_seed(0)
-    placing = build_fusion(config, **DIMS | {"side_dim": 9, "points": True}).double()
-    for parameter in placing.parameters():
+    with_points = build_fusion(config, **DIMS | {"side_dim": 9, "points": True}).double()
+    for parameter in with_points.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    placing.calibrate(random(3, 12), random(50, 9) * 2 + 1)
+    with_points.calibrate(random(3, 12), random(50, 9) * 2 + 1)
     plain = build_fusion(config, **DIMS).double()
-    state = placing.state_dict()
+    state = with_points.state_dict()
     plain.load_state_dict({key: value for key, value in state.items() if not key.startswith("place.")})
     side = align([SideTokens.regular(random(8, 2, 2, 9), rate=2)], [keys(4)], "time")
     first, norm, relu, last = (state.get(f"place.mlp.{i}.weight") for i in range(4))
@@ -450,24 +450,24 @@ def test_points_are_added_to_features_by_their_mlp_and_by_nothing_else(name):
     if isinstance(plain, Official):
         assert plain.standard is None
     else:
-        assert plain.standard is not None and placing.standard is not None
-        x = placing.standard(x)
+        assert plain.standard is not None and with_points.standard is not None
+        x = with_points.standard(x)
         plain.standard.mean.zero_()
         plain.standard.gain.fill_(1)
 
-    def said(fusion: Fusion | Concatenation, side: SideBatch) -> Tensor:
+    def output(fusion: Fusion | Concatenation, side: SideBatch) -> Tensor:
         return fusion(side)[0] if isinstance(fusion, Concatenation) else fusion(*visual(1), side)
 
     added = replace(side, x=x + inner @ last.T + state["place.mlp.3.bias"])
-    want = said(plain, added)
-    assert torch.allclose(said(placing, side), want, rtol=0, atol=1e-6)
-    assert not torch.allclose(said(plain, replace(side, x=x)), want, rtol=0, atol=1e-3)
+    want = output(plain, added)
+    assert torch.allclose(output(with_points, side), want, rtol=0, atol=1e-6)
+    assert not torch.allclose(output(plain, replace(side, x=x)), want, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("config", [KINDS["folded"], KINDS["official"]], ids=["folded", "official"])
 def test_a_room_far_from_its_origin_is_the_same_room(config):
-    """Even in bfloat16, which has steps of 4 m at 1000 m."""
-    said = []
+    """Even in bfloat16, whose resolution at 1000 m is 4 m."""
+    outputs = []
     for away in (0.0, 1000.0):
         torch.manual_seed(0)
         fusion = build_fusion(config, **DIMS | {"side_dim": 9, "points": True})
@@ -478,11 +478,11 @@ def test_a_room_far_from_its_origin_is_the_same_room(config):
         fusion.calibrate(random(3, 12), x.flatten(0, 2))
         side = align([SideTokens.regular(x, rate=2)], [keys(4)], "time")
         vision, tokens = (each.bfloat16() for each in visual(1))
-        said.append(fusion.bfloat16()(vision, tokens, side))
-    assert torch.allclose(said[0].float(), said[1].float(), rtol=0.02, atol=0.02 * said[0].abs().max().item())
+        outputs.append(fusion.bfloat16()(vision, tokens, side))
+    assert torch.allclose(outputs[0].float(), outputs[1].float(), rtol=0.02, atol=0.02 * outputs[0].abs().max().item())
 
 
-def test_calibration_tells_features_from_points():
+def test_features_and_points_are_calibrated_separately():
     fusion = build_fusion(KINDS["folded"], **DIMS | {"side_dim": 9, "points": True})
     x = random(500, 9) * torch.tensor([2.0] * 6 + [5.0] * 3) + torch.tensor([1.0] * 6 + [-7.0] * 3)
     fusion.calibrate(random(3, 12), x)

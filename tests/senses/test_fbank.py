@@ -1,4 +1,4 @@
-"""The spectrum is Kaldi's, and what a network makes of it lies on the clip's clock."""
+"""The spectrum equals Kaldi's, and the tokens of a network that reads it are on the clip's clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pave.media.clip import Clip
-from pave.senses.fbank import FLOOR, FRAME, HOP, POVEY, SAMPLE_RATE, fbank, filters, listen
+from pave.senses.fbank import FLOOR, FRAME, HOP, POVEY, SAMPLE_RATE, encode_patches, fbank, filters
 
 GOLDEN = load_file(GOLDEN_FOLDER / "imagebind_audio_tiny.safetensors")
 SILENCE = math.log(FLOOR)
@@ -24,20 +24,20 @@ def noise(samples: int) -> Tensor:
 
 
 def loudness(sound: Tensor) -> Tensor:
-    """The least network: the mean of a patch (τ 1 1 1)."""
+    """A minimal network: the mean of a patch (τ 1 1 1)."""
     mel = fbank(sound, 32).mean(-1)
     return mel[: len(mel) // PATCH * PATCH].view(-1, 1, 1, 1, PATCH).mean(-1)
 
 
 def test_the_spectrum_is_that_of_torchaudio() -> None:
-    """Which made the golden one, of ImageBind's own options: (log power + 4.268) / 9.138."""
+    """The golden one is from torchaudio, with ImageBind's options: (log power + 4.268) / 9.138."""
     window = GOLDEN["wave"][0, : 2 * SAMPLE_RATE]
     theirs = GOLDEN["mel_clean"][0, 0, :, :198].T * 9.138 - 4.268
     assert (fbank(window, 128) - theirs).abs().max() <= 5e-4
 
 
 def test_the_window_of_povey_is_hann_to_the_power_of_85_hundredths() -> None:
-    """Kaldi's formula, frame by frame and bin by bin, as far as numbers of 64 bits differ from those of 32."""
+    """Kaldi's formula in float64, frame by frame and bin by bin."""
     sound = noise(FRAME + 3 * HOP)[0]
     samples = torch.arange(FRAME, dtype=torch.float64)
     hann = 0.5 - 0.5 * torch.cos(2 * math.pi * samples / (FRAME - 1))
@@ -58,7 +58,7 @@ def test_the_window_of_povey_is_hann_to_the_power_of_85_hundredths() -> None:
 
 @pytest.mark.parametrize("bands", [1, 2, 23, 32, 64, 80, 127, 128, 256])
 def test_filters_are_triangles_that_are_even_on_the_mel_scale_of_kaldi(bands: int) -> None:
-    """feat/mel-computations.cc, to the last bit; and nobody is warned of low bands that hear no bin."""
+    """feat/mel-computations.cc, to the last bit; without a warning about empty low bands."""
     low, high = (1127 * math.log1p(hertz / 700) for hertz in (20, 8000))
     edges = torch.linspace(low, high, bands + 2, dtype=torch.float64)
     bins = 1127 * torch.log1p(torch.arange(257, dtype=torch.float64) * 31.25 / 700)[:, None]
@@ -66,8 +66,8 @@ def test_filters_are_triangles_that_are_even_on_the_mel_scale_of_kaldi(bands: in
     filters.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = filters(bands)
-    assert torch.equal(found, torch.minimum(rise, fall).clamp(min=0).float())
+        bank = filters(bands)
+    assert torch.equal(bank, torch.minimum(rise, fall).clamp(min=0).float())
 
 
 def test_silence_is_the_floor_and_a_constant_is_silence() -> None:
@@ -78,37 +78,37 @@ def test_silence_is_the_floor_and_a_constant_is_silence() -> None:
 @pytest.mark.parametrize(
     ("samples", "steps", "windows"),
     [
-        (1, 1, [3440]),  # less than a patch is followed by silence
+        (1, 1, [3440]),  # less than a patch is padded with silence
         (3440, 1, [3440]),
         (6639, 1, [6639]),
         (6640, 2, [6640]),
         (9840, 3, [9840]),  # exactly a window
-        (13039, 3, [9840]),  # what is behind it fills no patch
+        (13039, 3, [9840]),  # an incomplete patch after it is dropped
         (13040, 4, [9840, 3440]),
         (22640, 7, [9840, 9840, 3440]),
     ],
 )
-def test_windows_follow_each_other_and_are_as_long_as_the_sound(samples: int, steps: int, windows: list[int]) -> None:
-    heard = []
+def test_windows_are_consecutive_and_end_with_the_sound(samples: int, steps: int, windows: list[int]) -> None:
+    lengths = []
 
-    def look(sound: Tensor) -> Tensor:
-        heard.append(len(sound))
+    def tokens(sound: Tensor) -> Tensor:
+        lengths.append(len(sound))
         return loudness(sound)
 
     clip = Clip(audio=noise(samples), rate=SAMPLE_RATE, audio_start=1.5)
-    side = listen(clip, FRAMES, PATCH, look)
-    assert side is not None and len(side.x) == steps and side.valid.all() and heard == windows
+    side = encode_patches(clip, FRAMES, PATCH, tokens)
+    assert side is not None and len(side.x) == steps and side.valid.all() and lengths == windows
     starts = [0.6 * (i // 3) for i in range(steps)]
-    ends = [min(start + heard[i // 3] / SAMPLE_RATE, samples / SAMPLE_RATE) for i, start in enumerate(starts)]
+    ends = [min(start + lengths[i // 3] / SAMPLE_RATE, samples / SAMPLE_RATE) for i, start in enumerate(starts)]
     assert side.spans.flatten().tolist() == pytest.approx([1.5 + s for i in range(steps) for s in (starts[i], ends[i])])
     middles = [0.2 * i + 0.1075 if samples >= 3440 else samples / SAMPLE_RATE / 2 for i in range(steps)]
     assert side.times.tolist() == pytest.approx([1.5 + middle for middle in middles])
 
 
-def test_the_time_of_a_step_is_the_middle_of_what_it_hears() -> None:
-    """Borders of windows included: a step of patches has the same values wherever its window begins."""
+def test_the_time_of_a_step_is_the_middle_of_its_samples() -> None:
+    """Also at the borders of windows: the values of a step do not depend on where its window starts."""
     sound, reach = noise(22640), 3440
-    whole = listen(Clip(audio=sound, rate=SAMPLE_RATE), FRAMES, PATCH, loudness)
+    whole = encode_patches(Clip(audio=sound, rate=SAMPLE_RATE), FRAMES, PATCH, loudness)
     assert whole is not None
     for step, middle in enumerate((whole.times * SAMPLE_RATE).round().long().tolist()):
         alone = loudness(sound[0, middle - reach // 2 : middle + reach // 2])

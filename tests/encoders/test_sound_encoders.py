@@ -1,4 +1,4 @@
-"""Every encoder of sound takes what is odd about a sound as the others do, whatever it makes of what it hears."""
+"""Claims about all sound encoders: silence, invalid samples, channels, rates, clocks and streaming."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pave.errors import SignalError
 from pave.media.clip import Clip
 from pave.sidechannel import SideTokens
 
-DEAF = {"array", "base-tower", "instructblip-video", "languagebind-video", "rgbd-geometry", "vjepa2-video"}
-# Where the time of the first step lies, seconds from step to step, and steps of so many samples, of one window at most.
-# The steps of logmel and ImageBind are no parts of windows, and are counted in their own files.
+WITHOUT_SOUND = {"array", "base-tower", "instructblip-video", "languagebind-video", "rgbd-geometry", "vjepa2-video"}
+# Time of the first step, seconds from step to step, and numbers of steps by numbers of samples, of one window at most.
+# Steps of logmel and ImageBind are not parts of windows: tested in their own files.
 CLOCKS: dict[str, tuple[float, float, dict[int, int]]] = {
     "whisper-speech": (0, 0.02, {1: 1, 320: 1, 321: 2, 16_000: 50, 480_000: 1500}),
     "clap-audio": (0.15625, 0.3125, {1: 1, 15_000: 1, 15_001: 2, 48_000: 4, 480_000: 32}),
@@ -42,80 +42,82 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Encoder]:
 
 
 @pytest.fixture(params=EARS)
-def ear(request: pytest.FixtureRequest, small: Callable[[str], Encoder], monkeypatch: pytest.MonkeyPatch) -> Encoder:
+def encoder(
+    request: pytest.FixtureRequest, small: Callable[[str], Encoder], monkeypatch: pytest.MonkeyPatch
+) -> Encoder:
     monkeypatch.setenv(CONSENT, "1")
     return small(request.param)
 
 
 @pytest.fixture
-def rate(ear: Encoder) -> int:
-    return module_of(ear.spec.name).SAMPLE_RATE
+def rate(encoder: Encoder) -> int:
+    return module_of(encoder.spec.name).SAMPLE_RATE
 
 
 @pytest.fixture
-def listen(ear: Encoder) -> Callable[..., SideTokens]:
-    return listener(ear)
+def encode(encoder: Encoder) -> Callable[..., SideTokens]:
+    return listener(encoder)
 
 
 def test_no_encoder_of_sound_is_left_out() -> None:
-    assert set(known_encoders()) == EARS.keys() | DEAF
+    assert set(known_encoders()) == EARS.keys() | WITHOUT_SOUND
 
 
 @pytest.mark.parametrize("name", EARS)
-def test_a_clip_without_sound_is_none_and_opens_no_weights(name: str) -> None:
+def test_a_clip_without_sound_is_none_and_loads_no_weights(name: str) -> None:
     encoder = load_encoder(name)
     assert encoder.encode(Clip()) is None and encoder.encode(Clip(audio=torch.zeros(2, 0), rate=8000)) is None
     assert "network" not in vars(encoder)
 
 
-def test_silence_is_a_sound_unlike_others(listen: Callable[..., SideTokens], rate: int) -> None:
-    silence, other = listen(torch.zeros(1, 4 * rate)), listen(noise(rate, 4))
+def test_silence_is_present_and_differs_from_other_sounds(encode: Callable[..., SideTokens], rate: int) -> None:
+    silence, other = encode(torch.zeros(1, 4 * rate)), encode(noise(rate, 4))
     assert silence.valid.all() and silence.x.shape == other.x.shape and not torch.equal(silence.x, other.x)
     assert torch.equal(silence.times, other.times) and torch.equal(silence.spans, other.spans)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_sound_that_is_not_finite_is_an_error(listen: Callable[..., SideTokens], rate: int, value: float) -> None:
+def test_sound_that_is_not_finite_is_an_error(encode: Callable[..., SideTokens], rate: int, value: float) -> None:
     sound = noise(rate, 4, channels=2)
     sound[1, 100] = value
     with pytest.raises(SignalError, match="not finite"):
-        listen(sound)
+        encode(sound)
 
 
-def test_channels_are_mixed(listen: Callable[..., SideTokens], rate: int) -> None:
+def test_channels_are_averaged(encode: Callable[..., SideTokens], rate: int) -> None:
     sound = noise(rate, 3, channels=8)
-    assert torch.equal(listen(sound).x, listen(sound.mean(0, keepdim=True)).x)
+    assert torch.equal(encode(sound).x, encode(sound.mean(0, keepdim=True)).x)
 
 
-def test_sound_of_another_rate_is_heard_as_at_its_own(listen: Callable[..., SideTokens], rate: int) -> None:
-    """Sound of all pitches up to 7 kHz: what is not there would be heard by the last bits of a sample."""
+def test_the_sampling_rate_hardly_changes_the_tokens(encode: Callable[..., SideTokens], rate: int) -> None:
+    """Sound of many frequencies up to 7 kHz: in empty bands, log power would depend on rounding errors."""
 
     def chord(rate: int) -> Tensor:
         clock = torch.arange(2 * rate) / rate
         return torch.stack([torch.sin(2 * torch.pi * hertz * clock) for hertz in range(200, 7000, 200)]).mean(0)[None]
 
-    there, here, other = listen(chord(44_100), 44_100).x, listen(chord(rate)).x, listen(noise(rate, 2)).x
+    there, here, other = encode(chord(44_100), 44_100).x, encode(chord(rate)).x, encode(noise(rate, 2)).x
     assert (there - here).norm() < 0.2 * (other - here).norm()
 
 
 @pytest.mark.parametrize(
-    ("ear", "samples", "steps"),
+    ("encoder", "samples", "steps"),
     [(name, samples, steps) for name, (*_, counts) in CLOCKS.items() for samples, steps in counts.items()],
-    indirect=["ear"],
+    indirect=["encoder"],
 )
-def test_the_steps_of_a_window_lie_where_its_sound_does(
-    ear: Encoder, listen: Callable[..., SideTokens], rate: int, samples: int, steps: int
+def test_the_steps_of_a_window_have_the_times_of_its_sound(
+    encoder: Encoder, encode: Callable[..., SideTokens], rate: int, samples: int, steps: int
 ) -> None:
-    first, period, _ = CLOCKS[ear.spec.name]
-    side = listen(noise(rate, 30)[:, :samples], start=0.25)
-    assert side.x.shape[:3] == (steps, *ear.spec.grid) and side.valid.all()
+    first, period, _ = CLOCKS[encoder.spec.name]
+    side = encode(noise(rate, 30)[:, :samples], start=0.25)
+    assert side.x.shape[:3] == (steps, *encoder.spec.grid) and side.valid.all()
     assert side.spans.tolist() == [[0.25, 0.25 + samples / rate]] * steps
     want = [0.25 + min(first + k * period, samples / rate) for k in range(steps)]
     assert side.times.tolist() == pytest.approx(want, abs=1e-4)
 
 
 @pytest.mark.parametrize("recorded", [None, 44_100, 11_025])
-def test_it_hears_in_pieces_what_it_hears_in_the_whole(ear: Encoder, rate: int, recorded: int | None) -> None:
-    seconds, finished = PIECES[ear.spec.name]
+def test_tokens_of_a_stream_equal_those_of_the_whole_sound(encoder: Encoder, rate: int, recorded: int | None) -> None:
+    seconds, finished = PIECES[encoder.spec.name]
     rate = recorded or rate
-    assert hear_in_pieces(ear, noise(rate, seconds), rate) == finished
+    assert hear_in_pieces(encoder, noise(rate, seconds), rate) == finished
