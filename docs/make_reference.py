@@ -55,7 +55,7 @@ def _command(path: str, command: Any) -> Iterator[str]:
     yield f"```text\n{' '.join([path, *words, *(['[OPTIONS]'] if options else [])])}\n```\n"
     yield f"{_cell(' '.join((command.help or '').split()), False)}\n"
     if arguments or options:
-        yield "| | | default |"
+        yield "| name | meaning | default |"
         yield "|---|---|---|"
         for each in arguments:
             yield f"| `{_metavar(each)}` | {_cell(each.help)} | {_default(each)} |"
@@ -95,7 +95,7 @@ def recipe_page() -> str:
     for place, kind in _kinds(Recipe, ""):
         part = found if kind is Recipe else found["$defs"][kind.__name__]
         lines += [f"## {place or 'Top level'}\n", f"{_cell(part['description'], False)}\n"]
-        lines += ["| key | values | default | |", "|---|---|---|---|"]
+        lines += ["| key | values | default | meaning |", "|---|---|---|---|"]
         words = remarks(kind)
         for key, field in kind.model_fields.items():
             default = "required" if field.is_required() else _value(field.get_default())
@@ -145,7 +145,8 @@ def _values(part: dict[str, Any]) -> str:
     }.get(part.get("type", ""), "")
     if part.get("type") == "array":
         items = _values(part["items"])
-        return f"list of {items}" if "`" in items else f"list of {items}s"
+        plain = items in ("text", "path", "mapping")
+        return f"list of {items}s" if plain else f"list of {items}" if "`" in items else f"list: {items}"
     kind = "path" if part.get("format") == "path" else kind
     words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {_number(part[key])}" for key, sign in words.items() if key in part]

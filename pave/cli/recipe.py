@@ -70,5 +70,5 @@ def remarks(kind: type[Config]) -> dict[str, str]:
             key = field[1]
         code, mark, words = line.partition("  # ")
         if mark and code.strip() and key in kind.model_fields:
-            found[key] = words
+            found[key] = words.replace("None", "null")  # as YAML has it
     return found

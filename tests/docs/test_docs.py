@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pages import RUN, anchors, blocks, links, pages, shows
 from places import ROOT
+
+import pave
 
 PAGES = pages()
 REASONS = ("GPU", "Hub", "weights")  # what a test machine lacks
@@ -107,3 +110,9 @@ def test_pictures_are_small():
 def test_an_output_may_leave_parts_out_and_no_more():
     assert shows("step 2: ...\nend", "x\nstep 2: loss 0.3\nend\n") and shows("red", "a\nred  \n")
     assert not shows("step 3: ...", "step 2: loss") and not shows("red\nblue", "blue\nred")
+
+
+def test_the_citation_is_of_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert cited["version"] == pave.__version__ and cited["license"] == "Apache-2.0"
+    assert cited["preferred-citation"]["url"] == "https://arxiv.org/abs/2503.19794"

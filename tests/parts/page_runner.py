@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+from io import TextIOWrapper
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
@@ -76,11 +77,14 @@ def _python(pipe: Any, folder: Path) -> None:
 def _shell(block: Block, folder: Path) -> tuple[bool, str]:
     output = ""
     for line in block.text.replace("\\\n", " ").splitlines():
+        line, forgiven, _ = line.partition("|| true")
         words = shlex.split(line, comments=True)
         if not words:
             continue
         if words[0] in MAINS and not set(line) & set("|><;&"):
-            expanded = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], cwd=folder, stdout=subprocess.PIPE, check=True)
+            expanded = subprocess.run(
+                ["bash", "-c", f"printf '%s\\0' {line}"], cwd=folder, stdout=subprocess.PIPE, check=True
+            )
             words = expanded.stdout.decode().split("\0")[:-1]
             with tempfile.TemporaryFile("w+") as log:
                 process = FORK.Process(target=_command, args=(words, folder, log))
@@ -97,7 +101,7 @@ def _shell(block: Block, folder: Path) -> tuple[bool, str]:
             )
             code, said = done.returncode, done.stdout
         output += said
-        if code:
+        if code and not forgiven:
             return True, f"{line}: exit code {code}\n{output}"
     return False, output
 
@@ -117,6 +121,7 @@ def _redirect(log: IO[str]) -> None:
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         stream.flush()
         os.dup2(log.fileno(), number)
+        assert isinstance(stream, TextIOWrapper)
         stream.reconfigure(line_buffering=True)
 
 

@@ -46,7 +46,9 @@ def blocks(page: Path) -> list[Block]:
     for match in FENCE.finditer(text):
         mark = MARK.search(text, 0, match.start())
         words = (mark[1], mark[2] or "") if mark else ("", "")
-        block = Block(text.count("\n", 0, match.start()) + 1, match["kind"], match["text"], match["title"] or "", *words)
+        block = Block(
+            text.count("\n", 0, match.start()) + 1, match["kind"], match["text"], match["title"] or "", *words
+        )
         behind = found and found[-1].kind in RUN and not text[end : match.start()].strip()
         if behind and block.kind == "text":
             found[-1] = Block(**{**vars(found[-1]), "printed": block.text})
