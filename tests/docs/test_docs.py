@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -100,6 +102,24 @@ def test_reference_pages_are_those_of_the_code():
     spec.loader.exec_module(module)
     for file, text in module.pages().items():
         assert (ROOT / "docs/reference" / file).read_text("utf-8") == text, "run python docs/make_reference.py"
+
+
+def test_the_architecture_shows_the_wings_in_their_order():
+    tree = ast.parse((ROOT / "tests/test_house.py").read_text("utf-8"))
+    order = next(ast.literal_eval(each.value) for each in tree.body if ast.unparse(each).startswith("ORDER ="))
+    drawing = blocks(ROOT / "ARCHITECTURE.md")[0].text
+    drawn = [re.split(r" {2,}", line.strip())[0] for line in drawing.splitlines() if line.strip("│ ")]
+    names = [each.replace("/", "").replace(",", "") for each in drawn]
+    expected = [sorted(each.split()) for each in order[:-1]]
+    assert [sorted(each.split()) for each in names[:-1]] == expected and names[-1] == "vocabulary"
+
+
+def test_files_that_the_architecture_names_exist():
+    for line in (ROOT / "ARCHITECTURE.md").read_text("utf-8").splitlines():
+        folder = ROOT
+        for file in re.findall(r"`([\w/]+\.py)`", line):
+            folder = (ROOT / file).parent if "/" in file else folder
+            assert (folder / Path(file).name).is_file(), file
 
 
 def test_pictures_are_small():
