@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | examples | test-floor | bench     each sets everything up on a fresh machine, then runs.
+# make demo | test | lint | docs | examples | test-floor | bench     each sets up what it needs on a fresh machine, then runs.
 # make test PYTHON=python3.12 PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" TESTS=tests/cli/test_cli.py
 
 PYTHON ?= python3
@@ -15,7 +15,7 @@ comma := ,
 demo: .venv/installed
 	$(BIN)/pave demo
 
-# One thread per worker: the clips and models of the tests are too small to share between cores.
+# One thread per worker: the models of the tests are too small to gain from several.
 test: .venv/complete
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(TESTS)
 
@@ -43,7 +43,7 @@ clean:
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(call install,.venv,constraints.txt,dev)
 
-# What is optional is tested, too; it is no part of a demo, since PEFT imports it wherever it is, and it talks.
+# Optional dependencies are for tests only: PEFT imports them if installed, and they print messages into the demo.
 .venv/complete: .venv/installed
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation -e ".[dev,quantize,ray]"
 	touch $@
@@ -57,7 +57,7 @@ clean:
 	$(DOCS)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt mkdocs-material "mkdocstrings[python]"
 	touch $@
 
-# setuptools comes first and pinned, so that building the editable install fetches nothing of its own.
+# setuptools is installed first, pinned, so that building the editable install downloads nothing else.
 define install
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --upgrade pip

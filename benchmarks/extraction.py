@@ -1,13 +1,13 @@
-"""Does extraction lose, double or change a clip when it is killed, and what does its care cost beside a plain loop?
+"""Does extraction lose, duplicate or change a clip when it is killed, and how fast is it compared with a plain loop?
 
     python benchmarks/extraction.py            # 1,000 clips; writes benchmarks/results/extraction.json; some minutes
     python benchmarks/extraction.py --small    # 60 clips; writes nothing
 
-Clips of the Playroom, every fiftieth damaged in one of five ways. `pave encode` takes them once undisturbed, and once
-killed with SIGKILL after a third and after two thirds of its files, and begun again: each good clip must be there once,
-the list of the others exact, every file equal to the undisturbed one's. Then whole processes by the clock, from the
-start of the interpreter to the last file, best of two rounds in turn: `pave encode` with as many workers as cores,
-and a loop over the same encoder that reads, encodes and saves, without limits, hashes or a way to go on.
+Clips of the Playroom, every fiftieth damaged in one of five ways. `pave encode` runs once uninterrupted, and once
+killed with SIGKILL after a third and after two thirds of its files and restarted: each good clip must be there exactly
+once, the quarantine list exact, every file equal to that of the uninterrupted run. Then wall-clock time of whole
+processes, interpreter start included, best of two alternating rounds: `pave encode` with one worker per core, and a
+loop over the same encoder that reads, encodes and saves, without limits, hashes or resuming.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tempfile import TemporaryDirectory
 
 from study import Study
 
-from pave.features.files import files, head
+from pave.features.files import files, read_header
 from pave.playroom.writer import write_clips
 
 ROOT = Path(__file__).parents[1]
 SHARD, EVERY, ROUNDS = 16, 50, 2
-DAMAGE = {  # what becomes of the bytes of a clip
+DAMAGE = {  # changes to the bytes of a clip
     "empty": lambda data: b"",
     "text": lambda data: b"<html>404 Not Found</html>",
     "cut": lambda data: data[: len(data) // 2],
@@ -56,7 +56,7 @@ save_file(found, sys.argv[2])
 
 
 def made(folder: Path, clips: int) -> dict[str, str]:
-    """Write clips into a folder; the names of the damaged ones, and how."""
+    """Write clips into a folder, some of them damaged; returns their names and kinds of damage."""
     write_clips(folder, clips)
     every = EVERY if clips >= 1000 else EVERY // 5
     damaged = {}
@@ -79,7 +79,7 @@ def encoding(media: Path, out: Path) -> subprocess.Popen[bytes]:
 
 
 def killed(media: Path, folder: Path, damaged: dict[str, str], clips: int) -> dict[str, int]:
-    """An undisturbed run, and one that is killed twice on the way; what has become of the clips."""
+    """An uninterrupted run, and one that is killed twice; counts of the outcomes."""
     whole, out = folder / "whole", folder / "killed"
     assert encoding(media, whole).wait() == 0
     for third in (1, 2):
@@ -94,7 +94,7 @@ def killed(media: Path, folder: Path, damaged: dict[str, str], clips: int) -> di
 
 def verdict(whole: Path, out: Path, media: Path, damaged: dict[str, str]) -> dict[str, int]:
     """Counts; none may be BAD."""
-    told = Counter(entry.path for path in files(out) for entry in head(path).clips if not entry.why)
+    told = Counter(entry.path for path in files(out) for entry in read_header(path).clips if not entry.why)
     good = {path.relative_to(media).as_posix() for path in media.rglob("*.mp4")} - damaged.keys()
     listed = [json.loads(line)["file"] for line in (out / "quarantine.jsonl").read_text().splitlines()]
     equal = [path.read_bytes() == (out / path.name).read_bytes() for path in files(whole)]
@@ -111,7 +111,7 @@ def verdict(whole: Path, out: Path, media: Path, damaged: dict[str, str]) -> dic
 
 
 def speeds(media: Path, folder: Path, clips: int) -> dict[str, float]:
-    """Clips per second of whole processes, and how they compare."""
+    """Clips per second of whole processes, and their ratio."""
     best = {"pave encode": float("inf"), "plain loop": float("inf")}
     for _ in range(ROUNDS):
         for name in best:

@@ -1,14 +1,15 @@
-"""What becomes of patches when bytes, disks, processes and connections fail? Many tries of each; no count may be BAD.
+"""Do patches survive failures of bytes, disks, processes and connections? Many tries of each; no count may be BAD.
 
     python benchmarks/faults.py            # writes benchmarks/results/faults.json; some minutes
     python benchmarks/faults.py --small    # a few tries of each; writes nothing
 
-mutated: files changed at random, half in the header, half in the data; each must be refused by a PatchError, or hold
-the very tensors and config that were written. killed: a process that saves one patch over another, again and again, is
-killed with SIGKILL at a random instant; the file must be the one or the other, whole. full: the disk ends somewhere in
-a save. writers: two processes save to one file at once. cold: 16 processes ask at once for a patch of the Hub that none
-has. killed downloads: a process is killed at a random instant of a download, and another asks again. broken downloads:
-what the Hub sends is spoiled in a random way, once or for good; the patch must be right, or refused by a PatchError.
+mutated: files changed at random, half in the header, half in the data; each must be refused with a PatchError, or hold
+exactly the tensors and config that were written. killed: a process that saves two patches to one file in turn is killed
+with SIGKILL at a random time; the file must be one of them, complete. full: the disk is full at some point of a save.
+writers: two processes save to one file at the same time. cold: 16 processes request an uncached Hub patch at the same
+time. killed downloads: a process is killed at a random time of a download, and another requests the patch. broken
+downloads: the Hub's responses are corrupted at random, once or always; the patch must be right, or refused with a
+PatchError.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ while True:
         patch.save(target)
 """
 
-# Forks a process for every line that it reads, {"cache": folder, "answer": file}: it asks for the patch and writes what
-# it got. So processes begin at once, and a thousand cost no imports.
+# Forks a process for every line that it reads, {"cache": folder, "answer": file}: the child requests the patch and
+# writes the result. Forks start at the same time, and a thousand of them need no imports.
 ASKER = """
 import json, os, signal, sys
 from pathlib import Path
@@ -100,7 +101,7 @@ def made(seed: int, width: int = 8, dim: int = 16) -> Patch:
 
 
 def mutate(data: bytes, rng: Random) -> bytes:
-    """One file with a few faults."""
+    """The file with a few random changes."""
     length = int.from_bytes(data[:8], "little")
     low, high = (0, 8 + length) if rng.random() < 0.5 else (8 + length, len(data))
     out = bytearray(data)
@@ -117,7 +118,7 @@ def mutate(data: bytes, rng: Random) -> bytes:
                 out[place:place] = rng.randbytes(rng.randrange(1, 40))
             case 4:
                 del out[place : place + rng.randrange(1, 40)]
-            case 5:  # numbers of the header are where most can go wrong
+            case 5:  # numbers of the header: the changes most likely to pass a parser
                 digits = [i for i in range(8, min(8 + length, len(out))) if 48 <= out[i] <= 57]
                 if digits:
                     out[rng.choice(digits)] = rng.choice(b"0123456789-e.")
@@ -161,7 +162,7 @@ def killed(tries: int, folder: Path) -> dict[str, Any]:
             process.send_signal(signal.SIGKILL)
         found[verdict(target, whole)] += 1
     left = [file for file in folder.iterdir() if file.name.startswith(".target")]
-    for file in left:  # those of a killed save count as such after an hour
+    for file in left:  # the next save deletes temporary files older than an hour
         os.utime(file, (0, 0))
     Patch.load(names[0]).save(target)
     found["BAD: not swept"] += len([file for file in folder.iterdir() if file.name.startswith(".target")])
@@ -238,7 +239,7 @@ def killed_downloads(tries: int, folder: Path) -> dict[str, Any]:
 
 def broken_downloads(tries: int, folder: Path) -> dict[str, Any]:
     rng, found = Random(0), Counter[str]()
-    kinds = sorted(FAULTS - {"moved", "hang"})  # one moves nothing here; the other is silence until a time is up
+    kinds = sorted(FAULTS - {"moved", "hang"})  # "moved" has no effect here; "hang" would only wait for the timeout
     with hub_of_one(folder) as (server, right):
         for number in range(tries):
             kind, places = rng.choice(kinds), ("*", "/store*", "/api*", "*/resolve/*")
@@ -260,7 +261,7 @@ def broken_downloads(tries: int, folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def hub_of_one(folder: Path) -> Iterator[tuple[HubServer, str]]:
-    """A Hub on the loopback that has one patch of some megabytes, and the sha256 of the patch."""
+    """A local Hub server with one patch of some megabytes, and the sha256 of the patch."""
     patch = made(0, 1024, 1024)
     with HubServer() as server:
         server.create(PATCH, {"patch.safetensors": patch.save(folder / "patch.safetensors").read_bytes()})
@@ -268,11 +269,11 @@ def hub_of_one(folder: Path) -> Iterator[tuple[HubServer, str]]:
 
 
 class Asker:
-    """A process whose forks ask for the patch."""
+    """A process whose forks request the patch."""
 
     def __init__(self, server: HubServer) -> None:
-        told = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        settings = {**os.environ, **told, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+        hub = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        settings = {**os.environ, **hub, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
         settings |= {"PYTHONPATH": str(Path(__file__).parents[1])}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen([sys.executable, "-c", ASKER], stdin=pipe, stdout=pipe, text=True, env=settings)
@@ -286,7 +287,7 @@ class Asker:
         self.process.communicate()
 
     def ask(self, cache: Path, answer: Path) -> int:
-        """Let a process of its own ask; its number."""
+        """Request the patch in a new process; returns its process id."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps({"cache": str(cache), "answer": str(answer)}) + "\n")
         self.process.stdin.flush()
@@ -294,7 +295,7 @@ class Asker:
 
 
 def got(answer: Path) -> str:
-    """What a process got, once it is there."""
+    """The result of a process, once it is written."""
     end = time.monotonic() + 120
     while not answer.exists():
         if time.monotonic() > end:
@@ -308,12 +309,12 @@ def counts(found: Counter[str]) -> dict[str, int]:
 
 
 def two_large(folder: Path) -> list[Path]:
-    """Patches whose save takes some milliseconds."""
+    """Two patches large enough that saving takes some milliseconds."""
     return [made(seed, 1024, 1024).save(folder / f"{seed}.safetensors") for seed in (0, 1)]
 
 
 def saver(names: list[Path], target: Path) -> subprocess.Popen[bytes]:
-    """A process that saves without end; it has begun when this returns."""
+    """A process that saves in an endless loop; it is running when this returns."""
     command = [sys.executable, "-c", SAVER, *map(str, names), str(target)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"

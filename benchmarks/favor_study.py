@@ -1,16 +1,16 @@
-"""What of FAVOR's causal Q-Former matters? One thing changed at a time, beside patches that have none.
+"""Which parts of FAVOR's causal Q-Former matter? Ablations, and patches without a Q-Former.
 
     python benchmarks/favor_study.py            # three seeds of everything; one to two minutes a run, sixty runs
-    python benchmarks/favor_study.py sound dir  # rows whose name begins so
-    python benchmarks/favor_study.py --table    # table and plot of what was found so far
-    python benchmarks/favor_study.py --small    # a look at the script itself; writes no result
+    python benchmarks/favor_study.py sound dir  # only rows with these prefixes
+    python benchmarks/favor_study.py --table    # table and plot of the results so far
+    python benchmarks/favor_study.py --small    # a quick test of the script; writes no result
 
-Every row is the recipe `favor-playroom` at a twelfth of its budget, about sounds alone, with one thing changed: same
-clips, same rates. What is compared is how soon it is learned; words take several times as long, in every row. Rows of
-`sound` are patches without a resampler, whose fusion reads so many log-mel spectra a second; one a second is what FAVOR
-is meant to surpass. In `senses: apart` the Q-Former reads pictures and sound one after the other, with two queries for
-each, never side by side. Accuracies are those of held-out questions, by channel; `beside favor` is the difference to
-the first row in points of all questions, lowest and highest of the seeds. Run again, it goes on with what is missing.
+Every row is the recipe `favor-playroom` at a twelfth of its budget, on questions about sounds only, with one change:
+same clips, same rates. This compares how fast a variant learns; words take several times as long in every row. Rows of
+`sound` are patches without a resampler, whose fusion reads the given number of log-mel spectra per second; one per
+second is the baseline that FAVOR should beat. In `senses: apart` the Q-Former reads frames and sound separately, with
+two queries each. Accuracies are on held-out questions, by channel; `beside favor` is the difference to the first row in
+points over all questions, lowest and highest of the seeds. Run again, it continues with the missing rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pave.hub.catalogue import find
 from pave.playroom.writer import write_clips
 from pave.recipe import read_recipe
 from pave.sidechannel import SideBatch
-from pave.training.dataset import Dataset, see
+from pave.training.dataset import Dataset, read_dataset
 from pave.training.loss import token_accuracy
 from pave.training.run import Run
 from pave.training.setup import Setup
@@ -46,7 +46,7 @@ CHANNELS = ("audio", "audio+video", "order")
 
 
 def hearing(rate: int) -> str:
-    """Sound alone, so many spectra a second."""
+    """Sound only, with this number of spectra per second."""
     return f"senses={{audio: {{encoder: logmel, options: {{bands: 48, rate: {rate}}}}}}}"
 
 
@@ -79,13 +79,13 @@ ROWS: dict[str, list[str]] = {
 
 
 class Apart(Queries):
-    """Reads each sense without the others, with queries of its own; what all of them give stands behind each other."""
+    """Reads each sense separately, with its own queries, and concatenates the outputs."""
 
     own = slice(None)
 
     @property
     def queries(self) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of the sense that is being read."""
+        """The queries of the current sense."""
         every: Any = self._modules["queries"]
         return {k: queries[self.own] for k, queries in every.items()}
 
@@ -100,7 +100,7 @@ class Apart(Queries):
 
 
 class Bench:
-    """Every clip is seen once by each encoder; every run starts from the same features."""
+    """Each encoder encodes every clip once; all runs use the same features."""
 
     def __init__(self, folder: Path, budget: list[str], clips: int, test_clips: int) -> None:
         train = write_clips(folder / "clips", clips, 0, "train", [*CHANNELS, "caption"])
@@ -109,11 +109,11 @@ class Bench:
         self.seen: dict[tuple[str, ...], Dataset] = {}
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
-        """One run: accuracy by channel and what it took."""
+        """One run: accuracy by channel, and its cost."""
         setup = Setup.of(read_recipe(find("favor-playroom"), [*ROWS[name], *self.fixed, f"train.seed={seed}"]))
         encoders = tuple(encoder.spec.preprocessing for encoder in setup.senses.values())
         if encoders not in self.seen:
-            self.seen[encoders] = see(setup)
+            self.seen[encoders] = read_dataset(setup)
         run = Run.of(setup, self.seen[encoders])
         if name == APART and run.trainee.attached.resampler is not None:
             run.trainee.attached.resampler.__class__ = Apart
@@ -131,7 +131,7 @@ class Bench:
 
 
 def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Every row, lowest to highest seed, by channel."""
+    """Plot every row, lowest to highest seed, by channel."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -154,8 +154,8 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="beginnings of names of rows")
-    parser.add_argument("--table", action="store_true", help="only show what was found so far")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="prefixes of names of rows")
+    parser.add_argument("--table", action="store_true", help="only show the results so far")
     parser.add_argument("--small", action="store_true", help="few clips and steps; writes no result")
     parser.add_argument("--folder", type=Path, default=Path(gettempdir()) / "pave-favor-study")
     options = parser.parse_args()
@@ -181,8 +181,8 @@ def main() -> None:
         parts = "  ".join(f"{mean(run['accuracy'][c] for run in runs):{len(c)}.3f}" for c in CHANNELS)
         pairs = zip(runs, found.get("favor", ()), strict=False)
         beside = sorted(100 * (one["accuracy"]["all"] - other["accuracy"]["all"]) for one, other in pairs)
-        told = f"{beside[0]:+5.1f} to {beside[-1]:+5.1f}" if beside else ""
-        print(f"{name:21} {runs[0]['parameters']:10,} {len(runs):4}  {parts}  {told}")
+        difference = f"{beside[0]:+5.1f} to {beside[-1]:+5.1f}" if beside else ""
+        print(f"{name:21} {runs[0]['parameters']:10,} {len(runs):4}  {parts}  {difference}")
     if "favor" in found:
         draw(found, RESULTS / "favor_study.png")
 

@@ -1,14 +1,14 @@
-"""What does a patch cost on a model of real size? Prefill, decoding, memory, and the life of a patch, on a GPU.
+"""What does a patch cost on a model of real size? Prefill, decoding, memory, and applying and removing, on a GPU.
 
     python benchmarks/full_size.py                # 7B shape, bfloat16, random weights; writes results/full_size.json
-    python benchmarks/full_size.py --size 0.5B    # likewise; both sizes stand side by side there
+    python benchmarks/full_size.py --size 0.5B    # the same for 0.5B, into the same file
     python benchmarks/full_size.py --small        # a model of two layers on the CPU; writes nothing
 
-Each way of asking runs in turn in every round; overheads are medians of ratios to the base in the same round. Clips
-have 32 key frames of 196 tokens and a minute of sound, a side token per second; vision is not run. `fusion` and `LoRA`
-are the two halves of one patch, `mixed` gives each row of a batch a patch of its own. What a further token takes is the
-difference between two answers, by the tokens that the longer one has more. Peaks are of memory, with all of these
-patches in it.
+Every round runs each variant in turn; overheads are medians of ratios to the base in the same round. Clips have 32 key
+frames of 196 tokens and a minute of sound, one side token per second; the vision tower is not run. `fusion` and `LoRA`
+are the two halves of one patch; in `mixed` each row of a batch has its own patch. The time per further token is the
+time difference between a long and a short answer, divided by the difference in tokens. Peak memory is measured with
+all of these patches applied.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ FUSIONS = {
         kind="official", values="shared", rope="off", head="norm", precision="float32"
     ),  # as converted patches have it
 }
-NEW = 32  # tokens that the longer answer has more
+NEW = 32  # further tokens of the longer answer
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Of one call, the GPU's work included."""
+    """Milliseconds of one call, including the GPU's work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     begin = time.perf_counter()
@@ -54,7 +54,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def halves(patch: Patch) -> dict[str, Patch]:
-    """A patch whole, its parts, and as it is shared."""
+    """A patch, its two halves, and its shrunk form."""
     lora = {name: tensor for name, tensor in patch.tensors.items() if name.startswith("lora.")}
     fusion = {name: tensor for name, tensor in patch.tensors.items() if name not in lora}
     return {
@@ -69,7 +69,7 @@ def clip(model: PatchedModel, patch: Patch, seed: int, frames: int) -> ClipFeatu
     draw = torch.Generator().manual_seed(seed)
     host = model.host
     shape = (frames, host.tokens_per_frame)
-    here = {"device": host.device, "dtype": host.dtype}  # where the vision tower would leave them
+    here = {"device": host.device, "dtype": host.dtype}  # as the vision tower would return them
     vision, tokens = (torch.randn(*shape, d, generator=draw).to(**here) for d in (host.vision_dim, host.dim))
     (facts,) = patch.config.senses.values()
     side = SideTokens.regular(torch.randn(60, facts.dim, generator=draw).to(host.dtype), rate=1)
@@ -78,7 +78,7 @@ def clip(model: PatchedModel, patch: Patch, seed: int, frames: int) -> ClipFeatu
 
 
 def asking(model: PatchedModel, patch: Patch, batch: int, rounds: int, frames: int) -> dict[str, Any]:
-    """Prefill and a further token of a batch, in every way, and what each takes beyond the base."""
+    """Prefill and time per further token of a batch for every variant, and the overhead over the base."""
     clips = [clip(model, patch, seed, frames) for seed in range(batch)]
     ways: dict[str, list[list[str]]] = {"base": [[]] * batch}
     ways |= {name: [[name]] * batch for name in ("patch", "fusion", "LoRA", "shrunk")}
@@ -125,7 +125,7 @@ def share(times: list[float], others: list[float]) -> float:
 
 
 def life(model: PatchedModel, parts: Mapping[str, Patch], rounds: int, folder: Path) -> dict[str, float]:
-    """Milliseconds of each change, a patch warm in memory unless it says otherwise."""
+    """Milliseconds of each operation; the patch is in memory unless the name says otherwise."""
     file = parts["shrunk"].save(folder / "shrunk.safetensors")
     took: dict[str, list[float]] = {}
     for _ in range(rounds):

@@ -1,14 +1,14 @@
-"""How fast is a fusion at the sizes of a 7B base on CPU? Beside a literal loop and a plain matrix product, in one run.
+"""How fast is a fusion at the sizes of a 7B base on CPU, compared with a literal loop and one matrix product?
 
     python benchmarks/fusion_speed.py            # all sizes, writes benchmarks/results/fusion_speed.json
     python benchmarks/fusion_speed.py --small    # batch 1 and three rounds, writes nothing
 
-Every round times ours, the loop and the matrix product one after the other, and only ratios inside a round count:
-other work on the machine slows all three. The loop does the same maths per clip and per key frame, in the same order
-of products; the matrix product has as many FLOPs. `operators` counts calls of torch operators.
+Every round times the fusion, the loop and the matrix product in turn, and only ratios within a round count, because
+other load on the machine slows all three. The loop computes the same per clip and key frame, in the same order of
+products; the matrix product has as many FLOPs. `operators` counts calls of torch operators.
 
-A folded fusion does so little that writing its update (90 MB per clip, fresh pages) takes longer than its maths, so its
-rate is given twice: of the FLOPs it does (`rate_of_product`), and of those its equations ask for as they are written,
+A folded fusion needs so few FLOPs that writing its update (90 MB per clip, fresh pages) takes longer than computing it,
+so its rate is given twice: in the FLOPs it executes (`rate_of_product`), and in those of its equations as written, with
 query and output projections on every visual token (`rate_as_written`).
 """
 
@@ -55,14 +55,14 @@ class Calls(TorchDispatchMode):
 
 
 def side_batch(steps: int, grid: int, batch: int) -> SideBatch:
-    """Tokens of a 60 s clip, split by index as in the authors' experiments."""
+    """Tokens of a 60 s clip, split by index as in the PAVE paper's experiments."""
     keys = torch.linspace(0, 60, FRAMES)
     rows = [SideTokens.regular(torch.randn(steps, grid, grid, SIDE), rate=steps / 60) for _ in range(batch)]
     return align(rows, [keys] * batch, "index")
 
 
 def official_loop(fusion: Any, vision: Tensor, side: SideBatch) -> Tensor:
-    """The authors' maths for one clip and one key frame after the other."""
+    """The equations of the official fusion, one clip and one key frame at a time."""
     heads, rows = fusion.heads, []
     for clip in range(len(vision)):
         for frame in range(FRAMES):
@@ -80,7 +80,7 @@ def official_loop(fusion: Any, vision: Tensor, side: SideBatch) -> Tensor:
 
 
 def folded_loop(fusion: Any, vision: Tensor, side: SideBatch) -> Tensor:
-    """The equations of the folded fusion for one clip and one key frame after the other."""
+    """The equations of the folded fusion, one clip and one key frame at a time."""
     heads, e, rows = fusion.heads, fusion.config.width // fusion.heads, []
     periods = torch.logspace(math.log2(SHORTEST), math.log2(LONGEST), e // 2, base=2, dtype=torch.float64)
     to_q = fusion.query.weight.unflatten(0, (heads, e))

@@ -1,11 +1,11 @@
-"""Which fusion should new recipes use: `folded` or the authors' `official`? Equal data, steps, parameters and tuning.
+"""Which fusion should new recipes use: `folded` or `official` (the PAVE paper's)? Equal data, steps, size and tuning.
 
-    python benchmarks/fusion_study.py            # tunes on one seed, then 5 seeds a kind; half an hour
-    python benchmarks/fusion_study.py --table    # what was found so far
+    python benchmarks/fusion_study.py            # tunes on one seed, then 5 seeds per kind; half an hour
+    python benchmarks/fusion_study.py --table    # the results so far
 
-Every kind gets the same three learning rates on a seed that is used for nothing else; the rate with the best held-out
-accuracy then runs on seeds 0 to 4. Widths are chosen for about equal numbers of parameters. Accuracies are those of the
-held-out questions of the sound channels. Run again, it goes on with what is missing.
+Every kind is tuned over the same three learning rates on a seed that is used for nothing else; the rate with the best
+held-out accuracy then runs on seeds 0 to 4. Widths are chosen for about equal parameter counts. Accuracies are on
+held-out questions of the sound channels. Run again, it continues with the missing runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from study import Study
 
 from pave.hub.catalogue import find
 from pave.recipe import read_recipe
-from pave.training.dataset import Dataset, see
+from pave.training.dataset import Dataset, read_dataset
 from pave.training.loss import token_accuracy
 from pave.training.run import Run
 from pave.training.setup import Setup
@@ -48,7 +48,7 @@ CHANNELS = ("audio", "audio+video", "order")
 
 
 class Bench:
-    """Clips are seen once; every run starts from the same features."""
+    """Clips are encoded once; all runs use the same features."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,11 +60,11 @@ class Bench:
         setup = Setup.of(
             read_recipe(find("audio-playroom"), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"])
         )
-        self.seen = self.seen or see(setup)
+        self.seen = self.seen or read_dataset(setup)
         return Run.of(setup, self.seen)
 
     def run(self, kind: str, rate: float, seed: int) -> dict[str, Any]:
-        """One run of at most a minute: accuracy by channel and what it took."""
+        """One run of at most a minute: accuracy by channel, and its cost."""
         run = self.start([*KINDS[kind], f"train.fusion_lr={rate}", f"train.seed={seed}"])
         begin = time.perf_counter()
         run.fit(lambda step, steps, figures: None)
@@ -87,7 +87,7 @@ def score(run: dict[str, Any]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="only show what was found so far")
+    parser.add_argument("--table", action="store_true", help="only show the results so far")
     parser.add_argument("--folder", type=Path, default=Path(gettempdir()) / "pave-fusion-study")
     options = parser.parse_args()
     study, bench = Study("fusion_study"), Bench(options.folder)

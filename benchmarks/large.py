@@ -1,7 +1,7 @@
-"""Models and patches in the dimensions of real ones, without their weights: memory that is never touched costs nothing.
+"""Models and patches with the dimensions of real ones, without their weights: untouched memory costs nothing.
 
-In: a name of a size. Out: a `PatchedModel` whose weights are whatever lies in memory, and patches of random weights.
-Good for sizes and times of everything but answers.
+In: the name of a size. Out: a `PatchedModel` with uninitialised weights, and patches with random weights. Valid for
+sizes and times, not for answers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SIDE = 1024  # channels of a side token, as those of ImageBind
 
 
 def empty_model(size: str, device: str = "cpu") -> PatchedModel:
-    """A LLaVA-OneVision of these dimensions in bfloat16 with one layer of vision. On a GPU its weights are random; else
-    it has none to take a fingerprint of. It is given one."""
+    """A LLaVA-OneVision of these dimensions in bfloat16 with one vision layer. Its weights are random on a GPU, else
+    uninitialised, so its fingerprint is a constant."""
     hidden, inner, layers, heads, key_heads, vocabulary = SIZES[size]
     text = Qwen2Config(
         hidden_size=hidden,
@@ -52,7 +52,7 @@ def empty_model(size: str, device: str = "cpu") -> PatchedModel:
     model = model.to(torch.bfloat16).to_empty(device=device)
     for parameter in model.parameters() if device != "cpu" else ():
         torch.nn.init.normal_(parameter, std=0.02)
-    for module in model.modules():  # buffers have lost what they held: positions would be anything, not a number too
+    for module in model.modules():  # buffers are uninitialised too: rotary frequencies could be anything, even NaN
         if "inv_freq" in module._buffers:
             fresh = type(module)(module.config).inv_freq
             module.inv_freq = module.original_inv_freq = fresh.to(device)
@@ -62,8 +62,7 @@ def empty_model(size: str, device: str = "cpu") -> PatchedModel:
 
 
 def random_patch(model: PatchedModel, fusion: FusionConfig, rank: int, channels: int = SIDE) -> Patch:
-    """A patch for this model with seeded random weights everywhere. `channels` of a side token: with those of its
-    encoder, 64, it can be applied."""
+    """A patch for this model with seeded random weights. Only `channels` = 64, as its encoder, can be applied."""
     name, spec = "large", load_encoder("logmel").spec
     facts = SenseFacts(encoder="logmel", options=dict(spec.options), dim=channels, preprocessing=spec.preprocessing)
     config = PatchConfig(

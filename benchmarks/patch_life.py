@@ -1,13 +1,13 @@
-"""How long does a patch take to come, to change and to go, beside PEFT? And does it go without a trace?
+"""How long does it take to apply, swap and remove a patch, compared with PEFT? Does removing restore the base exactly?
 
     python benchmarks/patch_life.py            # writes benchmarks/results/patch_life.json
     python benchmarks/patch_life.py --small    # few rounds and changes; writes nothing
 
-Each round does the same to ours and to PEFT's on one embedded base, one after the other; only ratios inside a round
-count. PEFT loads the LoRA of the same patch from its own files; ours reads the whole patch, fusion included, checks
-hashes, base and values, and loads it. `cold` opens a shrunk patch of a 7B base that the system's cache has forgotten.
-`changes` applies, swaps, weighs, switches and removes at random, asks in between, and looks at every weight, hook and
-answer whenever no patch is left.
+Each round runs PAVE and PEFT in turn on one embedded base; only ratios within a round count. PEFT loads the LoRA of the
+same patch from its own files; PAVE reads the whole patch, fusion included, checks hashes, base and values, and loads
+it. `cold` opens a shrunk patch of a 7B base that is not in the page cache. `changes` applies, swaps, reweights,
+enables, disables and removes at random, asks in between, and compares every weight, hook and answer with the base
+whenever no patch is left.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def beside_peft(rounds: int, folder: Path) -> dict[str, Any]:
-    """Milliseconds, and ours as a share of PEFT's."""
+    """Milliseconds, and PAVE's time as a share of PEFT's."""
     file = find("audio-playroom") / "patch.safetensors"
     ours, patch = load("playroom"), Patch.load(file)
     other = patch.shrink(bits=8, rank=None)
@@ -86,7 +86,7 @@ def beside_peft(rounds: int, folder: Path) -> dict[str, Any]:
 
 
 def cold(rounds: int, folder: Path) -> dict[str, Any]:
-    """Milliseconds to apply a shrunk patch of a 7B base from disk, and of reading and hashing its bytes alone."""
+    """Milliseconds to apply a shrunk patch of a 7B base from disk, and to only read and hash its bytes."""
     import hashlib
 
     model = empty_model("7B")
@@ -107,7 +107,7 @@ def cold(rounds: int, folder: Path) -> dict[str, Any]:
 
 def sixteen(rounds: int, folder: Path) -> dict[str, Any]:
     """Milliseconds of a forward pass of 16 rows: without patches, with one for all, with one each, with two for all;
-    and the same of patches that are LoRA alone, which is what weighs in a large model."""
+    and the same for patches of LoRA only, which dominates the cost in a large model."""
     whole = Patch.load(find("audio-playroom"))
     lora = {name: tensor for name, tensor in whole.tensors.items() if name.startswith("lora.")}
     bare = Patch(whole.config.model_copy(update={"senses": {}}), lora)
@@ -185,7 +185,7 @@ def change(model: PatchedModel, patches: list[Patch], rng: Random) -> None:
 
 
 def trace(model: PatchedModel) -> str:
-    """One text for all that a guest could leave behind: weights, names, types, modes and hooks."""
+    """All state that a patch could leave behind as one string: weights, names, types, modes and hooks."""
     hooks = [
         (
             name,

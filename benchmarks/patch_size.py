@@ -4,9 +4,9 @@
     python benchmarks/patch_size.py --small      # one seed, few clips; writes nothing
 
 Sizes: seeded random weights in the shapes of a Qwen2 of 7B and of 0.5B, side tokens of 1024 channels, LoRA of all seven
-projections. Accuracy: the recipe `audio-playroom`, trained with five seeds on their own clips (those of
-`playroom_audio.py` are used where they lie), asked about one set of held-out clips. `kept` is the share of the gain on
-what is heard (audio, audio+video, order together) that a smaller patch keeps.
+projections. Accuracy: the recipe `audio-playroom`, trained with five seeds on their own clips (existing clips of
+`playroom_audio.py` are reused), evaluated on one set of held-out clips. `kept` is the share of the gain on questions
+about sound (audio, audio+video, order together) that a smaller patch keeps.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ STORED = (
     (4, 4),
     (4, 2),
     (4, 1),
-)  # bits, ranks of 8; (4, 8) is what `shrink` does unasked
+)  # bits, ranks of 8; (4, 8) is the default of `shrink`
 HEARD = ("audio", "audio+video", "order")
 
 
 def size(base: str, fusion: str, rank: int) -> dict[str, Any]:
-    """Bytes of one patch as it is trained, and of its default `shrink`; and how long that takes."""
+    """Bytes of a trained patch and of its default `shrink`, and the time that takes."""
     patch = random_patch(empty_model(base), FUSIONS[fusion], rank)
     begin = time.perf_counter()
     small = patch.shrink()
@@ -63,7 +63,7 @@ def size(base: str, fusion: str, rank: int) -> dict[str, Any]:
 
 
 def trained(seed: int, folder: Path, small: bool) -> Patch:
-    """The patch of one seed, trained now unless it lies there."""
+    """The patch of one seed, trained now unless it exists."""
     output = folder / f"seed-{seed}"
     if not (output / "patch.safetensors").is_file():
         words = ["data.playroom.clips=16", "train.steps=4", "train.batch=8"] if small else []
@@ -109,7 +109,7 @@ def is_heard(example: Example) -> bool:
 
 
 def draw(study: Study, path: Path) -> None:
-    """Bytes against the share of the gain that is kept, one point per seed and size."""
+    """Plot bytes against the share of the gain that is kept, one point per seed and size."""
     import matplotlib
 
     matplotlib.use("agg")

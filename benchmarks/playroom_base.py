@@ -1,8 +1,8 @@
-"""How much does the embedded base see? Video questions of held-out scenes, asked about real mp4 files.
+"""How accurate is the embedded base on video questions? Held-out scenes, from real mp4 files.
 
     python benchmarks/playroom_base.py [--base FOLDER] [--clips N]
 
-Writes benchmarks/results/playroom_base.json: accuracy by kind of question, and what the base weighs.
+Writes benchmarks/results/playroom_base.json: accuracy by kind of question, and the size of the base.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""Do the shipped patches perceive? Their recipes trained from files, beside all that could be done without the sense.
+"""Do the shipped patches use their sense? Their recipes, trained from files, against controls without the sense.
 
     python benchmarks/playroom_patches.py            # all, seeds 0, 1, 2: five to ten minutes each, favor hours
     python benchmarks/playroom_patches.py fast imu   # some
-    python benchmarks/playroom_patches.py --small    # seed 0 with few clips and steps: a look at the script itself
+    python benchmarks/playroom_patches.py --small    # seed 0, few clips and steps: a quick test of the script
 
 For every seed, on the same held-out clips (split `test`, scenes that no training clip shares):
-    base       the embedded base as it is; with the patches below, where the recipe builds on some
-    patched    fusion and LoRA, trained on picture and signal
+    base       the embedded base; with the underlying patches, if the recipe builds on some
+    patched    fusion and LoRA, trained on frames and signal
     shuffled   the same patch, every clip with the signal of another one
-    without    LoRA alone, trained on the same questions for the same steps, never perceiving the signal
-    alone      the recipe trained without the patches below, where it builds on some
-    text-only  the answer most often right for these very words in the training file
-    coarse     of `favor`: fusion and LoRA alone, which read one spectrum of the sound a second
-    plain      of `favor`: fusion and LoRA alone, which read all fifty
-beside the exact best score without the sense (`optimum`), or of one who has only one of two (`hearing`, `seeing`). Run
-again, it goes on where it stopped, within a training too.
+    without    only LoRA, trained on the same questions for the same steps, without the signal
+    alone      the recipe trained without the underlying patches, if it builds on some
+    text-only  the most frequent answer to the same question in the training file
+    coarse     for `favor`: only fusion and LoRA, on one sound spectrum per second
+    plain      for `favor`: only fusion and LoRA, on all fifty spectra per second
+and the exact best score without the sense (`optimum`), or with one of two senses (`hearing`, `seeing`). Run again, it
+continues where it stopped, also within a training.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from pave.training.run import Run
 from pave.training.setup import Setup
 
 SEEDS = (0, 1, 2)
-TEST_CLIPS = {"favor": 800}  # so many, for seven kinds of question; others 400
+TEST_CLIPS = {"favor": 800}  # more, for its seven kinds of question; others 400
 OURS = "-playroom"
 ALONE = ("resampler=null", "senses={audio: {encoder: logmel, options: {bands: 48, rate: 50}}}")
-PEERS = {"favor": {"coarse": (*ALONE, "senses.audio.options.rate=1"), "plain": ALONE}}  # what else reads its clips
+PEERS = {"favor": {"coarse": (*ALONE, "senses.audio.options.rate=1"), "plain": ALONE}}  # further controls
 BOUNDS = {"optimum", "hearing", "seeing"}
 
 
@@ -71,7 +71,7 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def control(recipe: Recipe, clips: Sequence[TrainingClip], name: str, **changes: Any) -> PatchedModel:
-    """The recipe with changes of `train`, trained on clips that have been seen already."""
+    """The recipe with changes of `train`, trained on clips that have been encoded already."""
     output = recipe.output.with_name(f"{recipe.output.name}-{name}")
     output.mkdir(parents=True, exist_ok=True)
     options = recipe.train.model_copy(update={**changes, "output": output})
@@ -81,10 +81,10 @@ def control(recipe: Recipe, clips: Sequence[TrainingClip], name: str, **changes:
 
 
 def fit(run: Run) -> int:
-    """Train, from where this very run stopped, if it did; gives that step."""
+    """Train, resuming this run if it was interrupted; returns the step it resumed from."""
     try:
         run.resume()
-    except TrainingError as error:  # what lies there is of another one
+    except TrainingError as error:  # the checkpoint is of another run
         print(f"from the start: {error}")
     begin = run.kept
     run.fit(lambda step, steps, figures: None)
@@ -92,19 +92,19 @@ def fit(run: Run) -> int:
 
 
 def without(features: ClipFeatures, keys: Sequence[str]) -> ClipFeatures:
-    """A clip that lacks some signals."""
+    """The clip without some of its signals."""
     return replace(features, sides={**features.sides, **dict.fromkeys(keys)})
 
 
 def held_out(recipe: Recipe, folder: Path, clips: int) -> list[Example]:
-    """The questions of scenes that no training clip shares."""
+    """The held-out questions, on scenes that no training clip shares."""
     assert recipe.data.playroom
     asked = [channel for channel in recipe.data.playroom.channels if channel != "caption"]
     return read_jsonl(write_clips(folder / "test", clips, 0, "test", asked))
 
 
 def text_only(train_file: Path, examples: Sequence[Example]) -> Evaluation:
-    """The most frequent answer to the same words, or to questions of the same kind."""
+    """The most frequent answer to the same question, or to questions of the same kind."""
     known: dict[str, Counter[str]] = defaultdict(Counter)
     for example in read_jsonl(train_file):
         known[example.question][example.answer] += 1
@@ -114,16 +114,16 @@ def text_only(train_file: Path, examples: Sequence[Example]) -> Evaluation:
 
 
 def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_clips: int) -> dict[str, Any]:
-    """One seed: its own clips, its own run, its own controls."""
+    """One seed, with its own clips, run and controls."""
     output = folder / f"seed-{seed}"
     words = [*overrides, f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}"]
     recipe = read_recipe(find(name), words)
-    train_file, _ = data_files(recipe.data, output)  # written beforehand: writing is not training
+    train_file, _ = data_files(recipe.data, output)  # written first, so that the training time excludes it
     begin = time.perf_counter()
     run = Run.begin(recipe)
     resumed = fit(run)
     result = run.finish()
-    seconds = None if resumed else round(time.perf_counter() - begin, 1)  # None: not in one go
+    seconds = None if resumed else round(time.perf_counter() - begin, 1)  # None: interrupted
     test = held_out(recipe, folder, test_clips)
     patch = Patch.load(result.patch)
 
@@ -146,7 +146,7 @@ def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_
     if below:
         scores["alone"] = evaluate(control(recipe, run.dataset.train, "alone", on_top_of=()), test, features=features)
     for left in folder.glob(f"seed-{seed}*/checkpoint.safetensors"):
-        left.unlink()  # who wants it all again gets it from the start
+        left.unlink()  # so that running again without results starts from scratch
     return {
         "seconds": seconds,
         "seconds_by_part": result.metrics["seconds"],
@@ -158,7 +158,7 @@ def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_
 
 
 def run_peer(patch: str, peer: str, seed: int, folder: Path) -> dict[str, Any]:
-    """The recipe with another way to read, on the same clips and questions as that of `run_seed`."""
+    """A variant of the recipe, on the same clips and questions as `run_seed`."""
     output = folder / f"seed-{seed}"
     words = [f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}", *PEERS[patch][peer]]
     run = Run.begin(

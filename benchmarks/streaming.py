@@ -1,13 +1,13 @@
-"""Does a stream give what the whole recording gives, and does its memory stay flat over hours?
+"""Does a stream give the same results as the whole recording, and does its memory stay constant for hours?
 
     python benchmarks/streaming.py            # two hours, writes benchmarks/results/streaming.json
     python benchmarks/streaming.py --small    # ten minutes; writes nothing
 
-`equal`: resamplers of both read-outs hear a recording second by second, beside the same chunks of it at once (bits)
-and beside all of it in one pass (share of scale). `flat`: the embedded base watches a clip of the Playroom again and
-again, with `audio-playroom` and with `favor-playroom`, which hears and sees, thins out what is beyond `MEMORY`, and is
-asked ten times. `held` are bytes that the stream holds, `resident` those of the process, once the system's allocator
-has given back what it keeps for later (glibc only).
+`equal`: resamplers of both read-outs get a recording second by second, compared with the same chunks in one batch (bit
+equality) and with one pass over all of it (relative difference). `flat`: the embedded base watches a Playroom clip in a
+loop, with `audio-playroom` and `favor-playroom` (sound and frames), thins out history beyond `MEMORY`, and is asked ten
+times. `held` is the number of bytes in the stream's history, `resident` that of the process, after malloc_trim (glibc
+only).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pave.model.watch import Show
 from pave.playroom.world import draw_scene, draw_script
 from pave.playroom.writer import write_clip
 from pave.sidechannel import SideBatch, SideTokens
-from pave.streaming.encoders import Ear, Eye
+from pave.streaming.encoders import FrameStream, SoundStream
 from pave.streaming.resampler import StreamingResampler
 
 MEMORY = 4 << 20  # bytes: 340 pictures of 64 x 64, so that two hours are thinned out several times
@@ -46,7 +46,7 @@ DIM = 32
 
 
 def awake(module: nn.Module) -> Any:
-    """Weights that all act."""
+    """The module with random weights, so that every parameter has an effect."""
     torch.manual_seed(0)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -54,7 +54,7 @@ def awake(module: nn.Module) -> Any:
 
 
 def share(one: Tensor, other: Tensor) -> float:
-    """The greatest difference, as a share of scale."""
+    """The largest difference, relative to the largest value."""
     return float(f"{(one - other).abs().max() / other.abs().max():.1e}")
 
 
@@ -64,14 +64,14 @@ def second(tokens: SideTokens, i: int) -> SideTokens:
 
 @torch.no_grad()
 def resampled(readout: str, seconds: int) -> dict[str, Any]:
-    """A resampler that listens for so many seconds, beside the whole."""
+    """A resampler that streams a recording of this length, compared with the whole recording."""
     shape = ResamplerConfig.model_validate(SHAPE | READOUTS[readout])
     resampler = awake(build_resampler(shape, "add", tuple((sense, DIM) for sense in RATES)))
     heard = {s: SideTokens.regular(torch.randn(seconds * rate, DIM), rate=rate) for s, rate in RATES.items()}
     listening, found = StreamingResampler(resampler), []
     for i in range(seconds):
         found += [listening.feed(sense, second(tokens, i), i + 1.0) for sense, tokens in heard.items()]
-    made = torch.cat([each[0] for each in [*found, listening.rest()] if each is not None])
+    made = torch.cat([each[0] for each in [*found, listening.unfinished()] if each is not None])
     keys = torch.linspace(0, seconds, 32, dtype=torch.float64)
     sides: dict[str, SideBatch | None] = {sense: align([tokens], [keys], "time") for sense, tokens in heard.items()}
     chunks = resampler(sides)[0].x[0, :, :, 0]
@@ -82,7 +82,7 @@ def resampled(readout: str, seconds: int) -> dict[str, Any]:
 
 
 def camera(path: Path, seconds: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """A clip again and again, a second at a time."""
+    """A clip in a loop, one second at a time."""
     clip = Clip.read(path, frames=None)
     assert clip.frames is not None and clip.times is not None and clip.audio is not None and clip.rate is not None
     length = int(clip.report.seconds)
@@ -93,17 +93,17 @@ def camera(path: Path, seconds: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 
 def held(show: Show) -> int:
-    """Bytes that a stream holds: what it remembers, unfinished sound, and tokens that wait for a resampler."""
+    """Bytes that a stream holds: history, unfinished sound and frames, and tokens that wait for a resampler."""
     memories = [show.pictures, *show.heard.values(), *(memory for _, memory in show.listening.values())]
     waiting = [heard.tokens for listening, _ in show.listening.values() for heard in listening.senses.values()]
-    sounds = [each.sound for each in show.organs.values() if isinstance(each, Ear) and each.sound is not None]
-    pictures = [frame for each in show.organs.values() if isinstance(each, Eye) for frame, _ in each.held]
+    sounds = [each.sound for each in show.encoders.values() if isinstance(each, SoundStream) and each.sound is not None]
+    pictures = [frame for each in show.encoders.values() if isinstance(each, FrameStream) for frame, _ in each.held]
     tokens = [each.x for each in waiting if each is not None]
     return sum(each.nbytes for each in (*memories, *sounds, *pictures, *tokens))
 
 
 def resident() -> int:
-    """Bytes of this process that are in use."""
+    """Resident bytes of this process."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
     words = Path("/proc/self/statm").read_text().split()
@@ -111,7 +111,7 @@ def resident() -> int:
 
 
 def watched(seconds: int) -> Iterator[dict[str, Any]]:
-    """Ten moments of a long stream."""
+    """Measurements at ten times of a long stream."""
     model = load("playroom")
     model.apply_patch("audio-playroom")
     model.apply_patch("favor-playroom")
@@ -140,7 +140,7 @@ def watched(seconds: int) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare streams with whole recordings, and weigh a long one.")
+    parser = argparse.ArgumentParser(description="Compare streams with whole recordings, and measure a long one.")
     parser.add_argument("--small", action="store_true", help="ten minutes; writes nothing")
     arguments = parser.parse_args()
     study, seconds = Study("streaming"), 600 if arguments.small else 7200

@@ -1,4 +1,4 @@
-"""Results of a benchmark as a JSON file: one entry a run, appended at once, so that a study goes on where it stopped.
+"""Results of a benchmark as a JSON file: each run is saved when it ends, so that a study can continue after a stop.
 
 In: a key and figures. Out: `benchmarks/results/NAME.json` with versions and machine.
 """
@@ -29,7 +29,7 @@ class Study:
         return key in self.runs
 
     def add(self, key: str, figures: dict[str, Any]) -> None:
-        """Keep one run, on disk before this returns."""
+        """Add one run; it is on disk when this returns."""
         self.runs[key] = figures
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
@@ -38,7 +38,7 @@ class Study:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were seen on."""
+    """The machine and the versions that the figures were measured with."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

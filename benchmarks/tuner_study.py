@@ -1,12 +1,12 @@
-"""How little of the language model must a patch tune? LoRA of several shapes, three of PEFT's tiny tuners.
+"""How much of the language model must a patch tune? LoRA of several shapes, and three of PEFT's smallest tuners.
 
-    python benchmarks/tuner_study.py            # three rates on one seed, then 3 seeds a tuner; about 45 minutes
-    python benchmarks/tuner_study.py --table    # table and plot of what was found so far
+    python benchmarks/tuner_study.py            # three rates on one seed, then 3 seeds per tuner; about 45 minutes
+    python benchmarks/tuner_study.py --table    # table and plot of the results so far
 
-Everything but the language model's part is equal: fusion, clips, steps. Every tuner gets three learning rates on a
-seed that is used for nothing else; the best one then runs on seeds 0 to 2. Accuracies are those of the sound channels
-on held-out questions, of what would be shared: the fusion and LoRA in 4 bits, PEFT's vectors in bfloat16. Run again, it
-goes on with what is missing.
+Fusion, clips and steps are the same for all tuners. Every tuner is tuned over three learning rates on a seed that is
+used for nothing else; the best one then runs on seeds 0 to 2. Accuracies are on held-out questions of the sound
+channels, with the patch as it would be shared: fusion and LoRA in 4 bits, PEFT's vectors in bfloat16. Run again, it
+continues with the missing runs.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Tuner:
-    """What is tuned: by words of the recipe, or by a tuner of PEFT's in the place of LoRA."""
+    """What is tuned: by recipe overrides, or by a tuner of PEFT instead of LoRA."""
 
     words: tuple[str, ...]
     rates: tuple[float, ...]
-    count: Callable[[Layers], int]  # trained numbers in a language model with these layers
+    count: Callable[[Layers], int]  # trained parameters in a language model with these layers
     peft: Callable[[], PeftConfig] | None = None
 
 
@@ -86,7 +86,7 @@ IA3 = ["k_proj", "v_proj", "down_proj"]  # Liu et al., "Few-Shot Parameter-Effic
 
 
 def run_one(bench: Bench, tuner: Tuner, rate: float, seed: int) -> dict[str, Any]:
-    """One run of at most a minute: accuracy by channel, of what would be shared."""
+    """One run of at most a minute: accuracy by channel of the patch as it would be shared."""
     run = bench.start([*tuner.words, f"train.seed={seed}", "train.fusion_lr=3e-3", f"train.lora_lr={rate or 1e-3}"])
     language_model, name = run.setup.model.host.language_model, run.setup.recipe.name
     layers = targets(LoraConfig(), language_model)
@@ -119,7 +119,7 @@ def run_one(bench: Bench, tuner: Tuner, rate: float, seed: int) -> dict[str, Any
 
 
 def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Bytes of the shared patch against accuracy, lowest to highest seed."""
+    """Plot bytes of the shared patch against accuracy, lowest to highest seed."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -144,7 +144,7 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="only show what was found so far")
+    parser.add_argument("--table", action="store_true", help="only show the results so far")
     parser.add_argument("--folder", type=Path, default=Path(gettempdir()) / "pave-fusion-study")
     options = parser.parse_args()
     study, bench = Study("tuner_study"), Bench(options.folder)

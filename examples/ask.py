@@ -1,9 +1,9 @@
 """Ask a frozen video LLM about a clip, without and with a patch.
 
-    python examples/ask.py                                     # makes a clip of the Playroom and asks about it
+    python examples/ask.py                                     # generates a Playroom clip and asks about it
     python examples/ask.py clip.mp4 "what sound do you hear?"
 
-In: a clip and a question. Out: both answers, and what the patch has told of itself.
+In: a clip and a question. Out: both answers, and the report of the patch.
 """
 
 import sys
@@ -34,5 +34,5 @@ if __name__ == "__main__":
     else:
         with tempfile.TemporaryDirectory() as folder:
             first = read_jsonl(write_clips(folder, clips=4, split="test", channels=["audio"]))[-1]
-            print(f"the truth is: {first.answer}\n")
+            print(f"correct answer: {first.answer}\n")
             main(first.video, first.question)

@@ -1,11 +1,11 @@
-"""Give the Playroom's base a sense that it never had, without a line of code for it: a motion sensor under the rug.
+"""Give the Playroom's base a new sense without writing code: a motion sensor under the rug.
 
     python examples/new_sense.py [FOLDER]
 
-Whatever comes as rows of numbers (motion, heart rate, radar, a sensor of your own) is read by the encoder `array`; what
-the rows mean, the patch learns from questions. A line of data names the sensor's file beside the video, and the recipe
-says what a row is. The run takes about a minute of two CPU cores; `pave-train FOLDER` does the same, with a progress
-bar. For a sense that needs code of its own, `pave new-encoder` writes a template.
+The encoder `array` reads any rows of numbers (motion, heart rate, radar, your own sensor); the patch learns their
+meaning from questions. A line of data names the sensor's file next to the video; the recipe describes the rows. The run
+takes about a minute on two CPU cores; `pave-train FOLDER` does the same, with a progress bar. For a sense that needs
+its own code, `pave new-encoder` writes a template.
 """
 
 import sys
@@ -22,7 +22,7 @@ RECIPE = """\
 name: my-imu
 base: playroom   # or llava-hf/llava-onevision-qwen2-7b-ov-hf, on a machine with a large GPU
 senses:
-  imu: {encoder: array, options: {signal: imu, dim: 6, rate: 100, stack: 5}}   # 100 rows a second, 5 to a token
+  imu: {encoder: array, options: {signal: imu, dim: 6, rate: 100, stack: 5}}   # 100 rows per second, 5 per token
 fusion: {width: 96}
 data: {train: train.jsonl, val: val.jsonl}
 train: {batch: 8, steps: 100}
@@ -45,13 +45,13 @@ def main(folder: Path, clips: int = 160, overrides: Sequence[str] = ()) -> None:
     model = pave.load("playroom")
     print(f"\n{model.apply_patch(result.patch)}\n")
     example = read_jsonl(val)[0]
-    rows = dict(example.source.signals)["imu"]  # a path; an array does as well
+    rows = dict(example.source.signals)["imu"]  # a path; an array works too
     print(f"{example.question}\n  truth    {example.answer}")
     print(f"  patched  {model.ask(example.video, example.question, imu=rows)}")
     with model.patches_off():
         print(f"  base     {model.ask(example.video, example.question)}")
     held_out: Any = result.metrics["held_out"]
-    print("right answers to held-out questions: base {base:.3f}, patched {patched:.3f}".format(**held_out["imu"]))
+    print("correct answers to held-out questions: base {base:.3f}, patched {patched:.3f}".format(**held_out["imu"]))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Train a patch on a folder of your own clips, apply it, and see what it has learned.
+"""Train a patch on a folder of your own clips, apply it, and evaluate it.
 
     python examples/train_your_own.py [FOLDER]
 
-FOLDER holds `train.jsonl`, maybe `val.jsonl`, and the clips they name, one question a line (broken here to fit):
+FOLDER holds `train.jsonl`, optionally `val.jsonl`, and their clips; one question per line (wrapped here to fit):
 
     {"id": "1", "video": "clips/1.mp4", "conversations": [{"from": "human", "value": "<video>\\nwhat do you hear?"},
                                                           {"from": "gpt", "value": "a bell"}]}
 
-Without FOLDER it fills `runs/own` with small clips of the Playroom. The run is short, so that it fits into a minute of
-two CPU cores: enough to see the patch begin to listen. `pave-train FILE.yaml` does the same, with a progress bar.
+Without FOLDER it generates small Playroom clips in `runs/own`. The run is short (a minute on two CPU cores), enough to
+see that the patch begins to use the sound. `pave-train FILE.yaml` does the same, with a progress bar.
 """
 
 import sys
@@ -21,23 +21,23 @@ from pave.recipe import Recipe
 
 
 def recipe(folder: Path) -> Recipe:
-    """All that is needed to train; what is not said here has the default of new recipes."""
+    """A minimal recipe; everything else has its default."""
     held_out = folder / "val.jsonl"
-    words = {
+    fields = {
         "name": "my-ears",
-        "description": "Hears whether there is a sound, and which.",
+        "description": "Recognises whether there is a sound, and which.",
         "base": "playroom",  # or "llava-hf/llava-onevision-qwen2-7b-ov-hf", on a machine with a large GPU
         "senses": {"audio": {"encoder": "logmel", "options": {"bands": 48, "rate": 20}}},
         "fusion": {"width": 64},
         "data": {"train": folder / "train.jsonl", "val": held_out if held_out.exists() else None},
         "train": {"steps": 60, "batch": 16, "eval_every": 60, "output": folder / "my-ears"},
     }
-    return parse(Recipe, words, "this example")
+    return parse(Recipe, fields, "this example")
 
 
 def main(folder: Path) -> None:
     if not (folder / "train.jsonl").exists():
-        print(f"making clips in {folder}")
+        print(f"generating clips in {folder}")
         write_clips(folder, clips=240, split="train", channels=["audio", "caption"])
         write_clips(folder, clips=24, split="val", channels=["audio"])
 
@@ -50,8 +50,8 @@ def main(folder: Path) -> None:
     model = pave.load("playroom")
     print(model.apply_patch(result.patch))
     if (folder / "val.jsonl").exists():
-        print("held out, base\n", pave.evaluate(model, folder / "val.jsonl", patches=()), sep="")
-        print("held out, patched\n", pave.evaluate(model, folder / "val.jsonl"), sep="")
+        print("held-out questions, base\n", pave.evaluate(model, folder / "val.jsonl", patches=()), sep="")
+        print("held-out questions, patched\n", pave.evaluate(model, folder / "val.jsonl"), sep="")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Questions about clips: JSONL in, token rows out.
 
-In: JSONL in the format of the LLaVA family (`id`, `video`, `conversations`), one or several turns a line; `signals`
-names files beside the video: {"imu": "imu/1.npy", "views": ["left.mp4", "right.mp4"], "depth": "scans/1"}. Out:
-`Example`s, and token rows in which all questions about one clip share its prefix. Knows nothing of models.
+In: JSONL in LLaVA's format (`id`, `video`, `conversations`), one or more turns per line; `signals` names further files:
+{"imu": "imu/1.npy", "views": ["left.mp4", "right.mp4"], "depth": "scans/1"}. Out: `Example`s, and token rows in which
+all questions about one clip share its prefix. Knows nothing of models.
 
 b clips, l tokens of a row
 """
@@ -24,21 +24,21 @@ from torch import Tensor
 
 from pave.errors import DataError, nearest
 
-IGNORE = -100  # the label that a cross-entropy skips (torch's default `ignore_index`)
+IGNORE = -100  # the label that cross-entropy skips (torch's default `ignore_index`)
 TAGS = ("<video>", "<image>")
 
 
-Files = str | None | tuple[str | None, ...]  # of one signal: a file or folder, several (None: one is missing), or none
+Files = str | None | tuple[str | None, ...]  # of one signal: a file or folder, several (None: missing), or none
 
 
 def whole(path: Path) -> Path:
-    """The file that a signal is, or is a part of, as `infos.json#scene` is."""
+    """The file of a signal, without the part that `infos.json#scene` names."""
     return path if path.exists() else Path(str(path).partition("#")[0])
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files of one clip: its video, and those of further signals, by name."""
+    """The files of one clip: its video, and further signals by name."""
 
     video: Path
     signals: tuple[tuple[str, Files], ...] = ()
@@ -48,14 +48,14 @@ class Source:
 
     @property
     def files(self) -> list[Path]:
-        """All of them; what is missing in a list is left out."""
+        """All of them, without missing ones."""
         named = [each if isinstance(each, tuple) else (each,) for _, each in self.signals]
         return [self.video, *(whole(Path(file)) for files in named for file in files if file is not None)]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question about one clip. `facts` holds what else its line says (channel, kind, optimum, ...)."""
+    """One question about one clip. `facts` holds the other keys of its line (channel, kind, optimum, ...)."""
 
     source: Source
     question: str
@@ -69,35 +69,35 @@ class Example:
 
 
 def read_jsonl(path: str | Path) -> list[Example]:
-    """All questions of a JSONL file; its paths are relative to its folder. Broken lines: DataError with numbers."""
+    """All questions of a JSONL file; its paths are relative to its folder. A broken line: DataError with its number."""
     path = Path(path)
     refuse_no_file(path)
     examples: list[Example] = []
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not examples and line.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
-                words = f"jq -c '.[]' {shlex.quote(str(path))} > {shlex.quote(str(path.with_suffix('.lines.jsonl')))}"
-                raise DataError(f"{path}: is a JSON list; make one line of each of its objects: {words}")
+                command = f"jq -c '.[]' {shlex.quote(str(path))} > {shlex.quote(str(path.with_suffix('.lines.jsonl')))}"
+                raise DataError(f"{path}: is a JSON list; write one line per object: {command}")
             if line.strip():
                 examples.extend(_examples(path, number, line))
     if not examples:
-        raise DataError(f"{path}: holds no question; write one JSON object a line")
+        raise DataError(f"{path}: contains no question; write one JSON object per line")
     return examples
 
 
 def refuse_no_file(path: Path) -> None:
-    """Refuse what is not there, or is a folder."""
+    """Refuse a missing file or a folder."""
     if not path.is_file():
         cause = "is a folder" if path.is_dir() else "no such file"
-        raise DataError(f"{path}: {cause}; give a JSONL file of lines with id, video and conversations")
+        raise DataError(f"{path}: {cause}; give a JSONL file whose lines have id, video and conversations")
 
 
 def unread(examples: Iterable[Example], read: Collection[str]) -> list[str]:
-    """A sentence for every name in the `signals` of clips that is not among those that are read."""
+    """A warning for every name in the `signals` of clips that no sense reads."""
     sources = dict.fromkeys(example.source for example in examples)
     named = Counter(name for source in sources for name, _ in source.signals)
     return [
-        f"signals of {count} of {len(sources)} clips name {name!r}, which no sense reads there; {nearest(name, read)}"
+        f"{count} of {len(sources)} clips have a signal {name!r}, which no sense reads; {nearest(name, read)}"
         for name, count in named.items()
         if name not in read
     ]
@@ -105,10 +105,10 @@ def unread(examples: Iterable[Example], read: Collection[str]) -> list[str]:
 
 def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
     def broken(cause: str) -> DataError:
-        return DataError(f"{path}, line {number}: {cause}; mend or delete the line")
+        return DataError(f"{path}, line {number}: {cause}; fix or delete the line")
 
     try:
-        line = json.loads(raw.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
+        line = json.loads(raw.decode("utf-8-sig"))  # some editors write a byte order mark
     except UnicodeDecodeError as error:
         raise broken(f"not UTF-8 (byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
@@ -121,17 +121,17 @@ def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
     if not isinstance(video, str) or not video:
         raise broken(f"needs 'video', the path of a media file; has the keys {sorted(line)}")
     if not _nameable(video):
-        raise broken(f"'video' is {video!r}, which no file can be called")
+        raise broken(f"'video' is {video!r}, which is not a valid file name")
     if not isinstance(turns, list) or not turns or len(turns) % 2:
-        have = f"{len(turns)} turns" if isinstance(turns, list) else type(turns).__name__
-        raise broken(f"needs 'conversations', a list of question and answer in turn, has {have}")
+        actual = f"{len(turns)} turns" if isinstance(turns, list) else type(turns).__name__
+        raise broken(f"needs 'conversations', a list of alternating questions and answers, has {actual}")
     signals = line.get("signals", {})
     if not isinstance(signals, dict):
-        raise broken(f"'signals' is a mapping of names to paths, got {type(signals).__name__}")
+        raise broken(f"'signals' must map names to paths, got {type(signals).__name__}")
     for name, named in signals.items():
         for file in named if isinstance(named, list) else [named]:
             if file is not None and not (isinstance(file, str) and file and _nameable(file)):
-                raise broken(f"signal {name!r} is a path, a list of paths, or null, got {named!r}")
+                raise broken(f"signal {name!r} must be a path, a list of paths, or null, got {named!r}")
     source = Source(path.parent / video, tuple((name, _beside(path.parent, each)) for name, each in signals.items()))
     facts = {key: value for key, value in line.items() if key not in ("video", "signals", "conversations")}
     for asked, answered in zip(turns[::2], turns[1::2], strict=True):
@@ -147,7 +147,7 @@ def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
 
 
 def _beside(folder: Path, named: Any) -> Files:
-    """Paths of a line, found from the folder of its file."""
+    """Paths of a line, relative to the folder of its file."""
     if isinstance(named, list):
         return tuple(None if each is None else str(folder / each) for each in named)
     return None if named is None else str(folder / named)
@@ -162,19 +162,19 @@ def _nameable(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Row:
-    """One clip's tokens: a prefix, then turns that each see the prefix and themselves."""
+    """One clip's tokens: a prefix, then turns that each attend to the prefix and themselves."""
 
     ids: Tensor  # int64 (l)
     positions: Tensor  # int64 (l): every turn continues where the prefix ends
     turns: Tensor  # int64 (l): 0 for the prefix, then 1, 2, ...
-    labels: Tensor  # int64 (l): IGNORE but for the answers
+    labels: Tensor  # int64 (l): IGNORE except for the answers
 
 
 def pack(prefix: Sequence[int], turns: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Row:
-    """Lay out turns (question ids, answer ids) behind one prefix.
+    """Pack turns (question ids, answer ids) after one prefix.
 
-    The visual tokens of a clip are by far the longest part of its row; packed, they are computed once for all of its
-    questions. With the mask of `collate` every answer sees just what it would see in a row of its own.
+    The visual tokens are by far the longest part of a row; packing computes them once for all questions of a clip. With
+    the mask of `collate` every answer attends to exactly the tokens that it would have in a separate row.
     """
     ids, positions, owners, labels = list(prefix), list(range(len(prefix))), [0] * len(prefix), [IGNORE] * len(prefix)
     for owner, (question, answer) in enumerate(turns, 1):
@@ -201,7 +201,7 @@ def collate(rows: Sequence[Row], pad: int) -> dict[str, Tensor]:
     before = torch.ones(length, length, dtype=torch.bool).tril()
     same = (turns[:, :, None] == turns[:, None, :]) | (turns[:, None, :] == 0)
     mask = before & same & real[:, None, :]
-    mask |= torch.eye(length, dtype=torch.bool)  # a padded position sees itself, so that no softmax is empty
+    mask |= torch.eye(length, dtype=torch.bool)  # padding attends to itself, so that no softmax is empty (NaN)
     return {
         "input_ids": padded("ids", pad),
         "position_ids": padded("positions", 0),

@@ -1,6 +1,6 @@
-"""Side channels: what an encoder heard or saw, as tokens on a clock, and which key frame each token belongs to.
+"""Side channels: an encoder's output as tokens with times, and the key frame that each token belongs to.
 
-In: features of any rate, with their centre times in seconds. Out: one padded batch with a segment of time steps per key
+In: features at any rate, with their centre times in seconds. Out: one padded batch with a segment of time steps per key
 frame. Knows nothing of media, encoders, models or weights.
 
 b clips, t key frames, τ time steps of the side channel, m time steps in a segment, h w side grid, c side channels
@@ -24,13 +24,13 @@ PARTS = ("x", "times", "spans", "valid")  # the tensors of `SideTokens`, by name
 
 @dataclass(frozen=True)
 class SideTokens:
-    """One clip's side channel on the clip's clock. A token that is not valid is never read. Times stay on the CPU."""
+    """One clip's side channel on the clip's clock. Invalid tokens are never read. Times stay on the CPU."""
 
     x: Tensor  # (τ h w c) floating point
     times: Tensor  # (τ,) centre seconds, float64
-    spans: Tensor  # (τ 2) first and last second that a token has heard or seen, float64
+    spans: Tensor  # (τ 2) first and last second that a token covers, float64
     valid: Tensor  # (τ h w) bool
-    kind: Literal["sequence", "set"] = "sequence"  # set: the times mean nothing, alignment falls back to the index rule
+    kind: Literal["sequence", "set"] = "sequence"  # set: times are ignored, alignment falls back to the index rule
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", self.times.to("cpu", torch.float64))
@@ -45,28 +45,28 @@ class SideTokens:
             raise SignalError(f"valid must be bool, got {self.valid.dtype}")
         if not (self.times.isfinite().all() and self.spans.isfinite().all()):
             raise SignalError(
-                "a side token has a time that is not a finite number of seconds; mend its times or drop it"
+                "a side token has a time that is not a finite number of seconds; fix its times or drop it"
             )
         broken = (~self.x.isfinite()).any(-1) & self.valid
         if broken.any():
             first = int(broken.flatten(1).any(1).nonzero()[0])
             raise SignalError(
                 f"{int(broken.sum())} of {broken.numel()} side tokens are not finite, the first at step {first} "
-                f"({self.times[first]:.2f} s); mend the signal or mark them as not valid"
+                f"({self.times[first]:.2f} s); fix the signal or mark them as not valid"
             )
 
     @property
     def present(self) -> bool:
-        """Whether there is a token to read; silence is present."""
+        """Whether any token is valid; digital silence is present."""
         return bool(self.valid.any())
 
     def only(self, steps: Tensor) -> SideTokens:
-        """Some of the time steps, by number or by mask."""
+        """Some of the time steps, by index or by mask."""
         return replace(self, x=self.x[steps], times=self.times[steps], spans=self.spans[steps], valid=self.valid[steps])
 
     @classmethod
     def cat(cls, parts: Sequence[SideTokens]) -> SideTokens:
-        """One after the other."""
+        """The parts concatenated in time."""
         x, times, spans, valid = (
             torch.cat(each)
             for each in zip(*((part.x, part.times, part.spans, part.valid) for part in parts), strict=True)
@@ -86,31 +86,31 @@ class SideTokens:
 
 @dataclass(frozen=True)
 class SideBatch:
-    """What a fusion reads: side tokens of b clips, padded, and which of them belong to which key frame.
+    """Input of a fusion: side tokens of b clips, padded, and which of them belong to which key frame.
 
-    A place of a segment holds step `index`; with `blend` = (after, share) it lies between two: index + share·(after −
-    index). `layout` only saves work and waits for the device: its default is right for every batch.
+    A slot of a segment holds step `index`; with `blend` = (after, share) it interpolates between two steps:
+    index + share·(after − index). `layout` only saves work and device synchronisation: its default is always correct.
     """
 
     x: Tensor  # (b τ h w c), zero where padded or not valid
     times: Tensor  # (b τ) seconds, float64
-    steps: Tensor  # (b,) real τ of each row; 0: the signal is absent there
+    steps: Tensor  # (b,) τ of each row without padding; 0: its signal is absent
     index: Tensor  # (b t m) time steps of each key frame's segment, padded
     mask: Tensor  # (b t m) bool, False where padded
-    valid: Tensor | None  # (b τ h w) bool; None: all real tokens are valid
+    valid: Tensor | None  # (b τ h w) bool; None: all tokens but padding are valid
     key_times: Tensor  # (b t) seconds, float64
     # even: segment i is steps [i·m, (i+1)·m) of every row; dense: no segment is padded; full: none is empty
     layout: Literal["even", "dense", "full", "ragged"] = "ragged"
-    blend: tuple[Tensor, Tensor] | None = None  # each (b t m); index rule, where a row has fewer steps than key frames
-    sets: Tensor | None = None  # (b,) which rows are sets, whose times mean nothing; None: no row
+    blend: tuple[Tensor, Tensor] | None = None  # each (b t m); index rule with fewer steps than key frames in a row
+    sets: Tensor | None = None  # (b,) bool: rows that are sets, their times are ignored; None: no row
 
     @property
     def present(self) -> Tensor:
-        """Which rows have a signal at all (b,)."""
+        """Which rows have a signal (b,)."""
         return self.steps > 0
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SideBatch:
-        """The same batch elsewhere; `dtype` is that of the tokens, times stay float64."""
+        """The batch on another device; `dtype` applies to the tokens, times stay float64."""
         names = ("times", "steps", "index", "mask", "key_times")
         moved: dict[str, Tensor] = {name: getattr(self, name).to(device) for name in names}
         valid, sets = (None if value is None else value.to(device) for value in (self.valid, self.sets))

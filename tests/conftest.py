@@ -1,4 +1,4 @@
-"""Small real parts for every test: a seeded LLaVA-OneVision of a few layers, its tokenizer, clips with sound."""
+"""Small real fixtures: a seeded LLaVA-OneVision of a few layers, its tokenizer, clips with sound."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def model(tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype) -> PatchedMode
 
 @pytest.fixture
 def one(tokenizer: PreTrainedTokenizerFast) -> PatchedModel:
-    """A model in float32, for what does not depend on the dtype."""
+    """A model in float32, for tests that do not depend on the dtype."""
     return PatchedModel(make_base(tokenizer))
 
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A folder as a user has it: `base/`, `patch.yaml`, `train.jsonl` about six clips with sound, and `mixed.jsonl`,
-    which adds two clips without a sound track. Features of its clips are kept in `features/`."""
+    """A user's folder: `base/`, `patch.yaml`, `train.jsonl` about six clips with sound, and `mixed.jsonl`, which adds
+    two clips without a sound track. Features of its clips are cached in `features/`."""
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "features").mkdir()
     write_base(folder / "base", tokenizer)
@@ -76,7 +76,7 @@ train: {{steps: 4, batch: 3, checkpoint_every: 2}}
 
 @pytest.fixture
 def recipe(workshop: Path, tmp_path: Path) -> Callable[..., Recipe]:
-    """The workshop's recipe with overrides and an output folder of its own; its clips have been seen already."""
+    """The workshop's recipe with overrides and its own output folder; all share the cached features."""
 
     def make(*overrides: str, output: str = "out") -> Recipe:
         folder = tmp_path / output
@@ -90,7 +90,7 @@ def recipe(workshop: Path, tmp_path: Path) -> Callable[..., Recipe]:
 
 @pytest.fixture
 def released(tmp_path: Path) -> Callable[..., Path]:
-    """A checkpoint for the small base, in the authors' layout."""
+    """A checkpoint for the small base, in the layout of the official release."""
 
     def write(name: str = "pave_lora", **how: Any) -> Path:
         return write_checkpoint(
@@ -102,7 +102,7 @@ def released(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go, to see whether one stays."""
+    """An empty folder for temporary files, to check that none is left."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -115,13 +115,13 @@ def playroom() -> PatchedModel:
 
 
 @pytest.fixture(scope="module")
-def eyes(playroom: PatchedModel) -> Host:
+def playroom_host(playroom: PatchedModel) -> Host:
     return playroom.host
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    """Run `pave WORDS` here; gives exit code, stdout and stderr."""
+    """Run `pave WORDS` in this process; returns exit code, stdout and stderr."""
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["pave", *map(str, words)])

@@ -1,4 +1,4 @@
-"""Claims about data files and packed rows: every broken line is named; packing changes no answer."""
+"""Data files and packed rows: the error of a broken line has its number; packing changes no answer."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_paths_are_relative_to_the_file_or_absolute(tmp_path: Path, monkeypatch:
     assert [example.video for example in read_jsonl("set/a.jsonl")] == [Path("set/1.mp4"), Path("/else/2.mp4")]
 
 
-def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("\ufeff" + write_line("1.mp4", "Grüße?", "ja"), "utf-8")
     assert read_jsonl(file)[0].question == "Grüße?"
@@ -82,18 +82,18 @@ HUMAN, GPT = GOOD["conversations"]
         (GOOD | {"conversations": [HUMAN, GPT | {"value": " "}]}, "must not be empty"),
     ],
 )
-def test_a_broken_line_is_named_with_its_number_and_a_remedy(tmp_path: Path, line: object, cause: str) -> None:
+def test_the_error_of_a_broken_line_has_its_number_and_a_remedy(tmp_path: Path, line: object, cause: str) -> None:
     file = tmp_path / "a.jsonl"
     raw = line if isinstance(line, bytes) else (line if isinstance(line, str) else json.dumps(line)).encode()
     file.write_bytes(write_line("1.mp4", "?", "a").encode() + b"\n" + raw + b"\n")
-    with pytest.raises(DataError, match=f"(?s)a.jsonl, line 3: .*{cause}.*mend or delete"):
+    with pytest.raises(DataError, match=f"(?s)a.jsonl, line 3: .*{cause}.*fix or delete"):
         read_jsonl(file)
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_an_empty_file_and_a_missing_one_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "empty.jsonl").write_text(text)
-    with pytest.raises(DataError, match=r"empty.jsonl: holds no question; write"):
+    with pytest.raises(DataError, match=r"empty.jsonl: contains no question; write"):
         read_jsonl(tmp_path / "empty.jsonl")
     for missing, cause in ((tmp_path / "no.jsonl", "no such file"), (tmp_path, "is a folder")):
         with pytest.raises(DataError, match=f"{cause}; give a JSONL file"):
@@ -112,7 +112,7 @@ def test_a_json_list_is_refused_with_the_command_that_makes_lines_of_it(tmp_path
 
 
 class Asker:
-    """A small base with a patch that acts, and two clips of different length."""
+    """A small base with a patch that has an effect, and two clips of different length."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.model = PatchedModel(make_base(tokenizer))
@@ -128,11 +128,11 @@ class Asker:
 
     @torch.no_grad()
     def logits(self, clips: Sequence[ClipFeatures], tokens: dict[str, Tensor]) -> list[Tensor]:
-        """For each row, logits where an answer is due, in the order of the row."""
-        words = {name: value for name, value in tokens.items() if name != "labels"}
-        logits = self.model.forward(self.model.lay_out(clips, ["ears"]).inputs(**words)).logits
-        due = tokens["labels"].roll(-1, 1) != IGNORE
-        return [row[mask] for row, mask in zip(logits, due, strict=True)]
+        """For each row, the logits that predict answer tokens, in the order of the row."""
+        inputs = {name: value for name, value in tokens.items() if name != "labels"}
+        logits = self.model.forward(self.model.lay_out(clips, ["ears"]).inputs(**inputs)).logits
+        predicts = tokens["labels"].roll(-1, 1) != IGNORE
+        return [row[mask] for row, mask in zip(logits, predicts, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +141,13 @@ def asker(tokenizer: PreTrainedTokenizerFast) -> Asker:
 
 
 def alone(asker: Asker, clip: ClipFeatures, asked: tuple[str, str]) -> Tensor:
-    """A question in a row of its own, under the base's own causal mask."""
+    """A question in a separate row, under the base's own causal mask."""
     row = asker.row(clip, [asked])
-    words = {"input_ids": row.ids[None], "attention_mask": torch.ones(1, len(row.ids)), "labels": row.labels[None]}
-    return asker.logits([clip], words)[0]
+    inputs = {"input_ids": row.ids[None], "attention_mask": torch.ones(1, len(row.ids)), "labels": row.labels[None]}
+    return asker.logits([clip], inputs)[0]
 
 
-def test_packed_answers_get_the_logits_of_a_row_of_their_own(asker: Asker) -> None:
+def test_packed_answers_have_the_logits_of_separate_rows(asker: Asker) -> None:
     """Ragged rows: clips of 4 and 2 key frames with 3 questions and 1, so that the second is padded on the left."""
     rows = [asker.row(asker.clips[0], QUESTIONS), asker.row(asker.clips[1], QUESTIONS[1:2])]
     tokens = collate(rows, asker.model.host.pad)
@@ -160,7 +160,7 @@ def test_packed_answers_get_the_logits_of_a_row_of_their_own(asker: Asker) -> No
 
 
 @pytest.mark.parametrize("lost", ["attention_mask", "position_ids"])
-def test_without_its_mask_or_positions_a_packed_answer_would_be_another(asker: Asker, lost: str) -> None:
+def test_without_its_mask_or_positions_a_packed_answer_differs(asker: Asker, lost: str) -> None:
     tokens = collate([asker.row(asker.clips[0], QUESTIONS)], asker.model.host.pad)
     length = tokens["input_ids"].shape[1]
     plain = {"attention_mask": torch.ones(1, 1, length, length, dtype=torch.bool).tril()}
@@ -171,7 +171,7 @@ def test_without_its_mask_or_positions_a_packed_answer_would_be_another(asker: A
     assert (right[first:] - wrong[first:]).abs().max() > 1e-2
 
 
-def test_only_answers_are_learned_and_all_of_them(asker: Asker) -> None:
+def test_all_answers_and_nothing_else_have_labels(asker: Asker) -> None:
     host = asker.model.host
     row = asker.row(asker.clips[0], QUESTIONS)
     learned = row.labels[row.labels != IGNORE].tolist()
@@ -179,7 +179,7 @@ def test_only_answers_are_learned_and_all_of_them(asker: Asker) -> None:
     assert torch.equal(row.labels[row.labels != IGNORE], row.ids[row.labels != IGNORE])
 
 
-def test_padding_sees_nothing_and_is_never_seen(asker: Asker) -> None:
+def test_padding_attends_only_to_itself_and_is_never_attended_to(asker: Asker) -> None:
     rows = [asker.row(asker.clips[0], QUESTIONS), asker.row(asker.clips[1], QUESTIONS[:1])]
     mask = collate(rows, 0)["attention_mask"][1, 0]
     padding = len(rows[0].ids) - len(rows[1].ids)
@@ -188,7 +188,7 @@ def test_padding_sees_nothing_and_is_never_seen(asker: Asker) -> None:
 
 
 def test_a_longer_batch_changes_no_row(asker: Asker) -> None:
-    """The opposite of leaking: a neighbour of any kind leaves an answer alone, another clip does not."""
+    """No leaks: any other row leaves an answer unchanged; another clip changes it."""
     rows = [asker.row(clip, QUESTIONS) for clip in asker.clips]
     both = asker.logits(asker.clips, collate(rows, asker.model.host.pad))[1]
     one = asker.logits(asker.clips[1:], collate(rows[1:], asker.model.host.pad))[0]

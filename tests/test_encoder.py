@@ -48,7 +48,7 @@ def test_preprocessing_hash_follows_the_resolved_options():
 
 class Options(EncoderOptions):
     name: Text
-    views: Annotated[Count, Field(description="looks at one camera or more")] = 1
+    views: Annotated[Count, Field(description="encodes one camera or more")] = 1
     rows: Count = 2
 
     @model_validator(mode="after")
@@ -62,7 +62,7 @@ class Options(EncoderOptions):
     ("given", "message"),
     [
         ({"name": ""}, "test-encoder needs a text for name, got ''"),
-        ({"name": "x", "views": 0}, "test-encoder looks at one camera or more, got views=0"),
+        ({"name": "x", "views": 0}, "test-encoder encodes one camera or more, got views=0"),
         ({"name": "x", "rows": "2"}, "test-encoder needs a whole number of 1 or more for rows, got '2'"),
         ({"name": "x", "views": 3}, "test-encoder needs a row for each of 3 views, got rows=2"),
         ({"name": "x", "view": 3}, "test-encoder: view=3: .*not permitted"),

@@ -1,5 +1,5 @@
-"""The examples run as they are printed. Those that train take most of a minute and are left to `make examples`: of
-`new_sense.py` two steps are run here, of `train_your_own.py` the recipe is checked."""
+"""The examples run as they are. Full training takes most of a minute and is left to `make examples`: `new_sense.py`
+trains only two steps here, and of `train_your_own.py` only the recipe is checked."""
 
 import importlib.util
 import os
@@ -26,7 +26,7 @@ def output(name: str, *words: str) -> str:
 
 
 def opened(name: str) -> Any:
-    """An example as a module, not yet run."""
+    """An example as a module, without running its main."""
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -34,21 +34,21 @@ def opened(name: str) -> Any:
     return module
 
 
-def test_ask_shows_the_base_the_patch_and_the_base_again():
+def test_ask_shows_the_base_the_patched_base_and_the_base_again():
     lines = dict(line.split(maxsplit=1) for line in output("ask.py").splitlines() if line.startswith("  "))
     assert lines["removed"].split("  (")[0].strip() == lines["base"].strip()
     assert "patched" in lines
 
 
-def test_new_sense_goes_from_clips_to_an_answer(tmp_path, capsys):
+def test_new_sense_runs_from_clips_to_an_answer(tmp_path, capsys):
     opened("new_sense").main(tmp_path, clips=8, overrides=["train.steps=2"])
     lines = capsys.readouterr().out.splitlines()
     assert '"signals": {"imu": "imu/' in lines[1] and "step 2 of 2" in " ".join(lines)
     assert [line.split()[0] for line in lines[-4:-1]] == ["truth", "patched", "base"]
-    assert lines[-1].startswith("right answers to held-out questions: base 0.")
+    assert lines[-1].startswith("correct answers to held-out questions: base 0.")
 
 
-def test_train_your_own_has_a_recipe_without_mistakes(tmp_path):
+def test_train_your_own_has_a_valid_recipe(tmp_path):
     module = opened("train_your_own")
     assert module.recipe(tmp_path).data.val is None
     (tmp_path / "val.jsonl").touch()

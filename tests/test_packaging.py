@@ -1,7 +1,7 @@
-"""What is installed is what is here: folders, wheel, pins. The demo runs from the wheel in a clean environment.
+"""The package matches the checkout: folders, wheel, pins. The demo runs from the wheel, in a clean environment.
 
-The clean environment shares the heavy dependencies with this one through a .pth file. Python reads no .pth files in a
-folder that is added in this way, so an editable install of PAVE stays invisible there.
+The clean environment shares the heavy dependencies with this one through a .pth file. Python ignores .pth files in
+folders that are added by one, so an editable install of PAVE is not visible there.
 """
 
 import os
@@ -58,7 +58,7 @@ def test_patches_are_data_without_code():
     assert not list((ROOT / "patches").rglob("*.py"))
 
 
-def test_constraints_pin_everything_that_is_asked_for_and_keep_its_floor(setup):
+def test_constraints_pin_every_requirement_within_its_range(setup):
     pins = requirements((ROOT / "constraints.txt").read_text())
     asked = requirements(setup["options"]["install_requires"])
     for extra in setup["options.extras_require"].values():
@@ -68,7 +68,7 @@ def test_constraints_pin_everything_that_is_asked_for_and_keep_its_floor(setup):
         assert pin.operator == "==" and requirement.specifier.contains(pin.version), name
 
 
-def test_floor_file_pins_the_very_floors_that_setup_promises(setup):
+def test_floor_file_pins_exactly_the_minimum_versions_of_setup(setup):
     pins = requirements((ROOT / "constraints-floor.txt").read_text())
     for name, requirement in requirements(setup["options"]["install_requires"]).items():
         (pin,) = pins[name].specifier
@@ -79,7 +79,7 @@ def test_floor_file_pins_the_very_floors_that_setup_promises(setup):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in SHIPPED:  # a copy: setuptools would take stale files from a build/ folder of the checkout
+    for name in SHIPPED:  # a copy, because setuptools would include stale files from a build/ folder of the checkout
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
@@ -102,7 +102,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def clean(wheel, tmp_path_factory) -> Path:
-    """A fresh virtual environment with the wheel inside."""
+    """A fresh virtual environment with the wheel installed."""
     folder = tmp_path_factory.mktemp("clean")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
@@ -127,7 +127,7 @@ def run(clean: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_wheel_carries_code_base_catalogue_and_nothing_else(wheel):
+def test_wheel_contains_code_base_catalogue_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"pave"}
     here = {
@@ -139,7 +139,7 @@ def test_wheel_carries_code_base_catalogue_and_nothing_else(wheel):
     assert {name for name in names if name.startswith("pave/")} == here
 
 
-def test_wheel_is_what_runs_in_the_clean_environment(clean):
+def test_the_clean_environment_runs_the_wheel(clean):
     done = run(clean, "python", "-c", "import pave, pave.encoders; print(pave.__file__, *pave.encoders.__path__)")
     assert done.returncode == 0, done.stderr
     assert all(str(clean) in path and str(ROOT) not in path for path in done.stdout.split())

@@ -1,7 +1,7 @@
-"""What others have on their disks stays valid: hashes of preprocessing, of the embedded base, recipes and patch files.
+"""Users' files stay valid: hashes of preprocessing, of the embedded base, of recipes and of patch files.
 
-A changed value here throws away every cached feature or turns patches into strangers. If it must change, say so in the
-changelog.
+A changed value here invalidates every cached feature or makes existing patches mismatch their base. If it must change,
+announce it in the changelog.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pave.hub.catalogue import list_patches
 from pave.patch.file import Patch
 
 FINGERPRINT = "b06a67f5f4932da6c569abe6f50f2c75ef237f5b195580b189045f5da7120f4b"  # of the embedded base
-# sha256 of the patches that are shipped, and of what a recipe resolves to with all its defaults.
+# sha256 of the shipped patches, and of recipes resolved with all defaults.
 PATCHES = {
     "audio-playroom": "cd0e2156908eeeefe1bc17ab5a4ba13db85cdf8de20a745a75ad9037e2431e8b",
     "depth-playroom": "6d63d9ac7cae00777651a26dc7a41e51cae8c047440f58287183abd619e6cd0c",
@@ -45,7 +45,7 @@ RECIPES = {
     "multiview-egoexo": "67de7c4695254666e3f50e17449a712b9a81fad3095c87110d44fda10cd11273",
     "views-playroom": "8b033b66afa726810fa7be2a6323c67b70312ad0c548a6528c8b96d0f8d6918a",
 }
-# name, options -> sha256 of name, revision and resolved options; two option sets where an encoder has any.
+# name, options -> sha256 of name, revision and resolved options; two sets of options for encoders that have any.
 PREPROCESSING: list[tuple[str, dict[str, Any], str]] = [
     (
         "array",
@@ -126,20 +126,22 @@ PREPROCESSING: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "options", "digest"), PREPROCESSING)
-def test_preprocessing_hash_of_an_encoder_stays(name: str, options: dict[str, Any], digest: str, playroom_host: Host):
+def test_preprocessing_hash_of_an_encoder_is_unchanged(
+    name: str, options: dict[str, Any], digest: str, playroom_host: Host
+):
     assert load_encoder(name, **options).on(playroom_host).spec.preprocessing == digest
 
 
-def test_fingerprint_of_the_embedded_base_stays(playroom_host: Host):
+def test_fingerprint_of_the_embedded_base_is_unchanged(playroom_host: Host):
     assert playroom_host.fingerprint() == FINGERPRINT
 
 
-def test_shipped_patches_stay():
+def test_shipped_patches_are_unchanged():
     assert {each.name: Patch.load(each.file).sha256 for each in list_patches() if each.file} == PATCHES
 
 
-def test_recipes_of_the_catalogue_resolve_to_what_they_did():
-    told = {"description": True, "data": {"train", "val"}, "train": {"output"}}  # words, and places on this machine
-    resolved = {each.name: each.recipe.model_dump(mode="json", exclude=told) for each in list_patches()}
+def test_recipes_of_the_catalogue_resolve_as_before():
+    excluded = {"description": True, "data": {"train", "val"}, "train": {"output"}}  # text, and paths of this machine
+    resolved = {each.name: each.recipe.model_dump(mode="json", exclude=excluded) for each in list_patches()}
     digests = {name: hashlib.sha256(json.dumps(facts, sort_keys=True).encode()) for name, facts in resolved.items()}
     assert {name: digest.hexdigest() for name, digest in digests.items()} == RECIPES

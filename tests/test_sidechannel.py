@@ -1,4 +1,4 @@
-"""Alignment puts each token on the key frame that the rules say, and bad signals are refused with their numbers."""
+"""Alignment assigns each token to a key frame by the rules, and bad signals are refused with their numbers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def steps_of(index: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
     return [row[keep].tolist() for row, keep in zip(index, mask, strict=True)]
 
 
-def test_a_segment_reaches_from_midpoint_to_midpoint():
+def test_a_segment_is_bounded_by_the_midpoints_between_key_frames():
     times = torch.tensor([-1.0, 0.0, 0.49, 0.5, 1.9, 2.0, 3.24, 3.25, 99.0])
     assert steps_of(*segments_by_time(times, KEYS)) == [[0, 1, 2], [3, 4], [5, 6], [7, 8]]
 
 
-def test_segments_by_time_agree_with_the_definition_on_random_clocks():
+def test_segments_by_time_match_the_definition_on_random_times():
     generator = torch.Generator().manual_seed(0)
     for steps in (1, 5, 80):
         times = torch.rand(steps, generator=generator, dtype=torch.float64) * 9  # in no order
@@ -40,7 +40,7 @@ def test_an_empty_segment_borrows_the_nearest_token_and_the_earlier_of_two():
     assert steps_of(*segments_by_time(times.flip(0), torch.tensor([0.0, 0.9, 1.0, 1.1]))) == [[1], [1], [1], [0]]
 
 
-def test_two_key_frames_of_the_same_moment_both_hear_something():
+def test_two_key_frames_at_the_same_time_both_get_a_token():
     index, mask = segments_by_time(torch.tensor([0.9, 1.1]), torch.tensor([1.0, 1.0]))
     assert steps_of(index, mask) == [[0], [1]]
 
@@ -49,13 +49,13 @@ def test_two_key_frames_of_the_same_moment_both_hear_something():
     ("steps", "counts"),
     [(120, [4] * 24 + [3] * 8), (240, [8] * 16 + [7] * 16), (33, [2] + [1] * 31), (64, [2] * 32)],
 )
-def test_segments_by_index_are_the_authors_split(steps, counts):
+def test_segments_by_index_match_the_split_of_the_pave_papers_authors(steps, counts):
     index, mask = segments_by_index(steps, 32)
     assert mask.sum(-1).tolist() == counts
     assert index[mask].tolist() == list(range(steps))
 
 
-def test_fewer_steps_than_key_frames_lie_first_on_first_and_last_on_last():
+def test_fewer_steps_than_key_frames_are_interpolated_from_the_first_to_the_last():
     batch = align([tokens(3), tokens(1), tokens(9)], [torch.arange(5.0)] * 3, "index")
     assert batch.blend is not None
     after, share = batch.blend
@@ -84,14 +84,14 @@ def test_regular_tokens_have_centre_times_and_spans():
     assert side.spans[1].tolist() == [1.25, 1.5]
 
 
-def test_a_token_that_is_not_finite_is_an_error_and_names_its_second():
+def test_a_token_that_is_not_finite_is_an_error_with_its_time():
     x = torch.zeros(8, 2)
     x[5] = torch.nan
     with pytest.raises(SignalError, match=r"1 of 8 side tokens are not finite, the first at step 5 \(1\.38 s\)"):
         SideTokens.regular(x, rate=4)
 
 
-def test_a_token_that_is_not_valid_may_hold_anything_and_is_never_borrowed():
+def test_an_invalid_token_may_have_any_value_and_is_never_borrowed():
     good = tokens(8)
     x, valid = good.x.clone(), good.valid.clone()
     x[3:5], valid[3:5] = torch.inf, False

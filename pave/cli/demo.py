@@ -1,7 +1,7 @@
 """The demo: the same questions to a frozen video LLM and to the same model with a patch, offline.
 
-In: a folder, a number of clips, a seed. Out: mp4 files with sound, a table on stdout and a picture. Everything it shows
-it has just measured: files are written, read back, decoded, encoded and asked about like anybody's.
+In: a folder, a number of clips, a seed. Out: mp4 files with sound, a table on stdout and a picture. Every result is
+computed on the spot: the files are written, then decoded, encoded and asked about like any user's clip.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ PER_CLIP = 4  # questions asked about a clip, at most
 INK, FAINT, RIGHT, WRONG, SOUND = "#1f2430", "#8a90a0", "#1b7f4d", "#b3412f", "#3d6fb6"
 
 CLOSING = """\
-What is small and synthetic here: the clips ({seconds:g} seconds, {size} x {size} pixels, {sounds} sounds)
-and the base, a LLaVA-OneVision of {millions:.1f} million parameters, trained on what is seen in
-this world. It has never heard anything: on questions about sound it can only guess. Files,
-decoder, alignment, fusion and patch format are those of a real model. With one of 7 billion
-parameters (16 GB of weights), and a patch that pave-train made for it from your own clips, it is
+Small and synthetic here: the clips ({seconds:g} seconds, {size} x {size} pixels, {sounds} sounds) and the base, a
+LLaVA-OneVision of {millions:.1f} million parameters, trained on frames of this synthetic world. The base
+has no sound encoder, so it can only guess the answers to questions about sound. Files, decoder,
+alignment, fusion and patch format are the same as for a real model. With a 7B base (16 GB of
+weights) and a patch that you trained for it with pave-train on your own clips, the command is
 
     pave ask clip.mp4 "What do you hear?" --base llava-hf/llava-onevision-qwen2-7b-ov-hf --patch FOLDER
 """
@@ -56,7 +56,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Subject:
-    """One clip: the file, what was read from it, when the world says that it sounds, and what was asked about it."""
+    """One clip: its file, its content, the true times of its sounds, and the questions asked about it."""
 
     path: Path
     clip: Clip
@@ -65,7 +65,7 @@ class Subject:
 
 
 def run(out: Path, *, clips: int, seed: int) -> list[Subject]:
-    """Make, ask, show, draw."""
+    """Write the clips, ask both models, print the table, draw the picture."""
     console = Console(width=None if sys.stdout.isatty() else 100)
     start = time.perf_counter()
     lines = writer.write_clips(out, clips, seed, SPLIT)
@@ -78,7 +78,7 @@ def run(out: Path, *, clips: int, seed: int) -> list[Subject]:
     console.print(_table(subjects))
     console.print(_score(subjects, time.perf_counter() - start), highlight=False)
     picture = out / "demo.png"
-    draw(max(subjects, key=_telling), picture)
+    draw(max(subjects, key=_instructive), picture)
     console.print(f"picture: {picture}\n\n{_closing(model)}", highlight=False, soft_wrap=True)
     return subjects
 
@@ -89,7 +89,7 @@ def _closing(model: PatchedModel) -> str:
 
 
 def _by_clip(jsonl: Path) -> list[list[dict]]:
-    """Lines of a JSONL file, one list for each clip, in the order of the file."""
+    """Rows of a JSONL file, one list per clip, in file order."""
     found: dict[str, list[dict]] = {}
     for line in jsonl.read_text("utf-8").splitlines():
         row = json.loads(line)
@@ -111,7 +111,7 @@ def _ask(model: PatchedModel, out: Path, rows: Sequence[dict], seed: int) -> Sub
 
 
 def _varied(rows: Sequence[dict]) -> list[dict]:
-    """The first question of every channel, then the second of every channel, and so on."""
+    """The first question of each channel, then the second of each, and so on."""
     turns = Counter[str]()
     order = []
     for row in rows:
@@ -120,15 +120,15 @@ def _varied(rows: Sequence[dict]) -> list[dict]:
     return [row for _, row in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])]
 
 
-def _telling(subject: Subject) -> tuple[bool, int, int]:
-    """The picture is of a clip in which much can be heard and seen, and on which the two answers differ."""
+def _instructive(subject: Subject) -> tuple[bool, int, int]:
+    """Sort key for the clip to draw: questions that need both senses, then many sounds, then answers that differ."""
     needs_both = any(asked.channel == "audio+video" for asked in subject.asked)
     return needs_both, len(subject.events), sum(asked.base != asked.patched for asked in subject.asked)
 
 
 def _table(subjects: Sequence[Subject]) -> Table:
-    table = Table(title="What the clips are asked", title_style="bold", title_justify="left", box=box.SIMPLE_HEAD)
-    for name, widest in (("carried by", 11), ("question", 56), ("truth", 8), ("base", 10), ("patched", 10)):
+    table = Table(title="Questions about the clips", title_style="bold", title_justify="left", box=box.SIMPLE_HEAD)
+    for name, widest in (("channel", 11), ("question", 56), ("truth", 8), ("base", 10), ("patched", 10)):
         table.add_column(name, max_width=widest, no_wrap=name != "question")
     for subject in subjects:
         for asked in subject.asked:
@@ -144,19 +144,17 @@ def _marked(answer: str, right: bool) -> Text:
 
 def _score(subjects: Sequence[Subject], seconds: float) -> str:
     asked = [asked for subject in subjects for asked in subject.asked]
-    base, patched = (sum(getattr(one, who) == one.truth for one in asked) for who in ("base", "patched"))
-    return f"right answers: base {base} of {len(asked)}, patched {patched} of {len(asked)} ({seconds:.1f} s)"
+    base, patched = (sum(getattr(one, model) == one.truth for one in asked) for model in ("base", "patched"))
+    return f"correct answers: base {base} of {len(asked)}, patched {patched} of {len(asked)} ({seconds:.1f} s)"
 
 
 def draw(subject: Subject, target: Path) -> None:
-    """Key frames and waveform of one clip on one time line, with what was asked and answered."""
+    """Key frames and waveform of one clip on one time axis, above its questions and answers."""
     figure = Figure(figsize=(12, 6.4), dpi=150, facecolor="white")
     figure.text(
-        0.045, 0.945, "A frozen video LLM, before and after a patch that hears", size=17, color=INK, weight="bold"
+        0.045, 0.945, "A frozen video LLM, before and after a patch adds sound", size=17, color=INK, weight="bold"
     )
-    figure.text(
-        0.045, 0.905, f"{subject.path.name}: eight key frames, the sound, and three questions", size=10, color=FAINT
-    )
+    figure.text(0.045, 0.905, f"{subject.path.name}: key frames, sound, and three questions", size=10, color=FAINT)
     _draw_frames(figure.add_axes((0.045, 0.625, 0.91, 0.225)), subject.clip)
     _draw_wave(figure.add_axes((0.045, 0.37, 0.91, 0.20)), subject)
     for place, asked in enumerate(subject.asked[:3]):
@@ -164,7 +162,7 @@ def draw(subject: Subject, target: Path) -> None:
     figure.savefig(target)
 
 
-def _line_of_time(axes: Axes) -> None:
+def _time_axis(axes: Axes) -> None:
     axes.set_xlim(-0.32, world.SECONDS + 0.27)
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
@@ -173,8 +171,8 @@ def _line_of_time(axes: Axes) -> None:
 
 def _draw_frames(axes: Axes, clip: Clip) -> None:
     if clip.frames is None or clip.times is None:
-        raise ValueError("a clip without frames has no picture")
-    _line_of_time(axes)
+        raise ValueError("a clip without frames cannot be drawn")
+    _time_axis(axes)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     half = 0.46 * float(clip.times[-1] - clip.times[0]) / max(len(clip.times) - 1, 1)
@@ -186,21 +184,23 @@ def _draw_frames(axes: Axes, clip: Clip) -> None:
 
 
 def _draw_wave(axes: Axes, subject: Subject) -> None:
-    _line_of_time(axes)
+    _time_axis(axes)
     axes.spines["bottom"].set_color(FAINT)
     axes.tick_params(colors=FAINT, labelsize=8)
     axes.set_xlabel("seconds", size=8, color=FAINT, labelpad=1)
     axes.set_ylim(-1.1, 1.6)
     if subject.clip.audio is not None and subject.clip.rate:
         samples = subject.clip.audio.mean(0).numpy()
-        loudest = max(float(np.abs(samples).max()), 0.1)  # silence stays a line
+        loudest = max(
+            float(np.abs(samples).max()), 0.1
+        )  # the floor keeps the noise of a silent clip from being scaled up to full height
         low, high, at = _envelope(samples / loudest, subject.clip.rate, subject.clip.audio_start)
         axes.fill_between(at, low, high, color=SOUND, lw=0)
     for name, start in subject.events:
         axes.axvspan(start, start + sound.TONE_SECONDS, color=SOUND, alpha=0.13, lw=0)
         axes.text(start + sound.TONE_SECONDS / 2, 1.22, name, ha="center", size=11, color=SOUND, weight="bold")
     if not subject.events:
-        axes.text(world.SECONDS / 2, 0.6, "nothing but the room's faint noise", ha="center", size=10, color=SOUND)
+        axes.text(world.SECONDS / 2, 0.6, "no sound but faint room noise", ha="center", size=10, color=SOUND)
 
 
 def _envelope(samples: np.ndarray, rate: int, start: float, bins: int = 900) -> tuple[np.ndarray, ...]:
@@ -221,9 +221,9 @@ def _draw_answers(axes: Axes, asked: Asked) -> None:
     question = "\n".join(textwrap.wrap(asked.question, 36))
     axes.text(0.05, 0.91, question, size=11, color=INK, weight="bold", va="top", linespacing=1.3)
     rows = ((0.50, "truth", asked.truth), (0.32, "base", asked.base), (0.14, "patched", asked.patched))
-    for height, who, answer in rows:
-        colour = INK if who == "truth" else RIGHT if answer == asked.truth else WRONG
-        mark = "" if who == "truth" else "  ✓" if answer == asked.truth else "  ✗"
-        axes.text(0.05, height, who, size=10, color=FAINT, va="center")
+    for height, source, answer in rows:
+        colour = INK if source == "truth" else RIGHT if answer == asked.truth else WRONG
+        mark = "" if source == "truth" else "  ✓" if answer == asked.truth else "  ✗"
+        axes.text(0.05, height, source, size=10, color=FAINT, va="center")
         words = textwrap.shorten(answer, 24, placeholder="…") + mark
         axes.text(0.30, height, words, size=12, color=colour, va="center", weight="bold")

@@ -1,6 +1,6 @@
-"""What is right and wrong with this machine and this installation. In: nothing. Out: checks, each with its remedy.
+"""Checks of this machine and this installation. In: nothing. Out: results of checks, each with its remedy.
 
-Looks only: writes no file, asks no network, and a check that fails does not stop the next one.
+Reads only: writes no file, uses no network; a check that fails does not stop the next one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HERE = Path(__file__).parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was looked at. `remedy` is what to do when it is not ok."""
+    """The result of one check. `remedy` is what to do when it is not ok."""
 
     name: str
     ok: bool
@@ -40,20 +40,20 @@ def examine() -> Iterator[Check]:
     for requirement in requirements():
         yield _package(requirement)
     for name in ("torchvision", "torchaudio", "torchcodec"):
-        yield _stays_out_of_the_way(name)
-    yield _looked("compute", _compute, "reinstall torch for this machine")
-    yield _looked("decoder", _decoder, "reinstall PyAV: pip install --force-reinstall av")
-    yield _looked("embedded base", _embedded_base, "install PAVE again; the files of pave/playroom/base are missing")
-    yield _looked("encoders", _encoders, "install PAVE again, or mend the encoder that the message names")
+        yield _optional(name)
+    yield _checked("compute", _compute, "reinstall torch for this machine")
+    yield _checked("decoder", _decoder, "reinstall PyAV: pip install --force-reinstall av")
+    yield _checked("embedded base", _embedded_base, "reinstall PAVE; files of pave/playroom/base are missing")
+    yield _checked("encoders", _encoders, "reinstall PAVE, or fix the encoder that the message names")
     for name in _catalogue():
-        yield _looked(
-            f"patch {name}", lambda name=name: _patch(name), f"train it again (pave-train {name}), or reinstall"
+        yield _checked(
+            f"patch {name}", lambda name=name: _patch(name), f"train it again (pave-train {name}), or reinstall PAVE"
         )
-    yield _looked("hub", _hub, "set HF_HOME to a folder that can be written")
+    yield _checked("hub", _hub, "set HF_HOME to a writable folder")
 
 
 def requirements() -> list[Requirement]:
-    """What PAVE needs, as its metadata (installed) or its setup.cfg (a bare checkout) says."""
+    """The dependencies of PAVE, from its package metadata (installed) or its setup.cfg (a bare checkout)."""
     try:
         lines = metadata.requires("pave") or []
     except metadata.PackageNotFoundError:
@@ -64,10 +64,10 @@ def requirements() -> list[Requirement]:
     return [requirement for requirement in found if not requirement.marker or requirement.marker.evaluate()]
 
 
-def _looked(name: str, look: Callable[[], str], remedy: str) -> Check:
-    """A doctor reports whatever goes wrong with the patient, so every exception is a finding."""
+def _checked(name: str, examine: Callable[[], str], remedy: str) -> Check:
+    """The result of `examine`. Any exception is a finding: the doctor must report it and go on."""
     try:
-        return Check(name=name, ok=True, finding=look())
+        return Check(name=name, ok=True, finding=examine())
     except Exception as error:
         return Check(name=name, ok=False, finding=f"{type(error).__name__}: {error}", remedy=remedy)
 
@@ -88,22 +88,22 @@ def _package(requirement: Requirement) -> Check:
     return Check(name=requirement.name, ok=ok, finding=finding, remedy=remedy)
 
 
-def _stays_out_of_the_way(name: str) -> Check:
-    """PAVE does not need these, but transformers imports them when it finds them, and falls with them.
+def _optional(name: str) -> Check:
+    """PAVE does not need this package, but transformers imports it if it is installed, and fails if it is broken.
 
-    Tried in a process of its own, since a wheel of another torch can take the interpreter down.
+    Imported in a separate process, because a wheel built for another torch can crash the interpreter.
     """
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Check(name=name, ok=True, finding="absent, and not needed")
+        return Check(name=name, ok=True, finding="not installed, not needed")
     run = subprocess.run(
         [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     if run.returncode == 0:
         return Check(name=name, ok=True, finding=f"{version}, not needed")
     last = (run.stderr.strip() or f"exit code {run.returncode}").splitlines()[-1]
-    remedy = f"it does not fit this torch and breaks transformers; PAVE does not need it: pip uninstall {name}"
+    remedy = f"it does not match this torch and breaks transformers; PAVE does not need it: pip uninstall {name}"
     return Check(name=name, ok=False, finding=f"{version} cannot be imported: {last}", remedy=remedy)
 
 
@@ -165,7 +165,7 @@ def _patch(name: str) -> str:
     patch = Patch.load(file)
     if patch.config.base.repo == "playroom":
         base_match(patch.config, load_base("playroom"), str(file), strict=True)
-    return f"{len(patch.tensors)} tensors, {file.stat().st_size / 1e6:.2f} MB, its own hash fits"
+    return f"{len(patch.tensors)} tensors, {file.stat().st_size / 1e6:.2f} MB, sha256 matches"
 
 
 def _hub() -> str:
@@ -174,5 +174,5 @@ def _hub() -> str:
     cache = Path(constants.HF_HUB_CACHE)
     there = next(path for path in (cache, *cache.parents) if path.exists())
     if not os.access(there, os.W_OK):
-        raise PermissionError(f"cannot write into {there}, where downloads would go")
+        raise PermissionError(f"cannot write to {there}, the folder for downloads")
     return f"cache {cache}{' (offline mode)' if constants.HF_HUB_OFFLINE else ''}"

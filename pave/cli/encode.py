@@ -1,4 +1,4 @@
-"""The `pave encode` command: options, progress, summary. What it does is in pave/features/extract.py."""
+"""The `pave encode` command: options, progress, summary. The extraction itself is in pave/features/extract.py."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from pave.cli.terminal import quiet, remark
 if TYPE_CHECKING:
     from pave.features.extract import Tally
 
-MANY = 8  # workers: each holds the encoder's network
+MANY = 8  # most workers by default: each holds a copy of the encoder's network
 
 
 def encode(
-    encoder: Annotated[str, typer.Argument(metavar="ENCODER", help="As logmel or imagebind-audio.")],
+    encoder: Annotated[str, typer.Argument(metavar="ENCODER", help="For example logmel or imagebind-audio.")],
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of media, or JSONL as for training.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for feature files.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the feature files.")],
     option: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Of the encoder, as a recipe says it; may be repeated."),
+        typer.Option(metavar="KEY=VALUE", help="Option of the encoder, as in a recipe; may be repeated."),
     ] = None,
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"], typer.Option(metavar="DTYPE", help="To keep tokens in.")
+        Literal["float32", "float16", "bfloat16"], typer.Option(metavar="DTYPE", help="Dtype of the stored tokens.")
     ] = "float32",
     base: Annotated[
-        str, typer.Option(metavar="BASE", help="Whose eyes an encoder gets that looks with those of a base.")
+        str, typer.Option(metavar="BASE", help="Base model whose vision tower the encoder uses, if it needs one.")
     ] = "",
     published: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Take the .pt files that PAVE's authors published, instead of encoding."),
+        typer.Option(metavar="FOLDER", help="Convert the .pt features that the PAVE paper's authors published."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Processes. Default: one a core, up to eight.")
+        int | None, typer.Option(metavar="N", min=1, help="Worker processes. Default: one per core, at most 8.")
     ] = None,
-    timeout: Annotated[float, typer.Option(metavar="S", min=0.1, help="Seconds for one clip.")] = 300.0,
-    memory: Annotated[float, typer.Option(metavar="GIB", min=0.1, help="That a process may hold.")] = 16.0,
-    shard: Annotated[int, typer.Option(metavar="N", min=1, help="Clips in one feature file.")] = 32,
+    timeout: Annotated[float, typer.Option(metavar="S", min=0.1, help="Time limit per clip, in seconds.")] = 300.0,
+    memory: Annotated[float, typer.Option(metavar="GIB", min=0.1, help="Memory limit per worker.")] = 16.0,
+    shard: Annotated[int, typer.Option(metavar="N", min=1, help="Clips per feature file.")] = 32,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(metavar="ENGINE", help="'local', or 'ray' for a cluster.")
     ] = "local",
     retry: Annotated[bool, typer.Option("--retry", help="Try quarantined clips again.")] = False,
 ) -> None:
-    """Encode the clips of SOURCE once, for many trainings.
+    """Encode the clips of SOURCE once, for any number of trainings.
 
-    Clips that cannot be read, or take too long or too much, go to OUT/quarantine.jsonl. Whatever stops this, the same
-    command goes on. Under torchrun, each process does its share.
+    Clips that cannot be read, or exceed the time or memory limit, are listed in OUT/quarantine.jsonl. If interrupted,
+    run the same command again to continue. Under torchrun, each process encodes its share.
     """
     quiet()
     from rich.console import Console
@@ -60,8 +60,8 @@ def encode(
     from pave.recipe import overridden
 
     begin, options = time.perf_counter(), overridden(option or [])
-    place = str(published.absolute()) if published else ""
-    job = worker.Job(encoder, options, dtype, base, place, timeout, memory)
+    folder = str(published.absolute()) if published else ""
+    job = worker.Job(encoder, options, dtype, base, folder, timeout, memory)
     clips = extract.listed(source)
     workers = workers or min(MANY, os.cpu_count() or 1)
     remark(f"{encoder}: {len(clips):,} clips, {workers} workers")
@@ -82,17 +82,17 @@ def encode(
                 job, clips, out, size=shard, workers=workers, engine=engine, retry=retry, progress=progress
             )
         except KeyboardInterrupt:
-            remark(f"\nstopped; what is done lies in {out}, and the same command goes on from it")
+            remark(f"\nstopped; finished shards are in {out}; run the same command again to continue")
             raise SystemExit(130) from None
     print(summary(tally, out, time.perf_counter() - begin))
 
 
 def summary(tally: Tally, out: Path, seconds: float) -> str:
-    """What lies in the folder, and what it took this time."""
+    """Counts for the whole folder, and the time of this run."""
     good = tally.clips - tally.absent - len(tally.refused)
     lines = [f"{good:,} of {tally.clips:,} clips are encoded; this took {seconds:.1f} s"]
     if tally.absent:
-        lines.append(f"{tally.absent:,} clips have nothing to encode, which their entries say")
+        lines.append(f"{tally.absent:,} clips lack the signal and are recorded as absent")
     if tally.refused:
-        lines.append(f"{len(tally.refused):,} clips quarantined; {out / 'quarantine.jsonl'} says why")
+        lines.append(f"{len(tally.refused):,} clips quarantined; see {out / 'quarantine.jsonl'} for the reasons")
     return "\n".join([*lines, f"{out} ({tally.shards:,} files, {tally.bytes:,} bytes)"])

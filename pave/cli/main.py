@@ -1,7 +1,7 @@
-"""The `pave` command. In: words of a shell. Out: answers on stdout, remarks on stderr, and an exit code.
+"""The `pave` command. In: command-line arguments. Out: results on stdout, remarks on stderr, and an exit code.
 
-0: done. 1: looked and found something wrong (`doctor`, `patch verify`). 2: could not do it; one line says why and what
-to do (PAVE_TRACEBACK=1 shows where). Every verb imports what it needs when it runs, so that `pave --help` is instant.
+0: done. 1: a check failed (`doctor`, `patch verify`). 2: an error; one line gives the cause and the remedy
+(PAVE_TRACEBACK=1 shows the traceback). Each command imports what it needs when it runs, to keep `pave --help` fast.
 """
 
 from __future__ import annotations
@@ -36,19 +36,21 @@ def front(
 @app.command()
 def ask(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video or an image.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="In plain words.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in plain text.")],
     base: Annotated[str, typer.Option(metavar="BASE", help="'playroom', a folder, or a Hub id.")] = "playroom",
     patch: Annotated[
-        list[str] | None, typer.Option(metavar="PATCH", help="A name, a folder or a file; may be repeated.")
+        list[str] | None, typer.Option(metavar="PATCH", help="A name, a folder, a file or user/repo; may be repeated.")
     ] = None,
     signal: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="A further signal's file or folder; repeat views=FILE for each camera."),
+        typer.Option(metavar="NAME=PATH", help="File or folder of another signal; repeat views=FILE for each camera."),
     ] = None,
     frames: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Key frames. Default: what the base was trained with.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = 32,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Maximum length of the answer, in tokens.")
+    ] = 32,
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help="'auto', 'float32' or 'bfloat16'.")] = "auto",
     device: Annotated[str, typer.Option(metavar="DEVICE", help="'auto', 'cpu', 'cuda', ...")] = "auto",
 ) -> None:
@@ -66,34 +68,36 @@ def ask(
     print(answer)
 
 
-def _signals(words: Sequence[str]) -> dict[str, Any]:
-    """NAME=PATH as signals; a name that comes again, and views, has a list of files, audio the sound of its file."""
+def _signals(options: Sequence[str]) -> dict[str, Any]:
+    """Signals by name, from NAME=PATH: a path, a list of paths (a repeated name; always for views), or samples and rate
+    (audio)."""
     from inspect import signature
 
     from pave.errors import SignalError
     from pave.model.patched import PatchedModel
 
-    taken = signature(PatchedModel.ask).parameters
+    # ask() takes signals as keyword arguments, so a signal cannot be named like one of its parameters.
+    reserved = signature(PatchedModel.ask).parameters
     named: dict[str, list[str]] = {}
-    for word in words:
-        name, equals, path = word.partition("=")
+    for option in options:
+        name, equals, path = option.partition("=")
         if not (name and equals and path):
-            raise SignalError(f"--signal {word}: write NAME=PATH, such as imu=ride.npy")
-        if name in taken:
+            raise SignalError(f"--signal {option}: write NAME=PATH, for example imu=ride.npy")
+        if name in reserved:
             raise SignalError(
-                f"--signal {word}: no signal is called {name}; give one that a patch reads, as imu or views"
+                f"--signal {option}: {name} is not a signal; name one that a patch reads, for example imu or views"
             )
         named.setdefault(name, []).append(path)
-    read = {"audio": _sound, "views": list}
-    return {name: read.get(name, _alone)(paths) for name, paths in named.items()}
+    readers = {"audio": _sound, "views": list}
+    return {name: readers.get(name, _one_or_list)(paths) for name, paths in named.items()}
 
 
-def _alone(paths: list[str]) -> str | list[str]:
+def _one_or_list(paths: list[str]) -> str | list[str]:
     return paths if len(paths) > 1 else paths[0]
 
 
 def _sound(paths: list[str]) -> tuple[Any, int]:
-    """The samples of the one file, and their rate."""
+    """Samples and sampling rate of the one file."""
     from pave.errors import SignalError
     from pave.media.clip import Clip
 
@@ -101,21 +105,21 @@ def _sound(paths: list[str]) -> tuple[Any, int]:
         raise SignalError(f"--signal audio= is given {len(paths)} times; give one file")
     clip = Clip.read(paths[0], frames=0)
     if clip.audio is None or clip.rate is None:
-        raise SignalError(f"--signal audio={paths[0]}: has no sound ({clip.report.audio}); give a file that has")
+        raise SignalError(f"--signal audio={paths[0]}: has no sound ({clip.report.audio}); give a file with sound")
     return clip.audio, clip.rate
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where clips and picture are written.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the clips and the picture.")] = Path(
         "pave-demo"
     ),
-    clips: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Clips to make and ask about.")] = 4,
-    seed: Annotated[int, typer.Option(metavar="N", help="Another seed makes other clips.")] = 0,
+    clips: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Number of clips.")] = 4,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed of the clips.")] = 0,
 ) -> None:
-    """See a patch at work, offline.
+    """Show what a patch does, offline.
 
-    Makes clips with sound, asks the base and the patched base the same questions, and draws a picture of it.
+    Generates clips with sound, asks the base and the patched base the same questions, and draws a picture.
     """
     quiet()
     from pave.cli.demo import run
@@ -124,7 +128,7 @@ def demo(
 
 
 def _known_channels(asked: list[str] | None) -> list[str] | None:
-    """The channels as they are; refused if one is not of the Playroom. Typer takes no list of a Literal yet."""
+    """The channels unchanged, or an error if one is unknown. Checked here because Typer has no list of a Literal."""
     from pave.recipe import AskedChannel
 
     known = get_args(AskedChannel)
@@ -136,24 +140,24 @@ def _known_channels(asked: list[str] | None) -> list[str] | None:
 
 @app.command()
 def playroom(
-    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the clips and the JSONL are written.")],
-    clips: Annotated[int, typer.Option(metavar="N", min=1, help="How many clips.")] = 8,
-    seed: Annotated[int, typer.Option(metavar="N", help="Equal seeds make equal clips.")] = 0,
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder for the clips and the JSONL file.")],
+    clips: Annotated[int, typer.Option(metavar="N", min=1, help="Number of clips.")] = 8,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed; equal seeds give equal clips.")] = 0,
     split: Annotated[
-        Split, typer.Option(metavar="SPLIT", help="'train', 'val' or 'test': they share no scene.")
+        Split, typer.Option(metavar="SPLIT", help="'train', 'val' or 'test'; splits share no scene.")
     ] = "train",
     channel: Annotated[
         list[str] | None,
         typer.Option(
             metavar="CHANNEL",
-            help="Ask what this channel answers; may be repeated. Default: pictures and sound.",
+            help="Ask about this channel; may be repeated. Default: video and sound.",
             callback=_known_channels,
         ),
     ] = None,
 ) -> None:
-    """Make small clips with sound, and questions.
+    """Generate small clips with sound, and questions.
 
-    Writes mp4 files of the synthetic Playroom and a JSONL file that `pave-train` reads.
+    Writes mp4 files of the synthetic Playroom world and a JSONL file for `pave-train`.
     """
     from pave.playroom.questions import CHANNELS
     from pave.playroom.writer import write_clips
@@ -171,14 +175,14 @@ def profile_command(
     text: Annotated[int, typer.Option(metavar="N", min=0, help="Tokens of the question and its template.")] = 40,
     side_steps: Annotated[
         list[int] | None,
-        typer.Option(metavar="N", min=1, help="Time steps of a sense; once for each. Default: those of a minute."),
+        typer.Option(metavar="N", min=1, help="Time steps of a sense; once per sense. Default: for a 60 s clip."),
     ] = None,
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help="'auto' (the checkpoint's), 'bfloat16', ...")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON: bytes, tokens, FLOPs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print bytes, tokens and FLOPs as JSON.")] = False,
 ) -> None:
-    """Say what PATCH costs on BASE, before anything is loaded.
+    """Estimate what PATCH costs on BASE, without loading weights.
 
-    Parameters, file, tokens, FLOPs, memory. Of the base only the config is read.
+    Parameters, file size, tokens, FLOPs, memory. Only the config of the base is read.
     """
     quiet()
     import json
@@ -196,14 +200,12 @@ app.command()(encode.encode)
 
 @app.command("new-encoder")
 def new_encoder(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the encoder, as heart-rate.")],
-    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where it is written; for encoders only.")] = Path(
-        "encoders"
-    ),
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the encoder, for example heart-rate.")],
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of your encoders.")] = Path("encoders"),
 ) -> None:
     """Write a template of an encoder and its test.
 
-    For a sense that needs code of its own; numbers of a sensor as they are need none: the encoder `array` reads them.
+    For a sense that needs its own code. Raw numbers of a sensor need none: use the encoder `array`.
     """
     quiet()
     import os
@@ -216,15 +218,15 @@ def new_encoder(
     needs = ""
     if to.resolve() not in folders():
         needs = f"{PLACE}={os.pathsep.join(filter(None, (os.environ.get(PLACE), str(to.resolve()))))} "
-        remark(f"it is found where the environment says {needs}")
-    remark(f"it works as it is: {needs}python -m pytest {test}")
+        remark(f"PAVE finds this encoder only with {needs.strip()} in the environment")
+    remark(f"test it: {needs}python -m pytest {test}")
 
 
 @app.command()
 def doctor() -> None:
-    """Say what is wrong here, and what to do.
+    """Check this installation, and suggest fixes.
 
-    Looks at this machine, this installation, the embedded base and the catalogue. Writes nothing.
+    Checks this machine, the packages, the embedded base and the catalogue. Writes nothing.
     """
     quiet()
     from pave.cli.doctor import examine
@@ -233,9 +235,9 @@ def doctor() -> None:
     for check in examine():
         print(check, flush=True)
         checks.append(check)
-    wrong = sum(not check.ok for check in checks)
-    print(f"\n{wrong} of {len(checks)} checks need attention" if wrong else f"\nall {len(checks)} checks are fine")
-    raise typer.Exit(1 if wrong else 0)
+    failed = sum(not check.ok for check in checks)
+    print(f"\n{failed} of {len(checks)} checks failed" if failed else f"\nall {len(checks)} checks passed")
+    raise typer.Exit(1 if failed else 0)
 
 
 def main() -> None:

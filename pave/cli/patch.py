@@ -1,4 +1,4 @@
-"""The `pave patch` commands: look at patches, make them small, share them. Each imports what it needs when it runs."""
+"""The `pave patch` commands: inspect, shrink and share patches. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 Dim = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Channels of the base, for a name that was released for several, as 3d-scanqa."),
+    typer.Option(metavar="N", help="Hidden size of the base, for a name with releases for several (3d-scanqa)."),
 ]
-app = typer.Typer(help="Look at patches, make them small, share them.", **PLAIN)
+app = typer.Typer(help="Inspect, shrink and share patches.", **PLAIN)
 
 
 @app.command("list")
 def patch_list() -> None:
-    """List the patches that are at hand: of the catalogue, names of your own, and what was fetched from the Hub."""
+    """List patches: catalogue, aliases, downloads."""
     from pave.hub.catalogue import list_patches
     from pave.hub.locate import downloaded
     from pave.hub.names import aliases
@@ -34,7 +34,7 @@ def patch_list() -> None:
     for name, target in sorted(aliases().items()):
         print(f"{name}: alias of {target}")
     for place in downloaded():
-        print(f"{place.source}: fetched from the Hub [{place.path.stat().st_size:,} bytes]")
+        print(f"{place.source}: downloaded from the Hub [{place.path.stat().st_size:,} bytes]")
 
 
 @app.command("info")
@@ -42,9 +42,9 @@ def patch_info(
     source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder, a file, or user/repo of the Hub.")],
     dim: Dim = None,
 ) -> None:
-    """Show what a patch says of itself.
+    """Show the metadata of a patch.
 
-    Reads the header only, also on the Hub; but a checkpoint of PAVE's authors is fetched and converted first.
+    Reads only the header, also on the Hub; an official PAVE checkpoint is downloaded and converted first.
     """
     quiet()
     from pave.hub.locate import info
@@ -67,7 +67,7 @@ def _describe(config: PatchConfig, file: str) -> None:
         read = f"{facts.encoder} {facts.options or ''}".strip()
         print(f"  sense    {sense}: {read}, {facts.dim} channels aligned by {facts.align}")
     if config.resampler:
-        print(f"  read as  {config.resampler}")
+        print(f"  resampler {config.resampler}")
     print(f"  fusion   {fusion.kind}, width {fusion.width}, {fusion.heads} heads{layers}")
     print(f"  lora     {f'r={config.lora.r}, alpha={config.lora.lora_alpha:g}' if config.lora else 'none'}")
     print(f"  licence  {config.licence}")
@@ -77,23 +77,22 @@ def _describe(config: PatchConfig, file: str) -> None:
 
 @app.command("convert")
 def patch_convert(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A zip that the authors released, or its folder.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Zip of an official checkpoint, or its folder.")],
     sense: Annotated[
-        str, typer.Option(metavar="SENSE=ENCODER", help="What it was trained on, as audio=imagebind-audio.")
+        str, typer.Option(metavar="SENSE=ENCODER", help="Its sense and encoder, for example audio=imagebind-audio.")
     ],
     out: Annotated[
         Path | None, typer.Argument(metavar="OUT", help="File or folder to write. Default: <name>.safetensors.")
     ] = None,
-    name: Annotated[str, typer.Option(metavar="NAME", help="Of the patch. Default: that of SOURCE.")] = "",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the patch. Default: that of SOURCE.")] = "",
     option: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Of the encoder, as preset=llava3d; may be repeated."),
+        typer.Option(metavar="KEY=VALUE", help="Option of the encoder, as preset=llava3d; may be repeated."),
     ] = None,
 ) -> None:
-    """Make a patch of a checkpoint that the authors of PAVE released.
+    """Convert an official PAVE checkpoint into a patch.
 
-    Its pickled files are opened in a process of their own that runs no code of theirs. An encoder that is not
-    installed can be named all the same.
+    Its pickled files are read in a separate process that executes no code from them. The encoder need not be installed.
     """
     sense, _, encoder = sense.partition("=")
     if not encoder:
@@ -106,8 +105,8 @@ def patch_convert(
     patch = convert(source, sense, encoder, name=name, **overridden(option or []))
     written = patch.save(out or f"{patch.config.name}.safetensors")
     _describe(patch.config, f"{written} ({written.stat().st_size:,} bytes)")
-    if lacking := missing(encoder):
-        remark(f"{lacking}; until there is one, bring its features along")
+    if reason := missing(encoder):
+        remark(f"{reason}; until it is installed, pass precomputed features")
 
 
 @app.command("verify")
@@ -115,31 +114,31 @@ def patch_verify(
     sources: Annotated[list[str], typer.Argument(metavar="PATCH", help="Names, folders, files, or user/repo.")],
     dim: Dim = None,
 ) -> None:
-    """Check patch files, byte by byte.
+    """Check that patch files are intact.
 
-    Every byte against the file's own hash, every tensor against its config.
+    Compares all bytes with the recorded hash, and every tensor with the config.
     """
     from pave.hub.locate import locate
 
-    wrong = 0
+    failed = 0
     for source in sources:
         try:
             place = locate(source, dim=dim)
             patch = place.load()
             print(f"{source}: ok, {len(patch.tensors)} tensors, {place.path.stat().st_size:,} bytes")
         except PatchError as error:
-            wrong += 1
+            failed += 1
             print(error, file=sys.stderr)
-    raise typer.Exit(1 if wrong else 0)
+    raise typer.Exit(1 if failed else 0)
 
 
 @app.command("pull")
 def patch_pull(
     repo: Annotated[str, typer.Argument(metavar="USER/REPO[@REVISION]", help="A patch on the Hub, or an alias.")],
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also put a copy there.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also copy it to this folder.")] = None,
     dim: Dim = None,
 ) -> None:
-    """Fetch a patch from the Hub and check it."""
+    """Download a patch from the Hub and verify it."""
     from pave.hub.locate import locate
 
     place = locate(repo, dim=dim)
@@ -157,18 +156,18 @@ def patch_pull(
 @app.command("push")
 def patch_push(
     source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder or a file.")],
-    repo: Annotated[str, typer.Argument(metavar="USER/REPO", help="Made when it does not exist.")],
+    repo: Annotated[str, typer.Argument(metavar="USER/REPO", help="Created if it does not exist.")],
     private: Annotated[bool, typer.Option("--private", help="Make the repo private.")] = False,
     example: Annotated[
-        bool, typer.Option("--example", help="Ask a Playroom question first, and show it in the card.")
+        bool, typer.Option("--example", help="Add a Playroom question, answered now, to the card.")
     ] = False,
-    message: Annotated[str, typer.Option(metavar="TEXT", help="Of the commit.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the card and the files; send nothing.")] = False,
+    message: Annotated[str, typer.Option(metavar="TEXT", help="Commit message.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the card and the files; upload nothing.")] = False,
     dim: Dim = None,
 ) -> None:
-    """Share a patch on the Hub.
+    """Upload a patch to the Hub.
 
-    Writes repo, card and file in one commit. Refuses folders of this machine and secrets in what would be public.
+    Creates the repo if needed; card and file go in one commit. Refuses content with local paths or secrets.
     """
     quiet()
     from pave.hub.locate import locate
@@ -183,16 +182,16 @@ def patch_push(
     for name, size in pushed.files.items():
         remark(f"{'would send' if dry_run else 'sent'} {name} ({size:,} bytes)")
     if pushed.kept_card:
-        remark("the card on the Hub is somebody's own work and was left alone")
+        remark("the card on the Hub was not written by PAVE and was left unchanged")
     if not dry_run:
         print(f"{pushed.url} commit {pushed.commit}")
 
 
 @app.command("search")
 def patch_search(
-    words: Annotated[str, typer.Argument(metavar="[WORDS]", help="In names.")] = "",
-    sense: Annotated[str, typer.Option(metavar="SENSE", help="As audio or depth.")] = "",
-    base: Annotated[str, typer.Option(metavar="USER/REPO", help="Made for this base.")] = "",
+    words: Annotated[str, typer.Argument(metavar="[WORDS]", help="Words in the name.")] = "",
+    sense: Annotated[str, typer.Option(metavar="SENSE", help="For example audio or depth.")] = "",
+    base: Annotated[str, typer.Option(metavar="USER/REPO", help="Only patches for this base.")] = "",
 ) -> None:
     """Find patches on the Hub."""
     from pave.hub.locate import search
@@ -205,35 +204,35 @@ def patch_search(
 @app.command("alias")
 def patch_alias(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="The short name.")] = "",
-    target: Annotated[str, typer.Argument(metavar="[PATCH]", help="What it stands for; without it, forget NAME.")] = "",
+    target: Annotated[str, typer.Argument(metavar="[PATCH]", help="The patch; without it, NAME is removed.")] = "",
 ) -> None:
-    """Give a patch a short name of your own; without arguments, list them."""
+    """Define an alias, or list all aliases."""
     from pave.hub.names import aliases, set_alias
 
     if name:
         set_alias(name, target or None)
-    for known, stands_for in sorted(aliases().items()):
-        print(f"{known}: {stands_for}")
+    for alias, patch in sorted(aliases().items()):
+        print(f"{alias}: {patch}")
 
 
 @app.command("shrink")
 def patch_shrink(
     source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder or a file.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, or a folder for it.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write.")],
     bits: Annotated[int, typer.Option(metavar="N", help="Store matrices in 8 or 4 bits.")] = 4,
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Keep at most N ranks of the LoRA.")] = 8,
     dim: Dim = None,
 ) -> None:
-    """Write a patch for a fraction of its bytes.
+    """Write a smaller copy of a patch.
 
-    It is applied like any other. Look at it with pave.evaluate before you share it: how much it keeps depends on the
-    patch.
+    Matrices are quantized and the LoRA is cut to its best ranks. It is applied like any other patch. The accuracy lost
+    depends on the patch: measure it with pave.evaluate before sharing.
     """
     from pave.hub.locate import locate
 
     place = locate(source, dim=dim)
     if place.path.resolve() in (out.resolve(), (out / WEIGHTS).resolve()):
-        raise PatchError(str(out), "is the patch itself, which would be lost", "write to another file or folder")
+        raise PatchError(str(out), "is the patch itself and would be overwritten", "write to another file or folder")
     written = place.load().shrink(bits, rank).save(out)
     before, after = place.path.stat().st_size, written.stat().st_size
     print(f"{written}: {after:,} bytes, {after / before:.0%} of the {before:,} of {place.path}")
@@ -242,14 +241,13 @@ def patch_shrink(
 @app.command("export-peft")
 def patch_export_peft(
     source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder or a file.")],
-    out: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Where adapter_config.json and its weights are written.")
-    ],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder for adapter_config.json and the weights.")],
     base: Annotated[str, typer.Option(metavar="BASE", help="'playroom', a folder, or a Hub id.")] = "playroom",
 ) -> None:
-    """Write the LoRA of a patch for PEFT.
+    """Write the LoRA of a patch as a PEFT adapter.
 
-    PeftModel.from_pretrained opens it. The fusion, which perceives, stays behind: PEFT has no place for it.
+    PeftModel.from_pretrained opens it. The fusion is not exported, because PEFT has no place for it: the adapter alone
+    does not use the new sense.
     """
     quiet()
     from pave.model.patched import load
@@ -258,4 +256,4 @@ def patch_export_peft(
     model = load(base)
     report = model.apply_patch(source)
     export_peft(model.export(report.name), model.host, out)
-    print(f"{out}: {report.lora_params:,} parameters of LoRA; the fusion ({report.fusion_params:,}) has no place in it")
+    print(f"{out}: {report.lora_params:,} LoRA parameters; the fusion ({report.fusion_params:,}) was not exported")

@@ -1,22 +1,22 @@
-"""The table of `pave profile`. In: a `Cost`. Out: text for people."""
+"""The table of `pave profile`. In: a `Cost`. Out: human-readable text."""
 
 from __future__ import annotations
 
 from pave.evaluation.cost import Cost
 
-NOTES = {0: "no network", None: "not counted"}  # where the FLOPs of an encoder would stand
-WORDS = """
-  honest: matrix products, 2 operations per multiplication. Newlines are in the prompt, a token attends to those before
-          it; a fusion takes its cheaper order, LoRA runs beside its layers, the head reads one token.
-  paper:  the authors' way. No newlines, every token attends to every token; norms, softmax, additions and activations
-          count; each layer of a fusion has an output projection; no vision tower, no encoder; LoRA is merged. A
-          resampler, which they do not have, counts as it is.""".splitlines()
+NOTES = {0: "no network", None: "not counted"}  # for an encoder's FLOPs
+LEGEND = """
+  honest: matrix products, 2 operations per multiplication. Newlines are in the prompt; attention is causal; a fusion
+          multiplies in its cheaper order; LoRA runs unmerged; the head reads one token.
+  paper:  as the PAVE paper counts. No newlines; full attention; norms, softmax, additions and activations count; each
+          layer of a fusion has an output projection; no vision tower, no encoder; LoRA is merged. A resampler, which
+          the paper does not have, counts as in honest.""".splitlines()
 
 
 def table(cost: Cost) -> str:
-    """For people."""
+    """The cost as text."""
     dead = sum(cost.dead_params.values())
-    note = f"the paper's: with {dead:,} of a v_linear that nothing reads" if dead else ""
+    note = f"paper: includes {dead:,} of an unused v_linear" if dead else ""
     lines = [f"{cost.patch} on {cost.base} ({cost.dtype}); no weights were loaded", ""]
     lines.append(_line("parameters", "here", "paper", indent=0))
     if cost.resampler_params:
@@ -25,13 +25,13 @@ def table(cost: Cost) -> str:
         lines.append(_line(f"fusion, {sense}", f"{count:,}", f"{count + cost.dead_params[sense]:,}"))
     lines.append(_line("LoRA", f"{cost.lora_params:,}", f"{cost.lora_params:,}"))
     lines.append(_line("trainable", f"{cost.params:,}", f"{cost.params + dead:,}", note))
-    state = "" if cost.trained else " or so, once converted" if cost.released else " once trained"
+    state = "" if cost.trained else " approximately, once converted" if cost.released else " once trained"
     small = f"{cost.shrunk_bytes / 1e6:,.2f} MB after `pave patch shrink`"
     parts = [f"{cost.frames} key frames × {cost.visual // cost.frames} = {cost.visual:,} visual"]
     counts = {"newline": cost.newlines, "around them": cost.around, "side": cost.beside, "text": cost.text}
     parts += [f"{count:,} {name}" for name, count in counts.items() if count]
     lines += ["", f"file    {cost.file_bytes / 1e6:,.2f} MB{state}, {small}"]
-    unknown = "; words around key frames: not counted, the tokenizer is not here" if cost.around is None else ""
+    unknown = "; text around key frames: not counted, the tokenizer is not available" if cost.around is None else ""
     lines += [f"tokens  {' + '.join(parts)} = {cost.prompt:,}{unknown}", ""]
     unit, name = (1e12, "TFLOPs") if cost.honest.total > 1e11 else (1e9, "GFLOPs")
     lines.append(_line(f"{name} of a prefill", "honest", "paper", indent=0))
@@ -51,18 +51,18 @@ def table(cost: Cost) -> str:
         rows.append((f"fusion, {name}", counted, cost.paper.fusion[name], tokens.get(name, "")))
     rows.append(("LoRA", cost.honest.lora, cost.paper.lora, ""))
     rows.append(("total", cost.honest.total, cost.paper.total, ""))
-    for label, honest, paper, words in rows:
+    for label, honest, paper, remark in rows:
         shown = (f"{count / unit:,.4f}" if count else "–" for count in (honest, paper))
-        lines.append(_line(label, *shown, note=words))
+        lines.append(_line(label, *shown, note=remark))
     unit, name = (1e9, "GB") if cost.memory.total > 1e8 else (1e6, "MB")
-    lines += [*WORDS, "", f"{name} of memory, without activations"]
-    held = cost.memory
+    lines += [*LEGEND, "", f"{name} of memory, without activations"]
+    memory = cost.memory
     for label, count in (
-        ("base", held.base),
-        ("patch", held.patch),
-        ("keys and values", held.cache),
-        ("visual features", held.features),
-        ("total", held.total),
+        ("base", memory.base),
+        ("patch", memory.patch),
+        ("keys and values", memory.cache),
+        ("visual features", memory.features),
+        ("total", memory.total),
     ):
         lines.append(_line(label, f"{count / unit:,.3f}"))
     return "\n".join(lines)

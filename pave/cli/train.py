@@ -2,8 +2,8 @@
 
     pave-train RECIPE [key.sub=value ...] [--resume] [--dry-run | --smoke]
 
-In: a recipe (a file, its folder, or a name of the catalogue) and overrides. Out: the folder `train.output` with
-`patch.safetensors` and `metrics.json`, and a progress bar on the way.
+In: a recipe (a file, its folder, or a catalogue name) and overrides. Out: the folder `train.output` with
+`patch.safetensors` and `metrics.json`; progress on stderr.
 """
 
 from __future__ import annotations
@@ -29,20 +29,24 @@ SMOKE = ("train.steps=2", "train.batch=4", "train.eval_every=1", "train.checkpoi
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A patch.yaml, its folder, or a catalogue name.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="As train.steps=100.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in train.output.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="For example train.steps=100.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint in train.output.")
+    ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show the resolved recipe and a sample as the loss sees it; write nothing."),
+        typer.Option("--dry-run", help="Show the resolved recipe and one sample as the loss sees it; write nothing."),
     ] = False,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Two steps on a few clips, save, load, compare; keep nothing.")
+        bool, typer.Option("--smoke", help="Train two steps on a few clips, save, load, compare; write nothing.")
     ] = False,
 ) -> None:
     """Train a patch on a frozen video LLM."""
     quiet()
     if [resume, dry_run, smoke].count(True) > 1:
-        raise RecipeError("--resume, --dry-run and --smoke exclude each other; give one of them")
+        raise RecipeError("--resume, --dry-run and --smoke exclude each other; use one of them")
     resolved = catalogue.recipe(recipe, overrides or [])
     if dry_run:
         _show(resolved)
@@ -54,7 +58,7 @@ def train(
 
 
 def summary(result: Result) -> str:
-    """What a run reached, as a table."""
+    """The results of a run as text."""
     lines = []
     held_out: Any = result.metrics.get("held_out", {})
     if held_out:
@@ -63,7 +67,7 @@ def summary(result: Result) -> str:
     unreadable: Any = result.metrics["unreadable"]
     if unreadable:
         listed = result.patch.parent / "features" / "quarantine.jsonl"
-        lines.append(f"{len(unreadable)} clips cannot be read and were left out; {listed} says why")
+        lines.append(f"{len(unreadable)} unreadable clips were left out; see {listed} for the reasons")
     seconds: Any = result.metrics["seconds"]
     lines.append(f"features {seconds['features']:.0f} s, steps {seconds['steps']:.0f} s")
     lines.append(f"{result.patch} ({result.patch.stat().st_size:,} bytes)")
@@ -76,14 +80,14 @@ def _train(recipe: Recipe, resume: bool) -> Result:
     from rich.progress import Progress as Bar
 
     from pave.training.checkpoint import refuse_begun
-    from pave.training.dataset import see
+    from pave.training.dataset import read_dataset
     from pave.training.run import Run
     from pave.training.setup import Setup
 
     refuse_begun(recipe.output, resume)
     console = Console(stderr=True, soft_wrap=True, markup=False)
     console.print(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {recipe.train.batch} clips")
-    console.print("reading clips (each is seen once; what was seen before is kept)")
+    console.print("encoding clips (features of earlier runs are cached)")
     columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -111,22 +115,22 @@ def _train(recipe: Recipe, resume: bool) -> Result:
         run = None
         try:
             setup = Setup.of(recipe)
-            dataset = see(setup, seeing=seeing)
+            dataset = read_dataset(setup, on_clip=seeing)
             for line in dataset.remarks():
                 console.print(line)
             run = Run.of(setup, dataset)
             return run.complete(resume, progress)
         except KeyboardInterrupt:
-            console.print(f"\nstopped; {run.left() if run else 'nothing has been written yet'}", soft_wrap=True)
+            console.print(f"\nstopped; {run.left() if run else 'no checkpoint has been written yet'}", soft_wrap=True)
             raise SystemExit(130) from None
 
 
 def _smoke(recipe: str, overrides: list[str]) -> None:
-    """The whole way in small: features, two steps, checkpoint, patch file, and the same answers after loading it."""
+    """A short run of everything: features, two steps, checkpoint, patch file; logits must be equal after loading it."""
     import torch
 
     from pave.patch.file import Patch
-    from pave.training.dataset import batch, see
+    from pave.training.dataset import batch, read_dataset
     from pave.training.loss import scores
     from pave.training.run import Run
     from pave.training.setup import Setup
@@ -135,7 +139,7 @@ def _smoke(recipe: str, overrides: list[str]) -> None:
         small = ["data.playroom.clips=8"] if catalogue.recipe(recipe, overrides).data.playroom else []
         resolved = catalogue.recipe(recipe, [*overrides, *SMOKE, *small, f"train.output={folder}"])
         setup = Setup.of(resolved)
-        dataset = see(setup, clips=8)
+        dataset = read_dataset(setup, clips=8)
         run = Run.of(setup, dataset)
         run.fit(lambda step, steps, figures: print(f"step {step}: loss {figures['loss']:.3f}"))
         result = run.finish()
@@ -153,7 +157,7 @@ def _smoke(recipe: str, overrides: list[str]) -> None:
 
 
 def _show(recipe: Recipe) -> None:
-    """The composed recipe, and what the files hold; nothing is written."""
+    """Print the resolved recipe and a summary of the data files; nothing is written."""
     import yaml
 
     from pave.data import read_jsonl, unread
@@ -163,7 +167,7 @@ def _show(recipe: Recipe) -> None:
     setup = Setup.of(recipe)
     host = setup.model.host
     if recipe.data.train is None:
-        print("\nthe clips of this recipe are written when it runs")
+        print("\nthe clips of this recipe are generated when training starts")
         return
     examples = read_jsonl(recipe.data.train)
     held_out = read_jsonl(recipe.data.val) if recipe.data.val else []
@@ -187,7 +191,7 @@ def _show(recipe: Recipe) -> None:
 
 
 def main() -> None:
-    """Run the command; errors are one line and exit code 2, as those of `pave`."""
+    """Run the command; errors are one line and exit code 2, as for `pave`."""
     run_command(app, "pave-train")
 
 

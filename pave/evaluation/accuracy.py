@@ -1,9 +1,9 @@
-"""How many questions a model answers rightly, with and without its patches, and with the sense taken away.
+"""Accuracy of a model with and without its patches, and with the sense removed.
 
-In: a model and a JSONL file. Out: an `Evaluation`: right answers by channel, beside the best score that is possible
-without the sense where the file says it (`optimum`). Answers are generated, greedily.
+In: a model and a JSONL file. Out: an `Evaluation`: accuracy by channel, and the best score possible without the sense
+where the file gives it (`optimum`). Answers are generated greedily.
 
-A side channel can be `own`, `shuffled` between clips (does the patch really listen?) or `off` (every clip without it).
+A side channel can be `own`, `shuffled` between clips (a control: accuracy must drop) or `off` (absent in all clips).
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ Side = Literal["own", "shuffled", "off"]
 
 @dataclass(frozen=True)
 class Sample:
-    """One question with what was answered."""
+    """One question with the model's answer."""
 
     example: Example
     answer: str
 
     @property
     def right(self) -> bool:
-        """The same words, whatever their case and outer spaces."""
+        """Equal text, ignoring case and surrounding spaces."""
         return self.answer.strip().lower() == self.example.answer.strip().lower()
 
 
 @dataclass(frozen=True)
 class Score:
-    """Right answers of one group of questions."""
+    """Correct answers of one group of questions."""
 
     right: int
     asked: int
-    optimum: float | None  # best expected score without the sense, where every line of the group says its own
+    optimum: float | None  # best expected score without the sense; None unless every line of the group has one
 
     @property
     def accuracy(self) -> float:
@@ -52,13 +52,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All samples of one run, and the clips that could not be read, with the reason; they are left out."""
+    """All samples of one run, and the unreadable clips with the reasons; their questions are left out."""
 
     samples: tuple[Sample, ...]
     refused: Mapping[Source, str] = field(default_factory=dict)
 
     def by(self, fact: str = "channel") -> dict[str, Score]:
-        """Scores grouped by a fact of the data file, in the order of first appearance."""
+        """Scores grouped by a key of the data file, in order of first appearance."""
         groups: dict[str, list[Sample]] = {}
         for sample in self.samples:
             groups.setdefault(str(sample.example.facts.get(fact, "all")), []).append(sample)
@@ -73,7 +73,7 @@ class Evaluation:
         for name, score in self.by().items():
             optimum = "" if score.optimum is None else f"{score.optimum:.3f}"
             lines.append(f"{name:14} {score.accuracy:7.3f} {score.asked:6} {optimum:>13}")
-        lines += [f"left out: {why}" for why in self.refused.values()]
+        lines += [f"left out: {reason}" for reason in self.refused.values()]
         return "\n".join(lines)
 
 
@@ -92,12 +92,12 @@ def evaluate(
 ) -> Evaluation:
     """Ask every question of `data` (a JSONL file or examples); `patches=()` asks the base, None all enabled patches.
 
-    `features` (or the folder `cache`) saves looking at clips again, `made` (folders of feature files) encoding them.
-    Clips that cannot be read are left out.
-    max_new_tokens: None has room for the longest of the right answers.
+    `features` (or the folder `cache`) avoids encoding clips again; `made` names folders of feature files.
+    Unreadable clips are left out.
+    max_new_tokens: None allows for the longest of the correct answers.
     """
     if side not in get_args(Side):
-        raise UsageError(f"side={side!r}; a side channel can be {', '.join(get_args(Side))}")
+        raise UsageError(f"side={side!r}: use one of {', '.join(get_args(Side))}")
     examples = read_jsonl(data) if isinstance(data, str | Path) else list(data)
     sources = list(dict.fromkeys(example.source for example in examples))
     refused: dict[Source, str] = {}
@@ -106,8 +106,8 @@ def evaluate(
         features, refused = store.read(sources), store.refused
     examples = [example for example in examples if example.source in features]
     if not examples:
-        why = next(iter(refused.values()), "no features were given for it")
-        raise DataError(f"none of the {len(sources)} clips to be asked about can be read; the first: {why}")
+        reason = next(iter(refused.values()), "no features were passed for it")
+        raise DataError(f"none of the {len(sources)} clips can be read; the first: {reason}")
     features = _change(features, side, seed)
     if max_new_tokens is None:
         max_new_tokens = 1 + max(len(model.host.encode_text(example.answer)) for example in examples)
@@ -127,10 +127,10 @@ def _change(features: dict[Source, ClipFeatures], side: Side, seed: int) -> dict
         return {source: replace(clip, sides=dict.fromkeys(clip.sides)) for source, clip in features.items()}
     sources = list(features)
     if len(sources) < 2:
-        raise DataError("a side channel can be shuffled between two clips or more, got one")
-    Random(seed).shuffle(sources)  # one cycle through all clips: nobody keeps their own
-    givers = dict(zip(sources, [*sources[1:], sources[0]], strict=True))
-    return {source: replace(clip, sides=features[givers[source]].sides) for source, clip in features.items()}
+        raise DataError("side='shuffled' needs two clips or more, got one; add clips")
+    Random(seed).shuffle(sources)
+    donors = dict(zip(sources, [*sources[1:], sources[0]], strict=True))  # one cycle: no clip keeps its own
+    return {source: replace(clip, sides=features[donors[source]].sides) for source, clip in features.items()}
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:

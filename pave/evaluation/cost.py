@@ -1,8 +1,8 @@
-"""What a patch costs, before anything large is loaded: parameters, bytes, tokens, FLOPs, memory.
+"""The cost of a patch, without loading weights: parameters, bytes, tokens, FLOPs, memory.
 
-In: the config of a base, and a patch or a recipe; all modules lie on the meta device. Out: a `Cost`, counted in two
-ways. Honest: the products of what this library and its base compute. Paper: as the authors count (LLM-Viewer's
-formulas, Yuan et al., arXiv 2402.16363; the fusion's own as in the supplement of PAVE, arXiv 2503.19794).
+In: the config of a base, and a patch or a recipe; all modules are on the meta device. Out: a `Cost`, counted in two
+ways. Honest: the matrix products that this library and its base compute. Paper: as the PAVE paper counts (LLM-Viewer's
+formulas, Yuan et al., arXiv 2402.16363; for the fusion, the supplement of PAVE, arXiv 2503.19794).
 
 t key frames, s visual tokens per key frame, k side tokens of a key frame's segment, n of them all
 """
@@ -36,13 +36,13 @@ from pave.patch.file import outline as patch_outline
 from pave.patch.peft import load_peft
 from pave.training.setup import patch_config
 
-TEXT = 40  # tokens of a question with its template, as the authors count
-SECONDS = 60.0  # of a clip, where nobody says how many side tokens it has or when its key frames are
+TEXT = 40  # tokens of a question with its template, as in the PAVE paper
+SECONDS = 60.0  # assumed length of a clip whose side tokens and key-frame times are not given
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryUse:
-    """Bytes that stay while a question is answered."""
+    """Bytes that stay allocated while a question is answered; activations are not counted."""
 
     base: int
     patch: int
@@ -56,23 +56,25 @@ class MemoryUse:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one patch on one base, for one question about one clip."""
+    """The cost of one patch on one base, for one question about one clip."""
 
     base: str
     patch: str
     dtype: str
     resampler_params: int
-    fusion_params: Mapping[str, int]  # by what it reads: a sense, or what a resampler makes of all
-    dead_params: Mapping[str, int]  # of the authors' v_linear, which they count and nothing reads
+    fusion_params: Mapping[str, int]  # by input: a sense, or the output of a resampler
+    dead_params: Mapping[str, int]  # of v_linear, which the official release counts but never uses
     lora_params: int
-    trained: bool  # False: a recipe, whose file is not here
-    released: bool = False  # and is converted from the authors' checkpoint, rather than trained
+    trained: bool  # False: a recipe without a patch file
+    released: bool = False  # True: a recipe whose patch is converted from the official checkpoint
     file_bytes: int
     shrunk_bytes: int
     frames: int
     visual: int  # tokens, from here on
     newlines: int
-    around: int | None  # of the base's own words around key frames; None: not counted, its tokenizer is not here
+    around: (
+        int | None
+    )  # of the text that the base puts around key frames; None: unknown, its tokenizer is not available
     beside: int  # side tokens in the prompt
     text: int
     side: Mapping[str, tuple[int, int, int]]  # steps, rows and columns of side tokens, by sense
@@ -98,7 +100,7 @@ def profile(
     side_steps: Sequence[int] = (),
     dtype: str = "auto",
 ) -> Cost:
-    """What `patch` (whatever `locate` knows, or a recipe) costs on `base`, of which only the config is read."""
+    """The cost of `patch` (anything that `locate` accepts, or a recipe) on `base`; only the base's config is read."""
     if _untrained(patch):
         recipe = catalogue.recipe(patch)
         host = outline(base, dtype=dtype, frames=recipe.frames if frames is None else frames)
@@ -119,8 +121,8 @@ def profile(
 def cost_of(
     host: Host, patch: Patch, *, text: int = TEXT, side_steps: Sequence[int] = (), file_bytes: int | None = None
 ) -> Cost:
-    """The same of a base and a patch that are open; their tensors need no values. side_steps: time steps of each sense,
-    in the patch's order; without them, those of a clip of one minute. file_bytes: of the patch's file, if it has one.
+    """The same for a base and a patch in memory; tensors on the meta device suffice. side_steps: time steps of each
+    sense, in the patch's order; default: those of a 60 s clip. file_bytes: of the patch's file, if it has one.
     """
     base_match(patch.config, host, patch.source, strict=False)
     blank = Patch(patch.config, {name: tensor.to("meta") for name, tensor in patch.tensors.items()})
@@ -142,7 +144,7 @@ def cost_of(
     prompt, short = rows + (around or 0) + beside + text, t * s + beside + text
     fusion, written = {}, {}
     for name, (steps, h, w) in read.items():
-        # Split evenly; aligned by time, segments at the ends are shorter and the others longer, by one part in t.
+        # Even segments. Aligned by time, the segments at the ends are shorter and the others longer, by one part in t.
         n, padded = steps * h * w, math.ceil(steps / t) * h * w
         fusion[name] = fusion_flops(attached.fusion[name], t, s, n, padded)
         written[name] = fusion_flops(attached.fusion[name], t, s, n, n / t, paper=True)
@@ -198,17 +200,18 @@ def _side(patch: Patch, host: Host, frames: int, steps: Sequence[int]) -> dict[s
     if unknown := [facts.encoder for facts in senses.values() if missing(facts.encoder)]:
         if patch.config.resampler is not None:
             cause = (
-                f"a resampler costs so much a second, and how many tokens a second {unknown[0]} gives is not known here"
+                f"the cost of a resampler depends on the token rate of {unknown[0]}, an encoder that is not installed"
             )
-            raise SignalError(f"{cause}; name the folder it lies in with PAVE_ENCODERS")
+            raise SignalError(f"{cause}; name its folder in PAVE_ENCODERS")
         if not steps:
-            raise SignalError(f"how many tokens {unknown[0]} gives is not known here; say it with --side-steps")
+            cause = f"{unknown[0]} is not installed, so its number of side tokens is unknown"
+            raise SignalError(f"{cause}; pass --side-steps")
     if not steps:
         rates = [load_encoder(facts.encoder, **facts.options).on(host).spec.rate for facts in senses.values()]
         steps = [math.ceil(rate * SECONDS) or frames for rate in rates]
     if len(steps) != len(senses) or min(steps, default=1) < 1:
         has = f"{patch.config.name} has {len(senses)} senses ({', '.join(senses) or 'none'})"
-        raise SignalError(f"side_steps={list(steps)}: {has}; give one number of 1 or more for each, in this order")
+        raise SignalError(f"side_steps={list(steps)}: {has}; pass one integer >= 1 for each, in this order")
     return {sense: (count, *facts.grid) for count, (sense, facts) in zip(steps, senses.items(), strict=True)}
 
 
@@ -216,7 +219,7 @@ def _side(patch: Patch, host: Host, frames: int, steps: Sequence[int]) -> dict[s
 def _resampled(
     resampler: Resampler, config: PatchConfig, host: Host, side: Mapping[str, tuple[int, int, int]]
 ) -> tuple[dict[str, tuple[int, int, int]], int]:
-    """Time steps, rows and columns of what a resampler makes of so many side tokens, and its FLOPs, as torch counts."""
+    """Time steps, rows and columns of a resampler's output for these side tokens, and its FLOPs as counted by torch."""
     projected, seconds = 0, 0.0
     for sense, (steps, h, w) in side.items():
         facts = config.senses[sense]
@@ -233,11 +236,11 @@ def _resampled(
 
 
 def _around(host: Host) -> int | None:
-    """Tokens of what the family writes around the key frames of a clip of one minute; None where nobody here knows."""
+    """Tokens of the text around the key frames of a 60 s clip; None if the tokenizer is not available."""
     times = last_again(torch.linspace(0, SECONDS, host.frames), host.pair).view(-1, host.pair).mean(1).tolist()
     if not any(before or behind for before, behind in host.around(times)):
         return 0
-    if not host.encode_text("0"):  # an outline has no words where the tokenizer of its checkpoint is not here
+    if not host.encode_text("0"):  # an outline without its checkpoint's tokenizer encodes any text as no tokens
         return None
     return len(host.visual_ids(times, "none")) - host.rows_of(len(times), "none")
 
@@ -249,8 +252,8 @@ def _vision(host: Host) -> int:
 
 
 def _encoder(facts: SenseFacts, host: Host, steps: int) -> int | None:
-    """FLOPs of an encoder for so many time steps, in whole passes of its network; 0 for one that has none, None for one
-    that is not here or cannot be counted."""
+    """FLOPs of an encoder for these time steps, in whole passes of its network; 0 without a network, None if it is not
+    installed or cannot be counted."""
     if missing(facts.encoder):
         return None
     encoder = load_encoder(facts.encoder, **facts.options).on(host)
@@ -266,7 +269,7 @@ def _numbers(module: nn.Module) -> int:
 
 
 def _dead(config: PatchConfig, sense: str) -> int:
-    """How many parameters of this fusion the authors have besides: they keep a v_linear even where values are keys."""
+    """Unused parameters that the official release has in this fusion: a v_linear even where values are the keys."""
     if config.fusion.values == "own":
         return 0
     own = config.model_copy(update={"fusion": config.fusion.model_copy(update={"values": "own"})})
@@ -274,8 +277,8 @@ def _dead(config: PatchConfig, sense: str) -> int:
 
 
 def _untrained(source: str | Path) -> bool:
-    """Whether this is a recipe: a YAML file, or a folder or name with a recipe and no trained file. What its authors
-    have released needs not be fetched: the recipe tells all."""
+    """Whether this is a recipe: a YAML file, or a folder or name with a recipe and no patch file. An official
+    checkpoint need not be downloaded: its recipe determines the cost."""
     folder = catalogue.find(str(source)) if catalogue.named(source) else Path(source)
     if folder.is_dir():
         return (folder / "patch.yaml").is_file() and not (folder / filenames.WEIGHTS).exists()

@@ -1,6 +1,6 @@
 """FLOPs of language models, fusions and any other module, two per multiplication of a matrix product.
 
-In: modules on the meta device, numbers of tokens. Out: counts, of what is computed and as the paper counts.
+In: modules on the meta device, numbers of tokens. Out: counts, of what is computed here and as the PAVE paper counts.
 
 t key frames, s visual tokens per key frame, k side tokens of a key frame's segment, n of them all
 """
@@ -19,19 +19,19 @@ from pave.base import Host
 from pave.errors import BaseModelError
 from pave.fusion.cross_attention import Concatenation, Folded, Official
 
-DECODER = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # in the words of transformers
+DECODER = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # config attributes of transformers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """Of one prefill, as somebody counts them; 0: not counted."""
+    """FLOPs of one prefill, by one way of counting; 0: not counted."""
 
     vision: int  # vision tower and projector
-    encoders: Mapping[str, int | None]  # by sense; 0: it has no network, None: nobody can say
+    encoders: Mapping[str, int | None]  # by sense; 0: no network, None: unknown
     language_model: int
     head: int
     resampler: int
-    fusion: Mapping[str, int]  # by what it reads
+    fusion: Mapping[str, int]  # by input
     lora: int
 
     @property
@@ -44,9 +44,9 @@ class Flops:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """What a language model's FLOPs depend on. Each is two per multiplication of a matrix product, biases left out."""
+    """The sizes that a language model's FLOPs depend on: two per multiplication of a matrix product, without biases."""
 
-    weights: int  # that one token meets: all matrices but embeddings and the head, and of experts those it is sent to
+    weights: int  # that one token is multiplied with: all matrices but embeddings and head; only its active experts
     head: int  # FLOPs of one token's logits
     hidden: int
     layers: int
@@ -59,16 +59,16 @@ class Decoder:
         lm, head = host.language_model, host.model.get_output_embeddings()
         config = getattr(lm, "config", None)
         sizes: dict[str, Any] = {name: getattr(config, name, None) for name in DECODER}
-        lacking = [name for name, size in sizes.items() if not isinstance(size, int)]
+        missing = [name for name, size in sizes.items() if not isinstance(size, int)]
         width, key_width = (_channels(lm, name) for name in ("q_proj", "k_proj"))
-        met = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", None) or 0
-        lacking += [] if width else ["q_proj"]
-        lacking += [] if met or not _matrices(lm, 3) else ["num_experts_per_tok"]
-        if head is None or lacking:
-            cause = f"its language model has no {', '.join(lacking) or 'head'}"
-            raise BaseModelError(f"{host.model_type}: {cause}, so nobody can say what it costs; give another base")
+        active = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", None) or 0
+        missing += [] if width else ["q_proj"]
+        missing += [] if active or not _matrices(lm, 3) else ["num_experts_per_tok"]
+        if head is None or missing:
+            cause = f"its language model has no {', '.join(missing) or 'head'}"
+            raise BaseModelError(f"{host.model_type}: {cause}, so its FLOPs cannot be counted; use another base")
         hidden, layers, heads = sizes.values()
-        experts = sum(met * each.numel() // len(each) for each in _matrices(lm, 3))
+        experts = sum(active * each.numel() // len(each) for each in _matrices(lm, 3))
         return cls(
             weights=sum(each.numel() for each in _matrices(lm, 2)) + experts,
             head=2 * linear_weights(head),
@@ -84,16 +84,17 @@ class Decoder:
         return 2 * n * self.weights + 4 * pairs * self.width
 
     def as_llm_viewer(self, n: int) -> int:
-        """Every token attends to every token; softmax takes 5 operations per score; two norms take 7 per number, two
-        additions 1, an activation 2."""
+        """LLM-Viewer's count: full attention; 5 operations per score for softmax, 7 per number for each of two norms, 1
+        for each of two additions, 2 for an activation."""
         others = 5 * self.heads * n**2 + (2 * 7 + 2 * 1 + 2) * n * self.hidden
         return self.products(n, pairs=n**2) + self.layers * others
 
 
 def fusion_flops(fusion: nn.Module, t: int, s: int, n: int, k: float, *, paper: bool = False) -> int:
-    """Matrix products of a fusion for n side tokens, two per multiplication. k counts padding, if padding shall count.
+    """FLOPs of a fusion's matrix products for n side tokens, two per multiplication. Whether k includes padding is up
+    to the caller.
 
-    paper: with one projection more, of what each layer has read; and never folded, but as the equations are written."""
+    paper: one more projection (of the output of each layer's attention), and the order of the equations, not folded."""
     if isinstance(fusion, Concatenation):
         return 2 * n * linear_weights(fusion)
     assert isinstance(fusion, Folded | Official)
@@ -112,13 +113,13 @@ def fusion_flops(fusion: nn.Module, t: int, s: int, n: int, k: float, *, paper: 
 
 @torch.no_grad()
 def flops_of(run: Callable[..., Any], *inputs: Tensor) -> int:
-    """FLOPs of a network: torch counts while inputs without values pass through. 0 for networks that ask for values on
-    the way, as vision towers for pictures of any size do."""
+    """FLOPs of a network, counted by torch on meta tensors. 0 for networks that need values on the way, as vision
+    towers for pictures of any size do."""
     try:
         with FlopCounterMode(display=False) as counter:
             run(*inputs)
     except (NotImplementedError, RuntimeError) as error:
-        if "meta" not in str(error):  # torch says so where a value is asked for that is not there
+        if "meta" not in str(error):  # torch's errors about missing values of meta tensors name the device
             raise
         return 0
     return counter.get_total_flops()
@@ -130,12 +131,12 @@ def linear_weights(module: nn.Module) -> int:
 
 
 def _matrices(module: nn.Module, dims: int) -> list[Tensor]:
-    """All weights of so many dimensions that a token is multiplied with; in those of three, each row is an expert."""
-    held = [each for each in module.modules() if not isinstance(each, nn.Embedding)]
-    return [weight for each in held for weight in each.parameters(recurse=False) if weight.ndim == dims]
+    """All weights with this number of dimensions, except embeddings; in those with three, each row is an expert."""
+    layers = [each for each in module.modules() if not isinstance(each, nn.Embedding)]
+    return [weight for each in layers for weight in each.parameters(recurse=False) if weight.ndim == dims]
 
 
 def _channels(module: nn.Module, name: str) -> int:
-    """That all Linear layers of this name give together."""
+    """Output channels of all Linear layers of this name together."""
     found = [each for path, each in module.named_modules() if path.endswith(f".{name}")]
     return sum(each.out_features for each in found if isinstance(each, nn.Linear))

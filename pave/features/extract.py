@@ -1,10 +1,10 @@
-"""Side tokens of many clips, by processes that may be killed: what `pave encode` does.
+"""Side tokens of many clips, from processes that may be killed: the work of `pave encode`.
 
-In: clips, and a `Job`: which encoder makes what of them, within which limits. Out: a folder of feature files, one for
-each shard, which is a fixed part of the list of clips; and `quarantine.jsonl`, which names the clips that could not be
-read. `extract` is the whole work of one shard and a pure function: the same bytes whoever calls it, and however often.
-So threads of this process may call it, or Ray, or each rank of torchrun for its share; what was killed is begun again,
-and what is there stays. Each caller has a worker process (pave/files/process.py), replaced when a clip takes it down.
+In: clips, and a `Job`: the encoder, its options and limits. Out: a folder of feature files, one per shard, which is a
+fixed part of the list of clips; and `quarantine.jsonl`, which lists the clips that could not be read. `extract` does
+all the work of one shard and is a pure function: it always writes the same bytes. So it can run in threads, on Ray, or
+on the ranks of torchrun; interrupted shards are restarted, finished ones stay. Each caller has a worker process
+(pave/files/process.py), which is replaced if a clip crashes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from pave.data import Source, read_jsonl
 from pave.encoder import consent
 from pave.errors import DataError, raised_as
-from pave.features.files import DTYPES, Entry, Key, files, head, write
+from pave.features.files import DTYPES, ClipEntry, FeatureKey, files, read_header, write
 from pave.features.worker import WORKERS, Job, ask, borrow, size_of
 from pave.files import atomic
 from pave.sidechannel import PARTS, SideTokens
@@ -36,7 +36,7 @@ Engine = Literal["local", "ray"]
 
 @dataclass(frozen=True)
 class Shard:
-    """The clips of one feature file, each with the name that it was given by."""
+    """The clips of one feature file, each with its name relative to the source."""
 
     path: Path
     clips: tuple[tuple[str, Source], ...]
@@ -44,7 +44,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Tally:
-    """What lies in a folder of feature files."""
+    """Counts of a folder of feature files."""
 
     clips: int
     absent: int  # clips that lack the stream
@@ -54,13 +54,13 @@ class Tally:
 
 
 def listed(source: Path) -> list[tuple[str, Source]]:
-    """The clips of a JSONL file, each once, or all media files in a folder; with their names as seen from there."""
-    source = source.absolute()  # whoever reads them may be somewhere else
+    """The clips of a JSONL file, each once, or all media files in a folder; with names relative to it."""
+    source = source.absolute()  # workers may have another working directory
     if source.is_dir():
         found = [Source(file) for file in sorted(source.rglob("*")) if _is_media(file)]
         if not found:
             raise DataError(
-                f"{source}: holds no media file ({' '.join(VIDEO + SOUND)}); give another folder, or a JSONL file"
+                f"{source}: contains no media file ({' '.join(VIDEO + SOUND)}); give another folder, or a JSONL file"
             )
         return [(clip.video.relative_to(source).as_posix(), clip) for clip in found]
     clips = dict.fromkeys(example.source for example in read_jsonl(source))
@@ -82,9 +82,9 @@ def encode(
     retry: bool = False,
     progress: Callable[[int], object] = lambda clips: None,
 ) -> Tally:
-    """Encode clips into `out`, `size` of them a file; what is there already stays. `retry`: files that name refused
-    clips are made again. `progress` gets numbers of clips as their file is there. Under torchrun, each rank does its
-    share, and the tally is of what all ranks have done so far."""
+    """Encode clips into `out`, `size` of them per file; existing files stay. `retry`: encode files with unreadable
+    clips again. `progress` is called with the number of clips of each finished file. Under torchrun, each rank does its
+    share, and the tally counts what all ranks have done so far."""
     out.mkdir(parents=True, exist_ok=True)
     shards = plan(clips, out.resolve(), size)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -93,68 +93,68 @@ def encode(
         WORKERS.give_back(worker)
         if not key.commercial:
             consent(key.encoder, key.licence)
-        there = _there(shards, key)
+        existing = _existing(shards, key)
         own = shards[rank::ranks]
-        left = [shard for shard in own if not _done(shard, there.get(shard.path, []), retry)]
+        left = [shard for shard in own if not _done(shard, existing.get(shard.path, []), retry)]
         progress(sum(len(shard.clips) for shard in own) - sum(len(shard.clips) for shard in left))
         sizes = {shard.path: len(shard.clips) for shard in left}
-        for path in (_here if engine == "local" else _on_ray)(partial(extract, job, key), left, workers):
+        for path in (_in_threads if engine == "local" else _on_ray)(partial(extract, job, key), left, workers):
             progress(sizes[path])
-        return _tally(out, shards, _there(shards, key))
+        return _tally(out, shards, _existing(shards, key))
     finally:
         WORKERS.clear()
 
 
 def plan(clips: Sequence[tuple[str, Source]], out: Path, size: int) -> list[Shard]:
-    """Shards of a list of clips; the same list gives the same ones."""
+    """Shards of a list of clips; the same list gives the same shards."""
     parts = [tuple(clips[first : first + size]) for first in range(0, len(clips), size)]
     return [Shard(out / f"{number:05d}.safetensors", part) for number, part in enumerate(parts)]
 
 
-def _there(shards: Sequence[Shard], key: Key) -> dict[Path, Sequence[Entry]]:
-    """The feature files of these shards that there are. DataError: the folder holds others, which nobody overwrites."""
+def _existing(shards: Sequence[Shard], key: FeatureKey) -> dict[Path, Sequence[ClipEntry]]:
+    """The finished feature files of these shards. DataError if the folder has others: those are never overwritten."""
     names = {shard.path: [name for name, _ in shard.clips] for shard in shards}
     found = {}
     for path in files(shards[0].path.parent):
-        held = head(path)
-        if held.key != key:
-            raise DataError(f"{path}: holds {held.key}, and asked for is {key}; give another folder")
-        if [entry.path for entry in held.clips] != names.get(path):
-            raise DataError(f"{path}: holds {len(held.clips)} other clips than asked for; give another folder")
-        found[path] = held.clips
+        header = read_header(path)
+        if header.key != key:
+            raise DataError(f"{path}: is of {header.key}, but you are encoding {key}; give another folder")
+        if [entry.path for entry in header.clips] != names.get(path):
+            raise DataError(f"{path}: is of other clips ({len(header.clips)}) than yours; give another folder")
+        found[path] = header.clips
     return found
 
 
-def _done(shard: Shard, entries: Sequence[Entry], retry: bool) -> bool:
-    """Whether nothing is left to do for a shard: it is there, and the files of its clips are as long as they were."""
+def _done(shard: Shard, entries: Sequence[ClipEntry], retry: bool) -> bool:
+    """Whether a shard is finished: its file exists, and the files of its clips have the same sizes as before."""
     sizes = [size_of(clip) for _, clip in shard.clips]
     return [entry.size for entry in entries] == sizes and not (retry and any(entry.why for entry in entries))
 
 
-def _tally(out: Path, shards: Sequence[Shard], there: Mapping[Path, Sequence[Entry]]) -> Tally:
-    """Count; once all is there, write down what was refused. Whoever comes last sees all, so no rank need wait."""
-    entries = [entry for path in sorted(there) for entry in there[path]]
+def _tally(out: Path, shards: Sequence[Shard], existing: Mapping[Path, Sequence[ClipEntry]]) -> Tally:
+    """Count; once all shards exist, write the quarantine list. The last rank sees them all, so no rank has to wait."""
+    entries = [entry for path in sorted(existing) for entry in existing[path]]
     refused = {entry.path: entry.why for entry in entries if entry.why}
-    if len(there) == len(shards):
+    if len(existing) == len(shards):
         lines = [json.dumps({"file": name, "why": why}) for name, why in refused.items()]
         with raised_as(DataError), atomic.replacing(out / "quarantine.jsonl") as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
     absent = sum(bool(entry.absent) for entry in entries)
-    return Tally(len(entries), absent, refused, len(there), sum(path.stat().st_size for path in there))
+    return Tally(len(entries), absent, refused, len(existing), sum(path.stat().st_size for path in existing))
 
 
-def _here(work: Callable[[Shard], Path], shards: Sequence[Shard], workers: int) -> Iterator[Path]:
+def _in_threads(work: Callable[[Shard], Path], shards: Sequence[Shard], workers: int) -> Iterator[Path]:
     with ThreadPool(workers) as pool:
         yield from pool.imap_unordered(work, shards)
 
 
 def _on_ray(work: Callable[[Shard], Path], shards: Sequence[Shard], workers: int) -> Iterator[Path]:
-    """The same on Ray Data, on the cluster that the environment names, or on this machine alone."""
+    """The same on Ray Data, on the cluster of the environment, or on this machine."""
     try:
         import ray  # pyright: ignore[reportMissingImports]
         import ray.data  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise DataError('--engine ray needs Ray; pip install "pave[ray]"') from None
+        raise DataError('--engine ray needs Ray; run pip install "pave[ray]"') from None
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel("ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -166,15 +166,15 @@ def _on_ray(work: Callable[[Shard], Path], shards: Sequence[Shard], workers: int
         yield Path(row["path"])
 
 
-def extract(job: Job, key: Key, shard: Shard) -> Path:
-    """Encode the clips of a shard and write its file: the unit of all work."""
+def extract(job: Job, key: FeatureKey, shard: Shard) -> Path:
+    """Encode the clips of a shard and write its file: the unit of work."""
     entries, tokens = [], {}
     for place, (name, source) in enumerate(shard.clips):
-        said, arrays = ask(job, key, source)
-        why = said.pop("why", "").replace(str(source), name)
-        entries.append(Entry(path=name, size=size_of(source), why=why, **said.get("entry", {})))
+        facts, arrays = ask(job, key, source)
+        why = facts.pop("why", "").replace(str(source), name)
+        entries.append(ClipEntry(path=name, size=size_of(source), why=why, **facts.get("entry", {})))
         if arrays:
             x, *others = (torch.from_numpy(arrays[part]) for part in PARTS)
-            tokens[place] = SideTokens(x.view(DTYPES[job.dtype]), *others, kind=said["kind"])
+            tokens[place] = SideTokens(x.view(DTYPES[job.dtype]), *others, kind=facts["kind"])
     write(shard.path, key, entries, tokens)
     return shard.path

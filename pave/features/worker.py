@@ -1,6 +1,6 @@
-"""The process that encodes clips for `pave encode`, and how it is asked; it may be killed at any time.
+"""The worker process that encodes clips for `pave encode`, and its client. It may be killed at any time.
 
-In: a `Job` and one clip. Out: its side tokens, or why there are none.
+In: a `Job` and one clip. Out: its side tokens, or why it has none.
 """
 
 from __future__ import annotations
@@ -19,69 +19,70 @@ from pave.data import Source
 from pave.encoder import load_encoder
 from pave.errors import DataError, EncoderError, MediaError, PaveError, SignalError
 from pave.features import published
-from pave.features.files import DTYPES, Key, identity
+from pave.features.files import DTYPES, FeatureKey, identity
 from pave.files.process import Pool, Reply, Stopped, Worker, answering, limit
 from pave.media.clip import Clip
 from pave.sidechannel import PARTS, SideTokens
 
-START_SECONDS = 3600.0  # to open an encoder, whose weights may have to be fetched
-# One thread: a worker for every core is what keeps them busy, and last bits do not hang on how many cores there are.
+START_SECONDS = 3600.0  # to load an encoder, whose weights may have to be downloaded
+# One thread: one worker per core keeps all cores busy, and bits do not depend on the number of cores.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 WORKERS = Pool("pave.features.worker")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to make of clips, and what it may cost."""
+    """How to encode clips, within which limits."""
 
     encoder: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"  # that tokens are kept in
-    base: str = ""  # whose eyes an encoder gets that looks with those of a base
-    published: str = ""  # folder of features that PAVE's authors published, to take instead of encoding
+    dtype: str = "float32"  # of the stored tokens
+    base: str = ""  # model whose vision tower the encoder uses, if it needs one
+    published: str = ""  # folder of published features, to convert instead of encoding
     timeout: float = 300.0  # seconds for one clip
-    memory: float = 16.0  # GiB that a worker may hold, its network included
+    memory: float = 16.0  # GiB of a worker, its network included
 
 
-def ask(job: Job, key: Key, source: Source) -> Reply:
-    """What a worker makes of a clip: an answer with `why` when it makes nothing. Should the process end, another one
-    tries once more: somebody else may have killed it."""
+def ask(job: Job, key: FeatureKey, source: Source) -> Reply:
+    """A worker's reply about a clip; it has `why` if the clip cannot be encoded. If the process dies, another one
+    tries once more: it may have been killed from outside."""
     for tries in (1, 2):
         worker, own = borrow(job)
         if own != key:
-            raise DataError(f"the weights have changed meanwhile: from {key} to {own}; begin again in another folder")
+            raise DataError(f"the weights changed during the run, from {key} to {own}; start again in another folder")
         try:
-            said, arrays = worker.call({"path": str(source), "signals": source.signals}, job.timeout)
+            facts, arrays = worker.call({"path": str(source), "signals": source.signals}, job.timeout)
         except Stopped as stopped:
             if worker.late:
-                return {"why": f"{source}: took longer than {job.timeout:g} s and was stopped"}, {}
+                return {"why": f"{source}: took longer than {job.timeout:g} s and was stopped; raise --timeout"}, {}
             if tries == 2:
-                return {"why": f"{source}: ends the process that encodes it ({stopped})"}, {}
+                return {"why": f"{source}: crashes the process that encodes it ({stopped})"}, {}
         else:
             WORKERS.give_back(worker)
-            return {"why": said["error"]} if "error" in said else said, arrays
+            return {"why": facts["error"]} if "error" in facts else facts, arrays
     raise AssertionError("the second try returns")
 
 
 def size_of(source: Source) -> int:
+    """Bytes of all files of a clip that exist."""
     return sum(file.stat().st_size for file in source.files if file.is_file())
 
 
-def borrow(job: Job) -> tuple[Worker, Key]:
-    """A worker that has the encoder of a job open, and the key of what it makes."""
+def borrow(job: Job) -> tuple[Worker, FeatureKey]:
+    """A worker with the encoder of a job loaded, and the key of its features."""
     request = {"path": job.encoder, "job": asdict(job)}
     try:
         worker = WORKERS.lend(request, START_SECONDS, **ENVIRONMENT, **_device())
     except Stopped as stopped:
-        cause = f"the process that should open it has ended ({stopped})"
-        raise EncoderError(f"{job.encoder}: {cause}; does it fit into {job.memory:g} GiB?") from None
+        cause = f"the process that loads it has died ({stopped})"
+        raise EncoderError(f"{job.encoder}: {cause}; does it fit into {job.memory:g} GiB? raise --memory") from None
     if "error" in worker.answer:
         raise EncoderError(worker.answer["error"])
-    return worker, Key(**worker.answer["key"])
+    return worker, FeatureKey(**worker.answer["key"])
 
 
 def _device() -> dict[str, str]:
-    """Under torchrun, each process of a machine has a GPU of its own."""
+    """Under torchrun, each process of a machine gets its own GPU."""
     if "LOCAL_RANK" not in os.environ:
         return {}
     local, visible = os.environ["LOCAL_RANK"], os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -90,54 +91,54 @@ def _device() -> dict[str, str]:
 
 
 def serve() -> None:
-    """The worker's side: the first request names the job, each further one a clip."""
-    reader = None
+    """The worker's side: the first request is the job, each further one a clip."""
+    clip_encoder = None
 
     def answer(request: dict[str, Any]) -> Reply:
-        nonlocal reader
+        nonlocal clip_encoder
         if "job" in request:
-            reader = Reader(Job(**request["job"]))
-            return {"key": reader.key.model_dump()}, {}
-        assert reader
+            clip_encoder = ClipEncoder(Job(**request["job"]))
+            return {"key": clip_encoder.key.model_dump()}, {}
+        assert clip_encoder
         signals = ((name, tuple(each) if isinstance(each, list) else each) for name, each in request["signals"])
-        return reader.read(Source(Path(request["path"]), tuple(signals)))
+        return clip_encoder.encode(Source(Path(request["path"]), tuple(signals)))
 
     answering(answer)
 
 
-class Reader:
-    """An encoder, opened, and what it makes of files, in a process that may be killed any time."""
+class ClipEncoder:
+    """Encodes files with one encoder, in a process that may be killed at any time."""
 
     def __init__(self, job: Job) -> None:
         limit("RLIMIT_DATA", int(job.memory * 2**30))
         self.job, self.frames = job, 1
-        with self._room(job.encoder):
+        with self._memory_errors(job.encoder):
             self.encoder = load_encoder(job.encoder, **job.options)
             if job.base:
-                from pave.loading.base import load_base  # brings transformers, which takes seconds
+                from pave.loading.base import load_base  # imports transformers, which takes seconds
 
                 base = load_base(job.base, dtype="float32")
                 self.encoder, self.frames = self.encoder.on(base), base.frames
-            self.key = Key.of(self.encoder, job.dtype, bool(job.published))
+            self.key = FeatureKey.of(self.encoder, job.dtype, bool(job.published))
 
-    def read(self, source: Source) -> Reply:
-        """Tokens of a clip, or why there are none."""
+    def encode(self, source: Source) -> Reply:
+        """Tokens of a clip, or why it has none."""
         entry: dict[str, str] = {}
         try:
-            with self._room(source):
+            with self._memory_errors(source):
                 entry["media"], entry["signal"] = identity(source, self.encoder.spec.sense)
                 clip = self._clip(source)
                 tokens = self._tokens(source, clip)
                 if tokens is None:
                     return {"entry": entry | {"absent": self.encoder.lacks(clip)}}, {}
-                return {"entry": entry, "kind": tokens.kind}, self._rounded(source, tokens)
+                return {"entry": entry, "kind": tokens.kind}, self._arrays(source, tokens)
         except PaveError as error:
             return {"entry": entry, "why": str(error)}, {}
 
     def _clip(self, source: Source) -> Clip:
-        """The clip as a base with as many key frames would have it, without what this encoder does not read."""
-        hears = self.encoder.spec.sense == "audio"
-        clip = Clip.read(source.video, frames=0 if hears else self.frames, audio=hears, timeout=None)
+        """The clip as a base with as many key frames reads it; only the streams that this encoder needs."""
+        audio = self.encoder.spec.sense == "audio"
+        clip = Clip.read(source.video, frames=0 if audio else self.frames, audio=audio, timeout=None)
         return clip.beside(dict(source.signals))
 
     @torch.no_grad()
@@ -146,21 +147,21 @@ class Reader:
             return published.tokens(self.encoder.spec, clip, Path(self.job.published), source.video)
         return self.encoder.encode(clip)
 
-    def _rounded(self, source: Source, tokens: SideTokens) -> dict[str, np.ndarray]:
-        """As arrays; those of `x` are bytes, since numpy knows no bfloat16."""
+    def _arrays(self, source: Source, tokens: SideTokens) -> dict[str, np.ndarray]:
+        """Tokens as arrays; `x` as bytes, since numpy has no bfloat16."""
         x = tokens.x.to(DTYPES[self.job.dtype]).contiguous()
         if (x.isinf() & tokens.x.isfinite()).any():
             most = tokens.x[tokens.x.isfinite()].abs().max().item()
-            raise SignalError(f"{source}: has tokens of {most:.3g}, too large for {self.job.dtype}; take bfloat16")
+            raise SignalError(f"{source}: has tokens of {most:.3g}, too large for {self.job.dtype}; use bfloat16")
         return {"x": x.view(torch.uint8).numpy(), **{part: getattr(tokens, part).numpy() for part in PARTS[1:]}}
 
     @contextmanager
-    def _room(self, what: object) -> Iterator[None]:
-        """Say in words that memory did not suffice."""
+    def _memory_errors(self, what: object) -> Iterator[None]:
+        """Turn any out-of-memory error into a MediaError."""
         try:
             yield
         except (MemoryError, RuntimeError) as error:
-            lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
-            if not lacking and not any(words in str(error) for words in ("allocate memory", "std::bad_alloc")):
+            exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            if not exhausted and not any(text in str(error) for text in ("allocate memory", "std::bad_alloc")):
                 raise
-            raise MediaError(f"{what}: needs more than the {self.job.memory:g} GiB that a worker may hold") from None
+            raise MediaError(f"{what}: needs more than {self.job.memory:g} GiB of memory; raise --memory") from None

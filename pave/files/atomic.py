@@ -1,7 +1,7 @@
-"""Files opened to be read, and files written in one piece: whatever goes wrong, the old file stays.
+"""Files opened for reading, and files written atomically: if anything fails, the old file stays.
 
-In: a path. Out: an open file; one that is written takes its place when all has been written. What the system refuses is
-a FileError. Knows nothing of what files hold.
+In: a path. Out: an open file; a written file replaces the old one only when complete. An error of the operating system
+becomes a FileError. Knows nothing of the contents of files.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from typing import BinaryIO
 
 from pave.errors import FileError
 
-STALE = 3600.0  # seconds after which a temporary file can only be what a killed save left behind
+STALE = 3600.0  # seconds after which a temporary file must be the rest of a killed save
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[BufferedReader]:
-    """The file, open to be read."""
+    """The file, open for reading."""
     try:
         with path.open("rb") as file:
             yield file
     except OSError as error:
-        raise FileError(path, f"cannot be read ({error.strerror or error})", "mend the file or its rights") from None
+        raise FileError(path, f"cannot be read ({error.strerror or error})", "check path and permissions") from None
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends well; a link stays a link."""
+    """A new file that replaces `path` if the block succeeds; a symbolic link stays one."""
     path = Path(os.path.realpath(path))
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
-        with fresh.open("xb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
+            os.fsync(file.fileno())  # before the rename: a crash must not leave a new name with old bytes
+        os.replace(temporary, path)
     except OSError as error:
         cause = f"cannot be written ({error.strerror or error})"
-        raise FileError(path, cause, "free space or mend the rights; what was there before is untouched") from None
+        raise FileError(path, cause, "free disk space or fix the permissions; the previous file is unchanged") from None
     finally:
         with suppress(OSError):
-            fresh.unlink()
+            temporary.unlink()
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed saves have left; a save that is still running is younger."""
+    """Remove the temporary files of killed saves; that of a running save is newer."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > STALE:

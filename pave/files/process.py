@@ -1,11 +1,11 @@
-"""Work with a limit of wall clock: in another process, because what hangs can only be stopped by killing it.
+"""Work with a wall-clock limit, in worker processes: code that hangs can only be stopped by killing its process.
 
-In: a request and seconds. Out: an answer with arrays, or `Stopped` after the limit. A worker runs the `serve()` of a
+In: a request and seconds. Out: a reply with arrays, or `Stopped` after the limit. A worker runs the `serve()` of a
 module (pave/media/decoding.py, pave/features/worker.py), serves many requests (starting one costs about 0.3 s), dies
-with its owner, and is replaced when it was killed; a `Pool` keeps those that are idle. The processes are plain
-subprocesses, not multiprocessing: a user's script needs no `if __name__ == "__main__"`. Knows nothing of what they do.
+with its owner, and is replaced when killed; a `Pool` holds the idle ones. The processes are plain subprocesses, not
+multiprocessing: a user's script needs no `if __name__ == "__main__"`. Knows nothing of what they compute.
 
-Wire format: one line of JSON each way; the answer's arrays follow as raw bytes. No pickle.
+Wire format: one line of JSON each way; the reply's arrays follow as raw bytes. No pickle.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ import numpy as np
 
 from pave.errors import MediaError, PaveError
 
-START_SECONDS = 300.0  # a machine under heavy load may need long to start an interpreter; not counted as decoding
+START_SECONDS = 300.0  # a busy machine may take long to start an interpreter; not part of a request's limit
 SERVE = "import importlib, sys; importlib.import_module(sys.argv[1]).serve()"
 Reply = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 class Stopped(Exception):
-    """The worker ended before it answered."""
+    """The worker ended before it replied."""
 
 
-def python(code: str, *words: str) -> list[str]:
-    """The command that runs code in a process of its own, with these words as `sys.argv[1:]`. It finds exactly what its
-    owner finds, whatever the folder or the environment holds (-I)."""
+def python(code: str, *arguments: str) -> list[str]:
+    """The command that runs code in a new process, with these arguments as `sys.argv[1:]`. It imports from exactly the
+    same paths as its owner: -I ignores the working directory and PYTHON* variables."""
     path = json.dumps([entry or os.getcwd() for entry in sys.path])
     code = f"import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); {code}"
-    return [sys.executable, "-I", "-c", code, path, *words]
+    return [sys.executable, "-I", "-c", code, path, *arguments]
 
 
 class Worker:
@@ -50,7 +50,7 @@ class Worker:
         command, pipe = python(SERVE, module), subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env={**os.environ, **environment})
         self.owner = os.getpid()
-        # What a pool has asked it first, if anything, and what it has answered.
+        # The first request of a pool, if any, and its reply.
         self.request: dict[str, Any] | None = None
         self.answer: dict[str, Any] = {}
         self.late = False
@@ -58,38 +58,38 @@ class Worker:
         try:
             self.call({}, START_SECONDS)
         except Stopped as error:
-            raise MediaError(f"a process of {module} does not start ({error}); run `pave doctor`") from None
+            raise MediaError(f"the worker process of {module} did not start ({error}); run `pave doctor`") from None
 
     @property
     def alive(self) -> bool:
-        """Whether this process may ask it; a forked child must not talk through its parent's pipes."""
+        """Whether this process may use the worker; a forked child must not use its parent's pipes."""
         return self.owner == os.getpid() and self.process.poll() is None
 
     def call(self, request: dict[str, Any], seconds: float) -> Reply:
-        """Send one request and wait for its answer; Stopped when the process dies or is killed after `seconds`."""
+        """Send one request and wait for its reply; Stopped if the process dies or is killed after `seconds`."""
         timer = threading.Timer(seconds, self.expire)
         timer.daemon = True
         timer.start()
         try:
-            answer = self.exchange(request | {"seconds": seconds})
+            reply = self.exchange(request | {"seconds": seconds})
         except (OSError, EOFError, ValueError):
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(1)  # its own end says more than ours
+                self.process.wait(1)  # its own exit status tells more than SIGKILL
             self.kill()
             raise Stopped("killed" if self.late else f"exit status {self.process.returncode}") from None
-        except BaseException:  # Ctrl-C: an answer half read would be taken for the next one's
+        except BaseException:  # Ctrl-C: the rest of a half-read reply would be taken for the next one
             self.kill()
             raise
         finally:
             timer.cancel()
             timer.join()
-        if self.late:  # the answer and the limit came together
+        if self.late:  # the reply arrived just as the limit expired
             self.kill()
             raise Stopped("killed")
-        return answer
+        return reply
 
     def exchange(self, request: dict[str, Any]) -> Reply:
-        """Write a request, read the answer and its arrays."""
+        """Write a request, read the reply and its arrays."""
         inlet, outlet = self.process.stdin, self.process.stdout
         assert inlet and outlet
         inlet.write(json.dumps(request).encode() + b"\n")
@@ -97,38 +97,38 @@ class Worker:
         line = outlet.readline()
         if not line:
             raise EOFError
-        answer, arrays = json.loads(line), {}
-        for name, (dtype, shape) in answer.get("arrays", {}).items():
+        values, arrays = json.loads(line), {}
+        for name, (dtype, shape) in values.get("arrays", {}).items():
             arrays[name] = np.empty(shape, dtype)
             fill(outlet, arrays[name])
-        return answer, arrays
+        return values, arrays
 
     def expire(self) -> None:
-        """Called by the timer."""
+        """Called by the timer when the limit has expired."""
         self.late = True
         self.process.kill()
 
     def kill(self) -> None:
-        """End the process and wait for it, so that no zombie and no open pipe stays."""
+        """Kill the process and wait for it, so that no zombie and no open pipe is left."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe:
-                with suppress(OSError):  # a request that never reached the dead process
+                with suppress(OSError):  # flushing a request that the dead process never read
                     pipe.close()
 
 
 class Pool:
-    """Idle workers of one module, by the first request of each, which says what it is for. One that is for something
-    else than what is asked for is ended; so is one that was lent and is not given back."""
+    """Idle workers of one module. The first request of a worker sets it up; `lend` ends idle ones with another setup. A
+    lent worker that is not given back ends, too."""
 
     def __init__(self, module: str) -> None:
         self.module = module
         self._idle: deque[Worker] = deque()  # append and pop are atomic: no lock that a fork could copy when locked
 
     def lend(self, request: dict[str, Any] | None = None, seconds: float = 0, **environment: str) -> Worker:
-        """An idle worker whose first request was this one, or a new one that has answered it within so many seconds.
-        Stopped: it ended before that."""
+        """An idle worker whose first request was this one, or a new one that has replied to it within these seconds;
+        Stopped otherwise."""
         while self._idle:
             try:
                 worker = self._idle.pop()
@@ -145,7 +145,7 @@ class Pool:
         self._idle.append(worker)
 
     def clear(self) -> None:
-        """End all that are idle."""
+        """End all idle workers."""
         self._idle.clear()
 
 
@@ -156,34 +156,35 @@ def fill(pipe: Any, array: np.ndarray) -> None:
 
 
 def end(process: subprocess.Popen, owner: int) -> None:
-    """End a worker whose owner exits or forgot it; a forked copy of the owner leaves it alone."""
+    """Kill a worker whose owner exits or dropped it; a forked copy of the owner leaves it running."""
     if owner == os.getpid() and process.poll() is None:
         process.kill()
         process.wait()
 
 
-def answering(answer: Callable[[dict[str, Any]], Reply]) -> None:
-    """The worker's side: answer requests from stdin until it closes. An empty one asks whether it is there."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's affair
+def answering(handle: Callable[[dict[str, Any]], Reply]) -> None:
+    """Run by a worker process: reply to requests from stdin until it closes. An empty request checks that it runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the owner
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not land among the answers
+    os.dup2(2, 1)  # prints of libraries must not mix with the replies
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        seconds, arrays, said = request.pop("seconds"), {}, {}
-        if hasattr(signal, "setitimer"):  # should the owner die meanwhile, the kernel ends this process
+        seconds, arrays, values = request.pop("seconds"), {}, {}
+        if hasattr(signal, "setitimer"):  # if the owner dies meanwhile, SIGALRM ends this process
             signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 60)
         if request:
             try:
-                said, arrays = answer(request)
-                said["arrays"] = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+                values, arrays = handle(request)
+                values["arrays"] = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
             except PaveError as error:
-                said = {"error": str(error)}
+                values = {"error": str(error)}
             except MemoryError:
-                said = {"error": f"{request['path']}: needs more memory than there is; ask for fewer frames"}
+                values = {"error": f"{request['path']}: out of memory; request fewer frames"}
             except Exception as error:
                 cause = f"{type(error).__name__}: {error}"
-                said = {"error": f"{request['path']}: {cause}; this is a bug of PAVE, not of the file: report it"}
-        out.write(json.dumps(said).encode() + b"\n")
+                remedy = "this is a bug in PAVE, not in the file; please report it"
+                values = {"error": f"{request['path']}: {cause}; {remedy}"}
+        out.write(json.dumps(values).encode() + b"\n")
         for array in arrays.values():
             out.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
         out.flush()
@@ -192,7 +193,7 @@ def answering(answer: Callable[[dict[str, Any]], Reply]) -> None:
 
 
 def limit(name: str, most: int) -> None:
-    """Lower a limit of this process, as RLIMIT_DATA, where the system has it."""
+    """Lower a limit of this process, such as RLIMIT_DATA, where the system has it."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,7 +1,7 @@
-"""One canonical safetensors file: equal content is an equal file, and a file that is read has been checked.
+"""Canonical safetensors files: equal content gives equal bytes, and every file is checked when it is read.
 
-In: tensors and texts. Out: bytes on disk, written in one piece; or tensors and texts again, once everything that the
-header says of the bytes behind it is known to hold. Knows nothing of what the tensors are for.
+In: tensors and metadata. Out: a file, written atomically; or its tensors and metadata, once the header is checked
+against the bytes after it. Knows nothing of what the tensors are for.
 
 Layout: 8 bytes of header length, a JSON header (keys sorted, padded with spaces to 8 bytes; safetensors' own writer
 orders metadata at random), tensors by falling item size, then by name.
@@ -38,7 +38,7 @@ DTYPES = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 SAFE = "give it as safetensors; pickles are not opened here"
-# What people hand over instead, by its first bytes.
+# Common wrong files, by their first bytes: cause and remedy.
 IMPOSTORS = {
     b"version https://git-lfs": (
         "is a Git LFS pointer, not the file itself",
@@ -51,7 +51,7 @@ IMPOSTORS = {
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write the file in one piece; whatever goes wrong, the old one stays."""
+    """Write the file atomically; if anything fails, the old one stays."""
     with replacing(path) as file:
         file.write(_head(tensors, metadata))
         for name in _order(tensors):
@@ -59,7 +59,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
-    """Bytes of the file that `write` would write; the tensors need no values."""
+    """Bytes of the file that `write` would write; the tensors may be on the meta device."""
     return len(_head(tensors, metadata)) + sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -68,7 +68,7 @@ def _order(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """All that stands before the tensors."""
+    """The bytes before the tensors."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name in _order(tensors):
@@ -81,14 +81,14 @@ def _head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file. `mapped`: the system brings tensors into memory when they are touched, and may
-    forget them again; nobody may shorten the file meanwhile."""
+    """Tensors and metadata of a file. `mapped`: memory-mapped, so the system loads pages on access and may drop them
+    again; the file must not be truncated meanwhile."""
     with reading(path) as file:
         header = _header(path, file)
         metadata, begin = header.pop("__metadata__", {}), file.tell()
         if mapped:
             size = os.fstat(file.fileno()).st_size
-            data = torch.from_file(str(path), size=size, dtype=torch.uint8)  # keeps no file open
+            data = torch.from_file(str(path), size=size, dtype=torch.uint8)  # a private mapping; keeps no file open
         else:
             data, begin = torch.empty(os.fstat(file.fileno()).st_size - begin, dtype=torch.uint8), 0
             file.readinto(data.numpy().data)
@@ -96,27 +96,27 @@ def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[s
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata alone; tensors are not read."""
+    """The metadata only; tensors are not read."""
     with reading(path) as file:
         return _header(path, file).get("__metadata__", {})
 
 
 def digest(facts: str | Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     """sha256 over a text, or texts by name, and every tensor's name, dtype, shape and bytes."""
-    found = hashlib.sha256((facts if isinstance(facts, str) else canonical(facts)).encode())
+    sha256 = hashlib.sha256((facts if isinstance(facts, str) else canonical(facts)).encode())
     for name, tensor in sorted(tensors.items()):
-        found.update(json.dumps([name, CODES[tensor.dtype], list(tensor.shape)]).encode())
-        found.update(raw(tensor))
-    return found.hexdigest()
+        sha256.update(json.dumps([name, CODES[tensor.dtype], list(tensor.shape)]).encode())
+        sha256.update(raw(tensor))
+    return sha256.hexdigest()
 
 
 def raw(tensor: Tensor) -> memoryview:
-    """Little-endian bytes, as every machine that torch runs on has them."""
+    """The bytes of a tensor; little-endian, like every platform of torch."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _header(path: Path, file: BinaryIO) -> dict[str, Any]:
-    """The header, once everything it says about the bytes behind it is known to hold."""
+    """The header, checked against the bytes after it."""
     size = os.fstat(file.fileno()).st_size
     head = file.read(64)
     for mark, (cause, remedy) in IMPOSTORS.items() if head[8:9] != b"{" else ():
@@ -124,13 +124,13 @@ def _header(path: Path, file: BinaryIO) -> dict[str, Any]:
             raise FileDamaged(path, cause, remedy)
     length = int.from_bytes(head[:8], "little")
     if head[8:9] != b"{" or size > MAX_BYTES or length > min(MAX_HEADER, size - 8):
-        cause = f"is no safetensors file: {size:,} bytes, its first 8 announce a header of {length:,}"
+        cause = f"is not a safetensors file: {size:,} bytes, its first 8 announce a header of {length:,}"
         raise FileDamaged(path, cause, AGAIN)
     file.seek(8)
     header = parse_json(path, file.read(length), "header")
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise FileDamaged(path, "__metadata__ is not a mapping of texts", AGAIN)
+        raise FileDamaged(path, "__metadata__ is not a mapping of strings", AGAIN)
     cause = _offsets({name: entry for name, entry in header.items() if name != "__metadata__"}, size - 8 - length)
     if cause:
         raise FileDamaged(path, cause, AGAIN)
@@ -138,7 +138,7 @@ def _header(path: Path, file: BinaryIO) -> dict[str, Any]:
 
 
 def _offsets(entries: Mapping[str, Any], total: int) -> str:
-    """What is wrong with the places of the tensors: they must fill the data without holes and overlaps."""
+    """What is wrong with the tensors' offsets, or ""; they must fill the data without gaps and overlaps."""
     spans = []
     for name, entry in entries.items():
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
@@ -147,7 +147,7 @@ def _offsets(entries: Mapping[str, Any], total: int) -> str:
             return f"{name!r} has the unknown dtype {entry['dtype']!r}"
         numbers = [entry["shape"], entry["data_offsets"]]
         if not all(isinstance(each, list) and all(type(n) is int and 0 <= n < 2**63 for n in each) for each in numbers):
-            return f"{name!r} has a shape or offsets that are not whole numbers of 63 bits"
+            return f"{name!r} has a shape or offsets that are not integers of 63 bits"
         if len(entry["data_offsets"]) != 2:
             return f"{name!r} has {len(entry['data_offsets'])} offsets"
         begin, end = entry["data_offsets"]
@@ -158,15 +158,16 @@ def _offsets(entries: Mapping[str, Any], total: int) -> str:
     place = 0
     for begin, end in sorted(spans):
         if begin != place:
-            return f"tensors {'overlap' if begin < place else 'leave a hole'} at byte {begin}"
+            return f"tensors {'overlap' if begin < place else 'leave a gap'} at byte {begin}"
         place = end
-    return (
-        "" if place == total else f"is cut short or too long: {total:,} bytes of tensors, the header tells of {place:,}"
-    )
+    if place != total:
+        return f"is cut short or too long: {total:,} bytes of tensors, the header announces {place:,}"
+    return ""
 
 
 def _tensor(entry: Mapping[str, Any], data: Tensor) -> Tensor:
     begin, end = entry["data_offsets"]
     dtype, flat = DTYPES[entry["dtype"]], data[begin:end]
+    # A dtype view needs an aligned offset. Files of other writers may have none: copy.
     aligned = flat.storage_offset() % dtype.itemsize == 0
     return (flat if aligned else flat.clone()).view(dtype).reshape(entry["shape"])

@@ -17,7 +17,7 @@ from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe, read_recipe
 
 RECIPE = "patch.yaml"
-NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")  # of a folder; longer ones no file system takes
 
 
 @dataclass(frozen=True, kw_only=True)

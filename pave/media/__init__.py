@@ -1,6 +1,6 @@
-"""Media files -> clips. Everything that users' code takes from here comes with its file, when it is first asked for.
+"""Media files -> clips. The public names are imported lazily, on first access.
 
-Nothing heavy is imported with this package: the process that decodes needs neither torch nor transformers.
+Importing this package imports nothing heavy: the decoding process needs neither torch nor transformers.
 """
 
 from __future__ import annotations

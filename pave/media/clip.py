@@ -1,8 +1,7 @@
 """Clips: decoded media on one clock.
 
-In: a media file (read in a worker process with a time limit), or arrays that the user already has. Out: a `Clip` with
-any subset of pictures, sound and further signals, and a `Report` of what was found. Also the two transforms that belong
-to media and not to a model: `preprocess` (pixels of a vision tower) and `resample` (sound). Knows nothing of models.
+In: a media file (read in a worker process with a time limit), or the user's arrays. Out: a `Clip` with any subset of
+pictures, sound and further signals, and a `Report` of what was found. Knows nothing of models.
 
 Legend: t key frames, y x pixels, c channels, n samples, τ steps of a sensor.
 """
@@ -35,13 +34,13 @@ class Report:
 
     source: str = "arrays"
     pictures: int = 0  # decodable pictures in the file
-    expected: int = 0  # pictures that the header or the coded packets promise
+    expected: int = 0  # pictures that the header or the coded packets announce
     size: tuple[int, int] | None = None  # y x, after rotation
-    seconds: float = 0.0  # length of the pictures, or of the sound when there are none
-    first: float = 0.0  # seconds of the first and the last picture in the span that was asked for
+    seconds: float = 0.0  # length of the pictures, or of the sound if there are none
+    first: float = 0.0  # seconds of the first and the last picture in the requested span
     last: float = 0.0
     gap: float = 0.0  # usual seconds between two pictures
-    audio: str = "no audio track"  # what the sound is, or why there is none
+    audio: str = "no audio track"  # codec, rate, channels and length, or why there is no sound
     decoder: str = "none"
     warnings: tuple[str, ...] = ()
 
@@ -71,13 +70,13 @@ class Signal:
 
 @dataclass(frozen=True)
 class Clip:
-    """Decoded media on one clock; any stream may be absent, and only who needs it refuses."""
+    """Decoded media on one clock. Any stream may be absent; only code that needs it raises an error."""
 
     frames: Tensor | None = None  # uint8 (t 3 y x), upright
     times: Tensor | None = None  # float64 (t,) seconds; the file's first picture is at 0
     audio: Tensor | None = None  # float32 (c n) in [-1, 1]
     rate: int | None = None  # Hz of `audio`
-    audio_start: float = 0.0  # seconds: the first sample on the clip's clock
+    audio_start: float = 0.0  # seconds of the first sample on the clip's clock
     signals: Mapping[str, Any] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
     again: Callable[..., Clip] | None = None  # reads other pictures of the same file, under the same time limit
@@ -99,39 +98,40 @@ class Clip:
     ) -> Clip:
         """Read a video, sound or image file.
 
-        frames: key frames at equal distances in time; frame i is the picture on screen at
-            linspace(first stamp, last stamp, frames)[i], and that instant is its time. Pictures repeat when there are
+        frames: key frames equally spaced in time; frame i is the picture on screen at
+            linspace(first stamp, last stamp, frames)[i], and that instant is its time. Pictures repeat if there are
             fewer; a single picture gives one frame. 0: none. None: every picture, at its own time.
-        fps: pictures at this rate instead.
-        audio_rate: Hz that the sound is resampled to; None keeps the file's, for encoders that each want another one.
-        mono: mean of the channels.
-        start, end: seconds on the file's clock; times stay those of the whole file.
+        fps: frames at this rate instead.
+        audio_rate: resample the sound to this rate (Hz); None keeps the file's, and each encoder resamples to its own.
+        mono: average the channels.
+        start, end: seconds on the file's clock; times stay relative to the whole file.
         at: the pictures on screen at these seconds on the file's clock instead.
-        timeout: seconds of wall clock, kept by killing a worker process; None decodes in this process, without a limit.
+        timeout: wall-clock limit in seconds, enforced by killing a worker process; None decodes in this process,
+            without a limit.
         """
         from pave.media.decode import decode
         from pave.media.decoding import decode_within
         from pave.media.key_frames import Request
 
-        # A worker's folder is the one it was started in, so names are made absolute (addresses are refused by name).
+        # A worker keeps the working directory it was started in, so paths are made absolute (URLs are refused later).
         path = os.fsdecode(path)
         full = path if "://" in path else os.path.abspath(path)
-        whole = None if frames is None else index(frames)
+        count = None if frames is None else index(frames)
         fps, start, end, timeout = (None if value is None else float(value) for value in (fps, start, end, timeout))
         instants = None if at is None else [float(second) for second in at]
-        request = Request(full, whole, fps, audio, mono, start, end, instants)
-        found = decode(request) if timeout is None else decode_within(request, timeout)
-        pictures = None if found.frames is None else rearrange(torch.from_numpy(found.frames), "t y x c -> t c y x")
-        sound, rate = None if found.audio is None else torch.from_numpy(found.audio), found.rate
+        request = Request(full, count, fps, audio, mono, start, end, instants)
+        result = decode(request) if timeout is None else decode_within(request, timeout)
+        pictures = None if result.frames is None else rearrange(torch.from_numpy(result.frames), "t y x c -> t c y x")
+        sound, rate = None if result.audio is None else torch.from_numpy(result.audio), result.rate
         if sound is not None and rate and audio_rate is not None:
             sound, rate = resample(sound, rate, audio_rate).clamp(-1, 1), audio_rate
-        facts: dict[str, Any] = {**found.facts, "warnings": tuple(found.facts["warnings"])}
+        facts: dict[str, Any] = {**result.facts, "warnings": tuple(result.facts["warnings"])}
         return cls(
             frames=None if pictures is None else pictures.contiguous(),
-            times=None if found.times is None else torch.from_numpy(found.times),
+            times=None if result.times is None else torch.from_numpy(result.times),
             audio=sound,
             rate=rate,
-            audio_start=found.audio_start,
+            audio_start=result.audio_start,
             report=Report(source=path, size=size_of(pictures), **facts),
             again=partial(cls.read, full, audio=False, timeout=timeout),
         )
@@ -145,12 +145,12 @@ class Clip:
         rate: int | None = None,
         **signals: Any,
     ) -> Clip:
-        """A clip from what the user already has.
+        """A clip from arrays.
 
         frames: uint8 (t 3 y x) or (t y x 3), one picture (3 y x) or (y x 3), a PIL image, or a list of images.
-        times: seconds of the frames; without them the frames spread evenly over the sound, or stand 1 s apart.
+        times: seconds of the frames; by default spread evenly over the sound, or 1 s apart without sound.
         audio: (n,) or (c n) float in [-1, 1] or int16, at `rate` Hz, starting at 0 s.
-        signals: further streams by name; a pair (values (τ c), times (τ,)) becomes a `Signal`, and a pair of frames and
+        signals: further streams by name; a pair (values (τ c), times (τ,)) becomes a `Signal`, a pair of frames and
             times a `Clip`.
         """
         pictures = None if frames is None else pictures_of(frames)
@@ -165,7 +165,7 @@ class Clip:
                 clock = torch.linspace(0, seconds, count, dtype=torch.float64)
             else:
                 clock = torch.arange(count, dtype=torch.float64)
-                warnings += ["no times were given: the frames are taken to be 1 s apart"] if count > 1 else []
+                warnings += ["no times were given: frames are assumed to be 1 s apart"] if count > 1 else []
             seconds = float(clock[-1] - clock[0]) if count > 1 else 0.0
         report = Report(
             pictures=0 if pictures is None else len(pictures),
@@ -185,17 +185,17 @@ class Clip:
         return replace(self, signals={**self.signals, **signals_of(signals)})
 
     def at(self, seconds: Sequence[float]) -> Tensor:
-        """The frames (t 3 y x) on screen at these instants: of the file, which is read once more, or of the arrays."""
+        """The frames (t 3 y x) on screen at these instants; a file is read again."""
         if self.again is not None:
-            found = self.again(at=seconds).frames
+            frames = self.again(at=seconds).frames
         elif self.frames is None or self.times is None:
-            found = None
-        else:  # a microsecond for what rounding does to an instant, as for files
+            frames = None
+        else:  # 1 µs absorbs rounding errors, as `exact` does for files
             instants = torch.tensor(seconds, dtype=torch.float64) + 1e-6
-            found = self.frames[(torch.searchsorted(self.times, instants, right=True) - 1).clamp(min=0)]
-        if found is None:
-            raise MediaError(f"{self.report.source}: there are no pictures to look at; give frames, or a video file")
-        return found
+            frames = self.frames[(torch.searchsorted(self.times, instants, right=True) - 1).clamp(min=0)]
+        if frames is None:
+            raise MediaError(f"{self.report.source}: has no frames to sample; pass frames or a video file")
+        return frames
 
 
 def decode_many(
@@ -203,7 +203,7 @@ def decode_many(
 ) -> Iterator[Clip | MediaError]:
     """`Clip.read` of many files in `workers` processes: results in order, a MediaError in place of a bad file.
 
-    No more than two files per worker are read ahead, so that memory stays small however long the list is.
+    At most two files per worker are read ahead, so that memory use does not grow with the list.
     """
     ahead: deque[Future[Clip | MediaError]] = deque()
 
@@ -213,6 +213,7 @@ def decode_many(
         except MediaError as error:
             return error
 
+    # Threads suffice: each only waits for its worker process.
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
         for path in paths:
@@ -226,8 +227,7 @@ def decode_many(
 
 
 def signals_of(signals: Mapping[str, Any]) -> dict[str, Any]:
-    """Named streams; pairs become `Signal`s or `Clip`s. Anything else, such as paths, is left to the encoder that asks
-    for it."""
+    """Streams by name; pairs become `Signal`s or `Clip`s. Anything else, such as a path, is left to its encoder."""
     return {
         name: _pair(*value) if isinstance(value, tuple) and len(value) == 2 and _is_array(value[0]) else value
         for name, value in signals.items()

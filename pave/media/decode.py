@@ -1,11 +1,11 @@
 """One media file -> arrays on one clock.
 
-In: a `Request` (which file, which pictures, sound or not). Out: `Decoded`: pictures, their seconds, sound, and the
-facts that the report tells. Knows nothing of torch, models or processes, so that a worker starts fast.
+In: a `Request` (which file, which pictures, sound or not). Out: `Decoded`: pictures, their times, sound, and the facts
+for the report. Knows nothing of torch, models or processes, so that a worker starts fast.
 
 Clock: the first picture's time stamp is 0 s; sound is placed on the same clock by its own time stamps. A file without
-pictures starts at its first sample. What counts is what decodes. Three short passes over the file (survey, pictures,
-sound) hold no more pictures in memory than were asked for.
+pictures starts at its first sample. Only data that decodes counts. Three passes over the file (survey, pictures, sound)
+hold only the requested pictures in memory.
 
 Legend: t pictures, y x pixels, c channels, n samples. A stamp is a presentation time in ticks of the track's time base.
 """
@@ -37,16 +37,14 @@ from pave.media.container import (
 )
 from pave.media.key_frames import MAX_BYTES, Request, check_window, needed, pick
 
-GAP_SECONDS = (
-    0.05  # a hole in the sound longer than this is filled with silence, so that later sound stays on the clock
-)
+GAP_SECONDS = 0.05  # a longer gap in the sound is filled with silence, so that later sound stays on the clock
 ORIENTATION = 0x0112  # tag of EXIF 2.32
-SHORT = 0.9  # less than this part of the promised length: the report calls the file cut short
+SHORT = 0.9  # decoded below this share of the announced length: the report warns that the file is cut short
 
 
 @dataclass
 class Decoded:
-    """Arrays of one clip, and what the report says about it."""
+    """Arrays of one clip, and the facts for its report."""
 
     frames: np.ndarray | None = None  # uint8 (t y x 3)
     times: np.ndarray | None = None  # float64 (t,)
@@ -57,7 +55,7 @@ class Decoded:
 
 
 def decode(request: Request) -> Decoded:
-    """Read what was asked for, or raise a MediaError that says what is wrong with the file."""
+    """Read what is requested, or raise a MediaError that says what is wrong with the file."""
     check_window(request)
     check_file(request.path)
     survey = walk(request.path)
@@ -66,14 +64,14 @@ def decode(request: Request) -> Decoded:
     if request.audio:
         read_sound(request, survey, origin, result)
     else:
-        result.facts["audio"] = "not asked for"
+        result.facts["audio"] = "not requested"
     if origin is None and result.audio is None:
         if survey.video is None and not request.audio:
-            raise refuse(request.path, "holds sound only, and pictures were asked for", "give a video")
-        raise refuse(request.path, "nothing in it decodes", "the file is damaged: fetch or record it again")
+            raise refuse(request.path, "holds sound only, but pictures were requested", "give a video")
+        raise refuse(request.path, "nothing in it decodes", "the file is damaged: download or record it again")
     if survey.promised and survey.reached < SHORT * survey.promised:
         survey.warnings.insert(
-            0, f"cut short: {survey.reached:.2f} s of the promised {survey.promised:.2f} s are there"
+            0, f"cut short: {survey.reached:.2f} s of the announced {survey.promised:.2f} s are present"
         )
     result.facts |= {"decoder": decoder(), "warnings": survey.warnings}
     return result
@@ -83,17 +81,17 @@ def decode(request: Request) -> Decoded:
 
 
 def read_pictures(request: Request, survey: Survey, track: Track, result: Decoded) -> Fraction | None:
-    """Fill in pictures and their seconds. Returns the first stamp in seconds, None when none decodes."""
+    """Fill in pictures and their times. Returns the first stamp in seconds, None if no picture decodes."""
     path, packets = request.path, survey.packets
     stamps = sorted({p.stamp for p in packets if p.shown})
     expected = max(survey.frames, len(packets)) - survey.cut
-    picks, found, flawed = None, {}, 0
+    picks, pictures, flawed = None, {}, 0
     if stamps and stamps[0] > UNKNOWN:
         picks = pick(stamps, request, track)
         wanted = {*picks.stamps, stamps[0]}  # the first picture sets the clock, so it must decode too
-        found, flawed = collect(path, track, wanted, *needed(packets, wanted))
-    if picks is None or not found.keys() >= {*picks.stamps, stamps[0]}:
-        # Stamps are missing, or packets do not decode as announced: decode everything to learn what is really there.
+        pictures, flawed = collect(path, track, wanted, *needed(packets, wanted))
+    if picks is None or not pictures.keys() >= {*picks.stamps, stamps[0]}:
+        # Stamps are missing, or packets do not decode as announced: decode everything to find the usable pictures.
         with opened(path) as container:
             stamps = sorted({stamp for stamp, _ in stamped(container, track)})
         if len(stamps) < len(packets) - survey.cut:
@@ -101,11 +99,11 @@ def read_pictures(request: Request, survey: Survey, track: Track, result: Decode
         if not stamps:
             return None
         picks = pick(stamps, request, track)
-        found, flawed = collect(path, track, {*picks.stamps, stamps[0]})
+        pictures, flawed = collect(path, track, {*picks.stamps, stamps[0]})
     if flawed:
-        survey.warnings.append(f"damaged: {flawed} of the {len(found)} pictures read are flawed")
+        survey.warnings.append(f"damaged: {flawed} of the {len(pictures)} pictures read have errors")
     if picks.stamps:
-        result.frames = np.stack([found[s] for s in picks.stamps])
+        result.frames = np.stack([pictures[s] for s in picks.stamps])
         result.times = np.array([float((t - stamps[0]) * track.base) for t in picks.targets])
     seconds = float((stamps[-1] - stamps[0]) * track.base + track.gap)
     first, last = (float((stamp - stamps[0]) * track.base) for stamp in picks.span)
@@ -117,33 +115,33 @@ def read_pictures(request: Request, survey: Survey, track: Track, result: Decode
 def collect(
     path: str, track: Track, wanted: set[int], feed: list[bool] | None = None, entries: Collection[int] = ()
 ) -> tuple[dict[int, np.ndarray], int]:
-    """The wanted pictures (y x 3) by stamp, and how many of them the decoder calls flawed.
+    """The wanted pictures (y x 3) by stamp, and how many of them the decoder marks as corrupt.
 
-    A picture whose size differs from the first one's is scaled to it.
+    All are resized to the size of the first one.
     """
-    found: dict[int, np.ndarray] = {}
+    pictures: dict[int, np.ndarray] = {}
     flawed = 0
     missing = set(entries)
-    size, scaler = {}, VideoReformatter()  # one for all pictures: setting it up costs more than a small picture
+    size, scaler = {}, VideoReformatter()  # one for all pictures: its setup costs more than a small picture
     with opened(path) as container:
         for stamp, frame in stamped(container, track, feed):
             if frame.pict_type == PictureType.I:
                 missing.discard(stamp)
-            if stamp in wanted and stamp not in found:
+            if stamp in wanted and stamp not in pictures:
                 flawed += frame.is_corrupt
                 size = size or {"width": frame.width, "height": frame.height}
-                found[stamp] = upright(scaler.reformat(frame, format="rgb24", **size).to_ndarray(), frame, path)
-                if len(found) == len(wanted):
+                pictures[stamp] = upright(scaler.reformat(frame, format="rgb24", **size).to_ndarray(), frame, path)
+                if len(pictures) == len(wanted):
                     break
-    # H.264 with gradual refresh marks entry points that need pictures from before: then everything must be decoded.
-    return ({}, 0) if missing else (found, flawed)
+    # H.264 with gradual refresh marks entry points that refer to earlier pictures: then everything must be decoded.
+    return ({}, 0) if missing else (pictures, flawed)
 
 
 def upright(picture: np.ndarray, frame: Any, path: str) -> np.ndarray:
-    """Turn and mirror a picture (y x 3) as the display matrix of its file says; PyAV leaves that to us."""
+    """Rotate and mirror a picture (y x 3) by the display matrix of its file, which PyAV does not apply."""
     try:
         data = frame.side_data
-    except ValueError:  # PyAV 18 has no name for EXIF side data and gives up; the angle that it tells knows no mirror
+    except ValueError:  # PyAV 18 raises on EXIF side data, and its `rotation` does not include mirroring
         return exif_turned(picture, path, round(frame.rotation / 90))
     if "DISPLAYMATRIX" not in data:
         return picture
@@ -157,16 +155,16 @@ def upright(picture: np.ndarray, frame: Any, path: str) -> np.ndarray:
 
 
 def exif_turned(picture: np.ndarray, path: str, quarters: int) -> np.ndarray:
-    """A photograph as its EXIF orientation says; turned by `quarters`, against the clock, where Pillow cannot read the
-    file."""
-    from PIL import Image, ImageOps  # seldom needed, and a worker starts fast
+    """A photograph rotated and mirrored by its EXIF orientation; where Pillow cannot read the file, rotated by
+    `quarters`, counter-clockwise."""
+    from PIL import Image, ImageOps  # rarely needed; keeps the worker's start fast
 
     try:
         with Image.open(path) as image:
             orientation = image.getexif().get(ORIENTATION, 1)
     except OSError:
         return np.rot90(picture, quarters)
-    photo = Image.fromarray(picture)  # the same pixels: those that Pillow decodes differ in their last bits
+    photo = Image.fromarray(picture)  # keep FFmpeg's pixels: those that Pillow decodes differ in the last bits
     photo.getexif()[ORIENTATION] = orientation
     return np.asarray(ImageOps.exif_transpose(photo))
 
@@ -175,7 +173,7 @@ def exif_turned(picture: np.ndarray, path: str, quarters: int) -> np.ndarray:
 
 
 def read_sound(request: Request, survey: Survey, origin: Fraction | None, result: Decoded) -> None:
-    """Fill in the first sound track that decodes, on the clock that starts at `origin` seconds."""
+    """Fill in the first sound track that decodes, on a clock that starts at `origin` seconds."""
     for number, index in enumerate(survey.audio):
         with opened(request.path) as container:
             stream = container.streams[index]
@@ -197,14 +195,14 @@ def read_sound(request: Request, survey: Survey, origin: Fraction | None, result
             channels = "mono" if sound.channels == 1 else f"{sound.channels} channels"
             result.facts["audio"] = f"{name}, {sound.rate} Hz, {channels}, {sound.seconds:.2f} s"
         else:
-            result.facts["audio"] = "no sound in the span that was asked for"
+            result.facts["audio"] = "no sound in the requested span"
         result.facts.setdefault("seconds", sound.seconds)
         return
     result.facts["audio"] = "no sound track decodes" if survey.audio else "no audio track"
 
 
 class Sound:
-    """Pieces of one sound track, each put at the place that its stamp names."""
+    """Pieces of one sound track, each placed by its stamp."""
 
     def __init__(self, request: Request, origin: Fraction | None) -> None:
         self.request, self.origin = request, origin
@@ -218,11 +216,11 @@ class Sound:
 
     @property
     def seconds(self) -> float:
-        """Length of the track as far as it was read."""
+        """Length of the track read so far."""
         return self.place / (self.rate or 1)
 
     def add(self, frame: Any) -> bool:
-        """Take one decoded frame; False when the rest of the track is not wanted or cannot be used."""
+        """Add one decoded frame; False if the rest of the track is not needed or cannot be used."""
         wave = waveform(frame)
         channels = len(wave)
         if self.request.mono:
@@ -233,20 +231,18 @@ class Sound:
             if self.origin is not None and frame.pts is not None:
                 self.begin = float(frame.pts * frame.time_base - self.origin)
         if frame.sample_rate != self.rate or (channels != self.channels and not self.request.mono):
-            self.warnings.append(
-                f"the sound changes its rate or channels at {self.seconds:.2f} s: the rest is left out"
-            )
+            self.warnings.append(f"the sound changes its rate or channels at {self.seconds:.2f} s: the rest is ignored")
             return False
         if frame.pts is not None and self.first is not None:
             ahead = (frame.pts - self.first) * self.tick - self.seconds
             if ahead > GAP_SECONDS:
                 self.warnings.append(f"{ahead:.2f} s of sound are missing at {self.begin + self.seconds:.2f} s")
                 self.place += round(ahead * frame.sample_rate)
-        self.keep(wave)
+        self.store(wave)
         return self.request.end is None or self.begin + self.seconds < self.request.end
 
-    def keep(self, wave: np.ndarray) -> None:
-        """Store the part of a piece (c n) that lies in the span asked for."""
+    def store(self, wave: np.ndarray) -> None:
+        """Store the part of a piece (c n) that is in the requested span."""
         rate = self.rate or 1
         first = 0 if self.request.start is None else round((self.request.start - self.begin) * rate)
         last = inf if self.request.end is None else round((self.request.end - self.begin) * rate)
@@ -257,11 +253,11 @@ class Sound:
             span = self.place + int(high) - self.pieces[0][0]
             if span * len(wave) * 4 > MAX_BYTES:
                 cause = f"{span / rate:.0f} s of sound need more than {MAX_BYTES >> 30} GiB"
-                raise refuse(self.request.path, cause, "ask for a shorter span (start, end)")
+                raise refuse(self.request.path, cause, "request a shorter span (start, end)")
         self.place += wave.shape[1]
 
     def finish(self, result: Decoded) -> None:
-        """Lay the pieces out; holes are silence."""
+        """Join the pieces; gaps are silence."""
         if not self.pieces or self.rate is None:
             return
         start, (last, tail) = self.pieces[0][0], self.pieces[-1]
@@ -269,7 +265,7 @@ class Sound:
         for place, piece in self.pieces:
             sound[:, place - start : place - start + piece.shape[1]] = piece
         if not np.isfinite(sound).all():
-            self.warnings.append("samples that are not numbers were set to silence")
+            self.warnings.append("samples that are not finite were set to 0")
             np.nan_to_num(sound, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
         result.audio, result.rate = np.clip(sound, -1, 1, out=sound), self.rate
         result.audio_start = self.begin + start / self.rate
@@ -282,5 +278,6 @@ def waveform(frame: Any) -> np.ndarray:
         wave = rearrange(wave, "1 (n c) -> c n", c=frame.layout.nb_channels)
     if wave.dtype == np.uint8:
         return (wave.astype(np.float32) - 128) / 128
+    # Full scale is the most negative integer, so that no sample leaves [-1, 1].
     scale = 1 if wave.dtype.kind == "f" else -float(np.iinfo(wave.dtype).min)
     return (wave / scale).astype(np.float32)

@@ -1,7 +1,6 @@
-"""Decoding with a limit of wall clock, in worker processes: a decoder that hangs can only be killed.
+"""Decoding with a wall-clock limit, in worker processes: a decoder that hangs can only be killed.
 
-In: a `Request` and seconds. Out: its `Decoded`, or a MediaError after the limit. A worker imports PyAV and
-numpy only.
+In: a `Request` and seconds. Out: its `Decoded`, or a MediaError after the limit. A worker imports only PyAV and numpy.
 """
 
 from __future__ import annotations
@@ -21,35 +20,38 @@ WORKERS = Pool("pave.media.decoding")
 
 
 def decode_within(request: Request, seconds: float) -> Decoded:
-    """`decode(request)` in a worker, killed for real after `seconds`."""
+    """`decode(request)` in a worker, which is killed after `seconds`."""
     from pave.media.decode import Decoded
 
     worker = WORKERS.lend()
     try:
-        answer, arrays = worker.call(asdict(request), seconds)
+        values, arrays = worker.call(asdict(request), seconds)
     except Stopped as stopped:
         if worker.late:
             cause, remedy = (
                 f"decoding took longer than {seconds:g} s and was stopped",
-                "raise timeout= or read a part (start, end)",
+                "raise timeout= or read a shorter span (start, end)",
             )
         else:
-            cause, remedy = f"the decoder crashed on it ({stopped})", "the file is damaged: re-encode or leave it out"
+            cause, remedy = (
+                f"the decoder crashed on it ({stopped})",
+                "the file is damaged: re-encode it or leave it out",
+            )
         raise MediaError(f"{request.path}: {cause}; {remedy}") from None
     WORKERS.give_back(worker)
-    if "error" in answer:
-        raise MediaError(answer["error"])
-    return Decoded(**arrays, **answer["values"])
+    if "error" in values:
+        raise MediaError(values["error"])
+    return Decoded(**arrays, **values["values"])
 
 
 def serve() -> None:
-    """The side of a worker that decodes."""
+    """Run by a worker process: decode on request."""
     from pave.media.decode import decode
     from pave.media.key_frames import Request
 
-    def answer(request: dict[str, Any]) -> Reply:
+    def handle(request: dict[str, Any]) -> Reply:
         values = vars(decode(Request(**request)))
         arrays = {name: values.pop(name) for name in ARRAYS if values[name] is not None}
         return {"values": values}, arrays
 
-    answering(answer)
+    answering(handle)

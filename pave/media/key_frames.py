@@ -1,4 +1,4 @@
-"""Which pictures of a file are asked for: the instants, the picture on screen at each, the packets to decode for them.
+"""Which pictures of a file to read: the instants, the picture on screen at each, the packets to decode for them.
 
 In: a `Request` and the time stamps of a track. Out: `Picks`. The arithmetic is exact. Knows nothing of decoders.
 
@@ -14,19 +14,15 @@ from fractions import Fraction
 from math import floor, inf
 from typing import NamedTuple
 
-from pave.media.container import (
-    Packet,
-    Track,
-    refuse,
-)
+from pave.media.container import Packet, Track, refuse
 
 MAX_BYTES = 4 << 30  # of decoded pictures, and of decoded sound, in one clip
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to read of which file. `at` goes before `fps`, and `fps` before `frames`; all None: every picture; `frames`
-    0: none."""
+    """What to read from a file. `at` overrides `fps`, which overrides `frames`; all None: every picture; `frames` 0:
+    none."""
 
     path: str
     frames: int | None = 32
@@ -35,25 +31,25 @@ class Request:
     mono: bool = True
     start: float | None = None  # seconds on the clip's clock
     end: float | None = None  # seconds, exclusive
-    at: Sequence[float] | None = None  # seconds on the clip's clock, wherever the span lies
+    at: Sequence[float] | None = None  # seconds on the clip's clock, also outside the span
 
 
 def check_window(request: Request) -> None:
-    """Refuse a request that no file can answer."""
+    """Refuse a request that no file can satisfy."""
     start, end = request.start or 0.0, request.end
     if early := [second for second in request.at or () if not 0 <= second < inf]:
-        raise refuse(request.path, f"the picture at {early[0]} s was asked for", "ask for instants from 0 s on")
+        raise refuse(request.path, f"the picture at {early[0]} s was requested", "request finite times >= 0 s")
     if request.frames is not None and request.frames < 0:
-        raise refuse(request.path, f"frames={request.frames} was asked", "ask for 0 or more")
+        raise refuse(request.path, f"frames={request.frames} is negative", "request 0 or more")
     if request.fps is not None and not 1e-3 <= request.fps <= 1e6:
-        raise refuse(request.path, f"fps={request.fps} was asked", "ask for a rate from 0.001 to a million")
+        raise refuse(request.path, f"fps={request.fps} is out of range", "request 0.001 to 1,000,000")
     if not 0 <= start < inf or (end is not None and not start < end < inf):
-        raise refuse(request.path, f"the span {start} s to {end} s is empty", "ask for 0 <= start < end")
+        raise refuse(request.path, f"the span {start} s to {end} s is empty or not valid", "request 0 <= start < end")
 
 
 class Picks(NamedTuple):
-    """The instants asked for (ticks, exact), the stamp of the picture on screen at each, and the first and the last
-    stamp of the span."""
+    """The requested instants (ticks, exact), the stamp of the picture on screen at each, and the span's first and last
+    stamp."""
 
     targets: Sequence[Fraction | int]
     stamps: Sequence[int]
@@ -63,7 +59,7 @@ class Picks(NamedTuple):
 def pick(stamps: list[int], request: Request, track: Track) -> Picks:
     """The rule of key frames: instant i is linspace(first, last, t)[i]; its picture has the greatest stamp <= it.
 
-    Stamps are sorted. The arithmetic is exact: a rounding error of linspace would show the picture before.
+    Stamps are sorted. The arithmetic is exact: a rounding error of linspace would select the previous picture.
     """
     if request.frames == 0 and request.fps is None and request.at is None:
         return Picks([], [], (stamps[0], stamps[-1]))
@@ -82,7 +78,7 @@ def pick(stamps: list[int], request: Request, track: Track) -> Picks:
     size = count * track.size[0] * track.size[1] * 3
     if size > MAX_BYTES:
         cause = f"{count} pictures of {track.size[1]}x{track.size[0]} need {size / 2**30:.1f} GiB"
-        raise refuse(request.path, cause, "ask for fewer frames, a lower fps or a shorter span (start, end)")
+        raise refuse(request.path, cause, "request fewer frames, a lower fps or a shorter span (start, end)")
     if request.at is not None:
         targets = [stamps[0] + exact(second) / track.base for second in request.at]
     else:
@@ -91,7 +87,7 @@ def pick(stamps: list[int], request: Request, track: Track) -> Picks:
 
 
 def within(stamps: list[int], request: Request, track: Track) -> list[int]:
-    """The stamps in [start, end); when the span falls between two pictures, the one that is on screen."""
+    """The stamps in [start, end); if the span is between two pictures, the one that is on screen."""
     start = stamps[0] + exact(request.start or 0) / track.base
     first = bisect_left(stamps, start)
     last = len(stamps) if request.end is None else bisect_left(stamps, stamps[0] + exact(request.end) / track.base)
@@ -99,21 +95,21 @@ def within(stamps: list[int], request: Request, track: Track) -> list[int]:
         return stamps[first:last]
     if start > stamps[-1] + track.gap / track.base:
         seconds = float((stamps[-1] - stamps[0]) * track.base + track.gap)
-        cause = f"start={request.start:g} s lies behind its last picture ({seconds:.2f} s)"
-        raise refuse(request.path, cause, "ask for an earlier span")
+        cause = f"start={request.start:g} s is after its last picture ({seconds:.2f} s)"
+        raise refuse(request.path, cause, "request an earlier span")
     return stamps[bisect_right(stamps, start) - 1 :][:1]
 
 
 def exact(number: float) -> Fraction:
-    """What the user meant: 1.6 is 8/5, not the float a little above it. Good to a microsecond."""
+    """The number that the user wrote: 1.6 is 8/5, not the float slightly above it. Accurate to a microsecond."""
     return Fraction(number).limit_denominator(1_000_000)
 
 
 def needed(packets: list[Packet], wanted: set[int]) -> tuple[list[bool], set[int]]:
-    """Which packets must be decoded to see the wanted pictures, and the stamps at which decoding starts anew.
+    """Which packets must be decoded for the wanted pictures, and the stamps at which decoding restarts.
 
     Each picture needs the packets from the key packet before it up to its own. A key packet with a later stamp does not
-    do: the picture is then a leading one, which refers to the group before.
+    suffice: the picture is then a leading one, which refers to the previous group of pictures.
     """
     feed, entries, covered = [False] * len(packets), set(), 0
     keys = [n for n, packet in enumerate(packets) if packet.key]

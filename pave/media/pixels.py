@@ -1,4 +1,4 @@
-"""Frames as the pixels that a vision tower reads: resized and normalised, bit-equal to Hugging Face's processor.
+"""Frames as input of a vision tower: resized and normalised, bit-equal to Hugging Face's processor.
 
 In: uint8 frames. Out: float32 frames. Knows nothing of files.
 
@@ -20,8 +20,8 @@ from pave.errors import MediaError
 def preprocess(frames: Tensor, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Frames uint8 (t 3 y x) -> float32 (t 3 *size), bit-equal to transformers' LlavaOnevisionVideoProcessor.
 
-    The resize is bicubic with antialias on uint8: on float32 it differs by up to 23/255. Mean and deviation are scaled
-    to 0..255 in float32 and not the pixels to 0..1: the same in exact arithmetic, not in the last bit.
+    The resize is bicubic with antialias on uint8: on float32 it differs by up to 23/255. Mean and standard deviation
+    are scaled to 0..255 in float32, not the pixels to 0..1: equal in exact arithmetic, but not in the last bit.
     """
     if frames.dtype != torch.uint8 or frames.ndim != 4:
         raise MediaError(f"frames are {frames.dtype} {tuple(frames.shape)}; preprocess needs uint8 (t 3 y x)")
@@ -31,7 +31,7 @@ def preprocess(frames: Tensor, size: tuple[int, int], mean: Sequence[float], std
 
 
 def scaled(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Frames uint8 (t 3 y x) in another size, as `preprocess` takes them."""
+    """Frames uint8 (t 3 y x) resized as in `preprocess`."""
     if tuple(frames.shape[2:]) == tuple(size):
         return frames
     return F.interpolate(frames, size=tuple(size), mode="bicubic", align_corners=False, antialias=True)

@@ -1,4 +1,4 @@
-"""Sound at another sampling rate: a windowed sinc, of a whole signal or piece by piece.
+"""Sound at another sampling rate: windowed sinc resampling of a whole signal or of a stream.
 
 In: samples (... n) and two rates. Out: samples. Knows nothing of files and clips.
 
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from pave.errors import MediaError
 
-SINC_WIDTH = 6  # zero crossings on each side; with the roll-off these are the defaults of torchaudio, so that
-SINC_ROLLOFF = 0.99  # encoders trained on its resampled sound hear the same here
+# The defaults of torchaudio: encoders trained on sound that it resampled get the same input here.
+SINC_WIDTH = 6  # zero crossings on each side
+SINC_ROLLOFF = 0.99
 
-
-MAX_KERNEL = 1 << 25  # numbers: two rates without a common step would need gigabytes of filter
+MAX_KERNEL = 1 << 25  # numbers: two rates with a small common divisor would need gigabytes of filters
 
 
 def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
@@ -33,7 +33,7 @@ def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
     reduced to from/to, h has only `to` different phases: one strided convolution with `to` output channels.
     """
     if not all(isinstance(rate, Integral) and rate > 0 for rate in (from_rate, to_rate)):
-        raise MediaError(f"sound cannot go from {from_rate} to {to_rate} Hz; rates are whole numbers above 0")
+        raise MediaError(f"sound cannot be resampled from {from_rate} to {to_rate} Hz; rates are positive integers")
     if from_rate == to_rate or not audio.numel():
         return audio
     common = math.gcd(from_rate, to_rate)
@@ -47,35 +47,38 @@ def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
 
 
 class Resampling:
-    """`resample` of a sound (c n) that comes by and by."""
+    """`resample` of a stream of sound (c n)."""
 
     def __init__(self, from_rate: int, to_rate: int) -> None:
         common = math.gcd(from_rate, to_rate)
         self.rates, self.step, self.phases = (from_rate, to_rate), from_rate // common, to_rate // common
         reach = 0 if from_rate == to_rate else sinc_kernel(self.step, self.phases)[1]
-        self.around = -(-(reach + self.step) // self.step) * self.step  # samples that a result hangs on, on either side
+        self.around = (
+            -(-(reach + self.step) // self.step) * self.step
+        )  # samples on either side that a result depends on
         self.held: Tensor | None = None
-        self.before = 0  # held samples whose results have been given
+        self.before = 0  # held samples whose results have been returned
 
     def feed(self, sound: Tensor, *, last: bool = False) -> Tensor:
-        """The results that are due, once these samples follow; all that are left when they are the last."""
+        """The results that these samples complete; all remaining ones if they are the last."""
         held = sound if self.held is None else torch.cat([self.held, sound], dim=-1)
         length = held.shape[-1]
         due = length if last else max(self.before, (length - self.around) // self.step * self.step)
         first, end = (-(-count * self.phases // self.step) for count in (self.before, due))
-        found = resample(held, *self.rates)[..., first:end] if due > self.before else held[..., :0]
+        result = resample(held, *self.rates)[..., first:end] if due > self.before else held[..., :0]
         cut = max(0, due - self.around) // self.step * self.step
         self.held, self.before = held[..., cut:], due - cut
-        return found
+        return result
 
 
 @lru_cache(maxsize=8)
 def sinc_kernel(step: int, phases: int) -> tuple[Tensor, int]:
-    """The filters (phase, 1, taps) of a ratio step:phases, made in float64, and how far they reach back."""
+    """The filters (phase, 1, taps) of a ratio step:phases, computed in float64, and their reach in samples."""
     cutoff = min(step, phases) * SINC_ROLLOFF  # in units of common rate / 2
     reach = math.ceil(SINC_WIDTH * step / cutoff)
     if phases * (2 * reach + step) > MAX_KERNEL:
-        raise MediaError(f"sound rates {step} and {phases} (in lowest terms) have no common step; convert to 48000 Hz")
+        ratio = f"{step}:{phases} (in lowest terms)"
+        raise MediaError(f"the ratio of sampling rates {ratio} needs too large a filter; convert to 48000 Hz first")
     taps = torch.arange(-reach, reach + step, dtype=torch.float64) / step
     shifts = torch.arange(phases, dtype=torch.float64) / phases
     x = ((taps - shifts[:, None]) * cutoff).clamp(-SINC_WIDTH, SINC_WIDTH)  # in zero crossings of the sinc

@@ -1,10 +1,10 @@
-"""Posed pictures with depth: a value, and readers of the two layouts in which scans are published.
+"""Posed images with depth, and readers of the two layouts in which scans are published.
 
 In: arrays; or a scan in ScanNet's layout (a folder with color/, depth/, pose/ and intrinsic/) or in EmbodiedScan's (a
-JSON file of infos, which names pictures beside it). Out: an `RGBD` of as many views as are asked for, checked. Views
-whose pose is not finite, as ScanNet marks frames that were lost, are left out. Knows nothing of encoders and models.
+JSON file of infos, which names images next to it). Out: a checked `RGBD` of the requested views. Views whose pose is
+not finite, ScanNet's mark of lost tracking, are left out. Knows nothing of encoders and models.
 
-v views, y x pixels of the pictures, h w pixels of their depth
+v views, y x pixels of the images, h w pixels of their depth
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from pave.errors import MediaError, SignalError, nearest
 from pave.media.arrays import pictures_of, tensor_of, times_of
 
 MILLIMETRES = 1000  # of a metre: the unit of depth in files
-LARGEST = 1 << 26  # pixels of one picture: more are damage, or made to fill the memory
-MATRIX = 1 << 16  # bytes of a file with one matrix, at most
-INFOS = 1 << 30  # bytes of a file of infos, at most; EmbodiedScan's has those of five thousand scans
-FAILURES = (OSError, SyntaxError, ValueError, EOFError, OverflowError, StructError, ZlibError)  # of Pillow
+LARGEST = 1 << 26  # pixels of one image: larger ones are damaged or decompression bombs
+MATRIX = 1 << 16  # bytes read from a file with one matrix
+INFOS = 1 << 30  # most bytes of a file of infos; EmbodiedScan's covers five thousand scans
+FAILURES = (OSError, SyntaxError, ValueError, EOFError, OverflowError, StructError, ZlibError)  # raised by Pillow
 ALIGNMENT = re.compile(r"^\s*axisAlignment\s*=(.*)$", re.MULTILINE)
 LAYOUTS = "give a folder with color/, depth/, pose/ and intrinsic/, or infos.json#scene of EmbodiedScan"
 
-Pick = Callable[[int], Sequence[int]]  # which of so many views
+Pick = Callable[[int], Sequence[int]]  # from the number of views to the indices of those to read
 
 
 @dataclass(frozen=True)
 class RGBD:
-    """Views of one world. A camera looks along z, with x to the right and y down; pixel centres are whole numbers."""
+    """Views of one scene. A camera looks along z, with x to the right and y down; pixel centres are integers."""
 
     rgb: Tensor  # uint8 (v 3 y x)
-    depth: Tensor  # float32 (v h w), metres along z; 0: nothing was measured
+    depth: Tensor  # float32 (v h w), metres along z; 0: not measured
     intrinsics: Tensor  # float64 (3 3), of the pixels of `rgb`
-    depth_intrinsics: Tensor  # the same of those of `depth`, which may be more or fewer
+    depth_intrinsics: Tensor  # the same for the pixels of `depth`, whose size may differ
     cam_to_world: Tensor  # float64 (v 4 4)
-    world: Tensor  # float64 (4 4), from the world of the poses to an upright one
+    world: Tensor  # float64 (4 4), from the poses' world frame to an upright one
     times: Tensor | None = None  # float64 (v,) seconds on the clip's clock; None: the views are a set
 
     def __len__(self) -> int:
@@ -73,21 +73,21 @@ class RGBD:
         world: Any = None,
         times: Any = None,
     ) -> RGBD:
-        """Views from what the user already has.
+        """Views from arrays.
 
-        rgb: as in `Clip.from_frames`. depth: floats (v h w) in metres; 0, below 0 or not finite where there is none.
-        depth_intrinsics, intrinsics: (3 3), or that inside (4 4); without the second, rgb has the pixels of the depth.
-        cam_to_world: (v 4 4). world: (4 4), where z of the poses is not upwards. times: seconds on the clip's clock.
+        rgb: as in `Clip.from_frames`. depth: floats (v h w) in metres; 0, negative or not finite where unknown.
+        depth_intrinsics, intrinsics: (3 3), or that inside (4 4); without `intrinsics`, rgb has the pixels of depth.
+        cam_to_world: (v 4 4). world: (4 4), needed if z of the poses is not up. times: seconds on the clip's clock.
         """
         rgb, depth, poses = pictures_of(rgb), tensor_of(depth), tensor_of(cam_to_world).double()
         if depth.ndim != 3 or not depth.is_floating_point() or 0 in depth.shape:
-            raise SignalError(f"depth is {depth.dtype} {tuple(depth.shape)}; give floats (v h w) in metres")
+            raise SignalError(f"depth is {depth.dtype} {tuple(depth.shape)}; pass floats (v h w) in metres")
         if len(depth) != len(rgb) or poses.shape != (len(rgb), 4, 4):
-            counts = f"{len(rgb)} pictures, {len(depth)} of depth, poses of shape {tuple(poses.shape)}"
-            raise SignalError(f"{counts}; give a depth and a pose (4 4) for every picture")
+            counts = f"{len(rgb)} images, {len(depth)} depth maps, poses of shape {tuple(poses.shape)}"
+            raise SignalError(f"{counts}; pass a depth map and a pose (4 4) for every image")
         if intrinsics is None and rgb.shape[2:] != depth.shape[1:]:
-            sizes = f"pictures are {_size(rgb)} and their depth is {_size(depth)}"
-            raise SignalError(f"{sizes}; say how they lie on each other by intrinsics as well as depth_intrinsics")
+            sizes = f"images are {_size(rgb)} and their depth is {_size(depth)}"
+            raise SignalError(f"{sizes}; pass intrinsics as well as depth_intrinsics to relate them")
         depth_k, known = camera(depth_intrinsics, depth, "depth_intrinsics"), posed(poses)
         return cls(
             rgb=rgb[known],
@@ -103,8 +103,8 @@ class RGBD:
     def read(cls, source: str | os.PathLike, pick: Pick | None = None, fps: float | None = None) -> RGBD:
         """Read a scan: a folder in ScanNet's layout, or `infos.json#scene` in EmbodiedScan's.
 
-        pick: which views to read, of as many as have a pose; None: all. fps: pictures per second of the stream that the
-        numbers of the files count; None: nobody knows, and the views are a set.
+        pick: which views to read, from the number of those with a pose; None: all. fps: rate of the stream whose frames
+        the file numbers count; None: unknown, and the views are an unordered set.
         """
         scan = _scan(os.fspath(source))
         try:
@@ -128,7 +128,7 @@ class RGBD:
 
 
 def evenly(frames: int) -> Pick:
-    """At most so many views at equal distances, the first and the last among them."""
+    """At most this many views, equally spaced, including the first and the last."""
 
     def pick(count: int) -> Sequence[int]:
         return range(count) if count <= frames else torch.linspace(0, count - 1, frames).round().int().tolist()
@@ -143,38 +143,42 @@ def posed(poses: Tensor) -> list[int]:
     """Which poses (v 4 4) are finite; at least one must be."""
     known = poses.isfinite().all(-1).all(-1).nonzero()[:, 0].tolist()
     if not known:
-        raise SignalError(f"not one of {len(poses)} poses is finite, so nobody knows where the cameras were")
+        raise SignalError(
+            f"none of the {len(poses)} poses is finite, so the cameras cannot be located; export the poses again"
+        )
     return known
 
 
 def rigid(poses: Tensor, name: str) -> Tensor:
-    """Matrices (… 4 4), once they are known to turn and shift, and nothing else."""
+    """Matrices (… 4 4), checked to be rotations with translations."""
     if poses.shape[-2:] != (4, 4):
-        raise SignalError(f"{name} has shape {tuple(poses.shape)}; give (4 4) with rows R t and 0 0 0 1")
-    turn, last = poses[..., :3, :3], torch.tensor([0, 0, 0, 1], dtype=torch.float64)
-    off = (turn.mT @ turn - torch.eye(3)).abs().amax((-1, -2))
+        raise SignalError(f"{name} has shape {tuple(poses.shape)}; pass (4 4) with rows R t and 0 0 0 1")
+    rotation, last = poses[..., :3, :3], torch.tensor([0, 0, 0, 1], dtype=torch.float64)
+    off = (rotation.mT @ rotation - torch.eye(3)).abs().amax((-1, -2))
     last_off = (poses[..., 3, :] - last).abs().amax(-1)
-    wrong = ~((off <= 1e-2) & (turn.det() > 0) & (last_off <= 1e-6) & poses.isfinite().all(-1).all(-1))
+    wrong = ~((off <= 1e-2) & (rotation.det() > 0) & (last_off <= 1e-6) & poses.isfinite().all(-1).all(-1))
     if wrong.any():
         raise SignalError(
-            f"{name} has {int(wrong.sum())} of {wrong.numel()} matrices that do not turn and shift rigidly (Rᵀ R is "
-            f"off by up to {off.max().item():.3g}); give rows R t and 0 0 0 1, from the camera to the world, in metres"
+            f"{name} has {int(wrong.sum())} of {wrong.numel()} matrices that are not rigid transforms (Rᵀ R "
+            f"is off by up to {off.max().item():.3g}); pass rows R t and 0 0 0 1, from camera to world, in metres"
         )
     return poses
 
 
 def camera(matrix: Any, pictures: Tensor, name: str) -> Tensor:
-    """Intrinsics (3 3) of pictures (… y x), once they are known to fit each other."""
+    """Intrinsics (3 3) of images (… y x), checked against the size of the images."""
     k = tensor_of(matrix).double()
     if k.shape not in ((3, 3), (4, 4)):
-        raise SignalError(f"{name} has shape {tuple(k.shape)}; give (3 3) or (4 4)")
+        raise SignalError(f"{name} has shape {tuple(k.shape)}; pass (3 3) or (4 4)")
     k = k[:3, :3].clone()
     (fx, skew, cx), (also, fy, cy), last = k.tolist()
     height, width = pictures.shape[-2:]
     plain = bool(k.isfinite().all()) and min(fx, fy) > 0 and not skew and not also and last == [0, 0, 1]
     if not plain or not 0 <= cx <= width or not 0 <= cy <= height:
-        told = f"focal lengths {fx:g} and {fy:g}, centre ({cx:g}, {cy:g}), skew {skew or also:g}"
-        raise SignalError(f"{name} cannot be of pictures of {_size(pictures)}: {told}; give those of these pixels")
+        values = f"focal lengths {fx:g} and {fy:g}, centre ({cx:g}, {cy:g}), skew {skew or also:g}"
+        raise SignalError(
+            f"{name} does not fit images of {_size(pictures)}: {values}; pass the intrinsics for this image size"
+        )
     return k
 
 
@@ -187,9 +191,9 @@ def _size(pictures: Tensor) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """Where a view lies."""
+    """The files and the pose of a view."""
 
-    number: int  # in the stream
+    number: int  # of its frame in the stream
     colour: Path
     depth: Path
     pose: Tensor  # (4 4)
@@ -197,7 +201,7 @@ class View:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan says of itself before a picture is opened."""
+    """The metadata of a scan, read before any image is opened."""
 
     views: list[View]
     depth_intrinsics: Tensor
@@ -215,16 +219,16 @@ def _scan(source: str) -> Scan:
 
 
 def _scannet(folder: Path) -> Scan:
-    """ScanNet's own export, and that of ODIN, which has pictures as PNG and the alignment as a matrix."""
+    """ScanNet's own export, and that of ODIN, which stores images as PNG and the alignment as a matrix file."""
     colours = _numbered(folder / "color", ".jpg", ".jpeg", ".png")
     depths, poses = _numbered(folder / "depth", ".png"), _numbered(folder / "pose", ".txt")
     counts = {"color": colours, "depth": depths, "pose": poses}
     if lone := sorted(
         (colours.keys() | depths.keys() | poses.keys()) - (colours.keys() & depths.keys() & poses.keys())
     ):
-        told = ", ".join(f"{len(files)} of {name}" for name, files in counts.items())
-        lacks = " and ".join(name for name, files in counts.items() if lone[0] not in files)
-        raise MediaError(f"{folder}: {told}; number {lone[0]} lacks its {lacks}; each view needs all three")
+        summary = ", ".join(f"{len(files)} of {name}" for name, files in counts.items())
+        missing = " and ".join(name for name, files in counts.items() if lone[0] not in files)
+        raise MediaError(f"{folder}: {summary}; view {lone[0]} has no {missing}; export all three for each view")
     aligned, intrinsics = folder / "axis_align_matrix.txt", folder / "intrinsic" / "intrinsic_color.txt"
     return Scan(
         views=[View(i, colours[i], depths[i], _matrix(poses[i])) for i in sorted(colours)],
@@ -235,23 +239,23 @@ def _scannet(folder: Path) -> Scan:
 
 
 def _numbered(folder: Path, *suffixes: str) -> dict[int, Path]:
-    """Files by the number that they are called by."""
+    """Files by the number in their name."""
     try:
         files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
     except OSError as error:
         raise MediaError(f"{folder}: cannot be read ({error.strerror}); {LAYOUTS}") from None
-    found: dict[int, Path] = {}
+    numbered: dict[int, Path] = {}
     for path in sorted(files):
-        if not path.stem.isdecimal() or int(path.stem) in found:
-            raise MediaError(f"{path}: is called by no number of its own; call the files of a view 0, 1, 2 …")
-        found[int(path.stem)] = path
-    if not found:
-        raise MediaError(f"{folder}: holds no {' or '.join(suffixes)}; {LAYOUTS}")
-    return found
+        if not path.stem.isdecimal() or int(path.stem) in numbered:
+            raise MediaError(f"{path}: its name is not a unique number; name the files of each view 0, 1, 2 …")
+        numbered[int(path.stem)] = path
+    if not numbered:
+        raise MediaError(f"{folder}: contains no {' or '.join(suffixes)}; {LAYOUTS}")
+    return numbered
 
 
 def _alignment(folder: Path) -> Tensor | None:
-    """The matrix in the text that ScanNet has in the folder of a scan, where there is one."""
+    """The matrix in the text file that ScanNet stores in the folder of a scan, if there is one."""
     path = folder / f"{folder.resolve().name}.txt"
     line = ALIGNMENT.search(_text(path)) if path.exists() else None
     return _numbers(path, line[1]) if line else None
@@ -266,7 +270,7 @@ def _text(path: Path) -> str:
         with path.open("rb") as file:
             return file.read(MATRIX).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise MediaError(f"{path}: cannot be read ({error}); give a text with 16 numbers") from None
+        raise MediaError(f"{path}: cannot be read ({error}); it must be a text file with 16 numbers") from None
 
 
 def _numbers(path: Path, text: str) -> Tensor:
@@ -274,11 +278,11 @@ def _numbers(path: Path, text: str) -> Tensor:
     try:
         return torch.tensor([float(word) for word in text.split()], dtype=torch.float64).view(4, 4)
     except (ValueError, RuntimeError):
-        raise MediaError(f"{path}: holds no matrix of 4 x 4 numbers; give one, row by row") from None
+        raise MediaError(f"{path}: contains no matrix of 4 x 4 numbers; write one, row by row") from None
 
 
 def _embodiedscan(file: Path, scene: str) -> Scan:
-    """One scan of a file of infos; its pictures have names relative to the folder of that file."""
+    """One scan of a file of infos; its image paths are relative to the folder of that file."""
     infos = _infos(file, file.stat().st_mtime_ns)
     scene = scene or (min(infos) if len(infos) == 1 else "")
     if not isinstance(infos.get(scene), Mapping):
@@ -290,18 +294,18 @@ def _embodiedscan(file: Path, scene: str) -> Scan:
                 colour = file.parent / name
                 views.append(View(int(colour.stem), colour, file.parent / view["depth"], _nested(view["pose"])))
         if not views:
-            raise ValueError("it names no pictures")
+            raise ValueError("it names no images")
         matrices = (_nested(info[key]) for key in ("depth_intrinsic", "intrinsic", "axis_align_matrix"))
         return Scan(sorted(views, key=lambda view: view.number), *matrices)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise MediaError(
-            f"{file}: {scene} is not told as EmbodiedScan does ({what}); it needs depth_intrinsic, intrinsic, "
-            "axis_align_matrix, and pictures called by numbers with a pose and a depth each"
+            f"{file}: {scene} is not in EmbodiedScan's format ({what}); it needs depth_intrinsic, intrinsic, "
+            "axis_align_matrix, and images named by numbers with a pose and a depth each"
         ) from None
 
 
-@lru_cache(maxsize=1)  # it takes seconds to read, and every scan of a training run is in the same one
+@lru_cache(maxsize=1)  # it takes seconds to read, and all scans of a training run are in the same one
 def _infos(file: Path, changed: int) -> dict[str, Any]:
     try:
         if file.stat().st_size > INFOS:
@@ -310,7 +314,7 @@ def _infos(file: Path, changed: int) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise MediaError(f"{file}: cannot be read as JSON ({error}); {LAYOUTS}") from None
     if not isinstance(infos, dict):
-        raise MediaError(f"{file}: holds a {type(infos).__name__}, and no scans by name; {LAYOUTS}")
+        raise MediaError(f"{file}: contains a {type(infos).__name__}, not scans by name; {LAYOUTS}")
     return infos
 
 
@@ -321,7 +325,7 @@ def _nested(rows: Any) -> Tensor:
     return matrix
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
 def _colours(paths: Sequence[Path]) -> Tensor:
@@ -338,20 +342,20 @@ def _stack(pictures: Sequence[Tensor], paths: Sequence[Path]) -> Tensor:
     for path, picture in zip(paths, pictures, strict=True):
         if picture.shape != pictures[0].shape:
             sizes = " and ".join(f"{each.shape[1]}x{each.shape[0]}" for each in (picture, pictures[0]))
-            raise MediaError(f"{path} and {paths[0].name} are {sizes}; all views of a scan have one size")
+            raise MediaError(f"{path} and {paths[0].name} are {sizes}; all views of a scan must have the same size")
     return torch.stack(list(pictures))
 
 
 def _pixels(path: Path, *, depth: bool) -> Tensor:
-    """A PNG or JPEG as it is stored: poses and intrinsics mean its own pixels, whatever its EXIF says of turns."""
+    """A PNG or JPEG as stored: poses and intrinsics refer to the stored pixels, so EXIF rotation is ignored."""
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             if image.width * image.height > LARGEST:
                 raise ValueError(f"{image.width}x{image.height}, more than {LARGEST:,} pixels")
             if not depth:
                 return torch.from_numpy(np.array(image.convert("RGB")))
-            if not image.mode.startswith("I"):  # I;16, or I before Pillow knew the other
-                raise ValueError(f"its pixels are of kind {image.mode}, where depth has 16 bits")
+            if not image.mode.startswith("I"):  # I;16, or I in older versions of Pillow
+                raise ValueError(f"its pixels have mode {image.mode}, but depth has 16 bits")
             return torch.from_numpy(np.array(image, dtype=np.int32))
     except (*FAILURES, Image.DecompressionBombError) as error:
-        raise MediaError(f"{path}: cannot be read ({error}); give a PNG or JPEG, of depth a PNG of 16 bits") from None
+        raise MediaError(f"{path}: cannot be read ({error}); give a PNG or JPEG, and a 16-bit PNG for depth") from None

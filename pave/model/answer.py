@@ -1,6 +1,6 @@
-"""Answers: the text, the patches that were asked for, what was perceived, and how long each step took.
+"""Answers: the text, the patches used, what the encoders read, and the seconds of each step.
 
-In: prepared questions. Out: an `Answer` for each, or its text piece by piece. Knows nothing of files.
+In: prepared questions. Out: an `Answer` for each, or its text as a stream. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pave.model.inputs import Inputs
 
 
 class Answer(str):
-    """What the model said, and how it came about."""
+    """The generated text, with its patches, signals and timings."""
 
-    patches: tuple[str, ...]  # names of the patches that were asked for
-    signals: Mapping[str, str]  # sense -> what was perceived, or why nothing was
+    patches: tuple[str, ...]  # names of the requested patches
+    signals: Mapping[str, str]  # sense -> what was read, or why nothing was
     timings: Mapping[str, float]  # seconds of each step
 
     def __new__(
@@ -33,49 +33,49 @@ class Answer(str):
         answer.patches, answer.signals, answer.timings = patches, dict(signals), dict(timings)
         return answer
 
-    def __getnewargs__(self) -> tuple[Any, ...]:  # copies and worker processes keep all of it
+    def __getnewargs__(self) -> tuple[Any, ...]:  # copy and pickle keep the attributes
         return str(self), self.patches, self.signals, self.timings
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Questions that are ready to be answered."""
+    """Questions that are ready for generation."""
 
     inputs: Inputs
-    signals: Sequence[Mapping[str, str]]  # what was perceived in each row
+    signals: Sequence[Mapping[str, str]]  # of each row, as in `Answer`
     timings: Mapping[str, float]  # seconds of each step so far
 
 
 def answers(calls: Calls, prepared: Prepared, max_new_tokens: int) -> list[Answer]:
-    """The answers to all rows, greedily."""
+    """The answers to all rows, decoded greedily."""
     begin = time.perf_counter()
-    found = texts(calls, prepared.inputs, max_new_tokens)
+    generated = texts(calls, prepared.inputs, max_new_tokens)
     timings = {**prepared.timings, "generate": time.perf_counter() - begin}
     return [
         Answer(text.strip(), tuple(use.name for use in prepared.inputs.uses if use.rows[i]), signals, timings)
-        for i, (text, signals) in enumerate(zip(found, prepared.signals, strict=True))
+        for i, (text, signals) in enumerate(zip(generated, prepared.signals, strict=True))
     ]
 
 
 def texts(calls: Calls, inputs: Inputs, max_new_tokens: int) -> list[str]:
-    """What the model says in each row, decoded greedily, as it stands: spaces at its ends included."""
+    """The text generated for each row, decoded greedily; spaces at its ends are kept."""
     ids = calls.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
     return calls.host.tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
 
 
 def pieces(calls: Calls, inputs: Inputs, max_new_tokens: int) -> Iterator[str]:
-    """The answer to one row, piece by piece as it is generated. Closing the iterator ends the generation."""
+    """The answer to one row, streamed as it is generated. Closing the iterator stops the generation."""
     streamer = TextIteratorStreamer(calls.host.tokenizer, skip_prompt=True, skip_special_tokens=True)
     closed, failures = threading.Event(), []
 
     def work() -> None:
         try:
-            halt = StoppingCriteriaList([_Closed(closed)])
-            options = {"max_new_tokens": max_new_tokens, "do_sample": False, "stopping_criteria": halt}
+            stop = StoppingCriteriaList([_Closed(closed)])
+            options = {"max_new_tokens": max_new_tokens, "do_sample": False, "stopping_criteria": stop}
             calls.generate(inputs, streamer=streamer, **options)
-        except BaseException as error:
+        except BaseException as error:  # raised again in the thread that reads the stream
             failures.append(error)
-            streamer.end()  # wakes the reader up
+            streamer.end()  # unblocks the reader
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -89,7 +89,7 @@ def pieces(calls: Calls, inputs: Inputs, max_new_tokens: int) -> Iterator[str]:
 
 
 class _Closed(StoppingCriteria):
-    """Stops a generation that nobody reads any more."""
+    """Stops the generation once its stream has been closed."""
 
     def __init__(self, closed: threading.Event) -> None:
         self.closed = closed

@@ -1,7 +1,7 @@
-"""What is applied to a base: the patches in their order, how strongly each acts, and whether it is on.
+"""The patches applied to a base, in order: the weight of each, and whether it is enabled.
 
-In: patches whose modules are ready. Out: reports, and the patches that a call uses, as they are at this moment. Owns
-the one lock of a model; a call holds no lock. Knows nothing of files, clips and prompts.
+In: patches whose modules are ready. Out: reports, and a snapshot of the patches that a call uses. Owns the only lock
+of a model; a call holds no lock. Knows nothing of files, clips and prompts.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Applied:
         self._held: dict[str, tuple[Attached, PatchReport]] = {}
         self._lock = threading.RLock()
 
-    # Patches on and off
+    # Changes
 
     def enter(self, name: str, attached: Attached, **facts: Any) -> PatchReport:
-        """Let a patch in, the last of all; `facts` are those of its report that its modules do not know."""
+        """Append a patch; `facts` are the fields of its report that its modules do not provide."""
         with self._lock:
             self.refuse_taken(name)
             report = PatchReport.of(name, attached, **facts)
@@ -50,7 +50,7 @@ class Applied:
         return report
 
     def swap(self, name: str, fresh: Attached, **facts: Any) -> PatchReport:
-        """Let a patch in in the place of `name`, whose weight and switch it takes over."""
+        """Replace the patch `name`; the new one takes over its weight and whether it is enabled."""
         with self._lock:
             old, before = self.found(name)
             weight = checked_weight(fresh.config, name, before.weight)
@@ -61,39 +61,39 @@ class Applied:
         return report
 
     def leave(self, name: str) -> None:
-        """Take a patch off; calls that run with it end first."""
+        """Remove a patch, after the running calls that use it have ended."""
         with self._lock:
             attached, _ = self.found(name)
             del self._held[name]
-        attached.leave()
+        attached.leave()  # outside the lock, since it waits for running calls
 
     def change(self, name: str, **fields: Any) -> None:
-        """Change fields of a patch's report, from the next call on."""
+        """Change fields of a patch's report; takes effect from the next call on."""
         with self._lock:
             attached, report = self.found(name)
             self._held[name] = attached, replace(report, **fields)
 
     def set_weight(self, name: str, weight: float) -> None:
-        """How strongly a patch acts."""
+        """Change the weight of a patch."""
         with self._lock:
             self.change(name, weight=checked_weight(self.module(name).config, name, weight))
 
     def refuse_taken(self, name: str) -> None:
-        """PatchError where a patch has this name already."""
+        """Raise PatchError if a patch of this name is applied."""
         if name in self._held:
-            raise PatchError(name, "a patch of this name is applied already", "remove it, or give another name=")
+            raise PatchError(name, "a patch of this name is already applied", "remove it, or pass another name=")
 
-    # What there is
+    # State
 
     @property
     def reports(self) -> Mapping[str, PatchReport]:
-        """The reports of all, in order."""
+        """The reports of all patches, in order."""
         with self._lock:
             return MappingProxyType({name: report for name, (_, report) in self._held.items()})
 
     @property
     def modules(self) -> list[Attached]:
-        """The modules of all, in order."""
+        """The modules of all patches, in order."""
         with self._lock:
             return [attached for attached, _ in self._held.values()]
 
@@ -111,36 +111,38 @@ class Applied:
     # What a call uses
 
     def uses(self, patches: Names, rows: int) -> list[Use]:
-        """The patches that some row asks for, as they are at this moment; what they perceive is not known yet."""
+        """A snapshot of the patches that some row requests; their `sides` are filled in later."""
         with self._lock:
-            wanted = self.wanted(patches, rows)
+            requested = self.wanted(patches, rows)
             return [
-                Use(name, attached, report.weight, asking, {})
+                Use(name, attached, report.weight, rows_of_name, {})
                 for name, (attached, report) in self._held.items()
-                if (asking := torch.tensor([name in row for row in wanted])).any()
+                if (rows_of_name := torch.tensor([name in row for row in requested])).any()
             ]
 
     def wanted(self, patches: Names, rows: int) -> list[tuple[str, ...]]:
-        """Names of patches per row; a row of None asks for all that are enabled."""
+        """Names of patches per row; None for a row means all enabled patches."""
         if id(self) in _off.get():
             return [()] * rows
         enabled = tuple(name for name, report in self.reports.items() if report.enabled)
         same = patches is None or isinstance(patches, str) or all(isinstance(name, str) for name in patches)
         each: Sequence[Any] = [patches] * rows if same else patches or ()
         if len(each) != rows:
-            raise UsageError(f"{len(each)} lists of patches for {rows} rows; give one per row, or names for all")
-        wanted: list[tuple[str, ...]] = [enabled if row is None else _tuple(row) for row in each]
-        for name in {name for row in wanted for name in row}:
+            raise UsageError(
+                f"got {len(each)} lists of patches for {rows} rows; pass one list per row, or names for all rows"
+            )
+        requested: list[tuple[str, ...]] = [enabled if row is None else _tuple(row) for row in each]
+        for name in {name for row in requested for name in row}:
             self.found(name)
-        return wanted
+        return requested
 
     def live(self, uses: tuple[Use, ...]) -> tuple[Use, ...]:
-        """Those of a call's patches that act in this thread."""
+        """A call's patches, or none within `off()`."""
         return () if id(self) in _off.get() else uses
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Within the block, and in this thread only, no patch acts."""
+        """Disable all patches within the block, in this thread only."""
         token = _off.set(_off.get() | {id(self)})
         try:
             yield
@@ -153,9 +155,9 @@ def _tuple(names: Any) -> tuple[str, ...]:
 
 
 def checked_weight(config: PatchConfig, name: str, weight: float) -> float:
-    """A weight that this patch can have, or a UsageError."""
+    """The weight as a float; UsageError if this patch cannot have it."""
     if not isinstance(weight, Real) or not -1e3 < weight < 1e3:  # also refuses NaN
-        raise UsageError(f"weight={weight!r} of patch {name}; 1 is as trained, 0 is off, useful ones lie within 0 to 2")
+        raise UsageError(f"weight={weight!r} of patch {name}: must be a number within ±1000; 1 is as trained, 0 is off")
     if weight not in (0, 1) and config.fusion.combine != "add":
-        raise UsageError(f"weight={weight}: {name} puts tokens beside the visual ones, which are there or not; 0 or 1")
+        raise UsageError(f"weight={weight}: {name} inserts tokens (combine: {config.fusion.combine}); use 0 or 1")
     return float(weight)

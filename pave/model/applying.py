@@ -1,7 +1,7 @@
-"""From the name of a patch to modules that are ready to come in.
+"""From the name of a patch to modules that are ready to be applied.
 
-In: a name of the catalogue, an alias, a folder, a file, `user/repo@revision`, or a patch in memory. Out: its modules,
-frozen, and the facts for its report; or a PatchError, before anything has changed. Knows nothing of clips and prompts.
+In: a catalogue name, an alias, a folder, a file, `user/repo@revision`, or a patch in memory. Out: its frozen modules
+and the facts for its report; or a PatchError, before anything has changed. Knows nothing of clips and prompts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pave.patch.report import PatchReport
 
 
 def find_patch(source: str | Path | Patch, revision: str | None, host: Host) -> tuple[Patch, str]:
-    """A patch by what it is called, also a plain LoRA in a folder of PEFT's; and a remark on how it was found."""
+    """A patch by its name, path or repository, or a LoRA in a PEFT folder; and a remark on how it was found."""
     if isinstance(source, Patch):
         refuse_revision(source.source, "is a patch in memory", revision)
         return source, ""
@@ -39,13 +39,13 @@ def find_patch(source: str | Path | Patch, revision: str | None, host: Host) -> 
 
 
 def fitted(
-    patch: Patch, found: str, perception: Perception, here: Mapping[str, PatchReport], strict: bool
+    patch: Patch, remark: str, perception: Perception, applied: Mapping[str, PatchReport], strict: bool
 ) -> tuple[Attached, dict[str, Any]]:
-    """The modules of a patch, and the facts for its report. The base's weights are hashed only when all else fits."""
+    """The modules of a patch, and the facts for its report. Hashing the base's weights is slow, so it comes last."""
     base = perception.host
     attached = Attached.of(patch, base)
     match = base_match(patch.config, base, patch.source, strict)
-    remarks = (*([found] if found else []), *_remarks(patch.config, patch.source, perception, here))
+    remarks = (*([remark] if remark else []), *_remarks(patch.config, patch.source, perception, applied))
     facts = {"source": patch.source, "sha256": patch.sha256, "bytes": patch.nbytes}
     return attached, {"base_match": match, "remarks": remarks, **facts}
 
@@ -53,7 +53,7 @@ def fitted(
 def built(
     config: PatchConfig, tensors: Mapping[str, Tensor] | None, host: Host, source: str, *, trainable: bool
 ) -> Attached:
-    """Modules of a config: untrained ones, which change nothing yet, or with `tensors`."""
+    """Modules of a config: untrained, so that they change nothing yet, or with `tensors`."""
     attached = Attached(config, host, blank=tensors is not None)
     if tensors is not None:
         attached.load({name: value.clone() if trainable else value for name, value in tensors.items()}, source)
@@ -61,14 +61,14 @@ def built(
 
 
 def _remarks(
-    config: PatchConfig, source: str, perception: Perception, here: Mapping[str, PatchReport]
+    config: PatchConfig, source: str, perception: Perception, applied: Mapping[str, PatchReport]
 ) -> tuple[str, ...]:
-    """What a user should know; an encoder that has become another one since the training is refused. Without its
-    encoder, a patch still reads features that somebody brings along."""
+    """Remarks for the report. PatchMismatch if an encoder has changed since the patch was trained; if an encoder is
+    missing, the patch can still read precomputed features."""
     remarks = []
     for sense, facts in config.senses.items():
-        if lacking := missing(facts.encoder):
-            remarks.append(f"{lacking}; {sense} is perceived only where ClipFeatures hold it as SideTokens")
+        if problem := missing(facts.encoder):
+            remarks.append(f"{problem}; {sense} is read only from ClipFeatures that hold its SideTokens")
             continue
         spec = perception.encoder(facts).spec
         if spec.dim != facts.dim or spec.preprocessing != facts.preprocessing:
@@ -77,10 +77,10 @@ def _remarks(
             raise PatchMismatch(source, cause, remedy)
     frames = perception.host.frames
     if config.base.frames != frames:
-        remarks.append(f"trained with {config.base.frames} key frames, this base looks at {frames}")
-    known = {report.sha256 for report in here.values()}
+        remarks.append(f"trained with {config.base.frames} key frames, this base uses {frames}")
+    known = {report.sha256 for report in applied.values()}
     below = config.training.get("on_top_of")
     for name, sha256 in below.items() if isinstance(below, dict) else ():
         if sha256 not in known:
-            remarks.append(f"trained on top of {name} (sha256 {str(sha256)[:16]}), which is not applied here")
+            remarks.append(f"trained on top of {name} (sha256 {str(sha256)[:16]}), which is not applied")
     return tuple(remarks)

@@ -1,7 +1,7 @@
-"""What one call of a patched model reads: frozen features of clips, the patches of each row, and tokens.
+"""The inputs of one call: frozen features of clips, the patches of each row, and tokens.
 
-In: tensors. Out: frozen dataclasses of tensors that forward() and generate() accept as they are. Knows nothing of
-files, and computes nothing that has a gradient.
+In: tensors. Out: frozen dataclasses of tensors, which forward() and generate() accept. Knows nothing of files, and
+computes nothing that has a gradient.
 
 b rows, t key frames, s visual tokens per key frame, q d channels before and after the projector, l tokens of a row
 """
@@ -22,17 +22,17 @@ from pave.sidechannel import SideBatch, SideTokens
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """One clip as frozen networks see it; worth caching, since no patch changes it."""
+    """The outputs of the frozen networks for one clip. No patch changes them, so they can be cached."""
 
     vision: Tensor  # (t s q)
     tokens: Tensor  # (t s d)
     times: Tensor  # (t,) seconds
     sides: Mapping[str, SideTokens | None] = field(default_factory=dict)  # by the encoder's `spec.preprocessing`
-    absent: Mapping[str, str] = field(default_factory=dict)  # why a side channel is None
+    absent: Mapping[str, str] = field(default_factory=dict)  # the same key -> why the side channel is None
     deep: Tensor | None = None  # (t s k d), where the base has such features
 
     def to(self, device: torch.device | str) -> ClipFeatures:
-        """The same clip elsewhere; side tokens stay where they are until a batch is moved."""
+        """The same clip on another device; side tokens are moved later, with their batch."""
         vision, tokens, times = (each.to(device) for each in (self.vision, self.tokens, self.times))
         deep = None if self.deep is None else self.deep.to(device)
         return ClipFeatures(vision, tokens, times, self.sides, self.absent, deep)
@@ -40,31 +40,31 @@ class ClipFeatures:
 
 @dataclass(frozen=True)
 class Use:
-    """One patch in one call: on which rows, how strongly, and what its senses perceive there. A snapshot: changing the
-    model's patches does not reach a call that has been prepared."""
+    """One patch in one call: its rows, its weight and its side channels. A snapshot: changing the model's patches does
+    not affect a prepared call."""
 
     name: str
     attached: Attached
     weight: float
-    rows: Tensor  # bool (b,) on the CPU: rows that ask for the patch
+    rows: Tensor  # bool (b,) on the CPU: rows that request the patch
     sides: Mapping[str, tuple[SideBatch | None, ...]]  # sense -> side channel of each row, None where it has none
 
     @property
     def sensing(self) -> Tensor:
-        """Rows that ask for the patch and have at least one of its senses (b,)."""
-        found = [any(sides[i] is not None for sides in self.sides.values()) for i in range(len(self.rows))]
-        return self.rows & torch.tensor(found) & bool(self.weight)
+        """Rows that request the patch and have at least one of its senses (b,)."""
+        present = [any(sides[i] is not None for sides in self.sides.values()) for i in range(len(self.rows))]
+        return self.rows & torch.tensor(present) & bool(self.weight)
 
     @property
     def acting(self) -> Tensor:
-        """Rows that the patch changes (b,): those that sense something, unless it was trained otherwise or has no
-        sense. All other rows are the base's own, their layout included."""
-        keep = self.attached.config.keep_lora_when_absent or not self.sides
-        return self.rows & bool(self.weight) if keep else self.sensing
+        """Rows that the patch changes (b,): those in `sensing`; or all that request it, if it has no sense or was
+        trained with keep_lora_when_absent. All other rows are the base's own, their layout included."""
+        always = self.attached.config.keep_lora_when_absent or not self.sides
+        return self.rows & bool(self.weight) if always else self.sensing
 
     @property
     def strength(self) -> Tensor:
-        """How strongly the patch's LoRA runs on each row (b,)."""
+        """The factor of the patch's LoRA on each row (b,)."""
         return self.weight * self.acting
 
 
@@ -77,11 +77,11 @@ class Inputs:
     attention_mask: Tensor
     visual: Visual
     uses: tuple[Use, ...] = ()
-    newline: tuple[Newline, ...] = ()  # of each row; empty: the base's own
-    position_ids: Tensor | None = None  # int64 (b l); None: counted along the mask
+    newline: tuple[Newline, ...] = ()  # of each row; empty: the base's default
+    position_ids: Tensor | None = None  # int64 (b l); None: derived from the mask
 
     def positions(self) -> Tensor:
-        """Explicit positions: left to itself, forward() of the base would count the padding on the left too."""
+        """Explicit positions: without them, forward() of the base would count the left padding too."""
         if self.position_ids is not None:
             return self.position_ids
         if self.attention_mask.dim() != 2:

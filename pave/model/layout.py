@@ -1,9 +1,9 @@
-"""How the rows of a batch are laid out, once for every call: what patches perceive, newlines, prompts, visual ids.
+"""Layout of the rows of a batch, once per call: side channels of patches, newlines, prompts, visual ids.
 
-In: features of clips, and the patches that their rows ask for. Out: a `Layout`, and token rows around its visual ids.
+In: features of clips, and the patches that their rows request. Out: a `Layout`, and token rows around its visual ids.
 Knows nothing of files, and computes nothing that has a gradient.
 
-b rows, n side tokens that stand before a key frame, d channels, l tokens of a row
+b rows, n side tokens inserted before a key frame, d channels, l tokens of a row
 """
 
 from __future__ import annotations
@@ -31,66 +31,66 @@ class Layout:
     uses: tuple[Use, ...]
     newlines: tuple[Newline, ...]
     templates: tuple[str, ...]  # of the prompts
-    visual: tuple[list[int], ...]  # ids of the visual part: placeholders, and what the base writes around key frames
+    visual: tuple[list[int], ...]  # ids of the visual part: placeholders, and the base's tokens around key frames
 
     def inputs(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Inputs:
-        """Token rows around the visual ids, as forward() and generate() take them."""
+        """Token rows around the visual ids, as inputs of forward() and generate()."""
         return Inputs(input_ids, attention_mask, stack(self.clips), self.uses, self.newlines, position_ids)
 
 
 def lay_out(host: Host, clips: Sequence[ClipFeatures], uses: Sequence[Use]) -> Layout:
-    """Rows of one batch; `uses` know what they perceive."""
+    """Rows of one batch; `uses` have their side channels."""
     acting = [[use.attached for use in uses if use.acting[i]] for i in range(len(clips))]
     newlines, templates = zip(*(_written(host, patches) for patches in acting), strict=True)
-    with torch.no_grad():
-        more = [[[len(group) for group in groups] for groups in row] for row in inserted(uses, len(clips))]
-    rows = zip(clips, newlines, more, strict=True)
-    visual = [host.visual_ids(clip.times.tolist(), newline, sizes) for clip, newline, sizes in rows]
+    with torch.no_grad():  # sizes only; the call computes these tokens again, with gradients
+        sizes = [[[len(group) for group in groups] for groups in row] for row in inserted(uses, len(clips))]
+    rows = zip(clips, newlines, sizes, strict=True)
+    visual = [host.visual_ids(clip.times.tolist(), newline, extra) for clip, newline, extra in rows]
     return Layout(tuple(clips), tuple(uses), newlines, templates, tuple(visual))
 
 
-def perceived(asked: Sequence[Use], clips: Sequence[ClipFeatures]) -> tuple[Use, ...]:
-    """Patches with what they perceive in each row, aligned with the key frames. Where a row asks for a patch, its clip
-    must have been encoded for it."""
+def perceived(uses: Sequence[Use], clips: Sequence[ClipFeatures]) -> tuple[Use, ...]:
+    """Patches with their side channels in each row, aligned with the key frames. The clip of a row must have been
+    encoded for all patches that the row requests."""
     return tuple(
         replace(
             use,
             sides={
-                sense: tuple(_side(facts, clip) if asks else None for clip, asks in zip(clips, use.rows, strict=True))
+                sense: tuple(
+                    _side(facts, clip) if requested else None for clip, requested in zip(clips, use.rows, strict=True)
+                )
                 for sense, facts in use.attached.config.senses.items()
             },
         )
-        for use in asked
+        for use in uses
     )
 
 
 def _side(facts: SenseFacts, clip: ClipFeatures) -> SideBatch | None:
     if facts.preprocessing not in clip.sides:
-        raise SignalError(f"these features hold nothing of {facts.encoder}; encode the clips with this patch")
+        raise SignalError(f"these features have no tokens of {facts.encoder}; encode the clips with this patch applied")
     side = clip.sides[facts.preprocessing]
     return align([side], [clip.times.cpu()], facts.align) if side is not None and side.present else None
 
 
 def _written(host: Host, patches: Sequence[Attached]) -> tuple[Newline, str]:
-    """Newline and prompt template of a row, as the patches that act on it want them; those that disagree cannot share
-    it."""
+    """Newline and prompt template of a row. PatchMismatch if the patches that act on it need different ones."""
     own: tuple[Newline, str] = host.newlines[0], host.template
-    found: set[tuple[Newline, str]] = {(patch.config.newline, patch.config.prompt or own[1]) for patch in patches}
-    if len(found) > 1:
+    needed: set[tuple[Newline, str]] = {(patch.config.newline, patch.config.prompt or own[1]) for patch in patches}
+    if len(needed) > 1:
         names = ", ".join(f"{patch.config.name} (newline: {patch.config.newline})" for patch in patches)
-        raise PatchMismatch(names, "these patches lay out the prompt differently", "use one of them per question")
-    return found.pop() if found else own
+        raise PatchMismatch(names, "these patches need different prompt layouts", "use one of them per question")
+    return needed.pop() if needed else own
 
 
 def refuse_apart(host: Host, patches: Sequence[Attached]) -> None:
-    """PatchMismatch for patches that cannot share a row."""
+    """Raise PatchMismatch for patches that cannot share a row."""
     _written(host, patches)
 
 
 def inserted(uses: Sequence[Use], rows: int) -> list[list[list[Tensor]]]:
-    """Tokens that patches put beside the visual ones: for each row, for each sense, groups (n d), one per key frame or
-    one in all."""
-    found: list[list[list[Tensor]]] = [[] for _ in range(rows)]
+    """Tokens that patches insert: for each row, for each sense, groups (n d), one per key frame or a single one."""
+    groups: list[list[list[Tensor]]] = [[] for _ in range(rows)]
     for use in uses:
         read = use.attached.reading(use.sides) if use.weight and not use.attached.adds else {}
         for name, sides in read.items():
@@ -98,22 +98,22 @@ def inserted(uses: Sequence[Use], rows: int) -> list[list[list[Tensor]]]:
             for i, side in enumerate(sides):
                 if side is not None:
                     tokens, real = fusion(side.to(use.attached.device))
-                    found[i].append([group[mask] for group, mask in zip(tokens[0], real[0], strict=True)])
-    return found
+                    groups[i].append([group[mask] for group, mask in zip(tokens[0], real[0], strict=True)])
+    return groups
 
 
 def tokenise(host: Host, questions: Sequence[str], layout: Layout) -> tuple[Tensor, Tensor]:
     """Ids and mask (b l) of one question per row behind its visual ids, padded on the left.
 
-    Ragged rows get the same number of placeholders: a beam search tells rows apart by counting them, and mixes rows up
-    without a word otherwise. The spare ones stand in the left padding, where no mask shows them, and read zero rows.
+    Ragged rows get the same number of placeholders: Hugging Face's beam search splits visual features by counting
+    them, and silently mixes up rows otherwise. Spare ones are in the left padding, are masked out, and read zeros.
     """
-    held = [row.count(host.placeholder) for row in layout.visual]
-    spare = [max(held) - count for count in held]
+    counts = [row.count(host.placeholder) for row in layout.visual]
+    spare = [max(counts) - count for count in counts]
     rows = []
-    for question, template, seen in zip(questions, layout.templates, layout.visual, strict=True):
-        before, behind = host.prompt(question, template)
-        rows.append([*before, *seen, *behind])
+    for question, template, visual in zip(questions, layout.templates, layout.visual, strict=True):
+        before, after = host.prompt(question, template)
+        rows.append([*before, *visual, *after])
     length = max(len(row) + more for row, more in zip(rows, spare, strict=True))
     ids = torch.full((len(rows), length), host.pad)
     mask = torch.zeros(len(rows), length, dtype=torch.int64)

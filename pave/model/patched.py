@@ -1,11 +1,11 @@
-"""A frozen video LLM with patches: one call for users, and the steps behind it for researchers.
+"""A frozen video LLM with patches: one call for users, and its separate steps for researchers.
 
     model = pave.load("playroom")
     model.apply_patch("audio-playroom")
     model.ask("clip.mp4", "What do you hear?")
 
-In: media and questions. Out: answers that say which patches gave them, and what was perceived. A model is three parts:
-what is applied (applied.py), what frozen networks see and hear (perception.py), and the calls (call.py).
+In: media and questions. Out: answers, with the patches used and the signals read. A model has three parts: the applied
+patches (applied.py), the frozen networks (perception.py), and the calls (call.py).
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def load(
 ) -> PatchedModel:
     """Open a base: "playroom" (embedded, offline), a folder, or a Hub id.
 
-    device: of all, or of each part by its path, as Hugging Face's device maps say it: "disk" is a place, too.
+    device: one for all, or a mapping as in Hugging Face's device maps, path -> device; "disk" offloads.
     quantize: "int8" or "nf4", for the linear layers of the language model. frames: key frames per clip."""
     return PatchedModel(load_base(base, dtype=dtype, device=device, quantize=quantize, frames=frames))
 
 
 class PatchedModel:
-    """A base, the patches that are applied to it, and answers."""
+    """A base with patches, ready to answer questions."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -64,11 +64,11 @@ class PatchedModel:
 
     @property
     def base(self) -> PreTrainedModel:
-        """The Hugging Face model itself; a direct call of it is a call without patches."""
+        """The Hugging Face model itself; calling it directly runs no patch."""
         return self.host.model
 
     def base_state_dict(self) -> dict[str, Tensor]:
-        """The base's weights under its own names, whatever is attached."""
+        """The base's weights under their original names; patches are not included."""
         return self.base.state_dict()
 
     # Questions
@@ -85,13 +85,13 @@ class PatchedModel:
         """Ask one question about a clip: a path, a Clip, frames, or a picture.
 
         patches: names; None means all that are enabled. signals: further streams by name, as in `Clip.from_frames`;
-        `audio=(samples, rate)` takes the place of the clip's own sound, `audio=None` drops it.
+        `audio=(samples, rate)` replaces the clip's own sound, `audio=None` drops it.
         """
         row = {"clip": clip, "question": question, "patches": patches, **signals}
         return self.ask_batch([row], max_new_tokens=max_new_tokens)[0]
 
     def ask_batch(self, rows: Rows, *, max_new_tokens: int = 32) -> list[Answer]:
-        """Ask many questions at once: (clip, question), (clip, question, patches), or a mapping of clip, question,
+        """Ask many questions in one batch: (clip, question), (clip, question, patches), or a mapping of clip, question,
         patches and signals. Rows may name different patches."""
         return answers(self.calls, prepared(self.calls, rows), max_new_tokens) if len(rows) else []
 
@@ -104,7 +104,7 @@ class PatchedModel:
         max_new_tokens: int = 32,
         **signals: Any,
     ) -> Iterator[str]:
-        """Ask one question; pieces of the answer come as they are made. Closing the iterator ends the generation."""
+        """Ask one question and stream the answer as it is generated. Closing the iterator stops the generation."""
         row = {"clip": clip, "question": question, "patches": patches, **signals}
         return pieces(self.calls, prepared(self.calls, [row]).inputs, max_new_tokens)
 
@@ -117,7 +117,7 @@ class PatchedModel:
         last: float | None = None,
         memory: int = MEMORY,
     ) -> Show:
-        """Watch pictures and sound as they come, and ask at any moment:
+        """Read pictures and sound incrementally, and ask at any moment:
 
             with model.watch("kitchen.mp4") as show:
                 for second in show:
@@ -125,26 +125,26 @@ class PatchedModel:
                     print(show.ask("What do you hear?"))
 
         source: a video file, which is read progressively; or an iterable of (frames, times, samples): pictures as in
-            `Clip.from_frames`, their seconds, and the samples that follow on those before, the first of them at second
-            0, at `rate` Hz. None stands for no pictures or no sound.
-        patches: names of those that watch; None means all that are enabled, also when it is asked.
-        last: seconds before a question that it is about; None: all that has come.
-        memory: bytes that pictures may take, and each sense. What is more is thinned out, evenly over the past.
+            `Clip.from_frames`, their seconds, and samples at `rate` Hz that continue those of the previous chunk; the
+            first sample is second 0. None means no pictures or no sound in this chunk.
+        patches: names of the patches to run; None means all that are enabled, both now and when a question is asked.
+        last: a question covers this many seconds before it; None: everything so far.
+        memory: bytes for pictures, and for each sense. Beyond that, the past is thinned out evenly.
 
-        After the whole of a file, `show.ask` answers as `ask(file)` does. What it reads is equal bit by bit for sound
-        of the encoder's own rate until the first piece of it is finished, after 8 to 30 seconds, as the encoder says;
-        then it is equal but for rounding, since an encoder is given other lengths. It is another thing once pictures
-        or senses had to be thinned out, or a resampler did not wait any longer for one of its senses.
-        Patches that read sound or dense frames can watch. For LanguageBind, `ask` spreads dense frames over the whole
-        clip, as PAVE's authors do; here they come twice a second from the first picture on, so that what its patches
-        see is nearly the same, not equal. Feed zeros for a time without sound: None leaves the sound's clock alone."""
+        After a whole file, `show.ask` answers as `ask(file)` does. Side tokens are bit-identical for sound at the
+        encoder's own rate until its first piece is complete (8 to 30 seconds, depending on the encoder); after that
+        they are equal up to rounding, since the encoder runs on other lengths. They differ once pictures or senses
+        have been thinned out, or once a resampler has stopped waiting for one of its senses.
+        Works with patches that read sound or dense frames. For LanguageBind, `ask` spreads dense frames over the whole
+        clip, as the PAVE paper's authors do; here they are taken twice a second from the first picture on, so its
+        tokens are similar, not equal. Pass zeros for silence: None does not advance the sound's clock."""
         return Show(self.calls, source, rate=rate, patches=patches, last=last, memory=memory)
 
-    # Patches on and off
+    # Patches
 
     @property
     def patches(self) -> Mapping[str, PatchReport]:
-        """What is applied, in order."""
+        """Reports of the applied patches, in order."""
         return self.applied.reports
 
     def apply_patch(
@@ -156,49 +156,49 @@ class PatchedModel:
         weight: float = 1.0,
         strict: bool = True,
     ) -> PatchReport:
-        """Put a patch in: a name of the catalogue, `user/repo` on the Hub, a folder, a file, or a `Patch`.
+        """Apply a patch: a name of the catalogue, `user/repo` on the Hub, a folder, a file, or a `Patch`.
 
         revision: branch, tag or commit on the Hub, as in `user/repo@revision`.
-        strict: refuse a patch that was made for other weights of the same dimensions.
+        strict: refuse a patch that was trained on other weights of the same dimensions.
         """
-        patch, found = self.find_patch(source, revision)
+        patch, remark = self.find_patch(source, revision)
         name = name or patch.config.name
         weight = checked_weight(patch.config, name, weight)
-        fresh, facts = fitted(patch, found, self.perception, self.patches, strict)
+        fresh, facts = fitted(patch, remark, self.perception, self.patches, strict)
         return self.applied.enter(name, fresh, weight=weight, **facts)
 
     def swap_patch(
         self, name: str, source: str | Path | Patch, *, revision: str | None = None, strict: bool = True
     ) -> PatchReport:
-        """Put another patch in the place of `name`, which keeps its weight and its switch. Questions that have been
-        prepared end with the version they began with; a compiled base compiles nothing anew for equal shapes."""
-        patch, found = self.find_patch(source, revision)
-        fresh, facts = fitted(patch, found, self.perception, self.patches, strict)
+        """Replace the patch `name`; the new one takes over its weight and whether it is enabled. Prepared questions
+        finish with the old version; a compiled base is not recompiled for equal shapes."""
+        patch, remark = self.find_patch(source, revision)
+        fresh, facts = fitted(patch, remark, self.perception, self.patches, strict)
         return self.applied.swap(name, fresh, **facts)
 
     def find_patch(self, source: str | Path | Patch, revision: str | None = None) -> tuple[Patch, str]:
-        """A patch by what it is called (catalogue, alias, folder, file, or `user/repo@revision` on the Hub), and so a
-        plain LoRA in a folder of PEFT's; and a remark on how it was found."""
+        """A patch by its name, alias, folder, file or `user/repo@revision` on the Hub, or a LoRA in a PEFT folder; and
+        a remark on how it was found."""
         return find_patch(source, revision, self.host)
 
     def remove_patch(self, name: str) -> None:
-        """Take a patch off; calls that run with it end first. The base is then as if it had never been there."""
+        """Remove a patch, after the running calls that use it have ended. Leaves no trace in the base."""
         self.applied.leave(name)
 
     def set_weight(self, name: str, weight: float) -> None:
-        """How strongly a patch acts, from the next call on; 1 as trained, 0 not at all."""
+        """Change the weight of a patch, from the next call on; 1 is as trained, 0 is off."""
         self.applied.set_weight(name, weight)
 
     def enable(self, name: str) -> None:
-        """Let a patch act again on questions that name no patches."""
+        """Use a patch again for questions that name no patches."""
         self.applied.change(name, enabled=True)
 
     def disable(self, name: str) -> None:
-        """Keep a patch applied, but use it only where a question names it."""
+        """Keep a patch applied, but use it only for questions that name it."""
         self.applied.change(name, enabled=False)
 
     def patches_off(self) -> AbstractContextManager[None]:
-        """Within the block, and in this thread only, the base answers, bit for bit."""
+        """Within the block, in this thread only, answers are those of the base, bit for bit."""
         return self.applied.off()
 
     def attach(
@@ -211,8 +211,8 @@ class PatchedModel:
         source: str = "memory",
         **facts: Any,
     ) -> Attached:
-        """Put a patch in: untrained (it changes nothing yet), or with `tensors`. Trainable: its weights stay float32
-        and are cast at every call; otherwise they take the base's dtype once. `facts`: what the report shall say."""
+        """Apply a patch from its config: untrained (it changes nothing yet), or with `tensors`. Trainable weights stay
+        float32 and are cast at every call; others are cast to the base's dtype once. facts: fields of the report."""
         match = base_match(config, self.host, source, strict=False)
         attached = built(config, tensors, self.host, source, trainable=trainable)
         self.applied.enter(name, attached, source=source, **{"base_match": match, **facts})
@@ -226,7 +226,7 @@ class PatchedModel:
         """The patch as it is now, for `save`."""
         return self.applied.module(name).export()
 
-    # The steps behind a question
+    # The steps of a question
 
     def encoder(self, sense: SenseConfig) -> Encoder:
         """The frozen encoder of a sense; built once."""
@@ -243,7 +243,7 @@ class PatchedModel:
         senses: Sequence[SenseConfig | Encoder] | None = None,
         chunk: int | None = None,
     ) -> list[ClipFeatures]:
-        """What frozen networks see and hear in clips: one vision pass for all, one pass of each encoder per clip.
+        """Features of clips: one vision pass for all, one pass of each encoder per clip.
         `senses` defaults to those of the applied patches; `chunk` bounds the frames of one vision pass."""
         return self.perception.encode(clips, self.encoders() if senses is None else senses, chunk)
 
@@ -254,17 +254,17 @@ class PatchedModel:
     def prepare(
         self, clips: Sequence[ClipFeatures | Clip], questions: Sequence[str], *, patches: Names = None
     ) -> Inputs:
-        """Rows of one batch: a question about a clip each. `patches`: names for all rows, or one list per row; None:
-        all that are enabled. Patches and weights are those of this moment."""
+        """Rows of one batch, each a question about a clip. `patches`: names for all rows, or one list per row; None:
+        all that are enabled. Later changes of patches and weights do not affect the result."""
         return self.calls.prepare(clips, questions, patches)
 
     def lay_out(self, clips: Sequence[ClipFeatures], patches: Names = None) -> Layout:
-        """Rows whose texts you write yourself, around `layout.visual`, and hand to `layout.inputs`; `patches` as in
+        """Rows without texts: add token ids around `layout.visual` and pass them to `layout.inputs`. `patches` as in
         `prepare`."""
         return self.calls.lay_out(clips, patches)
 
     def fused_tokens(self, inputs: Inputs) -> list[Tensor]:
-        """Visual tokens (t s d) of each row, plus what patches add where they sense something."""
+        """Visual tokens (t s d) of each row, plus the update of each patch that has a side channel there."""
         return self.calls.fused_tokens(inputs)
 
     def forward(self, inputs: Inputs, *, labels: Tensor | None = None, logits_to_keep: int | Tensor = 0) -> Any:
@@ -272,5 +272,5 @@ class PatchedModel:
         return self.calls.forward(inputs, labels, logits_to_keep)
 
     def generate(self, inputs: Inputs, **options: Any) -> Any:
-        """The base's own generate(), with Hugging Face's options; returns what that returns, prompt included."""
+        """The base's own generate() with Hugging Face's options; returns its output, prompt included."""
         return self.calls.generate(inputs, **options)

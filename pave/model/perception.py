@@ -1,4 +1,4 @@
-"""What frozen networks see and hear: the vision tower of a base, and side-channel encoders, each built once.
+"""The frozen networks: the vision tower of a base, and side-channel encoders, each built once.
 
 In: clips. Out: `ClipFeatures`. Knows nothing of patches, files and questions.
 
@@ -22,12 +22,12 @@ from pave.model.inputs import ClipFeatures
 
 
 class Perception:
-    """A base's vision tower, and the encoders that have been asked for."""
+    """A base's vision tower, and the encoders that have been used so far."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self._built: dict[str, Encoder] = {}
-        self._lock = threading.Lock()  # an encoder is built once, whoever asks first
+        self._lock = threading.Lock()  # threads that need the same encoder build it once
 
     def encoder(self, sense: SenseConfig) -> Encoder:
         """The frozen encoder of a sense."""
@@ -50,7 +50,7 @@ class Perception:
         one vision pass."""
         for clip in clips:
             if not isinstance(clip, Clip):
-                raise SignalError(f"got {clip!r} for a clip; give Clip.read(path), or Clip.from_frames(frames)")
+                raise SignalError(f"got {clip!r} as a clip; pass Clip.read(path), or Clip.from_frames(frames)")
         encoders = self.encoders(senses)
         visual = self.host.encode([self.host.pixels(clip) for clip in clips], [_times(clip) for clip in clips], chunk)
         features = []
@@ -66,14 +66,14 @@ class Perception:
     def features(
         self, clips: Sequence[ClipFeatures | Clip], senses: Iterable[SenseConfig | Encoder]
     ) -> list[ClipFeatures]:
-        """The same, of what is not encoded yet; a clip that comes more than once is encoded once."""
+        """Features of clips; those already encoded are returned as they are, and a repeated clip is encoded once."""
         fresh = {id(clip): clip for clip in clips if not isinstance(clip, ClipFeatures)}
-        seen = dict(zip(fresh, self.encode(list(fresh.values()), senses), strict=True)) if fresh else {}
-        return [clip if isinstance(clip, ClipFeatures) else seen[id(clip)] for clip in clips]
+        encoded = dict(zip(fresh, self.encode(list(fresh.values()), senses), strict=True)) if fresh else {}
+        return [clip if isinstance(clip, ClipFeatures) else encoded[id(clip)] for clip in clips]
 
 
 def _times(clip: Clip) -> Tensor:
     """Seconds of the key frames (t,)."""
     if clip.times is None:
-        raise SignalError("the clip's frames have no times; give Clip.from_frames(frames, times=seconds)")
+        raise SignalError("the clip's frames have no times; pass Clip.from_frames(frames, times=seconds)")
     return clip.times

@@ -1,9 +1,9 @@
-"""How far from the camera things are, which no picture tells. In: a `Scene`. Out: distances, questions, and posed
-depth pictures in the layout of ScanNet.
+"""Distances from the camera, which no colour image reveals. In: a `Scene`. Out: distances, questions, and a posed
+depth scan in the layout of ScanNet.
 
-In every colour phase two cards are shown. They look equally big, but one is near, and small, and the other is far, and
-big. The key frames as a scan: color/*.png, depth/*.png (millimetres, half the size), pose/*.txt, intrinsic/*.txt,
-under the numbers of the clip's pictures.
+Each colour phase shows two cards of equal size in the image: a small one near the camera and a large one far away.
+The scan holds the key frames: color/*.png, depth/*.png (millimetres, half resolution), pose/*.txt, intrinsic/*.txt,
+numbered like the frames of the clip.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from pave.playroom.questions import CAPTION, Choice, Question
 from pave.playroom.world import FPS, FRAMES, GRID, PHASES, SIZE, SOUNDS, Scene
 
 NEAR, RUG, FAR = 1.0, 2.0, 3.5  # metres
-SPREAD, NOISE = 0.1, 0.01  # metres: of a card either way, and deviation of a measured pixel
-HOLES = 0.02  # share of pixels that measured nothing
-FOCAL = 60.0  # pixels of the colour picture
+SPREAD, NOISE = 0.1, 0.01  # metres: variation of a card's distance either way, standard deviation of a pixel
+HOLES = 0.02  # share of pixels without a measurement
+FOCAL = 60.0  # in pixels of the colour image
 Distances = tuple[bool, ...]  # whether the left card is the near one, in each phase
 
 
 def pairs(scene: Scene) -> list[tuple[str, str]]:
-    """The cards on the left and on the right of each phase: every one is shown once, for all to see."""
+    """The left and the right card of each phase; every card is shown once. Visible in the video, not hidden."""
     names = Random(f"pairs {scene.seed}").sample(SOUNDS, 2 * PHASES)
     return list(zip(names[::2], names[1::2], strict=True))
 
 
 def states(scene: Scene) -> list[tuple[Fraction, Distances]]:
-    """All arrangements, all equally likely."""
+    """All arrangements, with equal probability."""
     return [(Fraction(1, 2**PHASES), state) for state in product((False, True), repeat=PHASES)]
 
 
 def draw(scene: Scene, seed: int) -> Distances:
-    """The arrangement in the clip of a seed."""
+    """The arrangement for a seed."""
     return Random(f"distances {seed}").choice(states(scene))[1]
 
 
 def questions(scene: Scene, near: Distances) -> Iterator[Choice]:
-    """All that can be asked; the caption is for training."""
+    """All possible questions; the caption is for training only."""
     close = [pair[not left] for pair, left in zip(pairs(scene), near, strict=True)]
     for pair, answer in zip(pairs(scene), close, strict=True):
         texts = (f"which is near, the {a} or the {b}?" for a, b in (pair, pair[::-1]))
@@ -59,8 +59,8 @@ def questions(scene: Scene, near: Distances) -> Iterator[Choice]:
 
 
 def show(frames: np.ndarray, scene: Scene, times: np.ndarray) -> list[list[np.ndarray]]:
-    """Draw the cards into pictures (t y x 3) at `times`, around the key frame nearest to the middle of a phase. Where
-    they are (t y x): on the left and on the right, of each phase."""
+    """Draw the cards into frames (t y x 3) at `times`, around the key frame nearest to the middle of each phase.
+    Returns their masks (t y x), left and right, for each phase."""
     rng = np.random.default_rng([scene.seed, 6])
     keys, free = pictures.key_times(FRAMES, FPS), signs.free_squares(scene)
     nearest = abs(times[:, None] - keys).argmin(1)
@@ -71,7 +71,7 @@ def show(frames: np.ndarray, scene: Scene, times: np.ndarray) -> list[list[np.nd
         for name, left in zip(pair, (True, False), strict=True):
             squares = [square for square in free if (square[1] < GRID // 2) == left]
             blank = np.zeros((SIZE, SIZE, 3), np.uint8)
-            signs.stick(blank, name, squares, rng)
+            signs.draw_card(blank, name, squares, rng)
             masks.append(shown[:, None, None] & blank.any(-1))
             frames[masks[-1]] = np.broadcast_to(blank, frames.shape)[masks[-1]]
         places.append(masks)
@@ -79,7 +79,7 @@ def show(frames: np.ndarray, scene: Scene, times: np.ndarray) -> list[list[np.nd
 
 
 def write(folder: Path, scene: Scene, near: Distances, seed: int) -> None:
-    """The scan, in a folder of its own. The camera stands on a tripod and trembles."""
+    """Write the scan into a folder. The camera is static, with a small random shift per frame."""
     rng = np.random.default_rng([seed, 5])
     times = pictures.key_times(FRAMES, FPS)
     colour = pictures.frames(scene, times)

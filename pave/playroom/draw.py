@@ -10,7 +10,7 @@ from pave.errors import UsageError
 from pave.playroom.world import FPS, GRID, SECONDS, SHAPES, SIZE, Scene, Toy
 
 CELL = SIZE // GRID
-RADIUS = 6.0  # pixels; a toy fills most of its square
+RADIUS = 6.0  # pixels; a toy covers most of its square
 DIM = 0.4  # brightness while the light is dim
 DIM_SECONDS = 0.9  # longer than the 0.57 s between key frames, so that one of them always shows it
 MOVE_SECONDS = 0.8
@@ -26,7 +26,7 @@ PAINT = {
 
 
 def frames(scene: Scene, times: np.ndarray) -> np.ndarray:
-    """The scene as a camera sees it at `times`: uint8 (t y x 3)."""
+    """Render the scene at `times`: uint8 (t y x 3)."""
     floor, jitter, size, noise, rng = _chances(scene)
     film = np.empty((len(times), SIZE, SIZE, 3), np.float32)
     film[:] = floor
@@ -39,18 +39,18 @@ def frames(scene: Scene, times: np.ndarray) -> np.ndarray:
 
 
 def pictures() -> np.ndarray:
-    """The times of all pictures of a clip, in seconds."""
+    """The times of all frames of a clip, in seconds."""
     return np.arange(int(SECONDS * FPS)) / FPS
 
 
 def covers(scene: Scene, times: np.ndarray) -> list[np.ndarray]:
-    """How much of each pixel each toy covers at `times`, 0 to 1 (t y x)."""
+    """Coverage of each pixel by each toy at `times`, 0 to 1 (t y x)."""
     _, jitter, size, _, _ = _chances(scene)
     return list(_covers(scene, times, jitter, size))
 
 
 def _chances(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.float32, np.random.Generator]:
-    """What the scene's seed decides: floor, shift and size of the toys, level of the noise, and the noise to come."""
+    """What the scene's seed determines: floor, shifts and sizes of the toys, noise level, and the noise generator."""
     rng = np.random.default_rng(scene.seed)
     floor, count = _floor(rng), len(scene.toys)
     return floor, rng.uniform(-1, 1, (count, 2)), rng.uniform(0.9, 1.08, count), np.float32(rng.uniform(1, 4)), rng
@@ -69,7 +69,7 @@ def _covers(scene: Scene, times: np.ndarray, jitter: np.ndarray, size: np.ndarra
 
 
 def _floor(rng: np.random.Generator) -> np.ndarray:
-    """A grey rug with a tint and a slow shade."""
+    """A grey rug with a tint and a linear shading."""
     y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE - 0.5
     shade = rng.uniform(75, 125) + 25 * (rng.uniform(-1, 1) * x + rng.uniform(-1, 1) * y)
     return (shade[..., None] + rng.uniform(-10, 10, 3)).astype(np.float32)
@@ -88,14 +88,14 @@ def colour(scene: Scene, toy: Toy, time: float) -> str:
 
 
 def place(toy: Toy, move_at: float, time: float) -> tuple[float, float]:
-    """(row, column) at a time; a move is straight and even."""
+    """(row, column) at a time; a move is straight, at constant speed."""
     done = min(max((time - move_at) / MOVE_SECONDS, 0.0), 1.0)
     (row, column), (to_row, to_column) = toy.square, toy.goal
     return row + done * (to_row - row), column + done * (to_column - column)
 
 
 def _cover(shape: str, row: float, column: float, radius: float) -> np.ndarray:
-    """How much of each pixel a toy covers, 0 to 1 (y x): one pixel of soft edge around a signed distance."""
+    """Coverage of each pixel by a toy, 0 to 1 (y x): a signed distance with a one-pixel antialiased edge."""
     y, x = np.mgrid[0:SIZE, 0:SIZE] + 0.5
     y, x = y - row, x - column
     distance = np.hypot(x, y)
@@ -115,11 +115,11 @@ def _cover(shape: str, row: float, column: float, radius: float) -> np.ndarray:
                 np.maximum(abs(x) - radius * 0.26, abs(y) - radius), np.maximum(abs(y) - radius * 0.26, abs(x) - radius)
             )
         case _:
-            raise UsageError(f"no toy has the shape {shape!r}; known: {', '.join(SHAPES)}")
+            raise UsageError(f"unknown shape {shape!r}; use one of {', '.join(SHAPES)}")
     return np.clip(0.5 - edge, 0, 1).astype(np.float32)
 
 
 def key_times(count: int, fps: int) -> np.ndarray:
-    """The times of the frames that `pave.media` picks from a clip of this world at this rate."""
+    """The times of the `count` key frames that `pave.media` picks from a clip of this world at this frame rate."""
     last = int(SECONDS * fps) - 1
     return np.floor(np.linspace(0, last, count) + 1e-9) / fps

@@ -1,5 +1,5 @@
-"""Whether what is heard belongs to what is seen: a card on the rug, and a sound about the time that it is there.
-In: a `Scene`. Out: which card and which sound, questions, and the card in pictures.
+"""Whether a sound matches a card: a card on the rug, and a sound while it is shown.
+In: a `Scene`. Out: which card and which sound, questions, and the card drawn into frames.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pave.playroom.world import FPS, FRAMES, PHASES, SOUNDS, Scene, Script, Tabl
 
 @dataclass(frozen=True)
 class Match:
-    """One card and one sound of one phase."""
+    """One card and one sound in one phase."""
 
     card: str
     sound: str
@@ -31,7 +31,7 @@ class Match:
 
 
 def states(scene: Scene) -> Table[Match]:
-    """All of them: card and sound are the same in half of all clips."""
+    """All states; card and sound match with probability 1/2."""
     return [
         (Fraction(1, 2 * len(SOUNDS) * PHASES * len(group)), Match(card, sound, phase))
         for card in SOUNDS
@@ -42,12 +42,12 @@ def states(scene: Scene) -> Table[Match]:
 
 
 def draw(scene: Scene, seed: int) -> Match:
-    """Card and sound in the clip of a seed."""
+    """Card and sound for a seed."""
     return choose(states(scene), Random(f"match {seed}"))
 
 
 def questions(scene: Scene, state: Match) -> Iterator[Choice]:
-    """All that can be asked; the caption is for training."""
+    """All possible questions; the caption is for training only."""
     same = "yes" if state.card == state.sound else "no"
     yield [(Fraction(1), Question("does the sound belong to the picture?", same, "match", "match"))]
     text = "what sign do you see and what sound do you hear?"
@@ -55,9 +55,9 @@ def questions(scene: Scene, state: Match) -> Iterator[Choice]:
 
 
 def show(frames: np.ndarray, scene: Scene, state: Match) -> None:
-    """Put up the card in all pictures of a clip (t y x 3) around the key frame nearest to the middle of its phase."""
+    """Draw the card into the frames of a clip (t y x 3) around the key frame nearest to the middle of its phase."""
     keys = pictures.key_times(FRAMES, FPS)
     nearest = abs(pictures.pictures()[:, None] - keys).argmin(1)
     shown = np.flatnonzero(nearest == abs(keys - scene.phase_middle(state.phase)).argmin())
     rng = np.random.default_rng([scene.seed, 8])
-    signs.stick(frames[shown[0] : shown[-1] + 1], state.card, signs.free_squares(scene), rng)
+    signs.draw_card(frames[shown[0] : shown[-1] + 1], state.card, signs.free_squares(scene), rng)

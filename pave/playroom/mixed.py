@@ -1,5 +1,5 @@
-"""Things of which some are heard and the others seen as signs between key frames: who lacks a sense lacks some of them.
-In: a `Scene`. Out: what is heard, what is seen, and questions that do not tell which is which.
+"""Events of which some are sounds and the others signs between key frames: without one of the senses some are missing.
+In: a `Scene`. Out: the audible and the visible events, and questions that do not reveal which is which.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ THINGS = Events(BOTH, "see or hear", "thing")
 
 @dataclass(frozen=True)
 class Mixed:
-    """All that happens, and which of it is heard."""
+    """All events, and which of them are audible."""
 
     script: Script
     audible: tuple[bool, ...]
@@ -37,11 +37,11 @@ class Mixed:
 
     def _part(self, audible: bool) -> Script:
         events = zip(self.script.events, self.audible, strict=True)
-        return Script(self.script.kind, tuple(event for event, here in events if here == audible))
+        return Script(self.script.kind, tuple(event for event, is_audible in events if is_audible == audible))
 
 
 def states(scene: Scene) -> Table[Mixed]:
-    """Every one of the things is heard or seen, as a coin falls."""
+    """All states: each event is audible with probability 1/2, else visible."""
     return _states()
 
 
@@ -55,19 +55,19 @@ def _states() -> Table[Mixed]:
 
 
 def draw(scene: Scene, seed: int) -> Mixed:
-    """What happens in the clip of a seed."""
+    """The events for a seed."""
     return choose(states(scene), Random(f"{BOTH} {seed}"))
 
 
 def alone(scene: Scene, state: Mixed, text: str) -> dict[str, Fraction]:
-    """The best chance of a right answer for one who hears, and for one who sees, and lacks the other sense: exact."""
+    """The best possible score with sound alone (`hearing`), and with vision alone (`seeing`): exact."""
     known = {"hearing": state.heard, "seeing": state.seen}
-    return {way: best(_left(way, scene, part), text) for way, part in known.items()}
+    return {way: best(_answers_given(way, scene, part), text) for way, part in known.items()}
 
 
 @lru_cache(maxsize=64)
-def _left(way: str, scene: Scene, known: Script) -> Answers:
-    """What could be asked and answered in a scene of which so much is known."""
+def _answers_given(way: str, scene: Scene, known: Script) -> Answers:
+    """Answers and their weights, over all states of the scene that agree with the known part."""
     return tally((weight, questions(scene, state)) for weight, state in whole(_by_part(way)[known.events]))
 
 
@@ -80,5 +80,5 @@ def _by_part(way: str) -> dict[tuple[tuple[str, int], ...], Table[Mixed]]:
 
 
 def questions(scene: Scene, state: Mixed) -> Iterator[Choice]:
-    """All that can be asked; captions are for training."""
+    """All possible questions; captions are for training only."""
     return THINGS.questions(scene, state.script)

@@ -1,22 +1,22 @@
-"""Train the Playroom's embedded base, once, from nothing: a real LLaVA-OneVision of 1.5 million parameters.
+"""Train the Playroom's embedded base from scratch: a real LLaVA-OneVision of 1.5 million parameters.
 
     python -m pave.playroom.pretrain OUT      # about an hour and a quarter on two cores
 
-1. The vision tower and the projector learn to label every visual token: shape, colour, square, light. Learned end to
+1. The vision tower and the projector learn to label every visual token: shape, colour, square, light. Trained end to
    end with the language model instead, the same network stays near 58 % on video questions.
-2. Both are frozen. The language model describes what is seen, answers questions about it, and reads stories in words
-   that use the whole vocabulary, so that it can say every answer. It never hears a sound.
-3. The tower learns to tell places too, in the words left, right, up and down, and cards on the rug that show a picture
-   of a horn or a bell (`signs.py`).
-4. The language model goes on with questions and stories, and answers "what do you hear?" from such cards, as a large
-   video LLM knows a bell by sight. A base that knew these words from text alone could not be taught by a patch to find
-   them among pictures: added to visual tokens, the very vectors of the words said nothing to it. Last, it says the side
-   of one toy after the other; from questions alone it went on telling every fifth side wrongly.
+2. Both are frozen. The language model learns to describe frames, to answer questions about them, and to read text
+   stories that cover the whole vocabulary, so that it can generate every answer. It gets no sound.
+3. The tower also learns places, labelled by the words left, right, up and down, and cards on the rug with a picture of
+   a horn or a bell (`signs.py`).
+4. The language model continues with questions and stories, and answers "what do you hear?" from such cards, just as a
+   large video LLM knows what a bell looks like. A base that knew these words from text alone could not be taught by a
+   patch to find them among visual tokens, not even with the word embeddings themselves added to the tokens. Last, it
+   lists the sides of all toys; trained on questions alone it still got every fifth side wrong.
 
-What made it learn, each seen to matter: weights that start at the scale of a narrow model; visual tokens that point
-where the language model's own words point; descriptions, in which looking up starts with the word just said, and no
-descriptions later: toys come in any order, so most of their loss is chance. With places told from the start, it
-learned where a toy is before it learned its colour, and never got over that.
+Each of these was observed to matter: initialization at the scale of a narrow model; visual tokens aligned with the
+language model's word embeddings; descriptions first, because looking up starts with the word just generated, but not
+later: toys come in any order, so most of their loss is irreducible. With places trained from the start, it learned
+where a toy is before its colour, and never learned the colours afterwards.
 
 b clips, t key frames, s visual tokens per key frame, d channels, l tokens of a row
 """
@@ -51,11 +51,11 @@ from pave.playroom.signs import NO_CARDS, Cards
 from pave.playroom.words import describe, make_tokenizer, sides, story
 from pave.playroom.world import COLOURS, FPS, FRAMES, GRID, SHAPES, SIZE, SOUNDS, Scene, draw_scene, draw_script
 
-INIT = 0.08  # about 1/sqrt(128); with the library's 0.02, meant for wide models, attention starts far too flat
+INIT = 0.08  # about 1/sqrt(128); with the default 0.02 of transformers, for wide models, attention starts far too flat
 Network = Any  # a LlavaOnevisionForConditionalGeneration; its attributes have no types
-Loss = tuple[Tensor, list[Tensor]]  # and shares of right answers, to look at
-PLACE = 3.0  # how far left and right, up and down are told, beside 11 for the whole of a normalised token
-# Turn by turn: steps and rate of the tower, then steps, rate and mixture of the language model.
+Loss = tuple[Tensor, list[Tensor]]  # and accuracies, for the log
+PLACE = 3.0  # largest place component of a token; a whole normalised token has norm 11
+# Per round: steps and rate of the tower, then steps, rate and mixture of the language model.
 PARTS = (
     ((400, 1.5e-3), [(1500, 2.5e-3, {"described": 24, "stories": 10})]),
     (
@@ -72,7 +72,7 @@ SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start
 
 
 def new_base(tokenizer: PreTrainedTokenizerFast, seed: int) -> Network:
-    """The untrained network."""
+    """The network with random weights."""
     torch.manual_seed(seed)
     ids: Any = {
         token: tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<video>", "<|im_end|>", "<|endoftext|>")
@@ -112,13 +112,13 @@ def new_base(tokenizer: PreTrainedTokenizerFast, seed: int) -> Network:
     return model
 
 
-# ---- 1. the tower learns to see ------------------------------------------------------------------------------------
+# ---- 1. the vision tower -------------------------------------------------------------------------------------------
 
 
 def film(scene: Scene, shown: Cards, rng: np.random.Generator) -> Tensor:
-    """Key frames as a camera and a codec leave them: uint8 (t 3 y x), colour at half resolution."""
+    """Key frames as after a camera and a video codec: uint8 (t 3 y x), noise, colour at half resolution."""
     frames = draw.frames(scene, draw.key_times(FRAMES, FPS)).astype(np.float32)
-    signs.put_up(frames, scene, shown)
+    signs.draw_cards(frames, scene, shown)
     grey = frames @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
     colour = frames - grey[..., None]
     coarse = colour.reshape(len(frames), SIZE // 2, 2, SIZE // 2, 2, 3).mean((2, 4))
@@ -127,16 +127,17 @@ def film(scene: Scene, shown: Cards, rng: np.random.Generator) -> Tensor:
 
 
 def normalise(frames: Tensor) -> Tensor:
-    """What `pave.media.preprocess` does to frames that have the right size already."""
+    """The same as `pave.media.preprocess` for frames that have the right size already."""
     return (frames.float() - 127.5) / 127.5
 
 
 def labels(scene: Scene, shown: Cards) -> Tensor:
-    """For every visual token: shape, colour (0: none, IGNORE: a toy on its way), square, light, card. int64 (t s 5)."""
+    """For every visual token: shape, colour (0: none, IGNORE: a moving toy), square, light, card. int64 (t s 5)."""
     times = draw.key_times(FRAMES, FPS)
     out = torch.zeros(FRAMES, TOKENS, 5, dtype=torch.int64)
     out[:, :, 2] = torch.arange(TOKENS)
-    out[:, :, 4] = torch.tensor([[SOUNDS.index(name) + 1 if name else 0 for name in row] for row in signs.told(shown)])
+    cards = signs.square_labels(shown)
+    out[:, :, 4] = torch.tensor([[SOUNDS.index(name) + 1 if name else 0 for name in row] for row in cards])
     for i, when in enumerate(times):
         out[i, :, 3] = int(draw.is_dim(scene, when))
         for toy in scene.toys:
@@ -153,13 +154,13 @@ def labels(scene: Scene, shown: Cards) -> Tensor:
 
 
 def visual_tokens(base: Network, frames: Tensor) -> Tensor:
-    """Frames (b t 3 y x) as the tokens that the language model reads (b t s d), without the newline."""
+    """Visual tokens (b t s d) of frames (b t 3 y x), as input to the language model, without the newline."""
     out = base.model.get_video_features(normalise(frames), return_dict=True).pooler_output
     return rearrange(out[:, :-1], "b (t s) d -> b t s d", s=TOKENS)
 
 
 def word_vectors(base: Network, tokenizer: PreTrainedTokenizerFast, words: Sequence[str]) -> Tensor:
-    """The directions of the language model's own vectors of `words`, as they are within a text (k d)."""
+    """The normalised input embeddings of `words` as they occur within a text (k d)."""
     ids = [tokenizer(f" {word}").input_ids[-1] for word in words]
     return F.normalize(base.get_input_embeddings().weight[ids].detach(), dim=-1)
 
@@ -173,9 +174,9 @@ def train_tower(
     everything: bool,
     clips: int = 12,
 ) -> None:
-    """Dense labels on the projected tokens. Shape, colour and, with `everything`, place and cards are told by the
-    language model's own word vectors, so that a token of a red ball looks to it like "red ball"; the linear head for
-    square and light is thrown away. A card is told by all tokens of its frame."""
+    """Dense labels on the projected tokens. Shape, colour and, with `everything`, place and cards are classified by the
+    language model's word embeddings, so that the token of a red ball resembles "red ball"; square and light by a
+    linear head that is discarded. A card is the label of all tokens of its frame."""
     torch.manual_seed(seed)
     sizes = (len(SHAPES) + 1, len(COLOURS) + 1, TOKENS, 2)
     words = word_vectors(base, tokenizer, ["toy", *SHAPES, "nothing", *COLOURS])
@@ -184,8 +185,8 @@ def train_tower(
     axes = F.normalize(torch.stack([down - up, right - left]), dim=-1)
     squares = PLACE * torch.cartesian_prod(*[torch.linspace(-1, 1, GRID)] * 2)  # (s 2)
     heads = nn.Linear(base.config.text_config.hidden_size, sum(sizes[2:]))
-    eyes = [*base.model.vision_tower.parameters(), *base.model.multi_modal_projector.parameters()]
-    parts = [parameter.requires_grad_() for parameter in eyes] + list(heads.parameters())
+    vision = [*base.model.vision_tower.parameters(), *base.model.multi_modal_projector.parameters()]
+    parts = [parameter.requires_grad_() for parameter in vision] + list(heads.parameters())
     rng = np.random.default_rng(seed)
 
     def loss(step: int) -> Loss:
@@ -193,11 +194,11 @@ def train_tower(
         shown = [signs.cards(scene, draw_script(scene.seed)) if everything else NO_CARDS for scene in scenes]
         tokens = visual_tokens(base, torch.stack([film(*clip, rng) for clip in zip(scenes, shown, strict=True)]))
         truth = torch.stack([labels(*clip) for clip in zip(scenes, shown, strict=True)])
-        told = F.rms_norm(tokens, tokens.shape[-1:])  # by direction alone: what a layer of the language model sees
-        scores = list(torch.cat([told @ words.T, heads(tokens)], -1).split(sizes, -1))
+        normed = F.rms_norm(tokens, tokens.shape[-1:])  # direction only, as the language model's layers read it
+        scores = list(torch.cat([normed @ words.T, heads(tokens)], -1).split(sizes, -1))
         if everything:
-            scores.append(F.pad(told @ sounds.T, (1, 0)))
-        # toys and cards are few: empty squares would drown them
+            scores.append(F.pad(normed @ sounds.T, (1, 0)))
+        # toys and cards are rare: without weights, empty squares dominate the loss
         weights = [
             None if k in (2, 3) else torch.tensor([0.2] + [1.0] * (score.shape[-1] - 1))
             for k, score in enumerate(scores)
@@ -206,27 +207,27 @@ def train_tower(
             F.cross_entropy(score.flatten(0, 2), truth[..., k].flatten(), weight, ignore_index=IGNORE)
             for k, (score, weight) in enumerate(zip(scores, weights, strict=True))
         ]
-        wrong = (told @ axes.T - squares).square().mean()
+        place_error = (normed @ axes.T - squares).square().mean()
         right = [
             ((score.argmax(-1) == truth[..., k]) & (truth[..., k] > 0)).sum() / (truth[..., k] > 0).sum()
             for k, score in enumerate(scores)
         ]
         total = torch.stack(losses).sum()
         if everything:
-            total = total + 0.2 * wrong
-        return total, [*right, 1 - wrong / squares.square().mean()]
+            total = total + 0.2 * place_error
+        return total, [*right, 1 - place_error / squares.square().mean()]
 
     _optimise(parts, loss, steps, rate, name="tower")
-    for parameter in eyes:
+    for parameter in vision:
         parameter.requires_grad_(False)
-    with torch.no_grad():  # the size of a token must suit the language model's other embeddings
+    with torch.no_grad():  # bring visual tokens to the scale of the language model's other embeddings
         tokens = visual_tokens(base, torch.stack([film(draw_scene(i, "train"), NO_CARDS, rng) for i in range(8)]))
         scale = 1.5 * INIT / tokens.square().mean().sqrt()
         base.model.multi_modal_projector.linear_2.weight *= scale
         base.model.multi_modal_projector.linear_2.bias *= scale
 
 
-# ---- 2. the language model learns to answer ------------------------------------------------------------------------
+# ---- 2. the language model -----------------------------------------------------------------------------------------
 
 
 class Practice:
@@ -240,8 +241,8 @@ class Practice:
         self.known: dict[str, list[int]] = {}
 
     @torch.no_grad()
-    def watch(self, count: int, signed: bool = False) -> None:
-        """Look at `count` new clips once, with cards or without; the tower is frozen, so their tokens can be kept."""
+    def encode(self, count: int, signed: bool = False) -> None:
+        """Encode `count` new clips, with or without cards; the tower is frozen, so their tokens can be cached."""
         store = self.store[signed]
         for first in range(0, count, 32):
             seeds = range(len(store), len(store) + min(32, count - first))
@@ -265,15 +266,15 @@ class Practice:
         ]
 
     def clips(self, count: int, form: str) -> tuple[list[Row], Tensor]:
-        """Rows about clips that were watched, with the questions of a form, and their visual tokens (b t s d)."""
+        """Rows about encoded clips, with the questions of a form, and their visual tokens (b t s d)."""
         chosen = self.rng.sample(self.store[form == "signed"], count)
         prefix = [*self.ids(SYSTEM), *[self.video] * (FRAMES * TOKENS + 1)]
         rows = [pack(prefix, self.turns(self.questions(seed, form))) for seed, _ in chosen]
         return rows, torch.stack([tokens for _, tokens in chosen]).float()
 
     def questions(self, seed: int, form: str) -> list[Question]:
-        """described: some questions about what is seen, and descriptions. asked: all questions about what is seen.
-        placed: and the sides of all toys, one after the other. signed: about what is seen and what the cards tell."""
+        """asked: all questions about the video. described: some of them, and descriptions. placed: all of them, and a
+        list of the sides of all toys. signed: questions about the video and about the cards."""
         scene = draw_scene(seed, "train")
         if form == "signed":
             return draw_questions(scene, draw_script(seed), (*CHANNELS, CAPTION), self.rng.randrange(10**9))
@@ -285,13 +286,13 @@ class Practice:
     def stories(self, count: int) -> list[Row]:
         rows = []
         while len(rows) < count:
-            told, questions = story(self.rng.randrange(10**9))
+            text, questions = story(self.rng.randrange(10**9))
             if questions:
-                rows.append(pack(self.tokenizer(f"{SYSTEM}{told}").input_ids, self.turns(questions)))
+                rows.append(pack(self.tokenizer(f"{SYSTEM}{text}").input_ids, self.turns(questions)))
         return rows
 
     def embed(self, batch: dict[str, Tensor], tokens: Tensor | None) -> Tensor:
-        """Input embeddings (b l d), visual tokens and the newline in their places."""
+        """Input embeddings (b l d), including visual tokens and the newline."""
         embeds = self.base.get_input_embeddings()(batch["input_ids"])
         if tokens is None:
             return embeds
@@ -301,7 +302,7 @@ class Practice:
         return embeds.masked_scatter(place, visual)
 
     def scores(self, rows: list[Row], tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits at the places that are asked for (k vocabulary) and what should stand there (k)."""
+        """Logits at the labelled positions (k vocabulary), and the labels (k)."""
         batch = collate(rows, self.pad)
         hidden = self.base.model.language_model(
             inputs_embeds=self.embed(batch, tokens),
@@ -309,22 +310,22 @@ class Practice:
             position_ids=batch["position_ids"],
             use_cache=False,
         ).last_hidden_state
-        wanted = batch["labels"][:, 1:]
-        return self.base.lm_head(hidden[:, :-1][wanted != IGNORE]), wanted[wanted != IGNORE]
+        labels = batch["labels"][:, 1:]
+        return self.base.lm_head(hidden[:, :-1][labels != IGNORE]), labels[labels != IGNORE]
 
 
 def train_language(practice: Practice, steps: int, rate: float, mix: Mapping[str, int]) -> None:
-    """Every step sees so many clips of each form, and so many stories."""
+    """Train on a mixture: per step, the number of clips of each form, and of stories."""
     parts = [parameter for parameter in practice.base.parameters() if parameter.requires_grad]
 
     def loss(step: int) -> Loss:
         total, right = torch.zeros(()), []
         for form, count in mix.items():
-            told = form == "stories"
-            batch = (practice.stories(count), None) if told else practice.clips(count, form)
-            scores, wanted = practice.scores(*batch)
-            total = total + F.cross_entropy(scores, wanted) * (0.5 if told else 1)
-            right.append((scores.argmax(-1) == wanted).float().mean())
+            text_only = form == "stories"
+            batch = (practice.stories(count), None) if text_only else practice.clips(count, form)
+            scores, labels = practice.scores(*batch)
+            total = total + F.cross_entropy(scores, labels) * (0.5 if text_only else 1)
+            right.append((scores.argmax(-1) == labels).float().mean())
         return total, right
 
     _optimise(parts, loss, steps, rate, name=" + ".join(mix))
@@ -332,16 +333,16 @@ def train_language(practice: Practice, steps: int, rate: float, mix: Mapping[str
 
 @torch.no_grad()
 def accuracy(practice: Practice, scenes: Iterator[Scene]) -> dict[str, tuple[int, int]]:
-    """(right, asked) of every kind of video question, first answer token, on frames as `film` makes them."""
+    """(right, asked) for every kind of video question, by the first answer token, on frames of `film`."""
     tally: dict[str, tuple[int, int]] = {}
     prefix = practice.tokenizer(SYSTEM).input_ids + [practice.video] * (FRAMES * TOKENS + 1)
     for scene in scenes:
         questions = list(video_questions(scene))
         row = pack(prefix, practice.turns(questions))
-        scores, wanted = practice.scores(
+        scores, labels = practice.scores(
             [row], visual_tokens(practice.base, film(scene, NO_CARDS, practice.noise)[None])
         )
-        hits = (scores.argmax(-1) == wanted)[::2]  # an answer is one word and <|im_end|>
+        hits = (scores.argmax(-1) == labels)[::2]  # an answer is one word and <|im_end|>
         for question, hit in zip(questions, hits.tolist(), strict=True):
             right, asked = tally.get(question.kind, (0, 0))
             tally[question.kind] = (right + hit, asked + 1)
@@ -372,22 +373,22 @@ def _optimise(parts: list[nn.Parameter], loss: Callable[[int], Loss], steps: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write the base to")
-    parser.add_argument("--clips", type=int, default=6000, help="clips that the language model learns from")
+    parser.add_argument("--clips", type=int, default=6000, help="training clips for the language model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--part", type=float, default=1.0, help="of all steps; for a look at the script itself")
+    parser.add_argument("--part", type=float, default=1.0, help="fraction of all steps, to try the script quickly")
     options = parser.parse_args()
     tokenizer = make_tokenizer()
     base = new_base(tokenizer, options.seed)
     print(f"{sum(p.numel() for p in base.parameters()) / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}")
-    for turn, (tower, language) in enumerate(PARTS):
+    for part, (tower, language) in enumerate(PARTS):
         if tower:
             steps, rate = tower
             steps = max(1, int(steps * options.part))
-            train_tower(base, tokenizer, steps, rate, options.seed + turn, everything=turn > 0)
-        practice = Practice(base, tokenizer, options.seed + turn)
-        practice.watch(options.clips)
-        if turn:
-            practice.watch(options.clips, signed=True)
+            train_tower(base, tokenizer, steps, rate, options.seed + part, everything=part > 0)
+        practice = Practice(base, tokenizer, options.seed + part)
+        practice.encode(options.clips)
+        if part:
+            practice.encode(options.clips, signed=True)
         for steps, rate, mix in language:
             train_language(practice, max(1, int(steps * options.part)), rate, mix)
     tally = accuracy(practice, (draw_scene(seed, "val") for seed in range(20_000_000, 20_000_400)))

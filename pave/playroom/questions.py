@@ -1,6 +1,6 @@
-"""What is asked about a clip: words, channel, answer, and the best score that is possible without a channel.
+"""Questions about a clip: text, channel, answer, and the best possible score without a channel.
 
-In: a `Scene` and a `Script`. Out: `Question`s, each with the probability that it is drawn. A channel is what carries
+In: a `Scene` and a `Script`. Out: `Question`s, each with its probability of being drawn. The channel is the source of
 the answer: `video`, `audio`, `audio+video`, `order` (which of two sounds within one second comes first).
 """
 
@@ -18,14 +18,14 @@ from random import Random
 from pave.playroom.world import PHASES, SOUNDS, Scene, Script, T, Table, choose, scripts
 
 CHANNELS = ("video", "audio", "audio+video", "order")
-CAPTION = "caption"  # not asked when answers are counted; one tells much more of a clip than a word does
+CAPTION = "caption"  # for training only: it describes much more of a clip than a one-word answer
 NUMBERS = ("none", "one", "two", "three", "four")
 HEAR = ("what sound do you hear?", "what do you hear?")
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question with its one right answer. `kind` groups questions of the same form."""
+    """One question with its one correct answer. `kind` groups questions of the same form."""
 
     text: str
     answer: str
@@ -34,14 +34,14 @@ class Question:
 
 
 def video_questions(scene: Scene) -> Iterator[Question]:
-    """All that can be asked of what is seen."""
+    """All possible questions about what is visible."""
     changer = scene.changer
     yield Question("how many toys are there?", NUMBERS[len(scene.toys)], "video", "count")
     for toy in scene.toys[1:]:
         yield Question(f"what colour is the {toy.shape}?", toy.colours[0], "video", "colour")
         yield Question(f"what shape is the {toy.colours[0]} toy?", toy.shape, "video", "shape")
     for toy in scene.toys:
-        if not toy.way:  # who moves may change sides
+        if not toy.way:  # a moving toy may change sides
             yield Question(f"is the {toy.shape} on the left or on the right?", toy.side, "video", "side")
     for word, colour in (("first", changer.colours[0]), ("last", changer.colours[-1])):
         yield Question(f"what colour is the {changer.shape} {word}?", colour, "video", "colour-at")
@@ -55,10 +55,10 @@ CHOICES = 120  # a multiple of the denominators of all choices: 1, 2, 4, 6, 8, 1
 
 
 def sound_questions(scene: Scene, script: Script) -> Iterator[Choice]:
-    """All that can be asked of what is heard: choices, each of them one question to be drawn by its probability."""
+    """All possible questions about sounds, as choices: of each, one question is drawn by its probability."""
     sounds = [sound for sound, _ in script.events]
     heard = sorted(set(sounds))
-    if heard:  # yes and no are equally likely whatever is heard, and so is every sound
+    if heard:  # yes and no are equally likely for any script, so that no answer is better without the sound
         others = [sound for sound in SOUNDS if sound not in heard]
         yield [
             (Fraction(1, 2 * len(group)), Question(f"is there a {sound}?", answer, "audio", "is-there"))
@@ -87,14 +87,15 @@ def sound_questions(scene: Scene, script: Script) -> Iterator[Choice]:
 
 
 def captions(scene: Scene, script: Script) -> Iterator[Choice]:
-    """All that is heard, in order, alone and beside what is seen; and sound by sound in any order, which teaches to
-    look up what belongs to a sound that has just been named. For training."""
+    """All sounds in order, alone and with the colours; and sound by sound in any order, which teaches the model to look
+    up what belongs to a sound just named. For training only."""
     colours, shape = scene.changer.colours, scene.changer.shape
     heard = [[sound for sound, at in script.events if at == phase] for phase in range(PHASES)]
-    told = " ".join(chain.from_iterable(heard)) or "nothing"
-    yield [(Fraction(1), Question("what do you hear, first to last?", told, CAPTION, "told"))]
-    told = ", ".join(f"{colour} {' '.join(here or ['nothing'])}" for colour, here in zip(colours, heard, strict=True))
-    yield [(Fraction(1), Question("what do you see and hear, first to last?", told, CAPTION, "told-seen"))]
+    caption = " ".join(chain.from_iterable(heard)) or "nothing"
+    yield [(Fraction(1), Question("what do you hear, first to last?", caption, CAPTION, "told"))]
+    parts = zip(colours, heard, strict=True)
+    caption = ", ".join(f"{colour} {' '.join(sounds or ['nothing'])}" for colour, sounds in parts)
+    yield [(Fraction(1), Question("what do you see and hear, first to last?", caption, CAPTION, "told-seen"))]
     orders = list(permutations(f"{sound} {colours[phase]}" for sound, phase in script.events))
     text = f"what colour is the {shape} when you hear what sound?"
     yield [
@@ -104,9 +105,9 @@ def captions(scene: Scene, script: Script) -> Iterator[Choice]:
 
 
 def draw_questions(scene: Scene, script: Script, channels: Collection[str], seed: int) -> list[Question]:
-    """Two questions about what is seen, every choice about what is heard, and captions, cut to `channels`.
+    """Two questions about what is visible, one of every choice about sounds, and captions; filtered by `channels`.
 
-    Whether a choice is asked never depends on how it would come out: the selection itself must tell nothing.
+    Which choices are drawn from never depends on their outcome: the selection itself must not reveal an answer.
     """
     rng = Random(f"questions {seed}")
     seen = list(video_questions(scene))
@@ -117,33 +118,33 @@ def draw_questions(scene: Scene, script: Script, channels: Collection[str], seed
 
 
 def optimum_without_sound(scene: Scene, text: str) -> Fraction:
-    """The best chance of a right answer for one who sees all and hears nothing: exact, over every script."""
+    """The best possible score from the video without the sound: exact, over every script."""
     return best(_answers(scene), text)
 
 
 def best(answers: Answers, text: str) -> Fraction:
-    """The share of the most likely answer; 1 for what no hidden state decides."""
+    """The share of the most likely answer; 1 if the answer does not depend on hidden state."""
     weights = answers.get(text)
     return Fraction(max(weights.values()), sum(weights.values())) if weights else Fraction(1)
 
 
 @lru_cache(maxsize=64)
 def _answers(scene: Scene) -> Answers:
-    """What could be heard in a scene, over every script."""
+    """Weights of the answers about a scene, over every script."""
     return tally(
         (weight, chain(sound_questions(scene, script), captions(scene, script))) for weight, script in whole(scripts())
     )
 
 
 def whole(table: Iterable[tuple[Fraction, T]]) -> list[tuple[int, T]]:
-    """States with their probabilities as integers, which add up many times faster than fractions do."""
+    """States with their probabilities as integers, which add up many times faster than fractions."""
     table = list(table)
     denominator = lcm(*(share.denominator for share, _ in table))
     return [(denominator * share.numerator // share.denominator, state) for share, state in table]
 
 
 def tally(weighted: Iterable[tuple[int, Iterable[Choice]]]) -> Answers:
-    """Over every state that there could be, with its weight: how likely each answer to each question is."""
+    """Total weight of each answer to each question, over all weighted states."""
     answers: Answers = defaultdict(lambda: defaultdict(int))
     for weight, choices in weighted:
         for share, question in chain(*choices):

@@ -1,4 +1,4 @@
-"""An example for the card of a patch, which anybody can replay: one question about a Playroom clip.
+"""A reproducible example for the card of a patch: one question about a Playroom clip.
 
 In: a patch. Out: the question, and the answers with and without the patch.
 """
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def replay(patch: Patch, seed: int = 0) -> dict[str, Any]:
-    """One question about a Playroom clip that anybody can make again, and both answers to it, as they are now."""
+    """One question about a Playroom clip (reproducible from `seed` and `split`) that the patch answers correctly and
+    the base does not, with both answers."""
     from pave.data import read_jsonl
     from pave.model.patched import load
     from pave.playroom.writer import write_clips
@@ -30,6 +31,6 @@ def replay(patch: Patch, seed: int = 0) -> dict[str, Any]:
                 base, patched = model.ask_batch([(example.video, example.question, asked) for asked in ([], [name])])
                 if patched == example.answer != base:
                     video = example.video.relative_to(Path(folder) / str(attempt)).as_posix()
-                    said = {"question": example.question, "base": str(base), "patched": str(patched)}
-                    return {"seed": attempt, "split": "test", "video": video, **said}
-    raise PatchError(patch.source, "is no better than the base in any of 20 clips", "there is no example to show")
+                    texts = {"question": example.question, "base": str(base), "patched": str(patched)}
+                    return {"seed": attempt, "split": "test", "video": video, **texts}
+    raise PatchError(patch.source, "is no better than the base in any of 20 clips", "push it without --example")

@@ -1,15 +1,14 @@
-"""What can be perceived of a clip beside what its key frames show and its sound track tells.
+"""Further senses of a clip, besides its key frames and its sound track.
 
-In: a scene, its sounds, and the channels that questions are asked about. Out: what each further sense perceives, drawn
-independently of all else, and questions, each with the best score that is possible without that sense: exact, over
-every state that there could be.
+In: a scene, its sounds, and the channels of the questions. Out: the state of each further sense, drawn independently
+of everything else, and questions, each with the best possible score without that sense: exact, over all states.
 
 fast   signs that flash between key frames     views   cards that only two further cameras see
 depth  which of two cards is near              imu     shakes of the rug, felt by a sensor under it
 
-Three of them are in a clip instead of its sounds:
-speech  words, all of the same vowels in another order      match  one sound, and a card that it belongs to or not
-audio+fast  things of which each is heard, or seen as a sign between key frames, so that both senses are needed
+Three replace the sounds of a clip:
+speech  words of the same vowels in different orders      match  one sound, and a card that it matches or not
+audio+fast  events, each either a sound or a sign between key frames, so that both senses are needed
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from pave.playroom.events import CARDS, FLASHES, SHAKING, SPOKEN
 from pave.playroom.questions import Answers, Choice, Question, best, tally, whole
 from pave.playroom.world import Scene, Table, choose
 
-SOUNDING = {"audio", "audio+video", "order"}  # channels of which a sound is a part
-INSTEAD = ("speech", "match", mixed.BOTH)  # what is there instead of sounds
+SOUNDING = {"audio", "audio+video", "order"}  # channels that ask about sounds
+INSTEAD = ("speech", "match", mixed.BOTH)  # senses that replace the sounds of a clip
 
 
 @dataclass(frozen=True)
 class Sense:
-    """One further sense: its state in the clip of a seed, all states with their chances, and what is asked."""
+    """One further sense: its state for a seed, all states with their probabilities, and the questions."""
 
     draw: Callable[[Scene, int], Any]
     states: Callable[[Scene], Table[Any]]
     questions: Callable[[Scene, Any], Iterator[Choice]]
-    alone: Callable[[Scene, Any, str], dict[str, Fraction]] | None = None  # best scores with a part of it
+    alone: Callable[[Scene, Any, str], dict[str, Fraction]] | None = None  # best scores with each part of the sense
 
 
 SENSES = {
@@ -51,9 +50,9 @@ SENSES = {
 }
 
 
-def perceived(scene: Scene, channels: Collection[str], seed: int) -> dict[str, Any]:
-    """The state of every sense that one of the channels needs. Of sounds and what is there instead of them, a clip has
-    one, by its seed."""
+def draw_states(scene: Scene, channels: Collection[str], seed: int) -> dict[str, Any]:
+    """The state of every sense that the channels need. A clip has either sounds or one of their replacements, chosen by
+    its seed."""
     parts = {part for channel in channels for part in _parts(channel)}
     heard = [name for name in INSTEAD if name in parts]
     if not SOUNDING.isdisjoint(channels):
@@ -71,8 +70,8 @@ def _parts(channel: str) -> list[str]:
 def draw_more(
     scene: Scene, states: Mapping[str, Any], channels: Collection[str], seed: int
 ) -> list[tuple[Question, dict[str, Fraction]]]:
-    """Questions about these states, cut to `channels`, with the best score without the sense (`optimum`), and with each
-    of its parts alone."""
+    """Questions about these states, filtered by `channels`, with the best score without the sense (`optimum`) and with
+    each of its parts alone."""
     drawn = []
     for name, state in states.items():
         rng, sense = Random(f"{name} questions {seed}"), SENSES[name]
@@ -86,6 +85,6 @@ def draw_more(
 
 @lru_cache(maxsize=64)
 def _answers(name: str, scene: Scene) -> Answers:
-    """What a sense could perceive in a scene, over all its states."""
+    """Weights of the answers about a sense in a scene, over all its states."""
     sense = SENSES[name]
     return tally((weight, sense.questions(scene, state)) for weight, state in whole(sense.states(scene)))

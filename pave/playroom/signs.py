@@ -1,7 +1,7 @@
-"""Sounds as pictures: cards on the rug, as a film for the deaf might show them. Practice for the embedded base only.
+"""Sounds shown as picture cards on the rug, like captions for sounds. Training data for the embedded base only.
 
-In: a `Scene` and a `Script`. Out: key frames with cards, and what they tell. So a base that never hears learns to
-look up colours and orders by a sound's name; the clips that are asked about have no cards.
+In: a `Scene` and a `Script`. Out: key frames with cards, and their labels. They teach a base without a sound encoder to
+look up colours and orders by the name of a sound; evaluated clips have no such cards.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pave.playroom import draw
 from pave.playroom.sound import TONE_SECONDS
 from pave.playroom.world import FPS, FRAMES, GRID, Scene, Script, schedule
 
-PIXEL = 2  # a card is seven by seven of these: a picture of five by five and a dark rim
+PIXEL = 2  # scale of a card: a picture of 5 x 5 and a dark border make 7 x 7 of these
 PICTURES = {
     "beep": ("  #  ", "  #  ", "#####", "  #  ", "  #  "),
     "horn": ("    #", "  ###", "#####", "  ###", "    #"),
@@ -35,7 +35,7 @@ def cards(scene: Scene, script: Script) -> Cards:
     return shown
 
 
-def put_up(frames: np.ndarray, scene: Scene, shown: Cards) -> None:
+def draw_cards(frames: np.ndarray, scene: Scene, shown: Cards) -> None:
     """Draw the cards into key frames (t y x 3): one anywhere, two in the left and in the right half."""
     rng = np.random.default_rng([scene.seed, 1])
     free = free_squares(scene)
@@ -43,11 +43,11 @@ def put_up(frames: np.ndarray, scene: Scene, shown: Cards) -> None:
     for frame, names in zip(frames, shown, strict=True):
         places = halves if len(names) == 2 else [free]
         for name, squares in zip(names, places, strict=False):
-            stick(frame, name, squares, rng)
+            draw_card(frame, name, squares, rng)
 
 
-def stick(frames: np.ndarray, name: str, squares: list[tuple[int, int]], rng: np.random.Generator) -> None:
-    """Draw one card on one of the squares, in the same place of all frames (… y x 3)."""
+def draw_card(frames: np.ndarray, name: str, squares: list[tuple[int, int]], rng: np.random.Generator) -> None:
+    """Draw one card on one of the squares, at the same place in all frames (… y x 3)."""
     row, column = squares[rng.integers(len(squares))]
     y, x = np.array([row, column]) * draw.CELL + rng.integers(0, 3, 2)
     picture = np.pad([[mark == "#" for mark in line] for line in PICTURES[name]], 1)
@@ -55,14 +55,14 @@ def stick(frames: np.ndarray, name: str, squares: list[tuple[int, int]], rng: np
     frames[..., y : y + len(card), x : x + len(card), :] = np.where(card, 235, 10)[..., None]
 
 
-def told(shown: Cards) -> list[list[str | None]]:
-    """What every square tells, row by row (t s): of two cards, the one in its half."""
+def square_labels(shown: Cards) -> list[list[str | None]]:
+    """The label of every square, row by row (t s): the card, or of two cards the one in its half."""
     halves = [(names[0], names[-1]) if names else (None, None) for names in shown]
     return [([left] * (GRID // 2) + [right] * (GRID // 2)) * GRID for left, right in halves]
 
 
 def free_squares(scene: Scene) -> list[tuple[int, int]]:
-    """Squares on which no toy stands and over which none moves."""
+    """Squares that no toy occupies or crosses."""
     taken = {
         (row, column)
         for toy in scene.toys

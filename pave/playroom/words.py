@@ -1,6 +1,7 @@
-"""The Playroom in words: stories that tell a clip, and the tokenizer. Text-only practice for the embedded base.
+"""The Playroom as text: stories that describe a clip, and the tokenizer. Text-only training data for the embedded base.
 
-A base that never had to say "horn" cannot be taught to say it by a patch; so it first reads stories about sounds.
+A patch cannot teach a base to generate a word like "horn" that it was never trained on, so the base first reads stories
+about sounds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ VOCABULARY = 512
 
 
 def tell(scene: Scene, script: Script, seed: int) -> str:
-    """The clip as a story of three sentences; the order of what is said in a sentence varies."""
+    """The clip as a story: the toys of one colour, then one sentence per phase with its facts in random order."""
     rng = Random(f"story {seed}")
     sentences = []
     for phase in range(PHASES):
@@ -35,8 +36,8 @@ def tell(scene: Scene, script: Script, seed: int) -> str:
 
 
 def describe(scene: Scene, rng: Random) -> list[Question]:
-    """Two ways to say what is seen, toys in any order. Not scored: while it says a word, the base learns to look up
-    what belongs to it, first by the word just said, and that is where answering begins."""
+    """Two descriptions of what is visible, toys in any order. Training only: by describing, the base first learns to
+    look up what belongs to the word just generated, which answering builds on."""
     toys = rng.sample(scene.toys, len(scene.toys))
     briefly = ", ".join(f"a {' then '.join(toy.colours)} {toy.shape}" for toy in toys)
     fully = ". ".join(f"the {toy.shape} is {' then '.join(toy.colours)}" for toy in toys)
@@ -47,26 +48,26 @@ def describe(scene: Scene, rng: Random) -> list[Question]:
 
 
 def sides(scene: Scene, rng: Random) -> list[Question]:
-    """The half of the rug on which every toy that stays is, toys in any order. Not scored either."""
+    """The half of the rug of every toy that does not move, toys in any order. Training only."""
     still = [toy for toy in scene.toys if not toy.way]
-    told = ", ".join(f"{toy.shape} {toy.side}" for toy in rng.sample(still, len(still)))
-    return [Question("which toy is on the left or on the right?", told, "video", "describe")]
+    answer = ", ".join(f"{toy.shape} {toy.side}" for toy in rng.sample(still, len(still)))
+    return [Question("which toy is on the left or on the right?", answer, "video", "describe")]
 
 
-def tellable(question: Question) -> bool:
-    """Whether a story holds the answer."""
+def answerable(question: Question) -> bool:
+    """Whether the answer is in the story."""
     return question.kind not in ("count", "side")
 
 
 def story(seed: int) -> tuple[str, list[Question]]:
-    """A story of the train split and what can be asked about it."""
+    """A story of the train split and questions about it."""
     scene, script = draw_scene(seed, "train"), draw_script(seed)
-    asked = [question for question in draw_questions(scene, script, (*CHANNELS, CAPTION), seed) if tellable(question)]
+    asked = [question for question in draw_questions(scene, script, (*CHANNELS, CAPTION), seed) if answerable(question)]
     return tell(scene, script, seed), asked
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE that reads any text and knows every word of the Playroom as one token."""
+    """A byte-level BPE for any text, with one token for every word of the Playroom."""
     core = Tokenizer(models.BPE())
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -91,9 +92,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def _corpus() -> list[str]:
     lines = ["system\nyou are a helpful assistant.", "user\n", "assistant\n", " left right up down"] * 100
     for seed in range(600):
-        told, asked = story(seed)
+        text, asked = story(seed)
         scene, script = draw_scene(seed, "train"), draw_script(seed)
-        lines += [told, *(text for q in asked for text in (q.text, q.answer))]
+        lines += [text, *(text for q in asked for text in (q.text, q.answer))]
         shown = [*draw_questions(scene, script, ("video",), seed), *describe(scene, Random(seed))]
         lines += [text for q in shown for text in (q.text, q.answer)]
     return lines

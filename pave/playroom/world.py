@@ -1,11 +1,11 @@
-"""Scenes and sounds of the Playroom as finite distributions, so that what can be known without a channel is exact.
+"""Scenes and sounds of the Playroom as finite distributions, so that the best score without a channel is exact.
 
-In: a seed. Out: a `Scene` (what a camera sees) and a `Script` (what a microphone hears), drawn independently of each
-other: nothing visible tells what is heard. Knows nothing of pixels, samples or words of questions.
+In: a seed. Out: a `Scene` (everything visible) and a `Script` (everything audible), drawn independently of each other:
+nothing visible reveals the sounds. Knows nothing of pixels, samples or the text of questions.
 
-A clip lasts four seconds. One toy, the changer, has three colours, one after the other; the other toys keep theirs.
-One toy may move to another square of the four-by-four rug. The light is dim for a while. Sounds happen in the middle
-of the changer's three phases.
+A clip lasts four seconds. One toy, the changer, takes three colours in turn; the other toys keep theirs. One toy may
+move to another square of the four-by-four rug. The light is dim for a while. Sounds happen in the middle of the
+changer's three phases.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pave.errors import UsageError
 
 SECONDS = 4.0
 FPS = 20
-SIZE = 64  # pixels a side
-GRID = 4  # squares a side of the rug
+SIZE = 64  # pixels per side
+GRID = 4  # squares per side of the rug
 FRAMES = 8  # key frames of the embedded base
 SHAPES = ("ball", "cube", "cone", "star", "ring", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan", "white")
@@ -33,12 +33,12 @@ PHASES = 3
 WAYS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 Split = Literal["train", "val", "test"]
 T = TypeVar("T")
-Table = Sequence[tuple[Fraction, T]]  # everything that there could be, with its exact probability
+Table = Sequence[tuple[Fraction, T]]  # all outcomes, each with its exact probability
 
 
 @dataclass(frozen=True)
 class Toy:
-    """A shape on the rug. One colour, or one for each phase; squares are (row, column)."""
+    """A shape on the rug, with one colour, or one per phase; squares are (row, column)."""
 
     shape: str
     colours: tuple[str, ...]
@@ -47,26 +47,26 @@ class Toy:
 
     @property
     def way(self) -> str | None:
-        """The word for its move, None for a toy that stays."""
+        """The direction of its move, None for a toy that does not move."""
         step = (self.goal[0] - self.square[0], self.goal[1] - self.square[1])
         signs = tuple((part > 0) - (part < 0) for part in step)
         return next((word for word, way in WAYS.items() if way == signs), None)
 
     @property
     def side(self) -> str:
-        """The word for the half of the rug it starts on."""
+        """The half of the rug it starts on."""
         return "left" if self.square[1] < GRID // 2 else "right"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a camera sees. The first toy is the changer; times are seconds."""
+    """Everything visible. The first toy is the changer; times are in seconds."""
 
     toys: tuple[Toy, ...]
     changes: tuple[float, float]  # when the changer takes its second and third colour
-    dim_phase: int  # the phase in whose middle the light is dim
-    move_at: float  # when the mover, if there is one, sets out
-    seed: int  # of everything that no question asks about: jitter, tint, noise
+    dim_phase: int  # the phase in the middle of which the light is dim
+    move_at: float  # start of the move, if a toy moves
+    seed: int  # of everything that no question is about: jitter, tint, noise
 
     @property
     def changer(self) -> Toy:
@@ -83,7 +83,7 @@ class Scene:
 
     @property
     def split(self) -> Split:
-        """Where this scene may be used. Splits share no changer: neither its shape with these three colours."""
+        """The split of this scene. Splits share no changer: a shape with its three colours is in one split only."""
         state = f"{self.changer.shape}:{','.join(self.changer.colours)}"
         bucket = int.from_bytes(hashlib.sha256(state.encode()).digest()[:4], "big") % 10
         return "test" if bucket == 0 else "val" if bucket == 1 else "train"
@@ -91,7 +91,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Script:
-    """What a microphone hears: `kind` of script, and (sound, phase) in order of time.
+    """Everything audible: `kind` of script, and (sound, phase) in order of time.
 
     quiet: no sound. one: one sound in one to three of the phases. three: a different sound in every phase.
     pair: two different sounds within one second, around the middle of one phase.
@@ -102,9 +102,9 @@ class Script:
 
 
 def draw_scene(seed: int, split: Split | None = None) -> Scene:
-    """The scene of a seed; with `split`, the first one that belongs to it."""
+    """The scene for a seed; with `split`, the first one drawn that belongs to it."""
     if split not in (None, *get_args(Split)):
-        raise UsageError(f"split={split!r}; scenes belong to {', '.join(get_args(Split))}")
+        raise UsageError(f"split={split!r}: use one of {', '.join(get_args(Split))}")
     rng = Random(f"scene {seed}")
     while True:
         scene = _scene(rng)
@@ -117,12 +117,12 @@ def _scene(rng: Random) -> Scene:
     shapes = rng.sample(SHAPES, count)
     colours = rng.sample(COLOURS, PHASES + count - 1)
     squares = rng.sample([(row, column) for row in range(GRID) for column in range(GRID)], count)
-    mover = rng.randrange(-1, count)  # -1: nobody moves
+    mover = rng.randrange(-1, count)  # -1: no toy moves
     toys = []
     for i, (shape, square) in enumerate(zip(shapes, squares, strict=True)):
         own = tuple(colours[:PHASES]) if i == 0 else (colours[PHASES + i - 1],)
         goals = _goals(square, squares) if i == mover else {}
-        # the way is drawn before the square, so that every way is as likely as the rug allows
+        # the direction is drawn before the square, so that directions are as equally likely as the rug allows
         way: str = rng.choice(sorted(goals)) if goals else ""
         toys.append(Toy(shape, own, square, rng.choice(goals[way]) if way else square))
     return Scene(
@@ -135,7 +135,7 @@ def _scene(rng: Random) -> Scene:
 
 
 def _goals(start: tuple[int, int], taken: list[tuple[int, int]]) -> dict[str, list[tuple[int, int]]]:
-    """Squares that can be reached in a straight line over free squares, by way."""
+    """Squares that can be reached in a straight line over free squares, by direction."""
     goals: dict[str, list[tuple[int, int]]] = {}
     for word, (down, right) in WAYS.items():
         row, column = start[0] + down, start[1] + right
@@ -148,7 +148,7 @@ def _goals(start: tuple[int, int], taken: list[tuple[int, int]]) -> dict[str, li
 def scripts() -> Iterator[tuple[Fraction, Script]]:
     """Every script with its exact probability. Kinds: quiet 1/28, one 6/28, three 12/28, pair 9/28.
 
-    `quiet` is as likely as each sound in `one`, so that it is one answer of seven to "what do you hear?".
+    `quiet` is as likely as each sound in `one`, so that "what do you hear?" has seven equally likely answers.
     """
     yield Fraction(1, 28), Script("quiet", ())
     for sound in SOUNDS:
@@ -168,7 +168,7 @@ def scripts() -> Iterator[tuple[Fraction, Script]]:
 
 
 def draw_script(seed: int) -> Script:
-    """The script of a seed."""
+    """The script for a seed."""
     return choose(_script_table(), Random(f"script {seed}"))
 
 
@@ -178,13 +178,13 @@ def _script_table() -> Table[Script]:
 
 
 def choose(table: Table[T], rng: Random) -> T:
-    """One of them, by its probability."""
+    """Draw one outcome by its probability."""
     shares, known = zip(*table, strict=True)
     return rng.choices(known, [float(share) for share in shares])[0]
 
 
 def schedule(scene: Scene, script: Script) -> list[tuple[str, float]]:
-    """When each sound begins, in seconds. Jitter comes from the scene's seed and tells nothing of the script."""
+    """The start time of each sound, in seconds. Jitter depends on the scene only: it reveals nothing of the script."""
     rng = Random(f"schedule {scene.seed}")
     if script.kind == "pair":
         (first, phase), (second, _) = script.events

@@ -1,7 +1,7 @@
-"""A media file read as time goes by: picture by picture, with the sound up to each, and never more in memory.
+"""Streams a media file: picture by picture, each with the sound up to it, and never more in memory.
 
 In: the path of a video file. Out: pictures with their seconds, and sound, on the clock of `Clip.read`. Decodes in this
-process, without a time limit: who watches can stop. Knows nothing of models.
+process, without a time limit: the caller can stop. Knows nothing of models.
 
 t pictures, y x pixels, n samples
 """
@@ -25,64 +25,64 @@ from pave.media.key_frames import Request
 
 
 class Chunk(NamedTuple):
-    """What has come."""
+    """New pictures and sound of a stream."""
 
     frames: Tensor | None  # uint8 (t 3 y x)
     times: Tensor | None  # (t,) seconds
-    sound: Tensor | None = None  # float32 (1 n), follows on what came before
+    sound: Tensor | None = None  # float32 (1 n), continues the sound of earlier chunks
     rate: int = 0  # Hz
-    start: float = 0.0  # second of the very first sample
+    start: float = 0.0  # second of the stream's first sample
 
 
 def chunks_of(path: str) -> Generator[Chunk, None, None]:
-    """The pictures of a file, one by one, each with the sound since the one before; then the rest of the sound,
-    second by second."""
+    """The pictures of a file, one by one, each with the sound since the previous one; then the remaining sound, second
+    by second."""
     check_file(path)
     track, audio = tracks(path)
-    with opened(path) as film, opened(path) as noise:
-        origin, size, hearing, scaler, second = None, {}, None, VideoReformatter(), 0.0
+    with opened(path) as film, opened(path) as noise:  # twice: pictures and sound are decoded at different positions
+        origin, size, reader, scaler, second = None, {}, None, VideoReformatter(), 0.0
         for stamp, frame in stamped(film, track):
             if origin is None:
                 origin, size = stamp, {"width": frame.width, "height": frame.height}
-                hearing = None if audio is None else Hearing(path, noise, audio, origin * track.base)
+                reader = None if audio is None else SoundReader(path, noise, audio, origin * track.base)
             second = float((stamp - origin) * track.base)
             picture = upright(scaler.reformat(frame, format="rgb24", **size).to_ndarray(), frame, path)
             frames = rearrange(torch.from_numpy(np.ascontiguousarray(picture)), "y x c -> 1 c y x")
-            heard = (None, 0, 0.0) if hearing is None else hearing.until(second)
-            yield Chunk(frames, torch.tensor([second], dtype=torch.float64), *heard)
+            sound = (None, 0, 0.0) if reader is None else reader.until(second)
+            yield Chunk(frames, torch.tensor([second], dtype=torch.float64), *sound)
         if origin is None:
-            raise refuse(path, "no picture in it decodes", "the file is damaged: fetch or record it again")
-        while hearing is not None and not hearing.over:
-            second = max(second, hearing.second) + 1
-            yield Chunk(None, None, *hearing.until(second))
+            raise refuse(path, "no picture in it decodes", "the file is damaged: download or record it again")
+        while reader is not None and not reader.over:
+            second = max(second, reader.second) + 1
+            yield Chunk(None, None, *reader.until(second))
 
 
 def tracks(path: str) -> tuple[Track, int | None]:
-    """The track of pictures, and the number of the first track of sound."""
+    """The video track, and the index of the first audio track."""
     with opened(path) as container:
         films = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
         if not films:
-            raise refuse(path, "has no pictures, and a base sees by them", "give a video file")
+            raise refuse(path, "has no pictures, and a base needs them", "pass a video file")
         sounds = [each.index for each in container.streams.audio if each.codec_context is not None]
         return track_of(path, films[0], container.format.name), sounds[0] if sounds else None
 
 
-class Hearing:
-    """The sound of a file, as far as it has been asked for."""
+class SoundReader:
+    """Decodes the sound of a file incrementally."""
 
     def __init__(self, path: str, container: Any, index: int, origin: Fraction) -> None:
         self.frames = decoded(container, container.streams[index])
         self.sound = Sound(Request(path), origin)
-        self.given = 0  # samples of the file
-        self.over = False  # nothing is left
+        self.returned = 0  # samples so far
+        self.over = False  # at the end of the file
 
     @property
     def second(self) -> float:
-        """Until which it has been heard."""
+        """End of the decoded sound."""
         return self.sound.begin + self.sound.seconds
 
     def until(self, second: float) -> tuple[Tensor | None, int, float]:
-        """Sound (1 n) up to about this second; its rate, and the second of the very first sample."""
+        """New sound (1 n) up to about this second; its rate, and the second of the file's first sample."""
         sound, waves = self.sound, [np.zeros((1, 0), np.float32)]
         while not self.over and self.second <= second:
             frame = next(self.frames, None)
@@ -90,8 +90,8 @@ class Hearing:
                 self.over = True
                 break
             for place, wave in sound.pieces:
-                waves += [np.zeros((1, place - self.given), np.float32), wave]  # holes are silence
-                self.given = place + wave.shape[1]
+                waves += [np.zeros((1, place - self.returned), np.float32), wave]  # gaps are filled with silence
+                self.returned = place + wave.shape[1]
             sound.pieces.clear()
         if sound.rate is None:
             return None, 0, 0.0

@@ -1,6 +1,6 @@
-"""What a stream keeps of the past, in a bounded number of bytes.
+"""Bounded memory of a stream.
 
-In: tensors and their seconds. Out: those that are kept, spread evenly over all of the past.
+In: tensors and their seconds. Out: those that are held, evenly distributed over the past.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Entry:
-    """Something that came at a moment."""
+    """Tensors of one instant."""
 
     number: int
     second: float
@@ -27,15 +27,15 @@ class Entry:
 
 
 class History:
-    """What came, in the order of time, in up to `size` bytes. When it is more, every second one is forgotten, and of
-    what is to come every second one is kept; and so on. So it lies evenly over all of the past."""
+    """Entries in order of time, in up to `size` bytes. When full, it drops every second entry and from then on stores
+    only every second new one, and so on: what it holds stays evenly distributed over the past."""
 
     def __init__(self, size: int) -> None:
         self.size, self.held, self.nbytes = size, deque[Entry](), 0
         self.every, self.count = 1, 0
 
     def add(self, second: float, make: Callable[[], tuple[Tensor, ...]]) -> None:
-        """Keep one more, which is made only if it is kept."""
+        """Store one more entry; `make` is called only if it is stored."""
         if self.count % self.every == 0:
             self.held.append(Entry(self.count, second, make()))
             self.nbytes += self.held[-1].nbytes
@@ -46,16 +46,16 @@ class History:
             self.nbytes = sum(each.nbytes for each in self.held)
 
     def add_seconds(self, times: Tensor, *parts: Tensor) -> None:
-        """Keep time steps (τ …) at `times` second by second, so that what happens within a second stays whole."""
+        """Store time steps (τ …) at `times` in entries of one second each, so that a second is dropped as a whole."""
         counts = torch.unique_consecutive(times.floor(), return_counts=True)[1].tolist()
         for each in zip(*(part.split(counts) for part in (times, *parts)), strict=True):
             self.add(each[0][0].item(), lambda each=each: tuple(part.clone() for part in each))
 
     def forget(self, before: float) -> None:
-        """Keep nothing that is over at second `before`: what came last until then still is."""
+        """Drop entries before second `before`, except the last of them: it is still valid then."""
         while len(self.held) > 1 and self.held[1].second <= before:
             self.nbytes -= self.held.popleft().nbytes
 
     def joined(self) -> list[Tensor]:
-        """The parts of all that is held, in line."""
+        """The parts of all held entries, concatenated."""
         return [torch.cat(parts) for parts in zip(*(each.parts for each in self.held), strict=True)]

@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: one safetensors file, written in one piece, checked when it is read, without pickle.
+"""Checkpoints of a training run: one safetensors file, written atomically and verified on reading; no pickle.
 
-In: the trainable parameters, AdamW's state, the losses so far and the identity of the run. Out: a file. Which clips and
-which dropout a step sees follows from seed and step alone, so no state of a random generator is kept.
+In: the trainable parameters, AdamW's state, the losses so far and the identity of the run. Out: a file. The clips
+and the dropout of a step depend on seed and step alone, so no random generator state is saved.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pave.files import json_text, tensorfile
 from pave.patch.filenames import WEIGHTS
 
 NAME = "checkpoint.safetensors"
-STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter that has ever had a gradient
+STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter that has had a gradient
 Parameters = Mapping[str, Mapping[str, torch.nn.Parameter]]
-Identity = Mapping[str, Any]  # what makes a run this run, as JSON has it
+Identity = Mapping[str, Any]  # what identifies a run, as JSON values
 
 
 def write_checkpoint(
@@ -32,28 +32,28 @@ def write_checkpoint(
     identity: Identity,
     losses: list[float],
 ) -> Path:
-    """Write to a temporary file, then rename: whoever dies in between leaves the checkpoint before."""
+    """Write to a temporary file, then rename: if the process dies in between, the previous checkpoint is intact."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in _flat(parameters).items():
         state = optimiser.state.get(parameter, {})
         tensors[f"value.{name}"] = parameter.detach()
         tensors |= {f"{key}.{name}": state[key] for key in STATE if key in state}
     facts = {"step": str(step), "identity": json_text.canonical(identity), "losses": json.dumps(losses)}
-    remedy = f"this was at step {step}, what was there before is kept: make room and go on with --resume"
+    remedy = f"this was at step {step}, the previous checkpoint is intact: make room and go on with --resume"
     with raised_as(TrainingError, folder / NAME, remedy):
         tensorfile.write(folder / NAME, tensors, facts | {"sha256": tensorfile.digest(facts, tensors)})
     return folder / NAME
 
 
 def refuse_begun(folder: Path, resume: bool) -> None:
-    """Refuse to begin where a run has left something, unless there is a checkpoint to `resume`."""
+    """Refuse to start in the folder of another run, unless there is a checkpoint to `resume`."""
     checkpoint, patch = folder / NAME, folder / WEIGHTS
     if checkpoint.is_file() and not resume:
         try:
-            left = f"a checkpoint of step {tensorfile.read_metadata(checkpoint).get('step')}"
-        except FileError:  # damaged, as --resume will say
-            left = NAME
-        raise TrainingError(f"{folder} holds {left}; go on with --resume, give another train.output, or delete it")
+            content = f"a checkpoint of step {tensorfile.read_metadata(checkpoint).get('step')}"
+        except FileError:  # damaged; --resume reports it
+            content = NAME
+        raise TrainingError(f"{folder} holds {content}; go on with --resume, give another train.output, or delete it")
     if patch.is_file() and not checkpoint.is_file():
         raise TrainingError(f"{folder} holds {WEIGHTS} and no checkpoint; give another train.output, or delete it")
 
@@ -70,18 +70,18 @@ def read_checkpoint(
     if facts.pop("sha256", "") != tensorfile.digest(facts, tensors):
         raise TrainingError(f"{path} is damaged; delete it and start without --resume")
     values = {name: f"value.{name}" for name in _flat(parameters)}
-    there, here = dict(_leaves(json.loads(facts["identity"]))), dict(_leaves(identity))
-    other = [key for key in there | here if there.get(key) != here.get(key)]
-    if other or not tensors.keys() >= set(values.values()):
-        named = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in other[:3])
+    saved, own = dict(_leaves(json.loads(facts["identity"]))), dict(_leaves(identity))
+    different = [key for key in saved | own if saved.get(key) != own.get(key)]
+    if different or not tensors.keys() >= set(values.values()):
+        named = "; ".join(f"{key}: {saved.get(key)!r} there, {own.get(key)!r} here" for key in different[:3])
         raise TrainingError(
-            f"{path} belongs to another recipe, base or data ({named or 'it lacks tensors'}); give another "
+            f"{path} belongs to another recipe, base or data ({named or 'tensors are missing'}); give another "
             "train.output, or delete it"
         )
     for name, parameter in _flat(parameters).items():
         parameter.data.copy_(tensors[values[name]])
         state = {key: tensors[f"{key}.{name}"] for key in STATE if f"{key}.{name}" in tensors}
-        if state:  # AdamW counts its steps on the CPU
+        if state:  # AdamW expects `step` on the CPU
             optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
     return int(facts["step"]), json.loads(facts["losses"])
 
@@ -91,7 +91,7 @@ def _flat(parameters: Parameters) -> dict[str, torch.nn.Parameter]:
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested mappings with its dotted key; sequences are values, and tuples what JSON makes of them."""
+    """Every value of nested mappings with its dotted key; sequences are values, and tuples become lists as in JSON."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _leaves(inner, f"{key}.{name}" if key else name)

@@ -1,6 +1,6 @@
-"""The clips of a run: read and encoded once, their questions as token ids, and rows of them for a step.
+"""The clips of a run: read and encoded once, their questions as token ids, and batches of them for a step.
 
-In: a `Setup`. Out: a `Dataset`; clips that cannot be read are left out and told.
+In: a `Setup`. Out: a `Dataset`; unreadable clips are skipped and reported.
 
 b clips of a step, l tokens of a row
 """
@@ -27,47 +27,47 @@ from pave.playroom.writer import write_clips
 from pave.recipe import DataConfig
 from pave.training.setup import Setup
 
-Turn = tuple[list[int], list[int]]  # ids of a question behind the video, and of its answer with the end of the turn
+Turn = tuple[list[int], list[int]]  # ids of the prompt after the video, and of the answer with the end of the turn
 
 
 @dataclass(frozen=True)
 class TrainingClip:
-    """One clip and everything that is asked about it."""
+    """One clip and all questions about it."""
 
     features: ClipFeatures
     examples: tuple[Example, ...]
-    turns: tuple[Turn, ...]  # of the examples
+    turns: tuple[Turn, ...]  # one per example
 
     def has(self, encoder: Encoder) -> bool:
-        """Whether the clip has what an encoder reads."""
+        """Whether the clip has side tokens of an encoder."""
         side = self.features.sides[encoder.spec.preprocessing]
         return side is not None and side.present
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The clips that could be read, for training and held out, and what became of the others."""
+    """The readable clips, for training and held out, and why others are missing."""
 
     train: list[TrainingClip]
     val: list[TrainingClip]
-    senses: dict[str, Encoder]  # those that are trained
-    refused: dict[Source, str]  # clips that cannot be read, and why
-    unread: list[str]  # signals of clips that no encoder reads
-    seconds: dict[str, float]  # that each step took
+    senses: dict[str, Encoder]  # of the trained patch
+    refused: dict[Source, str]  # unreadable clips, and why
+    unread: list[str]  # warnings about signals of clips that no encoder reads
+    seconds: dict[str, float]  # of each stage
 
     @property
     def questions(self) -> int:
-        """How many are learned from."""
+        """The number of questions for training."""
         return sum(len(clip.examples) for clip in self.train)
 
     def remarks(self) -> list[str]:
-        """What clips lack of the senses, and which of their signals nobody reads."""
+        """Warnings: clips that lack a sense, and signals that no encoder reads."""
         count = len(self.train) + len(self.val)
-        lacking = [(sense, why) for sense, why in self.absent().items() if why]
-        return [*(f"{len(why)} of {count} clips have no {sense} ({why[0]})" for sense, why in lacking), *self.unread]
+        missing = [(sense, why) for sense, why in self.absent().items() if why]
+        return [*(f"{len(why)} of {count} clips have no {sense} ({why[0]})" for sense, why in missing), *self.unread]
 
     def absent(self) -> dict[str, list[str]]:
-        """Of every sense that is trained: why clips lack it, a reason for each of them."""
+        """For every sense of the patch: the reasons of all clips that lack it."""
         return {
             sense: [
                 clip.features.absent.get(encoder.spec.preprocessing, "absent: nothing in it can be read")
@@ -78,27 +78,27 @@ class Dataset:
         }
 
     def sensing(self) -> list[TrainingClip]:
-        """Clips to learn from that have one of the senses."""
+        """Training clips that have at least one of the senses."""
         return [clip for clip in self.train if any(clip.has(encoder) for encoder in self.senses.values())]
 
 
-def see(setup: Setup, clips: int | None = None, seeing: OnClip | None = None) -> Dataset:
-    """Read the questions, then see every clip once; `clips`: how many to use, None: all."""
+def read_dataset(setup: Setup, clips: int | None = None, on_clip: OnClip | None = None) -> Dataset:
+    """Read the questions, then encode every clip once; `clips`: how many to use, None: all."""
     setup.recipe.output.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     train_file, val_file = data_files(setup.recipe.data, setup.recipe.output)
     written = time.perf_counter()
-    asked = [read_jsonl(file) for file in (train_file, val_file) if file]  # both, before anything is looked at
-    train = _ask_all(setup, train_file, asked[0], clips, seeing)
-    val = _ask_all(setup, val_file, asked[1], clips, seeing) if val_file else []
+    examples = [read_jsonl(file) for file in (train_file, val_file) if file]  # both, so that bad files fail early
+    train = _training_clips(setup, train_file, examples[0], clips, on_clip)
+    val = _training_clips(setup, val_file, examples[1], clips, on_clip) if val_file else []
     seconds = {"clips": written - begin, "features": time.perf_counter() - written}
-    idle = unread(chain(*asked), setup.streams)
-    dataset = Dataset(train, val, dict(setup.senses), setup.store.refused, idle, seconds)
+    unused = unread(chain(*examples), setup.streams)
+    dataset = Dataset(train, val, dict(setup.senses), setup.store.refused, unused, seconds)
     if not setup.recipe.train.keep_lora_when_absent and not dataset.sensing():
         why = "; ".join(sorted({why for clip in train for why in clip.features.absent.values()})[:3])
         raise DataError(
             f"{train_file}: none of its {len(train)} clips has {' or '.join(setup.senses)} ({why}), so there is "
-            f"nothing to learn from; {'; '.join(idle) or 'give clips that have'}"
+            f"nothing to learn from; {'; '.join(unused) or 'use clips that have it'}"
         )
     return dataset
 
@@ -106,30 +106,30 @@ def see(setup: Setup, clips: int | None = None, seeing: OnClip | None = None) ->
 def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:
     """The JSONL files of a recipe; Playroom clips are written first."""
     if data.playroom is None:
-        assert data.train is not None  # the config allows no third case
+        assert data.train is not None  # guaranteed by the config
         return data.train, data.val
     world = data.playroom
     clips = folder / "clips"
-    asked = [channel for channel in world.channels if channel != "caption"]  # nobody is asked to tell everything
+    channels = [channel for channel in world.channels if channel != "caption"]  # no captions in held-out data
     return (
         write_clips(clips, world.clips, world.seed, "train", world.channels),
-        write_clips(clips, max(8, world.clips // 10), world.seed, "val", asked),
+        write_clips(clips, max(8, world.clips // 10), world.seed, "val", channels),
     )
 
 
-def _ask_all(
-    setup: Setup, file: Path, examples: Sequence[Example], limit: int | None, seeing: OnClip | None
+def _training_clips(
+    setup: Setup, file: Path, examples: Sequence[Example], limit: int | None, on_clip: OnClip | None
 ) -> list[TrainingClip]:
-    """Every clip that can be read, with its questions."""
+    """Every readable clip, with its questions."""
     by_clip: dict[Source, list[Example]] = {}
     for example in examples:
         by_clip.setdefault(example.source, []).append(example)
     sources = list(by_clip)[:limit]
     store: FeatureCache = setup.store
-    seen = store.read(sources, seeing)
-    if not seen:
+    encoded = store.read(sources, on_clip)
+    if not encoded:
         raise DataError(f"{file}: none of its {len(sources)} clips can be read; the first: {store.refused[sources[0]]}")
-    return [training_clip(setup.model.host, features, by_clip[source]) for source, features in seen.items()]
+    return [training_clip(setup.model.host, features, by_clip[source]) for source, features in encoded.items()]
 
 
 def training_clip(host: Host, features: ClipFeatures, examples: Iterable[Example]) -> TrainingClip:
@@ -142,7 +142,8 @@ def training_clip(host: Host, features: ClipFeatures, examples: Iterable[Example
 
 
 def batch(model: PatchedModel, clips: Sequence[TrainingClip], patches: Names) -> tuple[Inputs, Tensor]:
-    """Rows of several clips with all their questions, and labels (b l). `patches`: names for all, or per clip."""
+    """A batch with one row per clip, which has all its questions, and labels (b l). `patches`: names for all, or per
+    clip."""
     layout = model.lay_out([clip.features for clip in clips], patches)
     before = model.host.prompter.prefix
     rows = [pack([*before, *visual], clip.turns) for clip, visual in zip(clips, layout.visual, strict=True)]

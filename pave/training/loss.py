@@ -1,7 +1,7 @@
-"""The loss of a step, and the same figure as accuracy: both are of the answers' tokens, given all tokens before.
+"""The loss of a step, and teacher-forced accuracy, both of the answers' tokens.
 
-In: rows with labels. Out: logits where an answer's token is due, their cross-entropy, and how often whole answers would
-be right.
+In: rows with labels. Out: logits at the positions that predict an answer's token, their cross-entropy, and the share of
+answers that are entirely right.
 
 b rows, l tokens of a row, k tokens of all answers
 """
@@ -23,32 +23,32 @@ from pave.training.dataset import TrainingClip, batch
 
 
 def scores(model: PatchedModel, inputs: Inputs, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits where a learned id is due (k vocabulary), and these ids (k)."""
-    wanted = labels[:, 1:].to(model.host.device)
-    columns = (wanted != IGNORE).any(0).nonzero()[:, 0]  # the head is wide: only columns that hold an answer
+    """Logits at the positions that predict a label (k vocabulary), and these labels (k)."""
+    targets = labels[:, 1:].to(model.host.device)
+    columns = (targets != IGNORE).any(0).nonzero()[:, 0]  # the vocabulary is large: skip columns without labels
     logits = model.forward(inputs, logits_to_keep=columns).logits
-    wanted = wanted[:, columns]
-    return logits[wanted != IGNORE], wanted[wanted != IGNORE]
+    targets = targets[:, columns]
+    return logits[targets != IGNORE], targets[targets != IGNORE]
 
 
 def answer_loss(model: PatchedModel, inputs: Inputs, labels: Tensor) -> Tensor:
     """Mean cross-entropy of the answers' tokens."""
-    logits, wanted = scores(model, inputs, labels)
-    return F.cross_entropy(logits.float(), wanted)
+    logits, targets = scores(model, inputs, labels)
+    return F.cross_entropy(logits.float(), targets)
 
 
 @torch.no_grad()
 def token_accuracy(model: PatchedModel, clips: Sequence[TrainingClip], patches: Names, size: int) -> dict[str, float]:
-    """Share of questions whose every token is the most likely one given the right tokens before it (teacher forcing;
-    `pave.evaluate` lets the model answer freely), over all and by the data file's `channel`; `size` clips at once."""
+    """Share of questions whose answer tokens are all the most likely ones under teacher forcing (`pave.evaluate`
+    generates freely), over all and by the data file's `channel`; `size` clips per batch."""
     tally: dict[str, list[bool]] = {"all": []}
     for first in range(0, len(clips), size):
         part = clips[first : first + size]
-        logits, wanted = scores(model, *batch(model, part, patches))
-        hits = iter((logits.argmax(-1) == wanted).tolist())
+        logits, targets = scores(model, *batch(model, part, patches))
+        hits = iter((logits.argmax(-1) == targets).tolist())
         for clip in part:
             for example, (_, answer) in zip(clip.examples, clip.turns, strict=True):
-                right = all(tuple(islice(hits, len(answer))))  # takes them all, even after a miss
+                right = all(tuple(islice(hits, len(answer))))  # tuple: consumes all hits, even after a miss
                 for key in {"all", str(example.facts.get("channel", "all"))}:
                     tally.setdefault(key, []).append(right)
     return {key: sum(hits) / len(hits) for key, hits in tally.items()}

@@ -1,4 +1,4 @@
-"""Train a patch: recipe -> questions -> frozen features, seen once -> fusion and LoRA -> checkpoint -> patch file.
+"""Train a patch: recipe -> questions -> frozen features, encoded once -> fusion and LoRA -> checkpoint -> patch file.
 
     pave-train patches/audio-playroom/patch.yaml [key.sub=value ...] [--resume] [--smoke] [--dry-run]
 
@@ -24,7 +24,7 @@ from pave.hub import catalogue
 from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
 from pave.training.checkpoint import Identity, read_checkpoint, write_checkpoint
-from pave.training.dataset import Dataset, TrainingClip, batch, see
+from pave.training.dataset import Dataset, TrainingClip, batch, read_dataset
 from pave.training.loss import answer_loss, token_accuracy
 from pave.training.setup import Setup
 from pave.training.trainee import Trainee, training
@@ -34,14 +34,14 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left behind."""
+    """The outputs of a run."""
 
     patch: Path
     metrics: dict[str, object]
 
 
 def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progress | None = None) -> Result:
-    """Train `recipe` (itself, its file or folder, or a name of the catalogue) and write the patch;
+    """Train a recipe (a Recipe, its file or folder, or a name of the catalogue) and write the patch;
     `progress(step, steps, figures)` is called after every step."""
     run = Run.begin(recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe))
     return run.complete(resume, progress or (lambda step, steps, figures: None))
@@ -49,20 +49,20 @@ def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progre
 
 @dataclass
 class Run:
-    """One training run: what is opened, what was seen, what is trained, and how far it has come."""
+    """One training run: its models, its data, the patch in training, and its progress."""
 
     setup: Setup
     dataset: Dataset
     trainee: Trainee
     losses: list[float] = field(default_factory=list)  # of all steps so far
-    kept: int = 0  # the step of the last checkpoint of this run
-    seconds: float = 0.0  # that the steps have taken
+    kept: int = 0  # step of the last checkpoint
+    seconds: float = 0.0  # spent in steps
 
     @classmethod
     def begin(cls, recipe: Recipe) -> Run:
-        """A run at its start, all its clips seen."""
+        """A run at its start, with all its clips encoded."""
         setup = Setup.of(recipe)
-        return cls.of(setup, see(setup))
+        return cls.of(setup, read_dataset(setup))
 
     @classmethod
     def of(cls, setup: Setup, dataset: Dataset) -> Run:
@@ -70,76 +70,76 @@ class Run:
         return cls(setup, dataset, Trainee.of(setup, dataset))
 
     def complete(self, resume: bool, progress: Progress) -> Result:
-        """All steps, from the last checkpoint on where `resume` says so."""
+        """Run all steps, from the last checkpoint if `resume`, and write the patch."""
         if resume:
             self.resume()
         self.fit(progress)
         return self.finish()
 
     def fit(self, progress: Progress) -> None:
-        """The steps. A checkpoint is written every so often, and the last good one stays whatever happens."""
+        """Run the steps and write checkpoints; after an error, the last good checkpoint is intact."""
         options, model = self.setup.recipe.train, self.setup.model
         for step in range(self.kept, options.steps):
             begin = time.perf_counter()
-            torch.manual_seed(_mix(options.seed, step))  # dropout of a step, the same after a resume
+            torch.manual_seed(_mix(options.seed, step))  # dropout depends on the step alone, so resuming repeats it
             rate = self.trainee.set_rates(_schedule(step, options.steps, options.warmup))
             self.losses.append(self.step(step))
             self.seconds += time.perf_counter() - begin
             figures = {"loss": self.losses[-1], "rate": rate}
             figures |= {name: value.item() for name, value in self.trainee.attached.aux_losses.items()}
             if (step + 1) % options.eval_every == 0 and self.dataset.val and step + 1 < options.steps:
-                found = token_accuracy(model, self.dataset.val, self.setup.names, options.batch)
-                figures["held-out"] = found["all"]
+                accuracy = token_accuracy(model, self.dataset.val, self.setup.names, options.batch)
+                figures["held-out"] = accuracy["all"]
             if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps:
                 self.save(step + 1)
             progress(step + 1, options.steps, figures)
 
     def step(self, step: int) -> float:
-        """One optimiser step; returns the loss of the answers, without what a patch adds for itself."""
+        """One optimiser step; returns the loss of the answers, without auxiliary losses."""
         options, model, trainee = self.setup.recipe.train, self.setup.model, self.trainee
         inputs, labels = batch(model, self.clips_of(step), self.setup.names)
         with training(trainee.attached):
             loss = answer_loss(model, inputs, labels)
             trainee.optimiser.zero_grad()
-            if loss.requires_grad:  # not where all clips of the step lack the sense: they get the base's answers
+            if loss.requires_grad:  # False if all clips of the step lack the sense: only the frozen base runs
                 sum(trainee.attached.aux_losses.values(), loss).backward()
         norm = trainee.clip_gradients(options.max_grad_norm)
         if not (loss.isfinite() and norm.isfinite()):
             parts = ["fusion", "lora", *(["resampler"] if self.setup.recipe.resampler else [])]
             rates = " or ".join(f"train.{part}_lr={getattr(options, f'{part}_lr')}" for part in parts)
-            cause = f"the loss is {loss.item():.4g}, its gradient {norm.item():.4g} long"
+            cause = f"the loss is {loss.item():.4g}, its gradient norm {norm.item():.4g}"
             raise TrainingError(f"step {step + 1}: {cause}; lower {rates}; {self.left()}")
         trainee.optimiser.step()
         return loss.item()
 
     def clips_of(self, step: int) -> list[TrainingClip]:
-        """The clips of a step: every epoch is one shuffle of all, drawn from the seed and the epoch alone."""
+        """The clips of a step; each epoch is a permutation of all clips that depends on seed and epoch alone."""
         clips, options = self.dataset.train, self.setup.recipe.train
-        places = range(step * options.batch, (step + 1) * options.batch)
-        epochs = {place // len(clips) for place in places}
+        indices = range(step * options.batch, (step + 1) * options.batch)
+        epochs = {index // len(clips) for index in indices}
         orders = {epoch: _order(len(clips), options.seed, epoch) for epoch in epochs}
-        return [clips[orders[place // len(clips)][place % len(clips)]] for place in places]
+        return [clips[orders[index // len(clips)][index % len(clips)]] for index in indices]
 
     def save(self, step: int) -> None:
-        """Write the checkpoint in one piece; an error leaves the one before."""
+        """Write the checkpoint atomically; after an error, the previous one is intact."""
         trainee, folder = self.trainee, self.setup.recipe.output
         write_checkpoint(folder, step, trainee.parameters, trainee.optimiser, self._identity(), self.losses)
         self.kept = step
 
     def resume(self) -> None:
-        """Go on from the checkpoint of this very recipe; without one, begin at the start."""
+        """Continue from the checkpoint of this recipe; without one, start at step 0."""
         trainee, folder = self.trainee, self.setup.recipe.output
         self.kept, self.losses = read_checkpoint(folder, trainee.parameters, trainee.optimiser, self._identity())
 
     def left(self) -> str:
-        """In words, what is left of a run that has stopped."""
+        """What a stopped run has left, as text."""
         if not self.kept:
             return "no checkpoint of this run has been written yet"
         folder = self.setup.recipe.output
         return f"the last good checkpoint, of step {self.kept}, is in {folder}, and --resume goes on from it"
 
     def finish(self) -> Result:
-        """Export the patch and write down what was measured."""
+        """Export the patch and write the metrics."""
         model, names, options = self.setup.model, self.setup.names, self.setup.recipe.train
         seconds = {**self.dataset.seconds, "steps": self.seconds}
         metrics: dict[str, object] = {
@@ -158,10 +158,10 @@ class Run:
         return Result(path, metrics)
 
     def _identity(self) -> Identity:
-        """What makes this run this run: its config and every question, in order."""
+        """What identifies this run: its config and every question, in order."""
         clips = self.dataset.train
-        asked = [(e.video.name, e.question, e.answer) for clip in clips for e in clip.examples]
-        questions = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        turns = [(e.video.name, e.question, e.answer) for clip in clips for e in clip.examples]
+        questions = hashlib.sha256(json.dumps(turns).encode()).hexdigest()
         return {**self.trainee.attached.config.model_dump(mode="json"), "questions": questions[:12]}
 
 
@@ -175,7 +175,7 @@ def _mix(seed: int, index: int) -> int:
 
 
 def _schedule(step: int, steps: int, warmup: float) -> float:
-    """Linear warm-up, then a cosine to zero."""
+    """The factor of the learning rate: linear warm-up, then a cosine to zero."""
     warm = max(1, round(steps * warmup))
     if step < warm:
         return (step + 1) / warm

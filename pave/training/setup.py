@@ -1,7 +1,7 @@
-"""What a run is made of, before any clip is read: the base, frozen patches below, encoders, and what is trained.
+"""The parts of a run before any clip is read: the base, frozen patches, encoders, and the patch to start from.
 
-In: a recipe. Out: a `Setup`, or the error that says why this recipe cannot be trained here; the base, which may be
-large, is fetched last of what can be refused.
+In: a recipe. Out: a `Setup`, or an error if this recipe cannot be trained here; what can be checked without the base is
+checked first, since the base may be large.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pave.patch.file import Patch
 from pave.patch.report import PatchReport
 from pave.recipe import Recipe
 
-# Said elsewhere in the patch, or without influence on its weights.
+# Recorded elsewhere in the patch, or without effect on its weights.
 UNRECORDED = {
     "output",
     "keep_lora_when_absent",
@@ -36,28 +36,28 @@ UNRECORDED = {
     "on_top_of",
     "start_from",
 }
-# In these a recipe agrees with the patch that it goes on from.
+# A recipe and the patch in its train.start_from must be equal in these.
 SHAPE = ("senses", "resampler", "fusion", "lora", "newline", "prompt")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A recipe and what it names, opened."""
+    """A recipe with its models loaded."""
 
     recipe: Recipe
     model: PatchedModel
     below: tuple[PatchReport, ...]  # frozen patches that the new one is trained on top of
     senses: Mapping[str, Encoder]
     store: FeatureCache
-    start: Patch | None  # the patch to go on from
+    start: Patch | None  # the patch of train.start_from
 
     @classmethod
     def of(cls, recipe: Recipe) -> Setup:
-        """Open what a recipe names."""
+        """Load what a recipe names."""
         if recipe.output.exists() and not recipe.output.is_dir():
             raise RecipeError(f"train.output={recipe.output}: is a file; give a folder")
-        for lacking in filter(None, (missing(each.encoder) for each in recipe.senses.values())):
-            raise EncoderError(lacking)
+        for problem in filter(None, (missing(each.encoder) for each in recipe.senses.values())):
+            raise EncoderError(problem)
         for file in filter(None, (recipe.data.train, recipe.data.val)):
             refuse_no_file(file)
         model = load(recipe.base, dtype=recipe.train.dtype, frames=recipe.frames)
@@ -67,13 +67,13 @@ class Setup:
         store = FeatureCache(model, list(encoders.values()), recipe.output / "features", recipe.data.features)
         start = _start(recipe, model, senses)
         setup = cls(recipe, model, below, senses, store, start)
-        with torch.device("meta"):  # what cannot be built, or not beside the others, is refused before any clip is seen
+        with torch.device("meta"):  # build the patch without memory, so that errors come before any clip is read
             refuse_apart(model.host, [*model.attached(), Attached(setup.config(), model.host)])
         return setup
 
     @property
     def names(self) -> list[str]:
-        """All patches that run in a step, the trained one last."""
+        """All patches of a step, the trained one last."""
         return [*(report.name for report in self.below), self.recipe.name]
 
     @property
@@ -82,7 +82,7 @@ class Setup:
         return {each.spec.sense for each in (*self.model.encoders(), *self.senses.values())} - {"audio"}
 
     def config(self, clips: int = 0, questions: int = 0) -> PatchConfig:
-        """What the patch file will say of itself, trained on so many clips and questions."""
+        """The config of the patch file, trained on so many clips and questions."""
         config = patch_config(self.recipe, self.model.host, self.senses)
         training = {
             "clips": clips,
@@ -91,13 +91,13 @@ class Setup:
             **({"on_top_of": {each.name: each.sha256 for each in self.below}} if self.below else {}),
             **({"start_from": {self.start.config.name: self.start.sha256}} if self.start else {}),
         }
-        told = {sense: {"weights": self.store.weights(encoder)} for sense, encoder in self.senses.items()}
-        senses = {sense: facts.model_copy(update=told[sense]) for sense, facts in config.senses.items()}
+        weights = {sense: {"weights": self.store.weights(encoder)} for sense, encoder in self.senses.items()}
+        senses = {sense: facts.model_copy(update=weights[sense]) for sense, facts in config.senses.items()}
         return config.model_copy(update={"training": training, "senses": senses})
 
 
 def patch_config(recipe: Recipe, host: Host, encoders: Mapping[str, Encoder]) -> PatchConfig:
-    """What a patch file of this recipe says of itself before any clip is seen; no paths, no time stamps."""
+    """The config of a patch file of this recipe before training; no paths, no time stamps."""
     for sense, encoder in encoders.items():
         if recipe.resampler:
             refuse_overflow(sense, encoder.spec.rate, encoder.spec.grid, recipe.resampler)
@@ -118,7 +118,7 @@ def patch_config(recipe: Recipe, host: Host, encoders: Mapping[str, Encoder]) ->
 
 
 def _start(recipe: Recipe, model: PatchedModel, senses: Mapping[str, Encoder]) -> Patch | None:
-    """The patch to go on from, which has to be of the recipe's shape."""
+    """The patch of train.start_from. RecipeError if its shape differs from the recipe's."""
     source = recipe.train.start_from
     if source is None:
         return None

@@ -1,6 +1,6 @@
-"""The patch that is trained: its parameters, its optimiser, and how it begins.
+"""The patch in training: its parameters, its optimiser, and its initialisation.
 
-In: a model and a config. Out: a `Trainee`, whose patch is scaled to what some clips hold.
+In: a `Setup` and a `Dataset`. Out: a `Trainee`, whose patch is calibrated on some clips.
 
 t key frames, s visual tokens per key frame, d channels
 """
@@ -23,7 +23,7 @@ from pave.patch.lora import recompute_context
 from pave.training.dataset import Dataset
 from pave.training.setup import Setup
 
-CALIBRATION = 16  # clips that an untrained fusion is fitted to
+CALIBRATION = 16  # clips for the statistics of an untrained patch
 BETAS = (0.9, 0.98)  # of AdamW
 
 
@@ -34,19 +34,19 @@ class Trainee:
     attached: Attached
     parameters: dict[str, dict[str, nn.Parameter]]  # by part: "resampler", "fusion" and "lora"
     optimiser: torch.optim.Optimizer
-    rates: tuple[float, ...]  # of the optimiser's groups, at their peak
+    rates: tuple[float, ...]  # peak learning rates of the optimiser's groups
 
     @classmethod
     def of(cls, setup: Setup, dataset: Dataset) -> Trainee:
-        """Put an untrained patch into the model, or the one to go on from, and give it an optimiser."""
+        """Attach an untrained patch, or that of train.start_from, to the model, and create its optimiser."""
         recipe, model, options = setup.recipe, setup.model, setup.recipe.train
         torch.manual_seed(options.seed)
-        begun = None if setup.start is None else setup.start.weights()
+        tensors = None if setup.start is None else setup.start.weights()
         config = setup.config(len(dataset.train), dataset.questions)
-        attached = model.attach(recipe.name, config, begun, trainable=True)
-        if begun is None:
-            heard = dataset.sensing() or dataset.train
-            calibrate(attached, [clip.features for clip in heard[:CALIBRATION]])
+        attached = model.attach(recipe.name, config, tensors, trainable=True)
+        if tensors is None:
+            clips = dataset.sensing() or dataset.train
+            calibrate(attached, [clip.features for clip in clips[:CALIBRATION]])
         checkpoint_activations(model, options.gradient_checkpointing)
         parameters = trainable(attached)
         peaks = {"resampler": options.resampler_lr, "fusion": options.fusion_lr, "lora": options.lora_lr}
@@ -55,15 +55,15 @@ class Trainee:
         return cls(attached, parameters, optimiser, tuple(group["lr"] for group in groups))
 
     def set_rates(self, factor: float) -> float:
-        """Rates as a part of their peak; gives that of the first group."""
+        """Set learning rates to a fraction of their peak; returns that of the first group."""
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         return self.optimiser.param_groups[0]["lr"]
 
-    def clip_gradients(self, most: float) -> torch.Tensor:
-        """Shorten the gradient of all parameters to `most`; gives its length before."""
+    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        """Clip the gradient of all parameters to `max_norm`; returns the norm before."""
         parts = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
-        return torch.nn.utils.clip_grad_norm_(parts, most)
+        return torch.nn.utils.clip_grad_norm_(parts, max_norm)
 
 
 def trainable(attached: Attached) -> dict[str, dict[str, nn.Parameter]]:
@@ -75,18 +75,18 @@ def trainable(attached: Attached) -> dict[str, dict[str, nn.Parameter]]:
 
 
 def calibrate(attached: Attached, clips: Sequence[ClipFeatures]) -> None:
-    """Fit the untrained fusions, or the resampler before them, to what is seen and heard in some clips."""
+    """Calibrate the untrained fusions, and the resampler before them, on the tokens of some clips."""
     tokens = torch.cat([rearrange(clip.tokens, "t s d -> (t s) d") for clip in clips]).float()
-    heard = {}
+    side_tokens = {}
     for sense, facts in attached.config.senses.items():
         sides = [side for clip in clips if (side := clip.sides[facts.preprocessing]) is not None]
-        found = [side.x[side.valid] for side in sides] or [tokens.new_zeros(0, facts.dim)]
-        heard[sense] = torch.cat(found).float()
+        valid = [side.x[side.valid] for side in sides] or [tokens.new_zeros(0, facts.dim)]
+        side_tokens[sense] = torch.cat(valid).float()
     if attached.resampler is not None:
-        attached.resampler.calibrate(heard)
-    for read in attached.fusion:
-        fusion: Any = attached.fusion[read]
-        fusion.calibrate(tokens, heard.get(read, tokens.new_zeros(0, 0)))  # a resampler has scaled what it makes
+        attached.resampler.calibrate(side_tokens)
+    for name in attached.fusion:
+        fusion: Any = attached.fusion[name]
+        fusion.calibrate(tokens, side_tokens.get(name, tokens.new_zeros(0, 0)))  # a resampler scales its own outputs
 
 
 @contextmanager
@@ -100,8 +100,8 @@ def training(attached: Attached) -> Iterator[None]:
 
 
 def checkpoint_activations(model: PatchedModel, enable: bool = True) -> None:
-    """Recompute the language model's layers in the backward pass instead of keeping them. Hugging Face does so in train
-    mode only, so the decoder's flag follows `enable`."""
+    """Recompute the language model's layers in the backward pass instead of storing activations. Hugging Face does so
+    in train mode only, so the decoder is put into that mode."""
     base: Any = model.base
     kind = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"  # the name before 5.23
     if enable:

@@ -99,7 +99,7 @@ def test_a_tokenizer_without_the_marks_of_the_family_is_refused(
 ) -> None:
     make_base(tokenizer, family=name).model.save_pretrained(tmp_path)
     with_marks(tokenizer, without=mark).save_pretrained(tmp_path)
-    with pytest.raises(BaseModelError, match=f"does not know {re.escape(mark)} of its prompt"):
+    with pytest.raises(BaseModelError, match=f"lacks {re.escape(mark)}, which its prompt template contains"):
         load(tmp_path)
 
 
@@ -169,7 +169,7 @@ def test_a_family_that_shows_nothing_before_its_projector_is_asked_with_what_it_
     before = forward(one, one.prepare(clips(), QUESTIONS))
     with pytest.raises(PatchMismatch, match=r"before the projector, .*; use fusion.query: projected"):
         one.attach("ears", config(one))
-    with pytest.raises(EncoderError, match=r"base-tower .* llava_onevision shows nothing there"):
+    with pytest.raises(EncoderError, match=r"base-tower .* llava_onevision has none"):
         _ = load_encoder("base-tower").on(base).spec
     hears(one, fusion=FusionConfig(width=32, heads=2, query="projected"))
     patched = one.prepare(clips(), QUESTIONS)
@@ -297,7 +297,7 @@ def test_without_patches_it_is_the_model_on_its_own_pixels(one: PatchedModel) ->
             ("num_return_sequences=2", {"do_sample": True, "num_return_sequences": 2}),
         ]
         for named, options in many:
-            with pytest.raises(ValueError, match=f"cannot answer with {named}; leave it out"):
+            with pytest.raises(ValueError, match=f"does not support {named}; leave it out"):
                 one.generate(inputs, max_new_tokens=5, **options)
         with pytest.raises(ValueError, match="non-empty list"):  # and neither can the model
             base.generate(input_ids=ids, attention_mask=mask, **words, **ends, max_new_tokens=5, num_beams=2)

@@ -1,4 +1,4 @@
-"""A sample of `benchmarks/faults.py`, which makes the same in many more tries."""
+"""A sample of `benchmarks/faults.py`, which runs the same with many more tries."""
 
 import sys
 from pathlib import Path
@@ -11,8 +11,8 @@ from faults import PARTS
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_nothing_bad_becomes_of_a_patch(part: str, tmp_path: Path) -> None:
+def test_no_fault_damages_a_patch_unnoticed(part: str, tmp_path: Path) -> None:
     tried, few, _ = PARTS[part]
     figures = tried(few, tmp_path)
     assert not [name for name in figures if name.startswith("BAD")], figures
-    assert figures.keys() & {"whole", "file: whole", "unharmed"}, "some must end well"
+    assert figures.keys() & {"whole", "file: whole", "unharmed"}, "some tries must succeed"

@@ -1,4 +1,4 @@
-"""The benchmark that waits for a GPU runs on whatever there is, in all its ways."""
+"""The benchmark for a GPU also runs on a CPU, in all its variants."""
 
 import sys
 
@@ -9,7 +9,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import full_size
 
 
-def test_every_way_of_asking_is_measured_in_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_variant_is_measured_in_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full_size, "NEW", 2)
     found = full_size.measure("small", "official, float32", 1, (2,), 2)
     assert all(milliseconds > 0 for milliseconds in found["life"].values()) and "swap, shrunk" in found["life"]

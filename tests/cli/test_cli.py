@@ -1,4 +1,4 @@
-"""The front door and the command: light until something heavy is asked for; every refusal is one helpful line."""
+"""Claims about `import pave` and the command: light until something heavy is needed; each error is one useful line."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def heavy_after(code: str) -> set[str]:
     return set(python(f"import sys\n{code}\nprint(*[m for m in {HEAVY} if m in sys.modules])").split("\n")[-2].split())
 
 
-def test_import_and_help_bring_nothing_heavy():
+def test_import_and_help_import_nothing_heavy():
     assert heavy_after("import pave; dir(pave)") == set()
     assert (
         heavy_after(
@@ -42,7 +42,7 @@ def test_import_and_help_bring_nothing_heavy():
     )
 
 
-def test_a_name_that_needs_torch_brings_torch():
+def test_a_name_that_needs_torch_imports_torch():
     assert "torch" in heavy_after("import pave; pave.Clip")
 
 
@@ -56,13 +56,13 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = pave.lode  # type: ignore[attr-defined]
 
 
-def test_help_lists_the_verbs_that_work_today(command):
+def test_help_lists_exactly_the_commands(command):
     code, out, _ = command("--help")
     verbs = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()]
     assert (code, verbs) == (0, ["ask", "demo", "playroom", "profile", "encode", "new-encoder", "doctor", "patch"])
 
 
-def test_a_mistyped_verb_is_guessed(command):
+def test_a_mistyped_command_gets_a_suggestion(command):
     code, _, err = command("aks")
     assert code == 2 and "Did you mean 'ask'?" in err
 
@@ -84,14 +84,14 @@ def test_an_unknown_base_is_one_line(command, tmp_path):
     assert "'playroom'" in err
 
 
-def test_a_traceback_is_shown_to_those_who_ask_for_it(monkeypatch):
+def test_an_environment_variable_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("PAVE_TRACEBACK", "1")
     monkeypatch.setattr(sys, "argv", ["pave", "patch", "info", "nowhere"])
     with pytest.raises(pave.PatchNotFound):
         main.main()
 
 
-def test_what_the_machine_refuses_is_one_line_too(command, tmp_path):
+def test_an_error_of_the_system_is_one_line_too(command, tmp_path):
     (tmp_path / "file").write_text("in the way")
     code, _, err = command("playroom", tmp_path / "file" / "clips", "--clips", 1)
     assert code == 2 and err.startswith("pave: ") and len(err.splitlines()) == 1
@@ -104,22 +104,18 @@ def test_playroom_writes_clips_and_questions_of_the_channel_asked_for(command, t
     assert {line["video"] for line in lines} <= {f"clips/{clip.name}" for clip in (tmp_path / "clips").glob("*.mp4")}
 
 
-def test_playroom_runs_again_but_writes_over_no_other_lines(command, tmp_path):
+def test_playroom_runs_again_but_never_overwrites_other_lines(command, tmp_path):
     (tmp_path / "train.jsonl").write_text("mine")
     code, out, err = command("playroom", tmp_path, "--clips", 1)
-    assert (
-        code == 2
-        and out == ""
-        and "train.jsonl: holds other lines than would be written now; give another folder" in err
-    )
+    assert code == 2 and out == "" and "train.jsonl: exists with other content; choose another folder" in err
     assert (tmp_path / "train.jsonl").read_text() == "mine"
     first = command("playroom", tmp_path / "new", "--clips", 1)
     assert first[0] == 0 and command("playroom", tmp_path / "new", "--clips", 1) == first
     assert command("playroom", tmp_path / "new", "--clips", 2)[0] == 2
 
 
-def test_playroom_knows_every_channel_of_the_world_and_asks_no_captions(command, tmp_path):
-    """What a recipe may name; the last of these words is refused, with the names of all before it."""
+def test_playroom_takes_every_channel_of_a_recipe_but_captions(command, tmp_path):
+    """Captions are for training only: refused, with the names of all other channels."""
     *asked, caption = get_args(Channel)
     words = [word for name in (*asked, caption) for word in ("--channel", name)]
     code, _, err = command("playroom", tmp_path, *words)
@@ -132,7 +128,7 @@ def test_playroom_refuses_a_split_that_does_not_exist(command, tmp_path):
     assert code == 2 and "'train', 'val', 'test'" in err and not list(tmp_path.iterdir())
 
 
-def test_signals_of_a_shell_are_what_the_model_takes(command, tmp_path):
+def test_signals_of_the_command_line_reach_the_model(command, tmp_path):
     file = command("playroom", tmp_path, "--clips", 1, "--channel", "views")[1].strip()
     line = json.loads(Path(file).read_text().splitlines()[0])
     clip, cameras = tmp_path / line["video"], [tmp_path / name for name in line["signals"]["views"]]
@@ -145,25 +141,25 @@ def test_signals_of_a_shell_are_what_the_model_takes(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("options", "message"),
     [
-        (["question=x"], "--signal question=x: no signal is called question; give one that a patch reads"),
-        (["clip=x"], "no signal is called clip"),
-        (["max_new_tokens=3"], "no signal is called max_new_tokens"),
+        (["question=x"], "--signal question=x: question is not a signal; name one that a patch reads"),
+        (["clip=x"], "clip is not a signal"),
+        (["max_new_tokens=3"], "max_new_tokens is not a signal"),
         (["imu"], "--signal imu: write NAME=PATH"),
         (["audio=a.wav", "audio=b.wav"], "--signal audio= is given 2 times; give one file"),
-        (["audio={mute}"], "has no sound (no audio track); give a file that has"),
+        (["audio={mute}"], "has no sound (no audio track); give a file with sound"),
         (["audio=gone.wav"], "gone.wav"),
     ],
 )
-def test_a_signal_that_cannot_be_is_one_line(command, tmp_path, words, said):
+def test_an_invalid_signal_is_one_line(command, tmp_path, options, message):
     write_film(tmp_path / "mute.mp4", np.zeros((8, 32, 32, 3), np.uint8))
-    given = [part for word in words for part in ("--signal", word.format(mute=tmp_path / "mute.mp4"))]
-    code, out, err = command("ask", "a.mp4", "what?", *given)
-    assert code == 2 and out == "" and said in err and len(err.splitlines()) == 1
+    passed = [part for option in options for part in ("--signal", option.format(mute=tmp_path / "mute.mp4"))]
+    code, out, err = command("ask", "a.mp4", "what?", *passed)
+    assert code == 2 and out == "" and message in err and len(err.splitlines()) == 1
 
 
-def test_a_patch_is_shrunk_and_still_sound(command, tmp_path):
+def test_a_shrunk_patch_is_valid_and_never_overwrites_its_source(command, tmp_path):
     code, out, _ = command("patch", "shrink", "audio-playroom", tmp_path / "small.safetensors")
     assert code == 0 and "of the 560,684 of" in out
     assert (tmp_path / "small.safetensors").stat().st_size < 100_000
@@ -177,14 +173,14 @@ def test_a_patch_is_shrunk_and_still_sound(command, tmp_path):
     assert code == 2 and "bits=5" in err and not (tmp_path / "no.safetensors").exists()
 
 
-# What the doctor finds
+# The doctor
 
 
 def test_doctor_finds_nothing_wrong_here_and_writes_nothing(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = command("doctor")
     assert code == 0, out
-    assert "checks are fine" in out and "embedded base" in out and not list(tmp_path.iterdir())
+    assert "checks passed" in out and "embedded base" in out and not list(tmp_path.iterdir())
 
 
 def test_doctor_names_the_remedy_for_a_package_that_is_too_old_or_missing():
@@ -206,6 +202,6 @@ def test_doctor_finds_a_torchvision_that_would_break_transformers(tmp_path, monk
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    check = doctor._stays_out_of_the_way("torchvision")
+    check = doctor._optional("torchvision")
     assert check.ok is ok
     assert ok or ("nms does not exist" in check.finding and "pip uninstall torchvision" in str(check))

@@ -1,4 +1,4 @@
-"""`pave new-encoder`: an encoder of one's own, outside the package, works as it was written and is found anywhere."""
+"""`pave new-encoder`: a user's encoder, outside the package, works as generated and is found everywhere."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """Run `pave new-encoder WORDS` in an empty folder; gives exit code, stdout and stderr."""
+    """Run `pave new-encoder WORDS` in an empty folder; returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str) -> tuple[int, str, str]:
@@ -46,7 +46,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of one's own, named by the environment, which this process has read already."""
+    """A user's folder of encoders, named by the environment; already on this process's search path."""
     (folder := tmp_path / "mine").mkdir()
     package = import_module("pave.encoders")
     monkeypatch.setenv(PLACE, str(folder))
@@ -56,7 +56,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def test_what_is_written_passes_its_own_test_where_the_environment_names_its_folder(
+def test_the_generated_encoder_passes_its_generated_test_when_the_environment_names_its_folder(
     command: Command, tmp_path: Path
 ) -> None:
     code, out, err = command("heart-rate")
@@ -75,7 +75,7 @@ def test_what_is_written_passes_its_own_test_where_the_environment_names_its_fol
     assert done.returncode == 0 and "12 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_another_process_finds_it_and_sends_it_home(own: Path) -> None:
+def test_another_process_finds_it_and_can_return_it(own: Path) -> None:
     write_encoder("heart-rate", own)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         encoder = pool.submit(load_encoder, "heart-rate", dim=2).result()
@@ -89,65 +89,65 @@ def test_a_patch_is_trained_on_it(own: Path, workshop: Path, recipe: Callable[..
     np.save(tmp_path / "beats.npy", np.random.default_rng(0).normal(size=(400, 3)))
     lines = [json.loads(line) for line in (workshop / "train.jsonl").read_text().splitlines()]
     signals = {"heart_rate": str(tmp_path / "beats.npy")}
-    told = [line | {"video": str(workshop / line["video"]), "signals": signals} for line in lines]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told[:2]))
+    rows = [line | {"video": str(workshop / line["video"]), "signals": signals} for line in lines]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
     senses = "senses={heart_rate: {encoder: heart-rate}}"
     result = train(recipe(senses, f"data.train={tmp_path / 'train.jsonl'}", "train.steps=1"))
     assert result.patch.is_file()
 
 
-def test_in_a_project_with_tests_the_test_lies_there(command: Command, tmp_path: Path) -> None:
+def test_in_a_project_with_a_tests_folder_the_test_goes_there(command: Command, tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     assert command("heart-rate")[1].split() == ["encoders/heart_rate.py", f"{tmp_path}/tests/test_heart_rate.py"]
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
+    ("name", "cause"),
     [
-        ("Heart", "small letters"),
-        ("heart_rate", "small letters"),
-        ("2d", "small letters"),
-        ("../x", "small letters"),
-        ("test-x", "small letters"),
-        ("audio", "calls something else"),
-        ("logmel", "an encoder 'logmel' already"),
+        ("Heart", "lowercase letters"),
+        ("heart_rate", "lowercase letters"),
+        ("2d", "lowercase letters"),
+        ("../x", "lowercase letters"),
+        ("test-x", "lowercase letters"),
+        ("audio", "reserved by PAVE"),
+        ("logmel", "an encoder 'logmel' already exists"),
     ],
 )
-def test_a_name_that_cannot_be_is_refused_and_nothing_is_written(
-    command: Command, tmp_path: Path, name: str, why: str
+def test_an_invalid_name_is_refused_and_nothing_is_written(
+    command: Command, tmp_path: Path, name: str, cause: str
 ) -> None:
     code, out, err = command(name)
-    assert (code, out) == (2, "") and why in err and len(err.splitlines()) == 1
+    assert (code, out) == (2, "") and cause in err and len(err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["heart_rate.py", "test_heart_rate.py"])
-def test_what_is_there_is_not_written_over(command: Command, tmp_path: Path, name: str) -> None:
+def test_existing_files_are_not_overwritten(command: Command, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("years of work")
     code, _, err = command("heart-rate", "--to", ".")
-    assert code == 2 and f"{name}: there already" in err
+    assert code == 2 and f"{name}: already exists" in err
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "years of work")]
 
 
-# folders of one's own
+# A user's folders
 
 
-def test_encoders_of_ones_own_stand_beside_the_others_and_their_tests_do_not(own: Path) -> None:
+def test_a_users_encoders_are_known_and_their_tests_are_not(own: Path) -> None:
     before = known_encoders()
     write_encoder("heart-rate", own)
     assert set(known_encoders()) - set(before) == {"heart-rate"}
     assert missing("heart-rate") == "" and "did you mean 'heart-rate'?" in missing("heart-rats")
 
 
-def test_the_doctor_looks_at_them_too(own: Path) -> None:
+def test_the_doctor_checks_them_too(own: Path) -> None:
     write_encoder("heart-rate", own)
     assert "heart-rate" in doctor._encoders()
     (own / "broken.py").write_text("import no_such_package")
-    with pytest.raises(EncoderError, match=r"'broken' cannot be imported \(ModuleNotFoundError: .*; mend its file"):
+    with pytest.raises(EncoderError, match=r"'broken' cannot be imported \(ModuleNotFoundError: .*; fix its file"):
         doctor._encoders()
     (own / "broken.py").unlink()
     (own / "empty.py").touch()
-    with pytest.raises(EncoderError, match=r"empty\.py: .* build\(\*\*options\), this file has none"):
+    with pytest.raises(EncoderError, match=r"empty\.py: .* build\(\*\*options\), and has none"):
         load_encoder("empty")
 
 
@@ -157,7 +157,7 @@ def test_two_encoders_of_one_name_are_refused(own: Path) -> None:
         load_encoder("array", signal="imu", dim=1, rate=1)
 
 
-def test_a_folder_that_is_not_there_is_said(own: Path) -> None:
+def test_a_missing_folder_is_an_error(own: Path) -> None:
     own.rmdir()
-    with pytest.raises(EncoderError, match=f"{PLACE} names {own}, where no folder is"):
+    with pytest.raises(EncoderError, match=f"{PLACE} lists {own}, which is not a readable folder"):
         known_encoders()

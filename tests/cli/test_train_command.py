@@ -1,5 +1,4 @@
-"""Claims about `pave-train`: what it shows is what it does, what it refuses is one line, what it is told to stop stays
-resumable."""
+"""Claims about `pave-train`: --dry-run shows what a run does, each error is one line, an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run `pave-train WORDS` here; gives exit code, stdout and stderr."""
+    """Run `pave-train WORDS` in this process; returns exit code, stdout and stderr."""
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["pave-train", *map(str, words)])
@@ -44,7 +43,7 @@ def everything(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_a_run_says_what_it_reached_and_can_be_resumed(command: Command, workshop: Path, tmp_path: Path) -> None:
+def test_a_run_prints_its_results_and_can_be_resumed(command: Command, workshop: Path, tmp_path: Path) -> None:
     words = (workshop, f"train.output={tmp_path / 'out'}", f"data.val={workshop / 'train.jsonl'}", "train.steps=2")
     code, out, err = command(*words)
     assert code == 0 and "Traceback" not in err
@@ -61,10 +60,10 @@ def test_a_run_says_what_it_reached_and_can_be_resumed(command: Command, worksho
     assert checkpoint.stat().st_mtime_ns == written, "no step was left"
 
 
-def test_a_held_out_figure_is_shown_at_the_step_that_it_was_measured_at_and_never_again(
+def test_held_out_accuracy_is_shown_only_at_the_step_where_it_was_measured(
     command: Command, workshop: Path, tmp_path: Path
 ) -> None:
-    """The end has figures of its own, in the table."""
+    """The accuracy of the finished patch is in the table at the end."""
     words = (f"train.output={tmp_path / 'out'}", f"data.val={workshop / 'mixed.jsonl'}", "train.eval_every=2")
     code, out, err = command(workshop, *words)
     shown = [line for line in err.splitlines() if line.startswith("step ")]
@@ -74,7 +73,7 @@ def test_a_held_out_figure_is_shown_at_the_step_that_it_was_measured_at_and_neve
     assert shown == [f"step 2/4  {second}  held-out 0.000", f"step 4/4  {fourth}"]
 
 
-def test_overrides_are_what_dry_run_shows_and_nothing_is_written(
+def test_dry_run_shows_the_overrides_and_writes_nothing(
     command: Command, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -94,22 +93,20 @@ def test_dry_run_names_clips_that_are_missing(command: Command, workshop: Path, 
     assert code == 0 and "1 files missing" in out and f"missing: {tmp_path / 'gone.mp4'}" in out
 
 
-def test_signals_that_nobody_reads_and_senses_that_clips_lack_are_told(
-    command: Command, workshop: Path, tmp_path: Path
-) -> None:
+def test_unread_signals_and_missing_senses_are_reported(command: Command, workshop: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "1.npy", np.zeros((40, 2), np.float32))
     clips = sorted((workshop / "clips").glob("train-*.mp4"))[:4]
     lines = [write_line(str(clip), "?", "a", signals={"imuu": "1.npy"}) for clip in clips[:3]]
     (tmp_path / "a.jsonl").write_text("".join(lines) + write_line(str(clips[3]), "?", "a", signals={"imu": "1.npy"}))
     imu = "senses={imu: {encoder: array, options: {signal: imu, dim: 2, rate: 10}}}"
     words = (workshop, imu, f"data.train={tmp_path / 'a.jsonl'}", f"train.output={tmp_path / 'out'}", "train.steps=1")
-    typo = "signals of 3 of 4 clips name 'imuu', which no sense reads there; did you mean 'imu'?"
+    typo = "3 of 4 clips have a signal 'imuu', which no sense reads; did you mean 'imu'?"
     assert f"\n  {typo}\n" in command(*words, "--dry-run")[1]
     code, _, err = command(*words)
     assert code == 0 and {typo, "3 of 4 clips have no imu (absent: the clip has no imu)"} <= set(err.splitlines())
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["absent"] == {"imu": 3}
     (tmp_path / "a.jsonl").write_text("".join(lines))
-    assert "nothing to learn from; signals of 3 of 3 clips name 'imuu'" in refused(
+    assert "nothing to learn from; 3 of 3 clips have a signal 'imuu'" in refused(
         command(*words, f"train.output={tmp_path / 'typo'}")
     )
 
@@ -118,11 +115,11 @@ def test_a_name_of_the_catalogue_is_a_recipe(command: Command, workshop: Path, t
     output = tmp_path / "out"
     words = ("audio-playroom", f"base={workshop / 'base'}", f"train.output={output}")
     code, out, _ = command(*words, "--dry-run")
-    assert code == 0 and out.startswith("name: audio-playroom\n") and "written when it runs" in out
+    assert code == 0 and out.startswith("name: audio-playroom\n") and "generated when training starts" in out
     assert not output.exists()
 
 
-def test_smoke_goes_the_whole_way_and_keeps_nothing(
+def test_smoke_runs_everything_and_writes_nothing(
     command: Command, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -133,13 +130,13 @@ def test_smoke_goes_the_whole_way_and_keeps_nothing(
     assert everything(workshop) == before and not list(tmp_path.iterdir())
 
 
-def test_what_a_run_has_left_is_written_over_by_nobody(command: Command, workshop: Path, tmp_path: Path) -> None:
+def test_the_output_of_a_run_is_never_overwritten(command: Command, workshop: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = (f"train.output={out}", "train.steps=2")
     assert command(workshop, *words)[0] == 0
     before = {file: file.read_bytes() for file in out.glob("*.*")}
-    told = f"{out} holds a checkpoint of step 2; go on with --resume, give another train.output, or delete it"
-    assert told in refused(command(workshop, *words, "base=nothing/here")), "before the base is looked for"
+    message = f"{out} holds a checkpoint of step 2; go on with --resume, give another train.output, or delete it"
+    assert message in refused(command(workshop, *words, "base=nothing/here")), "before the base is looked for"
     assert "another recipe" in refused(command(workshop, *words, "lora.r=2", "--resume"))
     assert len(before) == 3 and {file: file.read_bytes() for file in out.glob("*.*")} == before
     assert command(workshop, *words, "--smoke")[0] == 0 and command(workshop, *words, "--dry-run")[0] == 0
@@ -154,7 +151,7 @@ def test_what_a_run_has_left_is_written_over_by_nobody(command: Command, worksho
 
 
 def refused(answer: tuple[int, str, str]) -> str:
-    """The one line of a refusal, behind what was said about the progress."""
+    """The one line of an error, after the progress messages."""
     code, out, err = answer
     *_, last = err.splitlines()
     assert code == 2 and out == "" and last.startswith("pave-train: ") and "Traceback" not in err, (code, out, err)
@@ -177,7 +174,7 @@ def refused(answer: tuple[int, str, str]) -> str:
         ("data.train=no.jsonl", "no.jsonl: no such file"),
     ],
 )
-def test_a_wrong_word_is_one_line_with_the_remedy(
+def test_a_wrong_override_is_one_line_with_the_remedy(
     command: Command, workshop: Path, tmp_path: Path, word: str, cause: str
 ) -> None:
     assert cause in refused(command(workshop, f"train.output={tmp_path / 'out'}", word))
@@ -190,7 +187,7 @@ def test_an_unknown_recipe_is_one_line(command: Command, tmp_path: Path) -> None
     assert "no such recipe" in refused(command(tmp_path))
 
 
-def test_what_excludes_each_other_and_a_file_for_a_folder_are_refused(
+def test_exclusive_options_and_a_file_instead_of_a_folder_are_refused(
     command: Command, workshop: Path, tmp_path: Path
 ) -> None:
     assert "exclude each other" in refused(command(workshop, "--dry-run", "--smoke"))
@@ -202,7 +199,7 @@ def test_what_excludes_each_other_and_a_file_for_a_folder_are_refused(
 
 
 @pytest.mark.parametrize("word", ["data.train=nope.jsonl", "data.val=nope.jsonl"])
-def test_a_missing_data_file_is_told_before_a_large_base_is_fetched(
+def test_a_missing_data_file_is_reported_before_a_large_base_is_downloaded(
     command: Command, workshop: Path, tmp_path: Path, word: str
 ) -> None:
     words = (workshop, word, "base=nothing/here", f"train.output={tmp_path / 'out'}")
@@ -217,10 +214,10 @@ def test_a_broken_line_is_one_line_with_its_number(command: Command, workshop: P
     assert "a.jsonl, line 2: not JSON" in command(*words, "--dry-run")[2]
 
 
-# In a process of its own
+# In a separate process
 
 
-def test_help_brings_no_torch() -> None:
+def test_help_imports_no_torch() -> None:
     code = (
         "import sys; sys.argv = ['pave-train', '--help']\nfrom pave.cli.train import main\ntry: main()\n"
         "except SystemExit: pass\nprint(*[m for m in ('torch', 'transformers', 'numpy', 'rich') if m in sys.modules])"
@@ -229,7 +226,7 @@ def test_help_brings_no_torch() -> None:
     assert "--resume" in done.stdout and done.stdout.splitlines()[-1] == "", done.stdout + done.stderr
 
 
-def test_ctrl_c_leaves_the_last_good_checkpoint_and_says_how_to_go_on(workshop: Path, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_the_last_good_checkpoint_and_says_how_to_resume(workshop: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     words = [str(workshop), f"train.output={output}", "train.steps=100000", "train.checkpoint_every=1"]
     started = subprocess.Popen(

@@ -188,7 +188,7 @@ def test_a_file_without_pictures_is_refused(tmp_path, playroom_host):
         ([None, Clip()], MediaError, r"views\[1\] has no pictures"),
         ([None, (frames(2), [9.0, 9.5])], SignalError, r"9.00 to 9.50 s, the key frames from 0.00 to 1.00 s"),
         ([None, (frames(2), [1.0, 0.5])], MediaError, "run backwards"),
-        ([None, (frames(2).float(), [0.0, 0.5])], MediaError, "give uint8"),
+        ([None, (frames(2).float(), [0.0, 0.5])], MediaError, "pass uint8"),
     ],
 )
 def test_views_that_do_not_fit_are_refused(views, error, message, playroom_host):
@@ -203,7 +203,7 @@ def test_views_that_do_not_fit_are_refused(views, error, message, playroom_host)
 def test_what_it_is_hangs_on_its_base(playroom_host, tokenizer):
     lonely = load_encoder("base-tower")
     for ask in (lambda: lonely.spec, lambda: lonely.fingerprint, lambda: lonely.encode(make_clip())):
-        with pytest.raises(EncoderError, match=r"has none yet; give it one by on\(base\)"):
+        with pytest.raises(EncoderError, match=r"has no base yet; call on\(base\) first"):
             ask()
     fast, views = looking(playroom_host).spec, looking(playroom_host, sense="views", views=2).spec
     assert (fast.sense, fast.dim, fast.rate, fast.grid) == ("fast", playroom_host.vision_dim, 2, (2, 2))

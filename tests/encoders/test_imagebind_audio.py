@@ -205,7 +205,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path, file: Path) -> None:
-    for name, cause in (("x.safetensors", "cannot be read"), ("x.pth", "is cut short, or no file of torch.save")):
+    for name, cause in (("x.safetensors", "cannot be read"), ("x.pth", "is cut short, or not a file of torch.save")):
         (tmp_path / name).write_bytes(file.read_bytes()[:1000])
         with pytest.raises(EncoderError, match=f"{name}: {cause}"):
             _ = ears.ImageBindAudio(str(tmp_path / name), TINY).network
@@ -213,6 +213,6 @@ def test_a_damaged_file_is_refused(tmp_path: Path, file: Path) -> None:
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     torch.save({**WEIGHTS, "x.audio.y": Deed(tmp_path / "done")}, tmp_path / "x.pth")
-    with pytest.raises(EncoderError, match=r"asks for (posix|nt)\.mkdir"):
+    with pytest.raises(EncoderError, match=r"would call (posix|nt)\.mkdir"):
         _ = ears.ImageBindAudio(str(tmp_path / "x.pth"), TINY).network
     assert not (tmp_path / "done").exists()

@@ -133,7 +133,7 @@ def test_at_most_so_many_views_are_seen(playroom_host):
 
 def test_until_it_is_on_a_base_it_cannot_say_what_it_is(playroom_host):
     encoder = load_encoder("rgbd-geometry")
-    with pytest.raises(EncoderError, match=r"has none yet; give it one by on\(base\)"):
+    with pytest.raises(EncoderError, match=r"has no base yet; call on\(base\) first"):
         _ = encoder.spec
     assert encoder.on(playroom_host).fingerprint == playroom_host.vision_fingerprint()
 

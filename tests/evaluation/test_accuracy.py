@@ -1,4 +1,4 @@
-"""Claims about evaluation: a sense taken away is the base again, a sense exchanged is nobody's own."""
+"""Claims about evaluation: with its senses off a model answers as its base; shuffling gives no clip its own senses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLIPS = 5
 
 @pytest.fixture(scope="module")
 def model(workshop: Path) -> PatchedModel:
-    """A base with a patch that acts strongly, whatever it hears."""
+    """A base with a patch that has a strong effect on any sound."""
     model = load(workshop / "base", device="cpu")
     model.attach("ears", make_config(model.host))
     awaken(model, "ears", scale=1.0)
@@ -48,10 +48,10 @@ def answers(model: PatchedModel, questions: list[Example], seen: dict[Source, Cl
     return [sample.answer for sample in done.samples]
 
 
-def test_off_is_the_base_answer_for_answer(model, questions, seen) -> None:
+def test_side_off_gives_every_answer_of_the_base(model, questions, seen) -> None:
     base = answers(model, questions, seen, patches=())
     assert answers(model, questions, seen, side="off") == base
-    assert answers(model, questions, seen) != base, "the patch does act"
+    assert answers(model, questions, seen) != base, "the patch has an effect"
 
 
 def test_shuffled_is_neither_own_nor_off(model, questions, seen) -> None:
@@ -60,13 +60,13 @@ def test_shuffled_is_neither_own_nor_off(model, questions, seen) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_shuffling_gives_nobody_their_own_sound_and_loses_none(seen: dict[Source, ClipFeatures], seed: int) -> None:
+def test_shuffling_gives_no_clip_its_own_sound_and_loses_none(seen: dict[Source, ClipFeatures], seed: int) -> None:
     shuffled = _change(seen, "shuffled", seed)
     owner = {id(clip.sides): path for path, clip in seen.items()}
-    givers = {path: owner[id(clip.sides)] for path, clip in shuffled.items()}
-    assert list(givers) == list(seen) and set(givers.values()) == set(seen)
-    assert all(path != giver for path, giver in givers.items())
-    assert all(shuffled[path].tokens is seen[path].tokens for path in seen), "everybody keeps their pictures"
+    donors = {path: owner[id(clip.sides)] for path, clip in shuffled.items()}
+    assert list(donors) == list(seen) and set(donors.values()) == set(seen)
+    assert all(path != donor for path, donor in donors.items())
+    assert all(shuffled[path].tokens is seen[path].tokens for path in seen), "every clip keeps its frames"
 
 
 def test_shuffling_depends_on_the_seed_alone(seen: dict[Source, ClipFeatures]) -> None:
@@ -92,7 +92,7 @@ def sample(answer: str, truth: str = "yes", **facts: object) -> Sample:
 
 
 def test_scores_are_by_channel_with_the_mean_optimum() -> None:
-    told = Evaluation(
+    evaluation = Evaluation(
         (
             sample("yes", channel="audio", optimum=0.5),
             sample("no", channel="video", optimum=1),
@@ -100,36 +100,36 @@ def test_scores_are_by_channel_with_the_mean_optimum() -> None:
             sample("yes", channel="audio", optimum=0.75),
         )
     )
-    scores = told.by()
+    scores = evaluation.by()
     assert list(scores) == ["audio", "video"]
     assert (scores["audio"].right, scores["audio"].asked, scores["audio"].optimum) == (2, 3, 0.5)
     assert (scores["video"].accuracy, scores["video"].optimum) == (0.0, 1.0)
-    assert told.accuracy == 0.5
-    rows = [line.split() for line in str(told).splitlines()]
+    assert evaluation.accuracy == 0.5
+    rows = [line.split() for line in str(evaluation).splitlines()]
     assert rows[1:] == [["audio", "0.667", "3", "0.500"], ["video", "0.000", "1", "1.000"]]
 
 
-def test_an_optimum_counts_only_where_every_line_says_one() -> None:
+def test_an_optimum_is_shown_only_if_every_line_has_one() -> None:
     scores = Evaluation((sample("yes", optimum=0.5), sample("yes"))).by()
     assert scores["all"].optimum is None and scores["all"].accuracy == 1
     assert str(Evaluation((sample("yes"),))).splitlines()[1].split() == ["all", "1.000", "1"]
 
 
 def test_scores_can_be_grouped_by_any_fact() -> None:
-    told = Evaluation((sample("yes", kind="is-there"), sample("no", kind="what")))
-    assert {name: score.accuracy for name, score in told.by("kind").items()} == {"is-there": 1, "what": 0}
+    evaluation = Evaluation((sample("yes", kind="is-there"), sample("no", kind="what")))
+    assert {name: score.accuracy for name, score in evaluation.by("kind").items()} == {"is-there": 1, "what": 0}
 
 
 @pytest.mark.parametrize(("answer", "right"), [("Yes", True), (" yes\n", True), ("yes!", False), ("", False)])
-def test_right_is_the_same_words_whatever_their_case(answer: str, right: bool) -> None:
+def test_an_answer_is_right_if_its_text_is_equal_ignoring_case(answer: str, right: bool) -> None:
     assert sample(answer).right is right
 
 
 # Files
 
 
-def test_a_file_is_asked_clip_by_clip_with_what_cannot_be_read_left_out(model, workshop: Path, tmp_path: Path) -> None:
-    """The user's own file: no optimum, no channel, one clip without sound, one that is not there."""
+def test_a_file_is_evaluated_clip_by_clip_without_unreadable_clips(model, workshop: Path, tmp_path: Path) -> None:
+    """A user's file: no optimum, no channel, one clip without sound, one that does not exist."""
     file = workshop / "own.jsonl"
     names = ["deaf-0.mp4", *sorted(path.name for path in (workshop / "clips").glob("train-*.mp4"))[:2]]
     file.write_text("".join(write_line(f"clips/{name}", "?", "yes", "what?", "no") for name in [*names, "gone.mp4"]))
@@ -142,13 +142,13 @@ def test_a_file_is_asked_clip_by_clip_with_what_cannot_be_read_left_out(model, w
     assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 3
 
 
-def test_a_file_of_which_nothing_can_be_read_is_refused(model, tmp_path: Path) -> None:
+def test_a_file_without_a_readable_clip_is_refused(model, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(write_line("gone.mp4", "?", "yes"))
     with pytest.raises(DataError, match=r"none of the 1 clips.*gone\.mp4"):
         evaluate(model, tmp_path / "a.jsonl")
 
 
-def test_the_base_alone_can_be_asked(workshop: Path, tmp_path: Path) -> None:
+def test_the_base_alone_can_be_evaluated(workshop: Path, tmp_path: Path) -> None:
     bare = load(workshop / "base", device="cpu")
     asked = read_jsonl(workshop / "train.jsonl")[:2]
     assert len(evaluate(bare, asked, max_new_tokens=2).samples) == 2
@@ -164,13 +164,13 @@ SHIPPED = {
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_the_shipped_patch_perceives_and_the_base_still_sees(name: str, tmp_path: Path) -> None:
+def test_a_shipped_patch_uses_its_sense_and_questions_about_the_video_lose_little(name: str, tmp_path: Path) -> None:
     model = pave.load("playroom")
-    for below in catalogue.recipe(f"{name}-playroom").train.on_top_of:
-        model.apply_patch(below)
+    for earlier in catalogue.recipe(f"{name}-playroom").train.on_top_of:
+        model.apply_patch(earlier)
     report = model.apply_patch(f"{name}-playroom")
     assert report.base_match == "exact" and not report.remarks
-    clips = 96 if name == "favor" else 32  # of which a third has sounds, and another words
+    clips = 96 if name == "favor" else 32  # a third of them with sounds, a third with words
     asked = read_jsonl(write_clips(tmp_path, clips, seed=5, split="test", channels=("video", *SHIPPED[name])))
     features = FeatureCache(model, model.encoders()).read(list(dict.fromkeys(example.source for example in asked)))
     own, shuffled = (evaluate(model, asked, features=features, side=side).by() for side in ("own", "shuffled"))
@@ -181,10 +181,12 @@ def test_the_shipped_patch_perceives_and_the_base_still_sees(name: str, tmp_path
         assert max(base[channel].accuracy, shuffled[channel].accuracy) < optimum + 0.15 < 0.7, channel
         facts = [example.facts for example in asked if example.facts["channel"] == channel]
         for way in {"hearing", "seeing"} & facts[0].keys():
-            assert own[channel].accuracy > mean(each[way] for each in facts) + 0.1, "with one of two senses alone"
+            assert own[channel].accuracy > mean(each[way] for each in facts) + 0.1, (
+                "better than one of two senses alone"
+            )
     assert base["video"].accuracy > 0.95 and own["video"].accuracy > base["video"].accuracy - 0.05
 
 
-def test_a_side_that_there_is_not_is_refused(model, questions, seen) -> None:
+def test_an_unknown_side_is_refused(model, questions, seen) -> None:
     with pytest.raises(UsageError, match="own, shuffled, off"):
         evaluate(model, questions, features=seen, side="shufled")  # type: ignore[arg-type]

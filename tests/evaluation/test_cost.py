@@ -1,5 +1,5 @@
-"""Claims about `pave profile`: the paper's numbers in the paper's way, torch's own count in the honest one, and sizes
-that are those of real files; while nothing of the base but its config is read."""
+"""Claims about `pave profile`: the paper's numbers in the paper's counting, torch's count in the honest one, and the
+sizes of real files; of the base only the config is read."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ every_size = pytest.mark.parametrize("size", SIZES)
 
 
 def write_config(folder: Path, size: str) -> Path:
-    """A LLaVA-OneVision of a real size, as far as config.json goes."""
+    """The config.json of a LLaVA-OneVision of a real size."""
     hidden, inner, layers, heads, key_heads, vocabulary = SIZES[size]
     text = Qwen2Config(
         hidden_size=hidden,
@@ -127,7 +127,7 @@ def cost_at(base: Host, sense: str = "audio", fusion: str = "authors'") -> Cost:
     ("size", "fusion", "lora", "whole"),
     [("0.5B", 6_235_776, 35_192_832, 41_428_608), ("7B", 8_996_352, 161_480_704, 170_477_056)],
 )
-def test_parameters_are_those_of_the_paper_and_the_dead_ones_are_named(
+def test_parameters_are_those_of_the_paper_and_the_unused_ones_are_named(
     bases: dict[str, Host], size: str, fusion: int, lora: int, whole: int
 ) -> None:
     cost = cost_at(bases[size])
@@ -144,7 +144,7 @@ def test_the_paper_s_prefill(bases: dict[str, Host], size: str, tera: float) -> 
 
 
 def test_the_paper_s_prefill_with_side_tokens_between_the_visual_ones(bases: dict[str, Host]) -> None:
-    """The baseline of its ablation: 18432 tokens more."""
+    """The baseline of its ablation: 18432 more tokens."""
     cost = cost_at(bases["0.5B"], "3d", "interleave")
     assert cost.beside == 18432 and round((cost.paper.language_model + cost.paper.head) / 1e12, 2) == 71.41
 
@@ -163,7 +163,7 @@ def test_the_paper_s_fusions(bases: dict[str, Host], sense: str, small: float, l
     assert [round(each, 4) for each in counted] == [small, large]
 
 
-# The honest ones
+# The honest count
 
 
 @pytest.mark.parametrize(("size", "before", "here"), [("0.5B", 6.23, 6.80), ("7B", 90.37, 97.39)])
@@ -178,7 +178,7 @@ def test_the_honest_prefill_has_newlines_and_half_of_the_pairs(
 
 
 @every_size
-def test_the_vision_tower_is_counted_as_siglip_s_matrices_say(bases: dict[str, Host], size: str) -> None:
+def test_the_flops_of_the_vision_tower_are_those_of_siglip_s_matrices(bases: dict[str, Host], size: str) -> None:
     patches, q, inner, layers, d = 27 * 27, 1152, 4304, 26, SIZES[size][0]
     layer = patches * (4 * q * q + 2 * q * inner) + 2 * patches**2 * q
     frame = patches * 3 * 14 * 14 * q + layers * layer + patches * (q * d + d * d)
@@ -186,15 +186,15 @@ def test_the_vision_tower_is_counted_as_siglip_s_matrices_say(bases: dict[str, H
 
 
 def counted(run: object) -> int:
-    """FLOPs as torch counts them; its count knows no fused attention on a CPU."""
+    """FLOPs as torch counts them, with unfused attention: its counter has no formula for fused attention on a CPU."""
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()  # type: ignore[operator]
     return counter.get_total_flops()
 
 
 def test_a_language_model_with_and_without_lora_costs_what_torch_counts(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Torch counts every pair of tokens, causal or not, and the rotary angles where a version makes them by a product,
-    which is left out here."""
+    """Torch counts every pair of tokens, causal or not, and, in versions that compute them with a product, the rotary
+    angles, which are left out here."""
     base, n = make_base(tokenizer), 23
     decoder, lm = Decoder.of(base), base.language_model
     rows = torch.zeros(1, n, base.dim)
@@ -214,16 +214,16 @@ def test_a_language_model_with_and_without_lora_costs_what_torch_counts(tokenize
 def test_a_language_model_of_every_family_costs_what_torch_counts(
     family: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Heads of two sizes in Gemma 4, and experts in GLM-4.5V, among them."""
+    """Including two head sizes in Gemma 4, and experts in GLM-4.5V."""
     base, n = make_base(tokenizer, family=family), 23
     if family == "glm4v_moe":
-        base.model.set_experts_implementation("eager")  # torch counts wrongly what groups products
+        base.model.set_experts_implementation("eager")  # torch miscounts grouped products
     bare = counted(lambda: base.language_model(input_ids=torch.zeros(1, n, dtype=torch.long)))
     products = Decoder.of(base).products(n, pairs=n * n)
-    assert products <= bare < 1.001 * products, "and the rotary angles, where a version makes them by a product"
+    assert products <= bare < 1.001 * products, "plus the rotary angles, in versions that compute them with a product"
 
 
-def test_experts_are_counted_only_where_it_is_known_how_many_a_token_meets(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_experts_are_counted_only_if_the_number_of_active_ones_is_known(tokenizer: PreTrainedTokenizerFast) -> None:
     base = make_base(tokenizer, family="glm4v_moe")
     base.language_model.config.num_experts_per_tok = 0  # type: ignore[union-attr]
     with pytest.raises(BaseModelError, match="its language model has no num_experts_per_tok"):
@@ -255,7 +255,7 @@ def test_a_fusion_costs_what_torch_counts(words: dict[str, object], steps: int, 
     assert fusion_flops(fusion, t, s, n, k) == counted(run)
 
 
-NETWORKS = {  # beside the minutes of a clip that a pass is of: millions of weights, as their releases have them
+NETWORKS = {  # minutes of a clip per pass, and millions of weights in the release
     "imagebind-audio": (1 / 60, 86),
     "whisper-speech": (1 / 2, 637),
     "beats-audio": (9.92 / 60, 90),
@@ -270,7 +270,7 @@ NETWORKS = {  # beside the minutes of a clip that a pass is of: millions of weig
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_an_encoder_costs_what_its_passes_cost(name: str, bases: dict[str, Host]) -> None:
-    """A pass more for each that is begun; and at least what its weights cost for one token of each time step."""
+    """A partial pass counts as a whole one; a pass costs at least its weights times one token per time step."""
     encoder, (minutes, millions) = load_encoder(name), NETWORKS[name]
     found = encoder.outline()
     assert found and round(sum(each.numel() for each in found.run.parameters()) / 1e6) == millions
@@ -281,21 +281,21 @@ def test_an_encoder_costs_what_its_passes_cost(name: str, bases: dict[str, Host]
     assert one >= 1e6 * millions
 
 
-def test_a_small_encoder_costs_what_torch_counts_when_it_listens() -> None:
-    """A sound of 992 frames of 25 ms, 10 ms apart; what makes its spectrum is not counted."""
-    ears = module_of("beats-audio")
-    encoder = ears.BeatsAudio(ears.Options(release="tiny"), BEATS)
+def test_a_small_encoder_costs_what_torch_counts_when_it_encodes() -> None:
+    """A sound of 992 frames of 25 ms, 10 ms apart; its spectrum is not counted."""
+    beats = module_of("beats-audio")
+    encoder = beats.BeatsAudio(beats.Options(release="tiny"), BEATS)
     found = encoder.outline()
     network = found.run.to_empty(device="cpu")
-    mel = ears.spectrum(torch.zeros(400 + 991 * 160))[None]
+    mel = beats.spectrum(torch.zeros(400 + 991 * 160))[None]
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        heard = network(mel)
-    assert heard.shape[1] == 8 * found.steps
+        features = network(mel)
+    assert features.shape[1] == 8 * found.steps
     again = encoder.outline()
     assert counter.get_total_flops() == flops_of(again.run, *again.inputs) > 0
 
 
-def test_eyes_of_the_base_cost_what_its_pictures_cost(bases: dict[str, Host]) -> None:
+def test_frames_cost_the_same_through_base_tower_as_through_the_base(bases: dict[str, Host]) -> None:
     cost = cost_of(bases["7B"], patch_on(bases["7B"]), side_steps=[1])
     each = cost.honest.vision / bases["7B"].frames
     for options, pictures in (({"rate": 2}, 120), ({"sense": "views", "views": 3}, 3 * 120)):
@@ -304,7 +304,7 @@ def test_eyes_of_the_base_cost_what_its_pictures_cost(bases: dict[str, Host]) ->
     assert _encoder(SenseFacts(encoder="lost", dim=4, preprocessing="none"), bases["7B"], 120) is None
 
 
-def test_an_encoder_without_a_network_is_told_from_one_that_is_not_counted(
+def test_an_encoder_without_a_network_is_not_shown_as_uncounted(
     bases: dict[str, Host], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cost = cost_of(bases["7B"], patch_on(bases["7B"]), side_steps=[1])
@@ -334,13 +334,13 @@ def build():
 def test_a_folded_fusion_folds_where_that_is_cheaper(bases: dict[str, Host]) -> None:
     few, many = (cost_at(bases["7B"], sense, "folded") for sense in ("audio", "multiview"))
     assert few.honest.fusion["sense"] < few.paper.fusion["sense"] / 10
-    assert many.honest.fusion["sense"] == many.paper.fusion["sense"], "folds nothing, and pads nothing"
+    assert many.honest.fusion["sense"] == many.paper.fusion["sense"], "no fold, no padding"
 
 
 # Files and memory
 
 
-def test_sizes_are_those_of_the_real_files(tmp_path: Path) -> None:
+def test_sizes_are_those_of_real_files(tmp_path: Path) -> None:
     cost, place = profile("playroom", "audio-playroom"), catalogue.locate("audio-playroom")
     small = Patch.load(place).shrink().save(tmp_path / "small.safetensors")
     assert (cost.trained, cost.file_bytes) == (True, place.stat().st_size)
@@ -349,7 +349,7 @@ def test_sizes_are_those_of_the_real_files(tmp_path: Path) -> None:
     assert (again.file_bytes, again.params) == (small.stat().st_size, cost.params)
 
 
-def test_a_released_checkpoint_of_whole_depth_has_the_names_and_shapes_of_its_base(tmp_path: Path) -> None:
+def test_a_converted_checkpoint_of_full_depth_fits_the_names_and_shapes_of_its_base(tmp_path: Path) -> None:
     weights = fusion_tensors(896, 2), lora_tensors(QWEN[896], 24, 64)
     patch = convert(write_checkpoint(tmp_path / "pave", *weights, blocks=24), "depth", HEARING)
     assert patch.config.lora and set(patch.config.lora.target_modules) == set(LoraConfig().target_modules)
@@ -362,25 +362,25 @@ def test_a_recipe_is_profiled_before_it_is_trained(tmp_path: Path) -> None:
     trained = profile("playroom", "audio-playroom")
     untrained = profile("playroom", catalogue.folder() / "audio-playroom" / "patch.yaml", side_steps=[1200])
     assert not untrained.trained and "once trained" in table(untrained)
-    assert abs(untrained.file_bytes - trained.file_bytes) < 500, "training writes down its numbers of clips"
+    assert abs(untrained.file_bytes - trained.file_bytes) < 500, "a trained file also records numbers of clips"
     known = {"trained": True, "file_bytes": trained.file_bytes, "shrunk_bytes": trained.shrunk_bytes}
     assert replace(untrained, **known) == trained
 
 
 @pytest.mark.parametrize(("size", "params"), [("0.5B", 41_428_608), ("7B", 170_477_056)])
-def test_what_is_released_is_profiled_without_fetching_it(
+def test_an_official_checkpoint_is_profiled_without_a_download(
     size: str, params: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     cost = profile(write_config(tmp_path, size), "audio-avsd")
     assert cost.params + sum(cost.dead_params.values()) == params
-    words = "MB or so, once converted" if size == "7B" else "MB once trained"
-    assert cost.released == (size == "7B") and words in table(cost)
+    note = "MB approximately, once converted" if size == "7B" else "MB once trained"
+    assert cost.released == (size == "7B") and note in table(cost)
 
 
 @pytest.mark.parametrize("name", [name for name in catalogue.names() if not name.endswith("-playroom")])
 def test_a_recipe_of_the_catalogue_can_be_built_on_its_base(name: str, tmp_path: Path) -> None:
-    """Released for, or meant for, LLaVA-OneVision 7B: every encoder, resampler and fusion is made in its dimensions."""
+    """For LLaVA-OneVision 7B: every encoder, resampler and fusion is built with its dimensions."""
     cost = profile(write_config(tmp_path, "7B"), catalogue.folder() / name / "patch.yaml")
     assert not cost.trained and cost.lora_params > 20e6 and sum(cost.fusion_params.values()) > 2e6
 
@@ -403,7 +403,7 @@ def test_a_sense_that_overflows_its_slots_is_refused_before_any_clip(
         profile(write_config(tmp_path, "7B"), file)
 
 
-def test_a_folder_of_peft_has_no_sense(tmp_path: Path) -> None:
+def test_a_peft_folder_has_no_senses(tmp_path: Path) -> None:
     model = load("playroom")
     model.apply_patch("audio-playroom")
     export_peft(model.export("audio-playroom"), model.host, tmp_path)
@@ -428,10 +428,10 @@ def test_memory_is_that_of_weights_keys_and_features_in_the_chosen_dtype(
     assert more == 2 * sum(cost_at(bases["7B"]).fusion_params.values()), "the fusion in float32, LoRA in bfloat16"
 
 
-# What is read, and what is refused
+# Reading and refusing
 
 
-def test_only_the_config_of_a_hub_base_is_fetched_and_then_it_works_offline(
+def test_only_the_config_of_a_hub_base_is_downloaded_and_then_it_works_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {"config.json": (write_config(tmp_path, "7B") / "config.json").read_bytes(), "model.safetensors": b"\0" * 9}
@@ -446,7 +446,7 @@ def test_only_the_config_of_a_hub_base_is_fetched_and_then_it_works_offline(
     assert cost_at(online) == cost_at(offline) and cost_at(online).base == "tester/seven"
 
 
-def test_a_patch_of_another_base_is_refused_with_what_differs(bases: dict[str, Host], tmp_path: Path) -> None:
+def test_a_patch_of_another_base_is_refused_with_the_difference(bases: dict[str, Host], tmp_path: Path) -> None:
     with pytest.raises(PatchMismatch, match=r"dim=128, this base has 3584; load playroom"):
         profile(write_config(tmp_path, "7B"), "audio-playroom")
     deeper = make_config(bases["7B"])
@@ -456,7 +456,7 @@ def test_a_patch_of_another_base_is_refused_with_what_differs(bases: dict[str, H
         cost_of(bases["7B"], Patch(deeper, lost), side_steps=[9])
 
 
-def test_a_damaged_header_is_refused_and_values_are_not_looked_at(tmp_path: Path) -> None:
+def test_a_damaged_header_is_refused_and_values_are_not_read(tmp_path: Path) -> None:
     place, file, passed = catalogue.locate("audio-playroom"), tmp_path / "patch.safetensors", set()
     data, shapes = place.read_bytes(), {name: tensor.shape for name, tensor in Patch.load(place).tensors.items()}
     for kind, (_, damage) in DAMAGE.items():
@@ -469,7 +469,7 @@ def test_a_damaged_header_is_refused_and_values_are_not_looked_at(tmp_path: Path
 
 @pytest.mark.parametrize("steps", [[1, 2], [0]])
 def test_side_steps_that_do_not_fit_the_senses_are_refused(bases: dict[str, Host], steps: list[int]) -> None:
-    with pytest.raises(SignalError, match=r"has 1 senses \(sense\); give one number of 1 or more for each"):
+    with pytest.raises(SignalError, match=r"has 1 senses \(sense\); pass one integer >= 1 for each"):
         cost_of(bases["0.5B"], patch_on(bases["0.5B"]), side_steps=steps)
 
 
@@ -504,26 +504,28 @@ def test_json_holds_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None
 def test_the_tokens_of_a_prompt_are_those_that_are_prepared(
     family: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    """With what a family writes around the key frames of a clip of one minute, where its tokenizer is on this machine;
-    without, it is said that these are not counted."""
+    """Including the text around the key frames of a 60 s clip if the tokenizer is available; else the table says that
+    it is not counted."""
     base = make_base(tokenizer, family=family)
     base.model.config.save_pretrained(tmp_path)
     config = config_for(base)
     patch = Patch(config, Attached(config, base, blank=True).state_dict())
 
     def cost() -> Cost:
-        told = outline(tmp_path, frames=base.frames)
+        host = outline(tmp_path, frames=base.frames)
         if hasattr(base, "side"):
-            told.side = base.side  # type: ignore[attr-defined]
-        return cost_of(told, patch, side_steps=[1] * len(config.senses), text=sum(map(len, base.prompt("What?"))))
+            host.side = base.side  # type: ignore[attr-defined]
+        return cost_of(host, patch, side_steps=[1] * len(config.senses), text=sum(map(len, base.prompt("What?"))))
 
-    blind = cost()
+    without = cost()
     base.tokenizer.save_pretrained(tmp_path)
     pictures = make_clip(0, base.frames, sound=False).frames
     clip = Clip.from_frames(pictures, torch.linspace(0, 60, base.frames, dtype=torch.float64))
     prepared = PatchedModel(base).prepare([clip], ["What?"])
     assert cost().prompt == prepared.input_ids.shape[1]
-    assert (blind.around is None) == ("key frames: not counted" in table(blind)) == any(map(any, base.around([0.0])))
+    assert (
+        (without.around is None) == ("key frames: not counted" in table(without)) == any(map(any, base.around([0.0])))
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""Claims about kept features: bit for bit what a fresh look gives, for this very file, and never a reason to stop."""
+"""Claims about cached features: bit-identical to fresh ones, only for the same file, and never a reason to stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pave.data import Source
 from pave.encoder import CONSENT, load_encoder
 from pave.errors import DataError, EncoderError, PatchMismatch
 from pave.features.cache import FeatureCache
-from pave.features.files import Entry, Key, identity, write
+from pave.features.files import ClipEntry, FeatureKey, identity, write
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
@@ -67,11 +67,11 @@ def equal(one: ClipFeatures, other: ClipFeatures) -> bool:
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
-def kept(folder: Path) -> set[Path]:
+def cached(folder: Path) -> set[Path]:
     return set(folder.glob("*.safetensors"))
 
 
-def test_kept_features_are_fresh_ones_bit_for_bit(model: PatchedModel, films: list[Source], tmp_path: Path) -> None:
+def test_cached_features_equal_fresh_ones_bit_for_bit(model: PatchedModel, films: list[Source], tmp_path: Path) -> None:
     fresh = store(model, tmp_path).read(films)
     again = store(model, tmp_path).read(films)
     nowhere = store(model, None).read(films)
@@ -82,18 +82,18 @@ def test_kept_features_are_fresh_ones_bit_for_bit(model: PatchedModel, films: li
     assert fresh[films[0]].vision.shape[0] == FRAMES
 
 
-@pytest.mark.skipif(not MAPS.exists(), reason="only Linux tells what a process maps")
-def test_features_in_a_folder_lie_there_and_not_in_memory(
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux lists the files that a process maps")
+def test_features_in_a_folder_are_mapped_and_not_held_in_memory(
     model: PatchedModel, films: list[Source], tmp_path: Path
 ) -> None:
     for _ in range(2):  # fresh ones, and those of another run
         found = store(model, tmp_path).read(films)
-        assert found and all(file.name in MAPS.read_text() for file in kept(tmp_path))
+        assert found and all(file.name in MAPS.read_text() for file in cached(tmp_path))
         del found
-        assert not any(file.name in MAPS.read_text() for file in kept(tmp_path))
+        assert not any(file.name in MAPS.read_text() for file in cached(tmp_path))
 
 
-def test_a_clip_without_sound_stays_one_and_says_why(model: PatchedModel, films: list[Source], tmp_path: Path) -> None:
+def test_a_cached_clip_without_sound_has_the_reason(model: PatchedModel, films: list[Source], tmp_path: Path) -> None:
     for _ in range(2):
         mute = store(model, tmp_path).read(films)[films[2]]
         assert mute.sides == {KEY: None} and "no audio track" in mute.absent[KEY]
@@ -105,33 +105,35 @@ def test_features_do_not_depend_on_the_neighbours(model: PatchedModel, films: li
 
 
 def rewrite(film: Path, content: bytes, seconds: int = 0) -> None:
-    """Other bytes; the time of change is the old one plus `seconds`."""
+    """Replace the bytes; the modification time is the old one plus `seconds`."""
     facts = film.stat()
     film.write_bytes(content)
     os.utime(film, ns=(facts.st_atime_ns, facts.st_mtime_ns + seconds * 10**9))
 
 
-def test_what_was_kept_is_used_until_the_file_changes(model: PatchedModel, films: list[Source], tmp_path: Path) -> None:
+def test_cached_features_are_used_until_the_file_changes(
+    model: PatchedModel, films: list[Source], tmp_path: Path
+) -> None:
     film = tmp_path / "film.mp4"
     film.write_bytes(films[0].video.read_bytes())
-    first = store(model, tmp_path / "kept").read([Source(film)])[Source(film)]
-    rewrite(film, bytes(film.stat().st_size))  # looks the same from outside: proof that nobody opens it again
-    assert equal(first, store(model, tmp_path / "kept").read([Source(film)])[Source(film)])
+    first = store(model, tmp_path / "cache").read([Source(film)])[Source(film)]
+    rewrite(film, bytes(film.stat().st_size))  # same size and time: shows that the file is not opened again
+    assert equal(first, store(model, tmp_path / "cache").read([Source(film)])[Source(film)])
     rewrite(film, films[1].video.read_bytes(), seconds=1)
-    changed = store(model, tmp_path / "kept").read([Source(film)])[Source(film)]
+    changed = store(model, tmp_path / "cache").read([Source(film)])[Source(film)]
     assert not equal(first, changed) and equal(changed, store(model, None).read([Source(film)])[Source(film)])
 
 
-def test_another_encoder_option_or_base_is_another_look(
+def test_another_encoder_option_or_base_is_encoded_again(
     model: PatchedModel, films: list[Source], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     store(model, tmp_path).read(films[:1])
-    first = kept(tmp_path)
+    first = cached(tmp_path)
     wide = store(model, tmp_path, bands=8).read(films[:1])[films[0]]
     (side,) = wide.sides.values()
-    assert side is not None and side.x.shape[-1] == 8 and len(kept(tmp_path) - first) == 1
+    assert side is not None and side.x.shape[-1] == 8 and len(cached(tmp_path) - first) == 1
     for change in ("vision_tower", "multi_modal_projector", "frames", "layer"):
-        before = kept(tmp_path)
+        before = cached(tmp_path)
         other = PatchedModel(make_base(tokenizer))
         if change == "frames":
             other.host.frames = FRAMES - 1
@@ -140,66 +142,66 @@ def test_another_encoder_option_or_base_is_another_look(
         else:
             next(getattr(other.base.model, change).parameters()).data += 0.5
         features = store(other, tmp_path).read(films[:1])[films[0]]
-        assert len(kept(tmp_path) - before) == 1, change
+        assert len(cached(tmp_path) - before) == 1, change
         assert equal(features, store(other, None).read(films[:1])[films[0]])
 
 
-def test_another_language_model_sees_the_same(
+def test_another_language_model_has_the_same_features(
     model: PatchedModel, films: list[Source], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     store(model, tmp_path).read(films[:1])
     other = PatchedModel(make_base(tokenizer))
     next(other.host.language_model.parameters()).data += 0.5
-    before = kept(tmp_path)
+    before = cached(tmp_path)
     store(other, tmp_path).read(films[:1])
-    assert kept(tmp_path) == before
+    assert cached(tmp_path) == before
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "bit", "text"])
-def test_a_damaged_kept_file_is_looked_at_again_and_mended(
+def test_a_damaged_cache_file_is_encoded_again_and_replaced(
     model: PatchedModel, films: list[Source], tmp_path: Path, damage: str
 ) -> None:
     fresh = store(model, tmp_path).read(films[:1])[films[0]]
-    (file,) = kept(tmp_path)
+    (file,) = cached(tmp_path)
     whole = file.read_bytes()
     flipped = bytearray(whole)
     flipped[-5] ^= 1
     damaged = {"empty": b"", "cut": whole[:-1], "bit": bytes(flipped), "text": b"not a file"}[damage]
-    file.unlink()  # a new file: the features that are held map the old one
+    file.unlink()  # a new file: the features in memory map the old one
     file.write_bytes(damaged)
     assert equal(fresh, store(model, tmp_path).read(films[:1])[films[0]])
     assert file.read_bytes() != damaged and len(file.read_bytes()) == len(whole)
     assert equal(fresh, store(model, tmp_path).read(films[:1])[films[0]])
 
 
-def test_what_cannot_be_read_is_in_quarantine_and_the_rest_goes_on(
+def test_unreadable_clips_are_in_quarantine_and_the_rest_goes_on(
     model: PatchedModel, films: list[Source], tmp_path: Path
 ) -> None:
     text, sound, gone = tmp_path / "text.mp4", tmp_path / "sound.m4a", tmp_path / "gone.mp4"
     text.write_text("not a film")
     write_clip(sound, None, audio=click(1.0, 0.5))
-    looked = store(model, tmp_path / "kept")
-    found = looked.read([Source(text), films[0], Source(sound), Source(gone), films[2]])
+    cache = store(model, tmp_path / "cache")
+    found = cache.read([Source(text), films[0], Source(sound), Source(gone), films[2]])
     assert list(found) == [films[0], films[2]]
-    lines = [json.loads(line) for line in (tmp_path / "kept" / "quarantine.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "cache" / "quarantine.jsonl").read_text().splitlines()]
     reasons = {line["file"]: line["why"] for line in lines}
     assert list(reasons) == [str(text), str(sound), str(gone)]
-    assert {Source(Path(file)): why for file, why in reasons.items()} == looked.refused
+    assert {Source(Path(file)): why for file, why in reasons.items()} == cache.refused
     assert "no pictures" in reasons[str(sound)] and all(len(why) > 10 for why in reasons.values())
 
 
-def test_quarantine_of_all_is_still_a_list(model: PatchedModel, tmp_path: Path) -> None:
-    assert store(model, tmp_path / "kept").read([Source(tmp_path / "gone.mp4")]) == {}
-    assert "gone.mp4" in (tmp_path / "kept" / "quarantine.jsonl").read_text()
+def test_quarantine_may_list_all_clips(model: PatchedModel, tmp_path: Path) -> None:
+    assert store(model, tmp_path / "cache").read([Source(tmp_path / "gone.mp4")]) == {}
+    assert "gone.mp4" in (tmp_path / "cache" / "quarantine.jsonl").read_text()
 
 
-def test_a_mended_file_leaves_quarantine(model: PatchedModel, films: list[Source], tmp_path: Path) -> None:
+def test_a_repaired_file_leaves_quarantine(model: PatchedModel, films: list[Source], tmp_path: Path) -> None:
     film = tmp_path / "film.mp4"
     film.write_text("not a film")
-    assert not store(model, tmp_path / "kept").read([Source(film)])
+    assert not store(model, tmp_path / "cache").read([Source(film)])
     film.write_bytes(films[0].video.read_bytes())
-    assert store(model, tmp_path / "kept").read([Source(film)])
-    assert (tmp_path / "kept" / "quarantine.jsonl").read_text() == ""
+    assert store(model, tmp_path / "cache").read([Source(film)])
+    assert (tmp_path / "cache" / "quarantine.jsonl").read_text() == ""
 
 
 def test_without_a_folder_nothing_is_written(
@@ -212,22 +214,22 @@ def test_without_a_folder_nothing_is_written(
 def test_a_full_disk_is_an_error_that_leaves_no_half_file(
     model: PatchedModel, films: list[Source], tmp_path: Path
 ) -> None:
-    looked = store(model, tmp_path)
-    with full_disk(), pytest.raises(DataError, match=r"features cannot be kept.*make room"):
-        looked.read(films[:1])
+    cache = store(model, tmp_path)
+    with full_disk(), pytest.raises(DataError, match=r"features cannot be saved.*make room"):
+        cache.read(films[:1])
     assert not list(tmp_path.iterdir())
 
 
 # feature files
 
 
-def hold(folder: Path, key: Key, tokens: dict[Source, SideTokens | None]) -> Path:
-    """Feature files of one's own: what no encoder would say. None: the clip lacks the stream."""
+def hold(folder: Path, key: FeatureKey, tokens: dict[Source, SideTokens | None]) -> Path:
+    """Feature files with tokens that no encoder would make. None: the clip lacks the stream."""
     entries = []
     for film, side in tokens.items():
         absent = "absent: no audio track" if side is None else ""
         media, _ = identity(film, "audio")
-        entries.append(Entry(path=film.video.name, size=film.video.stat().st_size, media=media, absent=absent))
+        entries.append(ClipEntry(path=film.video.name, size=film.video.stat().st_size, media=media, absent=absent))
     write(folder / "0.safetensors", key, entries, {i: side for i, side in enumerate(tokens.values()) if side})
     return folder
 
@@ -236,23 +238,23 @@ def spoken(seed: int, dim: int = 16) -> SideTokens:
     return SideTokens.regular(torch.randn(4, dim, generator=torch.Generator().manual_seed(seed)), rate=5)
 
 
-LOGMEL = Key.of(load_encoder("logmel", bands=16, rate=5), "float32")
+LOGMEL = FeatureKey.of(load_encoder("logmel", bands=16, rate=5), "float32")
 
 
-def test_side_tokens_of_feature_files_take_the_place_of_encoding(
+def test_side_tokens_of_feature_files_replace_encoding(
     model: PatchedModel, films: list[Source], tmp_path: Path
 ) -> None:
     held = hold(tmp_path / "made", LOGMEL, {films[0]: spoken(0), films[2]: None})
     live = store(model, None).read(films[:1])[films[0]]
-    for folder in (tmp_path / "kept", tmp_path / "kept", None):  # fresh ones, those of another run, and in memory
+    for folder in (tmp_path / "cache", tmp_path / "cache", None):  # fresh, cached, and in memory
         reading = FeatureCache(model, [load_encoder("logmel", bands=16, rate=5)], folder, [held])
         found = reading.read(films)
         side, silent = found[films[0]].sides[KEY], found[films[2]]
         assert side is not None and torch.equal(side.x, spoken(0).x)
-        assert torch.equal(found[films[0]].vision, live.vision), "the base looks by itself"
+        assert torch.equal(found[films[0]].vision, live.vision), "vision features are not replaced"
         assert silent.sides[KEY] is None and silent.absent[KEY] == "absent: no audio track"
-        assert "none of the 2 encoded" in reading.refused[films[1]]
-    assert equal(store(model, tmp_path / "kept").read(films[:1])[films[0]], live), "and not mixed up"
+        assert "not one of the 2 encoded" in reading.refused[films[1]]
+    assert equal(store(model, tmp_path / "cache").read(films[:1])[films[0]], live), "and not mixed up"
 
 
 def test_feature_files_of_another_encoder_are_refused_with_both_hashes(
@@ -260,11 +262,11 @@ def test_feature_files_of_another_encoder_are_refused_with_both_hashes(
 ) -> None:
     encoder = load_encoder("logmel", bands=32, rate=5)
     held = hold(tmp_path, LOGMEL, {films[0]: spoken(0)})
-    with pytest.raises(DataError, match=rf"{KEY[:12]}.*asked for is logmel {encoder.spec.preprocessing[:12]}"):
+    with pytest.raises(DataError, match=rf"{KEY[:12]}.*needed are those of logmel {encoder.spec.preprocessing[:12]}"):
         FeatureCache(model, [encoder], None, [held])
 
 
-def test_folders_of_one_key_are_one_shelf_and_of_two_are_refused(
+def test_folders_with_one_key_are_merged_and_with_two_are_refused(
     model: PatchedModel, films: list[Source], tmp_path: Path
 ) -> None:
     encoder = load_encoder("logmel", bands=16, rate=5)
@@ -273,32 +275,32 @@ def test_folders_of_one_key_are_one_shelf_and_of_two_are_refused(
     found = FeatureCache(model, [encoder], None, held).read(films[:2])
     sides = [clip.sides[KEY] for clip in found.values()]
     assert len(sides) == 2 and all(side and torch.equal(side.x, spoken(i).x) for i, side in enumerate(sides))
-    with pytest.raises(DataError, match=r"float32\), and .* float16\); give one of them"):
+    with pytest.raises(DataError, match=r"float32\), but .* float16\); use one of them"):
         FeatureCache(model, [encoder], None, [*held, hold(tmp_path / "half", half, {films[2]: spoken(2)})])
 
 
-def test_feature_files_of_another_bases_eyes_are_refused_with_both_hashes(
+def test_feature_files_of_another_vision_tower_are_refused_with_both_hashes(
     model: PatchedModel, films: list[Source], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     tower = load_encoder("base-tower").on(model.host)
-    held = hold(tmp_path, Key.of(tower, "float32"), {films[0]: spoken(0)})
+    held = hold(tmp_path, FeatureKey.of(tower, "float32"), {films[0]: spoken(0)})
     FeatureCache(model, [tower], None, [held])
     other = PatchedModel(make_base(tokenizer))
     next(other.base.model.vision_tower.parameters()).data += 0.5
     theirs = load_encoder("base-tower").on(other.host)
     with pytest.raises(
-        DataError, match=rf"weights {tower.fingerprint[:12]}.*would be of weights {theirs.fingerprint[:12]}"
+        DataError, match=rf"weights {tower.fingerprint[:12]}.*this base has weights {theirs.fingerprint[:12]}"
     ):
         FeatureCache(other, [theirs], None, [held])
 
 
-def test_a_patch_learns_from_feature_files_without_the_encoder_and_says_of_which(
+def test_a_patch_trains_on_feature_files_without_the_encoder_and_records_their_weights(
     recipe: Callable[..., Recipe], workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PAVE_IMAGEBIND", raising=False)
     clips = sorted((workshop / "clips").glob("train-*.mp4"))
     tokens: dict[Source, SideTokens | None] = {Source(clip): spoken(i, 1024) for i, clip in enumerate(clips)}
-    key = Key.of(load_encoder("imagebind-audio"), "float32", published=True)
+    key = FeatureKey.of(load_encoder("imagebind-audio"), "float32", published=True)
     kinds = {name: key.model_copy(update={"published": False, "weights": name * 64}) for name in "ab"}
     held = {name: hold(tmp_path / name, kind, tokens) for name, kind in kinds.items()}
     hears = "senses.audio={encoder: imagebind-audio}"
@@ -306,15 +308,15 @@ def test_a_patch_learns_from_feature_files_without_the_encoder_and_says_of_which
         train(recipe(hears, f"data.features=[{held['a']}]"))
     monkeypatch.setenv(CONSENT, "1")
     patch = train(recipe(hears, f"data.features=[{held['a']}]")).patch
-    told = Patch.load(patch).config.senses["audio"]
-    assert told.licence == "CC-BY-NC-SA-4.0" and told.weights == "a" * 64
+    facts = Patch.load(patch).config.senses["audio"]
+    assert facts.licence == "CC-BY-NC-SA-4.0" and facts.weights == "a" * 64
     with pytest.raises(PatchMismatch, match=f"weights {'a' * 12}, .* {'b' * 12}"):
         Setup.of(
             recipe(hears, f"data.features=[{held['b']}]", f"train.on_top_of=[{patch}]", "name=more", output="more")
         )
 
 
-def test_a_recipe_names_feature_folders_from_its_own(workshop: Path, tmp_path: Path) -> None:
+def test_feature_folders_are_relative_to_the_recipe(workshop: Path, tmp_path: Path) -> None:
     text = (workshop / "patch.yaml").read_text().replace("data: {", "data: {features: [a, /b], ")
     (tmp_path / "patch.yaml").write_text(text)
     assert read_recipe(tmp_path).data.features == (tmp_path / "a", Path("/b"))

@@ -1,4 +1,4 @@
-"""Claims about extraction: every good clip once, every other one named with its reason, whatever happens on the way."""
+"""Claims about extraction: each readable clip is encoded once, each other one is listed with the reason, always."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pave.encoder import CONSENT, load_encoder
 from pave.errors import DataError, EncoderError
 from pave.features import extract
 from pave.features.extract import listed
-from pave.features.files import Features, files, head, identity
+from pave.features.files import FeatureFolder, files, identity, read_header
 from pave.features.worker import Job
 from pave.loading.base import load_base
 from pave.media.clip import Clip
@@ -33,7 +33,7 @@ WORDS = ("--option", "bands=16", "--option", "rate=5", "--shard", "2", "--worker
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six clips with sound in two folders, one without; two files that are none, and one that is no media at all."""
+    """Six clips with sound in two folders, one without; two broken media files, and one text file."""
     folder = tmp_path_factory.mktemp("media")
     (folder / "deep").mkdir()
     for i in range(6):
@@ -42,27 +42,27 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_clip(folder / "mute.mp4", counting_frames(8), fps=8)
     (folder / "cut.mp4").write_bytes((folder / "1.mp4").read_bytes()[:400])
     (folder / "words.wav").write_text("not a sound")
-    (folder / "notes.txt").write_text("nobody asks for these")
+    (folder / "notes.txt").write_text("not media")
     return folder
 
 
 @pytest.fixture(scope="module")
 def done(media: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an undisturbed run makes of them."""
+    """The output of an uninterrupted run."""
     out = tmp_path_factory.mktemp("done")
     extract.encode(JOB, listed(media), out, size=2)
     return out
 
 
 def same(one: Path, other: Path) -> bool:
-    """Equal files, down to the last bit; what a killed save leaves behind is none."""
-    kept = [{file.name: file.read_bytes() for file in folder.glob("[!.]*")} for folder in (one, other)]
-    return kept[0] == kept[1]
+    """Equal files, down to the last bit; temporary files of a killed save are ignored."""
+    contents = [{file.name: file.read_bytes() for file in folder.glob("[!.]*")} for folder in (one, other)]
+    return contents[0] == contents[1]
 
 
 def begin(*words: object, checkout: Path = ROOT) -> subprocess.Popen[str]:
-    """`python -m WORDS` with the PAVE of a checkout."""
-    # Ray works at a low priority, which takes long beside other tests, and reports home.
+    """Start `python -m WORDS` with the PAVE of a checkout."""
+    # By default Ray runs at low priority, which is slow beside other tests, and sends usage statistics.
     settings = {**os.environ, "PYTHONPATH": str(checkout), "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     pipe = subprocess.PIPE
     command = [sys.executable, "-m", *map(str, words)]
@@ -73,22 +73,22 @@ def begin(*words: object, checkout: Path = ROOT) -> subprocess.Popen[str]:
         text=True,
         env=settings,
         cwd=checkout,
-        # a job in the background ignores it, and so would its children
+        # background jobs ignore SIGINT, and their children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
 def run(*words: object, checkout: Path = ROOT) -> tuple[str, str]:
-    """The same, to a good end: stdout and stderr."""
+    """Run it to the end, successfully: stdout and stderr."""
     with begin(*words, checkout=checkout) as process:
         out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     return out, err
 
 
-def test_every_good_clip_is_there_once_and_equals_a_fresh_look(media: Path, done: Path) -> None:
-    features, encoder = Features(done), load_encoder("logmel", **JOB.options)
-    entries = [entry for path in files(done) for entry in head(path).clips]
+def test_every_readable_clip_is_stored_once_and_equals_fresh_features(media: Path, done: Path) -> None:
+    features, encoder = FeatureFolder(done), load_encoder("logmel", **JOB.options)
+    entries = [entry for path in files(done) for entry in read_header(path).clips]
     assert [entry.path for entry in entries] == [
         "1.mp4", "3.mp4", "5.mp4", "cut.mp4", "deep/0.MP4", "deep/2.MP4", "deep/4.MP4", "mute.mp4", "words.wav",
     ]  # fmt: skip
@@ -101,35 +101,35 @@ def test_every_good_clip_is_there_once_and_equals_a_fresh_look(media: Path, done
     assert features.find(*mute) == (None, "absent: no audio track")
 
 
-def test_what_cannot_be_read_is_on_the_list_with_its_reason(media: Path, done: Path) -> None:
+def test_unreadable_clips_are_listed_with_the_reason(media: Path, done: Path) -> None:
     lines = [json.loads(line) for line in (done / "quarantine.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == ["cut.mp4", "words.wav"]
     assert all(line["why"].startswith(f"{line['file']}: ") and str(media) not in line["why"] for line in lines)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_tokens_are_rounded_as_asked(media: Path, done: Path, tmp_path: Path, dtype: str) -> None:
+def test_tokens_are_rounded_to_the_given_dtype(media: Path, done: Path, tmp_path: Path, dtype: str) -> None:
     extract.encode(Job("logmel", JOB.options, dtype), listed(media)[:1], tmp_path)
     clip = identity(listed(media)[0][1], "audio")
-    (exact, _), (rounded, _) = Features(done).find(*clip), Features(tmp_path).find(*clip)
+    (exact, _), (rounded, _) = FeatureFolder(done).find(*clip), FeatureFolder(tmp_path).find(*clip)
     assert exact and rounded and torch.equal(rounded.x, exact.x.to(getattr(torch, dtype)).float())
     assert not torch.equal(rounded.x, exact.x)
 
 
-def test_a_run_that_is_killed_and_begun_again_ends_in_the_same_files(media: Path, done: Path, tmp_path: Path) -> None:
+def test_a_killed_and_restarted_run_gives_the_same_files(media: Path, done: Path, tmp_path: Path) -> None:
     for least in (1, 3):
         with begin("pave.cli.main", "encode", "logmel", media, tmp_path, *WORDS) as process:
             while len(files(tmp_path)) < least and process.poll() is None:
                 time.sleep(0.002)
             process.send_signal(signal.SIGKILL)
     begun = {path: path.stat().st_mtime_ns for path in files(tmp_path)}
-    assert not (tmp_path / "quarantine.jsonl").exists() and 3 <= len(begun) < 5, "it was killed on the way"
+    assert not (tmp_path / "quarantine.jsonl").exists() and 3 <= len(begun) < 5, "it was killed in the middle"
     tally = extract.encode(JOB, listed(media), tmp_path, size=2, workers=2)
     assert same(tmp_path, done) and (tally.clips, tally.absent, len(tally.refused)) == (9, 1, 2)
-    assert all(path.stat().st_mtime_ns == then for path, then in begun.items()), "what was there has stayed"
+    assert all(path.stat().st_mtime_ns == then for path, then in begun.items()), "finished files have stayed"
 
 
-def test_a_mended_clip_is_encoded_again_and_others_are_not(media: Path, tmp_path: Path) -> None:
+def test_a_repaired_clip_is_encoded_again_and_others_are_not(media: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "media", tmp_path / "out"
     folder.mkdir()
     for name in ("1.mp4", "3.mp4"):
@@ -148,8 +148,8 @@ def test_a_mended_clip_is_encoded_again_and_others_are_not(media: Path, tmp_path
 def test_a_folder_of_other_features_is_refused_and_stays(media: Path, done: Path) -> None:
     before = [path.read_bytes() for path in files(done)]
     for job, clips, cause in (
-        (Job("logmel", JOB.options, "float16"), listed(media), r"float32\), and asked for is .* float16\)"),
-        (JOB, listed(media / "deep"), "holds 2 other clips"),
+        (Job("logmel", JOB.options, "float16"), listed(media), r"float32\), but you are encoding .* float16\)"),
+        (JOB, listed(media / "deep"), r"is of other clips \(2\) than yours"),
     ):
         with pytest.raises(DataError, match=rf"00000.*{cause}.*give another folder"):
             extract.encode(job, clips, done, size=2)
@@ -158,7 +158,7 @@ def test_a_folder_of_other_features_is_refused_and_stays(media: Path, done: Path
 
 @pytest.fixture(scope="module")
 def moody(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with an encoder of one's own, which does what the name of a clip says."""
+    """A checkout with a custom encoder that behaves as the name of the clip says."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "encoders").mkdir()
     for name in ("pave", "setup.cfg", *(f"encoders/{file.name}" for file in (ROOT / "encoders").glob("*.py"))):
@@ -195,7 +195,7 @@ def build():
     return folder
 
 
-def test_a_clip_that_takes_its_worker_down_is_left_out_and_the_others_go_on(
+def test_a_clip_that_crashes_its_worker_is_skipped_and_the_others_are_encoded(
     media: Path, moody: Path, tmp_path: Path
 ) -> None:
     names = ("bug", "calm", "crash", "greedy", "hang", "loud", "once", "zeal")
@@ -207,11 +207,11 @@ def test_a_clip_that_takes_its_worker_down_is_left_out_and_the_others_go_on(
     lines = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
     why = {Path(line["file"]).stem: line["why"] for line in lines}
     assert why.keys() == {"bug", "crash", "greedy", "hang", "loud"}
-    assert why["hang"] == "hang.mp4: took longer than 4 s and was stopped"
-    assert why["crash"] == "crash.mp4: ends the process that encodes it (exit status -11)"
-    assert why["greedy"] == "greedy.mp4: needs more than the 2 GiB that a worker may hold"
+    assert why["hang"] == "hang.mp4: took longer than 4 s and was stopped; raise --timeout"
+    assert why["crash"] == "crash.mp4: crashes the process that encodes it (exit status -11)"
+    assert why["greedy"] == "greedy.mp4: needs more than 2 GiB of memory; raise --memory"
     assert "bug.mp4: KeyError: 'a slip'; this is a bug" in why["bug"]
-    assert why["loud"] == "loud.mp4: has tokens of 3e+38, too large for float16; take bfloat16"
+    assert why["loud"] == "loud.mp4: has tokens of 3e+38, too large for float16; use bfloat16"
 
 
 def test_ranks_of_torchrun_share_the_work(media: Path, done: Path, tmp_path: Path) -> None:
@@ -225,7 +225,9 @@ def test_a_rank_takes_every_other_shard(media: Path, tmp_path: Path, monkeypatch
     monkeypatch.setenv("WORLD_SIZE", "2")
     tally = extract.encode(JOB, listed(media), tmp_path, size=2)
     assert [path.name for path in files(tmp_path)] == ["00001.safetensors", "00003.safetensors"]
-    assert tally.clips == 4 and not (tmp_path / "quarantine.jsonl").exists(), "the list is written once all is there"
+    assert tally.clips == 4 and not (tmp_path / "quarantine.jsonl").exists(), (
+        "the list is written when all shards exist"
+    )
 
 
 def test_ray_does_the_same(media: Path, done: Path, tmp_path: Path) -> None:
@@ -243,13 +245,13 @@ def test_clips_of_a_data_file_are_encoded_with_their_signals(media: Path, tmp_pa
     assert (tally.clips, tally.absent, list(tally.refused)) == (3, 1, ["1.mp4"])
     assert "gone.npy: cannot be read" in tally.refused["1.mp4"]
     first = listed(media / "asked.jsonl")[0][1]
-    found, _ = Features(tmp_path).find(*identity(first, "imu"))
+    found, _ = FeatureFolder(tmp_path).find(*identity(first, "imu"))
     assert found and torch.equal(found.x.flatten(1), torch.from_numpy(np.load(media / "imu.npy")))
 
 
-def test_the_eyes_of_a_base_are_part_of_the_key(media: Path, tmp_path: Path) -> None:
+def test_the_vision_tower_of_a_base_is_part_of_the_key(media: Path, tmp_path: Path) -> None:
     extract.encode(Job("base-tower", base="playroom"), listed(media)[:1], tmp_path)
-    features, tower = Features(tmp_path), load_encoder("base-tower").on(load_base("playroom", dtype="float32"))
+    features, tower = FeatureFolder(tmp_path), load_encoder("base-tower").on(load_base("playroom", dtype="float32"))
     assert features.key.weights == tower.fingerprint
     found, _ = features.find(*identity(listed(media)[0][1], "fast"))
     fresh = tower.encode(Clip.read(listed(media)[0][1].video, frames=8))
@@ -264,15 +266,13 @@ def test_the_eyes_of_a_base_are_part_of_the_key(media: Path, tmp_path: Path) -> 
         (Job("logmel", memory=0.01), "logmel: .*0.01 GiB"),
     ],
 )
-def test_what_no_clip_is_to_blame_for_stops_the_run(media: Path, tmp_path: Path, job: Job, cause: str) -> None:
+def test_an_error_that_no_clip_causes_stops_the_run(media: Path, tmp_path: Path, job: Job, cause: str) -> None:
     with pytest.raises(EncoderError, match=cause):
         extract.encode(job, listed(media), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_features_for_research_only_ask_for_consent(
-    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_for_research_only_need_consent(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CONSENT, raising=False)
     job = Job("imagebind-audio", published=str(tmp_path))
     with pytest.raises(EncoderError, match=rf"CC-BY-NC-SA-4\.0, for research only.*{CONSENT}=1"):
@@ -280,17 +280,17 @@ def test_features_for_research_only_ask_for_consent(
 
 
 def test_a_source_without_media_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no media file \(\.avi"):
+    with pytest.raises(DataError, match=r"contains no media file \(\.avi"):
         listed(tmp_path)
     with pytest.raises(DataError, match="no such file; give a JSONL"):
         listed(tmp_path / "gone.jsonl")
 
 
-def test_a_stopped_run_says_how_to_go_on(media: Path, moody: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_prints_how_to_continue(media: Path, moody: Path, tmp_path: Path) -> None:
     (tmp_path / "hang.mp4").write_bytes((media / "1.mp4").read_bytes())
     with begin("pave.cli.main", "encode", "moody", tmp_path, tmp_path / "out", checkout=moody) as process:
         while not (tmp_path / "hang.tried").exists() and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command goes on" in err
+    assert process.returncode == 130 and "the same command again to continue" in err

@@ -1,4 +1,4 @@
-"""Claims about feature files: what was written comes out again by the clip's content, and nothing else does."""
+"""Claims about feature files: tokens are found again by the content of their clip, and only by that."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from small import full_disk
 from pave.data import Files, Source
 from pave.encoder import load_encoder
 from pave.errors import DataError, MediaError, SignalError
-from pave.features.files import DTYPES, Entry, Features, Key, head, identity, write
+from pave.features.files import DTYPES, ClipEntry, FeatureFolder, FeatureKey, identity, read_header, write
 from pave.files import tensorfile
 from pave.sidechannel import PARTS, SideTokens
 
-KEY = Key.of(load_encoder("logmel"), "float32")
+KEY = FeatureKey.of(load_encoder("logmel"), "float32")
 
 
 def made(seed: int, kind: str = "sequence", dtype: torch.dtype = torch.float32) -> SideTokens:
@@ -33,11 +33,11 @@ def made(seed: int, kind: str = "sequence", dtype: torch.dtype = torch.float32) 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two files: a clip, a set, one without the stream; then one that could not be read, and one with a signal."""
-    entries = [Entry(path="a.mp4", size=1, media="aa"), Entry(path="b.mp4", size=2, media="bb")]
-    entries.append(Entry(path="c.mp4", size=3, media="cc", absent="absent: no audio track"))
+    entries = [ClipEntry(path="a.mp4", size=1, media="aa"), ClipEntry(path="b.mp4", size=2, media="bb")]
+    entries.append(ClipEntry(path="c.mp4", size=3, media="cc", absent="absent: no audio track"))
     write(tmp_path / "00000.safetensors", KEY, entries, {0: made(0), 1: made(1, "set")})
-    entries = [Entry(path="d.mp4", size=4, media="dd", why="d.mp4: is no media file")]
-    entries.append(Entry(path="e.mp4", size=5, media="aa", signal="ss"))
+    entries = [ClipEntry(path="d.mp4", size=4, media="dd", why="d.mp4: is no media file")]
+    entries.append(ClipEntry(path="e.mp4", size=5, media="aa", signal="ss"))
     write(tmp_path / "00001.safetensors", KEY, entries, {1: made(2)})
     return tmp_path
 
@@ -50,8 +50,8 @@ def equal(one: SideTokens | None, other: SideTokens) -> bool:
     )
 
 
-def test_tokens_come_back_bit_for_bit_by_what_their_clip_is(folder: Path) -> None:
-    features = Features(folder)
+def test_tokens_are_read_bit_for_bit_by_the_content_of_their_clip(folder: Path) -> None:
+    features = FeatureFolder(folder)
     assert features.key == KEY
     assert equal(features.find("aa")[0], made(0)) and equal(features.find("bb")[0], made(1, "set"))
     assert equal(features.find("aa", "ss")[0], made(2)), "the same video with a signal is another clip"
@@ -61,18 +61,18 @@ def test_tokens_come_back_bit_for_bit_by_what_their_clip_is(folder: Path) -> Non
 
 @pytest.mark.parametrize(
     ("clip", "cause"),
-    [("dd", r"00001.*could not be encoded: d\.mp4: is no media file"), ("ee", "none of the 5 encoded")],
+    [("dd", r"00001.*could not be encoded: d\.mp4: is no media file"), ("ee", "not one of the 5 encoded")],
 )
 def test_a_clip_without_features_says_why(folder: Path, clip: str, cause: str) -> None:
     with pytest.raises(SignalError, match=cause):
-        Features(folder).find(clip)
+        FeatureFolder(folder).find(clip)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tokens_are_kept_in_any_dtype_and_read_in_float32(tmp_path: Path, dtype: str) -> None:
+def test_tokens_are_stored_in_any_dtype_and_read_in_float32(tmp_path: Path, dtype: str) -> None:
     key, tokens = KEY.model_copy(update={"dtype": dtype}), made(0, dtype=DTYPES[dtype])
-    write(tmp_path / "0.safetensors", key, [Entry(path="a", size=1, media="aa")], {0: tokens})
-    found, _ = Features(tmp_path).find("aa")
+    write(tmp_path / "0.safetensors", key, [ClipEntry(path="a", size=1, media="aa")], {0: tokens})
+    found, _ = FeatureFolder(tmp_path).find("aa")
     assert found is not None and found.x.dtype == torch.float32 and torch.equal(found.x, tokens.x.float())
     (held,) = (tensor for name, tensor in tensorfile.read(tmp_path / "0.safetensors")[0].items() if name.endswith("x"))
     assert held.dtype == DTYPES[dtype]
@@ -80,28 +80,28 @@ def test_tokens_are_kept_in_any_dtype_and_read_in_float32(tmp_path: Path, dtype:
 
 def test_equal_content_is_an_equal_file(tmp_path: Path) -> None:
     for name in "01":
-        write(tmp_path / name, KEY, [Entry(path="a", size=1, media="aa")], {0: made(0)})
+        write(tmp_path / name, KEY, [ClipEntry(path="a", size=1, media="aa")], {0: made(0)})
     assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
 
 
-def test_the_key_says_who_made_the_features_and_under_which_licence() -> None:
+def test_the_key_has_the_encoder_and_the_licence_of_the_features() -> None:
     ears = load_encoder("imagebind-audio")
-    theirs = Key.of(ears, "bfloat16", published=True)
+    theirs = FeatureKey.of(ears, "bfloat16", published=True)
     assert not theirs.commercial and theirs.licence == ears.spec.licence and theirs.weights == ""
     assert KEY.commercial and KEY.preprocessing == load_encoder("logmel").spec.preprocessing
-    assert "weights of PAVE's authors" in str(theirs) and theirs.preprocessing[:12] in str(theirs)
+    assert "published features" in str(theirs) and theirs.preprocessing[:12] in str(theirs)
 
 
 def test_files_of_two_keys_do_not_share_a_folder(folder: Path) -> None:
-    other = Key.of(load_encoder("logmel", bands=32), "float32")
-    write(folder / "00002.safetensors", other, [Entry(path="f", size=1, media="ff")], {0: made(3)})
-    with pytest.raises(DataError, match=f"{KEY.preprocessing[:12]}.*{other.preprocessing[:12]}.*folder of its own"):
-        Features(folder)
+    other = FeatureKey.of(load_encoder("logmel", bands=32), "float32")
+    write(folder / "00002.safetensors", other, [ClipEntry(path="f", size=1, media="ff")], {0: made(3)})
+    with pytest.raises(DataError, match=f"{KEY.preprocessing[:12]}.*{other.preprocessing[:12]}.*separate folders"):
+        FeatureFolder(folder)
 
 
 def test_a_folder_without_feature_files_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no feature file"):
-        Features(tmp_path)
+    with pytest.raises(DataError, match="contains no feature file"):
+        FeatureFolder(tmp_path)
 
 
 def flip(data: bytes, place: int) -> bytes:
@@ -109,7 +109,7 @@ def flip(data: bytes, place: int) -> bytes:
 
 
 def retold(change: Callable[[dict[str, str]], object]) -> Callable[[bytes], bytes]:
-    """Other words in the header, with a right sha256: somebody has made them."""
+    """Another header with a correct sha256: made on purpose."""
 
     def damaged(data: bytes) -> bytes:
         header, body = split(data)
@@ -123,13 +123,13 @@ def retold(change: Callable[[dict[str, str]], object]) -> Callable[[bytes], byte
 
 
 BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda data: b"", "is no safetensors file"),
+    "empty": (lambda data: b"", "is not a safetensors file"),
     "cut": (lambda data: data[:-1], "cut short"),
-    "text": (lambda data: b"not a file at all, but some words of a person", "is no safetensors file"),
+    "text": (lambda data: b"not a file at all, but some words of a person", "is not a safetensors file"),
     "a word of the header": (lambda data: data.replace(b"a.mp4", b"x.mp4", 1), "header is damaged"),
     "another file": (
         lambda data: join({"x": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"1"),
-        "is no feature",
+        "is not a feature file",
     ),
     "a newer format": (retold(lambda facts: facts.update({"pave.features": "2"})), "format 2, this PAVE reads 1"),
     "no contents": (retold(lambda facts: facts.pop("contents")), "contents is not JSON"),
@@ -144,8 +144,8 @@ def test_a_damaged_file_is_refused_with_its_name_and_a_remedy(folder: Path, kind
     damage, cause = BROKEN[kind]
     path = folder / "00000.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=rf"00000\.safetensors: .*{cause}.*(remove it|take it out)"):
-        Features(folder)
+    with pytest.raises(DataError, match=rf"00000\.safetensors: .*{cause}.*(delete it|move it out)"):
+        FeatureFolder(folder)
 
 
 def test_a_flipped_bit_of_a_token_is_found_when_it_is_read(folder: Path) -> None:
@@ -153,16 +153,16 @@ def test_a_flipped_bit_of_a_token_is_found_when_it_is_read(folder: Path) -> None
     header, body = split(path.read_bytes())
     begin = len(path.read_bytes()) - len(body) + header["0.x"]["data_offsets"][0]
     path.write_bytes(flip(path.read_bytes(), begin))
-    with pytest.raises(DataError, match=r"tokens of a\.mp4 are damaged; remove it"):
-        Features(folder).find("aa")
-    assert equal(Features(folder).find("bb")[0], made(1, "set"))
+    with pytest.raises(DataError, match=r"tokens of a\.mp4 are damaged; delete it"):
+        FeatureFolder(folder).find("aa")
+    assert equal(FeatureFolder(folder).find("bb")[0], made(1, "set"))
 
 
 def test_a_full_disk_leaves_the_old_file(folder: Path) -> None:
     path = folder / "00000.safetensors"
     before = path.read_bytes()
-    with full_disk(), pytest.raises(DataError, match=r"cannot be kept there.*make room"):
-        write(path, KEY, [Entry(path="z", size=1, media="zz")], {0: made(4)})
+    with full_disk(), pytest.raises(DataError, match=r"cannot be saved there.*make room"):
+        write(path, KEY, [ClipEntry(path="z", size=1, media="zz")], {0: made(4)})
     assert path.read_bytes() == before and len(list(folder.iterdir())) == 2
 
 
@@ -171,11 +171,11 @@ def test_a_file_that_would_be_too_large_is_refused_before_it_is_written(
 ) -> None:
     monkeypatch.setattr(tensorfile, "MAX_BYTES", 100)
     with pytest.raises(DataError, match=r"1 clips have .* bytes.*--shard"):
-        write(tmp_path / "0", KEY, [Entry(path="a", size=1)], {0: made(0)})
+        write(tmp_path / "0", KEY, [ClipEntry(path="a", size=1)], {0: made(0)})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_clip_is_what_its_files_hold_and_not_what_they_are_called(tmp_path: Path) -> None:
+def test_a_clip_is_identified_by_the_content_of_its_files_and_not_by_their_names(tmp_path: Path) -> None:
     for name, content in (
         ("a.mp4", "film"),
         ("b.mp4", "film"),
@@ -204,7 +204,7 @@ def test_a_clip_is_what_its_files_hold_and_not_what_they_are_called(tmp_path: Pa
 
 
 def test_a_header_is_read_without_tokens(folder: Path) -> None:
-    held = head(folder / "00001.safetensors")
+    held = read_header(folder / "00001.safetensors")
     assert held.key == KEY and [entry.path for entry in held.clips] == ["d.mp4", "e.mp4"]
     (folder / "00001.safetensors").write_bytes((folder / "00001.safetensors").read_bytes()[:-1] + b"x")
-    assert head(folder / "00001.safetensors") == held
+    assert read_header(folder / "00001.safetensors") == held

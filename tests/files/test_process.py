@@ -1,4 +1,4 @@
-"""Claims about the pool of worker processes: who is lent again, who is not, and how long a start may take."""
+"""The pool of worker processes: which workers are lent again, which are not, and how long a start may take."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 from pave.errors import MediaError
 from pave.files.process import Pool, Stopped
 
-# Tells its number, which is that of its process, after as many seconds as are asked for.
+# Replies with its process id, after the requested seconds.
 ECHO = """
 import os, time
 from pave.files.process import answering
-def answer(request):
+def handle(request):
     time.sleep(request.get("sleep", 0))
-    return {"number": os.getpid(), "said": request["path"], "variable": os.environ.get("ECHO", "")}, {}
+    return {"number": os.getpid(), "path": request["path"], "variable": os.environ.get("ECHO", "")}, {}
 def serve():
-    answering(answer)
+    answering(handle)
 """
 LEFT, RIGHT = {"path": "left"}, {"path": "right"}
 
@@ -33,9 +33,9 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
     pool.clear()
 
 
-def test_a_worker_is_lent_again_for_what_it_was_started_for_and_for_nothing_else(pool: Pool):
+def test_a_worker_is_lent_again_only_for_the_setup_it_was_started_with(pool: Pool):
     first = pool.lend(LEFT, 60, ECHO="yes")
-    assert (first.answer["said"], first.answer["variable"]) == ("left", "yes")
+    assert (first.answer["path"], first.answer["variable"]) == ("left", "yes")
     other = pool.lend(LEFT, 60)
     assert other is not first, "the first one was not given back"
     pool.give_back(first)
@@ -43,9 +43,9 @@ def test_a_worker_is_lent_again_for_what_it_was_started_for_and_for_nothing_else
     assert again is first and again.call(RIGHT, 60)[0]["number"] == first.answer["number"]
     pool.give_back(again)
     right, process = pool.lend(RIGHT, 60), first.process
-    assert right.answer["said"] == "right" and right is not first
+    assert right.answer["path"] == "right" and right is not first
     del first, again
-    assert process.poll() is not None, "whoever is for something else is ended"
+    assert process.poll() is not None, "a worker with another setup is ended"
 
 
 def test_a_worker_that_died_while_it_was_idle_is_forgotten(pool: Pool):
@@ -63,7 +63,7 @@ def test_a_forked_child_gets_no_worker_of_its_parent(pool: Pool, monkeypatch: py
     assert pool.lend() is not worker
 
 
-def test_what_is_idle_is_ended_on_demand(pool: Pool):
+def test_clear_ends_idle_workers(pool: Pool):
     worker = pool.lend()
     process = worker.process
     pool.give_back(worker)
@@ -73,12 +73,12 @@ def test_what_is_idle_is_ended_on_demand(pool: Pool):
     assert process.poll() is not None
 
 
-def test_a_start_takes_so_long_at_most_and_leaves_nothing_behind(pool: Pool):
+def test_a_start_is_limited_in_time_and_leaves_nothing_behind(pool: Pool):
     with pytest.raises(Stopped, match="killed"):
         pool.lend({"path": "left", "sleep": 60}, 0.2)
-    assert pool.lend(LEFT, 60).answer["said"] == "left"
+    assert pool.lend(LEFT, 60).answer["path"] == "left"
 
 
 def test_a_module_that_does_not_serve_is_named():
-    with pytest.raises(MediaError, match=r"a process of pave.nowhere does not start .*; run `pave doctor`"):
+    with pytest.raises(MediaError, match=r"the worker process of pave.nowhere did not start .*; run `pave doctor`"):
         Pool("pave.nowhere").lend()

@@ -443,4 +443,4 @@ def test_the_command_line_pulls_and_shows(
     assert "sense    audio: logmel" in found[0] and patches[0].sha256 in found[1] and "ok, " in found[2]
     assert Patch.load(tmp_path / "out").sha256 == patches[0].sha256
     assert json.dumps(found).count(commit) == 1
-    assert f"mine: alias of {EARS}\n{EARS}@{commit[:12]}: fetched from the Hub [{len(data[0]):,} bytes]" in found[-1]
+    assert f"mine: alias of {EARS}\n{EARS}@{commit[:12]}: downloaded from the Hub [{len(data[0]):,} bytes]" in found[-1]

@@ -149,7 +149,7 @@ def test_features_of_the_whole_base_are_features_of_it(
     whole: PatchedModel, folder: Path, kind: str, tmp_path: Path
 ) -> None:
     light = load(folder, quantize=kind)
-    assert FeatureCache(light, [], tmp_path)._looker == FeatureCache(whole, [], tmp_path)._looker
+    assert FeatureCache(light, [], tmp_path)._networks == FeatureCache(whole, [], tmp_path)._networks
 
 
 # Spread over devices

@@ -1,4 +1,4 @@
-"""Scans are read as they were written, in both layouts; what is lost is left out, what does not fit is refused."""
+"""Scans read back as written, in both layouts; lost views are left out, inconsistent values are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Damage = Callable[[Path], Any]
 
 
 def same(found: RGBD, wanted: RGBD, pixels: int = 0) -> None:
-    """Equal but for what millimetres round, and for `pixels` of 255 on average that JPEG loses."""
+    """Equal up to rounding to millimetres, and a mean JPEG error of `pixels` of 255."""
     assert found.rgb.shape == wanted.rgb.shape
     assert (found.rgb.float() - wanted.rgb.float()).abs().mean() <= pixels
     assert torch.allclose(found.depth, wanted.depth, rtol=0, atol=5.1e-4)
@@ -32,22 +32,22 @@ def same(found: RGBD, wanted: RGBD, pixels: int = 0) -> None:
 
 
 @pytest.mark.parametrize("odin", [False, True])
-def test_a_scan_in_scannets_layout_is_read_as_it_was_written(odin, tmp_path):
+def test_a_scan_in_scannets_layout_reads_back_as_written(odin, tmp_path):
     scan = room()
     same(RGBD.read(write_scannet(tmp_path / "scene0000_00", scan, odin=odin)), scan)
 
 
-def test_a_scan_in_embodiedscans_layout_is_read_as_it_was_written(tmp_path):
+def test_a_scan_in_embodiedscans_layout_reads_back_as_written(tmp_path):
     scan = room()
     found = RGBD.read(write_embodiedscan(tmp_path, scan))
-    same(found, scan, pixels=60)  # noise is the worst that JPEG can meet
+    same(found, scan, pixels=60)  # noise is the worst case for JPEG
     assert found.times is None
 
 
-def test_views_are_in_order_of_their_numbers_and_timed_by_them(tmp_path):
+def test_file_numbers_give_the_order_and_the_times_of_views(tmp_path):
     scan = room(12)
     found = RGBD.read(write_scannet(tmp_path / "scene", scan), fps=30)
-    same(found, scan)  # 20.png lies behind 100.png in a folder
+    same(found, scan)  # 100.png comes before 20.png in a sorted folder
     assert found.times is not None and torch.allclose(found.times, torch.arange(12).double() * 20 / 30)
 
 
@@ -64,17 +64,17 @@ def test_only_the_views_that_are_picked_are_opened(tmp_path):
 @pytest.mark.parametrize(
     ("count", "frames", "want"), [(3, 8, [0, 1, 2]), (9, 3, [0, 4, 8]), (9, 1, [0]), (8, 8, [*range(8)])]
 )
-def test_views_are_picked_at_equal_distances(count, frames, want):
+def test_views_are_picked_equally_spaced(count, frames, want):
     assert list(evenly(frames)(count)) == want
 
 
-def test_without_alignment_and_colour_intrinsics_the_worlds_are_one_and_sizes_must_agree(tmp_path):
+def test_without_alignment_the_world_is_that_of_the_poses_and_without_colour_intrinsics_sizes_must_agree(tmp_path):
     scan = room(2)
     folder = write_scannet(tmp_path / "scene", scan)
     (folder / "scene.txt").unlink()
     assert torch.equal(RGBD.read(folder).world, torch.eye(4).double())
     (folder / "intrinsic/intrinsic_color.txt").unlink()
-    with pytest.raises(MediaError, match="pictures are 64x48 and their depth is 40x30; say how they lie"):
+    with pytest.raises(MediaError, match="images are 64x48 and their depth is 40x30; pass intrinsics"):
         RGBD.read(folder)
 
 
@@ -86,7 +86,7 @@ def test_views_that_were_lost_are_left_out_before_any_is_picked(value, tmp_path)
     same(RGBD.read(folder, evenly(2)), scan.take(lambda count: [1, 3]))
     for i in range(4):
         (folder / f"pose/{20 * i}.txt").write_text(f"{value} " * 16)
-    with pytest.raises(MediaError, match="scene: not one of 4 poses is finite"):
+    with pytest.raises(MediaError, match="scene: none of the 4 poses is finite"):
         RGBD.read(folder)
 
 
@@ -101,26 +101,29 @@ def truncated(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "color/20.png").unlink(), "3 of color, 4 of depth, 4 of pose; number 20 lacks its color"),
-        (lambda f: (f / "pose/20.txt").unlink(), "number 20 lacks its pose"),
-        (lambda f: (f / "color/20.png").rename(f / "color/a.png"), "a.png: is called by no number of its own"),
+        (lambda f: (f / "color/20.png").unlink(), "3 of color, 4 of depth, 4 of pose; view 20 has no color"),
+        (lambda f: (f / "pose/20.txt").unlink(), "view 20 has no pose"),
+        (lambda f: (f / "color/20.png").rename(f / "color/a.png"), "a.png: its name is not a unique number"),
         (lambda f: (f / "color/20.png").rename(f / "color/020.png"), None),
-        (lambda f: (f / "color/40.JPG").write_bytes(b""), "40.png: is called by no number of its own"),
+        (lambda f: (f / "color/40.JPG").write_bytes(b""), "40.png: its name is not a unique number"),
         (lambda f: (f / "depth").rename(f / "d"), "depth: cannot be read"),
-        (lambda f: [each.unlink() for each in (f / "depth").iterdir()], "depth: holds no .png"),
+        (lambda f: [each.unlink() for each in (f / "depth").iterdir()], "depth: contains no .png"),
         (lambda f: (f / "intrinsic/intrinsic_depth.txt").unlink(), "intrinsic_depth.txt: cannot be read"),
-        (lambda f: (f / "intrinsic/intrinsic_depth.txt").write_text("1 2 x"), "holds no matrix of 4 x 4"),
-        (lambda f: (f / "pose/20.txt").write_text("1 " * 9), "20.txt: holds no matrix of 4 x 4"),
-        (lambda f: (f / "pose/20.txt").write_text("1 " * 100_000), "20.txt: holds no matrix"),
+        (lambda f: (f / "intrinsic/intrinsic_depth.txt").write_text("1 2 x"), "contains no matrix of 4 x 4"),
+        (lambda f: (f / "pose/20.txt").write_text("1 " * 9), "20.txt: contains no matrix of 4 x 4"),
+        (lambda f: (f / "pose/20.txt").write_text("1 " * 100_000), "20.txt: contains no matrix"),
         (lambda f: (f / "pose/20.txt").write_bytes(b"\xff" * 64), "20.txt: cannot be read"),
-        (lambda f: (f / "pose/20.txt").write_text("1 2 3 4 " * 4), "cam_to_world has 1 of 4 matrices that do not turn"),
-        (lambda f: (f / "scene.txt").write_text("axisAlignment = 1 2"), "scene.txt: holds no matrix"),
+        (
+            lambda f: (f / "pose/20.txt").write_text("1 2 3 4 " * 4),
+            "cam_to_world has 1 of 4 matrices that are not rigid",
+        ),
+        (lambda f: (f / "scene.txt").write_text("axisAlignment = 1 2"), "scene.txt: contains no matrix"),
         (lambda f: (f / "scene.txt").write_text("axisAlignment =" + " 2" * 16), "world has 1 of 1 matrices"),
         (lambda f: truncated(f / "color/20.png"), "20.png: cannot be read"),
         (lambda f: truncated(f / "depth/20.png"), "20.png: cannot be read"),
         (lambda f: bomb(f / "color/20.png"), "20.png: cannot be read"),
-        (lambda f: Image.new("L", (40, 30)).save(f / "depth/20.png"), "kind L, where depth has 16 bits"),
-        (lambda f: Image.new("RGB", (40, 30)).save(f / "depth/20.png"), "kind RGB, where depth has 16 bits"),
+        (lambda f: Image.new("L", (40, 30)).save(f / "depth/20.png"), "mode L, but depth has 16 bits"),
+        (lambda f: Image.new("RGB", (40, 30)).save(f / "depth/20.png"), "mode RGB, but depth has 16 bits"),
         (lambda f: Image.new("RGB", (9, 7)).save(f / "color/20.png"), "20.png and 0.png are 9x7 and 64x48"),
         (lambda f: Image.new("RGB", (64, 48)).save(f / "color/20.png", "GIF"), "20.png: cannot be read"),
     ],
@@ -141,22 +144,22 @@ def test_a_damaged_scan_is_refused(damage: Damage, message: str | None, tmp_path
         (lambda info: None, "", "scene '' is not one of its 2"),
         (lambda info: info.pop("depth_intrinsic"), None, "KeyError: 'depth_intrinsic'"),
         (lambda info: info.update(intrinsic=[[1]]), None, r"a matrix has shape \(1, 1\)"),
-        (lambda info: info.update(intrinsic="x"), None, "is not told as EmbodiedScan does"),
-        (lambda info: info.update({"a/x.jpg": {"pose": [], "depth": "a"}}), None, "is not told as EmbodiedScan does"),
-        (lambda info: [info.pop(key) for key in list(info) if "/" in key], None, "it names no pictures"),
+        (lambda info: info.update(intrinsic="x"), None, "is not in EmbodiedScan's format"),
+        (lambda info: info.update({"a/x.jpg": {"pose": [], "depth": "a"}}), None, "is not in EmbodiedScan's format"),
+        (lambda info: [info.pop(key) for key in list(info) if "/" in key], None, "it names no images"),
     ],
 )
-def test_infos_that_are_damaged_are_refused(damage, scene, message, tmp_path):
-    words = write_embodiedscan(tmp_path, room(2))
+def test_damaged_infos_are_refused(damage, scene, message, tmp_path):
+    source = write_embodiedscan(tmp_path, room(2))
     infos = json.loads((tmp_path / "infos.json").read_text())
     damage(infos["scannet/scene0000_00"])
     (tmp_path / "infos.json").write_text(json.dumps(infos))
     with pytest.raises(MediaError, match=message):
-        RGBD.read(words if scene is None else f"{tmp_path / 'infos.json'}#{scene}")
+        RGBD.read(source if scene is None else f"{tmp_path / 'infos.json'}#{scene}")
 
 
 @pytest.mark.parametrize(("data", "message"), [(b"{", "read as JSON"), (b"[]", "a list"), (b"\xff", "read as JSON")])
-def test_a_file_that_is_no_scan_is_refused(data, message, tmp_path):
+def test_a_file_that_is_not_a_scan_is_refused(data, message, tmp_path):
     (tmp_path / "file").write_bytes(data)
     with pytest.raises(MediaError, match=message):
         RGBD.read(tmp_path / "file")
@@ -187,19 +190,19 @@ def _four(k: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": torch.ones(3, 30, 40)}, r"4 pictures, 3 of depth"),
-        ({"depth": torch.ones(4, 30, 40, dtype=torch.int32)}, r"depth is torch.int32 \(4, 30, 40\); give floats"),
+        ({"depth": torch.ones(3, 30, 40)}, r"4 images, 3 depth maps"),
+        ({"depth": torch.ones(4, 30, 40, dtype=torch.int32)}, r"depth is torch.int32 \(4, 30, 40\); pass floats"),
         ({"depth": torch.ones(4, 30)}, r"depth is torch.float32 \(4, 30\)"),
-        ({"cam_to_world": torch.eye(4)}, r"poses of shape \(4, 4\); give a depth and a pose"),
+        ({"cam_to_world": torch.eye(4)}, r"poses of shape \(4, 4\); pass a depth map and a pose"),
         ({"cam_to_world": torch.eye(4).expand(4, 4, 4).mT * 2}, "4 of 4 matrices .*off by up to 3"),
-        ({"cam_to_world": torch.eye(4).diag().diag().expand(4, 4, 4) * torch.tensor([1, 1, -1, 1])}, "rigidly"),
-        ({"cam_to_world": torch.full((4, 4, 4), float("nan"))}, "not one of 4 poses is finite"),
+        ({"cam_to_world": torch.eye(4).diag().diag().expand(4, 4, 4) * torch.tensor([1, 1, -1, 1])}, "not rigid"),
+        ({"cam_to_world": torch.full((4, 4, 4), float("nan"))}, "none of the 4 poses is finite"),
         ({"world": torch.full((4, 4), float("nan"))}, "world has"),
         ({"world": torch.eye(3)}, r"world has shape \(3, 3\)"),
         ({"intrinsics": torch.eye(2)}, r"intrinsics has shape \(2, 2\)"),
         (
             {"depth_intrinsics": room().intrinsics * 2},
-            r"depth_intrinsics cannot be of pictures of 40x30: .*centre \(63,",
+            r"depth_intrinsics does not fit images of 40x30: .*centre \(63,",
         ),
         ({"depth_intrinsics": torch.tensor([[0, 0, 9.0], [0, 9, 9], [0, 0, 1]])}, "focal lengths 0 and 9"),
         ({"intrinsics": torch.tensor([[9, 2, 9.0], [0, 9, 9], [0, 0, 1]])}, "skew 2"),
@@ -211,7 +214,7 @@ def test_arrays_that_do_not_fit_are_refused(change, message):
         RGBD.from_arrays(**vars(room()) | change)
 
 
-def test_times_must_be_one_for_each_view():
+def test_every_view_needs_a_time():
     with pytest.raises(MediaError, match="one per frame"):
         RGBD.from_arrays(**vars(room(3)) | {"times": [0.0, 1.0]})
     times = RGBD.from_arrays(**vars(room(3)) | {"times": [0, 1, 2]}).take(lambda count: [0, 2]).times

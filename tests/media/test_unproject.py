@@ -1,5 +1,5 @@
-"""Points lie where they must: on a floor that cameras see from anywhere, behind the pixels of their tokens, and where
-LLaVA-3D has them."""
+"""Points have the right positions: on a floor that all cameras see, on the rays of their tokens, and equal to those of
+LLaVA-3D."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def fine(k: Tensor, scale: int) -> Tensor:
 
 
 @pytest.mark.parametrize("grid", [(6, 8), (5, 7), (1, 1)])
-def test_points_lie_on_the_floor_and_behind_the_middle_of_their_token(grid):
-    scan, scale = room(), 16  # depth so fine that the nearest pixel is on the ray
+def test_points_are_on_the_floor_and_on_the_ray_of_their_token(grid):
+    scan, scale = room(), 16  # depth with so many pixels that the nearest one is on the ray
     k = fine(DEPTH_K, scale)
     depth = torch.stack([floor_depth(k, (30 * scale, 40 * scale), each) for each in scan.cam_to_world])
     points, known = at_centres(replace(scan, depth=depth, depth_intrinsics=k), grid)
@@ -46,7 +46,7 @@ def test_points_lie_on_the_floor_and_behind_the_middle_of_their_token(grid):
     h, w = grid
     middles = torch.tensor([[[64 * (j + 0.5) / w - 0.5, 48 * (i + 0.5) / h - 0.5] for j in range(w)] for i in range(h)])
     assert torch.allclose(seen[..., :2] / seen[..., 2:], middles.double().expand(4, h, w, 2), rtol=0, atol=1e-4)
-    # The nearest pixel lies up to half a fine pixel beside the ray, on a floor that is not square to it.
+    # The nearest pixel is up to half a fine pixel off the ray, on a floor that is not perpendicular to it.
     assert (points[..., 2] - WORLD[2, 3]).abs().max() < 5e-3
 
 
@@ -61,7 +61,7 @@ def test_depth_is_that_of_the_pixel_on_the_same_ray():
     assert torch.allclose((home[:3, :3] @ points[0, 7, 7].double() + home[:3, 3])[2], torch.tensor(2.0).double())
 
 
-def test_holes_and_what_the_depth_does_not_cover_are_not_known():
+def test_points_without_measured_depth_are_not_known():
     scan = room(2)
     depth = scan.depth.clone()
     depth[0, :15] = 0
@@ -74,7 +74,7 @@ def test_holes_and_what_the_depth_does_not_cover_are_not_known():
     assert not at_centres(replace(scan, depth=torch.zeros(2, 30, 40)), (6, 8))[1].any()
 
 
-def test_llava3ds_points_are_its_own():
+def test_points_equal_those_of_llava3d():
     tensors, _ = golden()
     for view in range(2):
         depth, pose, k = (tensors[name][view, None] for name in ("depth", "cam_to_world", "intrinsics"))
@@ -92,21 +92,21 @@ def at_one_metre(size: list[int], k: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("case", golden()[1], ids=lambda case: "x".join(map(str, case["size"])))
-def test_llava3ds_square_is_cut_where_it_cuts_it_and_portraits_are_cut_right(case):
-    (width, height), k, told = case["size"], torch.tensor(case["K"]), torch.tensor(case["K_out"])
+def test_the_crop_equals_that_of_llava3d_except_for_portraits_which_are_cropped_correctly(case):
+    (width, height), k, expected = case["size"], torch.tensor(case["K"]), torch.tensor(case["K_out"])
     found = at_one_metre([width, height], k)
     corners = torch.arange(24) * 14
-    x, y = ((corners - told[axis, 2]) / told[axis, axis] for axis in (0, 1))
+    x, y = ((corners - expected[axis, 2]) / expected[axis, axis] for axis in (0, 1))
     if width > height:
         want = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-    else:  # what upstream tells here is wrong: it cuts off left and right what hangs over above and below
-        assert told[0, 2] == pytest.approx(223.65)
+    else:  # upstream is wrong here: it crops left and right instead of top and bottom
+        assert expected[0, 2] == pytest.approx(223.65)
         turned = torch.tensor([[k[1, 1], 0, k[1, 2]], [0, k[0, 0], k[0, 2]], [0, 0, 1]])
         want = at_one_metre([height, width], turned).transpose(0, 1).flip(-1)
     assert torch.allclose(found, want, rtol=0, atol=1e-5)
 
 
-def test_llava3d_reads_the_depth_that_pillow_would_scale_and_crop():
+def test_depth_is_sampled_as_pillow_would_resize_and_crop_it():
     from PIL import Image
 
     depth = torch.arange(1.0, 1 + 97 * 131).view(97, 131)

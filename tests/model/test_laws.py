@@ -1,6 +1,6 @@
 """The laws of DESIGN.md, each beside its opposite.
 
-They are looked at in float32 and bfloat16, through forward and through generate (greedy, beams).
+Tested in float32 and bfloat16, through forward and through generate (greedy, beams).
 """
 
 import dataclasses
@@ -89,7 +89,7 @@ def test_prompt_and_packing_are_hugging_faces_own(model: PatchedModel) -> None:
 
 
 def test_a_fusion_in_float32_adds_in_float32(model: PatchedModel) -> None:
-    """As the authors evaluate: the fusion in float32 behind a base in half precision, and their sum rounded once."""
+    """As in the official evaluation: fusion in float32 on a base in half precision, and their sum rounded once."""
     hears(model, fusion=FusionConfig(kind="official", width=32, heads=2, precision="float32"), lora=None)
     inputs = model.prepare(clips(), QUESTIONS)
     (use,) = inputs.uses
@@ -115,7 +115,7 @@ def test_applied_and_removed_leaves_no_trace(
     assert torch.equal(torch.random.get_rng_state(), seeds), "a loaded patch draws no random numbers"
     patched = run(model, model.prepare(clips(), QUESTIONS))
     assert patched.shape != reference.shape or not torch.equal(patched, reference)
-    assert not alike(before, portrait(model)), "the portrait sees hooks"
+    assert not alike(before, portrait(model)), "the portrait includes hooks"
     assert list(model.base_state_dict()) == list(before["state"])
     model.remove_patch("ears")
     assert alike(before, portrait(model))
@@ -123,7 +123,7 @@ def test_applied_and_removed_leaves_no_trace(
 
 
 def make_tensors(model: PatchedModel) -> dict[str, Tensor]:
-    """Tensors of a patch that acts, from a model of its own."""
+    """Tensors of a patch that changes answers, from another model."""
     other = PatchedModel(model.host)
     with torch.random.fork_rng(devices=[]):
         other.attach("ears", make_config(model.host))
@@ -134,10 +134,10 @@ def make_tensors(model: PatchedModel) -> dict[str, Tensor]:
 
 
 def test_two_hundred_random_changes_leave_no_trace(one: PatchedModel) -> None:
-    """Applied, swapped, weighed, switched and removed in any order, with questions between them."""
+    """Apply, swap, change the weight, enable, disable and remove in any order, with questions between them."""
     reference = logits(one)
     patches = [other_ears(one), other_ears(one, lora=LoraConfig(r=2, lora_alpha=3)), other_ears(one, lora=None)]
-    before, rng, bare, told = portrait(one), Random(0), 0, set()
+    before, rng, bare, outcomes = portrait(one), Random(0), 0, set()
 
     def change() -> None:
         here = list(one.patches)
@@ -160,13 +160,13 @@ def test_two_hundred_random_changes_leave_no_trace(one: PatchedModel) -> None:
     for _ in range(200):
         change()
         answer = logits(one)
-        told.add(torch.equal(answer, reference))
+        outcomes.add(torch.equal(answer, reference))
         if not one.patches:
             bare += 1
             assert torch.equal(answer, reference) and alike(before, portrait(one))
     for name in list(one.patches):
         one.remove_patch(name)
-    assert bare > 20 and told == {True, False} and alike(before, portrait(one))
+    assert bare > 20 and outcomes == {True, False} and alike(before, portrait(one))
 
 
 def test_memory_returns(one: PatchedModel) -> None:
@@ -195,7 +195,7 @@ def test_only_the_patch_gets_gradients(model: PatchedModel) -> None:
 
 
 def test_checkpointing_gives_the_same_gradients(one: PatchedModel) -> None:
-    """Recomputation happens after the call has ended, and for two calls with different rows."""
+    """Recomputation runs after the call has ended, and for two calls with different rows."""
     attached = one.attach("ears", make_config(one.host))
     awaken(one, "ears")
     calls = [one.prepare(clips(), QUESTIONS, patches=rows) for rows in (["ears"], [["ears"], []])]
@@ -234,7 +234,7 @@ def test_training_computes_what_the_loaded_patch_will(model: PatchedModel) -> No
 # Law 4
 
 
-def test_a_key_frame_hears_its_own_moment_only(model: PatchedModel) -> None:
+def test_a_key_frame_reads_its_own_segment_only(model: PatchedModel) -> None:
     hears(model)
     clip = make_clip(0)
     assert clip.audio is not None and clip.times is not None and clip.rate is not None
@@ -276,11 +276,11 @@ def test_lora_may_stay_when_the_recipe_says_so(one: PatchedModel) -> None:
     hears(one, keep_lora_when_absent=True)
     inputs = one.prepare(silent, QUESTIONS)
     assert not torch.equal(one.forward(inputs).logits, before)
-    assert alike(one.fused_tokens(inputs), list(inputs.visual.tokens)), "fusion is skipped all the same"
+    assert alike(one.fused_tokens(inputs), list(inputs.visual.tokens)), "fusion is still skipped"
 
 
 def test_a_partly_present_row_runs_with_the_missing_sense_masked(one: PatchedModel) -> None:
-    """Two senses of one patch, of which a clip has one."""
+    """A patch with two senses, and a clip that has one of them."""
     config = make_config(one.host)
     other = SenseFacts(**{**config.senses["audio"].model_dump(), "options": {"bands": 16, "rate": 10}})
     spec = one.encoder(other).spec
@@ -319,7 +319,7 @@ def test_rows_with_different_patches_equal_rows_that_all_have_them(one: PatchedM
 
 
 @pytest.mark.parametrize("kind", ["folded", "official"])
-def test_what_is_added_to_a_row_does_not_hang_on_its_batch(
+def test_the_update_of_a_row_does_not_depend_on_its_batch(
     one: PatchedModel, kind: Literal["folded", "official"]
 ) -> None:
     shape = FusionConfig(kind=kind, width=64, heads=4)
@@ -365,17 +365,17 @@ def test_rows_with_different_patches_generate_what_they_would_alone(one: Patched
     awaken(one, "more", seed=7)
     many = [make_clip(0), make_clip(1, frames=2), make_clip(2, frames=3), make_clip(3, sound=False)]
     questions, sets = ["Well?", *QUESTIONS, "And?"], [["ears"], [], ["more", "ears"], ["more"]]
-    returned, told = options.get("num_return_sequences", 1), []
+    returned, rows = options.get("num_return_sequences", 1), []
     inputs = one.prepare(many, questions, patches=sets)
     together = one.generate(inputs, max_new_tokens=6, do_sample=False, **options)[:, inputs.input_ids.shape[1] :]
     for i, (clip, question, names) in enumerate(zip(many, questions, sets, strict=True)):
         single = one.prepare([clip], [question], patches=names)
         alone = one.generate(single, max_new_tokens=6, do_sample=False, **options)[:, single.input_ids.shape[1] :]
         assert torch.equal(together[i * returned : (i + 1) * returned, : alone.shape[1]], alone)
-        told.append(alone[0].tolist())
+        rows.append(alone[0].tolist())
     with pytest.raises(PatchNotFound, match="no patch of this name is applied"):
         one.prepare(many, questions, patches=[["ears"], [], ["moer"], []])
-    assert len({str(each) for each in told}) > 1
+    assert len({str(each) for each in rows}) > 1
 
 
 # Law 7
@@ -422,7 +422,7 @@ def test_what_cannot_fit_is_refused_before_the_base_is_hashed(
     shallow.host.language_model.layers = shallow.host.language_model.layers[:1]
     assert patch.config.lora is not None
     paths = tuple(name[5:-2] for name in patch.tensors if name.startswith("lora.") and name.endswith(".A"))
-    for words, said in (
+    for words, message in (
         (patch.config.lora.target_modules, r"its LoRA does not fit this base: lora\.layers\.1\..* is not part of it"),
         (paths, r"does not fit this base: lora\.target_modules: no layer is called layers\.1\..* or 4 more names; "),
     ):
@@ -430,7 +430,7 @@ def test_what_cannot_fit_is_refused_before_the_base_is_hashed(
         made = patch.config.base.model_copy(update={"repo": "a/b"})
         config = patch.config.model_copy(update={"lora": lora, "base": made})
         for strict in (True, False):
-            with pytest.raises(PatchMismatch, match=rf"^deep: {said}.*; load a/b and apply it there$"):
+            with pytest.raises(PatchMismatch, match=rf"^deep: {message}.*; load a/b and apply it there$"):
                 shallow.apply_patch(Patch(config, patch.tensors, source="deep"), strict=strict)
     made = patch.config.base.model_copy(update={"dim": 65})
     with pytest.raises(PatchMismatch, match="dim=65"):

@@ -1,4 +1,4 @@
-"""Claims about the life of a patch: switched, weighed, swapped and removed, whatever runs meanwhile."""
+"""Claims about the life of a patch: enabled, weighted, swapped and removed, also while calls run."""
 
 import math
 import sys
@@ -72,15 +72,15 @@ def test_threads_do_not_mix_rows_and_removal_waits(one: PatchedModel) -> None:
     hears(one, "more")
     awaken(one, "more", seed=3)
     choices: list[tuple[str, ...]] = [(), ("ears",), ("ears", "more")]
-    wanted = {names: logits(one, patches=list(names)) for names in choices}
+    expected = {names: logits(one, patches=list(names)) for names in choices}
     failures: list[object] = []
 
     def work(names: tuple[str, ...]) -> None:
         for _ in range(5):
-            if not torch.equal(logits(one, patches=list(names)), wanted[names]):
+            if not torch.equal(logits(one, patches=list(names)), expected[names]):
                 failures.append(names)
 
-    threads = [threading.Thread(target=work, args=(names,)) for names in wanted]
+    threads = [threading.Thread(target=work, args=(names,)) for names in expected]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -106,16 +106,16 @@ def test_threads_do_not_mix_rows_and_removal_waits(one: PatchedModel) -> None:
         go_on.set()
         call.join()
     removal.join()
-    assert torch.equal(late[0], wanted[both]) and list(one.patches) == ["ears"]
+    assert torch.equal(late[0], expected[both]) and list(one.patches) == ["ears"]
     with pytest.raises(PatchNotFound, match="removed"):
         one.forward(stale)
 
 
 def test_a_swapped_patch_acts_from_the_next_question_on(one: PatchedModel) -> None:
-    logits(one)  # Hugging Face keeps things of a first call
+    logits(one)  # the first call leaves caches in Hugging Face's modules
     before, patch = portrait(one), other_ears(one)
     one.apply_patch(patch, name="alone")
-    wanted = logits(one)
+    expected = logits(one)
     one.remove_patch("alone")
     hears(one)
     first, prepared = logits(one), one.prepare(clips(), QUESTIONS)
@@ -125,15 +125,15 @@ def test_a_swapped_patch_acts_from_the_next_question_on(one: PatchedModel) -> No
     assert (report.weight, report.sha256) == (0.5, patch.sha256) and list(one.patches) == ["ears"]
     assert not torch.equal(logits(one), half)
     one.set_weight("ears", 1.0)
-    assert torch.equal(logits(one), wanted) and not torch.equal(wanted, first)
+    assert torch.equal(logits(one), expected) and not torch.equal(expected, first)
     assert torch.equal(one.forward(prepared).logits, first), "what was prepared keeps its version"
-    assert torch.equal(logits(one), wanted)
+    assert torch.equal(logits(one), expected)
     one.remove_patch("ears")
     assert alike(before, portrait(one))
     assert torch.equal(one.forward(prepared).logits, first) and alike(before, portrait(one)), "and leaves no trace"
 
 
-def test_a_swap_does_not_wait_for_a_running_question_which_ends_as_it_began(one: PatchedModel) -> None:
+def test_a_swap_does_not_wait_for_a_running_question_which_finishes_with_the_old_patch(one: PatchedModel) -> None:
     hears(one)
     first, patch = logits(one), other_ears(one)
     inside, go_on, late = threading.Event(), threading.Event(), []
@@ -181,7 +181,7 @@ def test_a_compiled_base_is_not_compiled_again_for_another_patch(one: PatchedMod
     assert torch.equal(logits(one), swapped)
 
 
-def test_a_swap_that_is_refused_leaves_the_patch_that_was_there(one: PatchedModel) -> None:
+def test_a_refused_swap_leaves_the_old_patch(one: PatchedModel) -> None:
     hears(one)
     first, patch = logits(one), other_ears(one)
     tensors = {name: value * math.nan for name, value in patch.tensors.items()}
@@ -191,7 +191,7 @@ def test_a_swap_that_is_refused_leaves_the_patch_that_was_there(one: PatchedMode
         one.swap_patch("eers", patch)
     one.set_weight("ears", 0.5)
     beside = other_ears(one, fusion=FusionConfig(width=32, heads=2, combine="prefix"))
-    with pytest.raises(ValueError, match="beside"):
+    with pytest.raises(ValueError, match="inserts tokens"):
         one.swap_patch("ears", beside)
     one.set_weight("ears", 1)
     assert (
@@ -199,7 +199,7 @@ def test_a_swap_that_is_refused_leaves_the_patch_that_was_there(one: PatchedMode
     )
 
 
-def test_two_versions_of_one_patch_live_under_two_names_and_any_order_is_the_same_sum(one: PatchedModel) -> None:
+def test_two_versions_of_one_patch_run_under_two_names_and_their_order_does_not_matter(one: PatchedModel) -> None:
     hears(one)
     one.apply_patch(other_ears(one), name="newer")
     both = logits(one)
@@ -216,7 +216,7 @@ def test_two_versions_of_one_patch_live_under_two_names_and_any_order_is_the_sam
         again.remove_patch(name)
 
 
-def test_a_weight_that_is_refused_leaves_no_patch(one: PatchedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_refused_weight_leaves_no_patch(one: PatchedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     donor = PatchedModel(make_base(tokenizer))
     hears(donor)
     patch = donor.export("ears")
@@ -237,10 +237,8 @@ def test_a_patch_in_memory_is_checked_like_a_file(one: PatchedModel, tokenizer: 
     assert not one.patches
 
 
-def test_nothing_is_done_twice_on_the_way_of_a_patch_into_a_model(
-    playroom: PatchedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No sweep of the catalogue, no recipe, one layout of the LoRA and one fusion: the counters are those of Python."""
+def test_applying_a_patch_does_nothing_twice(playroom: PatchedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No scan of the catalogue, no recipe, one LoRA layout and one fusion, as counted by Python's profiler."""
     names = ("glob", "read_recipe", "targets", "_copy")
     calls = Counter[str]()
 
@@ -248,7 +246,7 @@ def test_nothing_is_done_twice_on_the_way_of_a_patch_into_a_model(
         if event == "call" and (name := frame.f_code.co_name) in names:
             calls[name] += name != "_copy" or frame.f_back is None or frame.f_back.f_code.co_name != "_copy"
 
-    playroom.apply_patch("audio-playroom", name="first")  # imports what is imported late
+    playroom.apply_patch("audio-playroom", name="first")  # triggers late imports
     sys.setprofile(count)
     try:
         playroom.apply_patch("audio-playroom", name="second")

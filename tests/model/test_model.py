@@ -38,7 +38,7 @@ def test_patches_with_different_layouts_cannot_share_a_row(one: PatchedModel) ->
 
 
 @pytest.mark.parametrize("combine", ["prefix", "interleave"])
-def test_concatenation_puts_side_tokens_beside(model: PatchedModel, combine: str) -> None:
+def test_concatenation_inserts_side_tokens(model: PatchedModel, combine: str) -> None:
     fusion = FusionConfig(width=32, heads=2, combine=combine)  # type: ignore[arg-type]
     plain = model.prepare(clips(), QUESTIONS)
     hears(model, fusion=fusion)
@@ -52,15 +52,15 @@ def test_concatenation_puts_side_tokens_beside(model: PatchedModel, combine: str
     tolerance = 1e-4 if model.host.dtype == torch.float32 else 0.5
     torch.testing.assert_close(absent, alone, atol=tolerance, rtol=tolerance)
     assert model.generate(inputs, max_new_tokens=3, num_beams=2, do_sample=False).shape[0] == 2
-    with pytest.raises(ValueError, match="beside"):
+    with pytest.raises(ValueError, match="inserts tokens"):
         model.set_weight("ears", 0.5)
 
 
-# The lower altitude
+# The separate steps
 
 
 def test_packed_questions_equal_questions_alone(one: PatchedModel) -> None:
-    """Several questions behind one visual prefix, as the trainer asks them."""
+    """Several questions after one visual prefix, as in training."""
     hears(one)
     features = [one.encode_clip(clip) for clip in clips()]
     rows = []
@@ -109,14 +109,14 @@ def test_vision_tower_runs_once_per_question(one: PatchedModel) -> None:
     handle.remove()
 
 
-def test_an_answer_tells_how_it_came_about(one: PatchedModel) -> None:
+def test_an_answer_has_its_patches_signals_and_timings(one: PatchedModel) -> None:
     hears(one)
     answer = one.ask(clips()[0], QUESTIONS[0])
     assert isinstance(answer, str) and answer.patches == ("ears",)
     assert answer.signals["audio"].startswith("present: 20 steps")
     assert set(answer.timings) == {"read", "encode", "prepare", "generate"}
-    kept = pickle.loads(pickle.dumps(copy.copy(answer)))
-    assert isinstance(kept, Answer) and (kept, kept.signals) == (answer, answer.signals)
+    copied = pickle.loads(pickle.dumps(copy.copy(answer)))
+    assert isinstance(copied, Answer) and (copied, copied.signals) == (answer, answer.signals)
 
 
 def test_real_files_pictures_and_arrays_can_be_asked(one: PatchedModel, tmp_path: Path) -> None:
@@ -124,14 +124,14 @@ def test_real_files_pictures_and_arrays_can_be_asked(one: PatchedModel, tmp_path
     wave = 0.1 * np.random.default_rng(0).standard_normal(48_000 * 2).astype(np.float32)
     write_clip(tmp_path / "loud.mp4", counting_frames(20), fps=10, audio=wave, rate=48_000)
     write_clip(tmp_path / "mute.mp4", counting_frames(20), fps=10)
-    heard, deaf = one.ask(tmp_path / "loud.mp4", QUESTIONS[0]), one.ask(str(tmp_path / "mute.mp4"), QUESTIONS[0])
-    assert heard.signals["audio"].startswith("present")
-    assert deaf.signals == {"audio": "absent: no audio track"}
-    assert deaf == one.ask(tmp_path / "mute.mp4", QUESTIONS[0], patches=[])
+    sounding, mute = one.ask(tmp_path / "loud.mp4", QUESTIONS[0]), one.ask(str(tmp_path / "mute.mp4"), QUESTIONS[0])
+    assert sounding.signals["audio"].startswith("present")
+    assert mute.signals == {"audio": "absent: no audio track"}
+    assert mute == one.ask(tmp_path / "mute.mp4", QUESTIONS[0], patches=[])
     assert one.ask(np.zeros((SIDE, SIDE, 3), np.uint8), QUESTIONS[0]).signals["audio"].startswith("absent")
 
 
-def test_sound_can_be_handed_over_or_dropped(one: PatchedModel) -> None:
+def test_sound_can_be_passed_or_dropped(one: PatchedModel) -> None:
     hears(one)
     clip, other = clips()
     dropped = one.ask(clip, QUESTIONS[0], audio=None)
@@ -162,7 +162,7 @@ def test_a_batch_answers_each_row_with_its_own_patches(one: PatchedModel) -> Non
         one.ask_batch([(clip,)])
 
 
-def test_stream_says_what_ask_says(one: PatchedModel) -> None:
+def test_stream_gives_the_answer_of_ask(one: PatchedModel) -> None:
     hears(one)
     pieces = list(one.stream(clips()[0], QUESTIONS[0], max_new_tokens=12))
     assert "".join(pieces).strip() == one.ask(clips()[0], QUESTIONS[0], max_new_tokens=12)
@@ -193,7 +193,7 @@ def test_a_stream_keeps_the_patches_it_was_asked_with(one: PatchedModel) -> None
     assert "".join(off).strip() == plain
 
 
-def test_frames_spread_over_the_sound_that_comes_with_them(one: PatchedModel) -> None:
+def test_frames_are_spread_over_the_sound_passed_with_them(one: PatchedModel) -> None:
     hears(one)
     clip = make_clip()
     assert clip.audio is not None and clip.frames is not None
@@ -229,7 +229,7 @@ def test_a_row_on_which_a_patch_does_not_act_is_laid_out_as_the_base_does(one: P
 def test_features_that_were_encoded_without_a_sense_are_refused_where_it_is_asked_for(one: PatchedModel) -> None:
     before = one.encode([make_clip()])[0]
     hears(one)
-    with pytest.raises(SignalError, match="hold nothing of logmel"):
+    with pytest.raises(SignalError, match="have no tokens of logmel"):
         one.prepare([before], QUESTIONS[:1])
     mixed = one.prepare([before, make_clip(1)], QUESTIONS[:1] * 2, patches=[[], ["ears"]])
     assert mixed.uses[0].sensing.tolist() == [False, True]
@@ -249,13 +249,11 @@ def test_an_error_in_a_stream_reaches_the_reader(one: PatchedModel) -> None:
         list(pieces)
 
 
-def test_a_prompt_that_is_longer_than_the_base_knows_is_answered_with_a_warning(one: PatchedModel) -> None:
+def test_a_prompt_longer_than_the_base_supports_is_answered_with_a_warning(one: PatchedModel) -> None:
     config: Any = one.host.language_model.config
     inputs = one.prepare([make_clip()], ["what?"])
     config.max_position_embeddings, before = inputs.input_ids.shape[1] - 1, config.max_position_embeddings
-    with pytest.warns(
-        UserWarning, match=rf"{inputs.input_ids.shape[1]} positions, .* was made for .*; ask about fewer"
-    ):
+    with pytest.warns(UserWarning, match=rf"{inputs.input_ids.shape[1]} positions, .* supports .*; use fewer frames"):
         one.generate(inputs, max_new_tokens=1)
     config.max_position_embeddings = before
     with warnings.catch_warnings():
@@ -263,10 +261,10 @@ def test_a_prompt_that_is_longer_than_the_base_knows_is_answered_with_a_warning(
         one.generate(inputs, max_new_tokens=1)
 
 
-def test_misuse_is_told_in_our_words(one: PatchedModel, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a row is \(clip, question\).*got 'clip\.mp4'; give a list of rows"):
+def test_misuse_has_an_error_of_our_own(one: PatchedModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a row is \(clip, question\).*got 'clip\.mp4'; pass a list of rows"):
         one.ask_batch(("clip.mp4", "what?"))
-    with pytest.raises(SignalError, match=r"got 'clip\.mp4' for a clip; give Clip\.read"):
+    with pytest.raises(SignalError, match=r"got 'clip\.mp4' as a clip; pass Clip\.read"):
         one.prepare(["clip.mp4"], ["what?"])  # type: ignore[list-item]
     with pytest.raises(PatchNotFound, match="no patch of this name is applied"):
         one.remove_patch(None)  # type: ignore[arg-type]
@@ -283,7 +281,7 @@ def test_misuse_is_told_in_our_words(one: PatchedModel, tmp_path: Path) -> None:
         ("so--me/body", "cannot be on the Hub"),
     ],
 )
-def test_what_can_be_no_name_is_no_patch(one: PatchedModel, name: str, cause: str) -> None:
+def test_an_impossible_name_is_not_a_patch(one: PatchedModel, name: str, cause: str) -> None:
     with pytest.raises(PatchNotFound, match=cause):
         one.apply_patch(name)
 

@@ -1,5 +1,5 @@
-"""Claims about patches with a resampler inside a model: the laws of DESIGN.md for what reads several senses at once,
-each beside its opposite."""
+"""Claims about patches with a resampler, which reads several senses together: the laws of DESIGN.md, each beside its
+opposite."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_prompt_grows_by_the_queries_of_each_window_or_not_at_all(one: Patched
     assert logits(one).shape[1] == logits(one, patches=[]).shape[1] + more
 
 
-def test_interleaved_windows_stand_before_their_own_key_frames(one: PatchedModel) -> None:
+def test_interleaved_windows_precede_their_own_key_frames(one: PatchedModel) -> None:
     """Key frames at 0, 1, 2 and 3 s, windows from 0 and from 2 s."""
     favors(one, "interleave")
     (groups,) = inserted(one.prepare(clips()[:1], QUESTIONS[:1]).uses, 1)
@@ -151,7 +151,7 @@ def test_a_clip_with_one_of_the_senses_is_changed_by_that_one_alone(one: Patched
     borrowed = replace(both, sides=dict(both.sides) | {fast.preprocessing: other.sides[fast.preprocessing]})
     whole, part = fused(one, both)[0], fused(one, without(both, fast))[0]
     assert not torch.equal(whole, part) and not torch.equal(part, both.tokens)
-    assert not torch.equal(fused(one, borrowed)[0], whole), "the other sense is heard where it is there"
+    assert not torch.equal(fused(one, borrowed)[0], whole), "the other sense is read where it is present"
     assert torch.equal(fused(one, without(borrowed, fast))[0], part), "and nowhere else"
 
 
@@ -159,8 +159,8 @@ def test_a_clip_with_one_of_the_senses_is_changed_by_that_one_alone(one: Patched
 
 
 @every_addition
-def test_what_is_added_to_a_row_does_not_hang_on_its_batch(one: PatchedModel, way: str) -> None:
-    """Clips of other lengths, with both senses, one or none."""
+def test_the_update_of_a_row_does_not_depend_on_its_batch(one: PatchedModel, way: str) -> None:
+    """Clips of different lengths, with both senses, one or none."""
     favors(one, way)
     slow, fast = one.applied.found("favor")[0].config.senses.values()
     seen = one.encode([make_clip(i, frames) for i, frames in enumerate((4, 3, 1, 4, 2))])
@@ -192,7 +192,7 @@ def test_rows_with_different_patches_generate_what_they_would_alone(one: Patched
 
 @every_way
 def test_saved_and_loaded_gives_equal_logits(one: PatchedModel, tmp_path: Path, way: str) -> None:
-    """The file sorts the senses, so their order in a recipe must not count."""
+    """The file sorts the senses, so their order in a recipe must not matter."""
     favors(one, way)
     patched, patch = logits(one), one.export("favor")
     one.remove_patch("favor")

@@ -1,5 +1,5 @@
-"""Claims about watching: after a whole file the answer of `ask`, at any moment that of the file up to then; memory that
-does not grow; and whatever cannot be watched is refused, with nothing lost."""
+"""Claims about watching: after a whole file the answer is that of `ask`, at any moment that of the file up to then;
+memory is bounded; and what cannot be watched is refused, with nothing lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUESTION = "What do you hear?"
 
 
 def tone(seconds: float, rate: int) -> np.ndarray:
-    """It rises, so that no two moments sound alike."""
+    """A rising tone: no two moments sound alike."""
     clock = np.arange(round(seconds * rate)) / rate
     return (0.5 * np.sin(2 * np.pi * (200 + 40 * clock) * clock)).astype(np.float32)
 
@@ -46,19 +46,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "short": write_clip(folder / "short.mp4", counting_frames(60), 10, tone(6, 16_000), 16_000),
         "long": write_clip(folder / "long.mp4", counting_frames(100), 4, tone(25.3, 44_100), 44_100),
         "late": write_clip(folder / "late.mkv", counting_frames(40), 8, tone(4, 48_000), 48_000, audio_start=1.7),
-        "deaf": write_clip(folder / "deaf.mp4", counting_frames(30), 10),
-        "blind": write_clip(folder / "blind.m4a", None, audio=tone(3, 48_000)),
+        "mute": write_clip(folder / "mute.mp4", counting_frames(30), 10),
+        "audio": write_clip(folder / "audio.m4a", None, audio=tone(3, 48_000)),
     }
 
 
 def remembered(show: Show) -> tuple[Any, list[Any], list[Any]]:
-    """Key frames, side tokens, and what resamplers have made."""
+    """Key frames, side tokens, and outputs of resamplers."""
     clip, sides, made, *_ = show._remembered()
     return clip, list(sides.values()), list(made.values())
 
 
 def chunks(seconds: int, rate: int = 16_000, each: float = 0.5) -> Iterator[tuple[Any, Any, Any]]:
-    """A camera with 4 pictures per second, counted from 0 on, and a microphone."""
+    """A camera with 4 numbered pictures per second, and a microphone."""
     pictures, sound = counting_frames(4 * seconds), tone(seconds, rate)
     for i in range(round(seconds / each)):
         own, heard = slice(round(4 * each * i), round(4 * each * (i + 1))), round(rate * each)
@@ -68,24 +68,22 @@ def chunks(seconds: int, rate: int = 16_000, each: float = 0.5) -> Iterator[tupl
 # A file
 
 
-@pytest.mark.parametrize("file", ["short", "long", "late", "deaf"])
-def test_after_the_whole_of_a_file_the_answer_is_that_of_ask(
-    one: PatchedModel, files: dict[str, Path], file: str
-) -> None:
+@pytest.mark.parametrize("file", ["short", "long", "late", "mute"])
+def test_after_a_whole_file_the_answer_is_that_of_ask(one: PatchedModel, files: dict[str, Path], file: str) -> None:
     hears(one)
     with one.watch(files[file]) as show:
         show.see()
-        told, asked = show.ask(QUESTION), one.ask(files[file], QUESTION)
+        watched, asked = show.ask(QUESTION), one.ask(files[file], QUESTION)
         clip, (side,), _ = remembered(show)
-    assert told == asked and told.patches == ("ears",)
-    assert told.signals.keys() == asked.signals.keys() == {"audio"}
-    assert file == "deaf" or told.signals == asked.signals
+    assert watched == asked and watched.patches == ("ears",)
+    assert watched.signals.keys() == asked.signals.keys() == {"audio"}
+    assert file == "mute" or watched.signals == asked.signals
     whole = Clip.read(files[file], frames=FRAMES)
     assert clip.frames is not None and clip.times is not None and whole.times is not None
     assert whole.frames is not None and torch.equal(clip.frames, scaled(whole.frames, one.host.size))
     assert torch.allclose(clip.times, whole.times, rtol=0, atol=1e-9)
     (heard,) = one.encode([whole])[0].sides.values()
-    if file == "deaf":
+    if file == "mute":
         assert side is None and heard is None
     elif file == "short":
         assert heard and torch.equal(side.x, heard.x) and torch.equal(side.times, heard.times)
@@ -95,14 +93,14 @@ def test_after_the_whole_of_a_file_the_answer_is_that_of_ask(
 
 
 @pytest.mark.parametrize("way", READ)
-def test_resamplers_hear_as_time_goes_by(one: PatchedModel, files: dict[str, Path], way: str) -> None:
+def test_resamplers_run_incrementally(one: PatchedModel, files: dict[str, Path], way: str) -> None:
     """Of 25 seconds the first 24 are finished, and none of the windows before."""
     favors(one, way)
     with one.watch(files["long"]) as show:
         show.see()
-        told, asked = show.ask(QUESTION), one.ask(files["long"], QUESTION)
+        watched, asked = show.ask(QUESTION), one.ask(files["long"], QUESTION)
         _, _, (made,) = remembered(show)
-    assert told == asked and told.signals == asked.signals
+    assert watched == asked and watched.signals == asked.signals
     (use,) = one.prepare([Clip.read(files["long"], frames=FRAMES)], [QUESTION]).uses
     resampler: Any = use.attached.resampler
     with torch.no_grad():
@@ -135,13 +133,13 @@ def test_a_file_is_read_no_further_than_it_is_watched(files: dict[str, Path]) ->
     reading.close()
 
 
-def test_sound_behind_the_last_picture_comes_second_by_second(tmp_path: Path) -> None:
+def test_sound_after_the_last_picture_is_read_second_by_second(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "podcast.mp4", counting_frames(2), 2, tone(20, 48_000), 48_000)
     lengths = [0 if chunk.sound is None else chunk.sound.shape[1] / chunk.rate for chunk in chunks_of(str(path))]
     assert sum(lengths) == pytest.approx(20, abs=0.1) and max(lengths) < 1.1
 
 
-def test_sound_that_begins_late_lies_where_the_file_has_it(files: dict[str, Path]) -> None:
+def test_sound_that_begins_late_keeps_its_start_time(files: dict[str, Path]) -> None:
     parts = [chunk for chunk in chunks_of(str(files["late"])) if chunk.sound is not None and chunk.sound.shape[1]]
     whole = Clip.read(files["late"])
     assert whole.audio is not None and {part.start for part in parts} == {whole.audio_start} and whole.audio_start > 1.6
@@ -149,7 +147,7 @@ def test_sound_that_begins_late_lies_where_the_file_has_it(files: dict[str, Path
 
 
 @pytest.mark.parametrize(("hertz", "to"), [(48_000, 16_000), (44_100, 16_000), (8_000, 16_000), (16_000, 16_000)])
-def test_sound_that_comes_by_and_by_is_resampled_as_the_whole(hertz: int, to: int) -> None:
+def test_sound_in_chunks_is_resampled_as_the_whole(hertz: int, to: int) -> None:
     sound = torch.randn(1, 3 * hertz + 17, generator=torch.Generator().manual_seed(0))
     resampling = Resampling(hertz, to)
     parts = [
@@ -179,16 +177,22 @@ def test_pictures_between_key_frames_are_those_of_ask(one, tmp_path: Path, pictu
     path = write_clip(tmp_path / "slow.mp4", counting_frames(pictures), fps)
     with one.watch(path) as show:
         show.see()
-        told, asked = show.ask(QUESTION), one.ask(path, QUESTION)
+        watched, asked = show.ask(QUESTION), one.ask(path, QUESTION)
         _, (side,), _ = remembered(show)
     (whole,) = one.encode([Clip.read(path, frames=FRAMES)])[0].sides.values()
-    assert told == asked and told.signals == asked.signals and told.signals["fast"].startswith(f"present: {seen} ")
+    assert (
+        watched == asked
+        and watched.signals == asked.signals
+        and watched.signals["fast"].startswith(f"present: {seen} ")
+    )
     assert whole and torch.equal(side.x, whole.x) and torch.equal(side.times, whole.times)
 
 
 @pytest.mark.parametrize(("pictures", "steps"), [(260, 11), (290, 12)])
-def test_a_base_that_looks_at_pairs_sees_the_last_picture_twice(tokenizer, tmp_path: Path, pictures, steps) -> None:
-    """21 instants of 260 pictures, of which the last has no other; 24 of 290."""
+def test_a_base_that_encodes_pairs_of_frames_repeats_the_last_picture(
+    tokenizer, tmp_path: Path, pictures, steps
+) -> None:
+    """21 instants of 260 pictures, so the last has no partner; 24 of 290."""
     model = PatchedModel(make_family(tokenizer, family="qwen2_vl"))
     facts = eyes(model, rate=2)
     model.attach("eyes", config_for(model.host, senses={"fast": facts}), trainable=False)
@@ -196,20 +200,20 @@ def test_a_base_that_looks_at_pairs_sees_the_last_picture_twice(tokenizer, tmp_p
     path = write_clip(tmp_path / "pairs.mp4", counting_frames(pictures), 25)
     with model.watch(path) as show:
         show.see()
-        told, asked = show.ask(QUESTION), model.ask(path, QUESTION)
+        watched, asked = show.ask(QUESTION), model.ask(path, QUESTION)
         _, (side,), _ = remembered(show)
     (whole,) = model.encode([Clip.read(path, frames=FRAMES)])[0].sides.values()
-    assert told == asked and told.signals["fast"].startswith(f"present: {steps} ")
+    assert watched == asked and watched.signals["fast"].startswith(f"present: {steps} ")
     assert whole and torch.equal(side.x, whole.x) and torch.equal(side.times, whole.times)
 
 
 @pytest.mark.parametrize("each", [0.5, 1.0, 5.0])
-def test_a_camera_is_looked_at_from_its_first_picture_on(one: PatchedModel, each: float) -> None:
+def test_dense_frames_of_a_camera_begin_with_its_first_picture(one: PatchedModel, each: float) -> None:
     looks(one, rate=1.6)
     with one.watch(((f, t + 3, s) for f, t, s in chunks(20, each=each)), rate=16_000) as show:
         show.see()
         _, (side,), _ = remembered(show)
-    instants = torch.arange(32) / 1.6  # the last picture is of 19.75 s
+    instants = torch.arange(32) / 1.6  # the last picture is at 19.75 s
     shown = counting_frames(80)[(instants * 4 + 1e-6).floor().long().numpy()]
     pooled = one.host.watch(pictures_of(shown)).unflatten(1, (2, -1)).unflatten(3, (2, -1)).mean((2, 4))
     assert torch.allclose(side.times, 3 + instants.double(), rtol=0, atol=1e-9)
@@ -217,7 +221,7 @@ def test_a_camera_is_looked_at_from_its_first_picture_on(one: PatchedModel, each
 
 
 def both(model: PatchedModel) -> None:
-    """A resampler that hears ten times a second and sees twice."""
+    """A resampler of ten sound steps and two picture steps a second."""
     senses = {"audio": sense(bands=16, rate=10), "fast": eyes(model, rate=2, grid=[1, 1])}
     resampler = ResamplerConfig.model_validate(RESAMPLER | {"stride": 2})
     model.attach("favor", make_config(model.host, "favor", senses=senses, resampler=resampler), trainable=False)
@@ -228,15 +232,15 @@ def both(model: PatchedModel) -> None:
     ("pictures", "fps", "seconds"),
     [(250, 2, 125), (250, 2, 0), (260, 25, 10.4), (130, 12.5, 10.6), (1, 25, 3), (250, 2, 21.3), (21, 2, 125)],
 )
-def test_what_is_heard_and_seen_together_is_that_of_ask(one, tmp_path: Path, pictures, fps, seconds) -> None:
+def test_sound_and_pictures_together_are_those_of_ask(one, tmp_path: Path, pictures, fps, seconds) -> None:
     both(one)
     sound = tone(seconds, 16_000) if seconds else None
     path = write_clip(tmp_path / "both.mp4", counting_frames(pictures), fps, sound, 16_000)
     with one.watch(path) as show:
         show.see()
-        told, asked = show.ask(QUESTION), one.ask(path, QUESTION)
+        watched, asked = show.ask(QUESTION), one.ask(path, QUESTION)
         _, _, (made,) = remembered(show)
-    assert told == asked and told.signals["fast"] == asked.signals["fast"]
+    assert watched == asked and watched.signals["fast"] == asked.signals["fast"]
     (use,) = one.prepare([Clip.read(path, frames=FRAMES)], [QUESTION]).uses
     resampler: Any = use.attached.resampler
     with torch.no_grad():
@@ -246,12 +250,12 @@ def test_what_is_heard_and_seen_together_is_that_of_ask(one, tmp_path: Path, pic
 
 
 @pytest.mark.parametrize("late", [None, 70.0])
-def test_a_resampler_does_not_wait_for_ever_for_one_sense(one: PatchedModel, late: float | None) -> None:
+def test_a_resampler_stops_waiting_for_a_missing_sense(one: PatchedModel, late: float | None) -> None:
     both(one)
     waiting, film = [], chunks(240, each=1)
     silent = ((f, t, s if late is not None and not 8 <= t[0] < late else None) for f, t, s in film)
     with one.watch(silent, rate=16_000) as show:
-        ((listening, _),) = show.listening.values()
+        ((listening, _),) = show.resamplers.values()
         for _ in show:
             tokens = listening.senses["fast"].tokens
             waiting.append(0 if tokens is None else len(tokens.times))
@@ -260,20 +264,20 @@ def test_a_resampler_does_not_wait_for_ever_for_one_sense(one: PatchedModel, lat
     if late is None:
         assert heard == "absent: no sound has come"
     else:  # but for the first eight seconds, all of it is 62 or 72 seconds behind
-        assert heard == "present: 1780 steps from 0.05 s; 1700 came 60 s after what else came and are left out"
+        assert heard == "present: 1780 steps from 0.05 s; 1700 steps arrived over 60 s late and were skipped"
 
 
-def test_a_resampler_does_not_wait_for_ever_for_pictures(one: PatchedModel) -> None:
+def test_a_resampler_stops_waiting_for_missing_pictures(one: PatchedModel) -> None:
     both(one)
     film = [(None, None, sound) if i > 3 else (f, t, sound) for i, (f, t, sound) in enumerate(chunks(240, each=1))]
     with one.watch(film, rate=16_000) as show:
-        ((listening, _),) = show.listening.values()
+        ((listening, _),) = show.resamplers.values()
         waiting = [0 if (of := listening.senses["audio"].tokens) is None else len(of.times) for _ in show]
         assert max(waiting) < 10 * (PATIENCE + 20)
         signals = show.ask(QUESTION).signals
     assert signals == {"audio": "present: 2400 steps from 0.05 s", "fast": "present: 8 steps from 0.00 s"}
     with one.watch(film, rate=16_000) as show:
-        assert show.see(20) == 3.75 and show.sounded == 20 + PATIENCE
+        assert show.see(20) == 3.75 and show.sound_end == 20 + PATIENCE
 
 
 # A camera
@@ -303,18 +307,18 @@ def test_a_question_can_be_about_the_last_seconds(one: PatchedModel) -> None:
     assert clip.times is not None and clip.times.tolist() == pytest.approx(np.linspace(49.75, 59.75, FRAMES))
     assert [number(frame.numpy()) for frame in clip.frames] == [199, 212, 225, 239]
     assert 49.75 <= side.times[0] < 50 and side.times[-1] > 59.75 and 49.75 <= made[1][0] < 52
-    assert len(show.pictures.held) == 41 and len(show.heard.popitem()[1].held) < 20
+    assert len(show.pictures.held) == 41 and len(show.tokens.popitem()[1].held) < 20
 
 
-def test_what_has_been_perceived_is_said_of_the_seconds_that_a_question_is_about(one: PatchedModel) -> None:
+def test_signals_of_an_answer_are_those_of_the_seconds_that_the_question_covers(one: PatchedModel) -> None:
     favors(one)
     hears(one)
     ending = [(f, t, sound if t[0] < 20 else None) for f, t, sound in chunks(60)]
-    for last, said in ((45, "present: 26 steps from 14.90 s"), (30, "absent: no sound has come from 29.75 s on")):
+    for last, message in ((45, "present: 26 steps from 14.90 s"), (30, "absent: no sound has come from 29.75 s on")):
         with one.watch(ending, rate=16_000, last=last) as show:
             show.see()
-            assert show.ask(QUESTION, patches=["ears"]).signals == {"audio": said}
-            assert show.ask(QUESTION, patches=["favor"]).signals["fast"].startswith(said[:7])
+            assert show.ask(QUESTION, patches=["ears"]).signals == {"audio": message}
+            assert show.ask(QUESTION, patches=["favor"]).signals["fast"].startswith(message[:7])
 
 
 def test_a_patch_that_is_disabled_is_not_asked_unless_it_was_named(one: PatchedModel) -> None:
@@ -334,20 +338,20 @@ def test_a_camera_may_change_the_size_of_its_pictures(one: PatchedModel) -> None
     with one.watch(sizes, rate=16_000) as show:
         show.see()
         signals = show.ask(QUESTION).signals
-        eye = show.organs[one.export("favor").config.senses["fast"].preprocessing]
+        eye = show.encoders[one.export("favor").config.senses["fast"].preprocessing]
     assert signals["fast"] == "present: 24 steps from 0.00 s" and len(vars(eye)["held"]) < 8
 
 
-def test_memory_stays_flat_and_what_is_left_lies_evenly_over_the_past(one: PatchedModel) -> None:
+def test_memory_is_bounded_and_the_rest_is_spread_evenly_over_the_past(one: PatchedModel) -> None:
     hears(one)
     favors(one)
     size = 200_000
     held, film = [], list(chunks(20))
     with one.watch(looped(film, 20, 12), rate=16_000, memory=size) as show:
         for _ in show:
-            memories = [show.pictures, *show.heard.values(), *(memory for _, memory in show.listening.values())]
+            memories = [show.pictures, *show.tokens.values(), *(memory for _, memory in show.resamplers.values())]
             assert all(memory.nbytes <= size for memory in memories)
-            ears: Any = show.organs.values()
+            ears: Any = show.encoders.values()
             held.append(sum(each.sound.nbytes for each in ears if each.sound is not None))
         clip, (side,), _ = remembered(show)
         assert show.ask(QUESTION)
@@ -355,7 +359,7 @@ def test_memory_stays_flat_and_what_is_left_lies_evenly_over_the_past(one: Patch
     assert show.pictures.every > 1 and clip.times is not None
     older = torch.linspace(0, show.now, FRAMES) - clip.times
     assert older.min() > -1e-9 and older.max() < show.pictures.every / 4 and clip.times[-1] == show.now == 239.75
-    assert side.times.diff().max() <= 2 * max(memory.every for memory in show.heard.values())
+    assert side.times.diff().max() <= 2 * max(memory.every for memory in show.tokens.values())
 
 
 def looped(film: list[tuple[Any, Any, Any]], seconds: int, times: int) -> Iterator[tuple[Any, Any, Any]]:
@@ -365,7 +369,7 @@ def looped(film: list[tuple[Any, Any, Any]], seconds: int, times: int) -> Iterat
 
 
 @pytest.mark.parametrize("count", [3, 10, 11, 100, 1000])
-def test_what_is_thinned_is_thinned_evenly_and_makes_no_more_than_it_keeps(count: int) -> None:
+def test_thinning_is_even_and_creates_no_more_entries_than_it_stores(count: int) -> None:
     memory, made = History(10 * 8), []
 
     def make(second: int) -> tuple[Tensor]:
@@ -391,14 +395,14 @@ def test_a_patch_that_needs_the_whole_clip_is_refused_by_name(one: PatchedModel)
     assert one.watch(chunks(2), rate=16_000, patches=[]).see() == 1.75
 
 
-def test_a_file_without_pictures_and_what_is_no_source_is_refused(one: PatchedModel, files: dict[str, Path]) -> None:
-    with pytest.raises(MediaError, match=r"blind\.m4a: has no pictures, .*; give a video file"):
-        one.watch(files["blind"]).see()
+def test_a_file_without_pictures_and_a_wrong_source_are_refused(one: PatchedModel, files: dict[str, Path]) -> None:
+    with pytest.raises(MediaError, match=r"audio\.m4a: has no pictures, .*; pass a video file"):
+        one.watch(files["audio"]).see()
     with pytest.raises(MediaError, match=r"gone\.mp4: no such file"):
         one.watch("gone.mp4").see()
     for source in (7, torch.zeros(4, 3, 8, 8, dtype=torch.uint8)):
         with pytest.raises(
-            MediaError, match=r"give the path of a video file, or what gives \(frames, times, samples\)"
+            MediaError, match=r"pass the path of a video file, or an iterable of \(frames, times, samples\)"
         ):
             one.watch(source)
     with pytest.raises(ValueError, match="last=0"):
@@ -406,7 +410,7 @@ def test_a_file_without_pictures_and_what_is_no_source_is_refused(one: PatchedMo
     begun_later = [(f, t + 3000, s) for f, t, s in chunks(2)]
     for source in (begun_later, [(None, None, begun_later[0][2]), *begun_later]):
         with pytest.raises(
-            MediaError, match=r"pictures are at 3000 s, the sound .* at 0(\.5)? s; .* begin with silence"
+            MediaError, match=r"pictures are at 3000 s, their sound is at 0(\.5)? s; .* begin with silence"
         ):
             one.watch(source, rate=16_000).see()
     with pytest.raises(ValueError, match="memory=0"):
@@ -414,12 +418,12 @@ def test_a_file_without_pictures_and_what_is_no_source_is_refused(one: PatchedMo
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "message"),
     [
         (7, "a chunk is .*, got a int"),
         ((None, None), "a chunk is .*, got 2 values"),
-        ((np.zeros((1, 8, 8, 3), np.uint8), [0.1], None), "a picture of 0.1 s comes after one of 0.75 s"),
-        ((np.zeros((1, 8, 8, 3), np.uint8), [1e9], None), r"no picture comes between 0\.75 s and 1e\+09 s"),
+        ((np.zeros((1, 8, 8, 3), np.uint8), [0.1], None), "a picture at 0.1 s follows one at 0.75 s"),
+        ((np.zeros((1, 8, 8, 3), np.uint8), [1e9], None), r"no picture between 0\.75 s and 1e\+09 s"),
         ((np.zeros((1, 8, 8, 3), np.uint8), None, None), "pictures but no times"),
         ((None, [1.0], np.zeros(8)), "times but no pictures"),
         ((np.zeros((1, 8, 8, 3), np.uint8), [1.0, 1.1], None), "2,.* there are 1 frames"),
@@ -427,12 +431,12 @@ def test_a_file_without_pictures_and_what_is_no_source_is_refused(one: PatchedMo
         ((np.zeros((1, 8, 8, 3), np.uint8), [1.0], np.full(8, 99.0)), "a sample of 99"),
     ],
 )
-def test_a_bad_chunk_is_refused_and_the_next_is_seen(one: PatchedModel, bad: Any, said: str) -> None:
+def test_a_bad_chunk_is_refused_and_the_next_is_read(one: PatchedModel, bad: Any, message: str) -> None:
     hears(one)
     good = list(chunks(4))
     show = one.watch([*good[:2], bad, *good[2:]], rate=16_000)
     assert (next(show), next(show)) == (0.25, 0.75)
-    with pytest.raises(MediaError, match=said):
+    with pytest.raises(MediaError, match=message):
         next(show)
     whole = one.watch(good, rate=16_000)
     assert show.see() == whole.see() == 3.75
@@ -441,24 +445,24 @@ def test_a_bad_chunk_is_refused_and_the_next_is_seen(one: PatchedModel, bad: Any
 
 
 def test_sound_without_a_rate_is_refused(one: PatchedModel) -> None:
-    with pytest.raises(MediaError, match="audio needs its rate"):
+    with pytest.raises(MediaError, match="audio needs its sampling rate"):
         one.watch(chunks(2)).see()
 
 
 def test_a_question_before_the_first_picture_or_of_another_patch_is_refused(one: PatchedModel) -> None:
     hears(one)
     with one.watch(chunks(4), rate=16_000) as show:
-        with pytest.raises(MediaError, match="no picture has come yet"):
+        with pytest.raises(MediaError, match="there is no picture yet"):
             show.ask(QUESTION)
         next(show)
         hears(one, "late", senses={"audio": sense(rate=4)})
-        with pytest.raises(PatchNotFound, match="late: it has not been watching"):
+        with pytest.raises(PatchNotFound, match=r"late: watch\(\) was called without it"):
             show.ask(QUESTION, patches=["late"])
         assert show.ask(QUESTION).patches == ("ears",)
         assert show.ask(QUESTION, patches=[]).patches == ()
 
 
-def test_a_patch_that_changes_or_goes_while_it_watches(one: PatchedModel) -> None:
+def test_a_patch_that_is_changed_or_removed_while_watching(one: PatchedModel) -> None:
     hears(one)
     favors(one)
     with one.watch(chunks(4), rate=16_000, patches=["ears", "favor"]) as show:
@@ -467,7 +471,7 @@ def test_a_patch_that_changes_or_goes_while_it_watches(one: PatchedModel) -> Non
         one.swap_patch("ears", other_ears(one), strict=False)
         assert show.ask(QUESTION, patches=["ears"]).patches == ("ears",)
         one.swap_patch("favor", one.export("favor"))
-        with pytest.raises(PatchNotFound, match="favor: it has not been watching"):
+        with pytest.raises(PatchNotFound, match=r"favor: watch\(\) was called without it"):
             show.ask(QUESTION, patches=["favor"])
         one.remove_patch("ears")
         with pytest.raises(PatchNotFound, match="ears"):

@@ -1,6 +1,6 @@
-"""Ways in which a patch file can be damaged: what becomes of its bytes, and the error that must name it.
+"""Kinds of damage to a patch file: the changed bytes, and the expected error.
 
-`DAMAGE` holds accidents, and files that somebody has made to do harm: the latter carry the sha256 of what they hold.
+`DAMAGE` holds accidental damage, and malicious files (`signed`), whose sha256 matches their content.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ def first(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_entry(**values: Any) -> Callable[[bytes], bytes]:
-    """The first tensor, described otherwise."""
+    """Another header entry for the first tensor."""
     return with_header(lambda header: first(header).update(values))
 
 
 def with_sides(shape: list[int]) -> Callable[[bytes], bytes]:
-    """A further tensor without a byte."""
+    """A further tensor of zero bytes."""
     return with_header(lambda header: header.update(x={"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}))
 
 
 def resigned(change: Callable[[dict[str, Any], dict[str, Tensor]], object]) -> Callable[[bytes], bytes]:
-    """Another content with its own sha256: `change` gets config and tensors."""
+    """Changed content with a valid sha256: `change` gets config and tensors."""
 
     def damaged(data: bytes) -> bytes:
         metadata, tensors = split(data)[0]["__metadata__"], load(data)
@@ -86,7 +86,7 @@ def with_value(value: float, name: str = "") -> Callable[[bytes], bytes]:
 
 
 def with_tensor(change: Callable[[Tensor], Tensor]) -> Callable[[bytes], bytes]:
-    """One half of a LoRA pair, changed."""
+    """A change to one half of a LoRA pair."""
 
     def replaced(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         tensors[a_half(tensors)] = change(tensors[a_half(tensors)]).contiguous()
@@ -95,7 +95,7 @@ def with_tensor(change: Callable[[Tensor], Tensor]) -> Callable[[bytes], bytes]:
 
 
 def with_part(part: str, **values: Any) -> Callable[[bytes], bytes]:
-    """A config that says something else of `fusion`, `lora` or `base` than the tensors do."""
+    """A config whose `fusion`, `lora` or `base` does not match the tensors."""
     return resigned(lambda config, tensors: config[part].update(values))
 
 
@@ -167,8 +167,8 @@ DAMAGE: dict[str, tuple[type[PatchError], Callable[[bytes], bytes]]] = {
     "header of no bytes": (PatchDamaged, lambda data: bytes(8) + data[8:]),
     "header longer than the file": (PatchDamaged, lambda data: len(data).to_bytes(8, "little") + data[8:]),
     "header of 2^64 bytes": (PatchDamaged, lambda data: b"\xff" * 8 + data[8:]),
-    "length the other way round": (PatchDamaged, lambda data: data[7::-1] + data[8:]),
-    "header is nothing": (PatchDamaged, lambda data: join("null", b"")),
+    "length in big-endian": (PatchDamaged, lambda data: data[7::-1] + data[8:]),
+    "header is null": (PatchDamaged, lambda data: join("null", b"")),
     "header of spaces": (PatchDamaged, lambda data: join(" " * 64, b"")),
     "byte order mark": (PatchDamaged, lambda data: join("\ufeff{}", b"")),
     "two headers": (PatchDamaged, lambda data: join("{}{}", b"")),
@@ -182,9 +182,9 @@ DAMAGE: dict[str, tuple[type[PatchError], Callable[[bytes], bytes]]] = {
     "shape is a text": (PatchDamaged, with_entry(shape="8")),
     "shape holds true": (PatchDamaged, with_entry(shape=[True])),
     "shape of 100,000 sides": (PatchDamaged, with_header(lambda header: first(header)["shape"].extend([1] * 100_000))),
-    "nothing of a huge shape": (PatchDamaged, with_sides([0, 2**62, 2**62])),
-    "nothing of a shape beyond 64 bits": (PatchDamaged, with_sides([0, 2**70])),
-    "offsets the other way round": (PatchDamaged, with_header(lambda header: first(header)["data_offsets"].reverse())),
+    "zero bytes of a huge shape": (PatchDamaged, with_sides([0, 2**62, 2**62])),
+    "zero bytes of a shape beyond 64 bits": (PatchDamaged, with_sides([0, 2**70])),
+    "offsets reversed": (PatchDamaged, with_header(lambda header: first(header)["data_offsets"].reverse())),
     "offsets beyond the file": (PatchDamaged, with_entry(data_offsets=[2**63, 2**63 + 4])),
     "offsets are a text": (PatchDamaged, with_entry(data_offsets="04")),
     "three offsets": (PatchDamaged, with_entry(data_offsets=[0, 4, 8])),
@@ -204,8 +204,11 @@ DAMAGE: dict[str, tuple[type[PatchError], Callable[[bytes], bytes]]] = {
     "signed, half a pair": (PatchMismatch, resigned(lambda config, tensors: tensors.pop(a_half(tensors)))),
     "signed, no tensors": (PatchMismatch, resigned(lambda config, tensors: tensors.clear())),
     "signed, one more": (PatchMismatch, resigned(lambda config, tensors: tensors.update(x=torch.zeros(2)))),
-    "signed, LoRA it does not tell of": (PatchMismatch, resigned(lambda config, tensors: config.pop("lora"))),
-    "signed, sense it does not tell of": (PatchMismatch, resigned(lambda config, tensors: config["senses"].clear())),
+    "signed, LoRA missing from the config": (PatchMismatch, resigned(lambda config, tensors: config.pop("lora"))),
+    "signed, sense missing from the config": (
+        PatchMismatch,
+        resigned(lambda config, tensors: config["senses"].clear()),
+    ),
     "signed, codes without scales": (PatchDamaged, with_tensor(lambda tensor: tensor.char())),
     "signed, scales without codes": (PatchDamaged, resigned(lambda config, tensors: tensors.update({"x.scales": ONE}))),
     "signed, scales of another shape": (PatchDamaged, with_codes(torch.ones(4, 48).char(), torch.ones(3, 5))),
@@ -213,10 +216,10 @@ DAMAGE: dict[str, tuple[type[PatchError], Callable[[bytes], bytes]]] = {
     "signed, no scale at all": (PatchDamaged, with_codes(torch.ones(4, 48).char(), torch.ones(4, 0))),
     "signed, a billion layers": (PatchDamaged, with_part("fusion", kind="official", layers=10**9)),
     "signed, a wide fusion": (PatchMismatch, with_part("fusion", width=2**20)),
-    "signed, wider than can be": (PatchDamaged, with_part("fusion", width=2**62)),
+    "signed, width too large for memory": (PatchDamaged, with_part("fusion", width=2**62)),
     "signed, heads that do not divide": (PatchDamaged, with_part("fusion", heads=7)),
     "signed, another kind": (PatchMismatch, with_part("fusion", kind="official")),
-    "signed, rank of nothing": (PatchDamaged, with_part("lora", r=0)),
+    "signed, rank 0": (PatchDamaged, with_part("lora", r=0)),
     "signed, base of negative size": (PatchDamaged, with_part("base", dim=-4)),
     "signed, base beyond 64 bits": (PatchDamaged, with_part("base", dim=2**70)),
     "signed, sense that is a path": (PatchDamaged, resigned(lambda config, tensors: rename(config, "../up"))),

@@ -1,4 +1,4 @@
-"""A small random model of every family of bases, with the special tokens that its prompts need."""
+"""A small random model of every family of bases, with the special tokens of its prompts."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ FAMILIES = {
         gemma4,
     )
 }
-# What stands in the templates and around the key frames, beside what the tokenizer of the tests has.
+# Special tokens of the templates and around the key frames that the test tokenizer does not have.
 MARKS = """<s> </s> <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|> [gMASK] <sop> <|user|> <|assistant|>
 <|begin_of_image|> <|end_of_image|> <|begin_of_video|> <|end_of_video|> <|image|> <|video|> <img> </img> <IMG_CONTEXT>
 <fake_token_around_image> <global-img> <end_of_utterance> <bos> <|turn> <turn|> <|image> <image|> <|image_soft|>
@@ -198,7 +198,7 @@ MARKS = """<s> </s> <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|> 
 
 
 def with_marks(tokenizer: PreTrainedTokenizerFast, without: str = "") -> PreTrainedTokenizerFast:
-    """The same tokenizer with the marks of all families, but for one."""
+    """The same tokenizer with the special tokens of all families except one."""
     grown: Any = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer.__class__.from_str(tokenizer.backend_tokenizer.to_str()),
         eos_token=tokenizer.eos_token,
@@ -215,10 +215,10 @@ def make_base(
     family: str = "llava_onevision",
     side: int = SIDE,
 ) -> Host:
-    """A base whose visual tokens matter: with the usual initial scale they would hardly reach the logits."""
+    """A base whose visual tokens affect the logits: with the usual initial scale the effect would be tiny."""
     if family != "llava_onevision":
         tokenizer = with_marks(tokenizer)
-    # padded rows behind the vocabulary, as Qwen2's checkpoints have them
+    # padding rows after the vocabulary, as in Qwen2's checkpoints
     config = FAMILIES[family](tokenizer.get_added_vocab().__getitem__, len(tokenizer) + 12)
     if side != SIDE and hasattr(config.vision_config, "image_size"):
         config.vision_config.image_size = [side, side] if family == "internvl" else side
@@ -230,5 +230,5 @@ def make_base(
                 torch.nn.init.normal_(parameter, std=0.15)
     base: Host = import_module(f"pave.bases.{family}").BASE(model.to(dtype=dtype), tokenizer, frames=FRAMES)
     if hasattr(base, "side"):
-        base.side = side  # type: ignore[attr-defined]  # of those that take any size
+        base.side = side  # type: ignore[attr-defined]  # only of families that take frames of any size
     return base

@@ -1,8 +1,8 @@
-"""What a Hugging Face Hub answers: repositories in memory, and the endpoints over them.
+"""The endpoints of a Hugging Face Hub, over repositories in memory.
 
-In: requests. Out: answers, as the `huggingface_hub` client understands them. As on the Hub, a large file lies
-elsewhere: `resolve` redirects to a second origin, which takes no tokens. Knows nothing of sockets, nor of Xet, pull
-requests, data sets and spaces.
+In: requests. Out: responses for the `huggingface_hub` client. As on the Hub, large files are on another host: `resolve`
+redirects to a second origin, which takes no tokens. Knows nothing of sockets, nor of Xet, pull requests, data sets and
+spaces.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from urllib.parse import parse_qs, quote, unquote
 
 import yaml
 
-NOW = "2026-01-01T00:00:00.000Z"  # the date of everything: ids must follow from content alone
-LARGE = (".safetensors", ".bin", ".npz", ".mp4")  # kept in LFS, unless empty
-PART = 1 << 20  # bytes; larger uploads go in parts of this size. The Hub's are larger, tests should be fast
+NOW = "2026-01-01T00:00:00.000Z"  # the date of everything: ids must depend on content only
+LARGE = (".safetensors", ".bin", ".npz", ".mp4")  # stored in LFS, unless empty
+PART = 1 << 20  # bytes; larger uploads are split into parts of this size. The Hub's are larger, but slow in tests
 
 
 class File:
-    """A file as git sees it: in place of a large one, git has a pointer that names its content by sha256."""
+    """A file as in git: for a large one, git has a pointer with the sha256 of its content."""
 
     def __init__(self, path: str, data: bytes) -> None:
         self.data, self.large, self.sha256 = data, bool(data) and path.endswith(LARGE), hashlib.sha256(data).hexdigest()
@@ -33,7 +33,7 @@ class File:
         blob = self.pointer.encode() if self.large else data
         oid = hashlib.sha1(b"blob %d\0" % len(blob) + blob).hexdigest()
         self.etag = self.sha256 if self.large else oid
-        # A tree says `path` and `oid` where the siblings of a model say `rfilename` and `blobId`: here are both.
+        # A tree has `path` and `oid` where the siblings of a model have `rfilename` and `blobId`: here are both.
         self.facts: dict[str, Any] = {"type": "file", "path": path, "oid": oid, "size": len(data)}
         self.facts |= {"rfilename": path, "blobId": oid}
         if self.large:
@@ -50,11 +50,11 @@ class Commit:
 
 @dataclass
 class Repo:
-    """Commits by id, and two tables of names for them: to write `repo.branches["main"] = id` moves the branch."""
+    """Commits by id, and names for them: branches and tags. Setting `repo.branches["main"] = id` moves the branch."""
 
     name: str
-    private: bool = False  # others are told that it does not exist
-    gated: bool = False  # others see the names of its files, but only `readers` get the content
+    private: bool = False  # for others it does not exist
+    gated: bool = False  # others see its file names, but only `readers` get the content
     readers: set[str] = field(default_factory=set)
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
@@ -65,14 +65,14 @@ class Repo:
         return self.name.split("/")[0]
 
     def find(self, revision: str) -> str:
-        """The id of the commit that a branch or a tag names; else the revision itself."""
+        """The commit id of a branch or tag; else the revision itself."""
         return self.branches.get(revision) or self.tags.get(revision) or revision
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
         return {path: file.data for path, file in self.commits[self.find(revision)].files.items()}
 
     def commit(self, changes: Mapping[str, bytes | None], title: str = "commit", branch: str = "main") -> str:
-        """Put a commit on top of a branch, which may be new; None deletes a file. Returns the commit's id."""
+        """Add a commit to a branch, which may be new; None deletes a file. Returns the commit's id."""
         parent = self.branches.get(branch)
         files = dict(self.commits[parent].files) if parent else {}
         for path, data in changes.items():
@@ -87,29 +87,29 @@ class Repo:
 
 
 @dataclass
-class Answer:
+class Response:
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
-    file: File | None = None  # whose content it is about
+    file: File | None = None  # the file in the body, if any
 
 
-def reply(value: object, status: int = 200, **headers: str) -> Answer:
+def reply(value: object, status: int = 200, **headers: str) -> Response:
     named = {name.replace("_", "-"): text for name, text in headers.items()}
-    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json", **named})
+    return Response(status, json.dumps(value).encode(), {"Content-Type": "application/json", **named})
 
 
 class Refusal(Exception):
     def __init__(self, status: int, text: str, code: str = "", **headers: str) -> None:
         named = {"X_Error_Code": code} if code else {}
-        self.answer = reply({"error": text}, status, X_Error_Message=text, **named, **headers)
+        self.response = reply({"error": text}, status, X_Error_Message=text, **named, **headers)
 
 
 class Hub:
-    """All that the endpoints know. Tests may read and write it."""
+    """The state of the Hub. Tests may read and write it."""
 
     def __init__(self, url: str, store: str) -> None:
-        self.url, self.store = url, store  # two names of one host: to the client, large files lie at a stranger's
+        self.url, self.store = url, store  # two names of one host: for the client, large files are on another host
         self.repos: dict[str, Repo] = {}
         self.tokens = {"hf_test": "tester", "hf_other": "other"}
         self.uploads: dict[str, bytes] = {}
@@ -121,7 +121,7 @@ class Hub:
         return repo
 
     def objects(self) -> dict[str, bytes]:
-        """Large files by sha256: those of commits, and those that have been uploaded for one."""
+        """Large files by sha256: those in commits, and uploads for the next commit."""
         commits = [commit for repo in self.repos.values() for commit in repo.commits.values()]
         files = [file for commit in commits for file in commit.files.values() if file.large]
         return self.uploads | {file.sha256: file.data for file in files}
@@ -129,7 +129,7 @@ class Hub:
 
 @dataclass
 class Request:
-    """A request as the log keeps it, with what its sender may see; its methods are the endpoints."""
+    """A logged request, with the permissions of its sender; its methods are the endpoints."""
 
     method: str
     path: str
@@ -139,7 +139,7 @@ class Request:
     token: str = field(repr=False)
     body: bytes = field(repr=False)
     status: int = 0
-    sent: int = 0  # bytes of body in the answer
+    sent: int = 0  # bytes of body in the response
 
     @property
     def user(self) -> str | None:
@@ -171,12 +171,12 @@ class Request:
         repo, commit = self.at(name, revision)
         return repo.commits[commit].files
 
-    def whoami(self) -> Answer:
+    def whoami(self) -> Response:
         if self.user is None:
             raise Refusal(401, "Invalid username or password.")
         return reply({"type": "user", "name": self.user, "orgs": [], "auth": {"type": "access_token"}})
 
-    def create_repo(self) -> Answer:
+    def create_repo(self) -> Response:
         asked = self.json()
         owner = asked.get("organization") or self.user
         if self.user is None or self.user != owner:
@@ -188,20 +188,20 @@ class Request:
         self.hub.create(name, private=asked.get("visibility") == "private" or bool(asked.get("private")))
         return reply(said)
 
-    def delete_repo(self) -> Answer:
+    def delete_repo(self) -> Response:
         asked = self.json()
         del self.hub.repos[self.repo(f"{asked.get('organization') or self.user}/{asked['name']}", write=True).name]
         return reply({})
 
-    def validate_card(self) -> Answer:
+    def validate_card(self) -> Response:
         try:
             warnings = [] if front_matter(self.json()["content"]) else [{"message": "empty or missing yaml metadata"}]
         except (yaml.YAMLError, ValueError) as error:
             return reply({"errors": [{"message": str(error)}], "warnings": []}, 400)
         return reply({"errors": [], "warnings": warnings})
 
-    def list_models(self) -> Answer:
-        """Models that bear every tag of `filter`; without `full`, as little of each as the Hub tells."""
+    def list_models(self) -> Response:
+        """Models with every tag of `filter`; without `full`, with only the fields that the Hub returns."""
         said = {name: values[0] for name, values in self.query.items()}
         secret = () if self.flag("full") else ("author", "sha", "lastModified", "siblings", "gated")
         secret = secret if self.flag("cardData") else (*secret, "cardData")
@@ -214,32 +214,32 @@ class Request:
                 found.append(self.expanded(facts) or {name: facts[name] for name in facts if name not in secret})
         return reply(found[: int(said.get("limit", len(found)))])
 
-    def model_info(self, repo: str, rev: str = "main") -> Answer:
+    def model_info(self, repo: str, rev: str = "main") -> Response:
         facts = described(*self.at(repo, rev))
         if not self.flag("blobs"):
             facts["siblings"] = [{"rfilename": file["rfilename"]} for file in facts["siblings"]]
         return reply(self.expanded(facts) or facts)
 
     def expanded(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """What `expand` names, where it is given."""
+        """The fields named in `expand`, if any; else all."""
         return {name: facts[name] for name in ["id", *self.query["expand"]]} if "expand" in self.query else {}
 
-    def tree(self, repo: str, rev: str) -> Answer:
-        """Files only; the client passes over folders when it downloads."""
+    def tree(self, repo: str, rev: str) -> Response:
+        """Files only; the client skips folders when it downloads."""
         deep, files = self.flag("recursive"), self.files(repo, rev).items()
         return reply([file.facts for path, file in files if deep or "/" not in path])
 
-    def paths_info(self, repo: str, rev: str) -> Answer:
+    def paths_info(self, repo: str, rev: str) -> Response:
         files = self.files(repo, rev)
         return reply([files[path].facts for path in parse_qs(self.body.decode()).get("paths", []) if path in files])
 
-    def refs(self, repo: str) -> Answer:
+    def refs(self, repo: str) -> Response:
         found, rows = self.repo(repo), {"branches": [], "tags": [], "converts": []}
         for kind, ref, table in ("branches", "heads", found.branches), ("tags", "tags", found.tags):
             rows[kind] = [{"name": n, "ref": f"refs/{ref}/{n}", "targetCommit": id} for n, id in table.items()]
         return reply(rows)
 
-    def commits(self, repo: str, rev: str) -> Answer:
+    def commits(self, repo: str, rev: str) -> Response:
         found, rows = self.repo(repo), []
         id: str | None = self.at(repo, rev)[1]
         while id:
@@ -248,8 +248,8 @@ class Request:
             id = found.commits[id].parent
         return reply(rows)
 
-    def label(self, repo: str, kind: str, rev: str) -> Answer:
-        """Give a commit the name of a tag or a branch, or take the name away."""
+    def label(self, repo: str, kind: str, rev: str) -> Response:
+        """Create or delete a tag or a branch."""
         table = self.repo(repo, write=True).tags if kind == "tag" else self.repo(repo, write=True).branches
         if self.method == "DELETE":
             table.pop(rev, None)
@@ -261,42 +261,42 @@ class Request:
         table[name] = self.at(repo, start)[1]
         return reply({})
 
-    def preupload(self, repo: str, rev: str) -> Answer:
+    def preupload(self, repo: str, rev: str) -> Response:
         files, rows = self.files(self.repo(repo, write=True).name, rev), []
         for path in [asked["path"] for asked in self.json()["files"]]:
             row = {"path": path, "uploadMode": "lfs" if path.endswith(LARGE) else "regular", "shouldIgnore": False}
             rows.append(row | ({"oid": files[path].etag} if path in files else {}))
         return reply({"files": rows})
 
-    def lfs_batch(self, repo: str) -> Answer:
+    def lfs_batch(self, repo: str) -> Response:
         self.repo(repo, write=True)
-        kept, rows = self.hub.objects(), []
+        stored, rows = self.hub.objects(), []
         for oid, size in [(asked["oid"], asked["size"]) for asked in self.json()["objects"]]:
             place: dict[str, Any] = {"href": f"{self.hub.store}/{oid}"}
             if size > PART:
                 parts = {str(n): f"{place['href']}/{n}" for n in range(1, -(-size // PART) + 1)}
                 place = {"href": f"{self.hub.url}/lfs/{oid}", "header": {"chunk_size": str(PART), **parts}}
             actions = {"upload": place, "verify": {"href": f"{self.hub.url}/lfs/verify"}}
-            rows.append({"oid": oid, "size": size} | ({} if oid in kept else {"actions": actions}))
+            rows.append({"oid": oid, "size": size} | ({} if oid in stored else {"actions": actions}))
         return reply({"transfer": "basic", "objects": rows})
 
-    def put(self, oid: str, part: str = "") -> Answer:
+    def put(self, oid: str, part: str = "") -> Response:
         self.hub.parts.setdefault(oid, {})[int(part or 1)] = self.body
         return reply({}, ETag=hashlib.md5(self.body).hexdigest()) if part else self.complete(oid)
 
-    def complete(self, oid: str) -> Answer:
+    def complete(self, oid: str) -> Response:
         data = b"".join(data for _, data in sorted(self.hub.parts.pop(oid, {}).items()))
         if hashlib.sha256(data).hexdigest() != oid:
             raise Refusal(400, f"{len(data)} bytes came, and they are not those of {oid}")
         self.hub.uploads[oid] = data
         return reply({})
 
-    def verify(self) -> Answer:
+    def verify(self) -> Response:
         if len(self.hub.objects().get(self.json()["oid"], b"")) != self.json()["size"]:
             raise Refusal(404, "the object is not there")
         return reply({})
 
-    def commit(self, repo: str, rev: str) -> Answer:
+    def commit(self, repo: str, rev: str) -> Response:
         found, title, objects = self.repo(repo, write=True), "", self.hub.objects()
         if rev not in found.branches or "create_pr" in self.query:
             raise Refusal(404, f"no branch {rev}; pull requests are not spoken here", "RevisionNotFound")
@@ -323,7 +323,7 @@ class Request:
         id = found.commit(changes, title, rev)
         return reply({"commitOid": id, "commitUrl": f"{self.hub.url}/{repo}/commit/{id}", "pullRequestUrl": None})
 
-    def resolve(self, repo: str, rev: str, path: str) -> Answer:
+    def resolve(self, repo: str, rev: str, path: str) -> Response:
         found, commit = self.at(repo, rev)
         if found.gated and self.user not in {found.owner, *found.readers}:
             raise Refusal(403 if self.user else 401, f"Access to model {repo} is restricted.", "GatedRepo")
@@ -335,23 +335,25 @@ class Request:
             return self.content(file, headers)
         headers |= {"X-Linked-Etag": f'"{file.etag}"', "X-Linked-Size": str(len(file.data))}
         headers["Location"] = f"{self.hub.store}/{repo}/{commit}/{quote(path)}"
-        return Answer(302, headers=headers, file=file)
+        return Response(302, headers=headers, file=file)
 
-    def stored(self, repo: str, rev: str, path: str) -> Answer:
+    def stored(self, repo: str, rev: str, path: str) -> Response:
         if self.token:
             raise Refusal(400, "a token was sent to a stranger")
         return self.content(self.hub.repos[repo].commits[rev].files[path], {})
 
-    def content(self, file: File, headers: dict[str, str]) -> Answer:
-        """The file, or the part of it that a Range asks for."""
+    def content(self, file: File, headers: dict[str, str]) -> Response:
+        """The file, or the requested Range of it."""
         size, wanted = len(file.data), re.fullmatch(r"bytes=(\d+)-(\d*)", self.range or "")
         headers |= {"ETag": f'"{file.etag}"', "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
         if not wanted:
-            return Answer(200, file.data, headers, file)
+            return Response(200, file.data, headers, file)
         begin, end = int(wanted[1]), min(int(wanted[2] or size), size - 1)
         if begin >= size:
-            raise Refusal(416, "the range lies behind the end", Content_Range=f"bytes */{size}")
-        return Answer(206, file.data[begin : end + 1], headers | {"Content-Range": f"bytes {begin}-{end}/{size}"}, file)
+            raise Refusal(416, "the range is beyond the end", Content_Range=f"bytes */{size}")
+        return Response(
+            206, file.data[begin : end + 1], headers | {"Content-Range": f"bytes {begin}-{end}/{size}"}, file
+        )
 
 
 def front_matter(text: str) -> dict[str, Any]:
@@ -364,7 +366,7 @@ def front_matter(text: str) -> dict[str, Any]:
 
 
 def described(repo: Repo, commit: str) -> dict[str, Any]:
-    """What the Hub tells of a model; much of it stands in the card."""
+    """The Hub's metadata of a model; much of it comes from the card."""
     files, card = repo.commits[commit].files, dict[str, Any]()
     with suppress(KeyError, ValueError, yaml.YAMLError):
         card = front_matter(files["README.md"].data.decode())
@@ -379,7 +381,7 @@ def described(repo: Repo, commit: str) -> dict[str, Any]:
     return facts | {"likes": 0, "siblings": [file.facts for file in files.values()]}
 
 
-ENDPOINTS: dict[str, Callable[..., Answer]] = {
+ENDPOINTS: dict[str, Callable[..., Response]] = {
     "GET /api/whoami-v2": Request.whoami,
     "POST /api/repos/create": Request.create_repo,
     "DELETE /api/repos/delete": Request.delete_repo,
@@ -403,11 +405,11 @@ ENDPOINTS: dict[str, Callable[..., Answer]] = {
     "GET /{repo}/resolve/{rev}/{path}": Request.resolve,
     "GET /store/{repo}/{rev}/{path}": Request.stored,
 }
-SHAPES = {"repo": r"[\w.-]+/[\w.-]+", "path": ".+", "kind": "tag|branch"}  # all else is one step of the path
+SHAPES = {"repo": r"[\w.-]+/[\w.-]+", "path": ".+", "kind": "tag|branch"}  # all else is one path component
 
 
-def respond(request: Request, quoted: str) -> Answer:
-    """The answer of the endpoint that a path belongs to."""
+def respond(request: Request, quoted: str) -> Response:
+    """The response of the endpoint for a path."""
     for template, endpoint in ENDPOINTS.items():
         pattern = re.sub(r"{(\w+)}", lambda part: f"(?P<{part[1]}>{SHAPES.get(part[1], '[^/]+')})", template)
         found = re.fullmatch(pattern, f"{request.method.replace('HEAD', 'GET')} {quoted}")
@@ -415,5 +417,5 @@ def respond(request: Request, quoted: str) -> Answer:
             try:
                 return endpoint(request, **{name: unquote(text) for name, text in found.groupdict().items()})
             except Refusal as refusal:
-                return refusal.answer
-    return Refusal(404, f"this hub has no {request.method} {request.path}").answer
+                return refusal.response
+    return Refusal(404, f"this hub has no {request.method} {request.path}").response

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on the loopback, for the real `huggingface_hub` client, with a log and faults to order.
+"""A local Hugging Face Hub, for the real `huggingface_hub` client, with a log and injected faults.
 
     with HubServer() as hub, hub.client(tmp_path) as api:
         hub.create("tester/ears", {"patch.safetensors": weights})
@@ -6,8 +6,8 @@
         api.hf_hub_download("tester/ears", "patch.safetensors")
         assert [one.sent for one in hub.asked("GET", "*.safetensors")] == [1000, 1000, len(weights)]
 
-In: repositories, from Python or from the client. Out: what `hub_endpoints` answers, over HTTP, whole or as broken as a
-test asks for. Knows nothing of PAVE.
+In: repositories, from Python or from the client. Out: the responses of `hub_endpoints` over HTTP, intact or with the
+faults that a test injects. Knows nothing of PAVE.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
-from hub_endpoints import LARGE, Answer, Hub, Request, respond
+from hub_endpoints import LARGE, Hub, Request, Response, respond
 from huggingface_hub import HfApi, close_session, constants
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -42,7 +42,7 @@ FAULTS |= {"noetag", "etag_change", "moved"}
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` answers to `method` for paths like `match`, and its options."""
+    """A fault in the next `times` responses to `method` for paths like `match`, and its options."""
 
     kind: str
     match: str = "*"
@@ -50,37 +50,37 @@ class Fault:
     times: int = 1
     by: int = 1  # short, long, lie_length: bytes
     at: int = 0  # cut, reset: bytes of the body after which the connection closes
-    seconds: float = 60.0  # slow: over which the body comes; hang: until the connection closes
+    seconds: float = 60.0  # slow: duration of the body; hang: until the connection closes
     code: int = 500  # status
     retry_after: int | None = None  # status: seconds
-    move: Callable[[], object] = lambda: None  # moved: called between this answer and the next request
+    move: Callable[[], object] = lambda: None  # moved: called between this response and the next request
 
     def meets(self, method: str, path: str) -> bool:
-        # A redirect carries no file: the fault waits for the answer that does.
+        # A redirect has no file: the fault waits for the response that does.
         redirect = method == "GET" and "/resolve/" in path and path.endswith(LARGE)
         return self.times > 0 and not redirect and fnmatchcase(method, self.method) and fnmatchcase(path, self.match)
 
-    def spoil(self, answer: Answer) -> None:
-        """The faults of content; those of the connection are in `Handler._send`."""
-        body, headers = answer.body, answer.headers
+    def spoil(self, response: Response) -> None:
+        """Apply faults of the content; those of the connection are in `Handler._send`."""
+        body, headers = response.body, response.headers
         match self.kind:
             case "flip":
-                answer.body = body[:-1] + bytes(byte ^ 1 for byte in body[-1:])
+                response.body = body[:-1] + bytes(byte ^ 1 for byte in body[-1:])
             case "short":
-                answer.body = body[: -self.by]
+                response.body = body[: -self.by]
             case "long":
-                answer.body = body + bytes(self.by)
+                response.body = body + bytes(self.by)
             case "status":
-                answer.status = self.code
-                answer.headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+                response.status = self.code
+                response.headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
             case "html":
                 page = b"<html>Welcome. Please sign in.</html>"
-                answer.status, answer.body, answer.headers = 200, page, {"Content-Type": "text/html"}
-            case "lfs_pointer" if answer.file:
-                answer.body = answer.file.pointer.encode()
-                headers |= {"X-Linked-Size": str(len(answer.body))} if "X-Linked-Size" in headers else {}
+                response.status, response.body, response.headers = 200, page, {"Content-Type": "text/html"}
+            case "lfs_pointer" if response.file:
+                response.body = response.file.pointer.encode()
+                headers |= {"X-Linked-Size": str(len(response.body))} if "X-Linked-Size" in headers else {}
             case "noetag":
-                answer.headers = {name: text for name, text in headers.items() if not name.lower().endswith("etag")}
+                response.headers = {name: text for name, text in headers.items() if not name.lower().endswith("etag")}
             case "etag_change":
                 for name in headers.keys() & {"ETag", "X-Linked-Etag"}:
                     headers[name] = f'"{hashlib.sha256(headers[name].encode()).hexdigest()}"'
@@ -89,13 +89,13 @@ class Fault:
 
 
 class Handler(BaseHTTPRequestHandler):
-    hub: HubServer  # each server makes a class of handlers of its own
+    hub: HubServer  # each server creates its own handler class
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # headers and body are two writes: the second would wait 40 ms
+    disable_nagle_algorithm = True  # headers and body are two writes: Nagle's algorithm would delay the second by 40 ms
 
     def handle(self) -> None:
         self.hub._open.add(self.connection)
-        with suppress(ConnectionError):  # a client may leave
+        with suppress(ConnectionError):  # a client may disconnect
             super().handle()
         self.hub._open.discard(self.connection)
 
@@ -110,25 +110,28 @@ class Handler(BaseHTTPRequestHandler):
         with self.hub._lock:
             self.hub.log.append(request)
             fault = next((one for one in self.hub.faults if one.meets(request.method, request.path)), None)
-            answer = Answer() if fault and fault.kind == "status" else respond(request, url.path)
+            response = Response() if fault and fault.kind == "status" else respond(request, url.path)
             if fault:
                 fault.times -= 1
-                fault.spoil(answer)
-        self._send(answer, request, fault or Fault(""))
+                fault.spoil(response)
+        self._send(response, request, fault or Fault(""))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
 
-    def _send(self, answer: Answer, request: Request, fault: Fault) -> None:
-        kind, body = fault.kind, b"" if self.command == "HEAD" else answer.body
+    def _send(self, response: Response, request: Request, fault: Fault) -> None:
+        kind, body = fault.kind, b"" if self.command == "HEAD" else response.body
         self.close_connection = kind in ("hang", "cut", "reset", "lie_length")
         if kind == "hang":
             self.hub._closing.wait(fault.seconds)
             return
-        length = str(len(answer.body) + (fault.by if kind == "lie_length" else 0))
+        length = str(len(response.body) + (fault.by if kind == "lie_length" else 0))
         body = body[: fault.at] if kind in ("cut", "reset") else body
-        request.status, request.sent = answer.status, len(body)  # before they go: a client reads the log at once
-        self.send_response(answer.status)
-        for name, text in {**answer.headers, "Content-Length": length}.items():
+        request.status, request.sent = (
+            response.status,
+            len(body),
+        )  # before sending: the test may read the log as soon as the client returns
+        self.send_response(response.status)
+        for name, text in {**response.headers, "Content-Length": length}.items():
             self.send_header(name, text)
         self.end_headers()
         step = len(body) // 10 + 1 if kind == "slow" else len(body) or 1
@@ -137,12 +140,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[begin : begin + step])
         if kind == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.rfile.close()  # it shares the socket, which closes with the last that does
+            self.rfile.close()  # it shares the socket, which closes only with its last user
             self.connection.close()
 
 
 class HubServer(Hub):
-    """The hub on a port of the loopback, with a log, faults and clients."""
+    """The hub on a local port, with a log, faults and clients."""
 
     def __init__(self) -> None:
         self._listener = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
@@ -162,7 +165,7 @@ class HubServer(Hub):
         self.close()
 
     def close(self) -> None:
-        """Be gone at once, also for clients that keep a connection open."""
+        """Close immediately, including connections that clients keep open."""
         self._closing.set()
         self._listener.shutdown()
         self._listener.server_close()
@@ -171,9 +174,9 @@ class HubServer(Hub):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def fail(self, kind: str, match: str = "*", **options: Any) -> Fault:
-        """Let the next answer go wrong; see `Fault`. Its `times` counts down."""
-        assert kind in FAULTS, f"{kind} is none of {FAULTS}"
-        options.setdefault("method", "HEAD" if "etag" in kind else "GET")  # where the client looks for it
+        """Inject a fault into the next response; see `Fault`. Its `times` counts down."""
+        assert kind in FAULTS, f"{kind} is not one of {FAULTS}"
+        options.setdefault("method", "HEAD" if "etag" in kind else "GET")  # the client reads the etag from HEAD
         fault = Fault(kind, match, **options)
         self.faults.append(fault)
         return fault
@@ -183,8 +186,8 @@ class HubServer(Hub):
 
     @contextmanager
     def client(self, home: Path, token: str | None = "hf_test", timeout: float = 5) -> Iterator[HfApi]:
-        """Within the block, huggingface_hub in this process talks to this hub and keeps its files in `home`. Where it
-        would wait before it tries again, it goes on at once, and `waits` has the seconds."""
+        """Within the block, huggingface_hub in this process uses this hub and stores its files in `home`. It retries
+        without waiting; `waits` has the seconds that it would have waited."""
         settings = {
             "ENDPOINT": self.url,
             "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
@@ -206,18 +209,18 @@ class HubServer(Hub):
                 patch.delenv(name)
             patch.setattr(time, "sleep", lambda seconds: self.waits.append(seconds) or rest(min(seconds, 0.01)))
             if proxies:
-                close_session()  # it knows them; to make another takes a third of a second
+                close_session()  # the session has cached the proxies; only then, because a new one takes 0.3 s
             yield HfApi()
         if proxies:
             close_session()
 
     def run(self, home: Path, code: str, **environment: str) -> Any:
-        """What a fresh Python prints, as JSON, when its huggingface_hub talks to this hub."""
-        kept = {name: text for name, text in os.environ.items() if name.lower() not in PROXIES}
-        kept = {name: text for name, text in kept.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+        """The JSON output of a new Python process whose huggingface_hub uses this hub."""
+        inherited = {name: text for name, text in os.environ.items() if name.lower() not in PROXIES}
+        inherited = {name: text for name, text in inherited.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
         switches = {f"HF_HUB_DISABLE_{what}": "1" for what in ("XET", "TELEMETRY", "PROGRESS_BARS")}
-        told = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": "hf_test", **switches, **environment}
+        settings = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": "hf_test", **switches, **environment}
         command = [sys.executable, "-c", dedent(code)]
-        done = subprocess.run(command, env=kept | told, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=inherited | settings, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

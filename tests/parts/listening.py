@@ -1,4 +1,4 @@
-"""Small ears with seeded weights, what they are given to hear, and a sound heard as it comes beside the whole of it."""
+"""Small sound encoders with seeded weights, their inputs, and streaming compared with encoding the whole sound."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ IMAGEBIND = module_of("imagebind-audio").Sizes(width=96, heads=6, layers=3, dim=
 
 
 def golden(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the original computed, and the weights that it had."""
+    """Outputs of the original implementation, and its weights."""
     tensors = load_file(GOLDEN / f"{name}_tiny.safetensors")
     return tensors, {key[8:]: tensor for key, tensor in tensors.items() if key.startswith("weights.")}
 
@@ -73,7 +73,7 @@ def clap_audio(folder: Path) -> Any:
     torch.manual_seed(0)
     model: Any = ClapModel(ClapConfig(text_config=text.to_dict(), audio_config=audio.to_dict(), projection_dim=16))
     norm = model.audio_model.audio_encoder.batch_norm
-    norm.running_mean.fill_(-30)  # about what decibels of sound have
+    norm.running_mean.fill_(-30)  # about the mean of decibels of sound
     norm.running_var.fill_(400)
     model.save_pretrained(folder)
     return ears.ClapAudio(ears.Options(weights=str(folder)), audio)
@@ -103,7 +103,7 @@ def pe_audio(folder: Path) -> Any:
 
 
 def beats_audio(folder: Path) -> Any:
-    """Its network is there already: opening a checkpoint takes a process of its own."""
+    """With the network set directly: loading a checkpoint would start another process."""
     ears = module_of("beats-audio")
     encoder = ears.BeatsAudio(ears.Options(), BEATS)
     encoder.network = ears.beats(golden("beats")[1], {"cfg": ears.CONFIG}, BEATS, "a release", "")
@@ -111,17 +111,17 @@ def beats_audio(folder: Path) -> Any:
 
 
 def imagebind_audio(folder: Path) -> Any:
-    """It opens its weights for those who have said that their use is not commercial."""
+    """Needs PAVE_NONCOMMERCIAL=1 to load its weights."""
     save_file(golden("imagebind_audio")[1], folder / "audio.safetensors")
     return module_of("imagebind-audio").ImageBindAudio(str(folder / "audio.safetensors"), IMAGEBIND)
 
 
 def languagebind_audio(folder: Path) -> Any:
-    """Its network is there already."""
+    """With the network set directly."""
     with safe_open(GOLDEN / "languagebind_audio_tiny.safetensors", "pt") as file:
-        told = json.loads(file.metadata()["cfg"])
+        recorded = json.loads(file.metadata()["cfg"])
     with torch.device("meta"):
-        config = CLIPVisionConfig(**{key: told[key] for key in told if hasattr(VIT_L, key)})
+        config = CLIPVisionConfig(**{key: recorded[key] for key in recorded if hasattr(VIT_L, key)})
         outline = Tower(config, (8, 74), temporal=False)
     encoder: Any = load_encoder("languagebind-audio")
     encoder.network = tower(golden("languagebind_audio")[1], "a release", outline)
@@ -135,7 +135,7 @@ EARS: dict[str, Callable[[Path], Any]] = {
 
 
 def listener(encoder: Encoder) -> Callable[..., SideTokens]:
-    """What an ear hears of a sound (c n), at its own rate unless another is given."""
+    """A function that encodes a sound (c n), by default at the encoder's sampling rate."""
 
     def tokens(sound: Tensor, rate: int = 0, start: float = 0.0) -> SideTokens:
         own = module_of(encoder.spec.name).SAMPLE_RATE
@@ -151,8 +151,8 @@ def noise(rate: int, seconds: float, channels: int = 1) -> Tensor:
 
 
 def hear_in_pieces(encoder: Encoder, sound: Tensor, rate: int, start: float = 0.4) -> int:
-    """Assert that an encoder hears a sound (c n) of several pieces as it hears the whole; returns how many of its
-    tokens were finished before the end."""
+    """Assert that streaming a sound (c n) in pieces gives the tokens of the whole sound; returns how many of the tokens
+    were finished before the end."""
     whole = encoder.encode(Clip(audio=sound, rate=rate, audio_start=start))
     ear, parts, known = streaming_encoder(encoder, "ears"), [], start
     for some in sound.split(round(1.3 * rate), dim=-1):
@@ -160,7 +160,7 @@ def hear_in_pieces(encoder: Encoder, sound: Tensor, rate: int, start: float = 0.
             assert tokens is not None and known <= tokens.times.min() and tokens.times.max() < until
             parts.append(tokens)
             known = until
-    finished, rest = sum(len(part.times) for part in parts), ear.rest()
+    finished, rest = sum(len(part.times) for part in parts), ear.unfinished()
     heard = SideTokens.cat([*parts, *([] if rest is None else [rest])])
     assert whole is not None and len(parts) > 1 and heard.x.shape == whole.x.shape
     assert torch.allclose(heard.times, whole.times, rtol=0, atol=1e-9)

@@ -1,4 +1,4 @@
-"""A model with patches, for tests: what is asked of it, patches that act, and everything that a guest could change."""
+"""A model with patches: its inputs, patches with an effect, and the state of the base that must not change."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ WAYS: dict[str, Callable[[PatchedModel, Inputs], Tensor]] = {
     "beams": lambda model, inputs: model.generate(inputs, max_new_tokens=6, do_sample=False, num_beams=3),
 }
 RESAMPLER: dict[str, Any] = {"slots": 5, "window": 4, "queries": 3, "width": 16, "heads": 2}
-# Ways to read a resampler: what they change of it, and of the fusion.
+# Read-outs of a resampler: overrides of its config, and of the fusion's.
 READ: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "residual": ({}, {}),
     "official": ({}, {"kind": "official"}),
@@ -45,7 +45,7 @@ def logits(model: PatchedModel, **how: Any) -> Tensor:
 
 
 def config_for(base: Host, **changes: Any) -> PatchConfig:
-    """A patch that hears, in the words of any family."""
+    """The config of a sound patch for any family, with its newline and the names of its layers."""
     layers = {name.rpartition(".")[2] for name, _ in base.language_model.named_modules()}
     words = [word for word in ("q_proj", "v_proj", "gate_proj", "gate_up_proj", "down_proj") if word in layers]
     changes = {"newline": base.newlines[0], "lora": LoraConfig(r=4, target_modules=tuple(words)), **changes}
@@ -53,7 +53,7 @@ def config_for(base: Host, **changes: Any) -> PatchConfig:
 
 
 def hears(model: PatchedModel, name: str = "ears", **changes: Any) -> None:
-    """Apply a patch whose weights act."""
+    """Apply a sound patch with an effect."""
     model.attach(name, make_config(model.host, name, **changes), trainable=False)
     awaken(model, name)
 
@@ -63,7 +63,7 @@ def sense(**options: Any) -> SenseFacts:
 
 
 def favor_config(base: Host, way: str = "residual") -> PatchConfig:
-    """Two senses, 10 and 2 tokens per second, put on one clock of 2 steps per second: 4 steps, or 2 s, to a window."""
+    """Two senses, 10 and 2 tokens per second, on one clock of 2 steps per second; a window is 4 steps, or 2 s."""
     resampler, fusion = READ[way]
     return make_config(
         base,
@@ -75,13 +75,13 @@ def favor_config(base: Host, way: str = "residual") -> PatchConfig:
 
 
 def favors(model: PatchedModel, way: str = "residual") -> None:
-    """Apply a patch with a resampler, whose weights act."""
+    """Apply a patch with a resampler that has an effect."""
     model.attach("favor", favor_config(model.host, way), trainable=False)
     awaken(model, "favor")
 
 
 def other_ears(one: PatchedModel, **changes: Any) -> Patch:
-    """A patch of the same shapes as `hears` applies, with other weights."""
+    """A patch with the shapes of that of `hears`, and other weights."""
     donor = PatchedModel(one.host)
     donor.attach("ears", make_config(one.host, **changes), trainable=False)
     awaken(donor, "ears", seed=5)
@@ -91,7 +91,7 @@ def other_ears(one: PatchedModel, **changes: Any) -> Patch:
 
 
 def portrait(model: PatchedModel) -> dict[str, Any]:
-    """Everything about the base that a guest could leave changed."""
+    """All state of the base that a patch could leave changed."""
     base = model.base
     parts: dict[str, Any] = {"state": {name: tensor.clone() for name, tensor in base.state_dict().items()}}
     parts["parameters"] = {n: (id(p), p.requires_grad, p.grad is None) for n, p in base.named_parameters()}
@@ -110,7 +110,7 @@ def alike(one: Any, other: Any) -> bool:
         return list(one) == list(other) and all(alike(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(alike, one, other))
-    if hasattr(one, "__tensor_flatten__"):  # torchao's tensors: the bits lie in tensors of their own
+    if hasattr(one, "__tensor_flatten__"):  # torchao's tensors keep their bits in inner tensors
         (names, facts), (_, others) = one.__tensor_flatten__(), other.__tensor_flatten__()
         return facts == others and all(alike(getattr(one, name), getattr(other, name)) for name in names)
     if isinstance(one, Tensor):
@@ -120,7 +120,7 @@ def alike(one: Any, other: Any) -> bool:
 
 @contextmanager
 def hooked(layer: torch.nn.Module, call: Callable[..., None]) -> Iterator[None]:
-    def before(*each: object) -> None:  # what a hook returns would take the place of the layer's input
+    def before(*each: object) -> None:  # returns None: a returned value would replace the layer's input
         call(*each)
 
     handle = layer.register_forward_pre_hook(before)

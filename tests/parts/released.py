@@ -1,5 +1,5 @@
-"""Synthetic checkpoints in the layout that the authors of PAVE released: names, prefixes, shapes, dtypes and files as
-their training script writes them; the values are random."""
+"""Synthetic checkpoints in the layout of the official release: names, prefixes, shapes, dtypes and files as its
+training script writes them; the values are random."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pave.patch.filenames import PEFT_CONFIG, PEFT_WEIGHTS
 PREFIX = "base_model.model.model."
 CONFIG, PICKLED_LORA = "config.json", "adapter_model.bin"
 WIDTH, VISION = 512, 1152
-HEARING = "their-ears"  # an encoder that is not here
+HEARING = "their-ears"  # an encoder that is not installed
 TINY = {"dim": 64, "layers": 2, "side": 24, "vision": 48, "width": 32}  # fits make_base
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 SIZES, BLOCKS = (64, 32, 128), 2  # of its language model
@@ -30,7 +30,7 @@ QWEN = {896: (896, 128, 4864), 3584: (3584, 512, 18944)}
 def fusion_tensors(
     dim: int, layers: int, side: int = 1024, vision: int = VISION, width: int = WIDTH
 ) -> dict[str, Tensor]:
-    """All weights of the authors' module, the dead ones included, in bfloat16 and under the names of their module."""
+    """All weights of the official fusion module, including unused ones, in bfloat16 and under its names."""
     draw = torch.Generator().manual_seed(dim + layers)
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -82,7 +82,7 @@ def write_checkpoint(
     blocks: int,
     pickled_lora: bool = False,
 ) -> Path:
-    """The folder as it is released. `blocks`: of the language model; LoRA may be in fewer."""
+    """The folder of an official checkpoint. `blocks`: of the language model; LoRA may be in fewer."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({f"{PREFIX}temporal_aggregator.{name}": value for name, value in fusion.items()}, folder / FUSION)
     pairs = {PREFIX + name: value for name, value in lora.items()}
@@ -121,7 +121,7 @@ def change_json(file: Path, **words: Any) -> None:
 
 
 def zipped(folder: Path, inside: str = "") -> Path:
-    """The folder as a zip beside it; `inside`: the directory that the zip holds."""
+    """The folder as a zip next to it; `inside`: the directory in the zip."""
     target = folder.with_suffix(".zip")
     with zipfile.ZipFile(target, "w") as archive:
         for file in sorted(folder.iterdir()):
@@ -130,7 +130,7 @@ def zipped(folder: Path, inside: str = "") -> Path:
 
 
 def languagebind_release(temporal: bool, tokens: int) -> dict[str, Tensor]:
-    """Names and shapes of a released LanguageBind state dict, its text model cut short, without values."""
+    """Names and shapes of a released LanguageBind state dict, with a shortened text model, without values."""
     d, wide = 1024, 4096
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.class_embedding": (d,),

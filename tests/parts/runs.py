@@ -1,4 +1,4 @@
-"""Training runs, begun and ended."""
+"""Whole training runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pave.training.run import Run
 
 
 def quiet(step: int, steps: int, figures: dict[str, float]) -> None:
-    """Nobody watches."""
+    """Progress that is not shown."""
 
 
 def trained(recipe: Recipe) -> Run:

@@ -1,4 +1,4 @@
-"""A small room seen by posed cameras, and scans of it as files: real ones, in both layouts."""
+"""A small room seen by posed cameras, and scans of it as real files, in both layouts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from pave.media.rgbd import RGBD
 from pave.sidechannel import SideTokens
 
 COLOUR_K = torch.tensor([[70.0, 0, 31.5], [0, 72, 23.5], [0, 0, 1]]).double()  # of 64 x 48 pixels
-DEPTH_K = torch.tensor([[40.0, 0, 20.5], [0, 41, 14.0], [0, 0, 1]]).double()  # of 40 x 30: not merely the other, scaled
+DEPTH_K = torch.tensor(
+    [[40.0, 0, 20.5], [0, 41, 14.0], [0, 0, 1]]
+).double()  # of 40 x 30; not a scaled copy of the other
 FLOOR = torch.tensor([0.0, 0.0, 1.0]).double()  # the world's floor is z = 0
 WORLD = torch.tensor([[0.8, -0.6, 0, 1], [0.6, 0.8, 0, 2], [0, 0, 1, 0.5], [0, 0, 0, 1]]).double()
 
@@ -42,7 +44,7 @@ def floor_depth(k: Tensor, size: tuple[int, int], cam_to_world: Tensor) -> Tenso
 
 
 def room(views: int = 4) -> RGBD:
-    """Views of the floor from above, each from elsewhere."""
+    """Views of the floor from above, each from a different position."""
     draw = torch.Generator().manual_seed(0)
     poses = torch.stack([pose(0.7 * i, 1.0 + 0.1 * i, (i / 2, -i / 3, 1.5)) for i in range(views)])
     return RGBD.from_arrays(
@@ -56,14 +58,14 @@ def room(views: int = 4) -> RGBD:
 
 
 def seen(encoder: Encoder, scan: object) -> SideTokens:
-    """What an encoder makes of a scan beside a clip."""
+    """The side tokens of a scan next to a clip."""
     side = encoder.encode(replace(make_clip(sound=False), signals={"depth": scan}))
     assert side is not None
     return side
 
 
 def write_scannet(folder: Path, scan: RGBD, *, step: int = 20, odin: bool = False) -> Path:
-    """ScanNet's layout, every `step`-th picture of a stream; or ODIN's, whose alignment has a file of its own."""
+    """ScanNet's layout, with every `step`-th frame of a stream; or ODIN's, with the alignment in a separate file."""
     for name in ("color", "depth", "pose", "intrinsic"):
         (folder / name).mkdir(parents=True)
     for i in range(len(scan)):
@@ -80,7 +82,7 @@ def write_scannet(folder: Path, scan: RGBD, *, step: int = 20, odin: bool = Fals
 
 
 def write_embodiedscan(folder: Path, scan: RGBD, name: str = "scannet/scene0000_00") -> str:
-    """EmbodiedScan's layout; returns the words for the scan."""
+    """EmbodiedScan's layout; returns the text that names the scan."""
     dataset, scene = name.split("/")
     info: dict = {"intrinsic": _whole(scan.intrinsics).tolist(), "axis_align_matrix": scan.world.tolist()}
     info["depth_intrinsic"] = _whole(scan.depth_intrinsics).tolist()

@@ -25,7 +25,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
 
 
 def make_tokenizer(special: Sequence[str] = SPECIAL) -> PreTrainedTokenizerFast:
-    """Byte-level BPE like Qwen2's, learned from one sentence."""
+    """Byte-level BPE like Qwen2's, trained on one sentence."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -38,7 +38,7 @@ def make_tokenizer(special: Sequence[str] = SPECIAL) -> PreTrainedTokenizerFast:
 
 
 def make_clip(seed: int = 0, frames: int = FRAMES, sound: bool = True) -> Clip:
-    """Noise to look at; a tone in noise to listen to, one second per key frame."""
+    """Frames of noise; sound of a tone in noise, one second per key frame."""
     draw = torch.Generator().manual_seed(seed)
     pictures = torch.randint(0, 256, (frames, 3, SIDE, SIDE), generator=draw, dtype=torch.uint8)
     times = torch.arange(frames, dtype=torch.float64)
@@ -54,7 +54,7 @@ def _sound(seconds: int, draw: torch.Generator) -> Tensor:
 
 
 def make_config(base: Host, name: str = "ears", **changes: object) -> PatchConfig:
-    """A patch that hears log-mel, small enough for this base."""
+    """The config of a log-mel patch, small enough for this base."""
     options: dict[str, object] = {"bands": 16, "rate": 5}
     spec = load_encoder("logmel", **options).spec
     hearing = SenseFacts(encoder="logmel", options=options, dim=spec.dim, preprocessing=spec.preprocessing)
@@ -67,7 +67,7 @@ def make_config(base: Host, name: str = "ears", **changes: object) -> PatchConfi
 
 
 def awaken(model: PatchedModel, name: str, scale: float = 0.5, seed: int = 1) -> None:
-    """Give an untrained patch weights that act: everything that begins at zero gets noise."""
+    """Give an untrained patch an effect: every parameter that starts at zero gets noise."""
     draw = torch.Generator().manual_seed(seed)
     attached, _ = model.applied.found(name)
     for parameter in attached.parameters():
@@ -77,7 +77,7 @@ def awaken(model: PatchedModel, name: str, scale: float = 0.5, seed: int = 1) ->
 
 
 def write_base(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Path:
-    """The small base as a folder that `pave.load` opens."""
+    """The small base as a folder for `pave.load`."""
     base = make_base(tokenizer, seed=seed)
     base.model.save_pretrained(folder)
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
@@ -93,7 +93,7 @@ def write_line(video: str, *turns: str, **facts: object) -> str:
 
 @contextmanager
 def full_disk(size: int = 1024) -> Iterator[None]:
-    """Within the block no file of this process can grow beyond `size` bytes."""
+    """Within the block, no file of this process can grow beyond `size` bytes."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

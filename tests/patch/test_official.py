@@ -425,7 +425,7 @@ def test_without_its_encoder_a_patch_reads_features_only(seeing: PatchedModel, p
         seeing.ask(make_clip(frames=2), "Well?")
     assert seeing.ask(make_clip(frames=2), "Well?", patches=[]).patches == ()
     assert seeing.prepare([with_features(seeing, patch, random(3, 24))], ["Well?"]).uses[0].sensing.all()
-    with pytest.raises(SignalError, match="hold nothing of their-ears"):
+    with pytest.raises(SignalError, match="have no tokens of their-ears"):
         seeing.prepare(seeing.encode([make_clip(frames=2)], []), ["Well?"])
 
 

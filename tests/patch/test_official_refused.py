@@ -94,12 +94,12 @@ REFUSED: dict[str, tuple[type[PatchError], str, Damage]] = {
     "no LoRA": (PatchNotFound, f"no {PEFT_WEIGHTS}", lambda folder: (folder / PEFT_WEIGHTS).unlink()),
     "long config": (
         PatchDamaged,
-        "has 3,000,004 bytes, a text of its kind at most 1,048,576",
+        "has 3,000,004 bytes, but such a file has at most 1,048,576",
         lambda folder: (folder / CONFIG).write_text("[" + "{}," * 10**6 + "{}]"),
     ),
     "long config of the LoRA": (
         PatchDamaged,
-        "has 3,000,004 bytes, a text of its kind at most 1,048,576",
+        "has 3,000,004 bytes, but such a file has at most 1,048,576",
         lambda folder: (folder / PEFT_CONFIG).write_text("[" + "{}," * 10**6 + "{}]"),
     ),
     "newlines of two kinds": (
@@ -158,7 +158,7 @@ REFUSED: dict[str, tuple[type[PatchError], str, Damage]] = {
         "1 layers stand only here or only in adapter_config.json, the first is layers.0.self_attn.q_proj",
         spoken(lambda tensors: [tensors.pop(Q), tensors.pop(Q.replace("lora_A", "lora_B"))]),
     ),
-    "program": (PatchDamaged, r"asks for \w+\.system when it is opened", program),
+    "program": (PatchDamaged, r"would call \w+\.system when opened", program),
     "fusion cut short": (PatchDamaged, "is cut short", cut(FUSION)),
     "other tensors": (
         PatchMismatch,
@@ -167,7 +167,7 @@ REFUSED: dict[str, tuple[type[PatchError], str, Damage]] = {
     ),
     "tensor by the name of a header": (
         PatchDamaged,
-        "__metadata__ is not a mapping of texts",
+        "__metadata__ is not a mapping of strings",
         fused(lambda tensors: tensors.update({"__metadata__": torch.zeros(2)})),
     ),
     "not a number": (

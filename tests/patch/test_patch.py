@@ -210,7 +210,7 @@ def another(patch: Patch) -> Patch:
 
 def test_a_full_disk_keeps_the_old_file(patch: Patch, file: Path) -> None:
     before = file.read_bytes()
-    with full_disk(4096), pytest.raises(PatchError, match="untouched"):
+    with full_disk(4096), pytest.raises(PatchError, match="unchanged"):
         another(patch).save(file)
     assert file.read_bytes() == before
     assert not leftovers(file.parent)
@@ -235,7 +235,7 @@ def test_a_folder_that_is_read_only_keeps_the_old_file(patch: Patch) -> None:
         file = patch.save(Path(name) / "patch.safetensors")
         with (
             read_only(name),
-            pytest.raises(PatchError, match=r"cannot be written \(Permission denied\).*mend the rights"),
+            pytest.raises(PatchError, match=r"cannot be written \(Permission denied\).*fix the permissions"),
         ):
             another(patch).save(file)
         assert same(Patch.load(file), patch) and os.listdir(name) == [file.name]

@@ -1,4 +1,4 @@
-"""The Playroom: exact chances, no leaks between splits or channels, real files."""
+"""The Playroom: exact probabilities, no leaks between splits or channels, real files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_splits_and_runs_share_no_seed():
     assert len(set().union(*ranges)) == 9 * 2000
 
 
-def test_enumerated_optimum_is_what_a_guesser_reaches_who_sees_but_does_not_hear():
+def test_enumerated_optimum_is_the_score_of_the_best_guess_without_sound():
     scene = draw_scene(5)
     tally = defaultdict(Counter)
     for seed in range(6000):
@@ -62,13 +62,13 @@ def test_enumerated_optimum_is_what_a_guesser_reaches_who_sees_but_does_not_hear
         if asked > 500:
             best = answers.most_common(1)[0][1] / asked
             optimum = float(optimum_without_sound(scene, text))
-            # the best guess seen is a little above the best guess there is, never below
+            # the best guess on a sample scores a little above the true optimum
             assert -0.03 < best - optimum < 0.07, (text, best, optimum)
             checked += 1
     assert checked > 10
 
 
-def test_optimum_is_one_for_what_is_seen_and_below_for_what_is_heard():
+def test_optimum_without_sound_is_one_for_video_questions_and_at_most_half_for_others():
     scene = draw_scene(3)
     assert all(optimum_without_sound(scene, question.text) == 1 for question in video_questions(scene))
     for _, script in scripts():
@@ -76,7 +76,7 @@ def test_optimum_is_one_for_what_is_seen_and_below_for_what_is_heard():
             assert all(optimum_without_sound(scene, question.text) <= Fraction(1, 2) for _, question in choice)
 
 
-ANSWERS = {  # how many there are to a question of a kind, all of them equally likely
+ANSWERS = {  # number of answers to a question of each kind, all equally likely
     "count": 3,
     "colour": 7,
     "shape": 6,
@@ -93,7 +93,7 @@ ANSWERS = {  # how many there are to a question of a kind, all of them equally l
 }
 
 
-def test_without_eyes_and_ears_no_kind_is_easier_than_its_number_of_answers():
+def test_from_the_question_alone_no_kind_is_easier_than_its_number_of_answers():
     answers = defaultdict(Counter)
     for seed in range(4000):
         for question in draw_questions(draw_scene(seed), draw_script(seed), CHANNELS, seed):
@@ -104,14 +104,14 @@ def test_without_eyes_and_ears_no_kind_is_easier_than_its_number_of_answers():
             assert found.most_common(1)[0][1] / found.total() < 1 / ANSWERS[kind] + 0.08, key
 
 
-def test_every_choice_of_questions_is_drawn_whatever_its_answer():
+def test_probabilities_of_every_choice_of_questions_sum_to_one():
     for _, script in scripts():
         for choice in (*sound_questions(draw_scene(1), script), *captions(draw_scene(1), script)):
             assert sum(share for share, _ in choice) == 1
             assert all(CHOICES % share.denominator == 0 for share, _ in choice)
 
 
-def test_pictures_do_not_depend_on_what_is_heard(tmp_path):
+def test_frames_do_not_depend_on_the_sounds(tmp_path):
     scene = draw_scene(8)
     films = []
     three = Script("three", tuple((sound, phase) for phase, sound in enumerate(SOUNDS[:3])))
@@ -157,7 +157,7 @@ def test_channels_can_be_chosen(tmp_path):
 
 
 @pytest.mark.parametrize("name", SOUNDS)
-def test_every_sound_is_heard_where_it_is_scheduled_and_nowhere_else(name):
+def test_every_sound_is_at_its_scheduled_time_and_nowhere_else(name):
     scene = draw_scene(2)
     script = Script("one", ((name, 1),))
     track = sound.samples(scene, script, 2)
@@ -167,7 +167,7 @@ def test_every_sound_is_heard_where_it_is_scheduled_and_nowhere_else(name):
     assert len(times) and start - 0.01 <= times.min() and times.max() <= start + 0.35
 
 
-def test_a_sound_lies_in_the_file_where_it_was_drawn(tmp_path):
+def test_a_sound_is_in_the_file_at_its_scheduled_time(tmp_path):
     scene, script = draw_scene(2), Script("one", (("beep", 1),))
     ((_, start),) = schedule(scene, script)
     write_clip(tmp_path / "clip.mp4", scene, script, 2)
@@ -177,7 +177,7 @@ def test_a_sound_lies_in_the_file_where_it_was_drawn(tmp_path):
     assert start <= first < start + 0.01, (start, first)
 
 
-def test_cards_tell_every_sound_in_its_order_and_cover_no_toy():
+def test_cards_show_every_sound_in_order_and_cover_no_toy():
     for seed in range(100):
         scene, script = draw_scene(seed), draw_script(seed)
         shown = signs.cards(scene, script)
@@ -185,18 +185,19 @@ def test_cards_tell_every_sound_in_its_order_and_cover_no_toy():
         times = draw.key_times(FRAMES, FPS)
         bare = draw.frames(scene, times)
         signed = bare.copy()
-        signs.put_up(signed, scene, shown)
-        for told, names, time, before, after in zip(signs.told(shown), shown, times, bare, signed, strict=True):
+        signs.draw_cards(signed, scene, shown)
+        labels = signs.square_labels(shown)
+        for row, names, time, before, after in zip(labels, shown, times, bare, signed, strict=True):
             halves = (names[0], names[-1]) if names else (None, None)
-            assert told == [halves[column >= GRID // 2] for _ in range(GRID) for column in range(GRID)]
+            assert row == [halves[column >= GRID // 2] for _ in range(GRID) for column in range(GRID)]
             changed = (before != after).any(-1).reshape(GRID, draw.CELL, GRID, draw.CELL).any((1, 3))
             assert changed.sum() == len(names)
             for toy in scene.toys:
-                row, column = draw.place(toy, scene.move_at, time)
-                assert not changed[round(row), round(column)]
+                y, x = draw.place(toy, scene.move_at, time)
+                assert not changed[round(y), round(x)]
 
 
-def test_both_sounds_of_a_pair_lie_within_one_second():
+def test_both_sounds_of_a_pair_are_within_one_second():
     for seed in range(200):
         (_, first), (_, second) = schedule(draw_scene(seed), Script("pair", (("beep", seed % 3), ("horn", seed % 3))))
         assert first >= 0 and 0.25 < second - first < 0.9 and second < 3.7
@@ -219,7 +220,7 @@ def test_a_toy_that_changes_colour_changes_pixels():
     assert not np.array_equal(draw.frames(scene, last), draw.frames(same, last))
 
 
-def test_tokenizer_reads_any_text_and_knows_every_answer_as_one_token():
+def test_tokenizer_encodes_any_text_and_every_answer_as_one_token():
     tokenizer = make_tokenizer()
     text = "Grüße, 42 Bälle!"
     assert tokenizer.decode(tokenizer(text).input_ids) == text.lower()
@@ -228,15 +229,15 @@ def test_tokenizer_reads_any_text_and_knows_every_answer_as_one_token():
             assert len(tokenizer(question.answer).input_ids) == 1, question
 
 
-def test_stories_use_only_scenes_of_the_train_split_and_tell_every_answer():
+def test_stories_contain_every_answer():
     for seed in range(100):
-        told, questions = story(seed)
+        text, questions = story(seed)
         for question in questions:
             for word in question.answer.replace(",", "").split():
-                assert word in told or word in ("yes", "no", "nothing", "one", "two", "three")
+                assert word in text or word in ("yes", "no", "nothing", "one", "two", "three")
 
 
-def test_captions_tell_everything_and_cannot_be_guessed():
+def test_captions_contain_all_sounds_and_cannot_be_guessed():
     scene = draw_scene(6)
     colours = scene.changer.colours
     for _, script in scripts():
@@ -251,7 +252,7 @@ def test_captions_tell_everything_and_cannot_be_guessed():
         assert all(optimum_without_sound(scene, question.text) < 0.1 for question in (heard, seen, *each))
 
 
-def test_captions_are_written_only_where_asked_for(tmp_path):
-    for channels, want in ((CHANNELS, set()), ((*CHANNELS, CAPTION), {"told", "told-seen", "told-each"})):
+def test_captions_are_written_only_on_request(tmp_path):
+    for channels, expected in ((CHANNELS, set()), ((*CHANNELS, CAPTION), {"told", "told-seen", "told-each"})):
         lines = write_clips(tmp_path, 2, split="train", channels=channels).read_text().splitlines()
-        assert {json.loads(line)["kind"] for line in lines} & {"told", "told-seen", "told-each"} == want
+        assert {json.loads(line)["kind"] for line in lines} & {"told", "told-seen", "told-each"} == expected

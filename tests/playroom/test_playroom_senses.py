@@ -1,4 +1,4 @@
-"""The Playroom's further senses: exact chances, signals that nothing else tells, real files."""
+"""The Playroom's further senses: exact probabilities, signals that nothing else reveals, real files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pave.playroom import distances, draw, events, matches, mixed, signs, sound
 from pave.playroom.events import CARDS, FLASHES, SHAKES, SHAKING, SPOKEN
 from pave.playroom.mixed import BOTH
 from pave.playroom.questions import CHOICES
-from pave.playroom.senses import SENSES, draw_more, perceived
+from pave.playroom.senses import SENSES, draw_more, draw_states
 from pave.playroom.world import FPS, FRAMES, SECONDS, SOUNDS, Script, draw_scene, draw_script, schedule
 from pave.playroom.writer import write_clip, write_clips
 from pave.recipe import Channel
@@ -30,12 +30,12 @@ MIXED = (BOTH, "audio+fast+video")
 HEARD = ("speech", "speech+video", "match")
 
 
-def test_channels_are_those_a_recipe_may_name():
+def test_channels_are_those_of_a_recipe():
     assert {*CHANNELS, *HEARD, *MIXED, "video", "audio", "audio+video", "order", "caption"} == set(get_args(Channel))
 
 
 @pytest.mark.parametrize("name", SENSES)
-def test_states_sum_to_one_and_every_choice_is_drawn_whatever_its_answer(name):
+def test_probabilities_of_states_and_of_every_choice_sum_to_one(name):
     sense, scene = SENSES[name], draw_scene(1)
     states = sense.states(scene)
     assert sum(share for share, _ in states) == 1
@@ -56,11 +56,11 @@ def test_drawn_states_are_those_of_the_enumeration(name):
 
 
 @pytest.mark.parametrize(("scene", "channels"), [(5, CHANNELS), (6, CHANNELS), (5, HEARD), (5, MIXED)])
-def test_enumerated_optimum_is_what_a_guesser_reaches_who_lacks_the_sense(scene, channels):
+def test_enumerated_optimum_is_the_score_of_the_best_guess_without_the_sense(scene, channels):
     scene = draw_scene(scene)
     tally, optima = defaultdict(Counter), {}
     for seed in range(10**6, 10**6 + 4000):
-        states = perceived(scene, channels, seed)
+        states = draw_states(scene, channels, seed)
         for question, scores in draw_more(scene, states, channels, seed):
             tally[question.text][question.answer] += 1
             assert optima.setdefault(question.text, scores["optimum"]) == scores["optimum"]
@@ -74,7 +74,7 @@ def test_enumerated_optimum_is_what_a_guesser_reaches_who_lacks_the_sense(scene,
     assert checked > 8
 
 
-def test_nothing_hidden_can_be_told_from_the_question():
+def test_the_question_does_not_reveal_the_answer():
     scene = draw_scene(7)
     for name, sense in SENSES.items():
         for _, state in sense.states(scene):
@@ -83,10 +83,10 @@ def test_nothing_hidden_can_be_told_from_the_question():
                 assert scores["optimum"] <= Fraction(1, 2), question
 
 
-def test_states_are_drawn_apart_from_sounds_and_from_each_other():
+def test_states_are_independent_of_sounds_and_of_each_other():
     scene, odd = draw_scene(3), defaultdict(list)
     for seed in range(4000):
-        for name, state in {**perceived(scene, CHANNELS, seed), "sound": draw_script(seed)}.items():
+        for name, state in {**draw_states(scene, CHANNELS, seed), "sound": draw_script(seed)}.items():
             odd[name].append(crc32(repr(state).encode()) % 2)
     assert len(odd) == 5
     together = np.corrcoef(list(odd.values())) - np.eye(5)
@@ -96,7 +96,7 @@ def test_states_are_drawn_apart_from_sounds_and_from_each_other():
 # Words, and what they belong to
 
 
-def test_of_sounds_words_and_matches_a_clip_has_one(tmp_path):
+def test_a_clip_has_either_sounds_or_words_or_a_match(tmp_path):
     channels = ("video", "audio", "order", *HEARD)
     lines = [json.loads(line) for line in write_clips(tmp_path, 40, 0, "val", channels).read_text().splitlines()]
     asked = defaultdict(set)
@@ -107,28 +107,28 @@ def test_of_sounds_words_and_matches_a_clip_has_one(tmp_path):
     assert min(kinds["audio",], kinds["speech",], kinds["match",]) > 5
 
 
-def test_words_have_the_same_sounds_in_another_order_within_a_second():
-    ears: dict[int, Any] = {rate: load_encoder("logmel", bands=48, rate=rate) for rate in (1, 50)}
+def test_words_differ_at_fifty_spectra_per_second_but_not_at_one():
+    encoders: dict[int, Any] = {rate: load_encoder("logmel", bands=48, rate=rate) for rate in (1, 50)}
     for seed in range(30):
         scene = draw_scene(seed)
         script = SPOKEN.draw(scene, seed)
         edges = (0.0, *scene.changes, SECONDS)
-        for (name, start), (_, phase) in zip(sound.said_at(scene, script), script.events, strict=True):
+        for (name, start), (_, phase) in zip(sound.word_times(scene, script), script.events, strict=True):
             end = start + len(sound.say(name, np.random.default_rng(0))) / sound.RATE
             assert int(start) == int(end) and edges[phase] <= start < end <= edges[phase + 1]
-    heard = []
+    spectra = []
     for name in SOUNDS:
-        said = np.zeros(sound.RATE, np.float32)
+        samples = np.zeros(sound.RATE, np.float32)
         wave = 0.4 * sound.say(name, np.random.default_rng(0))
-        said[4000 : 4000 + len(wave)] = wave
-        heard.append({rate: ear.spectra(torch.from_numpy(said)).flatten() for rate, ear in ears.items()})
-    apart = {rate: torch.pdist(torch.stack([each[rate] for each in heard])).min() for rate in ears}
-    alike = torch.pdist(torch.stack([each[1] for each in heard])).max()
-    assert apart[50] > 5 and alike < 0.2, (apart, alike)
+        samples[4000 : 4000 + len(wave)] = wave
+        spectra.append({rate: each.spectra(torch.from_numpy(samples)).flatten() for rate, each in encoders.items()})
+    nearest = torch.pdist(torch.stack([each[50] for each in spectra])).min()
+    farthest = torch.pdist(torch.stack([each[1] for each in spectra])).max()
+    assert nearest > 5 and farthest < 0.2, (nearest, farthest)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_sound_is_heard_while_its_card_or_another_is_there(seed):
+def test_a_match_sounds_while_a_card_is_shown(seed):
     scene = draw_scene(seed)
     state = matches.draw(scene, seed)
     plain = draw.frames(scene, draw.pictures())
@@ -143,7 +143,7 @@ def test_a_sound_is_heard_while_its_card_or_another_is_there(seed):
 # Flashes
 
 
-def test_flashes_stay_clear_of_key_frames_and_are_seen_ten_times_a_second():
+def test_flashes_avoid_key_frames_and_are_visible_at_ten_frames_per_second():
     keys = np.round(draw.key_times(FRAMES, FPS) * FPS).astype(int)
     for seed in range(60):
         scene = draw_scene(seed)
@@ -161,16 +161,16 @@ def test_flashes_stay_clear_of_key_frames_and_are_seen_ten_times_a_second():
             assert any(picture % 2 == 0 for picture in own)
 
 
-def test_of_what_happens_a_part_is_heard_and_the_rest_is_seen(tmp_path):
+def test_mixed_events_are_partly_audible_and_partly_visible(tmp_path):
     shares = Counter()
     for seed in range(300):
         scene = draw_scene(seed)
-        state = perceived(scene, (BOTH,), seed)[BOTH]
+        state = draw_states(scene, (BOTH,), seed)[BOTH]
         events = sorted((*state.heard.events, *state.seen.events), key=lambda event: event[1])
         assert tuple(events) == state.script.events and {name for name, _ in events} <= set(SOUNDS)
         shares[bool(state.heard.events), bool(state.seen.events)] += 1
-        told = [question for ((_, question), *_) in mixed.questions(scene, state)]
-        assert all("see or hear" in question.text and "see or see" not in question.text for question in told)
+        asked = [question for ((_, question), *_) in mixed.questions(scene, state)]
+        assert all("see or hear" in question.text and "see or see" not in question.text for question in asked)
     assert min(shares.values()) > 10 and len(shares) == 4
     scene, state = (
         draw_scene(1),
@@ -182,8 +182,8 @@ def test_of_what_happens_a_part_is_heard_and_the_rest_is_seen(tmp_path):
 
 
 @pytest.mark.parametrize("way", ["hearing", "seeing"])
-def test_who_has_one_of_two_senses_gets_this_far(way):
-    """Whoever hears one bell, or sees it, answers as is best after many such clips."""
+def test_best_score_with_one_of_two_senses_is_exact(way):
+    """Compared with the most frequent answer in many clips in which the one known event is a bell."""
     scene, tally, scores = draw_scene(5), defaultdict(Counter), {}
     shares, known = zip(*mixed.states(scene), strict=True)
     for seed, state in enumerate(Random(0).choices(known, list(map(float, shares)), k=60000)):
@@ -204,10 +204,10 @@ def test_who_has_one_of_two_senses_gets_this_far(way):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_shake_is_felt_when_it_happens_in_a_direction_of_its_own(seed):
+def test_a_shake_is_measured_at_its_time_in_its_own_direction(seed):
     scene = draw_scene(seed)
     script = SHAKING.draw(scene, seed)
-    rows = events.felt(scene, script, seed) - [0, 0, 1, 0, 0, 0]
+    rows = events.sensor_rows(scene, script, seed) - [0, 0, 1, 0, 0, 0]
     assert rows.shape == (400, events.IMU_DIM)
     for name, start in schedule(scene, script):
         middle = int((start + events.SHAKE_SECONDS / 2) * events.IMU_RATE)
@@ -220,21 +220,21 @@ def test_a_shake_is_felt_when_it_happens_in_a_direction_of_its_own(seed):
 # Further cameras
 
 
-def test_each_card_is_before_one_camera_at_the_key_frame_of_its_phase():
+def test_each_card_is_shown_to_one_camera_at_the_key_frame_of_its_phase():
     for seed in range(40):
         scene = draw_scene(seed)
         script = CARDS.draw(scene, seed)
-        films, bare = (np.stack(events.elsewhere(scene, each, seed)) for each in (script, Script("quiet", ())))
+        films, bare = (np.stack(events.further_views(scene, each, seed)) for each in (script, Script("quiet", ())))
         there = (films != bare).any((2, 3, 4))  # camera, picture
         keys = np.round(draw.key_times(FRAMES, FPS) * FPS).astype(int)
         shown = [i for i, names in enumerate(signs.cards(scene, script)) if names]
         assert there[:, keys].sum(0).nonzero()[0].tolist() == shown and there.sum(0).max(initial=0) <= 1
 
 
-# Near and far
+# Distances
 
 
-def test_a_scan_has_the_distance_of_every_card_and_no_picture_tells_it(tmp_path):
+def test_a_scan_has_the_distance_of_every_card_and_no_colour_image_reveals_it(tmp_path):
     scene = draw_scene(4)
     times = draw.key_times(FRAMES, FPS)
     for seed, near in enumerate([(True, True, False), (False, True, True)]):
@@ -263,7 +263,7 @@ def test_every_card_is_shown_once():
 # Files
 
 
-def test_lines_name_files_that_are_there_and_the_film_stays_the_same(tmp_path):
+def test_lines_name_existing_files_and_views_and_imu_leave_the_film_unchanged(tmp_path):
     lines = [json.loads(line) for line in write_clips(tmp_path, 16, 2, "val", CHANNELS).read_text().splitlines()]
     assert {line["channel"] for line in lines} == set(CHANNELS)
     for line in lines:
@@ -287,7 +287,7 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path):
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
 
 
-def test_who_is_not_asked_about_sound_is_told_of_none(tmp_path):
+def test_without_sound_channels_captions_do_not_mention_sounds(tmp_path):
     lines = write_clips(tmp_path, 8, 2, "train", ("fast", "caption")).read_text().splitlines()
     texts = {json.loads(line)["conversations"][0]["value"] for line in lines}
     assert any("sign" in text for text in texts) and not any("hear" in text for text in texts)

@@ -207,7 +207,7 @@ def test_the_scale_of_lora_is_read_from_the_config(config, message, tmp_path):
     ("name", "data", "message"),
     [
         ("model.safetensors", b"<!doctype html>", "is a web page"),
-        ("model.safetensors", b"", "is no safetensors file"),
+        ("model.safetensors", b"", "is not a safetensors file"),
         ("pytorch_model.bin", harmful(), "may do harm"),
         ("other.bin", b"", "holds no model.safetensors or pytorch_model.bin"),
     ],
@@ -309,7 +309,7 @@ def test_frames_that_are_handed_over_are_seen_in_place_of_the_clip(encoder):
     assert torch.equal(alone.x, given.x) and torch.equal(given.times, dense[1])
     with pytest.raises(EncoderError, match="fast= is a int"):
         encoder.encode(Clip.from_frames(key.frames, fast=3))
-    with pytest.raises(MediaError, match="give uint8"):
+    with pytest.raises(MediaError, match="pass uint8"):
         Clip.from_frames(key.frames, fast=(frames(2).float(), [0, 1]))
     with pytest.raises(MediaError, match="run backwards"):
         Clip.from_frames(key.frames, fast=(frames(2), [1, 0]))

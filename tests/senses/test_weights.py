@@ -143,7 +143,7 @@ class Deed:
 
 def test_a_release_runs_no_code(tmp_path: Path) -> None:
     torch.save({**inside("ear."), "ear.more": Deed(tmp_path / "done")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(EncoderError, match=r"asks for (posix|nt)\.mkdir"):
+    with pytest.raises(EncoderError, match=r"would call (posix|nt)\.mkdir"):
         listen(tmp_path)
     assert not (tmp_path / "done").exists()
 
@@ -172,7 +172,7 @@ def test_a_damaged_release_is_refused(tmp_path: Path, change: Callable[[dict], o
     [
         ("model.safetensors", b"<!doctype html>", "cannot be read .*; fetch it again"),
         ("model.safetensors", b"", "cannot be read"),
-        ("pytorch_model.bin", b"PK\x03\x04", "is cut short, or no file of torch.save"),
+        ("pytorch_model.bin", b"PK\x03\x04", "is cut short, or not a file of torch.save"),
         ("other.bin", b"", "holds no model.safetensors or .* or pytorch_model.bin; give a release with ears"),
     ],
 )

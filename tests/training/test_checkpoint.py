@@ -1,4 +1,4 @@
-"""Claims about checkpoints: all of a run or an error, and the old one stays whatever happens to the new one."""
+"""Claims about checkpoints: a run is restored entirely or not at all, and a failed save leaves the old checkpoint."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_restored_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert same(whole, second)
 
 
-def test_without_the_moments_it_would_go_elsewhere(tmp_path: Path) -> None:
+def test_without_the_moments_the_bits_would_differ(tmp_path: Path) -> None:
     whole, second = Trained(9), Trained(0, seed=1)
     Trained(4).write(tmp_path, 4)
     second.read(tmp_path)
@@ -72,12 +72,12 @@ def test_equal_runs_write_equal_bytes(tmp_path: Path) -> None:
     assert files[0] == files[1] != files[2]
 
 
-def test_no_checkpoint_is_a_beginning(tmp_path: Path) -> None:
+def test_without_a_checkpoint_the_run_starts_at_step_0(tmp_path: Path) -> None:
     fresh, run = Trained(0), Trained(0)
     assert run.read(tmp_path) == (0, []) and same(fresh, run) and not run.optimiser.state
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_else(tmp_path: Path) -> None:
     Trained(2).write(tmp_path, 2)
     before = (tmp_path / NAME).read_bytes()
     with full_disk(), pytest.raises(TrainingError, match=r"cannot be written.*at step 4.*make room.*--resume"):

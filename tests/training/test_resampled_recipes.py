@@ -1,5 +1,4 @@
-"""Claims about recipes and files of patches with a resampler: how they are trained, what they cost and say, and what is
-refused."""
+"""Claims about recipes and files of patches with a resampler: training, cost, reports and errors."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ from pave.training.trainee import training
 # Files
 
 
-def test_a_file_that_lacks_part_of_its_resampler_or_has_another_is_refused(one: PatchedModel) -> None:
+def test_a_file_with_a_missing_or_wrong_part_of_its_resampler_is_refused(one: PatchedModel) -> None:
     favors(one)
     patch = one.export("favor")
     one.remove_patch("favor")
@@ -62,9 +61,7 @@ def test_a_file_that_lacks_part_of_its_resampler_or_has_another_is_refused(one: 
     assert not one.patches
 
 
-def test_people_are_told_of_the_resampler(
-    one: PatchedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_reports_include_the_resampler(one: PatchedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     favors(one)
     patch = one.export("favor")
     app(["patch", "info", str(patch.save(tmp_path / "favor.safetensors"))], standalone_mode=False)
@@ -89,14 +86,14 @@ def test_patches_without_a_resampler_are_written_as_before(tmp_path: Path) -> No
     assert '"resampler":{' in words and "resampler" not in patch.config.canonical()
 
 
-def test_what_a_resampler_does_in_another_way_than_by_default_is_said() -> None:
+def test_reports_include_options_of_a_resampler_that_are_not_defaults() -> None:
     usual = "32 outputs of every 10 steps at 2 per second, width 512"
     assert str(ResamplerConfig()) == usual and str(ResamplerConfig(stride=10)) == usual
     other = ResamplerConfig(stride=5, queries=20, finer=(1, 5), causal_direction="future")
     assert str(other) == usual.replace("32", "20") + ", also of every 1 and 5 steps, begun every 5, sees later steps"
 
 
-def test_what_it_costs_hangs_on_an_encoder_that_is_there(one: PatchedModel) -> None:
+def test_the_cost_needs_the_encoder(one: PatchedModel) -> None:
     favors(one)
     patch = one.export("favor")
     lost = {name: facts.model_copy(update={"encoder": "lost"}) for name, facts in patch.config.senses.items()}
@@ -164,8 +161,8 @@ def test_the_diversity_loss_is_that_of_all_windows_of_a_step_times_its_weight(fa
 
 @pytest.fixture
 def mixed(recipe: Callable[..., Recipe]) -> Run:
-    """Training of a patch that hears and sees, whose weights act, with a clip that has both, one that is deaf, one that
-    lacks dense pictures, and one that has neither; their answers are of several lengths."""
+    """Training of a patch with sound and dense pictures and non-zero weights, with a clip that has both, one without
+    sound, one without dense pictures, and one with neither; their answers have several lengths."""
     fast = "senses.fast={encoder: base-tower, options: {rate: 2, grid: [1, 1]}}"
     run = Run.begin(recipe(fast, f"resampler={json.dumps({**RESAMPLER, 'slots': 3})}"))
     audio, pictures = (encoder.spec.preprocessing for encoder in run.setup.senses.values())
@@ -183,7 +180,7 @@ def with_sides(features: ClipFeatures, sides: Mapping[str, SideTokens | None]) -
 
 
 def learned(run: Run, clips: Sequence[TrainingClip]) -> tuple[int, Tensor, list[Tensor]]:
-    """How many ids are learned in a step of these clips, the loss, and the gradients of all of the patch."""
+    """Number of label tokens in a step of these clips, the loss, and the gradients of the whole patch."""
     with training(run.setup.model.applied.module("ears")):
         found, wanted = scores(run.setup.model, *batch(run.setup.model, clips, run.setup.names))
         loss = F.cross_entropy(found.float(), wanted)
@@ -209,9 +206,9 @@ def test_a_step_of_clips_that_lack_senses_is_the_mean_of_its_parts_by_learned_id
 
 
 def test_a_clip_learns_nothing_from_a_sense_that_it_lacks(mixed: Run) -> None:
-    """Others of its step may hear whatever they like: its scores are the same, and with neither sense the base's."""
+    """Its scores do not depend on the senses of other clips in the step, and with neither sense they are the base's."""
     audio, pictures = (encoder.spec.preprocessing for encoder in mixed.setup.senses.values())
-    both, deaf, blind, neither = mixed.dataset.train
+    both, soundless, sightless, neither = mixed.dataset.train
 
     def logits(*clips: TrainingClip, patches: Sequence[str] | None = None) -> list[Tensor]:
         with torch.no_grad():
@@ -219,19 +216,19 @@ def test_a_clip_learns_nothing_from_a_sense_that_it_lacks(mixed: Run) -> None:
             found, _ = scores(mixed.setup.model, inputs, labels)
         return list(found.split([int((row[1:] != IGNORE).sum()) for row in labels]))
 
-    before = logits(both, deaf, blind, neither)
+    before = logits(both, soundless, sightless, neither)
     for key in (audio, pictures):
         side = both.features.sides[key]
         assert side is not None
         other = replace(both, features=with_sides(both.features, {key: replace(side, x=side.x.flip(0) + 1)}))
-        after = logits(other, deaf, blind, neither)
+        after = logits(other, soundless, sightless, neither)
         assert not torch.equal(after[0], before[0])
         assert all(map(torch.equal, after[1:], before[1:]))
-    assert torch.equal(logits(both, deaf, blind, neither, patches=())[3], before[3])
+    assert torch.equal(logits(both, soundless, sightless, neither, patches=())[3], before[3])
 
 
 def test_each_part_learns_at_its_own_rate(favor: Callable[..., Recipe]) -> None:
-    """Adam's first step moves a weight by the rate, however hard it is pulled."""
+    """Adam's first step moves a weight by the rate, whatever its gradient."""
     rates = {"resampler": 1e-2, "fusion": 1e-3, "lora": 1e-4}
     run = Run.begin(favor("train.warmup=0", *(f"train.{part}_lr={rate}" for part, rate in rates.items())))
     awaken(run.setup.model, "ears")
@@ -247,13 +244,13 @@ def test_each_part_learns_at_its_own_rate(favor: Callable[..., Recipe]) -> None:
         assert max(moved).item() == pytest.approx(rate, rel=0.01)
 
 
-def test_the_diversity_loss_is_learned_from_and_none_is_none(favor: Callable[..., Recipe]) -> None:
+def test_the_diversity_loss_acts_and_weight_zero_adds_none(favor: Callable[..., Recipe]) -> None:
     alike = {}
     for weight in (0.0, 10.0):
         run = Run.begin(favor("train.steps=6", "train.batch=1", diversity=weight, output=f"out{weight}"))
-        told: list[dict[str, float]] = []
-        run.fit(lambda step, steps, figures, told=told: told.append(figures))
-        assert [set(each) for each in told] == [{"loss", "rate"} | ({"diversity"} if weight else set())] * 6
+        reported: list[dict[str, float]] = []
+        run.fit(lambda step, steps, figures, reported=reported: reported.append(figures))
+        assert [set(each) for each in reported] == [{"loss", "rate"} | ({"diversity"} if weight else set())] * 6
         row = {
             sense: sides[0]
             for sense, sides in batch(run.setup.model, run.dataset.train[:1], run.setup.names)[0].uses[0].sides.items()
@@ -263,7 +260,7 @@ def test_the_diversity_loss_is_learned_from_and_none_is_none(favor: Callable[...
     assert alike[10.0] < alike[0.0] - 0.1
 
 
-def test_the_senses_are_measured_before_training(favor: Callable[..., Recipe]) -> None:
+def test_the_senses_are_calibrated_before_training(favor: Callable[..., Recipe]) -> None:
     run = Run.begin(favor())
     attached: Any = run.trainee.attached
     sides = [clip.features.sides[run.setup.senses["audio"].spec.preprocessing] for clip in run.dataset.train]
@@ -294,7 +291,7 @@ def test_a_resampler_costs_what_torch_counts(one: PatchedModel, way: str) -> Non
     assert cost.file_bytes == one.export("favor").file_bytes and f"{cost.resampler_params:,}" in table(cost)
 
 
-# What is refused
+# Errors
 
 
 def write_recipe(folder: Path, **resampler: str) -> Path:
@@ -304,7 +301,7 @@ def write_recipe(folder: Path, **resampler: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("resampler={preset: papre}", "did you mean 'paper'"),
         ("resampler=defalt", "did you mean 'default'"),
@@ -321,11 +318,11 @@ def write_recipe(folder: Path, **resampler: str) -> Path:
         ("fusion={combine: prefix}", "resampler.readout: states is for combine: add, got prefix"),
     ],
 )
-def test_a_wrong_resampler_is_refused_by_key_value_and_remedy(tmp_path: Path, override: str, said: str) -> None:
+def test_a_wrong_resampler_is_refused_with_key_value_and_remedy(tmp_path: Path, override: str, message: str) -> None:
     path = write_recipe(tmp_path, readout="states")
     with pytest.raises(RecipeError) as refused:
         read_recipe(path, [override])
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_preset_is_resolved_in_the_patch_and_can_be_changed(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Claims about training: the same seed is the same file, killed or not; the base stays; who hears nothing learns
-nothing."""
+"""Claims about training: the same seed gives the same file, killed or not; the base is unchanged; clips without sound
+teach nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pave.model.patched import PatchedModel
 from pave.patch.file import Patch, read_config
 from pave.recipe import Recipe, read_recipe
 from pave.training.checkpoint import NAME
-from pave.training.dataset import TrainingClip, batch, see
+from pave.training.dataset import TrainingClip, batch, read_dataset
 from pave.training.loss import scores, token_accuracy
 from pave.training.run import Run, train
 from pave.training.setup import Setup
@@ -52,7 +52,7 @@ def logits(run: Run, count: int = 8) -> Tensor:
 
 @pytest.fixture(scope="module")
 def whole(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The patch file of an uninterrupted run with dropout, which has seen its clips itself."""
+    """The patch file of an uninterrupted run with dropout, from freshly encoded clips."""
     output = tmp_path_factory.mktemp("whole")
     recipe = read_recipe(workshop, [f"train.output={output}", *DROPOUT])
     return train(recipe).patch.read_bytes()
@@ -62,14 +62,14 @@ def whole(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def test_the_same_seed_gives_the_same_file_and_another_seed_another(recipe: Make, whole: bytes) -> None:
-    """Once from fresh features, once from kept ones, in another folder."""
+    """Once from fresh features, once from cached ones, in another folder."""
     assert train(recipe(*DROPOUT)).patch.read_bytes() == whole
     other = train(recipe(*DROPOUT, "train.seed=1", output="other")).patch
     assert Patch.load(other).tensors.keys() == Patch.load(recipe().output).tensors.keys()
     assert other.read_bytes() != whole
 
 
-def test_dropout_is_really_there(recipe: Make, whole: bytes) -> None:
+def test_dropout_has_an_effect(recipe: Make, whole: bytes) -> None:
     output = recipe().output
     (output / "whole.safetensors").write_bytes(whole)
     dropped, plain = Patch.load(output / "whole.safetensors").tensors, Patch.load(train(recipe()).patch).tensors
@@ -77,8 +77,8 @@ def test_dropout_is_really_there(recipe: Make, whole: bytes) -> None:
         assert any(not torch.equal(dropped[name], plain[name]) for name in plain if name.startswith(part))
 
 
-def test_looking_and_saving_change_nothing(recipe: Make, workshop: Path, whole: bytes) -> None:
-    """Held-out questions are asked after every step, and every step is saved."""
+def test_evaluating_and_saving_change_nothing(recipe: Make, workshop: Path, whole: bytes) -> None:
+    """Held-out accuracy and a checkpoint after every step."""
     busy = recipe(*DROPOUT, "train.eval_every=1", "train.checkpoint_every=1", f"data.val={workshop / 'mixed.jsonl'}")
     assert train(busy).patch.read_bytes() == whole
 
@@ -112,7 +112,7 @@ def test_a_killed_and_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
 def test_a_finished_run_is_resumed_without_a_step(recipe: Make, whole: bytes) -> None:
     train(recipe(*DROPOUT))
     (recipe().output / "patch.safetensors").unlink()
-    result = train(recipe(*DROPOUT), resume=True, progress=lambda *_: pytest.fail("nothing is left to do"))
+    result = train(recipe(*DROPOUT), resume=True, progress=lambda *_: pytest.fail("no step is left"))
     assert result.patch.read_bytes() == whole
 
 
@@ -128,10 +128,10 @@ def test_resuming_with_another_recipe_base_or_data_is_refused(
     for change in ("lora.r=2", "train.seed=3", f"base={other_base}", f"data.train={workshop / 'altered.jsonl'}"):
         with pytest.raises(TrainingError, match="another recipe, base or data"):
             train(recipe(change), resume=True)
-    assert Run.begin(recipe("train.checkpoint_every=1")).resume() is None, "how often it is saved does not matter"
+    assert Run.begin(recipe("train.checkpoint_every=1")).resume() is None, "the interval of checkpoints does not matter"
 
 
-def test_a_damaged_checkpoint_is_refused_and_the_run_can_start_anew(recipe: Make, whole: bytes) -> None:
+def test_a_damaged_checkpoint_is_refused_and_the_run_can_start_again(recipe: Make, whole: bytes) -> None:
     file = recipe().output / NAME
     train(recipe(*DROPOUT))
     broken = bytearray(file.read_bytes())
@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_run_can_start_anew(recipe: Make
     assert train(recipe(*DROPOUT)).patch.read_bytes() == whole
 
 
-def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(recipe: Make) -> None:
+def test_a_full_disk_leaves_the_last_good_checkpoint(recipe: Make) -> None:
     output = recipe().output
 
     def fill(step: int, steps: int, figures: dict[str, float]) -> None:
@@ -160,7 +160,7 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(recipe: Make) -> No
     assert train(recipe(), resume=True).patch.is_file()
 
 
-def test_a_recipe_may_be_named_by_its_file_and_clips_are_counted_as_they_are_seen(
+def test_a_recipe_may_be_a_file_and_encoded_clips_are_counted(
     recipe: Make, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -168,23 +168,25 @@ def test_a_recipe_may_be_named_by_its_file_and_clips_are_counted_as_they_are_see
     assert result.patch == Path("runs") / recipe().name / "patch.safetensors" and result.patch.is_file()
     seen: list[tuple[int, int]] = []
     setup = Setup.of(recipe(f"train.output={tmp_path / 'fresh'}"))
-    count = len(see(setup, seeing=lambda done, total: seen.append((done, total))).train)
+    count = len(read_dataset(setup, on_clip=lambda done, total: seen.append((done, total))).train)
     assert seen == [(i + 1, count) for i in range(count)]
     next(setup.recipe.output.glob("features/*.safetensors")).unlink()
     seen.clear()
-    see(setup, seeing=lambda done, total: seen.append((done, total)))
-    assert seen == [(count, count)], "what is kept is not looked at"
+    read_dataset(setup, on_clip=lambda done, total: seen.append((done, total)))
+    assert seen == [(count, count)], "cached clips are not encoded again"
 
 
-def test_a_patch_is_trained_on_top_of_another_that_stays_as_it_is(recipe: Make, workshop: Path, tmp_path: Path) -> None:
+def test_a_patch_is_trained_on_top_of_another_that_does_not_change(
+    recipe: Make, workshop: Path, tmp_path: Path
+) -> None:
     below = train(recipe("name=below", output="below")).patch
-    kept = below.read_bytes()
+    before = below.read_bytes()
     words = ("name=above", "senses={fine: {encoder: logmel, options: {bands: 8, rate: 20}}}")
     run = trained(recipe(*words, f"train.on_top_of=[{below}]", output="above"))
     assert list(run.setup.model.patches) == run.setup.names == ["below", "above"]
     frozen = run.setup.model.attached()[0]
     assert all(parameter.grad is None for parameter in frozen.parameters())
-    assert Patch.load(below).sha256 == run.setup.model.patches["below"].sha256 and below.read_bytes() == kept
+    assert Patch.load(below).sha256 == run.setup.model.patches["below"].sha256 and below.read_bytes() == before
     result = run.finish()
     alone = train(recipe(*words, output="alone")).patch
     first, second = Patch.load(result.patch), Patch.load(alone)
@@ -201,15 +203,17 @@ def test_a_patch_is_trained_on_top_of_another_that_stays_as_it_is(recipe: Make, 
         train(recipe(*words, output="above"), resume=True)
 
 
-def test_training_goes_on_from_a_patch(recipe: Make, tmp_path: Path) -> None:
+def test_training_can_start_from_a_patch(recipe: Make, tmp_path: Path) -> None:
     first = train(recipe("name=first", output="first")).patch
-    kept = first.read_bytes()
+    before = first.read_bytes()
     run = Run.begin(recipe(f"train.start_from={first}", output="second"))
     start, tensors = run.setup.model.export(run.setup.recipe.name).tensors, Patch.load(first).tensors
     assert start.keys() == tensors.keys() and all(torch.equal(start[name], tensors[name]) for name in start)
     run.fit(quiet)
     second = Patch.load(run.finish().patch)
-    assert any(not torch.equal(second.tensors[name], tensors[name]) for name in tensors) and first.read_bytes() == kept
+    assert (
+        any(not torch.equal(second.tensors[name], tensors[name]) for name in tensors) and first.read_bytes() == before
+    )
     assert second.config.training["start_from"] == {"first": Patch.load(first).sha256}
     assert str(tmp_path) not in second.text
     with pytest.raises(TrainingError, match=r"training.start_from.first: '\w+' there, None here"):
@@ -224,28 +228,28 @@ def test_training_goes_on_from_a_patch(recipe: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("lora={r: 2, lora_alpha: 2}", "its lora is "),
         ("fusion={width: 16, heads: 2}", "its fusion is "),
         ("senses={audio: {encoder: logmel, options: {bands: 4}}}", "its senses is "),
     ],
 )
-def test_a_patch_of_another_shape_is_nothing_to_go_on_from(recipe: Make, words: str, said: str) -> None:
+def test_training_cannot_start_from_a_patch_of_another_shape(recipe: Make, words: str, message: str) -> None:
     first = train(recipe("name=first", output="first")).patch
-    with pytest.raises(RecipeError, match=f"train.start_from=.*{said}"):
+    with pytest.raises(RecipeError, match=f"train.start_from=.*{message}"):
         Setup.of(recipe(words, f"train.start_from={first}"))
     with pytest.raises(PatchNotFound, match="no patch, folder or file"):
         Setup.of(recipe("train.start_from=nowhere"))
 
 
-def test_patches_that_cannot_share_a_row_are_refused_before_clips_are_seen(recipe: Make, tmp_path: Path) -> None:
+def test_patches_that_cannot_share_a_row_are_refused_before_clips_are_read(recipe: Make, tmp_path: Path) -> None:
     below = train(recipe("name=below", "newline=grid", output="below")).patch
-    with pytest.raises(PatchMismatch, match="lay out the prompt differently"):
+    with pytest.raises(PatchMismatch, match="need different prompt layouts"):
         Setup.of(recipe(f"train.on_top_of=[{below}]"))
 
 
-def test_rows_of_a_step_may_ask_for_different_patches(recipe: Make) -> None:
+def test_rows_of_a_step_may_use_different_patches(recipe: Make) -> None:
     run = Run.begin(recipe())
     name = run.setup.recipe.name
     for parameter in run.trainee.parameters["lora"].values():
@@ -331,38 +335,40 @@ def mixed(recipe: Make, workshop: Path) -> Callable[..., Recipe]:
     return lambda *words: recipe(f"data.train={workshop / 'mixed.jsonl'}", "train.batch=8", *words)
 
 
-def deaf_rows(run: Run) -> Tensor:
+def soundless_rows(run: Run) -> Tensor:
     return torch.tensor([all(side is None for side in clip.features.sides.values()) for clip in run.dataset.train])
 
 
 def test_rows_without_sound_get_the_base_logits_while_training(mixed: Make) -> None:
     run = trained(mixed())
-    deaf = deaf_rows(run)
-    assert deaf.sum() == 2
+    soundless = soundless_rows(run)
+    assert soundless.sum() == 2
     with training(run.setup.model.applied.module("ears")):
         patched = logits(run)
     with run.setup.model.patches_off():
         base = logits(run)
-    assert torch.equal(patched[deaf], base[deaf])
-    assert all(not torch.equal(patched[i], base[i]) for i in (~deaf).nonzero()[:, 0])
+    assert torch.equal(patched[soundless], base[soundless])
+    assert all(not torch.equal(patched[i], base[i]) for i in (~soundless).nonzero()[:, 0])
 
 
 def test_lora_stays_on_without_sound_where_the_recipe_says_so(mixed: Make) -> None:
     run = trained(mixed("train.keep_lora_when_absent=true"))
     patch = Patch.load(run.finish().patch)
     assert patch.config.keep_lora_when_absent is True
-    deaf = deaf_rows(run)
+    soundless = soundless_rows(run)
     run.setup.model.remove_patch("ears")
     run.setup.model.apply_patch(patch)
     patched = logits(run)
     with run.setup.model.patches_off():
         base = logits(run)
-    assert all(not torch.equal(patched[i], base[i]) for i in deaf.nonzero()[:, 0])
+    assert all(not torch.equal(patched[i], base[i]) for i in soundless.nonzero()[:, 0])
 
 
 def test_a_step_without_any_sound_changes_nothing(mixed: Make) -> None:
     run = trained(mixed())
-    run.dataset.train[:] = [clip for clip, deaf in zip(run.dataset.train, deaf_rows(run), strict=True) if deaf]
+    run.dataset.train[:] = [
+        clip for clip, soundless in zip(run.dataset.train, soundless_rows(run), strict=True) if soundless
+    ]
     before = run.setup.model.export("ears")
     loss = run.step(0)
     after = run.setup.model.export("ears")
@@ -370,7 +376,7 @@ def test_a_step_without_any_sound_changes_nothing(mixed: Make) -> None:
 
 
 def test_a_run_with_such_steps_can_be_resumed(mixed: Make) -> None:
-    """One clip a step, so that some steps hear nothing and AdamW counts fewer steps than the run."""
+    """One clip a step, so that some steps have no sound and AdamW counts fewer steps than the run."""
     words = ("train.batch=1", "train.steps=8")
     bytes_ = train(mixed(*words)).patch.read_bytes()
 
@@ -407,13 +413,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_rates_named(recipe: Ma
     again.resume()
     assert again.kept == 1
     assert all(parameter.isfinite().all() for part in again.trainee.parameters.values() for parameter in part.values())
-    fresh = Run.begin(spoiled.setup.recipe)  # into the same folder, where the checkpoint of another run lies
+    fresh = Run.begin(spoiled.setup.recipe)  # in the same folder, which has the checkpoint of another run
     next(iter(fresh.trainee.parameters["lora"].values())).data.fill_(torch.inf)
     with pytest.raises(TrainingError, match=cause.format(1, "no checkpoint of this run")):
         fresh.fit(spoil)
 
 
-def test_clips_that_cannot_be_read_are_left_out_and_told(recipe: Make, workshop: Path) -> None:
+def test_unreadable_clips_are_skipped_and_reported(recipe: Make, workshop: Path) -> None:
     file = workshop / "broken.jsonl"
     (workshop / "clips" / "broken.mp4").write_text("no film")
     lines = [write_line(f"clips/{name}.mp4", "is there a beep?", "no") for name in ("broken", "gone")]
@@ -426,7 +432,7 @@ def test_clips_that_cannot_be_read_are_left_out_and_told(recipe: Make, workshop:
     assert [json.loads(line)["why"] for line in quarantine] == list(unreadable.values())
 
 
-def test_a_file_of_which_no_clip_can_be_read_is_refused(recipe: Make, tmp_path: Path) -> None:
+def test_a_file_without_readable_clips_is_refused(recipe: Make, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(write_line("gone.mp4", "?", "a"))
     with pytest.raises(DataError, match=r"none of its 1 clips can be read; the first: .*gone\.mp4"):
         train(recipe(f"data.train={tmp_path / 'a.jsonl'}"))
@@ -437,7 +443,7 @@ def test_a_lora_target_that_no_layer_has_is_refused(recipe: Make) -> None:
         train(recipe("lora.target_modules=[wonder_proj]"))
 
 
-# What a run leaves behind
+# The outputs of a run
 
 
 def test_metrics_hold_losses_and_held_out_scores_by_channel(recipe: Make, workshop: Path) -> None:
@@ -452,7 +458,7 @@ def test_metrics_hold_losses_and_held_out_scores_by_channel(recipe: Make, worksh
     assert set(metrics["held_out"]) == {"all", "audio"} and set(metrics["held_out"]["all"]) == {"base", "patched"}
 
 
-def test_the_rate_warms_up_in_a_line_and_falls_as_a_cosine(recipe: Make) -> None:
+def test_the_rate_has_a_linear_warm_up_and_a_cosine_decay(recipe: Make) -> None:
     rates = []
     words = recipe("train.steps=8", "train.warmup=0.25", "train.fusion_lr=2e-3", "train.checkpoint_every=8")
     train(words, progress=lambda step, steps, figures: rates.append(figures["rate"]))
@@ -460,27 +466,25 @@ def test_the_rate_warms_up_in_a_line_and_falls_as_a_cosine(recipe: Make) -> None
     assert rates == pytest.approx([2e-3 * share for share in (0.5, 1, *cosine)], rel=1e-9)
 
 
-def test_held_out_questions_are_asked_of_the_patch_as_it_is_at_that_step(recipe: Make, workshop: Path) -> None:
+def test_held_out_accuracy_is_that_of_the_patch_at_that_step(recipe: Make, workshop: Path) -> None:
     words = ("train.steps=25", "train.lora_lr=1e-2", "train.eval_every=8", f"data.val={workshop / 'mixed.jsonl'}")
-    run, told = Run.begin(recipe(*words)), {}
+    run, accuracies = Run.begin(recipe(*words)), {}
     model, names = run.setup.model, run.setup.names
 
     def look(step: int, steps: int, figures: dict[str, float]) -> None:
         if "held-out" in figures:
-            told[step] = figures["held-out"]
+            accuracies[step] = figures["held-out"]
             held_out, seen = (
                 token_accuracy(model, clips, names, 3)["all"] for clips in (run.dataset.val, run.dataset.train)
             )
-            assert told[step] == held_out != seen
+            assert accuracies[step] == held_out != seen
 
     run.fit(look)
-    assert list(told) == [8, 16, 24] and 0 < told[8] < told[24]
+    assert list(accuracies) == [8, 16, 24] and 0 < accuracies[8] < accuracies[24]
 
 
 @pytest.mark.parametrize("combine", ["prefix", "interleave"])
-def test_tokens_beside_the_visual_ones_are_trained_and_compared_with_the_base(
-    recipe: Make, workshop: Path, combine: str
-) -> None:
+def test_inserted_tokens_are_trained_and_compared_with_the_base(recipe: Make, workshop: Path, combine: str) -> None:
     result = train(recipe(f"fusion.combine={combine}", f"data.val={workshop / 'mixed.jsonl'}"))
     assert set(result.metrics["held_out"]) >= {"all"}  # type: ignore[call-overload]
 
@@ -504,12 +508,12 @@ def test_playroom_clips_are_written_and_held_out(recipe: Make, workshop: Path) -
     shutil.rmtree(words.output / "clips")
 
 
-def test_a_missing_encoder_is_told_before_a_large_base_is_fetched() -> None:
+def test_a_missing_encoder_is_an_error_before_a_large_base_is_fetched() -> None:
     with pytest.raises(EncoderError, match="no encoder 'their-ears'"):
         train(catalogue.recipe("audio-avsd", ["senses.audio.encoder=their-ears"]))
 
 
-def test_a_step_lays_its_clips_out_once_and_tokenises_nothing(recipe: Make) -> None:
+def test_a_step_builds_its_layout_once_and_tokenises_nothing(recipe: Make) -> None:
     run = Run.begin(recipe("train.steps=3", "train.batch=4"))
     run.step(0)
     names = ("align", "lay_out", "wanted", "encode_text", "encode_special")
@@ -524,5 +528,5 @@ def test_a_step_lays_its_clips_out_once_and_tokenises_nothing(recipe: Make) -> N
         run.step(1)
     finally:
         sys.setprofile(None)
-    lays = 3  # the model's verb, that of its calls, and the function itself
+    lays = 3  # the method of the model, that of its calls, and the function
     assert dict(calls) == {"align": 4, "lay_out": lays, "wanted": 1}
