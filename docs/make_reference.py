@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from typer.main import get_command
 
@@ -54,11 +54,13 @@ def _command(path: str, command: Any) -> Iterator[str]:
     yield f"## {path}\n"
     yield f"```text\n{' '.join([path, *words, *(['[OPTIONS]'] if options else [])])}\n```\n"
     yield f"{_cell(' '.join((command.help or '').split()), False)}\n"
+    # From Typer's own declarations: with Typer 0.23, click 8.5 forgets the help of arguments.
+    declared = get_type_hints(command.callback, include_extras=True)
     if arguments or options:
         yield "| name | meaning | default |"
         yield "|---|---|---|"
         for each in arguments:
-            yield f"| `{_metavar(each)}` | {_cell(each.help)} | {_default(each)} |"
+            yield f"| `{_metavar(each)}` | {_cell(declared[each.name].__metadata__[0].help)} | {_default(each)} |"
         for each in options:
             name = each.opts[0] + ("" if each.is_flag else f" {each.metavar}")
             yield f"| `{name}` | {_cell(each.help)} | {_default(each)} |"
