@@ -30,7 +30,7 @@ from torch import Tensor
 
 from pave.fusion.clock import Clock
 from pave.fusion.qformer import Queries
-from pave.hub.catalogue import find
+from pave.hub.catalogue import folder_of
 from pave.playroom.writer import write_clips
 from pave.recipe import read_recipe
 from pave.sidechannel import SideBatch
@@ -110,7 +110,7 @@ class Bench:
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """One run: accuracy by channel, and its cost."""
-        setup = Setup.of(read_recipe(find("favor-playroom"), [*ROWS[name], *self.fixed, f"train.seed={seed}"]))
+        setup = Setup.of(read_recipe(folder_of("favor-playroom"), [*ROWS[name], *self.fixed, f"train.seed={seed}"]))
         encoders = tuple(encoder.spec.preprocessing for encoder in setup.senses.values())
         if encoders not in self.seen:
             self.seen[encoders] = read_dataset(setup)

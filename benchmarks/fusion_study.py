@@ -19,7 +19,7 @@ from typing import Any
 
 from study import Study
 
-from pave.hub.catalogue import find
+from pave.hub.catalogue import folder_of
 from pave.recipe import read_recipe
 from pave.training.dataset import Dataset, read_dataset
 from pave.training.loss import token_accuracy
@@ -58,7 +58,9 @@ class Bench:
         """A run within the budget, before its first step."""
         words = [*words, *BUDGET, f"train.output={self.folder}"]
         setup = Setup.of(
-            read_recipe(find("audio-playroom"), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"])
+            read_recipe(
+                folder_of("audio-playroom"), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"]
+            )
         )
         self.seen = self.seen or read_dataset(setup)
         return Run.of(setup, self.seen)

@@ -31,7 +31,7 @@ from study import Study
 from pave.config import FusionConfig
 from pave.data import read_jsonl
 from pave.files.tensorfile import digest
-from pave.hub.catalogue import find
+from pave.hub.catalogue import folder_of
 from pave.media.clip import Clip
 from pave.model.patched import PatchedModel, load
 from pave.patch.file import Patch
@@ -47,7 +47,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 def beside_peft(rounds: int, folder: Path) -> dict[str, Any]:
     """Milliseconds, and PAVE's time as a share of PEFT's."""
-    file = find("audio-playroom") / "patch.safetensors"
+    file = folder_of("audio-playroom") / "patch.safetensors"
     ours, patch = load("playroom"), Patch.load(file)
     other = patch.shrink(bits=8, rank=None)
     export_peft(patch, ours.host, folder / "lora")
@@ -108,7 +108,7 @@ def cold(rounds: int, folder: Path) -> dict[str, Any]:
 def sixteen(rounds: int, folder: Path) -> dict[str, Any]:
     """Milliseconds of a forward pass of 16 rows: without patches, with one for all, with one each, with two for all;
     and the same for patches of LoRA only, which dominates the cost in a large model."""
-    whole = Patch.load(find("audio-playroom"))
+    whole = Patch.load(folder_of("audio-playroom"))
     lora = {name: tensor for name, tensor in whole.tensors.items() if name.startswith("lora.")}
     bare = Patch(whole.config.model_copy(update={"senses": {}}), lora)
     return {"rounds": rounds} | {
@@ -142,7 +142,7 @@ def rows_of_sixteen(patch: Patch, rounds: int, folder: Path) -> dict[str, Any]:
 
 def changes(count: int, folder: Path) -> dict[str, Any]:
     """Random changes with real questions between them."""
-    model, patch = load("playroom"), Patch.load(find("audio-playroom"))
+    model, patch = load("playroom"), Patch.load(folder_of("audio-playroom"))
     patches = [patch, patch.shrink(), patch.shrink(8, 2)]
     example = read_jsonl(write_clips(folder, 1, 0, "test", ("audio",)))[0]
     seen = model.encode([Clip.read(example.video, frames=model.host.frames)], list(patch.config.senses.values()))

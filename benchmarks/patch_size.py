@@ -26,7 +26,7 @@ from pave.config import FusionConfig
 from pave.data import Example, Source, read_jsonl
 from pave.evaluation.accuracy import Evaluation, evaluate
 from pave.features.cache import FeatureCache
-from pave.hub.catalogue import find
+from pave.hub.catalogue import folder_of
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel, load
 from pave.patch.file import Patch
@@ -68,7 +68,7 @@ def trained(seed: int, folder: Path, small: bool) -> Patch:
     if not (output / "patch.safetensors").is_file():
         words = ["data.playroom.clips=16", "train.steps=4", "train.batch=8"] if small else []
         words += [f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}"]
-        train(read_recipe(find("audio-playroom"), words))
+        train(read_recipe(folder_of("audio-playroom"), words))
     return Patch.load(output)
 
 

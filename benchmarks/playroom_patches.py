@@ -36,7 +36,7 @@ from pave.data import Example, read_jsonl
 from pave.errors import TrainingError
 from pave.evaluation.accuracy import Evaluation, Sample, evaluate
 from pave.features.cache import FeatureCache
-from pave.hub.catalogue import find, names
+from pave.hub.catalogue import folder_of, names
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
@@ -117,7 +117,7 @@ def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_
     """One seed, with its own clips, run and controls."""
     output = folder / f"seed-{seed}"
     words = [*overrides, f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}"]
-    recipe = read_recipe(find(name), words)
+    recipe = read_recipe(folder_of(name), words)
     train_file, _ = data_files(recipe.data, output)  # written first, so that the training time excludes it
     begin = time.perf_counter()
     run = Run.begin(recipe)
@@ -162,7 +162,7 @@ def run_peer(patch: str, peer: str, seed: int, folder: Path) -> dict[str, Any]:
     output = folder / f"seed-{seed}"
     words = [f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}", *PEERS[patch][peer]]
     run = Run.begin(
-        read_recipe(find(patch + OURS), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"])
+        read_recipe(folder_of(patch + OURS), [*words, "train.eval_every=100000", "train.checkpoint_every=100000"])
     )
     fit(run)
     test = held_out(run.setup.recipe, folder, TEST_CLIPS.get(patch, 400))

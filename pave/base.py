@@ -1,8 +1,8 @@
-"""Bases: a frozen Hugging Face video LLM behind the few things that a patch needs of it.
+"""Bases: the interface between a frozen Hugging Face video LLM and patches.
 
 In: key frames and questions. Out: visual tokens before and after the projector, packed rows of them, token ids of the
-prompt, a fingerprint of the weights. One file in `pave/bases/` per family, named like its `model_type`, says only what
-the model itself does not tell. Refuses to know of patches; never changes the model's class, names or weights.
+prompt, a fingerprint of the weights. One file in `pave/bases/` per family, named like its `model_type`, defines only
+what the model itself does not. Knows nothing of patches; never changes the model's class, names or weights.
 
 b clips, t key frames, s visual tokens per key frame, q d channels before and after the projector, v visual rows of a
 packed clip, y x the grid of a key frame's visual tokens
@@ -35,38 +35,38 @@ from pave.media.pixels import preprocess
 from pave.prompt import CHATML, Prompter
 
 Newline = Literal["end", "grid", "none"]
-PASS = 8  # frames of one vision pass, where the bits of a frame must not hang on how many others there are
+PASS = 8  # frames per vision pass where the bits of a frame must not depend on the number of frames
 
 
 @dataclass(frozen=True)
 class Visual:
-    """Frozen features of b clips; ragged rows are padded with zero frames."""
+    """Frozen features of b clips; shorter rows are padded with zero frames."""
 
     vision: Tensor  # (b t s q) pooled, before the projector
     tokens: Tensor  # (b t s d) pooled, after the projector, no newline
     frames: Tensor  # int64 (b,) real key frames of each row
     times: Tensor  # float64 (b t) seconds
-    deep: Tensor | None = None  # (b t s k d) what deeper layers of the vision tower give as many layers of the decoder
+    deep: Tensor | None = None  # (b t s k d) DeepStack features for the first k layers of the decoder
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Visual:
-        """Features on `device` in `dtype`; counts and times stay where they are: the host reads them."""
+        """Features on `device` in `dtype`; counts and times stay where they are: the CPU reads them."""
         move = {"device": device, "dtype": dtype}
         deep = None if self.deep is None else self.deep.to(**move)
         return Visual(self.vision.to(**move), self.tokens.to(**move), self.frames, self.times, deep)
 
     def rows(self) -> list[Visual]:
-        """Each clip as a batch of its own, without padding."""
+        """Each clip as a batch of one, without padding."""
         counts = self.frames.tolist()
         parts = (self.vision, self.tokens, self.frames, self.times)
         alone = zip(*(part.split(1) for part in parts), strict=True)
         return [
-            Visual(vision[:, :n], tokens[:, :n], frames, times[:, :n])  # no patch asks for deeper features
+            Visual(vision[:, :n], tokens[:, :n], frames, times[:, :n])  # without `deep`, which fusions do not read
             for n, (vision, tokens, frames, times) in zip(counts, alone, strict=True)
         ]
 
     @staticmethod
     def stack(seen: Sequence[Seen], times: Sequence[Tensor]) -> Visual:
-        """Collate single clips, and the times of their key frames."""
+        """Collate single clips and the times of their key frames."""
         vision, tokens, clocks = (
             pad_sequence(list(parts), batch_first=True)
             for parts in ([each.vision for each in seen], [each.tokens for each in seen], times)
@@ -77,7 +77,7 @@ class Visual:
 
 
 class Seen(NamedTuple):
-    """What a vision tower makes of one run of key frames."""
+    """Output of a vision tower for one sequence of key frames."""
 
     vision: Tensor  # (t s q) pooled, before the projector
     tokens: Tensor  # (t s d) pooled, after the projector
@@ -85,16 +85,16 @@ class Seen(NamedTuple):
 
 
 class Host(ABC):
-    """A frozen video LLM. From here on its parameters ask for no gradient and it is in eval mode."""
+    """A frozen video LLM. The constructor sets requires_grad=False and eval mode."""
 
-    TEMPLATE, FRAMES = CHATML, 32  # prompt and key frames, where a checkpoint says nothing else
-    modality: Literal["video", "image"] = "video"  # under which the model takes its key frames
-    on_a_grid = False  # whether visual tokens have positions in time, height and width
-    read_apart: tuple[str, ...] = ()  # weights that the model reads without calling the module that holds them
-    beams = True  # whether the model can search with beams
-    MEAN: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixels, where a checkpoint says nothing else
+    TEMPLATE, FRAMES = CHATML, 32  # defaults, unless a checkpoint or the caller sets others
+    modality: Literal["video", "image"] = "video"  # input under which the model takes key frames
+    on_a_grid = False  # whether visual tokens have 3D positions: time, height, width
+    read_apart: tuple[str, ...] = ()  # weights that the model reads without calling their module
+    beams = True  # whether the model supports beam search
+    MEAN: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixels, unless the checkpoint has its own
     STD: tuple[float, ...] = (0.5, 0.5, 0.5)
-    listed = False  # whether the model takes its visual rows as a list, one tensor per row, or as one tensor
+    listed = False  # whether the model takes visual rows as a list of tensors instead of one tensor
 
     def __init__(
         self,
@@ -114,12 +114,12 @@ class Host(ABC):
         self.prompter = Prompter(tokenizer, template or self.own_template())
         self._fingerprint: str | None = None
 
-    # What a family says of itself
+    # A family must define
 
     @property
     @abstractmethod
     def vision_dim(self) -> int:
-        """Channels before the projector; 0 where the family shows nothing there, and no patch can ask with it."""
+        """Channels before the projector; 0 if the family does not expose features there."""
 
     @property
     @abstractmethod
@@ -129,56 +129,56 @@ class Host(ABC):
     @property
     @abstractmethod
     def size(self) -> tuple[int, int]:
-        """Height and width of the pixels that the vision tower reads."""
+        """Height and width of the vision tower's input in pixels."""
 
     @abstractmethod
     def look(self, pixels: Tensor) -> Seen:
         """Frames (t 3 y x) -> pooled features on both sides of the projector, in one vision pass."""
 
-    # What a family may say otherwise
+    # A family may override
 
     @property
     def pair(self) -> int:
-        """Frames that the vision tower makes one step of; a patch sees such a step as one key frame."""
+        """Frames that the vision tower merges into one step; a step is one key frame to a patch."""
         return 1
 
     @property
     def newline(self) -> Tensor | None:
-        """The learned newline row (d,), where there is one."""
+        """The learned newline row (d,), if any."""
         return None
 
     def own_template(self) -> str:
-        """The prompt, unless another is given: the family's, or what its checkpoint makes of it."""
+        """The default prompt: the family's, or one derived from the checkpoint."""
         return self.TEMPLATE
 
     def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
-        """What the family writes before and behind each key frame; `times` in seconds."""
+        """The text before and after each key frame; `times` in seconds."""
         return [("", "")] * len(times)
 
     def positions(self, ids: Tensor, positions: Tensor, times: Sequence[Sequence[float]]) -> Tensor:
-        """Positions as the language model wants them, from ids and plain positions (b l); `times` of the key frames of
-        each row, in seconds."""
+        """Positions for the language model, from ids and plain positions (b l); `times` of the key frames of each row,
+        in seconds."""
         return positions
 
     def attention(self, mask: Tensor, ids: Tensor, positions: Tensor) -> Any:
-        """The mask as the model wants it, (b l) or (b 1 l l), from ids and plain positions (b l)."""
+        """The mask as the model expects it, (b l) or (b 1 l l), from ids and plain positions (b l)."""
         return mask
 
     def beyond(self, ids: Tensor) -> dict[str, Any]:
-        """Further words of the base's own forward() and generate(), from ids (b l)."""
+        """Further arguments of the base's forward() and generate(), from ids (b l)."""
         return {}
 
     def outputs(self, rows: Tensor, deep: Tensor | None) -> dict[str, Any]:
-        """Packed rows (b v d), and where there are any deeper ones (b v k d), as the `mm_encoder_outputs` of the base's
-        own forward() and generate()."""
-        held: Any = list(rows) if self.listed else rows
-        return {self.modality: BaseModelOutputWithPooling(pooler_output=held)}
+        """Packed rows (b v d), and DeepStack rows (b v k d) if any, as `mm_encoder_outputs` of the base's forward() and
+        generate()."""
+        visual: Any = list(rows) if self.listed else rows
+        return {self.modality: BaseModelOutputWithPooling(pooler_output=visual)}
 
-    # What every family shares
+    # The same for all families
 
     @property
     def language_model(self) -> nn.Module:
-        """The decoder that LoRA may enter."""
+        """The decoder, which LoRA may adapt."""
         return self.model.get_decoder()
 
     @property
@@ -193,7 +193,7 @@ class Host(ABC):
 
     @property
     def newlines(self) -> tuple[Newline, ...]:
-        """The layouts that the base can pack, its own first."""
+        """The newline layouts that the base supports, its default first."""
         return ("none",) if self.newline is None else ("end", "grid", "none")
 
     @property
@@ -206,15 +206,15 @@ class Host(ABC):
 
     @property
     def end(self) -> int:
-        """The id that ends a turn."""
+        """The id of the end of a turn."""
         return self.prompter.end
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of plain text, whatever a user wrote."""
+        """Ids of plain text; special tokens in user text stay text."""
         return self.prompter.encode_text(text)
 
     def prompt(self, question: str, template: str = "") -> tuple[list[int], list[int]]:
-        """Ids before and behind the visual rows; an empty template means the base's own."""
+        """Ids before and after the visual rows; an empty template selects the base's default."""
         return self.prompter.prompt(question, template)
 
     @property
@@ -223,8 +223,8 @@ class Host(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the language model reads its tokens."""
-        hook = getattr(self.model.get_input_embeddings(), "_hf_hook", None)  # accelerate's, where it spreads the base
+        """The input device of the language model."""
+        hook = getattr(self.model.get_input_embeddings(), "_hf_hook", None)  # set by accelerate when it dispatches
         return self._embedding.device if hook is None else torch.device(hook.execution_device)
 
     @property
@@ -238,26 +238,26 @@ class Host(ABC):
         return self._embedding.dtype
 
     def pixels(self, clip: Clip) -> Tensor:
-        """A clip's key frames as the vision tower wants them, float32 (t 3 y x)."""
+        """A clip's key frames as input of the vision tower, float32 (t 3 y x)."""
         if clip.frames is None or not len(clip.frames):
-            cause = f"{clip.report.source}: there are no pictures, but this base sees by key frames"
-            raise MediaError(f"{cause}; give a clip with a video track")
+            cause = f"{clip.report.source}: the clip has no frames, but this base needs key frames"
+            raise MediaError(f"{cause}; pass a clip with a video track")
         return preprocess(clip.frames, self.size, self.mean, self.std)
 
     @torch.no_grad()
     def encode(
         self, pixels: Sequence[Tensor], times: Sequence[Tensor] | None = None, chunk: int | None = None
     ) -> Visual:
-        """Key frames of b clips, each (t 3 y x), in one vision pass however ragged; `chunk` bounds its frames. The
-        last frame of a clip is seen twice where the base looks at pairs and one is missing."""
+        """Key frames of b clips, each (t 3 y x), in one vision pass for clips of any length; `chunk` limits its frames.
+        If the base merges pairs, the last frame of an odd clip is repeated."""
         if times is None:
             times = [torch.arange(len(clip), dtype=torch.float64) for clip in pixels]
         steps = [-(-len(clip) // self.pair) for clip in pixels]
         even = [last_again(clip, self.pair) for clip in pixels]
         clocks = [last_again(clock.to(torch.float64), self.pair).view(-1, self.pair).mean(1) for clock in times]
         frames = torch.cat(even).to(self.device, self.dtype)
-        at_once = len(frames) if chunk is None else max(1, chunk // self.pair) * self.pair
-        seen = [self.look(part) for part in frames.split(at_once)]
+        limit = len(frames) if chunk is None else max(1, chunk // self.pair) * self.pair
+        seen = [self.look(part) for part in frames.split(limit)]
         whole = (
             torch.cat(parts).split(steps)
             for parts in zip(*([part for part in each if part is not None] for each in seen), strict=True)
@@ -266,34 +266,33 @@ class Host(ABC):
 
     @torch.no_grad()
     def watch(self, frames: Tensor) -> Tensor:
-        """Frames uint8 (t 3 y x) of any clip on the base's own grid before the projector (t y x q), float32 on the CPU;
-        a step for each pair where the base looks at pairs. A token of the whole picture, which would come first, is not
-        among them."""
+        """Features before the projector (t y x q) of frames uint8 (t 3 y x), float32 on the CPU; one step per pair if
+        the base merges pairs. A class token, which would come first, is left out."""
         steps, (y, x) = -(-len(frames) // self.pair), self.grid
         pixels = last_again(self.pixels(Clip(frames)), PASS).to(self.device, self.dtype)
         seen = torch.cat([self.look(part).vision.float().cpu() for part in pixels.split(PASS)])
         return rearrange(seen[:steps, -y * x :], "t (y x) q -> t y x q", y=y)
 
     def rows_of(self, frames: int, newline: Newline) -> int:
-        """How many visual rows, newlines included, `frames` key frames take in the prompt."""
+        """Number of visual rows, newlines included, of `frames` key frames in the prompt."""
         each = self.tokens_per_frame + (self.grid[0] if newline == "grid" else 0)
         return frames * each + (newline == "end")
 
     def visual_ids(self, times: Sequence[float], newline: Newline, beside: Sequence[Sequence[int]] = ()) -> list[int]:
-        """The visual part of a prompt: a placeholder for every row that `pack` gives, and the family's own words around
-        the key frames. `beside`: how many further tokens each group has."""
+        """The visual part of a prompt: a placeholder for every row of `pack`, and the family's text around key frames.
+        `beside`: sizes of the groups of inserted tokens."""
         last = self.rows_of(0, newline)
         ids: list[int] = []
         for i, (before, behind) in enumerate(self.around(times)):
             rows = self.rows_of(1, newline) - last + sum(sizes[i] for sizes in beside if i < len(sizes))
-            words = (self.prompter.encode_special(text) if text else [] for text in (before, behind))
-            ids += [*next(words), *[self.placeholder] * rows, *next(words)]
+            head, tail = (self.prompter.encode_special(text) if text else [] for text in (before, behind))
+            ids += [*head, *[self.placeholder] * rows, *tail]
         return [*ids, *[self.placeholder] * last]
 
     def pack(self, frames: Tensor, newline: Newline, beside: Sequence[Sequence[Tensor]] = ()) -> Tensor:
-        """Visual tokens (t s d) of one clip as rows (v d). end: one newline behind the last frame; grid: one behind
-        each grid row of each frame, as the authors of PAVE train. `beside`: further tokens, in groups (n d) that stand
-        before their key frame, or in one group before all."""
+        """Visual tokens (t s d) of one clip as rows (v d). end: one newline after the last frame; grid: one after
+        each grid row of each frame, as in official training. `beside`: tokens to insert, in groups (n d)
+        before their key frames, or in one group before all."""
         end = frames.new_zeros(0) if self.newline is None else self.newline.to(frames)
         if newline == "grid":
             grid = rearrange(frames, "t (y x) d -> t y x d", y=self.grid[0])
@@ -307,9 +306,9 @@ class Host(ABC):
 
     @property
     def stops(self) -> list[int]:
-        """Ids that end an answer: what the checkpoint says, and the end of a turn."""
-        told: Any = self.model.generation_config and self.model.generation_config.eos_token_id
-        known = {self.end, self._eos, *(told if isinstance(told, list) else [told])}
+        """Ids that end an answer: those of the checkpoint, and the end of a turn."""
+        eos: Any = self.model.generation_config and self.model.generation_config.eos_token_id
+        known = {self.end, self._eos, *(eos if isinstance(eos, list) else [eos])}
         return sorted(token for token in known if token is not None)
 
     @property
@@ -319,15 +318,15 @@ class Host(ABC):
 
     @property
     def pad(self) -> int:
-        """The id of padding, which no mask ever shows to the model."""
+        """The id of padding, which is always masked."""
         token: Any = self.tokenizer.pad_token_id
         return self.stops[0] if token is None else token
 
     def fingerprint(self) -> str:
         """sha256 of the language model's weights as bfloat16, vocabulary rows cut to the tokenizer; computed once.
 
-        Equal for sharded and cast copies of one checkpoint; hashing 7B parameters takes seconds, so it waits until a
-        patch is applied or saved."""
+        Equal for sharded and cast copies of one checkpoint; hashing 7B parameters takes seconds, so it is deferred
+        until a patch is applied or saved."""
         if self._fingerprint is None:
             self._fingerprint = self._hash()
         return self._fingerprint
@@ -349,21 +348,21 @@ class Host(ABC):
             yield "lm_head.weight", head[:rows]
 
     def vision_fingerprint(self) -> str:
-        """sha256 of all that decides how the base sees: its numbers of frames and pixels, its config of vision, and
-        every tensor but the language model's."""
+        """sha256 of everything that determines visual features: frames, pixels, the vision config, and all tensors
+        outside the language model."""
         config = {key: value for key, value in self.model.config.to_dict().items() if key.startswith("vision")}
         facts = json.dumps([self.frames, *self.size, *self.mean, *self.std, str(self.dtype), config], default=str)
-        seeing = self.model.base_model
-        speech = next(name for name, module in seeing.named_modules() if module is self.language_model)
-        tensors = {name: each for name, each in seeing.state_dict().items() if not name.startswith(f"{speech}.")}
+        whole = self.model.base_model
+        decoder = next(name for name, module in whole.named_modules() if module is self.language_model)
+        tensors = {name: each for name, each in whole.state_dict().items() if not name.startswith(f"{decoder}.")}
         for name, tensor in tensors.items():
             if tensor.is_meta:
-                cause = f"{name} is offloaded, so features in a folder could not be told from those of other bases"
-                raise BaseModelError(f"{cause}; give it a device in the device map, or keep features in memory only")
+                cause = f"{name} is offloaded and cannot be hashed, which cached feature files need"
+                raise BaseModelError(f"{cause}; assign it a device in the device map, or cache features in memory only")
         return tensorfile.digest(facts, tensors)
 
     def facts(self) -> BaseFacts:
-        """What a patch file records of its base."""
+        """The facts that a patch file records of its base."""
         return BaseFacts(
             model_type=self.model_type,
             repo=self.repo,
@@ -376,9 +375,9 @@ class Host(ABC):
         )
 
 
-Base = Host  # the name under which families and encoders of users import it
+Base = Host  # the public name, which users' own families and encoders import
 
 
 def last_again(x: Tensor, size: int) -> Tensor:
-    """Rows, with the last again until they fill groups of `size`."""
+    """Repeat the last row until the length is a multiple of `size`."""
     return torch.cat([x, x[-1:].expand(-len(x) % size, *x.shape[1:])])

@@ -1,7 +1,7 @@
-"""What a patch is made of, and what its file says of itself, as frozen values that cannot be impossible.
+"""The parts of a patch and the metadata of its file, as validated, frozen values.
 
 In: a mapping (from a recipe or from a patch file's header). Out: a frozen pydantic model, or a RecipeError that
-names the key, the value and the remedy. Knows nothing of tensors; dimensions of a base are read from it, never typed.
+names the key, the value and the remedy. Knows nothing of tensors; dimensions of a base are measured, never configured.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-RESAMPLED = "resampled"  # what the one fusion of a patch with a resampler is called
+RESAMPLED = "resampled"  # name of the only fusion of a patch with a resampler
 SenseName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class SenseConfig(Config):
-    """One side channel of a patch: which signal, read by which encoder, put on which key frame how."""
+    """One side channel of a patch: its encoder, and how its tokens are aligned with key frames."""
 
     encoder: str  # name of a file in encoders/
     options: dict[str, Any] = {}  # the encoder's own options
-    align: Literal["time", "index"] = "time"  # index: the official split rule, for converted patches
+    align: Literal["time", "index"] = "time"  # index: the split rule of the official code, for converted patches
 
 
 class FusionConfig(Config):
-    """Shape of the cross-attention that reads a side channel. The defaults are those of new recipes."""
+    """Shape of the cross-attention that reads a side channel. The defaults are for new recipes."""
 
     kind: Literal["folded", "official"] = "folded"
     width: Annotated[int, Field(ge=1)] = 512  # channels inside the attention
     heads: Annotated[int, Field(ge=1)] = 4
-    layers: Annotated[int, Field(ge=1)] = 2  # official only: a folded fusion has one
+    layers: Annotated[int, Field(ge=1)] = 2  # official only: a folded fusion has one layer
     query: Literal["vision", "projected", "learnable"] = "vision"
-    values: Literal["own", "shared"] = "own"  # shared: values are the keys, as in the authors' code
+    values: Literal["own", "shared"] = "own"  # shared: values are the keys, as in the official code
     rope: Literal["off", "time", "3d"] = "time"
-    head: Literal["linear", "norm"] = "linear"  # norm: the authors' last LayerNorm with zero gain
+    head: Literal["linear", "norm"] = "linear"  # norm: the official final LayerNorm, initialised with zero gain
     combine: Literal["add", "interleave", "prefix"] = "add"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    precision: Literal["base", "float32"] = "base"  # what it computes in: the base's dtype; or as the authors evaluate
+    precision: Literal["base", "float32"] = "base"  # compute dtype: the base's; or float32, as the official evaluation
 
     @model_validator(mode="after")
     def _fits(self) -> FusionConfig:
@@ -59,7 +59,7 @@ class FusionConfig(Config):
         if self.combine != "add":
             for key in ("kind", "layers", "query", "values", "head"):
                 if getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f"combine: {self.combine} has no {key}; it puts tokens beside the visual ones")
+                    raise ValueError(f"combine: {self.combine} inserts tokens and has no {key}; remove the key")
         if self.kind == "folded":
             for key, only in (("head", "linear"), ("values", "own"), ("layers", 2)):
                 if getattr(self, key) != only:
@@ -68,7 +68,7 @@ class FusionConfig(Config):
 
 
 # Sun et al., "Fine-grained Audio-Visual Joint Representations for Multimodal Large Language Models", arXiv 2310.05863,
-# as their inference code ships it; the others are ours.
+# with the values of their inference code; the other presets are PAVE's own.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"slots": 32, "width": 768, "heads": 12, "dropout": 0.1},
     "default": {},
@@ -78,22 +78,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 class ResamplerConfig(Config):
     """A causal Q-Former between senses and fusion (FAVOR): it reads all senses of a patch together, step by step, and
-    the fusion reads what it makes of them. `preset: paper | default | tiny` stands for the values above, and so does
-    such a word alone."""
+    the fusion reads its outputs. `preset: paper | default | tiny` selects the values above; the name alone does too."""
 
-    rate: Annotated[float, Field(gt=0, le=1000)] = 2.0  # steps per second of the clock that all senses are put on
-    slots: Annotated[int, Field(ge=1, le=4096)] = 25  # tokens of one sense in one step, at most
-    window: Annotated[int, Field(ge=1, le=1024)] = 10  # steps that are looked at together
-    stride: Annotated[int, Field(ge=1)] | None = None  # steps from window to window; None: they do not overlap
-    queries: Annotated[int, Field(ge=1, le=4096)] = 32  # outputs of a window
-    finer: tuple[Annotated[int, Field(ge=1)], ...] = ()  # shorter windows inside a window, with as many outputs in all
-    width: Annotated[int, Field(ge=1)] = 512  # channels of a query, and of each sense
+    rate: Annotated[float, Field(gt=0, le=1000)] = 2.0  # steps per second of the clock that all senses are aligned to
+    slots: Annotated[int, Field(ge=1, le=4096)] = 25  # maximum tokens of one sense in one step
+    window: Annotated[int, Field(ge=1, le=1024)] = 10  # steps per window
+    stride: Annotated[int, Field(ge=1)] | None = None  # steps between window starts; None: windows do not overlap
+    queries: Annotated[int, Field(ge=1, le=4096)] = 32  # outputs per window
+    finer: tuple[Annotated[int, Field(ge=1)], ...] = ()  # shorter windows inside a window, with as many outputs
+    width: Annotated[int, Field(ge=1)] = 512  # channels of a query and of each sense
     heads: Annotated[int, Field(ge=1)] = 8
     layers: Annotated[int, Field(ge=1, le=64)] = 2
-    causal_direction: Literal["past", "future", "none"] = "past"  # what a step sees; future: as its authors ship it
-    readout: Literal["queries", "states"] = "queries"  # states: the steps themselves, which know nothing of later ones
+    causal_direction: Literal["past", "future", "none"] = "past"  # what a step attends to; future: as in FAVOR's code
+    readout: Literal["queries", "states"] = "queries"  # states: the hidden states of the steps, which see no later step
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    diversity: Annotated[float, Field(ge=0)] = 0.01  # weight of the loss that keeps a window's outputs apart
+    diversity: Annotated[float, Field(ge=0)] = 0.01  # weight of the loss that makes the outputs of a window differ
 
     @model_validator(mode="before")
     @classmethod
@@ -105,7 +104,7 @@ class ResamplerConfig(Config):
         given = dict(data)
         name = str(given.pop("preset"))
         if name not in PRESETS:
-            raise ValueError(f"no preset {name!r}; {nearest(name, PRESETS)}")
+            raise ValueError(f"unknown preset {name!r}; {nearest(name, PRESETS)}")
         preset = dict(PRESETS[name])
         if given.get("readout") == "states":
             preset.pop("queries", None)
@@ -116,47 +115,47 @@ class ResamplerConfig(Config):
         if self.width % self.heads:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
         if (self.stride or 0) > self.window:
-            cause = f"stride={self.stride} leaves steps out between windows of {self.window}"
+            cause = f"stride={self.stride} skips steps between windows of {self.window}"
             raise ValueError(f"{cause}; use {self.window} or less")
         for steps in self.finer:
             if steps >= self.window or self.window % steps or self.queries * steps % self.window:
-                cause = f"finer: windows of {steps} steps do not lie evenly in one of {self.window} with {self.queries}"
-                raise ValueError(f"{cause} queries; take shorter ones that divide it, and queries that they share")
+                cause = f"finer: windows of {steps} steps do not divide one of {self.window} steps with {self.queries}"
+                raise ValueError(f"{cause} queries evenly; use lengths that divide both")
         if len(set(self.finer)) < len(self.finer):
-            raise ValueError(f"finer={list(self.finer)} names a length twice")
+            raise ValueError(f"finer={list(self.finer)} has a duplicate length; list each length once")
         if self.queries == 1 and self.diversity:
-            raise ValueError("one query has no other to be kept apart from; use diversity: 0")
+            raise ValueError("diversity compares queries, and queries=1; use diversity: 0")
         if self.readout == "states":
             if self.causal_direction != "past":
-                raise ValueError(f"readout: states is for causal_direction: past, got {self.causal_direction}")
+                raise ValueError(f"readout: states needs causal_direction: past, got {self.causal_direction}")
             for key in ("queries", "finer", "layers", "diversity"):
                 if getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f"readout: states has no {key}; it reads the steps themselves: leave it out")
+                    raise ValueError(f"readout: states outputs the steps themselves and has no {key}; remove the key")
         return self
 
     @property
     def levels(self) -> dict[int, int]:
-        """Steps of a window -> outputs of a window, the shortest windows first."""
+        """Steps per window -> outputs per window, shortest windows first."""
         return {steps: self.queries * steps // self.window for steps in sorted((*self.finer, self.window))}
 
     def __str__(self) -> str:
         outputs = f"{self.queries} outputs" if self.readout == "queries" else "states"
-        words = [f"{outputs} of every {self.window} steps at {self.rate:g} per second", f"width {self.width}"]
+        parts = [f"{outputs} of every {self.window} steps at {self.rate:g} per second", f"width {self.width}"]
         if self.finer:
-            words.append(f"also of every {' and '.join(map(str, self.finer))} steps")
+            parts.append(f"also of every {' and '.join(map(str, self.finer))} steps")
         if self.stride not in (None, self.window):
-            words.append(f"begun every {self.stride}")
+            parts.append(f"stride {self.stride}")
         if self.causal_direction != "past":
-            words.append("sees later steps" if self.causal_direction == "future" else "sees all steps")
-        return ", ".join(words)
+            parts.append("sees later steps" if self.causal_direction == "future" else "sees all steps")
+        return ", ".join(parts)
 
     def channels(self, senses: int) -> int:
-        """Of what the fusion reads."""
+        """Channels of the fusion's input."""
         return self.width * (len(self.levels) if self.readout == "queries" else senses)
 
 
 class LoraConfig(Config):
-    """LoRA of the language model, in PEFT's own words."""
+    """LoRA of the language model, with the option names of PEFT."""
 
     r: Annotated[int, Field(ge=1)] = 16
     lora_alpha: Annotated[float, Field(gt=0)] = 16
@@ -174,38 +173,38 @@ class LoraConfig(Config):
 
     @property
     def scaling(self) -> float:
-        """What PEFT multiplies B·A by."""
+        """The factor of B·A, as in PEFT."""
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
 
 def resampler_fits(config: Any) -> Any:
-    """Refuse what a resampler cannot do for these senses and this fusion."""
+    """Raise where a resampler does not support these senses or this fusion."""
     if config.resampler is not None:
         if not config.senses:
-            raise ValueError("a resampler needs a sense to read; add one, or leave it out")
+            raise ValueError("a resampler needs at least one sense; add a sense, or remove resampler")
         if RESAMPLED in config.senses:
-            raise ValueError(f"senses.{RESAMPLED}: what a resampler makes has this name; take another")
+            raise ValueError(f"senses.{RESAMPLED}: the name is reserved for resampler outputs; rename the sense")
         if config.fusion.rope == "3d":
-            raise ValueError("fusion.rope: 3d needs square grids, which no resampler gives; use time or off")
+            raise ValueError("fusion.rope: 3d needs square grids, which a resampler does not output; use time or off")
         for sense, facts in config.senses.items():
             if facts.align != "time":
-                raise ValueError(f"senses.{sense}: a resampler knows no align: {facts.align}; use align: time")
+                raise ValueError(f"senses.{sense}: a resampler does not support align: {facts.align}; use align: time")
         if config.resampler.readout == "states" and config.fusion.combine != "add":
-            raise ValueError(f"resampler.readout: states is for combine: add, got {config.fusion.combine}")
+            raise ValueError(f"resampler.readout: states needs fusion.combine: add, got {config.fusion.combine}")
     return config
 
 
 class SenseFacts(SenseConfig):
-    """A sense as a patch file records it: the recipe's words and what the encoder said of itself."""
+    """A sense as a patch file records it: its config in the recipe, and the facts of the encoder's spec."""
 
     dim: Annotated[int, Field(ge=1)]  # channels of one side token
     revision: str = ""
     licence: str = ""
     preprocessing: Annotated[str, Field(min_length=1)]  # sha256 of the encoder's resolved options
     grid: tuple[int, int] = (1, 1)
-    # Whether the last three channels of a token are a point in metres. Unsaid where not, as in older files.
+    # Whether the last three channels of a token are a point in metres. Omitted if False, as in older files.
     points: Annotated[bool, Field(exclude_if=operator.not_)] = False
-    # sha256 of the encoder's weights, where feature files told it; written only then: older files keep their bytes
+    # sha256 of the encoder's weights, if feature files record it. Omitted if empty, so older files keep their bytes.
     weights: Annotated[str, Field(exclude_if=operator.not_)] = ""
 
 
@@ -223,7 +222,7 @@ class BaseFacts(Config):
 
 
 class PatchConfig(Config):
-    """What a patch file says of itself: the resolved recipe, without paths or time stamps."""
+    """The metadata of a patch file: the resolved recipe, without paths or timestamps."""
 
     name: str
     description: str = ""
@@ -242,14 +241,14 @@ class PatchConfig(Config):
 
     @property
     def read(self) -> dict[str, int]:
-        """What the fusions read, each with its channels: the senses; or what a resampler makes of them all."""
+        """Input channels of each fusion by name: the senses, or the outputs of the resampler."""
         if self.resampler is not None:
             return {RESAMPLED: self.resampler.channels(len(self.senses))}
         return {sense: facts.dim for sense, facts in self.senses.items()}
 
     def canonical(self) -> str:
-        """The one JSON text of this config: sorted keys, no spaces. It says nothing of a resampler that is not there:
-        patches from before there were any keep their bytes."""
+        """The canonical JSON of this config: sorted keys, no spaces. The key of an absent resampler is omitted, so that
+        patches older than resamplers keep their bytes."""
         facts = self.model_dump(mode="json", exclude={"resampler"} if self.resampler is None else None)
         return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
@@ -258,40 +257,40 @@ C = TypeVar("C", bound=Config)
 
 
 def parse(kind: type[C], data: Mapping[str, Any], source: str | Path) -> C:
-    """Validate `data` as `kind`; `source` is the file that the error will name."""
+    """Validate `data` as `kind`; `source` is the file that errors name."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"{source}: " + "; ".join(_sentence(kind, item) for item in error.errors())) from None
+        raise RecipeError(f"{source}: " + "; ".join(_message(kind, item) for item in error.errors())) from None
 
 
-# For pydantic's words, which are of Python's types and not of a recipe.
-WANTED = {
+# Replace pydantic's messages, which name Python types instead of YAML values.
+EXPECTED = {
     "dict_type": "write a mapping: {NAME: ...}",
     "tuple_type": "write a list: [...]",
-    "string_type": "give a text",
-    "path_type": "give a path",
-    "bool_parsing": "give true or false",
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "give a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "give a number"),
+    "string_type": "must be text",
+    "path_type": "must be a path",
+    "bool_parsing": "must be true or false",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
 }
 
 
-def _sentence(kind: type[Config], error: Any) -> str:
+def _message(kind: type[Config], error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]) or kind.__name__.lower()
     if error["type"] == "extra_forbidden":
         *parents, key = error["loc"]
         return f"{where}: unknown key; {nearest(str(key), _keys(kind, parents))}"
     if error["type"] == "missing":
         return f"{where}: missing; add it"
-    wanted = WANTED.get(error["type"], error["msg"].removeprefix("Value error, "))
+    expected = EXPECTED.get(error["type"], error["msg"].removeprefix("Value error, "))
     if error["type"] == "model_type":
-        wanted = f"write a mapping: {{{', '.join(f'{key}: ...' for key in _keys(kind, error['loc'])[:2])}}}"
-    return f"{where}={error['input']!r}: {wanted}"
+        expected = f"write a mapping: {{{', '.join(f'{key}: ...' for key in _keys(kind, error['loc'])[:2])}}}"
+    return f"{where}={error['input']!r}: {expected}"
 
 
 def _keys(kind: type[Config], parents: Iterable[Any]) -> list[str]:
-    """The keys allowed at a place; steps through dict values (senses.<any name>) by their value type."""
+    """The keys allowed at a path; a dict (senses.<any name>) is entered through its value type."""
     for parent in parents:
         field = kind.model_fields.get(parent)
         nested = _config_in(field.annotation) if field else None

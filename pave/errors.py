@@ -1,20 +1,20 @@
-"""Every error that PAVE raises on purpose. Each message says what was wrong (with the numbers) and what to do.
+"""Every error that PAVE raises on purpose. Each message states the cause (with numbers) and the remedy.
 
 PaveError
 ├── MediaError          a media file cannot be read, or lacks the stream that is needed
-├── EncoderError        an encoder is unknown, lacks its weights, or got a signal it cannot read
-├── BaseModelError      a base model is unknown or does not offer what a patch needs
-├── RecipeError         a recipe has an unknown key or an impossible value
-├── DataError           a line of a data file is broken; the message has its number
-├── TrainingError       a run cannot go on (not a number, no data, a folder of another run)
-├── SignalError         a side signal has the wrong shape, is not finite or is on no clock
-├── UsageError          a function was called with an impossible value; a ValueError, too
+├── EncoderError        an encoder is unknown, has no weights, or cannot read its input
+├── BaseModelError      a base model is unknown or does not support what a patch needs
+├── RecipeError         a recipe has an unknown key or an invalid value
+├── DataError           a line of a data file is invalid; the message has its number
+├── TrainingError       a run cannot continue (NaN, no data, a folder of another run)
+├── SignalError         a side signal has the wrong shape, non-finite values or no times
+├── UsageError          a function was called with an invalid value; also a ValueError
 └── FileError           a file cannot be opened, read or written; names file, cause and remedy
-    ├── FileDamaged         its content is not what a file of its kind holds
+    ├── FileDamaged         its content is not valid for its file type
     └── PatchError          a patch cannot be used
-        ├── PatchNotFound       no patch of this name, folder or file
-        ├── PatchDamaged        bytes, header or tensors are not what the file says of itself; a FileDamaged, too
-        ├── PatchFormatError    written in another or newer format
+        ├── PatchNotFound       no patch with this name, folder or file
+        ├── PatchDamaged        bytes, header or tensors contradict the file's metadata; also a FileDamaged
+        ├── PatchFormatError    written in another or a newer format
         └── PatchMismatch       made for another base, or its tensors do not fit
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 
 
 class PaveError(Exception):
-    """Root of the tree: catch this to catch whatever PAVE refuses."""
+    """Root of the tree: catch this to catch every error of PAVE."""
 
 
 class MediaError(PaveError):
@@ -35,46 +35,46 @@ class MediaError(PaveError):
 
 
 class EncoderError(PaveError):
-    """An encoder is unknown, lacks its weights, or got a signal it cannot read."""
+    """An encoder is unknown, has no weights, or cannot read its input."""
 
 
 class BaseModelError(PaveError):
-    """A base model is unknown or does not offer what a patch needs."""
+    """A base model is unknown or does not support what a patch needs."""
 
 
 class RecipeError(PaveError):
-    """A recipe has an unknown key or an impossible value."""
+    """A recipe has an unknown key or an invalid value."""
 
 
 class DataError(PaveError):
-    """A line of a data file is broken; the message has its number."""
+    """A line of a data file is invalid; the message has its number."""
 
 
 class TrainingError(PaveError):
-    """A training run cannot go on."""
+    """A training run cannot continue."""
 
 
 class SignalError(PaveError):
-    """A side signal has the wrong shape, is not finite or is on no clock."""
+    """A side signal has the wrong shape, non-finite values or no times."""
 
 
 class UsageError(PaveError, ValueError):
-    """A function was called with an impossible value."""
+    """A function was called with an invalid value."""
 
 
 class FileError(PaveError):
-    """A file cannot be opened, read or written: says which file, the cause and the remedy."""
+    """A file cannot be opened, read or written; the message names the file, the cause and the remedy."""
 
     def __init__(self, file: str | Path, cause: str, remedy: str) -> None:
         super().__init__(f"{file}: {cause}; {remedy}")
         self.file, self.cause, self.remedy = str(file), cause, remedy
 
-    def __reduce__(self) -> tuple:  # a worker process hands the error over whole
+    def __reduce__(self) -> tuple:  # pickle, as worker processes use it, would pass the message alone to __init__
         return type(self), (self.file, self.cause, self.remedy)
 
 
 class FileDamaged(FileError):
-    """The content is not what a file of its kind holds."""
+    """The content is not valid for the file type."""
 
 
 class PatchError(FileError):
@@ -82,15 +82,15 @@ class PatchError(FileError):
 
 
 class PatchNotFound(PatchError):
-    """No patch of this name, folder or file."""
+    """No patch with this name, folder or file."""
 
 
 class PatchDamaged(PatchError, FileDamaged):
-    """Bytes, header or tensors are not what the file says of itself."""
+    """Bytes, header or tensors contradict the file's metadata."""
 
 
 class PatchFormatError(PatchError):
-    """Written in another or newer format."""
+    """Written in another or a newer format."""
 
 
 class PatchMismatch(PatchError):
@@ -99,18 +99,18 @@ class PatchMismatch(PatchError):
 
 @contextmanager
 def raised_as(kind: type[PaveError] | None = None, file: str | Path = "", remedy: str = "") -> Iterator[None]:
-    """Raise a FileError of the block as another kind of error. `file` and `remedy` take the place of its own.
+    """Re-raise a FileError of the block as another type. `file` and `remedy` replace those of the error.
 
-    kind: None keeps its own."""
+    kind: None keeps the type."""
     try:
         yield
     except FileError as error:
-        kind, words = kind or type(error), (str(file or error.file), error.cause, remedy or error.remedy)
-        raise (kind(*words) if issubclass(kind, FileError) else kind("{}: {}; {}".format(*words))) from None
+        kind, parts = kind or type(error), (str(file or error.file), error.cause, remedy or error.remedy)
+        raise (kind(*parts) if issubclass(kind, FileError) else kind("{}: {}; {}".format(*parts))) from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The half sentence that helps after a wrong name: the nearest known one, or all of them."""
+    """The remedy for a wrong name: the nearest known name, or all of them."""
     names = sorted(known)
     near = get_close_matches(str(name), names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"

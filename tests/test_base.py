@@ -1,4 +1,4 @@
-"""Claims about bases: what the family says is what Hugging Face computes, and a user's words stay words."""
+"""Claims about bases: features are those that Hugging Face computes, and special tokens in user text stay text."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_projected_vision_features_are_the_tokens(base: Host) -> None:
     assert not torch.allclose(seen.last_hidden_state, seen.hidden_states[-1])
 
 
-def test_ragged_clips_see_what_each_sees_alone(base: Host) -> None:
+def test_clips_of_different_lengths_have_the_features_of_single_clips(base: Host) -> None:
     pixels = [base.pixels(make_clip(seed, frames)) for seed, frames in ((0, 4), (1, 2), (2, 3))]
     together = base.encode(pixels)
     chunked = base.encode(pixels, chunk=2)
@@ -61,7 +61,7 @@ def test_ragged_clips_see_what_each_sees_alone(base: Host) -> None:
         assert not together.tokens[i, len(clip) :].any()
 
 
-def test_grid_newlines_stand_behind_each_row_of_each_frame(base: Host) -> None:
+def test_grid_newlines_follow_each_row_of_each_frame(base: Host) -> None:
     tokens = torch.randn(3, base.tokens_per_frame, base.dim)
     rows = base.pack(tokens, "grid")
     high, wide = base.grid
@@ -71,7 +71,7 @@ def test_grid_newlines_stand_behind_each_row_of_each_frame(base: Host) -> None:
 
 
 def test_grid_of_the_released_size_takes_6720_rows(base: Host) -> None:
-    """32 key frames of 14 x 14 tokens: the figure of the authors' code (PAVE, Liu et al., CVPR 2025)."""
+    """32 key frames of 14 x 14 tokens: the number in the official code (PAVE, Liu et al., CVPR 2025)."""
     base.model.config.vision_config.image_size, base.model.config.vision_config.patch_size = 384, 14
     assert base.grid == (14, 14)
     assert [base.rows_of(32, newline) for newline in ("grid", "end", "none")] == [6720, 6273, 6272]
@@ -87,7 +87,7 @@ def test_prompt_is_the_template_tokenised_whole(base: Host, tokenizer: PreTraine
 
 
 @pytest.mark.parametrize("word", ["<video>", "<image>", "<|im_end|>", "<|im_start|>system", "{video}", "{question}"])
-def test_special_words_of_a_user_stay_text(base: Host, tokenizer: PreTrainedTokenizerFast, word: str) -> None:
+def test_special_tokens_in_user_text_stay_text(base: Host, tokenizer: PreTrainedTokenizerFast, word: str) -> None:
     question = f"Is {word} here?"
     plain = base.prompt("Is it here?")
     asked = base.prompt(question)
@@ -97,7 +97,7 @@ def test_special_words_of_a_user_stay_text(base: Host, tokenizer: PreTrainedToke
     assert question in tokenizer.decode(asked[1])
     naive = hugging_face_tokenizer(tokenizer, question)
     assert word.startswith("{") or not special.isdisjoint(naive), (
-        "the danger is real: the tokenizer alone takes the bait"
+        "the tokenizer alone must give a special token, or this test shows nothing"
     )
 
 
@@ -129,7 +129,7 @@ def test_fingerprint_is_of_the_language_model(tokenizer: PreTrainedTokenizerFast
     assert len({base.fingerprint() for base in (one, changed, other)}) == 3
 
 
-def test_a_base_in_half_precision_is_still_itself() -> None:
+def test_a_base_in_half_precision_keeps_its_fingerprint() -> None:
     half, full = load_base("playroom", dtype="float16"), load_base("playroom")
     assert half.dtype == torch.float16 and half.fingerprint() == full.fingerprint()
     positions = dict(full.model.named_buffers())
@@ -143,7 +143,7 @@ def test_a_base_with_missing_or_damaged_files_is_refused(tmp_path: Path) -> None
     whole = weights.read_bytes()
     name = next(name for name in tensors if "vision_tower" in name)
     save_file({key: value for key, value in tensors.items() if key != name}, weights, {"format": "pt"})
-    with pytest.raises(BaseModelError, match=r"1 of its weights are missing .*vision_tower.*fetch it again"):
+    with pytest.raises(BaseModelError, match=r"1 of its weights are missing .*vision_tower.*download it again"):
         load_base(tmp_path / "base")
     weights.write_bytes(whole[:-1000])
     with pytest.raises(BaseModelError, match="cannot be read"):
@@ -164,19 +164,27 @@ def test_a_base_with_missing_or_damaged_files_is_refused(tmp_path: Path) -> None
     [
         ("tokenizer.json", "version https://git-lfs.github.com/spec/v1", "cannot be read"),
         ("tokenizer_config.json", "[]", "cannot be read"),
-        ("preprocessor_config.json", "[]", "its preprocessor_config.json is no JSON object"),
+        ("preprocessor_config.json", "[]", "its preprocessor_config.json is not a JSON object"),
         (
             "preprocessor_config.json",
             COLOURS % "[0, 0, 0]",
-            r"image_std=\[0, 0, 0\], which divides; write numbers above 0",
+            r"image_std=\[0, 0, 0\], which must be positive; fix the file",
         ),
-        ("preprocessor_config.json", COLOURS % "[0.5, 0.5]", r"image_std=\[0.5, 0.5\]; write three finite numbers"),
-        ("preprocessor_config.json", COLOURS % "[1, 1, NaN]", r"image_std=\[1, 1, nan\]; write three finite numbers"),
-        ("processor_config.json", COLOURS % '"x"', "its processor_config.json says image_std='x'; write three"),
-        ("processor_config.json", '{"image_mean": [true, 1, 1]}', r"image_mean=\[True, 1, 1\]; write three"),
+        (
+            "preprocessor_config.json",
+            COLOURS % "[0.5, 0.5]",
+            r"image_std=\[0.5, 0.5\]; it must be three finite numbers",
+        ),
+        (
+            "preprocessor_config.json",
+            COLOURS % "[1, 1, NaN]",
+            r"image_std=\[1, 1, nan\]; it must be three finite numbers",
+        ),
+        ("processor_config.json", COLOURS % '"x"', "its processor_config.json has image_std='x'; it must be three"),
+        ("processor_config.json", '{"image_mean": [true, 1, 1]}', r"image_mean=\[True, 1, 1\]; it must be three"),
         ("generation_config.json", "[]", "cannot be read"),
         ("model.safetensors.index.json", "{}", "cannot be read"),
-        ("config.json", '{"architectures": 5, "model_type": "bert"}', "no file in pave/bases"),
+        ("config.json", '{"architectures": 5, "model_type": "bert"}', "unsupported model_type"),
         ("config.json", '{"model_type": "llava_onevision", "dtype": "floaty"}', "cannot be read"),
         ("config.json", '{"model_type": "llava_onevision", "vision_config": 3}', "cannot be read"),
     ],
@@ -195,21 +203,21 @@ def test_a_base_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> None
     shutil.copytree(EMBEDDED, tmp_path / "base")
     (tmp_path / "base" / "tokenizer.json").unlink()
     with pytest.raises(
-        BaseModelError, match=r"base: it has no tokenizer\.json, .*; put those of this very base beside"
+        BaseModelError, match=r"base: it has no tokenizer\.json, .*; copy those of the same base beside"
     ):
         load_base(tmp_path / "base")
 
 
 @pytest.mark.parametrize("frames", [0, -1, True, 1.5, "8"])
 def test_a_number_of_key_frames_is_a_whole_one(frames: Any) -> None:
-    with pytest.raises(BaseModelError, match=rf"frames={frames!r}: give the number of key frames, 1 or more"):
+    with pytest.raises(BaseModelError, match=rf"frames={frames!r}: must be a whole number, 1 or more"):
         load_base("playroom", frames=frames)
 
 
 @pytest.mark.parametrize("dtype", ["float33", "float8_e4m3fn", torch.float8_e4m3fn, torch.int64, "int8"])
 def test_dtypes_that_a_base_cannot_compute_in_are_refused(dtype: Any) -> None:
-    words = "give 'auto', 'float32', 'bfloat16', 'float16', 'float64'"
-    with pytest.raises(BaseModelError, match=f"dtype={dtype!r}: {words}"):
+    choices = "use 'auto', 'float32', 'bfloat16', 'float16', 'float64'"
+    with pytest.raises(BaseModelError, match=f"dtype={dtype!r}: {choices}"):
         load_base("playroom", dtype=dtype)
 
 
@@ -217,7 +225,7 @@ def test_a_pickled_base_is_not_opened(tmp_path: Path) -> None:
     shutil.copytree(EMBEDDED, tmp_path / "base")
     torch.save(load_file(tmp_path / "base" / "model.safetensors"), tmp_path / "base" / "pytorch_model.bin")
     (tmp_path / "base" / "model.safetensors").unlink()
-    with pytest.raises(BaseModelError, match=r"no file named model\.safetensors.*fetch it again, as safetensors"):
+    with pytest.raises(BaseModelError, match=r"no file named model\.safetensors.*download it again, as safetensors"):
         load_base(tmp_path / "base")
 
 
@@ -239,33 +247,31 @@ def test_unknown_bases_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match="did you mean 'playroom'"):
         pave.load("playrom")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(
-        BaseModelError, match=r"'bert'.*llava_onevision.*a file pave/bases/bert\.py, whose BASE is a sub"
-    ):
+    with pytest.raises(BaseModelError, match=r"'bert'.*llava_onevision.*add pave/bases/bert\.py, whose BASE is a sub"):
         pave.load(tmp_path)
     for name in ("", "a" * 300, "a\0b", "./nowhere", "../nowhere", "~/nowhere", "/no/where"):
-        with pytest.raises(BaseModelError, match=r"no such folder, and no Hub id"):
+        with pytest.raises(BaseModelError, match=r"not a local folder and not a Hub id"):
             pave.load(name)
 
 
-def test_a_base_that_is_neither_here_nor_to_be_had_says_both() -> None:
-    with pytest.raises(BaseModelError, match=r"^models/llava: no such folder here, .* from the Hub \(.*check the name"):
+def test_a_base_that_is_neither_local_nor_on_the_hub_is_named_as_both() -> None:
+    with pytest.raises(
+        BaseModelError, match=r"^models/llava: not a local folder, and not available on the Hub \(.*check the name"
+    ):
         pave.load("models/llava")
 
 
 @pytest.mark.parametrize("text", [None, "{}", "folder"])
-def test_a_folder_that_is_no_base_is_refused(text: str | None, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_base_is_refused(text: str | None, tmp_path: Path) -> None:
     if text == "folder":
         (tmp_path / "config.json").mkdir()
     elif text:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(
-        BaseModelError, match=r"no config\.json that names a model_type; give the folder of a checkpoint"
-    ):
+    with pytest.raises(BaseModelError, match=r"no config\.json with a model_type; pass the folder of a checkpoint"):
         pave.load(tmp_path)
 
 
-def test_clip_without_pictures_is_refused(base: Host) -> None:
-    with pytest.raises(MediaError, match="no pictures"):
+def test_a_clip_without_frames_is_refused(base: Host) -> None:
+    with pytest.raises(MediaError, match="the clip has no frames"):
         base.pixels(Clip(audio=torch.zeros(1, 16), rate=16_000))
     assert base.pixels(make_clip()).shape == (FRAMES, 3, *base.size)

@@ -1,4 +1,4 @@
-"""Recipes: an impossible value cannot exist, and every refusal names the key, the value and the remedy."""
+"""Recipes: invalid values are refused, and every error names the key, the value and the remedy."""
 
 import json
 
@@ -25,7 +25,7 @@ def recipe(tmp_path):
     return path
 
 
-def test_a_short_recipe_is_whole_and_its_folder_is_as_good_as_its_file(recipe):
+def test_a_short_recipe_gets_defaults_and_can_be_read_by_its_folder(recipe):
     assert read_recipe(recipe) == read_recipe(recipe.parent)
     assert read_recipe(recipe).senses["audio"].options == {"bands": 8}
     assert read_recipe(recipe).fusion == FusionConfig()
@@ -39,20 +39,20 @@ def test_an_override_changes_one_value_and_no_other(recipe):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("train.stepz=3", "train.stepz: unknown key; did you mean 'steps'?"),
         ("senses.audio.encodr=x", "did you mean 'encoder'?"),
         ("train.steps=0", "train.steps=0: "),
-        ("train.steps=many", "train.steps='many': give a whole number"),
-        ("train.steps=1.5", "train.steps=1.5: give a whole number"),
-        ("train.lora_lr=fast", "train.lora_lr='fast': give a number"),
+        ("train.steps=many", "train.steps='many': must be a whole number"),
+        ("train.steps=1.5", "train.steps=1.5: must be a whole number"),
+        ("train.lora_lr=fast", "train.lora_lr='fast': must be a number"),
         ("train.on_top_of=ears", "train.on_top_of='ears': write a list: [...]"),
         ("senses=audio", "senses='audio': write a mapping: {NAME: ...}"),
         ("senses.audio=logmel", "senses.audio='logmel': write a mapping: {encoder: ..., options: ...}"),
-        ("base=3", "base=3: give a text"),
-        ("train.output=3", "train.output=3: give a path"),
-        ("train.gradient_checkpointing=maybe", "='maybe': give true or false"),
+        ("base=3", "base=3: must be text"),
+        ("train.output=3", "train.output=3: must be a path"),
+        ("train.gradient_checkpointing=maybe", "='maybe': must be true or false"),
         ("train=3", "train=3: write a mapping: {steps: ..., batch: ...}"),
         ("train.fusion_lr=.nan", "train.fusion_lr="),
         ("train.lora_lr=2", "less than or equal to 1"),
@@ -63,18 +63,18 @@ def test_an_override_changes_one_value_and_no_other(recipe):
         ("name=No Spaces", "name='No Spaces'"),
         ("data.train=x.jsonl", "exactly one of train"),
         ("train.steps", "is not key.sub=value"),
-        ("name.x=1", "'name' holds a value, not a mapping"),
+        ("name.x=1", "'name' is a value, not a mapping"),
         ("train.steps=[", "the value is not YAML"),
     ],
 )
-def test_a_wrong_value_is_refused_by_key_value_and_remedy(recipe, override, said):
+def test_a_wrong_value_is_refused_by_key_value_and_remedy(recipe, override, message):
     with pytest.raises(RecipeError) as refused:
         read_recipe(recipe, [override])
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: [1", "not YAML"),
         ("- 1\n- 2\n", "got list"),
@@ -82,16 +82,16 @@ def test_a_wrong_value_is_refused_by_key_value_and_remedy(recipe, override, said
         ("name: !!python/object:os.x {}", "not YAML"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path, text, said):
+def test_a_file_that_is_not_a_recipe_is_refused_in_one_line(tmp_path, text, message):
     path = tmp_path / "patch.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError) as refused:
         read_recipe(path)
-    assert said in str(refused.value) and str(path) in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and str(path) in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_a_missing_recipe_says_where_it_looked(tmp_path):
-    with pytest.raises(RecipeError, match="no such recipe"):
+def test_the_error_for_a_missing_recipe_names_its_path(tmp_path):
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml: recipe not found"):
         read_recipe(tmp_path / "nowhere.yaml")
 
 
@@ -133,7 +133,7 @@ def test_the_canonical_text_of_a_patch_config_does_not_depend_on_the_order_of_ke
     assert " " not in text
 
 
-def test_a_sense_without_points_has_no_word_for_them_so_that_older_files_keep_their_bytes():
+def test_a_sense_without_points_omits_the_key_so_that_older_files_keep_their_bytes():
     facts = SenseFacts(encoder="logmel", dim=5, preprocessing="00")
     assert "points" not in facts.model_dump() and not SenseFacts.model_validate(facts.model_dump()).points
     placed = facts.model_copy(update={"points": True})

@@ -1,4 +1,4 @@
-"""The error tree: one root, no error without a remedy, whole after a trip between processes."""
+"""The error tree: one root, a remedy in every error, intact after pickling."""
 
 import pickle
 
@@ -37,26 +37,26 @@ def test_error_of_a_file_names_file_cause_and_remedy(kind):
 
 
 @pytest.mark.parametrize("kind", ours(), ids=lambda kind: kind.__name__)
-def test_error_comes_whole_out_of_a_worker_process(kind):
-    words = ("f", "c", "r") if issubclass(kind, errors.FileError) else ("what; remedy",)
-    error = pickle.loads(pickle.dumps(kind(*words)))
-    assert type(error) is kind and str(error) == str(kind(*words))
+def test_error_survives_pickling_between_processes(kind):
+    arguments = ("f", "c", "r") if issubclass(kind, errors.FileError) else ("what; remedy",)
+    error = pickle.loads(pickle.dumps(kind(*arguments)))
+    assert type(error) is kind and str(error) == str(kind(*arguments))
 
 
-def test_who_asks_for_errors_of_files_or_of_values_gets_those_of_patches_and_calls():
+def test_patch_errors_are_file_errors_and_usage_errors_are_value_errors():
     assert issubclass(errors.PatchError, errors.FileError) and issubclass(errors.PatchDamaged, errors.FileDamaged)
     assert issubclass(errors.UsageError, ValueError) and not issubclass(errors.UsageError, errors.FileError)
 
 
-def test_an_error_of_a_file_becomes_the_kind_that_is_known_there_and_says_the_same():
-    def raised(error, *words):
-        with pytest.raises(errors.PaveError) as told, errors.raised_as(*words):
+def test_a_file_error_is_raised_as_another_type_with_the_same_message():
+    def raised(error, *arguments):
+        with pytest.raises(errors.PaveError) as caught, errors.raised_as(*arguments):
             raise error
-        return told.value
+        return caught.value
 
     cut = errors.FileDamaged("a", "is cut", "fetch it")
-    there = raised(cut, errors.DataError)
-    assert (type(there), str(there), there.__cause__) == (errors.DataError, "a: is cut; fetch it", None)
+    converted = raised(cut, errors.DataError)
+    assert (type(converted), str(converted), converted.__cause__) == (errors.DataError, "a: is cut; fetch it", None)
     assert str(raised(cut, errors.DataError, "b", "make it")) == "b: is cut; make it"
     kept = raised(cut, None, "b")
     assert type(kept) is errors.FileDamaged and (kept.file, kept.remedy) == ("b", "fetch it")
@@ -64,7 +64,7 @@ def test_an_error_of_a_file_becomes_the_kind_that_is_known_there_and_says_the_sa
     assert raised(other, errors.DataError) is other
 
 
-def test_an_impossible_value_in_a_call_is_a_mistake_of_use_and_says_what_is_possible():
+def test_an_invalid_argument_is_a_usage_error_that_lists_the_valid_values():
     with pytest.raises(errors.UsageError, match=r"split='tset'; scenes belong to .*test"):
         draw_scene(0, "tset")  # type: ignore[arg-type]
     with pytest.raises(errors.UsageError, match=r"no such sound 'moo'; known: .*bell"):

@@ -1,5 +1,5 @@
-"""Gemma 4: patches with their places, pooled inside the vision tower; each key frame behind its time. Where the model
-lets visual tokens see one another, it is told which tokens these are.
+"""Gemma 4: patches with explicit positions, pooled inside the vision tower; each key frame follows its timestamp. If
+visual tokens attend bidirectionally, the mask marks them.
 
 t key frames, p q pixels of a patch, s visual tokens per key frame, b rows, l tokens of a row
 """
@@ -22,7 +22,7 @@ class Gemma4(Host):
     MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     listed = True
     read_apart = ("model.language_model.embed_tokens.weight",)
-    side = 384  # pixels; 64 tokens, of the 70 at most that its processor gives a frame of a video
+    side = 384  # pixels; 64 tokens, of at most 70 per video frame in its processor
 
     @property
     def vision_dim(self) -> int:
@@ -39,16 +39,16 @@ class Gemma4(Host):
         return (self.grid[0] * vision.patch_size * vision.pooling_kernel_size,) * 2
 
     def own_template(self) -> str:
-        """The larger ones begin every answer with a thought, be it an empty one: their chat templates tell."""
+        """Larger checkpoints begin every answer with a thought, possibly empty; their chat template contains it."""
         if not self.tokenizer.chat_template:
             return self.TEMPLATE
-        asked = [{"role": "user", "content": "?"}]
+        messages = [{"role": "user", "content": "?"}]
         try:
-            begun = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # jinja's, or whatever a template of somebody's calls
-            cause = f"{self.repo or self.model_type}: its chat template cannot be used ({error})"
-            raise BaseModelError(f"{cause}; mend chat_template.jinja, or delete it") from None
-        return self.TEMPLATE + str(begun).partition("<|turn>model\n")[2]
+            prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # jinja2's own, or any that a template raises
+            cause = f"{self.repo or self.model_type}: its chat template cannot be rendered ({error})"
+            raise BaseModelError(f"{cause}; fix chat_template.jinja, or delete it") from None
+        return self.TEMPLATE + str(prompt).partition("<|turn>model\n")[2]
 
     def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
         clocks = [f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}" for seconds in times]
@@ -56,7 +56,7 @@ class Gemma4(Host):
 
     def look(self, pixels: Tensor) -> Seen:
         patches, places = self.patches(pixels)
-        inner = self.model.model  # its get_video_features() asks for other shapes in other versions
+        inner = self.model.model  # get_video_features() expects other shapes in other versions
         before = inner.vision_tower(pixel_values=patches, pixel_position_ids=places).last_hidden_state
         after = inner.embed_vision(inputs_embeds=before)
         return Seen(*(rearrange(each, "(t s) d -> t s d", t=len(pixels)) for each in (before, after)))
@@ -70,8 +70,8 @@ class Gemma4(Host):
         return patches, places.expand(len(pixels), -1, -1)
 
     def attention(self, mask: Tensor, ids: Tensor, positions: Tensor) -> Any:
-        """Questions that share a clip bring a mask of their own: its local layers look back as far as the model's do,
-        and let the visual tokens of a key frame see one another where the model does."""
+        """Questions that share a clip have a 4D mask of their own: local layers apply the model's sliding window, and
+        visual tokens of a key frame attend to each other if the model does so."""
         if mask.dim() == 2:
             return mask
         text = self.model.config.get_text_config()

@@ -1,4 +1,4 @@
-"""GLM-4.6V: as GLM-4.1V, with tenths of seconds behind each step."""
+"""GLM-4.6V: like GLM-4.1V, with timestamps in tenths of seconds."""
 
 from __future__ import annotations
 

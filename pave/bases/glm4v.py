@@ -1,4 +1,4 @@
-"""GLM-4.1V: patches and positions as Qwen2-VL has them, each step of a video between the marks of an image."""
+"""GLM-4.1V: patches and positions as in Qwen2-VL, each step between image markers, followed by its time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pave.bases.qwen2_vl import Qwen2VL
 
 class Glm4v(Qwen2VL):
     TEMPLATE = "[gMASK]<sop><|user|>\n<|begin_of_video|>{video}<|end_of_video|>{question}<|assistant|>\n"
-    beams = False  # it counts marks of videos, which its prompts do not hold, and finds none to repeat
+    beams = False  # generate() would expand inputs by counting video markers, which these prompts lack
     read_apart = ("model.visual.embeddings.position_embedding.weight",)
 
     @property
@@ -22,10 +22,10 @@ class Glm4v(Qwen2VL):
 
     @property
     def placeholder(self) -> int:
-        return self.model.config.image_token_id  # of videos too
+        return self.model.config.image_token_id  # for videos too
 
     def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
-        # Its processor writes the time of a step's first frame, half a frame's distance before the middle.
+        # Its processor writes the time of a step's first frame, half a frame interval before the middle.
         early = (times[1] - times[0]) / 4 if len(times) > 1 else 0.0
         return [("<|begin_of_image|>", f"<|end_of_image|>{self.clocked(seconds - early)}") for seconds in times]
 

@@ -1,4 +1,4 @@
-"""GLM-4.5V: as GLM-4.1V, with experts in its language model."""
+"""GLM-4.5V: like GLM-4.1V, with a mixture of experts as language model."""
 
 from pave.bases.glm4v import Glm4v
 

@@ -1,4 +1,4 @@
-"""InternVL: key frames are images, each behind its number, four patches shuffled into one token.
+"""InternVL: key frames are numbered images; pixel shuffle merges four patches into one token.
 
 t key frames, s visual tokens per key frame, q d channels before and after the projector
 """

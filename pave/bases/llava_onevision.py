@@ -1,6 +1,6 @@
 """LLaVA-OneVision: SigLIP, a two-layer projector, bilinear 2x pooling, Qwen2.
 
-In: pixels. Out: its pooled features on both sides of the projector, taken from the model's own `get_video_features`.
+In: pixels. Out: pooled features on both sides of the projector, from the model's own `get_video_features`.
 
 t key frames, s visual tokens per key frame, q d channels before and after the projector
 """
@@ -18,12 +18,12 @@ from pave.base import Host, Seen
 
 
 class Llava(Host):
-    """What the families of LLaVA have in common: a tower of one size, and layers of it that the projector reads."""
+    """Shared by the LLaVA families: a vision tower of fixed size, and the layers of it that the projector reads."""
 
     @property
     def layers(self) -> list[int]:
-        told = self.model.config.vision_feature_layer
-        return [told] if isinstance(told, int) else told
+        layers = self.model.config.vision_feature_layer
+        return [layers] if isinstance(layers, int) else layers
 
     @property
     def vision_dim(self) -> int:
@@ -35,16 +35,16 @@ class Llava(Host):
 
     @cached_property
     def edge(self) -> int:
-        """Patches along an edge; asked for many times in every call, and configs of transformers are slow to read."""
+        """Patches along an edge. Cached: read many times per call, and attributes of transformers configs are slow."""
         return self.size[0] // self.model.config.vision_config.patch_size
 
     def features(self, seen: Any) -> Tensor:
-        """Features of all patches (t s q). Not last_hidden_state: that has passed a last norm, the projector's input
-        has not."""
+        """Features of all patches (t s q). Not last_hidden_state: it has passed the final norm, which
+        the projector's input has not."""
         return torch.cat([seen.hidden_states[layer] for layer in self.layers], -1)
 
     def patches(self, seen: Any) -> Tensor:
-        """The same without the token of the whole picture, where the checkpoint leaves it out."""
+        """The same without the class token, if the checkpoint drops it."""
         features = self.features(seen)
         return features[:, 1:] if self.model.config.vision_feature_select_strategy == "default" else features
 
@@ -65,7 +65,7 @@ class LlavaOnevision(Llava):
 
     def look(self, pixels: Tensor) -> Seen:
         seen = self.model.model.get_video_features(pixels[None], return_dict=True)
-        # The family ends a whole video with one newline row; all frames go in as one video, so it is one row to drop.
+        # The model appends one newline row per video; all frames are passed as one video, so one row is dropped.
         tokens = rearrange(seen.pooler_output[0, :-1], "(t s) d -> t s d", t=len(pixels))
         return Seen(self.model.model.apply_pooling(self.patches(seen)), tokens)
 

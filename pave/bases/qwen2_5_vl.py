@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: as Qwen2-VL, with windows in its vision tower and positions that count seconds."""
+"""Qwen2.5-VL: like Qwen2-VL, with window attention in its vision tower and temporal positions in seconds."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Qwen25VL(Qwen2VL):
         return self.vision.hidden_size
 
     def before(self, seen: Any) -> Tensor:
-        means = super().before(seen)  # the tower leaves its features in the order of its windows
-        words = {"window_size": self.vision.window_size, "patch_size": self.vision.patch_size}
-        order, _ = get_vision_window_index(self.patch_grid(len(means)), self.merge, **words)
+        means = super().before(seen)  # in window order, which the tower does not undo for last_hidden_state
+        sizes = {"window_size": self.vision.window_size, "patch_size": self.vision.patch_size}
+        order, _ = get_vision_window_index(self.patch_grid(len(means)), self.merge, **sizes)
         return means.flatten(0, 1)[order.argsort()].view_as(means)
 
     def clock(self, seconds: Sequence[float]) -> dict[str, Any]:
-        """Seconds from one step to the next; 1 for a single step, as the model assumes."""
+        """Seconds per step; 1 for a single step, the model's default."""
         return {"second_per_grid_ts": [(seconds[-1] - seconds[0]) / max(1, len(seconds) - 1) or 1.0]}
 
 

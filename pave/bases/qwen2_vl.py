@@ -1,7 +1,7 @@
 """Qwen2-VL: any resolution, frames in pairs, 2 × 2 patches merged, positions in time, height and width.
 
-All key frames get one size, so that clips of any shape make equal grids; `side` is its edge. A pair of frames is one
-step of the vision tower, and one key frame to a patch, at the mean of their times.
+All key frames are scaled to squares of `side` pixels, so that clips of any shape have equal grids. A pair of frames is
+one step of the vision tower, and one key frame to a patch, at the mean of their times.
 
 t steps, a frames of a step, p q pixels of a patch, m n patches of a token, s tokens of a step, b rows, l tokens of a
 row
@@ -27,16 +27,16 @@ class Qwen2VL(Host):
         "<|im_start|>user\n<|vision_start|>{video}<|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
     )
     on_a_grid = listed = True
-    side = 448  # pixels; 256 tokens, of the 128 to 768 that Qwen's processor gives a pair of frames
+    side = 448  # pixels; 256 tokens, of 128 to 768 per pair of frames in Qwen's processor
 
     @property
     def vision(self) -> Any:
-        """What the checkpoint says of its vision tower."""
+        """The config of the vision tower."""
         return self.model.config.vision_config
 
     @property
     def merge(self) -> int:
-        """Patches of a token along an edge."""
+        """Patches per token along an edge."""
         return self.vision.spatial_merge_size
 
     @property
@@ -60,12 +60,12 @@ class Qwen2VL(Host):
         return Seen(self.before(seen), self.after(seen))
 
     def seen(self, pixels: Tensor) -> Any:
-        """What the vision tower makes of frames, as the model itself returns it."""
+        """Output of the vision tower for frames, as the model returns it."""
         grid = self.patch_grid(len(pixels) // self.pair).to(pixels.device)
         return self.model.model.get_video_features(self.patches(pixels), grid, return_dict=True)
 
     def patches(self, pixels: Tensor) -> Tensor:
-        """Frames as rows of patches, those of one token side by side."""
+        """Frames as rows of patches; the patches of one token are adjacent."""
         sizes = {"a": self.pair, "m": self.merge, "n": self.merge, "p": self.vision.patch_size}
         return rearrange(pixels, "(t a) c (y m p) (x n q) -> (t y x m n) (c a p q)", q=sizes["p"], **sizes)
 
@@ -74,7 +74,7 @@ class Qwen2VL(Host):
         return torch.tensor([[steps, self.grid[0] * self.merge, self.grid[1] * self.merge]])
 
     def before(self, seen: Any) -> Tensor:
-        """Features before the merger (t s q): the mean of the patches that become one token."""
+        """Features before the merger (t s q): the mean over the patches of each token."""
         return reduce(seen.last_hidden_state, "(t s m) q -> t s q", "mean", s=self.tokens_per_frame, m=self.merge**2)
 
     def after(self, seen: Any) -> Tensor:
@@ -82,11 +82,11 @@ class Qwen2VL(Host):
         return rearrange(torch.cat(list(seen.pooler_output)), "(t s) d -> t s d", s=self.tokens_per_frame)
 
     def positions(self, ids: Tensor, positions: Tensor, times: Sequence[Sequence[float]]) -> Tensor:
-        """Places in time, height and width (3 b l), as the model itself counts them."""
+        """Positions in time, height and width (3 b l), from the model's own get_rope_index."""
         found = []
         for row, places, seconds in zip(ids, positions, times, strict=True):
-            # The id at each place. What is padded shares place 0 with the first token, which comes behind it; questions
-            # behind one clip share places, but all of these are text.
+            # The id at each position. Left padding shares position 0 with the first token, which comes later and wins;
+            # questions that share a clip share positions, but these are all text, whose ids do not matter here.
             at = dict(zip(places.tolist(), row.tolist(), strict=True))
             text = torch.tensor([[at[place] for place in range(len(at))]])
             kinds = 2 * (text == self.placeholder).int()  # 0 text, 2 video
@@ -98,7 +98,7 @@ class Qwen2VL(Host):
         return torch.stack(found, 1)
 
     def clock(self, seconds: Sequence[float]) -> dict[str, Any]:
-        """What the model wants to know of time."""
+        """Arguments of get_rope_index about time."""
         return {}
 
 

@@ -1,5 +1,5 @@
-"""Qwen3-VL: as Qwen2-VL, with the time written before each step, and features of deeper vision layers that go straight
-into the first layers of the language model. A patch leaves these as they are."""
+"""Qwen3-VL: like Qwen2-VL, with a timestamp before each step, and DeepStack: features of intermediate vision layers are
+added in the first layers of the language model. A patch does not change them."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Qwen3VL(Qwen2VL):
 
     def outputs(self, rows: Tensor, deep: Tensor | None) -> dict[str, object]:
         assert deep is not None
-        held: Any = list(rows)
+        visual: Any = list(rows)
         levels: Any = [list(level) for level in rearrange(deep, "b v k d -> k b v d")]
-        return {"video": BaseModelOutputWithDeepstackFeatures(pooler_output=held, deepstack_features=levels)}
+        return {"video": BaseModelOutputWithDeepstackFeatures(pooler_output=visual, deepstack_features=levels)}
 
 
 BASE = Qwen3VL

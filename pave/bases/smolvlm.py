@@ -1,5 +1,5 @@
-"""SmolVLM 2: key frames are images, each behind its time, patches shuffled into fewer tokens. They are scaled
-bicubically; its own processor takes Lanczos, where torchvision can.
+"""SmolVLM 2: key frames are images with timestamps; pixel shuffle merges patches. Frames are scaled bicubically; its
+own processor uses Lanczos if torchvision supports it.
 
 t key frames, s visual tokens per key frame, q d channels before and after the connector
 """
@@ -39,7 +39,7 @@ class SmolVLM(Host):
 
     def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
         last = timedelta(seconds=int(max(times)))
-        # The words of its own processor.
+        # The text of its own processor.
         head = (
             f"You are provided the following series of {in_words(len(times))} frames from a {last} [H:MM:SS] video.\n"
         )
@@ -54,7 +54,7 @@ class SmolVLM(Host):
 
 
 def in_words(count: int) -> str:
-    """A number, written out below a hundred."""
+    """A number, spelled out below a hundred."""
     if count < 20:
         return ONES[count]
     if count > 99:

@@ -1,5 +1,5 @@
-"""VideoLLaMA 3: patches as Qwen2-VL has them, frame by frame, plain positions. No key frame is compressed: which rows a
-patch may change must not hang on the pixels."""
+"""VideoLLaMA 3: patches as in Qwen2-VL, frame by frame, with 1D positions. It prunes similar frames, PAVE does not:
+which rows a patch may change must not depend on the pixels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class VideoLlama3(Qwen2VL):
 
     @property
     def merge(self) -> int:
-        return 2  # what its processor gives videos
+        return 2  # its processor's value for videos
 
     @property
     def vision_dim(self) -> int:

@@ -1,4 +1,4 @@
-"""Video-LLaVA, the paper's second base: CLIP's token of the whole picture stays among the visual tokens."""
+"""Video-LLaVA, the paper's second base: CLIP's class token is one of the visual tokens."""
 
 from __future__ import annotations
 

@@ -155,13 +155,13 @@ def _catalogue() -> list[str]:
 
 
 def _patch(name: str) -> str:
-    from pave.hub.catalogue import find
+    from pave.hub.catalogue import folder_of
     from pave.loading.base import load_base
     from pave.patch.base_match import base_match
     from pave.patch.file import Patch
     from pave.patch.filenames import WEIGHTS
 
-    file = find(name) / WEIGHTS
+    file = folder_of(name) / WEIGHTS
     patch = Patch.load(file)
     if patch.config.base.repo == "playroom":
         base_match(patch.config, load_base("playroom"), str(file), strict=True)

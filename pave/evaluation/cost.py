@@ -279,7 +279,7 @@ def _dead(config: PatchConfig, sense: str) -> int:
 def _untrained(source: str | Path) -> bool:
     """Whether this is a recipe: a YAML file, or a folder or name with a recipe and no patch file. An official
     checkpoint need not be downloaded: its recipe determines the cost."""
-    folder = catalogue.find(str(source)) if catalogue.named(source) else Path(source)
+    folder = catalogue.folder_of(str(source)) if catalogue.named(source) else Path(source)
     if folder.is_dir():
         return (folder / "patch.yaml").is_file() and not (folder / filenames.WEIGHTS).exists()
     return folder.suffix in (".yaml", ".yml")

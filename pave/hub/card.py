@@ -1,6 +1,6 @@
-"""The card of a patch on the Hub: what its README says, an example that anybody can replay, and what must not be in it.
+"""The card of a patch on the Hub: its README with a reproducible example, and a check for private data.
 
-In: a patch. Out: Markdown with a YAML head, made from the patch's own facts. Knows nothing of the Hub's client.
+In: a patch. Out: Markdown with YAML front matter, from the patch's own facts. Knows nothing of the Hub's client.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pave.patch.file import Patch
 
 OURS = "<!-- This card was written by PAVE. Without this line, the next push leaves the card alone. -->"
-# What has no business in public: folders of a machine, and the beginnings of well-known kinds of access tokens.
+# Private data: absolute paths, and prefixes of common access tokens.
 PRIVATE = re.compile(
     r"(?:/home/|/root/|/Users/|/tmp/|/mnt/|[A-Z]:\\)[\w.\\/-]*|hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{12,}"
     r"|gh[pousr]_[A-Za-z0-9]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY"
@@ -27,10 +27,10 @@ PRIVATE = re.compile(
 
 
 def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> str:
-    """README.md of a patch from its own facts. `example`: what `replay` gave."""
+    """README.md of a patch from its own facts. `example`: the result of `replay`."""
     config, fusion, lora = patch.config, patch.config.fusion, patch.config.lora
     base = config.base.repo or config.base.model_type
-    # The Hub knows licences by their short names and refuses a sentence.
+    # The Hub accepts short names of licences only.
     licence = config.licence.lower() if re.fullmatch(r"[\w.+-]+", config.licence) else "unknown"
     facts: dict[str, Any] = {"library_name": "pave", "license": licence}
     if HUB_NAME.fullmatch(config.base.repo):
@@ -63,7 +63,7 @@ def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> s
 
 
 def refuse_private(text: str, repo: str) -> None:
-    """Refuse to publish folders of this machine and secrets."""
+    """Raise if the text contains local paths or secrets."""
     found = sorted({match[0] for match in PRIVATE.finditer(text)})
     home = str(Path.home())
     if len(home) > 1 and home in text:
@@ -72,4 +72,4 @@ def refuse_private(text: str, repo: str) -> None:
         shown = ", ".join(
             each if each.startswith(("/", home)) or ":\\" in each else f"{each[:6]}…" for each in found[:3]
         )
-        raise PatchError(repo, f"its card or config holds what is private ({shown})", "take it out of the recipe")
+        raise PatchError(repo, f"its card or config contains private data ({shown})", "remove it from the recipe")

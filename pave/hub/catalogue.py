@@ -1,4 +1,4 @@
-"""The catalogue: names -> patches. In: a name. Out: the folder with its recipe, its card and, once trained, its file.
+"""The catalogue: names -> patches. In: a name. Out: the folder with its recipe, its card and, if trained, its file.
 
 `patches/` is data: one folder per patch with `patch.yaml` and `README.md`, and `patch.safetensors` for patches small
 enough to ship. Opens no weights and knows nothing of tensors, so listing costs milliseconds.
@@ -35,15 +35,13 @@ class CatalogueEntry:
         return file if file.is_file() else None
 
     def __str__(self) -> str:
-        trained = (
-            "its authors' checkpoint, converted when it is applied" if self.recipe.released else "recipe: train it"
-        )
+        trained = "official checkpoint, converted when applied" if self.recipe.released else "recipe: train it"
         trained = f"{self.file.stat().st_size:,} bytes" if self.file else trained
         return f"{self.name}: {self.recipe.description} [{', '.join(self.recipe.senses)}; {trained}]"
 
 
 def folder() -> Path:
-    """Where the catalogue lies: inside the package (wheel), or beside it (checkout)."""
+    """The folder of the catalogue: inside the package (wheel), or next to it (checkout)."""
     here = Path(__file__).parents[1]
     inside = here / "patches"
     return inside if inside.is_dir() else here.parent / "patches"
@@ -55,40 +53,40 @@ def names() -> list[str]:
 
 
 def named(source: str | Path) -> bool:
-    """Whether this is a name of the catalogue, whatever lies in the current folder: `./name` and a Path are paths."""
+    """Whether this is a catalogue name. It takes precedence over a local folder; `./name` and a Path are paths."""
     return isinstance(source, str) and NAME.fullmatch(source) is not None and (folder() / source / RECIPE).is_file()
 
 
-def find(name: str) -> Path:
+def folder_of(name: str) -> Path:
     """The folder of the patch called `name`."""
     if not named(name):
-        remedy = f"{nearest(name, names())}; or give a folder or a file"
-        raise PatchNotFound(name, "no patch of this name in the catalogue", remedy)
+        remedy = f"{nearest(name, names())}; or pass a folder or a file"
+        raise PatchNotFound(name, "no patch with this name in the catalogue", remedy)
     return folder() / name
 
 
-def locate(source: str | Path) -> Path:
-    """The file of a patch on this machine: of a name of the catalogue, of a folder, or the file itself."""
+def file_of(source: str | Path) -> Path:
+    """The local file of a patch, from a catalogue name, a folder, or the file itself."""
     path = Path(source)
     if named(source):
-        file = find(str(source)) / WEIGHTS
+        file = folder_of(str(source)) / WEIGHTS
         if not file.is_file():
             raise PatchNotFound(
-                source, "the catalogue has its recipe, but no trained file", f"train it: pave-train {source}"
+                source, "the catalogue has only its recipe, no trained file", f"train it: pave-train {source}"
             )
         return file
     if path.exists():
         return path / WEIGHTS if path.is_dir() and path.name != WEIGHTS else path
-    remedy = f"{nearest(str(source), names())}; or give a folder or a file"
-    raise PatchNotFound(source, "no patch, folder or file of this name", remedy)
+    remedy = f"{nearest(str(source), names())}; or pass a folder or a file"
+    raise PatchNotFound(source, "no patch, folder or file with this name", remedy)
 
 
 def recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of a name of the catalogue, of a folder, or the file itself."""
+    """The recipe, from a catalogue name, a folder, or the file itself."""
     path = os.path.exists(source) or Path(source).suffix in (".yaml", ".yml")
-    return read_recipe(find(str(source)) if named(source) or not path else source, overrides)
+    return read_recipe(folder_of(str(source)) if named(source) or not path else source, overrides)
 
 
 def list_patches() -> list[CatalogueEntry]:
     """Every patch of the catalogue, with its recipe."""
-    return [CatalogueEntry(name=name, folder=find(name), recipe=read_recipe(find(name))) for name in names()]
+    return [CatalogueEntry(name=name, folder=folder_of(name), recipe=read_recipe(folder_of(name))) for name in names()]

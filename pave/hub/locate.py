@@ -1,9 +1,9 @@
-"""Patches on the Hugging Face Hub, and what any name of a patch stands for.
+"""Resolving the name of a patch to a file, and downloads from the Hugging Face Hub.
 
-In: a name of the catalogue, an alias, a folder, a file, or `user/repo@revision`. Out: a checked patch; or, the other
-way, a repo with a card and `patch.safetensors`. A name of the Hub is resolved to one commit first, and every file comes
-from that commit; what arrives is checked against the patch's own sha256, since the Hub's client checks sizes only.
-Mirrors (HF_ENDPOINT), tokens, the cache and offline mode (HF_HUB_OFFLINE) are those of `huggingface_hub`.
+In: a catalogue name, an alias, a folder, a file, or `user/repo@revision`. Out: the location of a patch, or the patch. A
+Hub name is first resolved to one commit, from which every file is downloaded; downloads are checked against the patch's
+own sha256, since the Hub's client checks sizes only. Mirrors (HF_ENDPOINT), tokens, the cache and offline mode
+(HF_HUB_OFFLINE) are those of `huggingface_hub`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import (
-    HfApi,
-    constants,
-    try_to_load_from_cache,
-)
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
 from pave.errors import PatchDamaged, PatchError, PatchMismatch, PatchNotFound, raised_as
 from pave.hub import catalogue
-from pave.hub.client import TIMEOUT, commit_of, download, in_our_words, retried
+from pave.hub.client import TIMEOUT, commit_of, download, hub_errors, retried
 from pave.hub.names import aliases, repo_of
 from pave.patch import filenames
 from pave.patch.filenames import HUB_NAME, OFFICIAL_BASE, PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS
 
-if TYPE_CHECKING:  # torch comes when a patch is opened, not when its name is looked up
+if TYPE_CHECKING:  # torch is imported when a patch is opened, not when its name is resolved
     from pave.config import PatchConfig
     from pave.patch.file import Patch
     from pave.recipe import Recipe
@@ -34,16 +30,16 @@ if TYPE_CHECKING:  # torch comes when a patch is opened, not when its name is lo
 
 @dataclass(frozen=True)
 class PatchLocation:
-    """Where a patch lies on this machine, and where it came from."""
+    """The local path of a patch, and its source."""
 
-    path: Path  # a patch file, or a folder of PEFT's
-    source: str  # for people: a name of the catalogue, a path, or user/repo@commit
+    path: Path  # a patch file, or a folder of a PEFT adapter
+    source: str  # for reports: a catalogue name, a path, or user/repo@commit
     remark: str = ""
     repo: str = ""
     commit: str = ""
 
     def load(self) -> Patch:
-        """The patch, checked. A damaged copy in the cache of the Hub is fetched once more."""
+        """Load and check the patch. A damaged copy in the cache of the Hub is downloaded once more."""
         from pave.patch.file import Patch
 
         try:
@@ -52,93 +48,92 @@ class PatchLocation:
             if not self.repo:
                 if isinstance(error, PatchDamaged) and self.path.is_relative_to(constants.HF_ASSETS_CACHE):
                     self.path.unlink()
-                    raise type(error)(
-                        self.path, error.cause, "it is thrown away; ask again, and it is made anew"
-                    ) from None
+                    remedy = "the cached conversion was deleted; try again to convert it again"
+                    raise type(error)(self.path, error.cause, remedy) from None
                 raise
             if constants.HF_HUB_OFFLINE or not isinstance(error, PatchDamaged):
                 raise type(error)(self.source, error.cause, error.remedy) from None
         download(self.repo, self.path.name, self.commit, force_download=True)
-        with raised_as(file=self.source, remedy="it arrives like this from the Hub: ask its authors"):
+        with raised_as(file=self.source, remedy="the file on the Hub itself is damaged: report it to its owner"):
             return Patch.load(self.path, self.source)
 
 
 def locate(
     source: str | Path, revision: str | None = None, dim: int | None = None, model_type: str = OFFICIAL_BASE
 ) -> PatchLocation:
-    """What a name stands for: catalogue, alias, folder or file, Hub; in this order. Fetches what is on the Hub only.
-    dim, model_type: channels of the base and its family, for checkpoints of the authors that the catalogue knows."""
+    """Resolve a name as catalogue name, alias, folder or file, or Hub repo, in this order. Downloads if needed.
+    dim, model_type: channels and family of the base, to choose among the official checkpoints of the catalogue."""
     text = str(source)
     if isinstance(source, str) and not catalogue.named(source):
         text = source = aliases().get(source, source)
     if catalogue.named(source):
         refuse_revision(text, "is part of PAVE", revision)
-        if (file := catalogue.find(text) / WEIGHTS).is_file():
+        if (file := catalogue.folder_of(text) / WEIGHTS).is_file():
             return PatchLocation(file, text)
         recipe = catalogue.recipe(text)
-        return _released(recipe, dim, model_type) if recipe.released else PatchLocation(catalogue.locate(text), text)
-    if text and os.path.exists(text):  # unlike Path.exists, not startled by a name too long for a file system
-        refuse_revision(text, "lies on this machine", revision)
-        path = catalogue.locate(Path(text))
+        return _released(recipe, dim, model_type) if recipe.released else PatchLocation(catalogue.file_of(text), text)
+    if text and os.path.exists(text):  # unlike Path.exists, False for names too long for a file system
+        refuse_revision(text, "is a local path", revision)
+        path = catalogue.file_of(Path(text))
         return PatchLocation(path.parent if not path.exists() and filenames.is_peft(path.parent) else path, text)
     repo, version = repo_of(text)
     return pull(repo, revision or version)
 
 
 def refuse_revision(name: str, where: str, revision: str | None) -> None:
-    """Only what is on the Hub has revisions."""
+    """Raise for a revision: only Hub repos have them."""
     if revision:
-        raise PatchNotFound(name, f"{where} and has no revision {revision!r}", "leave out revision=")
+        raise PatchNotFound(name, f"{where} and has no revision {revision!r}", "omit revision=")
 
 
 def _released(recipe: Recipe, dim: int | None, model_type: str) -> PatchLocation:
-    """A checkpoint of the authors: fetched, converted once, and kept beside the cache of the Hub."""
+    """An official checkpoint: downloaded, converted once, and cached in HF_ASSETS_CACHE."""
     from pave.encoder import load_encoder, missing
-    from pave.patch.official import LICENCE, convert, kept_as
+    from pave.patch.official import LICENCE, cached_name, convert
 
-    remedy = f"apply it to such a base, or train it: pave-train {recipe.name}"
+    remedy = f"apply it to a base that fits, or train it: pave-train {recipe.name}"
     if model_type != OFFICIAL_BASE:
         raise PatchMismatch(recipe.name, f"was released for {OFFICIAL_BASE}, this base is {model_type}", remedy)
     fitting = [each for each in recipe.released if dim in (None, each.dim)]
     if len(fitting) != 1:
         widths = " or ".join(f"{each.dim} channels" for each in recipe.released)
-        cause = f"was released for a base of {widths}, " + (f"this one has {dim}" if dim else "and no base is named")
+        cause = f"was released for a base of {widths}, " + (f"this one has {dim}" if dim else "and no base is given")
         if dim is None:
-            remedy = f"say which one with {' or '.join(f'--dim {each.dim}' for each in recipe.released)}"
+            remedy = f"choose with {' or '.join(f'--dim {each.dim}' for each in recipe.released)}"
         raise PatchNotFound(recipe.name, cause, remedy)
     (found,), ((sense, config),) = fitting, recipe.senses.items()
-    kept = Path(constants.HF_ASSETS_CACHE, "pave", found.repo.replace("/", "--"))
+    cache = Path(constants.HF_ASSETS_CACHE, "pave", found.repo.replace("/", "--"))
     encoder = config.encoder if missing(config.encoder) else load_encoder(config.encoder, **config.options).spec
-    name = kept_as(recipe.name, found.file, sense, encoder)
+    name = cached_name(recipe.name, found.file, sense, encoder)
     try:
         try:
             commit, remark = commit_of(found.repo, found.revision, [found.file])
-        except PatchNotFound:  # the zip is not in the cache any more; what was made of it may be
-            copies = sorted(kept.glob(f"*/{name}"), key=lambda copy: copy.stat().st_mtime)
+        except PatchNotFound:  # offline without the zip in the cache; its conversion may be cached
+            copies = sorted(cache.glob(f"*/{name}"), key=lambda copy: copy.stat().st_mtime)
             if not copies:
                 raise
-            commit, remark = copies[-1].parent.name, "the Hub was not asked: this is the copy that was kept"
-        path = kept / commit / name
+            commit, remark = copies[-1].parent.name, "the Hub was not contacted: using the cached conversion"
+        path = cache / commit / name
         if not path.is_file():
-            fetched = download(found.repo, found.file, commit)
-            convert(fetched, sense, encoder, name=recipe.name).save(path)
+            archive = download(found.repo, found.file, commit)
+            convert(archive, sense, encoder, name=recipe.name).save(path)
     except PatchError as error:
         raise type(error)(recipe.name, f"{error.file} {error.cause}", error.remedy) from None
-    origin = f"converted from the authors' {found.file}; licence: {LICENCE}"
+    origin = f"converted from the official {found.file}; licence: {LICENCE}"
     return PatchLocation(path, f"{found.repo}@{commit[:12]}", "; ".join(filter(None, (origin, remark))))
 
 
 def pull(repo: str, revision: str | None = None) -> PatchLocation:
-    """Fetch a patch of the Hub into its cache. revision: branch, tag or commit; None: main."""
+    """Download a patch from the Hub into its cache. revision: branch, tag or commit; None: main."""
     commit, remark = commit_of(repo, revision)
     try:
         path = Path(download(repo, WEIGHTS, commit))
-    except PatchNotFound as lacking:
+    except PatchNotFound as missing:
         try:
             download(repo, PEFT_CONFIG, commit)
             path = Path(download(repo, PEFT_WEIGHTS, commit)).parent
         except PatchNotFound:
-            raise lacking from None
+            raise missing from None
     return PatchLocation(path, f"{repo}@{commit[:12]}", remark, repo, commit)
 
 
@@ -149,7 +144,7 @@ def fetch(repo: str, name: str, revision: str | None = None) -> Path:
 
 
 def info(source: str | Path, revision: str | None = None, dim: int | None = None) -> tuple[PatchConfig, PatchLocation]:
-    """What a patch says of itself. On the Hub, only the header is read. dim: as of `locate`."""
+    """The config and location of a patch. From the Hub, only the header is downloaded. dim: as in `locate`."""
     from pave.patch.file import config_of, read_config
 
     text = aliases().get(str(source), str(source))
@@ -163,7 +158,7 @@ def info(source: str | Path, revision: str | None = None, dim: int | None = None
     cached = try_to_load_from_cache(repo, WEIGHTS, revision=commit)
     if isinstance(cached, str):
         return read_config(cached), replace(place, path=Path(cached))
-    with in_our_words(repo, commit):
+    with hub_errors(repo, commit):
         found = retried(
             lambda: HfApi().parse_safetensors_file_metadata(repo, WEIGHTS, revision=commit, timeout=TIMEOUT)
         )
@@ -171,9 +166,9 @@ def info(source: str | Path, revision: str | None = None, dim: int | None = None
 
 
 def search(words: str = "", *, sense: str = "", base: str = "", limit: int = 20) -> list[dict[str, Any]]:
-    """Patches on the Hub by words, sense and base: id, downloads, tags, and whether their authors ask for consent."""
+    """Patches on the Hub by text, sense and base: id, downloads, tags, and whether they are gated."""
     tags = ["pave", *([sense] if sense else []), *([f"base_model:{base}"] if base else [])]
-    with in_our_words("search", None):
+    with hub_errors("search", None):
         found = retried(lambda: list(HfApi().list_models(filter=tags, search=words or None, limit=limit, full=True)))
     return [
         {"id": each.id, "downloads": each.downloads or 0, "tags": list(each.tags or []), "gated": bool(each.gated)}
@@ -182,7 +177,7 @@ def search(words: str = "", *, sense: str = "", base: str = "", limit: int = 20)
 
 
 def downloaded() -> list[PatchLocation]:
-    """Patches of the Hub that lie in its cache, the newest first; they work offline."""
+    """Hub patches in the local cache, newest first; they work offline."""
     copies = [copy for copy in Path(constants.HF_HUB_CACHE).glob(f"models--*/snapshots/*/{WEIGHTS}") if copy.exists()]
     places = []
     for copy in sorted(copies, key=lambda copy: copy.lstat().st_mtime, reverse=True):

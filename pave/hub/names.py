@@ -1,6 +1,6 @@
-"""Names of patches: aliases of your own, and what a repo of the Hub can be called.
+"""Names of patches: the user's aliases, and names of Hub repos.
 
-In: a name. Out: what it stands for, or the repo and revision that it names.
+In: a name. Out: the target of an alias, or a repo and revision.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pave.patch.filenames import HUB_NAME
 
 
 def repo_of(text: str) -> tuple[str, str | None]:
-    """Repo and revision of a name of the Hub, which need not be there."""
+    """Repo and revision of a Hub name; its existence is not checked."""
     name = HUB_NAME.fullmatch(text)
     if name is None:
         known = nearest(text, [*catalogue.names(), *aliases()])
         raise PatchNotFound(
-            text or "''", "no patch, folder or file of this name", f"{known}; or give user/repo of the Hub"
+            text or "''", "no patch, folder or file with this name", f"{known}; or pass user/repo of the Hub"
         )
     refuse_impossible(name["repo"])
     return name["repo"], name["revision"]
 
 
 def aliases() -> dict[str, str]:
-    """Names of one's own: alias -> what it stands for."""
+    """The user's aliases: alias -> target."""
     try:
         found = json.loads(_alias_file().read_text("utf-8"))
     except (OSError, ValueError):
@@ -38,14 +38,16 @@ def aliases() -> dict[str, str]:
 
 
 def set_alias(name: str, target: str | None) -> None:
-    """Give `target` the short name `name`; None takes the name away."""
+    """Set the alias `name` for `target`; None deletes it."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in catalogue.names():
         raise PatchError(
-            name, "cannot be an alias", "take small letters, digits, dots and dashes, and no catalogue name"
+            name,
+            "cannot be an alias",
+            "use lower-case letters, digits, dots, dashes and underscores, and no catalogue name",
         )
     known = aliases()
     if target is None and known.pop(name, None) is None:
-        raise PatchNotFound(name, "is no alias", nearest(name, known))
+        raise PatchNotFound(name, "is not an alias", nearest(name, known))
     if target is not None:
         target = known.get(target, target)
         if not catalogue.named(target) and os.path.exists(target):

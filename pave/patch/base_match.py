@@ -1,6 +1,6 @@
-"""Whether a patch belongs to a base: dimensions, layers and weights.
+"""Whether a patch fits a base: dimensions, layers and weights.
 
-In: a patch or its config, and a base. Out: in words how they compare, or a PatchMismatch with the remedy.
+In: a patch or its config, and a base. Out: the comparison as text, or a PatchMismatch with the remedy.
 """
 
 from __future__ import annotations
@@ -10,39 +10,39 @@ from pave.config import BaseFacts, PatchConfig
 from pave.errors import PatchMismatch
 
 
-def refuse_dimensions(made: BaseFacts, host: Host, source: str) -> None:
-    """PatchMismatch where a base is of another family, or of other dimensions."""
+def refuse_dimensions(recorded: BaseFacts, host: Host, source: str) -> None:
+    """PatchMismatch if the base is of another family or has other dimensions."""
     for key in ("model_type", "dim", "vision_dim", "tokens_per_frame"):
-        if getattr(made, key) != getattr(host, key):
-            cause = f"was made for {_known(made)} with {key}={getattr(made, key)}, this base has {getattr(host, key)}"
-            raise PatchMismatch(source, cause, elsewhere(made))
+        if getattr(recorded, key) != getattr(host, key):
+            cause = f"was made for {_named(recorded)} with {key}={getattr(recorded, key)}"
+            raise PatchMismatch(source, f"{cause}, this base has {getattr(host, key)}", load_its_base(recorded))
 
 
-def _known(facts: BaseFacts) -> str:
+def _named(facts: BaseFacts) -> str:
     return (facts.repo or facts.model_type) + (f" ({facts.fingerprint[:12]})" if facts.fingerprint else "")
 
 
-def elsewhere(made: BaseFacts) -> str:
-    """The remedy: which base to load."""
-    return f"load {made.repo or 'its own base'} and apply it there"
+def load_its_base(recorded: BaseFacts) -> str:
+    """The remedy for a base that does not fit."""
+    return f"load {recorded.repo or 'the base it was made for'} and apply it there"
 
 
 def base_match(config: PatchConfig, host: Host, source: str, strict: bool) -> str:
-    """In words, how the base of a patch compares with this one; a PatchMismatch when it cannot be used here. Its
-    weights are hashed only when nothing else decides."""
-    made = config.base
-    refuse_dimensions(made, host, source)
-    if not made.fingerprint:
-        return "unknown: it does not record the weights it was made for"
-    if made.fingerprint == host.fingerprint():
+    """The comparison of a patch's base with this one as text; PatchMismatch if the patch cannot be used. Weights
+    are hashed last, since that takes seconds."""
+    recorded = config.base
+    refuse_dimensions(recorded, host, source)
+    if not recorded.fingerprint:
+        return "unknown: the patch does not record the weights of its base"
+    if recorded.fingerprint == host.fingerprint():
         return "exact"
-    cause = f"was made for the weights of {_known(made)}, this base is {_known(host.facts())}, of the same dimensions"
+    cause = f"was made for {_named(recorded)}, this base is {_named(host.facts())}: equal dimensions, different weights"
     if strict:
-        again = (
+        fix = (
             "train it again, or update pave"
-            if made.repo and made.repo == host.repo
-            else f"load {made.repo or 'its own base'}"
+            if recorded.repo and recorded.repo == host.repo
+            else f"load {recorded.repo or 'the base it was made for'}"
         )
-        remedy = f"{again}; or pass strict=False to use it here all the same"
+        remedy = f"{fix}; or pass strict=False to use it anyway"
         raise PatchMismatch(source, cause, remedy)
-    return f"not its own base: {cause}"
+    return f"other weights: {cause}"

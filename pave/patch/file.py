@@ -1,9 +1,9 @@
 """Patches: config and tensors in one self-describing safetensors file.
 
-In: a config and tensors, or a file. Out: a file, or a patch that has been checked: every refusal is a PatchError that
-names file, cause and remedy. Files from outside are data: no pickle, no code. Knows nothing of models in memory.
+In: a config and tensors, or a file. Out: a file, or a validated patch; every failure is a PatchError that names file,
+cause and remedy. Files from outside are data: no pickle, no code. Knows nothing of models in memory.
 
-The file's `__metadata__` holds `pave.format`, `pave.config`, `pave.sha256` and maybe `pave.certificate`.
+The file's `__metadata__` holds `pave.format`, `pave.config`, `pave.sha256` and optionally `pave.certificate`.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from pave.patch.filenames import WEIGHTS
 FORMAT = 1
 SHARE_BITS, SHARE_RANK = 4, 8  # see `Patch.shrink`
 AGAIN = "download or train it again"
-CONVERT = "if it is a checkpoint of PAVE's authors, `pave patch convert` makes a patch of it"
-REMEDIES = {json_text.AGAIN: AGAIN, tensorfile.SAFE: CONVERT}  # of a file of any kind -> of a patch
+CONVERT = "convert an official PAVE checkpoint with `pave patch convert`"
+REMEDIES = {json_text.AGAIN: AGAIN, tensorfile.SAFE: CONVERT}  # generic remedy -> remedy for a patch
 
 
 @contextmanager
 def of_patch() -> Iterator[None]:
-    """Raise a FileError of the block as a PatchError: the file was to be a patch, or to become one."""
+    """Re-raise a FileError of the block as a PatchError."""
     try:
         yield
     except PatchError:
@@ -58,27 +58,27 @@ def of_patch() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Patch:
-    """Config and tensors of a patch; `certificate` is measured proof that it listens, when there is any."""
+    """Config and tensors of a patch; `certificate`: measured evidence that it uses its senses, if any."""
 
     config: PatchConfig
     tensors: Mapping[str, Tensor] = field(repr=False)
     certificate: Mapping[str, Any] | None = None
     source: str = "memory"
-    stored: str = field(default="", repr=False)  # the config as its file says it: an older one may know fewer keys
+    stored: str = field(default="", repr=False)  # the config text of its file; an older version may have fewer keys
 
     @property
     def text(self) -> str:
-        """The config as JSON, as it stands in the file."""
-        kept = self.stored and PatchConfig.model_validate_json(self.stored) == self.config
-        return self.stored if kept else self.config.canonical()
+        """The config as JSON, as in the file."""
+        unchanged = self.stored and PatchConfig.model_validate_json(self.stored) == self.config
+        return self.stored if unchanged else self.config.canonical()
 
     @cached_property
     def sha256(self) -> str:
-        """Over the config and every tensor's name, dtype, shape and bytes; tensors of a patch stay as they are."""
+        """Of the config and every tensor's name, dtype, shape and bytes. Cached: do not modify tensors in place."""
         return tensorfile.digest(self.text, self.tensors)
 
     def check(self) -> None:
-        """Raise what is wrong with the tensors; they are looked at once."""
+        """Validate the tensors, once."""
         return self._checked
 
     @cached_property
@@ -87,22 +87,20 @@ class Patch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors, as they are stored."""
+        """Bytes of all tensors as stored."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def weights(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """The tensors as a model uses them; those that are stored in codes, in `dtype`."""
+        """The tensors as a model uses them; quantised ones are restored in `dtype`."""
         return shrink.restored(self.tensors, dtype)
 
     def shrink(self, bits: int = SHARE_BITS, rank: int | None = SHARE_RANK) -> Patch:
-        """The same patch for a fraction of the bytes: matrices in codes of 8 or 4 `bits`, LoRA cut to at most `rank`.
+        """A smaller copy of the patch: matrices quantised to 8 or 4 `bits`, LoRA truncated to at most `rank`.
 
-        The defaults bring a whole patch of a 7B base below 20 MB. A certificate of the larger patch proves nothing of
-        the smaller one, and is left out."""
+        With the defaults, a patch of a 7B base takes less than 20 MB. The certificate is dropped, since it was measured
+        with the original."""
         if bits not in (4, 8) or (rank is not None and rank < 1):
-            raise PatchError(
-                self.source, f"bits={bits}, rank={rank}", "store in 4 or 8 bits, and keep one rank or more"
-            )
+            raise PatchError(self.source, f"bits={bits}, rank={rank}", "use 4 or 8 bits, and a rank of 1 or more")
         config, tensors = self.config, self.weights()
         if config.lora is not None and rank is not None and rank < config.lora.r:
             pairs = [name.removesuffix(".A") for name in tensors if name.startswith("lora.") and name.endswith(".A")]
@@ -116,7 +114,7 @@ class Patch:
 
     @of_patch()
     def save(self, path: str | Path) -> Path:
-        """Write the file in one piece; whatever goes wrong, the old file stays. A folder gets `patch.safetensors`."""
+        """Write the file atomically: on any error the old file stays. In a folder, write `patch.safetensors`."""
         path = Path(path)
         path = path / WEIGHTS if path.is_dir() else path
         check_tensors(self.config, self.tensors, path)
@@ -125,7 +123,7 @@ class Patch:
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the file that `save` would write; the tensors need no values."""
+        """Size of the file that `save` would write; tensors may be on the meta device."""
         return tensorfile.size(self.tensors, self._metadata("0" * 64))
 
     def _metadata(self, sha256: str) -> dict[str, str]:
@@ -137,16 +135,16 @@ class Patch:
     @classmethod
     @of_patch()
     def load(cls, path: str | Path, source: str = "") -> Patch:
-        """Read and check a patch file, or the `patch.safetensors` of a folder. source: how people know it, if not by
-        its path."""
+        """Read and check a patch file, or the `patch.safetensors` of a folder. source: its name in reports
+        and errors, if not the path."""
         path = file_of(path)
         tensors, metadata = tensorfile.read(path)
         config, certificate = config_of(path, metadata), metadata.get("pave.certificate")
-        proof = None if certificate is None else json_text.parse_json(path, certificate, "certificate")
-        patch = cls(config, tensors, proof, source or str(path), metadata["pave.config"])
-        promised = metadata.get("pave.sha256", "")
-        if patch.sha256 != promised:
-            cause = f"its content has sha256 {patch.sha256[:16]}…, but it promises {promised[:16]}…"
+        measured = None if certificate is None else json_text.parse_json(path, certificate, "certificate")
+        patch = cls(config, tensors, measured, source or str(path), metadata["pave.config"])
+        recorded = metadata.get("pave.sha256", "")
+        if patch.sha256 != recorded:
+            cause = f"its content has sha256 {patch.sha256[:16]}…, its metadata {recorded[:16]}…"
             raise PatchDamaged(path, cause, AGAIN)
         patch.check()
         return patch
@@ -154,7 +152,7 @@ class Patch:
 
 @of_patch()
 def outline(path: str | Path, source: str = "") -> Patch:
-    """A patch as its header describes it: its tensors have shapes and no values, and only these are checked."""
+    """A patch from its header: tensors are on the meta device, and only names and shapes are checked."""
     path = file_of(path)
     tensors, metadata = tensorfile.read(path, mapped=True)
     shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
@@ -165,35 +163,35 @@ def outline(path: str | Path, source: str = "") -> Patch:
 
 @of_patch()
 def read_config(path: str | Path) -> PatchConfig:
-    """What a patch says of itself, from its header alone; tensors are not read and nothing is proved."""
+    """The config of a patch from its header; tensors are neither read nor checked."""
     path = file_of(path)
     return config_of(path, tensorfile.read_metadata(path))
 
 
 def file_of(path: str | Path) -> Path:
-    """The patch file itself, for a file or for the folder that holds it."""
+    """The patch file, from its own path or that of its folder."""
     path = Path(path)
     found = path / WEIGHTS if path.is_dir() and path.name != WEIGHTS else path
     if not found.exists():
-        raise PatchNotFound(found, "no such file", "give a patch file, its folder, or a name of the catalogue")
+        raise PatchNotFound(found, "file not found", "pass a patch file, its folder, or a catalogue name")
     if not found.is_file():
-        raise PatchDamaged(found, "is not a regular file", "give a patch file or the folder that holds one")
+        raise PatchDamaged(found, "is not a regular file", "pass a patch file or its folder")
     return found
 
 
 def resampler_of(config: PatchConfig, *, blank: bool = False) -> Resampler | None:
-    """The untrained resampler, if the patch has one; blank: on the meta device, for weights to come."""
+    """The untrained resampler, if any; blank: on the meta device."""
     return None if config.resampler is None else (blank_resampler if blank else build_resampler)(*_senses(config))
 
 
 def fusion_of(config: PatchConfig, name: str, *, blank: bool = False) -> nn.Module:
-    """The untrained fusion of one sense, or of what the resampler makes of all, with the dimensions that the config
-    records of its base; blank: on the meta device, for weights to come."""
+    """The untrained fusion of one sense or of the resampler outputs, with the base dimensions of the config; blank: on
+    the meta device."""
     return (blank_fusion if blank else build_fusion)(config.fusion, **_sizes(config, name))
 
 
 def tensors_of(config: PatchConfig) -> dict[str, Tensor]:
-    """Names and shapes of a patch's tensors, but for those of its LoRA, which hang on the layers of the base."""
+    """Names and shapes of a patch's tensors, except LoRA, which depends on the layers of the base."""
     parts = {f"fusion.{name}": blank_fusion.outline(config.fusion, **_sizes(config, name)) for name in config.read}
     if config.resampler is not None:
         parts["resampler"] = blank_resampler.outline(*_senses(config))
@@ -201,55 +199,55 @@ def tensors_of(config: PatchConfig) -> dict[str, Tensor]:
 
 
 def _senses(config: PatchConfig) -> tuple[Any, ...]:
-    """What a resampler is built from; a file knows no order of its senses."""
+    """Arguments of a resampler; senses are sorted, as files do not record their order."""
     return config.resampler, config.fusion.combine, tuple(sorted((s, facts.dim) for s, facts in config.senses.items()))
 
 
 def _sizes(config: PatchConfig, name: str) -> dict[str, Any]:
-    """What a fusion is built from, beside its own config."""
+    """Arguments of a fusion besides its own config."""
     return {
         "side_dim": config.read[name],
         "vision_dim": config.base.vision_dim,
         "visual_dim": config.base.dim,
         "tokens": config.base.tokens_per_frame,
         "frames": config.base.frames,
-        "points": name in config.senses and config.senses[name].points,  # to a resampler they are channels
+        "points": name in config.senses and config.senses[name].points,  # a resampler treats them as plain channels
     }
 
 
 def refuse_taken(senses: Iterable[str]) -> None:
-    """Refuse senses that no module can be called after."""
+    """Refuse sense names that nn.ModuleDict reserves."""
     for sense in senses:
         if hasattr(nn.ModuleDict, sense):
-            raise RecipeError(f"senses.{sense}: torch keeps this name for itself; call it {sense}_signal")
+            raise RecipeError(f"senses.{sense}: torch reserves this name; rename it to {sense}_signal")
 
 
 def misfits(expected: Mapping[str, Tensor], have: Mapping[str, tuple[int, ...]]) -> str:
-    """The first differences of names and shapes, in words; empty when there are none."""
-    want = {name: tuple(value.shape) for name, value in expected.items()}
-    wrong = [f"{n} is {have.get(n, 'missing')}, expected {want[n]}" for n in want if have.get(n) != want[n]]
-    wrong += [f"{name} is not part of it" for name in sorted(have.keys() - want.keys())]
+    """The first differences of names and shapes as text; empty if there are none."""
+    wanted = {name: tuple(value.shape) for name, value in expected.items()}
+    wrong = [f"{n} is {have.get(n, 'missing')}, expected {wanted[n]}" for n in wanted if have.get(n) != wanted[n]]
+    wrong += [f"{name} is unexpected" for name in sorted(have.keys() - wanted.keys())]
     return "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
 
 
 def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Names, shapes and finite values, as far as the config tells: LoRA's outer sizes are those of the base's layers,
-    and are checked when the patch is applied."""
+    """Check names, shapes and finite values against the config. LoRA's outer sizes depend on the base, and are checked
+    when the patch is applied."""
     for name, tensor in tensors.items():
         if tensor.dtype not in CODES:
-            raise PatchFormatError(source, f"{name} is {tensor.dtype}", "no file holds such tensors")
+            raise PatchFormatError(source, f"{name} is {tensor.dtype}, which patch files do not support", "cast it")
         if flaw := shrink.flaw(name, tensors):
             raise PatchDamaged(source, f"{name} {flaw}", AGAIN)
     shapes = shrink.shapes(tensors)
     fusion = {name: shape for name, shape in shapes.items() if not name.startswith("lora.")}
     if config.fusion.layers > max(len(tensors), 2) or not (config.senses or config.lora):
-        cause = f"its config is absurd: {config.fusion.layers} layers for {list(config.senses)}"
+        cause = f"its config has {config.fusion.layers} layers for {list(config.senses)} and {len(tensors)} tensors"
         raise PatchDamaged(source, cause, AGAIN)
     try:
         refuse_taken(config.senses)
         expected = tensors_of(config)
     except (PaveError, RuntimeError, TypeError, OverflowError) as error:
-        raise PatchDamaged(source, f"no fusion can be built from its config ({error})", AGAIN) from None
+        raise PatchDamaged(source, f"its config describes no valid fusion ({error})", AGAIN) from None
     wrong = misfits(expected, fusion) or _lora_misfits(config, {n: s for n, s in shapes.items() if n not in fusion})
     if wrong:
         raise PatchMismatch(source, f"tensors do not fit its own config: {wrong}", AGAIN)
@@ -257,13 +255,13 @@ def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: st
 
 def _lora_misfits(config: PatchConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
     if config.lora is None:
-        return f"{min(shapes)} is not part of it" if shapes else ""
+        return f"{min(shapes)} is unexpected" if shapes else ""
     if not shapes:
-        return "it says lora but holds no lora tensor"
+        return "its config has lora, but it has no lora tensor"
     for name, shape in shapes.items():
         path, _, leaf = name.rpartition(".")
         if leaf not in ("A", "B") or {f"{path}.A", f"{path}.B"} - shapes.keys():
-            return f"{name} is not half of a pair A, B"
+            return f"{name} is not one of a pair A, B"
         if len(shape) != 2 or shape["AB".index(leaf)] != config.lora.r:
             return f"{name} is {shape}, expected rank {config.lora.r}"
     return ""
@@ -271,10 +269,10 @@ def _lora_misfits(config: PatchConfig, shapes: Mapping[str, tuple[int, ...]]) ->
 
 @of_patch()
 def config_of(path: Path, metadata: Mapping[str, str]) -> PatchConfig:
-    """The config in a header's metadata, checked; `path` is what the error will name."""
+    """The validated config of a header's metadata; errors name `path`."""
     version = metadata.get("pave.format")
     if version is None:
-        raise PatchFormatError(path, "is safetensors, but says nothing of PAVE", "give a file written by PAVE")
+        raise PatchFormatError(path, "is safetensors without PAVE metadata", "pass a file written by PAVE")
     if version != str(FORMAT):
         newer = version.isdecimal() and int(version) > FORMAT
         remedy = "update pave" if newer else AGAIN
@@ -283,7 +281,7 @@ def config_of(path: Path, metadata: Mapping[str, str]) -> PatchConfig:
 
 
 def parsed(kind: type[C], data: Mapping[str, Any], path: Path) -> C:
-    """What a file from outside says of itself, validated."""
+    """Metadata of a file, validated; PatchDamaged if invalid."""
     try:
         return parse(kind, data, path)
     except RecipeError as error:

@@ -1,4 +1,4 @@
-"""Names of the files that patches come in: our own, those of PEFT and those of the official release."""
+"""File names of patches: PAVE's own, PEFT's and those of the official release."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ HUB_NAME = re.compile(
 )  # user/repo@revision
 
 
-PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of a plain LoRA, as PEFT writes it
-OFFICIAL_BASE = "llava_onevision"  # what the authors of PAVE released theirs for
-
-
-OFFICIAL_FUSION = "non_lora_trainables.bin"  # beside PEFT's files, in a checkpoint of PAVE's authors
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of a plain LoRA in PEFT's format
+OFFICIAL_BASE = "llava_onevision"  # model_type of the base of all official checkpoints
+OFFICIAL_FUSION = "non_lora_trainables.bin"  # next to PEFT's files in an official checkpoint
 
 
 def is_peft(folder: Path) -> bool:
-    """Whether a folder holds an adapter of PEFT and no patch."""
+    """Whether a folder holds a PEFT adapter and no patch."""
     return (folder / PEFT_CONFIG).is_file() and not (folder / WEIGHTS).exists()

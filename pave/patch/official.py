@@ -1,9 +1,9 @@
-"""Checkpoints that the authors of PAVE have released, as patches.
+"""Official PAVE checkpoints, converted to patches.
 
-In: a zip, or the folder in it: `non_lora_trainables.bin` (the fusion, pickled), the LoRA as PEFT writes it, and
-`config.json`. Out: one patch with the authors' numerics. Widths and depth are read from the shapes; what a checkpoint
-does not tell is set down here, from the official repository (dragonlzm/PAVE, commit ef6a93f), but for the sense: which
-encoder made its features only the caller knows. Opens nothing that it does not need, and needs no base.
+In: a zip, or the folder in it: `non_lora_trainables.bin` (the fusion, pickled), the LoRA in PEFT's format, and
+`config.json`. Out: one patch with the official numerics. Widths and depth are read from the shapes; what a checkpoint
+does not record is defined here, from the official repository (dragonlzm/PAVE, commit ef6a93f), except the encoder of
+its features, which the caller names. Opens only the files it needs, and needs no base.
 """
 
 from __future__ import annotations
@@ -38,46 +38,46 @@ CONFIG, PICKLED_LORA = "config.json", "adapter_model.bin"
 FILES = {FUSION, PEFT_CONFIG, PEFT_WEIGHTS, PICKLED_LORA, CONFIG}
 PREFIX = "base_model.model.model.temporal_aggregator."  # train_pave_w_feat.py saves the model inside PEFT's wrapper
 LAYER = re.compile(r"model\.(layers\.[0-9]+\.[\w.]+)")
-# What all released variants share and no file says: num_cross_attn_head and use_3d_rope (libs/utils/train_utils.py),
-# values from k_linear (blocks.py), a LayerNorm at the end, and a fusion that stays float32 behind a base in float16
+# What all official variants share and no file records: num_cross_attn_head and use_3d_rope (libs/utils/train_utils.py),
+# values from k_linear (blocks.py), a final LayerNorm, and a fusion in float32 on a base in float16
 # (libs/utils/utils.py).
 NUMERICS = {"kind": "official", "heads": 4, "rope": "off", "values": "shared", "head": "norm", "precision": "float32"}
 FRAMES, TOKENS = 32, 196  # frames_upbound; 27 × 27 patches, pooled to 14 × 14
-# What config.json may say of a layout that is built in here, where it says anything of it.
+# The only supported values of optional keys of config.json, which describe the layout.
 BUILT_IN = {
     "model_type": "pave_qwen2",
     "mm_patch_merge_type": "spatial_unpad",
     "mm_spatial_pool_mode": "bilinear",
     "feat_combine_method": "add",
 }
-NEWLINES = {"grid": "grid", "one_token": "end", "no_token": "none"}  # mm_newline_position -> ours
-RELEASED = "give a zip that the authors released, or the folder in it"
+NEWLINES = {"grid": "grid", "one_token": "end", "no_token": "none"}  # mm_newline_position -> `newline` of a patch
+RELEASED = "pass an official zip, or the folder in it"
 UNSAFE = re.compile(r"^/|^[A-Za-z]:|\\|\0|(^|/)\.\.(/|$)")
-RATIO = 100  # unpacked bytes for each one of the zip; weights hardly shrink at all
+RATIO = 100  # maximum unpacked bytes per byte of the zip; weights are nearly incompressible
 
 
 @of_patch()
 def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name: str = "", **options: Any) -> Patch:
-    """The patch of a released checkpoint, as convert("pave_avsd.zip", "audio", "imagebind-audio").
+    """Convert an official checkpoint, as convert("pave_avsd.zip", "audio", "imagebind-audio").
 
-    encoder: who made the features that it was trained with, by name, or by what it says of itself. It need not be
-    installed: the patch then reads features that are brought along as SideTokens. name: of the patch. options: of an
-    encoder that is told by name, as preset="llava3d".
+    encoder: the encoder of its training features, by name or spec. If it is not installed, the patch reads features
+    passed as SideTokens. name: of the patch. options: of an encoder passed by name, as preset="llava3d".
     """
     source = Path(source)
     refuse_taken([sense])
     with _unpacked(source) as folder:
-        said, (newline, blocks) = plain_config(_there(folder, PEFT_CONFIG)), _base(_there(folder, CONFIG))
-        lora, pairs = _lora(folder, said, blocks)
+        adapter = plain_config(_required(folder, PEFT_CONFIG))
+        newline, blocks = _base(_required(folder, CONFIG))
+        lora, pairs = _lora(folder, adapter, blocks)
         fusion = _fusion(folder / FUSION)
         shape, side, channels = _shape(folder / FUSION, fusion)
-    repo = said.get("base_model_name_or_path")
-    repo = repo if isinstance(repo, str) and HUB_NAME.fullmatch(repo) else ""  # or a folder of their machine
-    known = {"model_type": OFFICIAL_BASE, "repo": repo, "frames": FRAMES, "tokens_per_frame": TOKENS}
-    made = {
+    repo = adapter.get("base_model_name_or_path")
+    repo = repo if isinstance(repo, str) and HUB_NAME.fullmatch(repo) else ""  # not a folder of the training machine
+    base = {"model_type": OFFICIAL_BASE, "repo": repo, "frames": FRAMES, "tokens_per_frame": TOKENS}
+    config = {
         "name": name_of(name or source.resolve().name.removesuffix(".zip")),
         "description": "A checkpoint of PAVE's authors, converted.",
-        "base": {**known, **channels, "fingerprint": ""},
+        "base": {**base, **channels, "fingerprint": ""},
         "newline": newline,
         "prompt": CHATML,
         "senses": {sense: _facts(source, sense, encoder, side, options)},
@@ -87,61 +87,61 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
     }
     tensors = {f"fusion.{sense}.{key}": value for key, value in fusion.items()}
     tensors |= {f"lora.{key}": value for key, value in pairs.items()}
-    patch = Patch(parse(PatchConfig, made, source), tensors, source=str(source))
+    patch = Patch(parse(PatchConfig, config, source), tensors, source=str(source))
     patch.check()
     return patch
 
 
-def kept_as(name: str, file: str, sense: str, encoder: str | EncoderSpec) -> str:
-    """What a converted checkpoint is called where it is kept: another name whenever it would become another patch."""
-    who = [encoder, ""] if isinstance(encoder, str) else [encoder.name, encoder.preprocessing]
-    made = hashlib.sha256(json.dumps([file, sense, *who, NUMERICS, FRAMES, TOKENS]).encode()).hexdigest()
-    return f"{name}-{made[:16]}.safetensors"
+def cached_name(name: str, file: str, sense: str, encoder: str | EncoderSpec) -> str:
+    """File name of a converted checkpoint in the cache: a hash of everything that the conversion depends on."""
+    facts = [encoder, ""] if isinstance(encoder, str) else [encoder.name, encoder.preprocessing]
+    digest = hashlib.sha256(json.dumps([file, sense, *facts, NUMERICS, FRAMES, TOKENS]).encode()).hexdigest()
+    return f"{name}-{digest[:16]}.safetensors"
 
 
 def _facts(source: Path, sense: str, encoder: str | EncoderSpec, side: int, options: Any) -> SenseFacts:
     if isinstance(encoder, str) and missing(encoder):
-        encoder = EncoderSpec(encoder, sense, dim=side, rate=0, options=options)  # its rate is not recorded
+        encoder = EncoderSpec(encoder, sense, dim=side, rate=0, options=options)  # patches do not record the rate
     elif isinstance(encoder, str):
         loaded = load_encoder(encoder, **options)
         if isinstance(loaded, OnBase):
-            cause = f"{encoder} looks with the eyes of a base here, which no released checkpoint was trained on"
-            raise PatchMismatch(source, cause, "give its options, as --option preset=llava3d")
+            cause = f"{encoder} uses the vision tower of the base, which no official checkpoint was trained on"
+            raise PatchMismatch(source, cause, "pass other options, as --option preset=llava3d")
         encoder = loaded.spec
     if encoder.dim != side:
-        cause = f"its fusion reads {side} channels, {encoder.name} gives {encoder.dim}"
-        raise PatchMismatch(source, cause, "name the encoder that made the features it was trained with")
+        cause = f"its fusion reads {side} channels, {encoder.name} outputs {encoder.dim}"
+        raise PatchMismatch(source, cause, "name the encoder of its training features")
     return encoder.facts("index")
 
 
-# ---------------------------------------------------------------- what the files say
+# ---------------------------------------------------------------- contents of the files
 
 
-def _there(folder: Path, name: str) -> Path:
+def _required(folder: Path, name: str) -> Path:
     if not (folder / name).is_file():
-        raise PatchNotFound(folder, f"holds no {name}", RELEASED)
+        raise PatchNotFound(folder, f"has no {name}", RELEASED)
     return folder / name
 
 
 def _base(path: Path) -> tuple[str, Any]:
-    """Newline layout, and the number of blocks of the language model. (The size of its vocabulary says nothing: the
-    authors cut rows that no token has.)"""
-    said = json_text.read_json(path)
-    newline = said.get("mm_newline_position")
+    """Newline layout, and the number of blocks of the language model. (Not its vocabulary size: the official code
+    truncates unused rows.)"""
+    config = json_text.read_json(path)
+    newline = config.get("mm_newline_position")
     if not isinstance(newline, str) or newline not in NEWLINES:
-        raise PatchFormatError(path, f"mm_newline_position={newline!r}", f"patches know {', '.join(NEWLINES)}")
+        raise PatchFormatError(path, f"mm_newline_position={newline!r}", f"supported: {', '.join(NEWLINES)}")
     for key, known in BUILT_IN.items():
-        if (value := said.get(key)) not in (known, None):
-            raise PatchFormatError(path, f"{key}={value!r}", f"patches know {known}, which the authors released")
-    return NEWLINES[newline], said.get("num_hidden_layers")
+        if (value := config.get(key)) not in (known, None):
+            raise PatchFormatError(path, f"{key}={value!r}", f"supported: {known}, as in the official release")
+    return NEWLINES[newline], config.get("num_hidden_layers")
 
 
-def _lora(folder: Path, said: Mapping[str, Any], blocks: Any) -> tuple[LoraConfig, dict[str, Tensor]]:
+def _lora(folder: Path, adapter: Mapping[str, Any], blocks: Any) -> tuple[LoraConfig, dict[str, Tensor]]:
     path = folder / PICKLED_LORA
     if path.is_file() and not (folder / PEFT_WEIGHTS).exists():
         tensors = pickled.read(path)
     else:
-        path = _there(folder, PEFT_WEIGHTS)
+        path = _required(folder, PEFT_WEIGHTS)
         tensors, _ = tensorfile.read(path)
 
     def inside(name: str) -> str | None:
@@ -150,21 +150,23 @@ def _lora(folder: Path, said: Mapping[str, Any], blocks: Any) -> tuple[LoraConfi
 
     pairs = named_pairs(path, tensors, inside)
     layers = {name.rpartition(".")[0] for name in pairs}
-    named = said.get("target_modules")
-    if isinstance(named, list) and (odd := sorted(_odd({str(word).removeprefix("model.") for word in named}, layers))):
-        cause = f"{len(odd)} layers stand only here or only in {PEFT_CONFIG}, the first is {odd[0]}"
-        raise PatchDamaged(path, cause, AGAIN)
-    return lora_config(folder / PEFT_CONFIG, said, _words(layers, blocks)), pairs
+    named = adapter.get("target_modules")
+    if isinstance(named, list):
+        targets = {str(each).removeprefix("model.") for each in named}
+        if unmatched := sorted(_unmatched(targets, layers)):
+            cause = f"{len(unmatched)} layers are only here or only in {PEFT_CONFIG}, the first is {unmatched[0]}"
+            raise PatchDamaged(path, cause, AGAIN)
+    return lora_config(folder / PEFT_CONFIG, adapter, _targets(layers, blocks)), pairs
 
 
-def _odd(words: Collection[str], layers: Collection[str]) -> set[str]:
-    """Words of PEFT that name none of these layers, and layers that no word names."""
-    means = {word: {layer for layer in layers if f".{layer}".endswith(f".{word}")} for word in words}
-    return {word for word, found in means.items() if not found}.union(layers).difference(*means.values())
+def _unmatched(targets: Collection[str], layers: Collection[str]) -> set[str]:
+    """Target names of PEFT that match none of these layers, and layers that no target matches."""
+    matches = {target: {layer for layer in layers if f".{layer}".endswith(f".{target}")} for target in targets}
+    return {target for target, found in matches.items() if not found}.union(layers).difference(*matches.values())
 
 
-def _words(layers: Collection[str], blocks: Any) -> set[str]:
-    """PEFT's words for these layers: the short ones when all blocks of the language model have them."""
+def _targets(layers: Collection[str], blocks: Any) -> set[str]:
+    """PEFT's target names for these layers: short ones if all blocks of the language model have them."""
     numbers = {layer.split(".", 2)[1] for layer in layers}
     kinds = {layer.split(".", 2)[2] for layer in layers}
     whole = {f"layers.{i}.{kind}" for i in range(len(numbers)) for kind in kinds}
@@ -173,15 +175,15 @@ def _words(layers: Collection[str], blocks: Any) -> set[str]:
 
 
 def _fusion(path: Path) -> dict[str, Tensor]:
-    """The tensors of the fusion under our names, which are the authors'. They create v_linear and save it, but take
-    values from k_linear (blocks.py, line 143)."""
+    """The tensors of the fusion, under the official names. v_linear is dropped: the official code saves it but
+    computes values with k_linear (blocks.py, line 143)."""
     found = {key.removeprefix(PREFIX): value for key, value in pickled.read(path).items()}
     return {key: value for key, value in found.items() if ".attn.v_linear." not in key}
 
 
 def _shape(path: Path, fusion: Mapping[str, Tensor]) -> tuple[FusionConfig, int, dict[str, int]]:
-    """The fusion's config, the channels of its side tokens, and those of the base. The first and the last tensors tell
-    them; whether all others agree is checked with the whole patch."""
+    """The fusion's config, the channels of its side tokens and those of the base, from the first and last tensors; the
+    others are checked with the whole patch."""
     try:
         width, vision = fusion["query_input_mapping.weight"].shape
         _, side = fusion["input_mapping.weight"].shape
@@ -199,11 +201,11 @@ def _shape(path: Path, fusion: Mapping[str, Tensor]) -> tuple[FusionConfig, int,
 
 @contextmanager
 def _unpacked(source: Path) -> Iterator[Path]:
-    """The folder that holds the files: the source, what is in it, or a copy that is gone behind the block."""
+    """The folder of the files: the source, a folder in it, or a temporary copy for the block."""
     if source.is_dir():
         yield _holder(source, source)
     elif not source.exists():
-        raise PatchNotFound(source, "no such file or folder", RELEASED)
+        raise PatchNotFound(source, "file or folder not found", RELEASED)
     elif not source.is_file():
         raise PatchFormatError(source, "is neither a file nor a folder", RELEASED)
     else:
@@ -216,49 +218,49 @@ def _unpacked(source: Path) -> Iterator[Path]:
 
 
 def _holder(folder: Path, source: Path) -> Path:
-    """The folder itself or the one inside it."""
+    """The folder itself or the one in it."""
     if (folder / FUSION).is_file():
         return folder
     found = [place for place in sorted(folder.iterdir()) if (place / FUSION).is_file()]
     if len(found) != 1:
-        raise PatchNotFound(source, f"holds {len(found) or 'no'} {FUSION}", RELEASED)
+        raise PatchNotFound(source, f"has {len(found) or 'no'} {FUSION}", RELEASED)
     return found[0]
 
 
 def _extract(source: Path, folder: Path) -> None:
-    """Unpack the wanted files of a zip, once nothing in it is suspicious."""
+    """Unpack the needed files of a zip after checking all its entries."""
     try:
         with zipfile.ZipFile(source) as archive:
             if cause := _suspicion(archive.infolist(), source.stat().st_size):
-                raise PatchDamaged(source, cause, "nothing was unpacked; download it from its authors")
+                raise PatchDamaged(source, cause, "nothing was unpacked; download the official file")
             for member in archive.infolist():
                 path = PurePosixPath(member.filename)
                 if path.name in FILES and len(path.parts) <= 2:
                     archive.extract(member, folder)
     except OSError as error:
         cause = f"cannot be unpacked ({error.strerror or error})"
-        raise PatchError(source, cause, "free space or mend the rights") from None
+        raise PatchError(source, cause, "free disk space or fix the permissions") from None
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError) as error:
-        raise PatchDamaged(source, f"is no zip, or a damaged one ({error})", AGAIN) from None
+        raise PatchDamaged(source, f"is not a zip, or a damaged one ({error})", AGAIN) from None
 
 
 def _suspicion(members: Collection[zipfile.ZipInfo], size: int) -> str:
-    """What is wrong with a zip of `size` bytes, by its table of contents; empty when nothing is."""
+    """What is wrong with a zip of `size` bytes by its directory, as text; empty if nothing."""
     seen: set[str] = set()
     for member in members:
         name = member.orig_filename
         if UNSAFE.search(name):
-            return f"{name!r} would leave the folder that it is unpacked to"
+            return f"{name!r} would be written outside the target folder"
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             return f"{name!r} is a link or a device"
         if member.flag_bits & 1:
             return f"{name!r} is encrypted"
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            return f"{name!r} is packed by the rare method {member.compress_type}"
+            return f"{name!r} has the unsupported compression method {member.compress_type}"
         if name.casefold() in seen:
-            return f"{name!r} stands in it twice"
+            return f"{name!r} is a duplicate"
         seen.add(name.casefold())
     total = sum(member.file_size for member in members)
     if total > min(tensorfile.MAX_BYTES, RATIO * size):
-        return f"its {size:,} bytes would become {total:,}"
+        return f"its {size:,} bytes would unpack to {total:,}"
     return ""

@@ -1,4 +1,4 @@
-"""The report of a patch that was applied: what, from where, and whether it was made for this base."""
+"""The report of an applied patch: its parts, its source, and whether it was made for this base."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pave.patch.attached import Attached
 
 @dataclass(frozen=True, kw_only=True)
 class PatchReport:
-    """What was applied, from where, and whether it was made for this very base."""
+    """An applied patch: its parts, its source, and whether it was made for this base."""
 
     name: str
     source: str
@@ -23,14 +23,14 @@ class PatchReport:
     fusion_params: int
     lora_params: int
     senses: Mapping[str, str]  # sense -> encoder
-    base_match: str  # "exact", or in words what differs
+    base_match: str  # "exact", or the difference as text
     weight: float = 1.0
     enabled: bool = True
     remarks: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, name: str, attached: Attached, **facts: Any) -> PatchReport:
-        """The report of a patch that is inside; `facts` are those that its modules do not know."""
+        """The report of an applied patch; `facts`: fields that its modules do not hold."""
         sizes = Counter[str]()
         for path, parameter in attached.named_parameters():
             sizes[path.partition(".")[0]] += parameter.numel()

@@ -1,7 +1,7 @@
-"""Small storage: matrices in 8 or 4 bits, low-rank pairs cut to fewer ranks.
+"""Compressed storage: matrices quantised to 8 or 4 bits, low-rank pairs truncated to fewer ranks.
 
-In: float tensors by name. Out: what a file holds of them. A matrix `name` becomes codes `name` (int8, or two codes of 4
-bits in a byte) and `name.scales` (bfloat16), one for every group along its longer side; all else stays as it is.
+In: float tensors by name. Out: the tensors to store. A matrix `name` becomes codes `name` (int8, or two 4-bit codes per
+byte) and `name.scales` (bfloat16), one per group along its longer side; other tensors are unchanged.
 Deterministic. Knows nothing of files, patches and models.
 
 o rows, c columns, g groups, r ranks
@@ -15,19 +15,25 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-GROUP = 64  # numbers that share a scale, at most
-LEAST_GROUP = 8  # below, a matrix is left alone: the scales would weigh as much as they save
-SMALLEST = 64  # numbers of a matrix that is worth the trouble
+GROUP = 64  # maximum values per scale
+LEAST_GROUP = 8  # smaller groups are not quantised: scales would cost as much as codes save
+SMALLEST = 64  # values in the smallest matrix that is quantised
 SCALES = ".scales"
-LARGEST = 1e30  # of any weight and scale: far beyond use, and no product of it with a code overflows
-SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the scale that no number overflows; a few cut-off peaks may cost less
+LARGEST = 1e30  # limit of weights and scales: far beyond real ones, and its product with a code does not overflow
+SHARES = (
+    1.0,
+    0.95,
+    0.9,
+    0.85,
+    0.8,
+)  # tried factors of the scale that avoids clipping; clipping a few peaks may cost less
 
 
 def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Codes and scales of a matrix (o c), (o g) for a wide one and (g c) for a high one: w ≈ code · scale.
 
-    The number of largest magnitude in a group gets the code with the most room, -2^(bits-1), so that all codes are in
-    use; of some scales the one with the least squared error is taken. A matrix without values (meta) gives empty ones.
+    The value of largest magnitude in a group gets the code -2^(bits-1), so that all codes are used; of several scales
+    the one with the least squared error is chosen. A meta matrix gives empty tensors.
     """
     if weight.shape[0] > weight.shape[1]:
         codes, scales = quantise(weight.T, bits)
@@ -54,9 +60,9 @@ def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The matrix (o c) that codes and scales stand for."""
-    along = int(len(scales) == len(codes))  # the side that groups run along
-    # The product of a code and a bfloat16 is exact in float32, so bfloat16 itself rounds it just once.
+    """The matrix (o c) of codes and scales."""
+    along = int(len(scales) == len(codes))  # the dimension of the groups
+    # The product of a code and a bfloat16 scale is exact in float32, so computing in bfloat16 rounds only once.
     exact = dtype if dtype in (torch.bfloat16, torch.float32) else torch.float32
     scale = scales.to(exact).unsqueeze(along + 1)
     groups = codes.view(torch.int8).unflatten(along, (scales.shape[along], -1))
@@ -69,7 +75,7 @@ def dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32
 
 
 def pack(codes: Tensor) -> Tensor:
-    """Codes -8 … 7 (o c) in pairs: the even column in the low half of a byte (o c/2)."""
+    """Codes -8 … 7 (o c) in pairs (o c/2): the even column in the low four bits."""
     even, odd = ((codes[:, first::2].to(torch.int16) & 15) for first in (0, 1))
     return (even | odd << 4).to(torch.uint8)
 
@@ -80,7 +86,7 @@ def group_of(columns: int) -> int:
 
 
 def shrunk(tensors: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
-    """Tensors as they are stored: large matrices as codes and scales, all else as it was."""
+    """Tensors as stored: large matrices as codes and scales, others unchanged."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         long = max(tensor.shape, default=0)
@@ -92,7 +98,7 @@ def shrunk(tensors: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
 
 
 def restored(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Tensors as a model uses them; what was never quantised keeps its dtype."""
+    """Tensors as a model uses them; tensors that are not quantised keep their dtype."""
     return {
         name: dequantise(tensor, tensors[name + SCALES], dtype) if name + SCALES in tensors else tensor
         for name, tensor in tensors.items()
@@ -101,7 +107,7 @@ def restored(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) 
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shapes of what `restored` would give, without doing it."""
+    """The shapes that `restored` would return, without computing it."""
     found = {}
     for name, tensor in tensors.items():
         if not name.endswith(SCALES):
@@ -113,14 +119,14 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def flaw(name: str, tensors: Mapping[str, Tensor]) -> str:
-    """What is wrong with a stored tensor, in words; empty when it can be used."""
+    """What is wrong with a stored tensor, as text; empty if it is valid."""
     tensor, scales = tensors[name], tensors.get(name + SCALES)
     if name.endswith(SCALES) and name.removesuffix(SCALES) not in tensors:
         return "has no codes"
     if scales is not None:
         if tensor.dtype not in (torch.int8, torch.uint8) or tensor.ndim != 2 or scales.ndim != 2:
             return f"is {tensor.dtype} of shape {tuple(tensor.shape)}, with scales of shape {tuple(scales.shape)}"
-        along = int(len(scales) == len(tensor))  # the side that groups run along
+        along = int(len(scales) == len(tensor))  # the dimension of the groups
         numbers = tensor.shape[along] * (2 if tensor.dtype == torch.uint8 else 1)
         if scales.shape[1 - along] != tensor.shape[1 - along] or not scales.numel() or numbers % scales.shape[along]:
             return f"has scales of shape {tuple(scales.shape)} for codes of shape {tuple(tensor.shape)}"
@@ -128,13 +134,13 @@ def flaw(name: str, tensors: Mapping[str, Tensor]) -> str:
         return f"is {tensor.dtype}, and has no scales"
     elif tensor.numel() and not tensor.is_meta and not tensor.abs().max() <= LARGEST:  # no comparison holds for NaN
         wrong = int((~(tensor.abs() <= LARGEST)).sum())
-        return f"holds {wrong} values that are not finite or beyond {LARGEST:g}, of {tensor.numel()}"
+        return f"has {wrong} of {tensor.numel()} values that are not finite or beyond {LARGEST:g}"
     return ""
 
 
 def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The pair (rank c), (o rank) whose product is nearest to B·A of a (r c) and b (o r), by least squares; both get
-    the square roots of the singular values."""
+    """The pair (rank c), (o rank) whose product is the best approximation of B·A, of a (r c) and b (o r), by truncated
+    SVD; both get the square roots of the singular values."""
     left, upper = torch.linalg.qr(b.double())
     right, lower = torch.linalg.qr(a.double().T)
     u, s, v = torch.linalg.svd(upper @ lower.T)

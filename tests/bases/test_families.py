@@ -1,4 +1,4 @@
-"""Every family of bases keeps the laws: one suite, on a small random model of each."""
+"""The laws of patches hold for every family of bases: one suite, on a small random model of each."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_it_opens_from_a_folder(family: str, tokenizer: PreTrainedTokenizerFast,
         ("gemma4", "<turn|>"),
     ],
 )
-def test_a_tokenizer_without_the_marks_of_the_family_is_refused(
+def test_a_tokenizer_without_the_special_tokens_of_the_family_is_refused(
     name: str, mark: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     make_base(tokenizer, family=name).model.save_pretrained(tmp_path)
@@ -104,38 +104,38 @@ def test_a_tokenizer_without_the_marks_of_the_family_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("glm4v", "{:.0f}"), ("glm4v_moe", "{:.0f}"), ("glm46v", "{:.1f} seconds")]
+    ("name", "pattern"), [("glm4v", "{:.0f}"), ("glm4v_moe", "{:.0f}"), ("glm46v", "{:.1f} seconds")]
 )
-def test_glm_writes_when_the_first_frame_of_a_step_was(
-    name: str, words: str, tokenizer: PreTrainedTokenizerFast
+def test_glm_writes_the_time_of_the_first_frame_of_each_step(
+    name: str, pattern: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     base = make_base(tokenizer, family=name)
     for frames in ([1.0, 3.0, 5.0, 7.0], [0.0, 0.5, 1.0, 1.5, 2.0, 2.5], [4.0, 4.0]):
         times = [(frames[i] + frames[i + 1]) / 2 for i in range(0, len(frames), 2)]
-        told = [f"<|end_of_image|>{words.format(seconds)}" for seconds in frames[::2]]
-        assert [behind for _, behind in base.around(times)] == told
+        expected = [f"<|end_of_image|>{pattern.format(seconds)}" for seconds in frames[::2]]
+        assert [behind for _, behind in base.around(times)] == expected
 
 
-def test_smolvlm_is_told_the_number_of_frames_in_words(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_prompt_of_smolvlm_spells_out_the_number_of_frames(tokenizer: PreTrainedTokenizerFast) -> None:
     (head, _), *_ = make_base(tokenizer, family="smolvlm").around([0.5, 2.5, 61.5])
     assert head.startswith("You are provided the following series of three frames from a 0:01:01 [H:MM:SS] video.")
-    told = {1: "one", 13: "thirteen", 18: "eighteen", 20: "twenty", 32: "thirty-two", 45: "forty-five", 128: "128"}
-    assert {count: in_words(count) for count in told} == told
+    spelled = {1: "one", 13: "thirteen", 18: "eighteen", 20: "twenty", 32: "thirty-two", 45: "forty-five", 128: "128"}
+    assert {count: in_words(count) for count in spelled} == spelled
 
 
 @pytest.mark.parametrize("thought", ["", "<|channel>thought\n<channel|>"])
-def test_an_answer_begins_as_the_chat_template_of_the_checkpoint_has_it(
+def test_an_answer_begins_as_the_chat_template_of_the_checkpoint_does(
     thought: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     make_base(tokenizer, family="gemma4").model.save_pretrained(tmp_path)
-    talking = with_marks(tokenizer)
-    talking.chat_template = (
+    chatting = with_marks(tokenizer)
+    chatting.chat_template = (
         "{{ '<bos>' }}{% for each in messages %}{{ '<|turn>' + each['role'] + '\n' + each['content'] + '<turn|>\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|turn>model\n"
         + thought.replace("\n", "\\n")
         + "' }}{% endif %}"
     )
-    talking.save_pretrained(tmp_path)
+    chatting.save_pretrained(tmp_path)
     base = load(tmp_path).host
     assert base.template == "<bos><|turn>user\n{video}{question}<turn|>\n<|turn>model\n" + thought
     assert base.end == base.tokenizer.convert_tokens_to_ids("<turn|>")
@@ -143,19 +143,19 @@ def test_an_answer_begins_as_the_chat_template_of_the_checkpoint_has_it(
 
 def test_a_broken_chat_template_is_named(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     make_base(tokenizer, family="gemma4").model.save_pretrained(tmp_path)
-    talking = with_marks(tokenizer)
-    talking.chat_template = "{% for each in messages %}"
-    talking.save_pretrained(tmp_path)
-    with pytest.raises(BaseModelError, match=r"its chat template cannot be used \(.*; mend chat_template\.jinja"):
+    chatting = with_marks(tokenizer)
+    chatting.chat_template = "{% for each in messages %}"
+    chatting.save_pretrained(tmp_path)
+    with pytest.raises(BaseModelError, match=r"its chat template cannot be rendered \(.*; fix chat_template\.jinja"):
         load(tmp_path)
 
 
-def test_a_family_that_shows_nothing_before_its_projector_is_asked_with_what_it_shows(
+def test_a_family_without_features_before_its_projector_accepts_projected_queries(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     base = make_base(tokenizer)
 
-    class Shut(type(base)):  # type: ignore[misc]
+    class Projected(type(base)):  # type: ignore[misc]
         @property
         def vision_dim(self) -> int:
             return 0
@@ -164,10 +164,10 @@ def test_a_family_that_shows_nothing_before_its_projector_is_asked_with_what_it_
             seen = super().look(pixels)
             return seen._replace(vision=seen.vision[..., :0])
 
-    base.__class__ = Shut
+    base.__class__ = Projected
     one = PatchedModel(base)
     before = forward(one, one.prepare(clips(), QUESTIONS))
-    with pytest.raises(PatchMismatch, match=r"before the projector, .*; use fusion.query: projected"):
+    with pytest.raises(PatchMismatch, match=r"before the projector as queries, .*; use fusion.query: projected"):
         one.attach("ears", config(one))
     with pytest.raises(EncoderError, match=r"base-tower .* llava_onevision has none"):
         _ = load_encoder("base-tower").on(base).spec
@@ -202,7 +202,7 @@ def greedy(one: PatchedModel, inputs: Inputs, **options: Any) -> Tensor:
 
 
 def own_pixels(one: PatchedModel, clips: list[Clip]) -> dict[str, Any]:
-    """What the family's own processor would hand over for these clips, in its words."""
+    """Outputs of the family's own processor for these clips, under its names."""
     host: Any = one.host
     frames = [host.pixels(clip) for clip in clips]
     together = torch.cat(frames)
@@ -221,39 +221,41 @@ def own_pixels(one: PatchedModel, clips: list[Clip]) -> dict[str, Any]:
         case "llava_onevision" | "video_llava" | "llava_next_video":
             return {"pixel_values_videos": torch.stack(frames)}
     grids = torch.cat([host.patch_grid(len(each) // host.pair) for each in frames])
-    words = {"pixel_values_videos": host.patches(together), "video_grid_thw": grids}
+    inputs = {"pixel_values_videos": host.patches(together), "video_grid_thw": grids}
     if host.model_type == "video_llama_3":
-        words["video_merge_sizes"] = torch.tensor([host.merge] * len(clips))
+        inputs["video_merge_sizes"] = torch.tensor([host.merge] * len(clips))
     if host.model_type == "qwen2_5_vl":
-        words["second_per_grid_ts"] = torch.tensor([float(host.pair)] * len(clips))  # a frame per second
-    return words
+        inputs["second_per_grid_ts"] = torch.tensor([float(host.pair)] * len(clips))  # a frame per second
+    return inputs
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "glm4v", "gemma4"])
 def test_patches_are_cut_as_the_familys_own_processor_does(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
     base: Any = make_base(tokenizer, family=name)
-    edge = 48 * 16 if name == "gemma4" else SIDE  # its processor takes pictures of one number of tokens only
+    edge = 48 * 16 if name == "gemma4" else SIDE  # its processor supports a few numbers of tokens only
     base.side = edge
     picture = torch.randint(0, 256, (edge, edge, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    words = {"min_pixels": edge**2, "max_pixels": edge**2} if name == "qwen2_vl" else {"do_resize": name == "gemma4"}
+    options = {"min_pixels": edge**2, "max_pixels": edge**2} if name == "qwen2_vl" else {"do_resize": name == "gemma4"}
     kind = {"qwen2_vl": Qwen2VLImageProcessorPil, "glm4v": Glm4vImageProcessorPil, "gemma4": Gemma4ImageProcessorPil}
-    processor = kind[name](**words)
-    told = processor(Image.fromarray(picture.numpy()), return_tensors="pt")
+    processor = kind[name](**options)
+    expected = processor(Image.fromarray(picture.numpy()), return_tensors="pt")
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (processor.image_mean, processor.image_std))
     pixels = (picture.permute(2, 0, 1) / 255 - mean) / std
     if name == "gemma4":
         base.model.config.vision_config.patch_size, base.model.config.vision_config.pooling_kernel_size = 16, 3
         patches, places = base.patches(pixels[None])
-        assert torch.equal(places, told["image_position_ids"][:, : places.shape[1]])
-        told["pixel_values"] = told["pixel_values"][:, : places.shape[1]]
+        assert torch.equal(places, expected["image_position_ids"][:, : places.shape[1]])
+        expected["pixel_values"] = expected["pixel_values"][:, : places.shape[1]]
     else:
         patches = base.patches(pixels.expand(base.pair, -1, -1, -1))
-    torch.testing.assert_close(patches, told["pixel_values"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(patches, expected["pixel_values"], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_features_of_a_place_in_the_picture_stand_at_its_place(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Before and behind the projector, on a grid of several windows where a tower has windows."""
+def test_changing_a_grid_cell_changes_the_features_of_that_cell_most(
+    family: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Before and after the projector, on a grid of several windows if the tower has window attention."""
     base = make_base(tokenizer, family=family, side=2 * SIDE)
     (rows, columns), (high, wide) = base.grid, base.size
     assert rows >= 4 and columns >= 4
@@ -265,30 +267,35 @@ def test_features_of_a_place_in_the_picture_stand_at_its_place(family: str, toke
         cells[:, :, place // columns, :, place % columns].neg_()
         after = base.look(changed)
         for old, new in ((before.vision, after.vision), (before.tokens, after.tokens)):
-            moved = (new - old)[0, -rows * columns :].norm(dim=-1)  # without a token of the whole picture
+            moved = (new - old)[0, -rows * columns :].norm(dim=-1)  # without a class token
             assert moved.argmax() == place
 
 
 def types(one: PatchedModel, ids: Tensor) -> dict[str, Tensor]:
-    wanted = one.host.model_type in ON_A_GRID | {"gemma4"}
-    return {"mm_token_type_ids": 2 * (ids == one.host.placeholder).long()} if wanted else {}
+    needed = one.host.model_type in ON_A_GRID | {"gemma4"}
+    return {"mm_token_type_ids": 2 * (ids == one.host.placeholder).long()} if needed else {}
 
 
-def test_without_patches_it_is_the_model_on_its_own_pixels(one: PatchedModel) -> None:
+def test_without_patches_outputs_are_those_of_the_model_on_pixels(one: PatchedModel) -> None:
     inputs = one.prepare(clips(), QUESTIONS)
-    words = {**own_pixels(one, clips()), **types(one, inputs.input_ids)}
+    inputs_of_base = {**own_pixels(one, clips()), **types(one, inputs.input_ids)}
     base: Any = one.base
     ids, mask = inputs.input_ids, inputs.attention_mask
     if one.host.model_type in ON_A_GRID:
-        expected = base(input_ids=ids, attention_mask=mask, **words).logits
-    else:  # forward() of the model would count what is padded
-        expected = base(input_ids=ids, attention_mask=mask, position_ids=inputs.positions(), **words).logits
+        expected = base(input_ids=ids, attention_mask=mask, **inputs_of_base).logits
+    else:  # the model's own forward() would count padding
+        expected = base(input_ids=ids, attention_mask=mask, position_ids=inputs.positions(), **inputs_of_base).logits
     real = mask.bool()
     torch.testing.assert_close(forward(one, inputs)[real], expected[real], atol=1e-4, rtol=1e-4)
-    ends = {"pad_token_id": one.host.pad, "eos_token_id": one.host.stops}  # those of a config are of large vocabularies
-    told = base.generate(input_ids=ids, attention_mask=mask, **words, **ends, max_new_tokens=5, do_sample=False)
-    assert torch.equal(greedy(one, inputs), told[:, ids.shape[1] :])
-    assert torch.equal(greedy(one, inputs, num_beams=None), told[:, ids.shape[1] :])
+    ends = {
+        "pad_token_id": one.host.pad,
+        "eos_token_id": one.host.stops,
+    }  # those of the config are beyond the small vocabulary
+    expected_ids = base.generate(
+        input_ids=ids, attention_mask=mask, **inputs_of_base, **ends, max_new_tokens=5, do_sample=False
+    )
+    assert torch.equal(greedy(one, inputs), expected_ids[:, ids.shape[1] :])
+    assert torch.equal(greedy(one, inputs, num_beams=None), expected_ids[:, ids.shape[1] :])
     if not one.host.beams:
         many: list[tuple[str, dict[str, Any]]] = [
             ("num_beams=2", {"num_beams": 2}),
@@ -299,11 +306,11 @@ def test_without_patches_it_is_the_model_on_its_own_pixels(one: PatchedModel) ->
         for named, options in many:
             with pytest.raises(ValueError, match=f"does not support {named}; leave it out"):
                 one.generate(inputs, max_new_tokens=5, **options)
-        with pytest.raises(ValueError, match="non-empty list"):  # and neither can the model
-            base.generate(input_ids=ids, attention_mask=mask, **words, **ends, max_new_tokens=5, num_beams=2)
+        with pytest.raises(ValueError, match="non-empty list"):  # nor does the model support it
+            base.generate(input_ids=ids, attention_mask=mask, **inputs_of_base, **ends, max_new_tokens=5, num_beams=2)
 
 
-def test_all_that_the_model_is_given_lies_where_it_lies(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_all_inputs_of_the_model_are_on_its_device(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
     one = PatchedModel(make_base(tokenizer, family=family))
     whole = one.prepare(clips(), QUESTIONS)
     features = one.encode(clips())
@@ -312,10 +319,10 @@ def test_all_that_the_model_is_given_lies_where_it_lies(family: str, tokenizer: 
     tokens = collate(rows, one.host.pad)
     del tokens["labels"]
     shared = one.lay_out(features, None).inputs(**tokens)
-    told: list[Any] = []
+    received: list[Any] = []
 
-    def spy(module: torch.nn.Module, args: Any, words: dict[str, Any]) -> None:
-        told.extend([*args, *words.values()])
+    def spy(module: torch.nn.Module, args: Any, options: dict[str, Any]) -> None:
+        received.extend([*args, *options.values()])
         raise InterruptedError
 
     one.base.register_forward_pre_hook(spy, with_kwargs=True)
@@ -324,15 +331,15 @@ def test_all_that_the_model_is_given_lies_where_it_lies(family: str, tokenizer: 
     for inputs in (whole, shared):
         with pytest.raises(InterruptedError):
             one.forward(inputs)
-    places = [tensor.device.type for tensor in tensors_in(told)]
+    places = [tensor.device.type for tensor in tensors_in(received)]
     assert len(places) >= 8 and set(places) == {"meta"}
 
 
-def tensors_in(told: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """All tensors in lists, dicts and outputs."""
-    if isinstance(told, Tensor):
-        return [told]
-    inner = told.values() if isinstance(told, dict) else told if isinstance(told, list | tuple) else ()
+    if isinstance(value, Tensor):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return [tensor for each in inner for tensor in tensors_in(each)]
 
 
@@ -342,11 +349,11 @@ def test_an_untrained_patch_changes_nothing_and_a_trained_one_does(
 ) -> None:
     one = PatchedModel(make_base(tokenizer, dtype, family=family))
     inputs = one.prepare(clips(), QUESTIONS)
-    logits, said = forward(one, inputs), greedy(one, inputs)
+    logits, answer = forward(one, inputs), greedy(one, inputs)
     beams = greedy(one, inputs, num_beams=2) if one.host.beams else None
     one.attach("ears", config(one))
     inputs = one.prepare(clips(), QUESTIONS)
-    assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), said)
+    assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), answer)
     assert beams is None or torch.equal(greedy(one, inputs, num_beams=2), beams)
     awaken(one, "ears")
     assert not torch.equal(forward(one, inputs), logits)
@@ -354,24 +361,24 @@ def test_an_untrained_patch_changes_nothing_and_a_trained_one_does(
 
 def test_removal_leaves_no_trace(one: PatchedModel) -> None:
     inputs = one.prepare(clips(), QUESTIONS)
-    logits, said, before = forward(one, inputs), greedy(one, inputs), portrait(one)
+    logits, answer, before = forward(one, inputs), greedy(one, inputs), portrait(one)
     hears(one)
     patched = one.prepare(clips(), QUESTIONS)
     assert not torch.equal(forward(one, patched), logits)
     greedy(one, patched)
     one.remove_patch("ears")
-    assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), said)
+    assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), answer)
     assert alike(before, portrait(one))
 
 
-def test_a_resampler_reads_two_senses_for_it(one: PatchedModel) -> None:
+def test_a_resampler_reads_two_senses(one: PatchedModel) -> None:
     inputs = one.prepare(clips(), QUESTIONS)
-    logits, said, before = forward(one, inputs), greedy(one, inputs), portrait(one)
+    logits, answer, before = forward(one, inputs), greedy(one, inputs), portrait(one)
     favor = favor_config(one.host)
     parts = {"senses": favor.senses, "resampler": favor.resampler, "fusion": favor.fusion}
     one.attach("favor", config(one, **parts), trainable=False)
     inputs = one.prepare(clips(), QUESTIONS)
-    assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), said)
+    assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), answer)
     awaken(one, "favor")
     assert not torch.equal(forward(one, inputs), logits)
     greedy(one, inputs)
@@ -380,7 +387,7 @@ def test_a_resampler_reads_two_senses_for_it(one: PatchedModel) -> None:
     assert torch.equal(forward(one, inputs), logits) and alike(before, portrait(one))
 
 
-def test_logits_of_some_places_only(one: PatchedModel) -> None:
+def test_logits_of_selected_positions(one: PatchedModel) -> None:
     inputs = one.prepare(clips(), QUESTIONS)
     places, whole = torch.tensor([3, 7]), forward(one, inputs)
     some, last = (one.forward(inputs, logits_to_keep=keep).logits for keep in (places, 1))
@@ -418,10 +425,10 @@ def test_a_key_frame_hears_its_own_moment_only(one: PatchedModel) -> None:
 def test_a_clip_without_sound_gets_the_answer_of_the_base(one: PatchedModel) -> None:
     silent = [make_clip(0, sound=False), make_clip(1, sound=False)]
     inputs = one.prepare(silent, QUESTIONS)
-    logits, said = forward(one, inputs), greedy(one, inputs)
+    logits, answer = forward(one, inputs), greedy(one, inputs)
     hears(one)
     inputs = one.prepare(silent, QUESTIONS)
-    assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), said)
+    assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), answer)
 
 
 def test_rows_of_one_batch_have_their_own_patches(one: PatchedModel) -> None:
@@ -437,7 +444,7 @@ def test_rows_of_one_batch_have_their_own_patches(one: PatchedModel) -> None:
     assert torch.equal(off[0], logits([])[0]) and not torch.equal(mixed[1], logits(["ears"])[1])
 
 
-def test_ragged_rows_say_what_each_says_alone(one: PatchedModel) -> None:
+def test_rows_of_different_lengths_get_the_answers_of_single_rows(one: PatchedModel) -> None:
     hears(one)
     ragged = [make_clip(0), make_clip(1, FRAMES - 2)]
     ways: list[dict[str, Any]] = [{}, {"num_beams": 2}] if one.host.beams else [{}]
@@ -448,9 +455,9 @@ def test_ragged_rows_say_what_each_says_alone(one: PatchedModel) -> None:
             assert together[i, : len(alone)].tolist() == alone.tolist()
 
 
-def test_questions_behind_one_clip_equal_questions_alone(one: PatchedModel) -> None:
+def test_questions_that_share_a_clip_equal_questions_alone(one: PatchedModel) -> None:
     if one.host.model_type == "smolvlm" and Version(version("transformers")) < Version("5.20"):
-        pytest.skip("it counts the rows of a whole batch as those of one picture")
+        pytest.skip("it counts the rows of a whole batch as those of one image")
     hears(one)
     host, features = one.host, one.encode([make_clip(0), make_clip(1, FRAMES - 2)])
     rows = []
@@ -467,7 +474,7 @@ def test_questions_behind_one_clip_equal_questions_alone(one: PatchedModel) -> N
             torch.testing.assert_close(packed[i, place - 1], alone, atol=2e-4, rtol=2e-4)
 
 
-def test_saved_and_loaded_it_says_the_same(one: PatchedModel, tmp_path: Path) -> None:
+def test_a_saved_and_loaded_patch_has_equal_logits(one: PatchedModel, tmp_path: Path) -> None:
     hears(one)
     inputs = one.prepare(clips(), QUESTIONS)
     logits = forward(one, inputs)
@@ -491,14 +498,14 @@ def test_a_lora_goes_to_peft_and_comes_back(one: PatchedModel, tmp_path: Path) -
 
 @pytest.mark.parametrize("query", ["vision", "projected", "learnable"])
 @pytest.mark.parametrize("kind", ["folded", "official"])
-def test_queries_of_every_kind_find_their_channels(one: PatchedModel, query: Any, kind: Any) -> None:
+def test_queries_of_every_kind_fit_the_channels_of_the_base(one: PatchedModel, query: Any, kind: Any) -> None:
     logits = forward(one, one.prepare(clips(), QUESTIONS))
     hears(one, fusion=FusionConfig(kind=kind, query=query, width=32, heads=2))
     assert not torch.equal(forward(one, one.prepare(clips(), QUESTIONS)), logits)
 
 
 @pytest.mark.parametrize("combine", ["prefix", "interleave"])
-def test_tokens_beside_the_visual_ones_where_positions_are_plain(one: PatchedModel, combine: Any) -> None:
+def test_tokens_are_inserted_only_where_positions_are_1d(one: PatchedModel, combine: Any) -> None:
     fusion = FusionConfig(combine=combine, width=32, heads=2)
     if one.host.model_type in ON_A_GRID:
         with pytest.raises(PatchMismatch, match="on a grid"):

@@ -167,7 +167,7 @@ def refused(answer: tuple[int, str, str]) -> str:
         ("train.steps", "'train.steps' is not key.sub=value"),
         ("train.steps=0", "train.steps=0: "),
         ("train.steps=[", "the value is not YAML"),
-        ("name.sub=1", "'name' holds a value"),
+        ("name.sub=1", "'name' is a value"),
         ("base=playrom", "did you mean 'playroom'?"),
         ("senses.audio.encoder=logmell", "did you mean 'logmel'?"),
         ("senses.audio.options={bends: 3}", "did you mean 'bands'?"),
@@ -183,8 +183,8 @@ def test_a_wrong_override_is_one_line_with_the_remedy(
 
 def test_an_unknown_recipe_is_one_line(command: Command, tmp_path: Path) -> None:
     assert "did you mean 'audio-playroom'?" in refused(command("audio-playrom"))
-    assert "no such recipe" in refused(command(tmp_path / "gone.yaml"))
-    assert "no such recipe" in refused(command(tmp_path))
+    assert "recipe not found" in refused(command(tmp_path / "gone.yaml"))
+    assert "recipe not found" in refused(command(tmp_path))
 
 
 def test_exclusive_options_and_a_file_instead_of_a_folder_are_refused(

@@ -27,7 +27,7 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from pave.encoder import Encoder, load_encoder
 from pave.errors import EncoderError
-from pave.hub.catalogue import find
+from pave.hub.catalogue import folder_of
 from pave.media.clip import Clip
 from pave.recipe import read_recipe
 from pave.sidechannel import SideTokens
@@ -267,6 +267,6 @@ def test_a_clip_without_pictures_is_absent(encoder):
 
 def test_favors_recipe_takes_it_in_place_of_the_eyes_of_the_base():
     words = ["senses.fast={encoder: instructblip-video}", "resampler.slots=32", "data.train=/nowhere.jsonl"]
-    recipe = read_recipe(find("favor-av"), words)
+    recipe = read_recipe(folder_of("favor-av"), words)
     spec = load_encoder("instructblip-video", **recipe.senses["fast"].options).spec
     assert recipe.resampler and recipe.resampler.slots == prod(spec.grid) and spec.rate == recipe.resampler.rate

@@ -341,7 +341,7 @@ def test_a_folded_fusion_folds_where_that_is_cheaper(bases: dict[str, Host]) -> 
 
 
 def test_sizes_are_those_of_real_files(tmp_path: Path) -> None:
-    cost, place = profile("playroom", "audio-playroom"), catalogue.locate("audio-playroom")
+    cost, place = profile("playroom", "audio-playroom"), catalogue.file_of("audio-playroom")
     small = Patch.load(place).shrink().save(tmp_path / "small.safetensors")
     assert (cost.trained, cost.file_bytes) == (True, place.stat().st_size)
     assert cost.shrunk_bytes == small.stat().st_size
@@ -457,7 +457,7 @@ def test_a_patch_of_another_base_is_refused_with_the_difference(bases: dict[str,
 
 
 def test_a_damaged_header_is_refused_and_values_are_not_read(tmp_path: Path) -> None:
-    place, file, passed = catalogue.locate("audio-playroom"), tmp_path / "patch.safetensors", set()
+    place, file, passed = catalogue.file_of("audio-playroom"), tmp_path / "patch.safetensors", set()
     data, shapes = place.read_bytes(), {name: tensor.shape for name, tensor in Patch.load(place).tensors.items()}
     for kind, (_, damage) in DAMAGE.items():
         file.write_bytes(damage(data))
@@ -482,9 +482,9 @@ def test_a_base_without_a_language_model_to_count_is_refused(tokenizer: PreTrain
 
 def test_broken_configs_and_recipes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(BaseModelError, match="no file in pave/bases for model_type 'bert'"):
+    with pytest.raises(BaseModelError, match="unsupported model_type 'bert'"):
         outline(tmp_path)
-    with pytest.raises(RecipeError, match="no such recipe"):
+    with pytest.raises(RecipeError, match="recipe not found"):
         profile("playroom", tmp_path / "patch.yaml")
     with pytest.raises(BaseModelError, match="frames=0"):
         profile("playroom", "audio-playroom", frames=0)

@@ -1,4 +1,4 @@
-"""Claims about the Hub: the right bytes of one commit or a clear error, and nothing private in public.
+"""Claims about the Hub: correct bytes of one commit or a clear error, and no private data is uploaded.
 
 The real client of `huggingface_hub` against a real server on the loopback.
 """
@@ -82,26 +82,26 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 # Names
 
 
-def test_a_patch_of_the_hub_is_applied_by_its_name_and_says_its_commit(
+def test_a_hub_patch_is_applied_by_name_and_reports_its_commit(
     server: HubServer, api: HfApi, one: PatchedModel, patches: list[Patch], data: list[bytes]
 ) -> None:
     repo = server.create(EARS, {WEIGHTS: data[0]})
     first = repo.branches["main"]
     repo.tags["v1"] = first
     second = repo.commit({WEIGHTS: data[1]})
-    for name, revision, wanted, commit in (
+    for name, revision, version, commit in (
         (EARS, None, 1, second),
         (f"{EARS}@v1", None, 0, first),
         (EARS, "v1", 0, first),
         (f"hf://{EARS}@{first}", None, 0, first),
     ):
         report = one.apply_patch(name, revision=revision)
-        assert (report.sha256, report.source) == (patches[wanted].sha256, f"{EARS}@{commit[:12]}")
+        assert (report.sha256, report.source) == (patches[version].sha256, f"{EARS}@{commit[:12]}")
         assert report.base_match == "exact" and report.remarks == ()
         one.remove_patch("ears")
     server.log.clear()
     assert locate(f"{EARS}@{first}").load().sha256 == patches[0].sha256
-    assert not server.log, "a commit in the cache asks for nothing"
+    assert not server.log, "a cached commit needs no request"
 
 
 def test_the_order_of_names_is_catalogue_alias_path_hub(
@@ -114,7 +114,7 @@ def test_the_order_of_names_is_catalogue_alias_path_hub(
     (tmp_path / EARS).mkdir(parents=True)
     (tmp_path / EARS / WEIGHTS).write_bytes(data[1])
     assert locate(EARS).path == Path(EARS) / WEIGHTS and locate(f"hf://{EARS}").repo == EARS
-    assert locate("audio-playroom").path == catalogue.locate("audio-playroom")
+    assert locate("audio-playroom").path == catalogue.file_of("audio-playroom")
     with pytest.raises(PatchNotFound, match="has no revision 'v1'"):
         locate("audio-playroom", "v1")
     with pytest.raises(PatchNotFound, match="did you mean 'mine'"):
@@ -123,7 +123,7 @@ def test_the_order_of_names_is_catalogue_alias_path_hub(
         set_alias("audio-playroom", EARS)
     set_alias("mine", None)
     assert aliases() == {}
-    with pytest.raises(PatchNotFound, match="is no alias"):
+    with pytest.raises(PatchNotFound, match="is not an alias"):
         set_alias("mine", None)
     (tmp_path / "audio-playroom").mkdir()
     ours = catalogue.folder() / "audio-playroom"
@@ -131,18 +131,18 @@ def test_the_order_of_names_is_catalogue_alias_path_hub(
     assert catalogue.recipe("audio-playroom") == read_recipe(ours)
     for path in ("./audio-playroom", Path("audio-playroom")):
         assert locate(path).path == Path("audio-playroom") / WEIGHTS
-        with pytest.raises(RecipeError, match="no such recipe"):
+        with pytest.raises(RecipeError, match="recipe not found"):
             catalogue.recipe(path)
     (tmp_path / "audio-avsd").mkdir()
     theirs = (catalogue.folder() / "audio-avsd" / "patch.yaml").read_text()
     (tmp_path / "audio-avsd" / "patch.yaml").write_text(theirs.replace("zhuomingliu/PAVE", "mallory/evil"))
     server.log.clear()
-    with pytest.raises(PatchNotFound, match="no such repo on the Hub"):
+    with pytest.raises(PatchNotFound, match="not a repo on the Hub"):
         locate("audio-avsd")
     assert not server.asked("GET", "*mallory*") and server.asked("GET", "*zhuomingliu*")
 
 
-def test_an_alias_stands_for_whatever_can_be_applied(
+def test_an_alias_can_name_any_patch(
     api: HfApi, data: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -167,7 +167,7 @@ def test_an_alias_stands_for_whatever_can_be_applied(
 def test_only_the_hub_has_revisions(one: PatchedModel, patches: list[Patch], data: list[bytes], tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).write_bytes(data[0])
     for source in (tmp_path, str(tmp_path / WEIGHTS), patches[0], "audio-playroom"):
-        with pytest.raises(PatchNotFound, match="and has no revision 'v1'; leave out revision="):
+        with pytest.raises(PatchNotFound, match="and has no revision 'v1'; omit revision="):
             one.apply_patch(source, revision="v1")
     assert not one.patches
 
@@ -186,11 +186,13 @@ def test_a_lora_of_peft_on_the_hub_is_a_patch(
 
 
 def test_info_reads_the_header_only(server: HubServer, api: HfApi, patches: list[Patch], data: list[bytes]) -> None:
-    server.create(EARS, {WEIGHTS: data[0] + bytes(3_000_000)})  # tensors never arrive, so nobody counts them
+    server.create(
+        EARS, {WEIGHTS: data[0] + bytes(3_000_000)}
+    )  # tensors are not downloaded, so their size is not checked
     config, place = info(EARS)
     assert config == patches[0].config and place.commit == server.repos[EARS].branches["main"]
     assert sum(request.sent for request in server.asked("GET", f"*{WEIGHTS}")) < 200_000
-    assert not list(Path(constants.HF_HUB_CACHE).rglob(WEIGHTS)), "nothing is kept"
+    assert not list(Path(constants.HF_HUB_CACHE).rglob(WEIGHTS)), "nothing is cached"
 
 
 def test_search_finds_patches_by_sense_and_base(server: HubServer, api: HfApi, patches: list[Patch]) -> None:
@@ -205,10 +207,10 @@ def test_search_finds_patches_by_sense_and_base(server: HubServer, api: HfApi, p
     assert [each["id"] for each in search("eyes")] == ["tester/eyes"]
 
 
-# Out
+# Upload
 
 
-def test_what_is_pushed_is_what_is_pulled_with_a_card(
+def test_a_pushed_patch_is_pulled_unchanged_and_has_a_card(
     server: HubServer, api: HfApi, one: PatchedModel, patches: list[Patch]
 ) -> None:
     pushed = push(patches[0], EARS, private=True)
@@ -224,13 +226,13 @@ def test_what_is_pushed_is_what_is_pulled_with_a_card(
     assert pull(EARS, pushed.commit).load().sha256 == patches[0].sha256
 
 
-def test_a_dry_run_shows_all_and_sends_nothing(server: HubServer, api: HfApi, patches: list[Patch]) -> None:
+def test_a_dry_run_shows_everything_and_sends_nothing(server: HubServer, api: HfApi, patches: list[Patch]) -> None:
     shown = push(patches[0], EARS, dry_run=True)
     assert not server.log and shown.commit == "" and set(shown.files) == {"README.md", WEIGHTS}
     assert f'model.apply_patch("{EARS}")' in shown.card and patches[0].sha256[:16] in shown.card
 
 
-def test_a_card_that_somebody_wrote_is_left_alone(server: HubServer, api: HfApi, patches: list[Patch]) -> None:
+def test_a_card_written_by_a_user_is_kept(server: HubServer, api: HfApi, patches: list[Patch]) -> None:
     repo = server.create(EARS, {"README.md": b"# My own words\n"})
     assert push(patches[0], EARS).kept_card
     assert repo.files()["README.md"] == b"# My own words\n" and WEIGHTS in repo.files()
@@ -240,17 +242,17 @@ SECRETS = ("/home/anna/clips", "/root/x", "C:\\Users\\anna", "hf_" + "aB3" * 9, 
 
 
 @pytest.mark.parametrize("secret", SECRETS)
-def test_nothing_private_becomes_public(server: HubServer, api: HfApi, patches: list[Patch], secret: str) -> None:
+def test_private_data_is_not_uploaded(server: HubServer, api: HfApi, patches: list[Patch], secret: str) -> None:
     config = patches[0].config.model_copy(update={"description": f"trained on {secret} at night"})
-    with pytest.raises(PatchError, match="holds what is private"):
+    with pytest.raises(PatchError, match="contains private data"):
         push(Patch(config, patches[0].tensors), EARS)
     assert not server.log
     base = BaseFacts(**{**config.base.model_dump(), "repo": secret})
-    with pytest.raises(PatchError, match="holds what is private"):
+    with pytest.raises(PatchError, match="contains private data"):
         push(Patch(config.model_copy(update={"base": base, "description": ""}), patches[0].tensors), EARS)
 
 
-def test_a_lost_answer_to_a_commit_that_happened_is_no_error(
+def test_a_lost_response_to_a_successful_commit_is_not_an_error(
     server: HubServer, api: HfApi, patches: list[Patch]
 ) -> None:
     server.create(EARS)
@@ -264,16 +266,16 @@ def test_an_example_can_be_replayed(server: HubServer, api: HfApi, tmp_path: Pat
     example = replay(patch)
     text = card(patch, EARS, example)
     assert example["base"] != example["patched"] and f"`{example['patched']}`" in text
-    said = yaml.safe_load(text.split("---")[1])["pave_example"]
-    assert said == example
-    write_clips(tmp_path / "clips", 1, said["seed"], said["split"])
+    shown = yaml.safe_load(text.split("---")[1])["pave_example"]
+    assert shown == example
+    write_clips(tmp_path / "clips", 1, shown["seed"], shown["split"])
     model = load("playroom")
     model.apply_patch(patch)
-    assert model.ask(tmp_path / "clips" / said["video"], said["question"]) == said["patched"]
-    assert model.ask(tmp_path / "clips" / said["video"], said["question"], patches=[]) == said["base"]
+    assert model.ask(tmp_path / "clips" / shown["video"], shown["question"]) == shown["patched"]
+    assert model.ask(tmp_path / "clips" / shown["video"], shown["question"], patches=[]) == shown["base"]
 
 
-# What goes wrong
+# Failures
 
 
 @pytest.mark.parametrize("kind", ["flip", "short", "long", "html", "lfs_pointer", "cut", "lie_length", "reset", "slow"])
@@ -290,13 +292,15 @@ def test_a_broken_download_gives_the_right_bytes_or_a_clear_error(
     else:
         assert times == 1 or kind == "slow"
     server.faults.clear()
-    assert pull(EARS).load().sha256 == patches[0].sha256, "and the next time is well"
+    assert pull(EARS).load().sha256 == patches[0].sha256, "the next attempt must succeed"
 
 
 @pytest.mark.parametrize(
-    ("code", "cause"), [(500, "answers 500"), (503, "answers 503"), (429, "answers 429"), (401, "answers 401")]
+    ("code", "cause"), [(500, "status 500"), (503, "status 503"), (429, "status 429"), (401, "status 401")]
 )
-def test_a_status_is_told(server: HubServer, api: HfApi, data: list[bytes], code: int, cause: str) -> None:
+def test_an_error_names_the_status_code(
+    server: HubServer, api: HfApi, data: list[bytes], code: int, cause: str
+) -> None:
     server.create(EARS, {WEIGHTS: data[0]})
     pull(EARS)
     for path in Path(constants.HF_HUB_CACHE).rglob("*"):
@@ -307,24 +311,24 @@ def test_a_status_is_told(server: HubServer, api: HfApi, data: list[bytes], code
         pull(EARS)
 
 
-def test_gated_private_and_missing_are_told_apart_from_a_broken_connection(
+def test_gated_private_and_missing_repos_have_different_errors(
     server: HubServer, api: HfApi, data: list[bytes]
 ) -> None:
     server.create("other/gated", {WEIGHTS: data[0]}, gated=True)
     server.create("other/secret", {WEIGHTS: data[0]}, private=True)
     server.create("tester/empty", {"README.md": b"# Nothing"})
     for name, cause in (
-        ("other/gated", "ask for your consent"),
-        ("other/secret", "or it is private"),
-        ("tester/nowhere", "no such repo on the Hub"),
-        ("tester/empty", "lacks a file"),
+        ("other/gated", "is gated; accept its terms"),
+        ("other/secret", "or a private one"),
+        ("tester/nowhere", "not a repo on the Hub"),
+        ("tester/empty", "has no such file"),
         ("tester/empty@v9", "has no revision 'v9'"),
     ):
         with pytest.raises(PatchError, match=cause):
             locate(name)
 
 
-def test_a_branch_that_moves_meanwhile_gives_one_commit(
+def test_a_branch_that_moves_during_a_download_gives_one_commit(
     server: HubServer, api: HfApi, patches: list[Patch], data: list[bytes]
 ) -> None:
     repo = server.create(EARS, {WEIGHTS: data[0]})
@@ -345,28 +349,28 @@ def test_a_patch_that_is_damaged_on_the_hub_is_refused_by_name(
     assert EARS in refused.value.file and refused.value.cause and refused.value.remedy
 
 
-def test_a_spoiled_copy_in_the_cache_is_fetched_again(
+def test_a_damaged_copy_in_the_cache_is_downloaded_again(
     server: HubServer, api: HfApi, patches: list[Patch], data: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.create(EARS, {WEIGHTS: data[0]})
     blob = pull(EARS).path.resolve()
-    spoiled = bytearray(data[0])
-    spoiled[-1] ^= 1
-    blob.write_bytes(spoiled)
+    damaged = bytearray(data[0])
+    damaged[-1] ^= 1
+    blob.write_bytes(damaged)
     assert pull(EARS).load().sha256 == patches[0].sha256
-    blob.write_bytes(spoiled)
+    blob.write_bytes(damaged)
     offline(monkeypatch)
     with pytest.raises(PatchDamaged, match="its content has sha256"):
         pull(EARS).load()
 
 
-def test_offline_uses_what_is_complete_and_says_so(
+def test_offline_mode_uses_a_complete_copy_with_a_remark(
     server: HubServer, api: HfApi, patches: list[Patch], data: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repo = server.create(EARS, {WEIGHTS: data[0], "README.md": b"# one"})
     first = pull(EARS).commit
     repo.commit({WEIGHTS: data[1], "README.md": b"# two"})
-    api.hf_hub_download(EARS, "README.md")  # now main names a commit of which only the card is here
+    api.hf_hub_download(EARS, "README.md")  # now main is a commit of which only the card is cached
     offline(monkeypatch)
     place = pull(EARS)
     assert place.commit == first and place.load().sha256 == patches[0].sha256 and "offline" in place.remark
@@ -374,11 +378,11 @@ def test_offline_uses_what_is_complete_and_says_so(
         pull(EARS, "v9")
     with pytest.raises(PatchNotFound, match="is not in the cache"):
         pull("tester/other")
-    with pytest.raises(PatchError, match=r"^search: needs the Hub, and this is offline mode; unset HF_HUB_OFFLINE$"):
+    with pytest.raises(PatchError, match=r"^search: needs the Hub, but offline mode is on; unset HF_HUB_OFFLINE$"):
         search()
 
 
-def test_a_hub_that_is_gone_leaves_the_copy_with_a_remark(
+def test_an_unreachable_hub_falls_back_to_the_cache_with_a_remark(
     server: HubServer, api: HfApi, one: PatchedModel, data: list[bytes]
 ) -> None:
     server.create(EARS, {WEIGHTS: data[0]})
@@ -391,7 +395,7 @@ def test_a_hub_that_is_gone_leaves_the_copy_with_a_remark(
         pull("tester/other")
 
 
-def test_processes_that_share_a_cold_cache_all_get_the_patch(
+def test_processes_that_share_an_empty_cache_all_get_the_patch(
     server: HubServer, patches: list[Patch], data: list[bytes], tmp_path: Path
 ) -> None:
     server.create(EARS, {WEIGHTS: data[0]})
@@ -405,37 +409,35 @@ def test_processes_that_share_a_cold_cache_all_get_the_patch(
     assert found == [patches[0].sha256] * 4
 
 
-def test_a_repo_that_is_gone_is_not_served_from_the_cache_in_silence(
-    server: HubServer, api: HfApi, data: list[bytes]
-) -> None:
+def test_a_deleted_repo_is_not_served_from_the_cache(server: HubServer, api: HfApi, data: list[bytes]) -> None:
     server.create(EARS, {WEIGHTS: data[0]})
     pull(EARS)
     del server.repos[EARS]
-    with pytest.raises(PatchNotFound, match="no such repo on the Hub"):
+    with pytest.raises(PatchNotFound, match="not a repo on the Hub"):
         pull(EARS)
 
 
-def test_the_command_line_pulls_and_shows(
+def test_the_command_line_pulls_and_shows_patches(
     server: HubServer, patches: list[Patch], data: list[bytes], tmp_path: Path
 ) -> None:
-    """In a process of its own, as users have it: HF_ENDPOINT alone leads to a mirror."""
+    """In a separate process, where HF_ENDPOINT alone selects a mirror."""
     server.create(EARS, {WEIGHTS: data[0]})
     found: Any = server.run(
         tmp_path,
         f"""
         import contextlib, io, json, sys
         from pave.cli import main as cli
-        said = []
+        outputs = []
         pulling = ["pull", "{EARS}", "--out", "{tmp_path}/out"]
-        for words in (["info", "{EARS}"], pulling, ["verify", "{EARS}"], ["alias", "mine", "{EARS}"], ["list"]):
-            sys.argv = ["pave", "patch", *words]
+        for arguments in (["info", "{EARS}"], pulling, ["verify", "{EARS}"], ["alias", "mine", "{EARS}"], ["list"]):
+            sys.argv = ["pave", "patch", *arguments]
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 try:
                     cli.main()
                 except SystemExit as stop:
                     assert not stop.code, stop.code
-            said.append(out.getvalue())
-        print(json.dumps(said))
+            outputs.append(out.getvalue())
+        print(json.dumps(outputs))
         """,
         PAVE_HOME=str(tmp_path / "pave"),
     )

@@ -1,6 +1,6 @@
-"""Claims about the hub of our tests: the real client takes it for the real one, and each fault does what it says.
+"""Claims about the test Hub: the real client works with it, and each fault has its documented effect.
 
-What the client makes of a fault is its own affair, and is written down here because `pave` has to live with it.
+How the client reacts to a fault is its own behaviour, specified here because `pave` depends on it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def status(url: str, method: str = "GET", body: bytes | None = None, token: str 
 # ---- the endpoints
 
 
-def test_a_folder_that_is_pushed_comes_back_byte_for_byte(hub: HubServer, api: HfApi, tmp_path: Path) -> None:
+def test_an_uploaded_folder_is_downloaded_unchanged(hub: HubServer, api: HfApi, tmp_path: Path) -> None:
     for name, data in (FILES | {"empty.safetensors": b""}).items():
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mine" / name).write_bytes(data)
@@ -80,7 +80,7 @@ def test_a_folder_that_is_pushed_comes_back_byte_for_byte(hub: HubServer, api: H
     assert [commit.title for commit in api.list_repo_commits(EARS)] == ["first", "initial commit"]
 
 
-def test_an_upload_that_is_not_what_its_name_says_is_refused(hub: HubServer) -> None:
+def test_an_upload_that_does_not_match_its_hash_is_refused(hub: HubServer) -> None:
     name = hashlib.sha256(WEIGHTS).hexdigest()
     assert status(f"{hub.store}/{name}", "PUT", WEIGHTS[:-1]) == 400
     assert not hub.objects()
@@ -88,7 +88,7 @@ def test_an_upload_that_is_not_what_its_name_says_is_refused(hub: HubServer) -> 
     assert hub.objects() == {name: WEIGHTS}
 
 
-def test_a_commit_that_is_not_on_top_changes_nothing(hub: HubServer, api: HfApi) -> None:
+def test_a_commit_on_an_outdated_parent_is_refused(hub: HubServer, api: HfApi) -> None:
     old = hub.create(EARS, FILES).branches["main"]
     new = hub.repos[EARS].commit({"notes/a.txt": b"another"})
     with pytest.raises(HfHubHTTPError, match="412") as caught:
@@ -108,7 +108,7 @@ def test_files_and_folders_are_deleted(hub: HubServer, api: HfApi) -> None:
         api.delete_file("README.md", EARS)
 
 
-def test_names_of_commits_are_given_once_and_moved(hub: HubServer, api: HfApi) -> None:
+def test_tags_are_fixed_and_branches_move(hub: HubServer, api: HfApi) -> None:
     first = hub.create(EARS, FILES).branches["main"]
     api.create_tag(EARS, tag="v1")
     third = hub.repos[EARS].commit({"notes/b.txt": None})
@@ -125,13 +125,13 @@ def test_names_of_commits_are_given_once_and_moved(hub: HubServer, api: HfApi) -
     assert not api.revision_exists(EARS, "v1") and api.revision_exists(EARS, first)
 
 
-def test_ids_follow_from_content_alone(hub: HubServer) -> None:
+def test_commit_ids_depend_on_content_only(hub: HubServer) -> None:
     with HubServer() as other:
         ids = [one.create(EARS, files).branches["main"] for one in (hub, other) for files in (FILES, {"a": b""})]
     assert ids[:2] == ids[2:] and ids[0] != ids[1] and all(re.fullmatch("[0-9a-f]{40}", id) for id in ids)
 
 
-def test_a_model_is_described_by_its_commit_and_its_card(hub: HubServer, api: HfApi) -> None:
+def test_model_info_is_of_the_commit_and_its_card(hub: HubServer, api: HfApi) -> None:
     repo = hub.create(EARS, FILES)
     first, second = repo.branches["main"], repo.commit({"notes/b.txt": None})
     info = api.model_info(EARS, revision=first, files_metadata=True)
@@ -150,14 +150,14 @@ def test_a_model_is_described_by_its_commit_and_its_card(hub: HubServer, api: Hf
         api.upload_file(repo_id=EARS, path_or_fileobj=b"---\ntags: [\n---\n", path_in_repo="README.md")
 
 
-def test_models_are_found_by_word_tag_and_author(hub: HubServer, api: HfApi) -> None:
+def test_models_are_found_by_text_tag_and_author(hub: HubServer, api: HfApi) -> None:
     hub.create(EARS, FILES)
     hub.create("tester/eyes", {"README.md": CARD.replace("audio", "depth").encode()})
     hub.create("other/ears", FILES, private=True)
     hub.create("other/base", {"README.md": b"no metadata"})
 
-    def found(**asked: Any) -> list[str]:
-        return [model.id for model in api.list_models(**asked)]
+    def found(**query: Any) -> list[str]:
+        return [model.id for model in api.list_models(**query)]
 
     assert found() == [EARS, "tester/eyes", "other/base"]
     assert found(search="EARS") == found(filter=["pave", "audio"]) == found(author="tester", limit=1) == [EARS]
@@ -183,7 +183,7 @@ def test_models_are_found_by_word_tag_and_author(hub: HubServer, api: HfApi) -> 
         (HfHubHTTPError, lambda api: api.model_info(EARS, token="hf_forged")),
     ],
 )
-def test_what_is_not_to_be_had_has_the_error_of_the_hub(
+def test_unavailable_repos_and_files_have_the_errors_of_the_hub(
     hub: HubServer, api: HfApi, error: type[Exception], ask: Callable[[HfApi], object]
 ) -> None:
     hub.create(EARS, FILES)
@@ -194,7 +194,7 @@ def test_what_is_not_to_be_had_has_the_error_of_the_hub(
     assert type(caught.value) is error or error is EntryNotFoundError
 
 
-def test_who_may_gets_in(hub: HubServer, api: HfApi) -> None:
+def test_authorised_users_have_access(hub: HubServer, api: HfApi) -> None:
     hub.create("other/secret", FILES, private=True)
     hub.create("other/gated", FILES, gated=True, readers={"tester"})
     assert api.model_info("other/secret", token="hf_other").private
@@ -204,33 +204,33 @@ def test_who_may_gets_in(hub: HubServer, api: HfApi) -> None:
     assert "tester/x" not in hub.repos
 
 
-def test_a_header_is_read_without_the_tensors_behind_it(hub: HubServer, api: HfApi) -> None:
+def test_a_header_is_read_without_its_tensors(hub: HubServer, api: HfApi) -> None:
     hub.create(EARS, FILES)
     assert api.parse_safetensors_file_metadata(EARS, PATCH).metadata == {"kind": "audio"}
-    asked = [(one.range, one.status, one.sent) for one in hub.asked("GET", "*.safetensors")]
-    assert asked == [("bytes=0-100000", 302, 0), ("bytes=0-100000", 206, 100_001)]
+    requests = [(one.range, one.status, one.sent) for one in hub.asked("GET", "*.safetensors")]
+    assert requests == [("bytes=0-100000", 302, 0), ("bytes=0-100000", 206, 100_001)]
     assert status(f"{hub.store}/{EARS}/{hub.repos[EARS].find('main')}/{PATCH}", token="hf_test") == 400
 
 
-def test_a_complete_cache_asks_for_nothing(hub: HubServer, api: HfApi) -> None:
+def test_a_complete_cache_needs_no_request_for_a_commit(hub: HubServer, api: HfApi) -> None:
     commit = hub.create(EARS, FILES).branches["main"]
-    here = api.snapshot_download(EARS)
+    snapshot = api.snapshot_download(EARS)
     hub.log.clear()
-    assert api.snapshot_download(EARS, revision=commit) == here and hub.log == []
-    assert api.snapshot_download(EARS) == here
+    assert api.snapshot_download(EARS, revision=commit) == snapshot and hub.log == []
+    assert api.snapshot_download(EARS) == snapshot
     assert [one.path for one in hub.log] == [f"/api/models/{EARS}/revision/main"]
 
 
-def test_a_fresh_process_is_a_client_too(hub: HubServer, tmp_path: Path) -> None:
+def test_a_new_process_is_a_client_too(hub: HubServer, tmp_path: Path) -> None:
     hub.create(EARS, FILES)
     code = f"""
         import json, huggingface_hub as hub
         print(json.dumps([len(open(hub.hf_hub_download("{EARS}", "{PATCH}"), "rb").read()), hub.get_token()]))
     """
     assert hub.run(tmp_path, code) == [len(WEIGHTS), "hf_test"]
-    asked = len(hub.log)
+    requests = len(hub.log)
     assert hub.run(tmp_path, code, HF_HUB_OFFLINE="1", HF_TOKEN="") == [len(WEIGHTS), None]
-    assert len(hub.log) == asked > 0
+    assert len(hub.log) == requests > 0
 
 
 # ---- the faults
@@ -247,17 +247,17 @@ OUTCOMES: list[tuple[str, dict[str, Any], str]] = [
     ("html", {}, SIZE),
     ("html", {"method": "HEAD"}, NOWHERE + ".*missing the 'X-Repo-Commit' header"),
     ("noetag", {}, NOWHERE + ".*does not have an ETag"),
-    ("etag_change", {}, GOOD),  # kept under the wrong name
+    ("etag_change", {}, GOOD),  # cached under the wrong name
     ("lie_length", {}, GOOD),
     ("lie_length", {"times": 6}, LOST),
     ("cut", {"at": 1, "times": 5}, GOOD),
     ("cut", {"times": 6}, LOST),
-    ("reset", {"at": 1}, "ReadError: .*reset"),  # not tried again, and neither OSError nor HfHubHTTPError
+    ("reset", {"at": 1}, "ReadError: .*reset"),  # not retried, and neither OSError nor HfHubHTTPError
     ("slow", {"seconds": 0.2}, GOOD),
     ("hang", {}, GOOD),
     ("hang", {"method": "HEAD"}, GOOD),
     ("hang", {"method": "HEAD", "seconds": 0.1}, "RemoteProtocolError: Server disconnected"),  # even if cached
-    ("status", {"code": 500}, "HfHubHTTPError: .*500 Internal Server Error"),  # not tried again
+    ("status", {"code": 500}, "HfHubHTTPError: .*500 Internal Server Error"),  # not retried
     ("status", {"code": 429, "times": 5}, GOOD),
     ("status", {"code": 429, "times": 6}, "HfHubHTTPError: .*429 Too Many Requests"),
     ("status", {"code": 503, "method": "HEAD", "times": 6}, GOOD),
@@ -268,7 +268,7 @@ OUTCOMES: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize("path", [PATCH, "README.md"])
 @pytest.mark.parametrize(("kind", "options", "outcome"), OUTCOMES)
-def test_what_the_client_makes_of_a_fault(
+def test_how_the_client_reacts_to_a_fault(
     hub: HubServer, tmp_path: Path, path: str, kind: str, options: dict[str, Any], outcome: str
 ) -> None:
     hub.create(EARS, FILES)
@@ -280,14 +280,16 @@ def test_what_the_client_makes_of_a_fault(
             found = f"{type(error).__name__}: {error}".replace("\n", " ")
         assert re.match(outcome, found)
         assert fault.times == 0
-        assert fetch(api, path) == FILES[path] or found == OTHER  # afterwards all is well, but what is broken stays
+        assert (
+            fetch(api, path) == FILES[path] or found == OTHER
+        )  # the fault is over, but a damaged copy stays in the cache
 
 
-def test_every_fault_has_been_tried() -> None:
+def test_every_fault_is_tested() -> None:
     assert {kind for kind, _, _ in OUTCOMES} == FAULTS
 
 
-def test_a_fault_strikes_where_and_as_often_as_it_is_told(hub: HubServer) -> None:
+def test_a_fault_occurs_where_and_as_often_as_configured(hub: HubServer) -> None:
     hub.create(EARS, FILES)
     hub.fail("status", match="*/a.txt", times=2, code=418)
     hub.fail("status", match="*.safetensors", code=418)
@@ -301,7 +303,7 @@ def test_a_fault_strikes_where_and_as_often_as_it_is_told(hub: HubServer) -> Non
         hub.fail("flip", tiems=2)
 
 
-def test_the_client_waits_as_long_as_it_is_told_and_this_process_does_not(hub: HubServer, api: HfApi) -> None:
+def test_retry_after_is_recorded_but_not_slept_in_tests(hub: HubServer, api: HfApi) -> None:
     hub.create(EARS, FILES)
     hub.fail("status", "*.safetensors", code=429, retry_after=3600)
     hub.fail("cut", "*.safetensors", at=1)
@@ -311,7 +313,7 @@ def test_the_client_waits_as_long_as_it_is_told_and_this_process_does_not(hub: H
     assert hub.waits == [3601, 1] and 0.3 <= time.monotonic() - begin < 60
 
 
-def test_another_etag_is_another_file_to_the_client(hub: HubServer, api: HfApi, tmp_path: Path) -> None:
+def test_a_changed_etag_is_another_file_to_the_client(hub: HubServer, api: HfApi, tmp_path: Path) -> None:
     hub.create(EARS, FILES)
     name = hashlib.sha256(WEIGHTS).hexdigest()
     hub.fail("etag_change")
@@ -319,13 +321,13 @@ def test_another_etag_is_another_file_to_the_client(hub: HubServer, api: HfApi, 
     assert name not in {file.name for file in tmp_path.glob("hub/*/blobs/*")}
 
 
-def test_a_download_goes_on_where_it_was_cut(hub: HubServer, api: HfApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # 10 MB: less than that is fetched anew
+def test_an_interrupted_download_is_resumed(hub: HubServer, api: HfApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # by default 10 MB: shorter parts are downloaded again
     hub.create(EARS, FILES)
     hub.fail("cut", "*.safetensors", at=2500, times=2)
     assert fetch(api) == WEIGHTS
-    asked = [(one.range, one.status, one.sent) for one in hub.asked("GET", "*.safetensors")]
-    assert asked == [(None, 200, 2500), ("bytes=2000-", 206, 2500), ("bytes=4000-", 206, len(WEIGHTS) - 4000)]
+    requests = [(one.range, one.status, one.sent) for one in hub.asked("GET", "*.safetensors")]
+    assert requests == [(None, 200, 2500), ("bytes=2000-", 206, 2500), ("bytes=4000-", 206, len(WEIGHTS) - 4000)]
 
 
 def test_a_snapshot_is_of_one_commit_though_the_branch_moves(hub: HubServer, api: HfApi) -> None:
@@ -342,7 +344,7 @@ def test_single_files_are_of_different_commits_when_the_branch_moves(hub: HubSer
     assert [fetch(api), fetch(api, "notes/a.txt")] == [WEIGHTS, b"newer"]
 
 
-def test_a_commit_that_is_refused_is_not_made_and_one_whose_answer_is_lost_is(hub: HubServer, api: HfApi) -> None:
+def test_a_commit_with_a_lost_response_is_made_and_a_refused_one_is_not(hub: HubServer, api: HfApi) -> None:
     repo = hub.create(EARS, FILES)
     for kind, made in (("status", False), ("cut", True)):
         before = repo.branches["main"]
@@ -352,10 +354,10 @@ def test_a_commit_that_is_refused_is_not_made_and_one_whose_answer_is_lost_is(hu
         assert (repo.branches["main"] != before) == made
 
 
-def test_a_hub_that_is_gone_answers_nobody(hub: HubServer, api: HfApi, tmp_path: Path) -> None:
+def test_without_the_hub_only_the_cache_works(hub: HubServer, api: HfApi, tmp_path: Path) -> None:
     hub.create(EARS, FILES)
-    here = api.snapshot_download(EARS)
+    snapshot = api.snapshot_download(EARS)
     hub.close()
-    assert api.snapshot_download(EARS) == here and fetch(api) == WEIGHTS
+    assert api.snapshot_download(EARS) == snapshot and fetch(api) == WEIGHTS
     with pytest.raises(LocalEntryNotFoundError):
         api.snapshot_download(EARS, cache_dir=tmp_path / "empty")

@@ -1,7 +1,6 @@
-"""Claims about checkpoints in the layout of LLaVA-OneVision's authors: they open as the bases that `llava-hf` made of
-them, to the bit.
+"""Claims about original LLaVA-OneVision checkpoints: they load as their `llava-hf` conversions, bit for bit.
 
-The layout is written down here from the released repositories, apart from the code that reads it.
+The layout is specified here from the released repositories, independently of the code that reads it.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ COMMON = {
     "torch_dtype": "bfloat16",
     "use_sliding_window": False,
 }
-SMALL = "tests/siglip-of-two-layers"  # what `make_base` sees with
+SMALL = "tests/siglip-of-two-layers"  # the vision tower of `make_base`
 SHARDS = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
 TOWER = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 TOWER |= {"image_size": 56, "patch_size": 14}
@@ -112,7 +111,7 @@ def layout(config: dict[str, Any], vision: dict[str, int]) -> dict[str, tuple[in
 
 
 @pytest.mark.parametrize("size", RELEASED)
-def test_every_weight_of_the_released_sizes_finds_its_place(size: str) -> None:
+def test_every_weight_of_the_released_sizes_is_mapped(size: str) -> None:
     described = COMMON | RELEASED[size]
     shapes = layout(described, {"q": 1152, "inner": 4304, "layers": 26, "patches": 27 * 27})
     config = lmms_lab.config_of(described, size)
@@ -132,8 +131,8 @@ def test_every_weight_of_the_released_sizes_finds_its_place(size: str) -> None:
     assert text.rope_parameters["rope_theta"] == 1e6
 
 
-def theirs(name: str) -> str:
-    """The authors' name of a weight of Hugging Face's."""
+def original_name(name: str) -> str:
+    """The original name of a weight in transformers."""
     name = re.sub(r"^model\.language_model\.", "model.", name)
     name = re.sub(r"^model\.vision_tower\.(vision_model\.)?", "model.vision_tower.vision_tower.vision_model.", name)
     name = name.replace("multi_modal_projector.linear_1", "mm_projector.0")
@@ -141,7 +140,7 @@ def theirs(name: str) -> str:
 
 
 def describe(base: Host, **changes: Any) -> dict[str, Any]:
-    """The config.json that the authors would write."""
+    """The config.json in the original layout."""
     text = base.model.config.text_config.to_dict()
     text = {key: text[key] for key in text.keys() & (RELEASED["7B"].keys() | {"max_position_embeddings"})}
     tokens = {"bos_token_id": None, "eos_token_id": 2, "image_token_index": None}
@@ -153,14 +152,14 @@ def write_tokenizer(folder: Path, special: list[str], *added: str) -> None:
     tokenizer = make_tokenizer(special)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in added], special_tokens=True)
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    words = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(words))
+    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "pave.json").write_text(json.dumps({"frames": FRAMES}))
 
 
 def write_original(folder: Path, base: Host, **changes: Any) -> Path:
-    """A base as the authors would release it, in two files."""
-    tensors = {theirs(name): tensor.contiguous() for name, tensor in base.model.state_dict().items()}
+    """A base in the original layout, in two files."""
+    tensors = {original_name(name): tensor.contiguous() for name, tensor in base.model.state_dict().items()}
     described = describe(base, **changes)
     vision = {"q": 48, "inner": 96, "layers": 2, "patches": 16}
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == layout(described, vision)
@@ -206,7 +205,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("stored", ["bfloat16", "float32"])
-def test_both_layouts_are_one_base_to_the_bit(tmp_path: Path, stored: str, dtype: str) -> None:
+def test_both_layouts_load_as_the_same_base_bit_for_bit(tmp_path: Path, stored: str, dtype: str) -> None:
     tiny = make_tiny(getattr(torch, stored))
     exact = tiny.fingerprint()
     theirs = load_base(write_original(tmp_path / "theirs", tiny, torch_dtype=stored), dtype=dtype)
@@ -217,7 +216,7 @@ def test_both_layouts_are_one_base_to_the_bit(tmp_path: Path, stored: str, dtype
     assert alike(theirs.model.state_dict(), ours.model.state_dict())
     assert alike(dict(theirs.model.named_buffers()), dict(ours.model.named_buffers()))
     assert theirs.fingerprint() == ours.fingerprint()
-    assert (theirs.fingerprint() == exact) == (stored == "float32"), "what float16 rounds is seen by the fingerprint"
+    assert (theirs.fingerprint() == exact) == (stored == "float32"), "the fingerprint must change when float16 rounds"
     assert theirs.tokenizer.get_vocab() == ours.tokenizer.get_vocab()
     assert (
         theirs.placeholder
@@ -251,15 +250,15 @@ def test_a_patch_of_one_layout_fits_the_other(folder: Path, tmp_path: Path) -> N
     assert torch.equal(logits(other), logits(one))
 
 
-def test_what_is_opened_can_be_saved_for_hugging_face(folder: Path, tmp_path: Path) -> None:
+def test_a_loaded_base_can_be_saved_in_the_layout_of_transformers(folder: Path, tmp_path: Path) -> None:
     opened = load_base(folder)
     opened.model.save_pretrained(tmp_path / "saved")
     opened.tokenizer.save_pretrained(tmp_path / "saved")
     assert alike(load_base(tmp_path / "saved").model.state_dict(), opened.model.state_dict())
 
 
-def test_one_file_tied_or_with_leftovers_opens_as_well(folder: Path) -> None:
-    """The 0.5B checkpoint is one file without a head of its own."""
+def test_single_file_tied_and_unused_weights_load_too(folder: Path) -> None:
+    """The 0.5B checkpoint is one file with tied embeddings."""
     whole = load_base(folder)
     tensors = load_file(folder / SHARDS[0]) | load_file(folder / SHARDS[1])
     for file in [*SHARDS, "model.safetensors.index.json", "generation_config.json"]:
@@ -300,16 +299,16 @@ def change_weights(change: Callable[[dict[str, Tensor]], object]) -> Callable[[P
 
 NORM = "model.norm.weight"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "shard": (lambda folder: (folder / SHARDS[1]).unlink(), rf"cannot be read .*{SHARDS[1]}.*fetch it again"),
-    "cut": (lambda folder: (folder / SHARDS[1]).write_bytes(b"\0" * 99), "cannot be read .*fetch it again"),
+    "shard": (lambda folder: (folder / SHARDS[1]).unlink(), rf"cannot be read .*{SHARDS[1]}.*download it again"),
+    "cut": (lambda folder: (folder / SHARDS[1]).write_bytes(b"\0" * 99), "cannot be read .*download it again"),
     "missing": (change_weights(lambda w: w.pop(NORM)), r"1 of its weights are missing .*language_model\.norm\.weight"),
     "extra": (
         change_weights(lambda w: w.update({"model.vision_resampler.mm.weight": torch.ones(2)})),
-        r"1 of its weights are unknown \(model\.vision_resampler\.mm\.weight",
+        r"1 of its weights are unexpected \(model\.vision_resampler\.mm\.weight",
     ),
     "shape": (
         change_weights(lambda w: w.update({NORM: torch.ones(65)})),
-        r"1 of its weights do not fit .*norm\.weight is \(65,\), its config\.json asks for \(64,\)",
+        r"1 of its weights do not fit .*norm\.weight is \(65,\), its config\.json requires \(64,\)",
     ),
     "tower": (
         change_config(mm_vision_tower="google/siglip-so400m-patch14-224"),
@@ -321,23 +320,23 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "rows": (change_config(vocab_size=299), "has 300 tokens, its embedding 299 rows"),
     "size": (change_config(hidden_size="big"), "cannot be read .*hidden_size"),
     "json": (lambda folder: (folder / "config.json").write_text("{"), "cannot be opened .*JSON"),
-    "list": (lambda folder: (folder / "config.json").write_text("[]"), "cannot be opened .*no JSON object"),
+    "list": (lambda folder: (folder / "config.json").write_text("[]"), "cannot be opened .*not a JSON object"),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_is_broken_is_named(folder: Path, what: str) -> None:
-    damage, words = BROKEN[what]
+def test_damaged_checkpoints_are_refused_by_cause(folder: Path, what: str) -> None:
+    damage, message = BROKEN[what]
     damage(folder)
-    with pytest.raises(BaseModelError, match=words):
+    with pytest.raises(BaseModelError, match=message):
         load_base(folder)
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-def test_opening_holds_the_weights_in_memory_once(tmp_path: Path, dtype: str) -> None:
+def test_loading_holds_the_weights_in_memory_once(tmp_path: Path, dtype: str) -> None:
     if not Path("/proc/self/status").exists():
-        pytest.skip("this system does not tell how much memory is a program's own")
-    # Matrices above 32 MB: what malloc takes for smaller ones it may keep for itself.
+        pytest.skip("this system does not report anonymous memory")
+    # Matrices above 32 MB: malloc may not return the memory of smaller ones.
     large = {"hidden_size": 1024, "intermediate_size": 17408, "num_hidden_layers": 2, "num_attention_heads": 4}
     large |= {"num_key_value_heads": 2, "vocab_size": 312, "tie_word_embeddings": False}
     shapes = layout(large, {"q": 48, "inner": 96, "layers": 2, "patches": 16})
@@ -347,23 +346,25 @@ def test_opening_holds_the_weights_in_memory_once(tmp_path: Path, dtype: str) ->
     del tensors
     write_tokenizer(tmp_path, SPECIAL[:3])
     (tmp_path / "config.json").write_text(json.dumps(COMMON | large | {"mm_vision_tower": SMALL}))
-    seen, done = [anonymous()], threading.Event()
-    watcher = threading.Thread(target=lambda: [seen.append(anonymous()) for _ in iter(lambda: done.wait(0.001), True)])
+    samples, done = [anonymous()], threading.Event()
+    watcher = threading.Thread(
+        target=lambda: [samples.append(anonymous()) for _ in iter(lambda: done.wait(0.001), True)]
+    )
     watcher.start()
     opened = load_base(tmp_path, dtype=dtype)
     done.set()
     watcher.join()
     assert opened.dtype == (torch.float16 if dtype == "auto" else torch.bfloat16)
-    assert size > 2e8 and 0.9 < (max(seen) - seen[0]) / size < 1.5
+    assert size > 2e8 and 0.9 < (max(samples) - samples[0]) / size < 1.5
 
 
 def anonymous() -> int:
-    """Bytes of memory that no file backs."""
+    """Bytes of memory not backed by a file."""
     (kilobytes,) = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return 1024 * int(kilobytes)
 
 
-def test_a_checkpoint_of_the_hub_opens_and_is_found_offline(
+def test_a_checkpoint_from_the_hub_loads_and_is_cached_for_offline_use(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with HubServer() as server, server.client(tmp_path / "cache"):

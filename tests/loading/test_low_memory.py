@@ -1,4 +1,4 @@
-"""A base in 8 or 4 bits, or spread over devices, keeps the laws; and a patch of the whole base is a patch of it."""
+"""The laws hold for quantised and dispatched bases, and patches of the full base apply to them."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_language_model_is_quantised_and_nothing_else(light: PatchedModel, k
     assert torch.equal(small_embedding, embedding)  # type: ignore[arg-type]
 
 
-def test_it_answers_nearly_as_the_whole_base(whole: PatchedModel, folder: Path, kind: str) -> None:
+def test_logits_are_close_to_those_of_the_full_base(whole: PatchedModel, folder: Path, kind: str) -> None:
     light, other = load(folder, quantize=kind), PatchedModel(make_base(whole.host.tokenizer, seed=9))
     right = logits(whole)
     off, far = (float((logits(each) - right).norm() / right.norm()) for each in (light, other))
@@ -88,7 +88,7 @@ def test_it_answers_nearly_as_the_whole_base(whole: PatchedModel, folder: Path, 
 
 
 @pytest.mark.parametrize("precision", ["auto", "bfloat16", "float16"])
-def test_a_patch_of_the_whole_base_is_a_patch_of_it(
+def test_a_patch_of_the_full_base_applies_to_the_quantised_one(
     whole: PatchedModel, folder: Path, kind: str, precision: str, tmp_path: Path
 ) -> None:
     file = other_ears(whole).save(tmp_path / "ears.safetensors")
@@ -117,23 +117,23 @@ def test_laws_1_2_and_5(light: PatchedModel, way: str) -> None:
     assert torch.equal(run(light, light.prepare(clips(), QUESTIONS)), answer)
 
 
-def test_the_portrait_sees_a_bit_of_quantised_storage(light: PatchedModel) -> None:
+def test_the_portrait_covers_every_bit_of_quantised_storage(light: PatchedModel) -> None:
     before = portrait(light)
     storage(linear(light)["model.language_model.layers.1.mlp.up_proj"])[0].view(-1)[7] ^= 1
     assert not alike(before, portrait(light))
 
 
-def test_a_patch_learns_on_it(light: PatchedModel) -> None:
-    """Also behind an answer: an answer must not put the weights into a form that gradients cannot pass."""
+def test_a_patch_trains_on_a_quantised_base(light: PatchedModel) -> None:
+    """Also after an answer, which must not repack the weights into a form without gradients."""
     light.ask(clips()[0], QUESTIONS[0])
     before = portrait(light)
     light.attach("ears", make_config(light.host), trainable=True)
-    inputs, wanted, losses = light.prepare(clips(), QUESTIONS), torch.tensor([3, 250]), []
+    inputs, labels, losses = light.prepare(clips(), QUESTIONS), torch.tensor([3, 250]), []
     parts = [weight for part in trainable(light.applied.module("ears")).values() for weight in part.values()]
     optimiser = torch.optim.AdamW(parts, lr=1e-2)
     with training(light.applied.module("ears")):
         for _ in range(6):
-            loss = F.cross_entropy(light.forward(inputs).logits[:, -1].float(), wanted)
+            loss = F.cross_entropy(light.forward(inputs).logits[:, -1].float(), labels)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -145,18 +145,18 @@ def test_a_patch_learns_on_it(light: PatchedModel) -> None:
     assert alike(before, portrait(light))
 
 
-def test_features_of_the_whole_base_are_features_of_it(
+def test_features_cached_for_the_full_base_are_valid_for_the_quantised_one(
     whole: PatchedModel, folder: Path, kind: str, tmp_path: Path
 ) -> None:
     light = load(folder, quantize=kind)
     assert FeatureCache(light, [], tmp_path)._networks == FeatureCache(whole, [], tmp_path)._networks
 
 
-# Spread over devices
+# Dispatched to devices
 
 
 def on_disk(model: nn.Module, but: Collection[str], above: str = "") -> dict[str, str]:
-    """Everything on disk, in parts as large as can be; on the CPU what is named, and single weights beside it."""
+    """A device map with everything on disk, in parts as large as possible, but for the named and single weights."""
     places = {f"{above}{name}": "cpu" for name, _ in model.named_parameters(recurse=False)}
     for name, child in model.named_children():
         path = f"{above}{name}"
@@ -175,14 +175,14 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-def opened(folder: Path, **words: Any) -> PatchedModel:
-    model = load(folder, frames=4, **words)
+def opened(folder: Path, **options: Any) -> PatchedModel:
+    model = load(folder, frames=4, **options)
     if hasattr(model.host, "side"):
         model.host.side = SIDE  # type: ignore[attr-defined]
     return model
 
 
-def test_every_family_says_the_same_from_disk(saved: Path) -> None:
+def test_every_family_has_equal_logits_when_offloaded_to_disk(saved: Path) -> None:
     whole = opened(saved)
     places = {**on_disk(whole.base, whole.host.read_apart), "lm_head": "cpu"}
     apart = opened(saved, device=places)
@@ -192,7 +192,7 @@ def test_every_family_says_the_same_from_disk(saved: Path) -> None:
         with pytest.raises(BaseModelError, match=f"'model': 'disk' offloads {name}.*one by one"):
             opened(saved, device={"model": "disk", "lm_head": "cpu"})
     for name in places.keys() & whole.base.state_dict().keys():
-        with pytest.raises(BaseModelError, match=f"offloads {name}.*a device to stay on"):
+        with pytest.raises(BaseModelError, match=f"offloads {name}.*keep this one on a device"):
             opened(saved, device={**places, name: "disk"})
 
 
@@ -211,7 +211,7 @@ def test_every_family_keeps_laws_1_2_and_5(saved: Path, how: str) -> None:
             return model.forward(model.prepare(given, QUESTIONS)).logits
 
     answer, silent = run(clips()), run(mute)
-    before = portrait(model) if how == "int8" else {}  # what lies on disk comes in at every call
+    before = portrait(model) if how == "int8" else {}  # weights on disk are loaded at every call
     model.attach("ears", config_for(model.host))
     assert torch.equal(run(clips()), answer)
     awaken(model, "ears")
@@ -220,7 +220,7 @@ def test_every_family_keeps_laws_1_2_and_5(saved: Path, how: str) -> None:
     assert torch.equal(run(clips()), answer) and (not before or alike(before, portrait(model)))
 
 
-def test_a_patch_acts_on_a_spread_base_as_on_a_whole_one(whole: PatchedModel, folder: Path) -> None:
+def test_a_patch_has_equal_outputs_on_a_dispatched_base(whole: PatchedModel, folder: Path) -> None:
     apart = load(folder, device=on_disk(whole.base, whole.host.read_apart))
     assert apart.base.get_input_embeddings().weight.is_meta and apart.host.device.type == "cpu"
     patch, before = other_ears(whole), logits(apart)
@@ -234,7 +234,7 @@ def test_a_patch_acts_on_a_spread_base_as_on_a_whole_one(whole: PatchedModel, fo
     assert torch.equal(logits(apart), before)
 
 
-def test_a_base_whose_head_is_its_embedding_may_be_torn_apart() -> None:
+def test_a_base_with_tied_embeddings_may_be_offloaded_in_parts() -> None:
     whole = load("playroom")
     places = {"model.vision_tower": "disk", "model.multi_modal_projector": "cpu", "model.image_newline": "cpu"}
     places |= {"model.language_model": "disk", "lm_head": "disk"}
@@ -242,7 +242,9 @@ def test_a_base_whose_head_is_its_embedding_may_be_torn_apart() -> None:
     assert load("playroom", device=places).ask(*asked) == whole.ask(*asked)
 
 
-def test_parts_on_disk_go_with_the_base(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offloaded_files_are_deleted_with_the_base(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model = load(folder, device={"model": "cpu", "lm_head": "disk"})
     assert any(tmp_path.rglob("lm_head.weight*"))
@@ -258,7 +260,9 @@ def test_a_quantised_base_may_have_its_head_on_disk(folder: Path, kind: str) -> 
         load(folder, quantize=kind, device={**on_disk(apart.base, apart.host.read_apart)})
 
 
-def test_eyes_on_disk_keep_no_features_in_a_folder(whole: PatchedModel, folder: Path, tmp_path: Path) -> None:
+def test_an_offloaded_vision_tower_cannot_cache_features_in_a_folder(
+    whole: PatchedModel, folder: Path, tmp_path: Path
+) -> None:
     apart = load(folder, device=on_disk(whole.base, whole.host.read_apart))
     with pytest.raises(BaseModelError, match=r"vision_tower.* is offloaded.*in memory only"):
         FeatureCache(apart, [], tmp_path)
@@ -271,9 +275,9 @@ def test_eyes_on_disk_keep_no_features_in_a_folder(whole: PatchedModel, folder: 
 @pytest.mark.parametrize(
     ("device", "why"),
     [
-        ({"model": "cpu", "lm_haed": "cpu"}, "no part 'lm_haed'; did you mean 'lm_head'"),
-        ({"model": "cpu"}, r"leaves out lm_head\.weight"),
-        ({}, "leaves out"),
+        ({"model": "cpu", "lm_haed": "cpu"}, "no module 'lm_haed'; did you mean 'lm_head'"),
+        ({"model": "cpu"}, r"has no entry for lm_head\.weight"),
+        ({}, "has no entry for"),
         ({"model": "cpu", "lm_head": "cpu", "model.vision_tower": "disk"}, r"vision_tower.* in 2 entries"),
         ({"": "disk"}, "image_newline.*one by one"),
         ({"model": "cpu", "lm_head": "cuda:99"}, "'cuda:99'.*cannot use it"),
@@ -281,7 +285,7 @@ def test_eyes_on_disk_keep_no_features_in_a_folder(whole: PatchedModel, folder: 
         ({"model": "cpu", "lm_head": "dsik"}, "'dsik'.*cannot use it"),
     ],
 )
-def test_impossible_maps_are_refused(folder: Path, device: dict[str, Any], why: str) -> None:
+def test_invalid_device_maps_are_refused(folder: Path, device: dict[str, Any], why: str) -> None:
     with pytest.raises(BaseModelError, match=why):
         load(folder, device=device)
 

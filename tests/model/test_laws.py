@@ -398,11 +398,13 @@ def test_a_patch_of_another_base_is_refused(one: PatchedModel, tokenizer: PreTra
     stranger = PatchedModel(make_base(tokenizer, seed=9))
     hears(stranger)
     patch = stranger.export("ears")
-    with pytest.raises(PatchMismatch, match=rf"{stranger.host.fingerprint()[:12]}.*load its own base; or pass strict"):
+    with pytest.raises(
+        PatchMismatch, match=rf"{stranger.host.fingerprint()[:12]}.*load the base it was made for; or pass strict"
+    ):
         one.apply_patch(patch)
     assert not one.patches
     report = one.apply_patch(patch, strict=False)
-    assert "not its own base" in report.base_match
+    assert "other weights" in report.base_match
     facts = patch.config.base.model_copy(update={"dim": 65})
     with pytest.raises(PatchMismatch, match="dim=65"):
         one.apply_patch(Patch(patch.config.model_copy(update={"base": facts}), patch.tensors), name="b", strict=False)
@@ -423,8 +425,8 @@ def test_what_cannot_fit_is_refused_before_the_base_is_hashed(
     assert patch.config.lora is not None
     paths = tuple(name[5:-2] for name in patch.tensors if name.startswith("lora.") and name.endswith(".A"))
     for words, message in (
-        (patch.config.lora.target_modules, r"its LoRA does not fit this base: lora\.layers\.1\..* is not part of it"),
-        (paths, r"does not fit this base: lora\.target_modules: no layer is called layers\.1\..* or 4 more names; "),
+        (patch.config.lora.target_modules, r"its LoRA does not fit this base: lora\.layers\.1\..* is unexpected"),
+        (paths, r"does not fit this base: lora\.target_modules: no layer matches layers\.1\..* and 4 more; "),
     ):
         lora = patch.config.lora.model_copy(update={"target_modules": words})
         made = patch.config.base.model_copy(update={"repo": "a/b"})
@@ -439,7 +441,7 @@ def test_what_cannot_fit_is_refused_before_the_base_is_hashed(
     fresh = PatchedModel(make_base(tokenizer))
     fresh.apply_patch(Patch(patch.config.model_copy(update={"base": made}), patch.tensors))
     assert shallow.host._fingerprint is None and fresh.host._fingerprint is None
-    with pytest.raises(RecipeError, match="no layer is called nose"):
+    with pytest.raises(RecipeError, match="no layer matches nose"):
         one.attach("nose", make_config(one.host, lora=LoraConfig(target_modules=("nose",))))
 
 

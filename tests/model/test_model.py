@@ -269,14 +269,14 @@ def test_misuse_has_an_error_of_our_own(one: PatchedModel, tmp_path: Path) -> No
     with pytest.raises(PatchNotFound, match="no patch of this name is applied"):
         one.remove_patch(None)  # type: ignore[arg-type]
     path = write_clip(tmp_path / "sound.m4a", None, audio=np.zeros(8000, np.float32), rate=8000)
-    with pytest.raises(MediaError, match=r"sound\.m4a: there are no pictures"):
+    with pytest.raises(MediaError, match=r"sound\.m4a: the clip has no frames"):
         one.ask_batch([(make_clip(), "what?"), (path, "what?")])
 
 
 @pytest.mark.parametrize(
     ("name", "cause"),
     [
-        *[(name, "no patch, folder or file of this name") for name in ("", "a" * 300, "a\0b")],
+        *[(name, "no patch, folder or file with this name") for name in ("", "a" * 300, "a\0b")],
         ("a" * 300 + "/b", "cannot be on the Hub|is not in the cache"),
         ("so--me/body", "cannot be on the Hub"),
     ],

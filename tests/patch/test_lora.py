@@ -1,4 +1,4 @@
-"""Claims about LoRA as hooks: PEFT's numbers, row by row, and nothing left behind."""
+"""Claims about LoRA as hooks: outputs of PEFT, selected per row, and complete removal."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ CONFIG = LoraConfig(r=4, lora_alpha=6)
 
 @pytest.fixture
 def lora(base: Host) -> Lora:
-    made = Lora(CONFIG, targets(CONFIG, base.language_model)).eval()
+    built = Lora(CONFIG, targets(CONFIG, base.language_model)).eval()
     draw = torch.Generator().manual_seed(0)
-    for pair in made.pairs.values():
+    for pair in built.pairs.values():
         pair.B.data.copy_(0.3 * torch.randn(pair.B.shape, generator=draw))
-    return made
+    return built
 
 
 def ids(rows: int = 2) -> Tensor:
@@ -52,11 +52,11 @@ def test_logits_are_those_of_peft(tokenizer: PreTrainedTokenizerFast, tmp_path: 
         nn.init.normal_(pair.B, std=0.3)
     before = logits(base.model)
     Loras(base.language_model).add(lora)
-    ours = logits(base.model, {lora: all_rows()})
+    hooked = logits(base.model, {lora: all_rows()})
     save_peft(tmp_path, config, lora.state_dict(), "model.language_model")
-    theirs = logits(PeftModel.from_pretrained(make_base(tokenizer).model, str(tmp_path)).eval())
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    assert (ours - before).abs().max() > 1e-2
+    expected = logits(PeftModel.from_pretrained(make_base(tokenizer).model, str(tmp_path)).eval())
+    torch.testing.assert_close(hooked, expected, atol=1e-5, rtol=1e-5)
+    assert (hooked - before).abs().max() > 1e-2
 
 
 def test_peft_finds_the_same_layers_and_none_in_the_vision_tower(base: Host, lora: Lora, tmp_path: Path) -> None:
@@ -70,17 +70,17 @@ def test_peft_finds_the_same_layers_and_none_in_the_vision_tower(base: Host, lor
 def test_rows_of_weight_zero_keep_their_exact_logits(base: Host, lora: Lora) -> None:
     before = logits(base.model)
     Loras(base.language_model).add(lora)
-    everybody = logits(base.model, {lora: all_rows()})
+    unmixed = logits(base.model, {lora: all_rows()})
     mixed = logits(base.model, {lora: torch.tensor([0.0, 1.0])})
     assert torch.equal(mixed[0], before[0])
     for pair in list(lora.pairs.values())[:1]:
         pair.B.data.fill_(float("inf"))
     assert torch.equal(logits(base.model, {lora: torch.tensor([0.0, 1.0])})[0], before[0])
-    assert torch.equal(mixed[1], everybody[1])
-    assert not torch.allclose(everybody[0], before[0], atol=1e-3)
+    assert torch.equal(mixed[1], unmixed[1])
+    assert not torch.allclose(unmixed[0], before[0], atol=1e-3)
 
 
-def test_rows_follow_their_beams(base: Host, lora: Lora) -> None:
+def test_beams_get_the_loras_of_their_rows(base: Host, lora: Lora) -> None:
     Loras(base.language_model).add(lora)
     wide = ids(2).repeat_interleave(3, 0)
     with torch.no_grad(), running(Call({lora: torch.tensor([1.0, 0.0])})):
@@ -89,7 +89,7 @@ def test_rows_follow_their_beams(base: Host, lora: Lora) -> None:
     torch.testing.assert_close(beams, narrow.repeat_interleave(3, 0), atol=1e-4, rtol=1e-4)
 
 
-def test_two_loras_sum_whatever_their_order(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_two_loras_add_up_in_any_order(tokenizer: PreTrainedTokenizerFast) -> None:
     results = []
     for order in ((0, 1), (1, 0)):
         base = make_base(tokenizer)

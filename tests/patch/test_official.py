@@ -1,4 +1,4 @@
-"""Claims about the authors' checkpoints: a converted one computes what theirs computes, and nothing in one is run."""
+"""Claims about official checkpoints: a converted one computes the same, and no code in one is executed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ from pave.patch.file import Patch, fusion_of
 from pave.patch.official import LICENCE, _facts, convert
 from pave.sidechannel import SideBatch, SideTokens
 
-# The released checkpoints: channels of their base, and layers of their fusion.
+# Official checkpoints: channels of their base, layers of their fusion.
 OURS = {"favor-av", *(name for name in catalogue.names() if name.endswith("-playroom"))}
 RELEASED = {
     "ScanQA 0.5B": (896, 2),
@@ -66,7 +66,7 @@ RELEASED = {
     "Music-AVQA 7B": (3584, 3),
     "enhanced video 7B": (3584, 2),
 }
-# Features (τ h w) for 32 key frames: as many steps, more that share out evenly or not, fewer.
+# Features (τ h w) for 32 key frames: as many steps, more (divisible or not), fewer.
 FEATURES = [
     ("ScanQA 0.5B", (32, 12, 12)),
     ("ScanQA 0.5B", (20, 3, 3)),
@@ -84,19 +84,19 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# a converted fusion is the authors' fusion
+# a converted fusion is the official fusion
 
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], tuple[dict[str, Tensor], Patch]]:
-    """The authors' tensors and the patch made of them, by channels and layers of a released checkpoint."""
+    """The official tensors and the converted patch, by channels and layers of an official checkpoint."""
     made: dict[tuple[int, int], tuple[dict[str, Tensor], Patch]] = {}
 
     def get(dim: int, layers: int) -> tuple[dict[str, Tensor], Patch]:
         if (dim, layers) not in made:
             fusion = fusion_tensors(dim, layers)
             folder = tmp_path_factory.mktemp("released") / f"pave_{dim}_{layers}"
-            # LoRA of one block is enough to show the layout; the base of the deep one has a second block without it.
+            # LoRA of one block suffices for the layout; the 3-layer checkpoint has a second block without LoRA.
             write_checkpoint(folder, fusion, lora_tensors(QWEN[dim], 1, 64), blocks=layers - 1)
             made[dim, layers] = fusion, convert(zipped(folder, "pave_lora"), "side", "the-features")
         return made[dim, layers]
@@ -105,8 +105,8 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], 
 
 
 def authors_update(weights: Mapping[str, Tensor], vision: Tensor, x: Tensor) -> Tensor:
-    """The update of visual tokens (t s q) by side tokens (τ h w c) as the paper's code computes it, in float64, written
-    down literally, one key frame and one head after the other."""
+    """The update of visual tokens (t s q) by side tokens (τ h w c) as in the official code: a literal reference in
+    float64, one key frame and one head at a time."""
     w = {name: value.double() for name, value in weights.items()}
 
     def linear(name: str, value: Tensor) -> Tensor:
@@ -165,11 +165,13 @@ def test_a_converted_fusion_computes_what_the_paper_computes(
     want = authors_update(weights, vision, x)
     assert want.abs().max() > 0.1
     assert (got - want).abs().max() <= 1e-12 * want.abs().max()
-    assert (rounded - want).abs().max() <= 1e-5 * want.abs().max()  # 0.8 to 4.9e-6 were seen: rounding
+    assert (rounded - want).abs().max() <= 1e-5 * want.abs().max()  # 0.8 to 4.9e-6 were measured: rounding
 
 
 @pytest.mark.parametrize("checkpoint", RELEASED)
-def test_a_converted_patch_says_what_it_is(converted: Callable[..., Any], checkpoint: str) -> None:
+def test_a_converted_patch_has_the_shapes_and_facts_of_the_checkpoint(
+    converted: Callable[..., Any], checkpoint: str
+) -> None:
     dim, layers = RELEASED[checkpoint]
     weights, patch = converted(dim, layers)
     config = patch.config
@@ -185,12 +187,12 @@ def test_a_converted_patch_says_what_it_is(converted: Callable[..., Any], checkp
     assert (base.repo, base.fingerprint) == ("lmms-lab/llava-onevision-qwen2-7b-ov", "")
     assert config.fusion.layers == layers and config.newline == "grid" and config.licence == LICENCE
     assert config.lora is not None and (config.lora.r, config.lora.lora_alpha, config.lora.scaling) == (64, 16, 0.25)
-    words = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    paths = {f"layers.0.{'self_attn' if len(word) == 6 else 'mlp'}.{word}" for word in words}
-    assert set(config.lora.target_modules) == (words if layers == 2 else paths), "short where all blocks have it"
+    names = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    paths = {f"layers.0.{'self_attn' if len(name) == 6 else 'mlp'}.{name}" for name in names}
+    assert set(config.lora.target_modules) == (names if layers == 2 else paths), "short names if all blocks have LoRA"
 
 
-def test_what_peft_and_the_authors_write_besides_is_converted_all_the_same(released: Callable[..., Path]) -> None:
+def test_optional_config_keys_do_not_change_the_converted_patch(released: Callable[..., Path]) -> None:
     folder = released()
     whole = convert(folder, "audio", HEARING)
     assert whole.config.lora is not None
@@ -201,12 +203,12 @@ def test_what_peft_and_the_authors_write_besides_is_converted_all_the_same(relea
     assert convert(folder, "audio", HEARING).sha256 == whole.sha256
 
 
-# a converted LoRA is the authors' LoRA
+# a converted LoRA is the official LoRA
 
 
 @pytest.fixture(scope="module")
 def patch(tmp_path_factory: pytest.TempPathFactory) -> Patch:
-    """Such a checkpoint, converted."""
+    """A small checkpoint, converted."""
     pairs = lora_tensors(SIZES, BLOCKS, 4)
     folder = write_checkpoint(
         tmp_path_factory.mktemp("tiny") / "pave_lora", fusion_tensors(**TINY), pairs, blocks=BLOCKS
@@ -216,21 +218,21 @@ def patch(tmp_path_factory: pytest.TempPathFactory) -> Patch:
 
 @pytest.fixture
 def seeing(tokenizer: PreTrainedTokenizerFast) -> PatchedModel:
-    """A small base with as many visual tokens in a key frame as a real one has, in float64, to compare exactly."""
+    """A small base in float64, with as many visual tokens per key frame as a real one."""
     return PatchedModel(make_base(tokenizer, torch.float64, side=378))
 
 
 def with_features(model: PatchedModel, patch: Patch, x: Tensor) -> ClipFeatures:
-    """A clip as the base sees it, and side tokens that were made elsewhere."""
+    """Features of a clip, with given side tokens."""
     seen = model.encode([make_clip(frames=2)], [])[0]
     return replace(seen, sides={patch.config.senses["audio"].preprocessing: SideTokens.regular(x, rate=1)})
 
 
-def test_a_converted_patch_gives_the_logits_of_the_authors_model(
+def test_a_converted_patch_gives_the_logits_of_the_official_model(
     seeing: PatchedModel, patch: Patch, released: Callable[..., Path], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Theirs: Qwen2 with PEFT's own loading of the adapter, behind visual rows of the paper's formula, where each of 14
-    rows of a key frame ends with a newline."""
+    """Reference: Qwen2 with the adapter loaded by PEFT, on visual rows of the paper's formula, with a newline after
+    each of the 14 rows of a key frame."""
     report = seeing.apply_patch(patch)
     assert report.base_match.startswith("unknown")
     assert report.lora_params == sum(value.numel() for value in lora_tensors(SIZES, BLOCKS, 4).values())
@@ -262,14 +264,14 @@ def server(tmp_path: Path) -> Iterator[HubServer]:
         yield running
 
 
-def test_a_name_fetches_the_authors_zip_converts_it_once_and_keeps_it(
+def test_a_catalogue_name_downloads_the_official_zip_and_caches_the_conversion(
     server: HubServer, converted: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (entry,) = catalogue.recipe("audio-avsd").released
     made = zipped(write_checkpoint(tmp_path / "avsd", converted(3584, 2)[0], lora_tensors(QWEN[3584], 1, 64), blocks=1))
     repo = server.create(entry.repo, {entry.file: made.read_bytes()})
     first = locate("audio-avsd", dim=entry.dim)
-    assert f"converted from the authors' {entry.file}; licence: {LICENCE}" in first.remark
+    assert f"converted from the official {entry.file}; licence: {LICENCE}" in first.remark
     assert first.source == f"{entry.repo}@{repo.branches['main'][:12]}"
     patch = first.load()
     assert patch.config.name == "audio-avsd" and patch.config.base.dim == 3584 and patch.config.licence == LICENCE
@@ -284,9 +286,9 @@ def test_a_name_fetches_the_authors_zip_converts_it_once_and_keeps_it(
         assert "offline" in locate("audio-avsd", dim=entry.dim).remark
         shutil.rmtree(Path(constants.HF_HUB_CACHE))
         kept = locate("audio-avsd", dim=entry.dim)
-        assert kept.path == first.path and "the copy that was kept" in kept.remark
+        assert kept.path == first.path and "using the cached conversion" in kept.remark
     first.path.write_bytes(first.path.read_bytes()[:-1])
-    with pytest.raises(PatchDamaged, match="thrown away"):
+    with pytest.raises(PatchDamaged, match="deleted"):
         first.load()
     assert locate("audio-avsd", dim=entry.dim).load().sha256 == patch.sha256
     repo.commit({"notes.txt": b"another commit"})
@@ -307,10 +309,10 @@ def test_the_base_or_the_command_decides_between_two_sizes(
     server.create(entries[0].repo, files)
     for entry in entries:
         assert locate("3d-scanqa", dim=entry.dim).load().config.base.dim == entry.dim
-    with pytest.raises(PatchNotFound, match="896 channels or 3584 channels, and no base is named"):
+    with pytest.raises(PatchNotFound, match="896 channels or 3584 channels, and no base is given"):
         locate("3d-scanqa")
     small = tmp_path / "small.safetensors"
-    for words, said in (
+    for words, expected in (
         (("info", "3d-scanqa"), "tokens, dim 896"),
         (("verify", "3d-scanqa"), "3d-scanqa: ok"),
         (("pull", "3d-scanqa", "--out", tmp_path / "out"), "sha256"),
@@ -318,13 +320,13 @@ def test_the_base_or_the_command_decides_between_two_sizes(
         (("shrink", "3d-scanqa", small), str(small)),
     ):
         code, _, err = command("patch", *words)
-        assert code and "no base is named; say which one with --dim 896 or --dim 3584" in err
+        assert code and "no base is given; choose with --dim 896 or --dim 3584" in err
         code, out, err = command("patch", *words, "--dim", 896)
-        assert code == 0 and said in out, err
+        assert code == 0 and expected in out, err
     assert Patch.load(small).config.base.dim == 896
 
 
-def test_what_goes_wrong_on_the_way_names_the_patch_that_was_asked_for(
+def test_errors_on_the_way_name_the_requested_patch(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (entry,) = catalogue.recipe("audio-avsd").released
@@ -335,7 +337,7 @@ def test_what_goes_wrong_on_the_way_names_the_patch_that_was_asked_for(
         offline.setattr(constants, "HF_HUB_OFFLINE", True)
         locate("audio-avsd")
     server.create(entry.repo, {entry.file: b"no zip"})
-    with pytest.raises(PatchDamaged, match=rf"^audio-avsd: .*{entry.file} is no zip"):
+    with pytest.raises(PatchDamaged, match=rf"^audio-avsd: .*{entry.file} is not a zip"):
         locate("audio-avsd")
     weights = fusion_tensors(**{**TINY, "side": 1024}), lora_tensors(SIZES, BLOCKS, 4)
     made = zipped(write_checkpoint(tmp_path / "made", *weights, blocks=BLOCKS))
@@ -346,7 +348,7 @@ def test_what_goes_wrong_on_the_way_names_the_patch_that_was_asked_for(
         locate("audio-avsd")
 
 
-def test_a_model_applies_it_by_name_and_says_where_it_came_from(
+def test_a_model_applies_an_official_checkpoint_by_name_and_reports_its_source(
     server: HubServer,
     seeing: PatchedModel,
     released: Callable[..., Path],
@@ -354,15 +356,15 @@ def test_a_model_applies_it_by_name_and_says_where_it_came_from(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In a catalogue with a checkpoint for the small base of the tests."""
-    entry = catalogue.find("audio-avsd") / "patch.yaml"
+    entry = catalogue.folder_of("audio-avsd") / "patch.yaml"
     (tmp_path / "catalogue" / "audio-avsd").mkdir(parents=True)
-    words = entry.read_text().replace("dim: 3584", "dim: 64").replace("imagebind-audio", HEARING)
-    (tmp_path / "catalogue" / "audio-avsd" / "patch.yaml").write_text(words)
+    text = entry.read_text().replace("dim: 3584", "dim: 64").replace("imagebind-audio", HEARING)
+    (tmp_path / "catalogue" / "audio-avsd" / "patch.yaml").write_text(text)
     monkeypatch.setattr(catalogue, "folder", lambda: tmp_path / "catalogue")
-    (told,) = catalogue.recipe("audio-avsd").released
-    server.create(told.repo, {told.file: zipped(released()).read_bytes()})
+    (official,) = catalogue.recipe("audio-avsd").released
+    server.create(official.repo, {official.file: zipped(released()).read_bytes()})
     report = seeing.apply_patch("audio-avsd")
-    assert report.name == "audio-avsd" and report.source.startswith(f"{told.repo}@")
+    assert report.name == "audio-avsd" and report.source.startswith(f"{official.repo}@")
     assert any(LICENCE in remark for remark in report.remarks) and report.base_match.startswith("unknown")
 
 
@@ -374,8 +376,8 @@ def test_nothing_is_fetched_for_a_base_of_another_family(server: HubServer) -> N
     assert not server.asked("GET", "*") and not server.asked("HEAD", "*")
 
 
-def test_every_released_checkpoint_has_a_name() -> None:
-    """The zips that the authors' README links to."""
+def test_every_official_checkpoint_is_in_the_catalogue() -> None:
+    """The zips linked from the official README."""
     recipes = [entry.recipe for entry in catalogue.list_patches()]
     found = {each.file: (recipe.name, each.dim, recipe.fusion.layers) for recipe in recipes for each in recipe.released}
     assert found == {
@@ -389,9 +391,9 @@ def test_every_released_checkpoint_has_a_name() -> None:
     assert {each.repo for recipe in recipes for each in recipe.released} == {"zhuomingliu/PAVE"}
 
 
-def test_the_recipes_of_the_paper_s_tasks_have_its_authors_hyper_parameters() -> None:
-    """Those of their scripts/*.sh and of the arguments' defaults, which all tasks share; optimiser steps of 32 samples,
-    except where a clip brings all of its questions."""
+def test_the_recipes_of_the_papers_tasks_have_the_official_hyperparameters() -> None:
+    """Those of the official scripts/*.sh and argument defaults, shared by all tasks; optimiser steps of 32 samples,
+    unless all questions of a clip form one sample."""
     theirs = [entry.recipe for entry in catalogue.list_patches() if entry.name not in OURS]
     assert len(theirs) == 7
     for recipe in theirs:
@@ -415,7 +417,7 @@ def test_the_recipes_of_the_paper_s_tasks_have_its_authors_hyper_parameters() ->
     assert {recipe.name: recipe.train.steps for recipe in theirs if recipe.name in scenes} == scenes
 
 
-# a patch whose encoder is not here
+# a patch whose encoder is not installed
 
 
 def test_without_its_encoder_a_patch_reads_features_only(seeing: PatchedModel, patch: Patch) -> None:
@@ -429,11 +431,11 @@ def test_without_its_encoder_a_patch_reads_features_only(seeing: PatchedModel, p
         seeing.prepare(seeing.encode([make_clip(frames=2)], []), ["Well?"])
 
 
-def test_an_encoder_that_is_here_speaks_for_itself() -> None:
+def test_an_installed_encoder_provides_its_facts() -> None:
     spec = load_encoder("logmel").spec
     assert _facts(Path("x.zip"), "audio", "logmel", 64, {}) == _facts(Path("x.zip"), "audio", spec, 64, {})
     assert _facts(Path("x.zip"), "audio", spec, 64, {}) == spec.facts("index")
-    with pytest.raises(PatchMismatch, match=r"x.zip: its fusion reads 24 channels, logmel gives 64"):
+    with pytest.raises(PatchMismatch, match=r"x.zip: its fusion reads 24 channels, logmel outputs 64"):
         _facts(Path("x.zip"), "audio", "logmel", 24, {})
 
 
@@ -452,15 +454,15 @@ def test_the_command_converts_a_folder_with_a_pickled_lora_to_the_bytes_of_the_z
     words = ["--sense", "audio=their-ears", "--name", "audio-avsd"]
     code, out, err = command("patch", "convert", nested, *words)
     assert code == 0 and "no encoder 'their-ears'" in err
-    said = ("their-ears, 24 channels", "dim 64", "width 32, 4 heads, 2 layers", "r=4, alpha=16", LICENCE)
-    assert all(words in out for words in said)
+    lines = ("their-ears, 24 channels", "dim 64", "width 32, 4 heads, 2 layers", "r=4, alpha=16", LICENCE)
+    assert all(line in out for line in lines)
     written = patch.save(tmp_path / "zip.safetensors").read_bytes()
     assert Path("audio-avsd.safetensors").read_bytes() == written and str(tmp_path).encode() not in written
     back = Patch.load("audio-avsd.safetensors")
     assert back.config == patch.config and all(torch.equal(back.tensors[n], t) for n, t in patch.tensors.items())
 
 
-def test_the_command_takes_options_of_the_encoder(
+def test_the_command_accepts_encoder_options(
     command: Callable[..., tuple[int, str, str]],
     released: Callable[..., Path],
     tmp_path: Path,
@@ -471,23 +473,23 @@ def test_the_command_takes_options_of_the_encoder(
     assert code == 0 and facts == load_encoder("logmel", bands=24).spec.facts("index")
     geometry = ("patch", "convert", source, "--sense", "depth=rgbd-geometry")
     code, _, err = command(*geometry)
-    assert code == 2 and "looks with the eyes of a base here" in err and "--option preset=llava3d" in err
+    assert code == 2 and "uses the vision tower of the base" in err and "--option preset=llava3d" in err
     code, _, err = command(*geometry, "--option", "preset=llava3d")
-    assert code == 2 and "reads 24 channels, rgbd-geometry gives 1024" in err
+    assert code == 2 and "reads 24 channels, rgbd-geometry outputs 1024" in err
     code, _, err = command(*geometry, "--option", "preset")
     assert code == 2 and "is not key.sub=value" in err
 
 
-def test_a_name_is_one_that_a_file_may_have(released: Callable[..., Path]) -> None:
+def test_a_name_becomes_a_valid_file_name(released: Callable[..., Path]) -> None:
     assert convert(released(), "audio", HEARING, name="../Ears of mine").config.name == "ears-of-mine"
 
 
-def test_the_card_tells_that_nobody_has_given_a_licence(patch: Patch) -> None:
+def test_the_card_says_that_there_is_no_licence(patch: Patch) -> None:
     text = card(patch, "you/audio-avsd")
     assert "license: unknown\n" in text and f"| licence | {LICENCE} |" in text
 
 
-def test_the_command_wants_to_know_the_encoder(
+def test_the_command_requires_an_encoder(
     command: Callable[..., tuple[int, str, str]],
     tmp_path: Path,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Claims about checkpoints that are not as released: refused by name, nothing in them run, nothing left behind."""
+"""Claims about modified checkpoints: refused by name, nothing in them is executed, no file remains."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Damage = Callable[[Path], object]
 
 
 class Program:
-    """A pickle of this runs a program when it is opened as pickles usually are."""
+    """Its pickle runs a program when unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -88,7 +88,7 @@ def cut(name: str) -> Damage:
 
 Q = f"{PREFIX}layers.0.self_attn.q_proj.lora_A.weight"
 KEY = f"{PREFIX}temporal_aggregator."
-# Refused before the pickle is touched, then by the child, then by what it hands over.
+# Refused before the pickle is opened, then by the child process, then by its result.
 REFUSED: dict[str, tuple[type[PatchError], str, Damage]] = {
     "no fusion": (PatchNotFound, f"no {FUSION}", lambda folder: (folder / FUSION).unlink()),
     "no LoRA": (PatchNotFound, f"no {PEFT_WEIGHTS}", lambda folder: (folder / PEFT_WEIGHTS).unlink()),
@@ -109,7 +109,7 @@ REFUSED: dict[str, tuple[type[PatchError], str, Damage]] = {
     ),
     "no config of the LoRA": (PatchNotFound, f"no {PEFT_CONFIG}", lambda folder: (folder / PEFT_CONFIG).unlink()),
     "no config": (PatchNotFound, f"no {CONFIG}", lambda folder: (folder / CONFIG).unlink()),
-    "config that is no JSON": (PatchDamaged, "is not JSON", cut(CONFIG)),
+    "config that is not JSON": (PatchDamaged, "is not JSON", cut(CONFIG)),
     "newline per frame": (
         PatchFormatError,
         "mm_newline_position='frame'",
@@ -117,27 +117,27 @@ REFUSED: dict[str, tuple[type[PatchError], str, Damage]] = {
     ),
     "merged flat": (
         PatchFormatError,
-        "mm_patch_merge_type='flat'; patches know spatial_unpad",
+        "mm_patch_merge_type='flat'; supported: spatial_unpad",
         lambda folder: change_json(folder / CONFIG, mm_patch_merge_type="flat"),
     ),
     "pooled by averages": (
         PatchFormatError,
-        "mm_spatial_pool_mode='average'; patches know bilinear",
+        "mm_spatial_pool_mode='average'; supported: bilinear",
         lambda folder: change_json(folder / CONFIG, mm_spatial_pool_mode="average"),
     ),
     "another model": (
         PatchFormatError,
-        "model_type='bert'; patches know pave_qwen2",
+        "model_type='bert'; supported: pave_qwen2",
         lambda folder: change_json(folder / CONFIG, model_type="bert"),
     ),
     "LoRA of more than its config names": (
         PatchDamaged,
-        f"12 layers stand only here or only in {PEFT_CONFIG}, the first is layers.0.mlp.down_proj",
+        f"12 layers are only here or only in {PEFT_CONFIG}, the first is layers.0.mlp.down_proj",
         lambda folder: change_json(folder / PEFT_CONFIG, target_modules=["q_proj"]),
     ),
     "LoRA of numbers": (
         PatchDamaged,
-        f"16 layers stand only here or only in {PEFT_CONFIG}, the first is 1",
+        f"16 layers are only here or only in {PEFT_CONFIG}, the first is 1",
         lambda folder: change_json(folder / PEFT_CONFIG, target_modules=[1, 2]),
     ),
     "concatenation": (
@@ -150,19 +150,19 @@ REFUSED: dict[str, tuple[type[PatchError], str, Damage]] = {
     "LoRA cut short": (PatchDamaged, "cut short", cut(PEFT_WEIGHTS)),
     "LoRA of the vision tower": (
         PatchMismatch,
-        "model.vision_tower.q is no layer",
+        "model.vision_tower.q is not a layer",
         spoken(lambda tensors: tensors.update({f"{PREFIX}vision_tower.q.lora_A.weight": tensors.pop(Q)})),
     ),
     "LoRA lacks a layer": (
         PatchDamaged,
-        "1 layers stand only here or only in adapter_config.json, the first is layers.0.self_attn.q_proj",
+        "1 layers are only here or only in adapter_config.json, the first is layers.0.self_attn.q_proj",
         spoken(lambda tensors: [tensors.pop(Q), tensors.pop(Q.replace("lora_A", "lora_B"))]),
     ),
     "program": (PatchDamaged, r"would call \w+\.system when opened", program),
     "fusion cut short": (PatchDamaged, "is cut short", cut(FUSION)),
     "other tensors": (
         PatchMismatch,
-        r"k_linear.weight is \(32, 30\), expected .*; .*0.bias is missing.*; .*lm_head.weight is not part of it",
+        r"k_linear.weight is \(32, 30\), expected .*; .*0.bias is missing.*; .*lm_head.weight is unexpected",
         fused(other_shapes),
     ),
     "tensor by the name of a header": (
@@ -192,13 +192,13 @@ def test_a_checkpoint_that_is_not_as_released_is_refused_and_runs_nothing(
     assert not list(scratch.iterdir()) and not (folder.parent / "executed").exists()
 
 
-def test_the_program_of_the_tests_would_run(tmp_path: Path) -> None:
+def test_the_program_of_these_tests_runs_when_unpickled(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Program(tmp_path / "executed")))
     assert (tmp_path / "executed").exists()
 
 
-def test_a_sense_that_no_module_can_be_called_after_is_refused(released: Callable[..., Path]) -> None:
-    with pytest.raises(RecipeError, match=r"^senses\.keys: torch keeps this name for itself; call it keys_signal$"):
+def test_a_sense_with_a_reserved_name_is_refused(released: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError, match=r"^senses\.keys: torch reserves this name; rename it to keys_signal$"):
         convert(released(), "keys", HEARING)
 
 
@@ -241,28 +241,32 @@ def spoilt(source: Path) -> bytes:
 
 
 ZIPS: dict[str, tuple[type[PatchError], str, Callable[[Path], bytes]]] = {
-    "above": (PatchDamaged, "would leave the folder", packed(lambda zip: zip.writestr("inside/../../up", b"x"))),
-    "absolute": (PatchDamaged, "would leave the folder", packed(lambda zip: zip.writestr("/etc/up", b"x"))),
-    "of another system": (PatchDamaged, "would leave the folder", packed(lambda zip: zip.writestr("a\\..\\up", b"x"))),
-    "of a drive": (PatchDamaged, "would leave the folder", packed(lambda zip: zip.writestr("C:up", b"x"))),
+    "above": (PatchDamaged, "would be written outside", packed(lambda zip: zip.writestr("inside/../../up", b"x"))),
+    "absolute": (PatchDamaged, "would be written outside", packed(lambda zip: zip.writestr("/etc/up", b"x"))),
+    "of another system": (
+        PatchDamaged,
+        "would be written outside",
+        packed(lambda zip: zip.writestr("a\\..\\up", b"x")),
+    ),
+    "of a drive": (PatchDamaged, "would be written outside", packed(lambda zip: zip.writestr("C:up", b"x"))),
     "link": (PatchDamaged, "is a link", packed(lambda zip: zip.writestr(link(), b"/etc/passwd"))),
-    "twice": (PatchDamaged, "stands in it twice", packed(lambda zip: zip.writestr("inside/CONFIG.json", b"x"))),
+    "twice": (PatchDamaged, "is a duplicate", packed(lambda zip: zip.writestr("inside/CONFIG.json", b"x"))),
     "bomb": (
         PatchDamaged,
-        "would become 1",
+        "would unpack to 1",
         packed(lambda zip: zip.writestr("x", bytes(10**8)), compression=zipfile.ZIP_DEFLATED),
     ),
     "rare packing": (
         PatchDamaged,
-        "rare method",
+        "unsupported compression method",
         packed(lambda zip: zip.writestr("x", b"x"), compression=zipfile.ZIP_BZIP2),
     ),
     "encrypted": (PatchDamaged, "is encrypted", encrypted),
-    "cut short": (PatchDamaged, "is no zip", lambda source: source.read_bytes()[:-1]),
+    "cut short": (PatchDamaged, "is not a zip", lambda source: source.read_bytes()[:-1]),
     "one bit": (PatchDamaged, "Bad CRC-32", spoilt),
-    "empty": (PatchDamaged, "is no zip", lambda source: b""),
-    "patch": (PatchDamaged, "is no zip", lambda source: b"\x10\0\0\0\0\0\0\0{}"),
-    "two checkpoints": (PatchNotFound, "holds 2", packed(lambda zip: zip.writestr(f"other/{FUSION}", b"x"))),
+    "empty": (PatchDamaged, "is not a zip", lambda source: b""),
+    "patch": (PatchDamaged, "is not a zip", lambda source: b"\x10\0\0\0\0\0\0\0{}"),
+    "two checkpoints": (PatchNotFound, "has 2", packed(lambda zip: zip.writestr(f"other/{FUSION}", b"x"))),
 }
 
 
@@ -281,18 +285,18 @@ def test_a_zip_that_is_not_as_released_is_refused_and_unpacks_nothing(
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_reading(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.zip")
     with pytest.raises(PatchFormatError, match=r"pipe\.zip: is neither a file nor a folder"):
         convert(tmp_path / "pipe.zip", "audio", HEARING)
 
 
-def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
+def test_missing_sources_are_refused(tmp_path: Path) -> None:
     for source in (tmp_path / "nothing.zip", tmp_path):
-        with pytest.raises(PatchNotFound, match="give a zip that the authors released"):
+        with pytest.raises(PatchNotFound, match="pass an official zip"):
             convert(source, "audio", HEARING)
 
 
-def test_a_released_folder_is_no_plain_lora(released: Callable[..., Path], one: PatchedModel) -> None:
-    with pytest.raises(PatchFormatError, match="holds a fusion; if it is a checkpoint of PAVE's authors, `pave patch"):
+def test_an_official_folder_is_not_applied_as_a_plain_lora(released: Callable[..., Path], one: PatchedModel) -> None:
+    with pytest.raises(PatchFormatError, match="holds a fusion; convert an official PAVE checkpoint with `pave patch"):
         one.apply_patch(released())

@@ -1,4 +1,4 @@
-"""Claims about patch files: equal content is an equal file, and nothing that is wrong with one goes unnoticed."""
+"""Claims about patch files: equal content gives equal bytes, and every damage is detected."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_save_and_load_keep_everything(patch: Patch, tmp_path: Path) -> None:
     assert (loaded.config, loaded.certificate, loaded.sha256) == (patch.config, {"listens": 0.5}, patch.sha256)
 
 
-def test_equal_content_is_an_equal_file(patch: Patch, file: Path, tmp_path: Path) -> None:
+def test_equal_content_gives_equal_bytes(patch: Patch, file: Path, tmp_path: Path) -> None:
     shuffled = Patch(patch.config, dict(reversed(list(patch.tensors.items()))))
     assert shuffled.save(tmp_path / "b.safetensors").read_bytes() == file.read_bytes()
     other = {name: tensor + 1e-3 for name, tensor in patch.tensors.items()}
@@ -76,12 +76,12 @@ def test_half_precision_and_odd_sizes_survive(patch: Patch, tmp_path: Path) -> N
     assert load_file(tmp_path / "m.safetensors").keys() == mixed.tensors.keys()
 
 
-def test_another_config_is_saved_as_it_is(patch: Patch, file: Path, tmp_path: Path) -> None:
+def test_a_changed_config_is_saved(patch: Patch, file: Path, tmp_path: Path) -> None:
     renamed = replace(Patch.load(file), config=patch.config.model_copy(update={"name": "renamed"}))
     assert Patch.load(renamed.save(tmp_path / "r.safetensors")).config.name == "renamed"
 
 
-def test_a_folder_stands_for_its_patch(patch: Patch, tmp_path: Path) -> None:
+def test_a_folder_is_accepted_in_place_of_its_patch(patch: Patch, tmp_path: Path) -> None:
     assert patch.save(tmp_path) == tmp_path / "patch.safetensors"
     assert same(Patch.load(tmp_path), patch)
     assert read_config(tmp_path) == patch.config
@@ -113,7 +113,7 @@ def test_newer_format_says_update(file: Path) -> None:
         read_config(file)
 
 
-# Content that is whole but wrong: the writer refuses it too, so these are signed by hand.
+# Wrong content with a valid hash: Patch.save refuses it, so these files are written by hand.
 
 
 def signed(patch: Patch, path: Path) -> Path:
@@ -174,17 +174,19 @@ def test_wrong_content_is_refused_on_load_and_on_save(patch: Patch, tmp_path: Pa
     with pytest.raises(expected):
         wrong.save(tmp_path / "v.safetensors")
     assert not (tmp_path / "v.safetensors").exists()
-    assert same(Patch.load(signed(patch, tmp_path / "good.safetensors")), patch), "what safetensors writes is fine"
+    assert same(Patch.load(signed(patch, tmp_path / "good.safetensors")), patch), (
+        "a valid patch written by safetensors must load"
+    )
 
 
-def test_an_interpreter_that_skips_asserts_refuses_it_too(patch: Patch, tmp_path: Path) -> None:
+def test_damage_is_refused_without_asserts_too(patch: Patch, tmp_path: Path) -> None:
     path = signed(WRONG["NaN"][1](patch), tmp_path / "w.safetensors")
     code = f"import pave; pave.Patch.load({str(path)!r})"
     done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and f"PatchDamaged: {path}: " in done.stderr and "not finite" in done.stderr
 
 
-def test_places_without_a_patch(tmp_path: Path) -> None:
+def test_paths_without_a_patch_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PatchNotFound):
         Patch.load(tmp_path / "nothing.safetensors")
     with pytest.raises(PatchNotFound):
@@ -248,7 +250,7 @@ def test_a_link_stays_a_link(patch: Patch, tmp_path: Path) -> None:
     assert same(Patch.load(tmp_path / "real.safetensors"), patch)
 
 
-def test_old_leftovers_are_swept_and_young_ones_stay(patch: Patch, file: Path) -> None:
+def test_old_temporary_files_are_deleted_and_recent_ones_stay(patch: Patch, file: Path) -> None:
     old, young = (file.with_name(f".{file.name}.{age}.tmp") for age in ("old", "young"))
     for left in (old, young):
         left.write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""Claims about PEFT's folders: equal logits out and in, and whatever is more than a plain LoRA is refused."""
+"""Claims about PEFT adapters: equal logits after import and export, and all but plain LoRA is refused."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def logits(model: PatchedModel, **how: Any) -> torch.Tensor:
 
 @pytest.fixture
 def adapter(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., Path]:
-    """A folder as PEFT itself writes it, of a LoRA with random weights."""
+    """A folder written by PEFT itself, with random weights."""
 
-    def make(**words: Any) -> Path:
+    def make(**options: Any) -> Path:
         torch.manual_seed(0)
         modules = r"model\.language_model\.layers\.\d\.self_attn\.(q|v)_proj"
-        config = PeftConfig(**{"r": 4, "lora_alpha": 6, "target_modules": modules} | words)
+        config = PeftConfig(**{"r": 4, "lora_alpha": 6, "target_modules": modules} | options)
         model = get_peft_model(make_base(tokenizer).model, config)  # type: ignore[arg-type]
         for name, parameter in model.named_parameters():
             if ".lora_" in name:
@@ -49,27 +49,27 @@ def adapter(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[...,
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_a_lora_of_peft_is_a_patch_without_a_sense_and_gives_pefts_logits(
+def test_a_peft_lora_is_a_patch_without_senses_with_the_logits_of_peft(
     one: PatchedModel, adapter: Callable[..., Path], tokenizer: PreTrainedTokenizerFast, rslora: bool
 ) -> None:
     folder, before = adapter(use_rslora=rslora), logits(one)
     report = one.apply_patch(folder)
     assert (report.name, dict(report.senses), report.fusion_params) == ("their-lora", {}, 0)
     assert report.base_match.startswith("unknown") and "no sense" in str(report)
-    assert one.host._fingerprint is None, "nothing asks for the hash of the base"
+    assert one.host._fingerprint is None, "the base must not be hashed"
     after = logits(one)
     assert not torch.equal(after[0], before[0]) and not torch.equal(after[1], before[1]), "with and without a sound"
     assert torch.equal(logits(one, patches=[]), before)
     inputs = one.prepare([make_clip(0)], ["Well?"])
     theirs: Any = PeftModel.from_pretrained(make_base(tokenizer).model, str(folder)).eval()
-    words = {"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask}
+    tokens = {"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask}
     pixels = one.host.pixels(make_clip(0))[None]
     with torch.no_grad():
-        wanted = theirs(**words, pixel_values_videos=pixels).logits
-        torch.testing.assert_close(one.forward(inputs).logits, wanted, atol=1e-4, rtol=1e-4)
+        expected = theirs(**tokens, pixel_values_videos=pixels).logits
+        torch.testing.assert_close(one.forward(inputs).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_exported_comes_back_as_it_was(one: PatchedModel, tmp_path: Path) -> None:
+def test_an_exported_lora_is_imported_unchanged(one: PatchedModel, tmp_path: Path) -> None:
     one.attach("ears", make_config(one.host), trainable=False)
     awaken(one, "ears")
     patch = one.export("ears")
@@ -86,30 +86,33 @@ def test_what_is_exported_comes_back_as_it_was(one: PatchedModel, tmp_path: Path
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "another method": (lambda folder: say(folder, peft_type="IA3"), "peft_type is 'IA3'"),
-    "DoRA": (lambda folder: say(folder, use_dora=True), "use_dora=True is more than a plain LoRA"),
-    "biases": (lambda folder: say(folder, bias="all"), "bias='all'"),
-    "whole modules": (lambda folder: say(folder, modules_to_save=["lm_head"]), "modules_to_save"),
-    "ranks by layer": (lambda folder: say(folder, rank_pattern={"q_proj": 2}), "rank_pattern"),
-    "a start that changes the base": (lambda folder: say(folder, init_lora_weights="pissa"), "init_lora_weights"),
-    "another rank": (lambda folder: say(folder, r=3), "expected rank 3"),
-    "config that is no JSON": (lambda folder: (folder / CONFIG).write_text("{"), "is not JSON"),
-    "no rank": (lambda folder: say(folder, r="many"), "r='many'"),
+    "another method": (lambda folder: set_config(folder, peft_type="IA3"), "peft_type is 'IA3'"),
+    "DoRA": (lambda folder: set_config(folder, use_dora=True), "use_dora=True is not a plain LoRA"),
+    "biases": (lambda folder: set_config(folder, bias="all"), "bias='all'"),
+    "whole modules": (lambda folder: set_config(folder, modules_to_save=["lm_head"]), "modules_to_save"),
+    "ranks by layer": (lambda folder: set_config(folder, rank_pattern={"q_proj": 2}), "rank_pattern"),
+    "a start that changes the base": (
+        lambda folder: set_config(folder, init_lora_weights="pissa"),
+        "init_lora_weights",
+    ),
+    "another rank": (lambda folder: set_config(folder, r=3), "expected rank 3"),
+    "config that is not JSON": (lambda folder: (folder / CONFIG).write_text("{"), "is not JSON"),
+    "no rank": (lambda folder: set_config(folder, r="many"), "r='many'"),
     "pickle only": (lambda folder: (folder / WEIGHTS).rename(folder / "adapter_model.bin"), "pickles are never opened"),
     "layers of the vision tower": (
         lambda folder: rename(folder, "model.language_model", "model.vision_tower"),
-        "no layer of the base's language model",
+        "is not a layer of the base's language model",
     ),
     "other tensors": (lambda folder: rename(folder, "lora_A", "ia3_l"), "is not the weight of a LoRA pair"),
-    "half a pair": (lambda folder: rename(folder, "lora_A", None), "is not half of a pair"),
-    "not finite": (lambda folder: spoil(folder), "not finite"),
+    "half a pair": (lambda folder: rename(folder, "lora_A", None), "is not one of a pair"),
+    "not finite": (lambda folder: fill_with_nan(folder), "not finite"),
     "damaged": (lambda folder: (folder / WEIGHTS).write_bytes(b"version https://git-lfs"), "is a Git LFS pointer"),
 }
 
 
-def say(folder: Path, **words: Any) -> None:
-    said = json.loads((folder / CONFIG).read_text()) | words
-    (folder / CONFIG).write_text(json.dumps(said))
+def set_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / CONFIG).read_text()) | changes
+    (folder / CONFIG).write_text(json.dumps(config))
 
 
 def rename(folder: Path, old: str, new: str | None) -> None:
@@ -118,14 +121,12 @@ def rename(folder: Path, old: str, new: str | None) -> None:
     save_file(renamed, folder / WEIGHTS)
 
 
-def spoil(folder: Path) -> None:
+def fill_with_nan(folder: Path) -> None:
     save_file({name: value * float("nan") for name, value in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_more_or_less_than_a_plain_lora_is_refused(
-    one: PatchedModel, adapter: Callable[..., Path], kind: str
-) -> None:
+def test_all_but_a_plain_lora_is_refused(one: PatchedModel, adapter: Callable[..., Path], kind: str) -> None:
     change, cause = REFUSED[kind]
     folder, before = adapter(), logits(one)
     change(folder)

@@ -1,4 +1,4 @@
-"""Claims about small storage: every code is in use, what is stored is applied, and a cut pair is the best one."""
+"""Claims about compressed storage: bounded quantisation errors, patches applied as stored, optimal truncated pairs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def matrix(seed: int = 0, rows: int = 24, columns: int = 128) -> torch.Tensor:
 
 @given(st.integers(0, 99), st.integers(1, 9), st.integers(1, 40))
 @settings(max_examples=50, deadline=None)
-def test_packed_codes_are_the_codes(seed: int, rows: int, pairs: int) -> None:
+def test_packed_codes_unpack_unchanged(seed: int, rows: int, pairs: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     codes = torch.randint(-8, 8, (rows, 2 * pairs), generator=draw, dtype=torch.int8)
     packed = shrink.pack(codes)
@@ -36,7 +36,7 @@ def test_packed_codes_are_the_codes(seed: int, rows: int, pairs: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_no_number_is_further_off_than_half_a_step_or_a_cut_peak(bits: int) -> None:
+def test_errors_are_at_most_half_a_step_except_for_clipped_peaks(bits: int) -> None:
     weight = matrix()
     codes, scales = shrink.quantise(weight, bits)
     again = shrink.dequantise(codes, scales)
@@ -65,7 +65,7 @@ def test_groups_run_along_the_longer_side() -> None:
     assert ((shrink.dequantise(codes, scales) - high).norm(dim=0) < 0.12 * high.norm(dim=0)).all()
 
 
-def test_a_cut_pair_is_the_best_of_its_rank_and_a_whole_one_the_same_product() -> None:
+def test_a_truncated_pair_is_the_best_of_its_rank_and_full_rank_keeps_the_product() -> None:
     a, b = matrix(1, 8, 40), matrix(2, 30, 8)
     u, s, v = torch.linalg.svd(b.double() @ a.double())
     for rank in (8, 3):
@@ -91,7 +91,7 @@ def logits(model: PatchedModel) -> torch.Tensor:
         return model.forward(model.prepare([make_clip(0)], ["What do you hear?"])).logits
 
 
-def test_a_shrunk_patch_is_saved_loaded_and_applied_as_what_it_stands_for(
+def test_a_shrunk_patch_is_applied_as_its_restored_weights(
     patch: Patch, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     small = patch.shrink(bits=4, rank=None)
@@ -111,7 +111,7 @@ def test_a_shrunk_patch_is_saved_loaded_and_applied_as_what_it_stands_for(
     assert (found[0] - found[2]).norm() < 0.25 * (found[2] - plain).norm()
 
 
-def test_eight_bits_are_closer_than_four_and_fewer_ranks_smaller(patch: Patch) -> None:
+def test_eight_bits_are_more_exact_than_four_and_lower_ranks_smaller(patch: Patch) -> None:
     def error(small: Patch) -> float:
         name = "fusion.audio.out.weight"
         return float((small.weights()[name] - patch.tensors[name]).norm())
@@ -142,9 +142,7 @@ def some(patch: Patch) -> str:
         ("float codes", "with scales of shape"),
     ],
 )
-def test_codes_and_scales_that_do_not_belong_together_are_refused(
-    patch: Patch, tmp_path: Path, kind: str, cause: str
-) -> None:
+def test_mismatched_codes_and_scales_are_refused(patch: Patch, tmp_path: Path, kind: str, cause: str) -> None:
     small = patch.shrink(4, None)
     tensors: dict[str, Any] = dict(small.tensors)
     name = some(small)

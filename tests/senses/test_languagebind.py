@@ -226,7 +226,11 @@ def test_weights_come_from_the_hub(tmp_path, monkeypatch):
     with HubServer() as server, server.client(tmp_path / "cache"):
         server.create("tester/bind", {"pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()})
         server.create("tester/empty", {"README.md": b""})
-        for repo, message in (("bind", r"missing \(encoder.layers.10"), ("empty", "lacks a file"), ("no", "no such")):
+        for repo, message in (
+            ("bind", r"missing \(encoder.layers.10"),
+            ("empty", "has no such file"),
+            ("no", "not a repo"),
+        ):
             with pytest.raises(EncoderError, match=message):
                 load_encoder("languagebind-video", release=f"tester/{repo}").encode(clip)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

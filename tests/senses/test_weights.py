@@ -126,7 +126,7 @@ def test_a_release_of_the_hub_gives_what_its_file_gives(tmp_path: Path) -> None:
         server.create("them/ears", {"pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()})
         assert torch.equal(listen("them/ears").weight.cpu(), EAR["weight"])
         server.create("them/nothing", {"README.md": b""})
-        for repo, cause in (("nothing", "lacks a file"), ("nobody", "no such repo")):
+        for repo, cause in (("nothing", "has no such file"), ("nobody", "not a repo")):
             with pytest.raises(EncoderError, match=f"them/{repo}: .*{cause}"):
                 listen(f"them/{repo}")
 

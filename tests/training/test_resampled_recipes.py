@@ -53,10 +53,10 @@ def test_a_file_with_a_missing_or_wrong_part_of_its_resampler_is_refused(one: Pa
     with pytest.raises(PatchMismatch, match=r"resampler\.queries\.4 is \(3, 16\), expected \(4, 16\)"):
         one.apply_patch(Patch(longer, patch.tensors))
     own = patch.config.model_dump()
-    with pytest.raises(ValidationError, match=r"senses\.resampled: what a resampler makes has this name"):
+    with pytest.raises(ValidationError, match=r"senses\.resampled: the name is reserved for resampler outputs"):
         PatchConfig.model_validate(own | {"senses": {"resampled": own["senses"]["fast"]}})
     blind = patch.config.model_dump() | {"senses": {}}
-    with pytest.raises(ValidationError, match="a resampler needs a sense to read"):
+    with pytest.raises(ValidationError, match="a resampler needs at least one sense"):
         PatchConfig.model_validate(blind)
     assert not one.patches
 
@@ -79,7 +79,7 @@ def test_a_small_copy_of_the_file_still_acts(one: PatchedModel, tmp_path: Path) 
 
 
 def test_patches_without_a_resampler_are_written_as_before(tmp_path: Path) -> None:
-    place = catalogue.locate("audio-playroom")
+    place = catalogue.file_of("audio-playroom")
     patch = Patch.load(place)
     assert patch.save(tmp_path / "again.safetensors").read_bytes() == place.read_bytes()
     words = patch.config.model_copy(update={"resampler": ResamplerConfig()}).canonical()
@@ -90,7 +90,7 @@ def test_reports_include_options_of_a_resampler_that_are_not_defaults() -> None:
     usual = "32 outputs of every 10 steps at 2 per second, width 512"
     assert str(ResamplerConfig()) == usual and str(ResamplerConfig(stride=10)) == usual
     other = ResamplerConfig(stride=5, queries=20, finer=(1, 5), causal_direction="future")
-    assert str(other) == usual.replace("32", "20") + ", also of every 1 and 5 steps, begun every 5, sees later steps"
+    assert str(other) == usual.replace("32", "20") + ", also of every 1 and 5 steps, stride 5, sees later steps"
 
 
 def test_the_cost_needs_the_encoder(one: PatchedModel) -> None:
@@ -307,15 +307,15 @@ def write_recipe(folder: Path, **resampler: str) -> Path:
         ("resampler=defalt", "did you mean 'default'"),
         ("resampler={querys: 3}", "did you mean 'queries'"),
         ("resampler={width: 30, heads: 4}", "width=30 is not a multiple of heads=4"),
-        ("resampler={window: 4, stride: 5}", "stride=5 leaves steps out between windows of 4"),
-        ("resampler={finer: [3]}", "windows of 3 steps do not lie evenly in one of 10 with 32 queries"),
-        ("resampler={finer: [5, 5]}", "names a length twice"),
+        ("resampler={window: 4, stride: 5}", "stride=5 skips steps between windows of 4"),
+        ("resampler={finer: [3]}", "windows of 3 steps do not divide one of 10 steps with 32 queries"),
+        ("resampler={finer: [5, 5]}", "has a duplicate length"),
         ("resampler={queries: 1}", "use diversity: 0"),
-        ("resampler={readout: states, causal_direction: none}", "is for causal_direction: past, got none"),
-        ("resampler={readout: states, finer: [5]}", "readout: states has no finer"),
-        ("senses.audio.align=index", "senses.audio: a resampler knows no align: index"),
-        ("fusion={rope: 3d}", "fusion.rope: 3d needs square grids, which no resampler gives"),
-        ("fusion={combine: prefix}", "resampler.readout: states is for combine: add, got prefix"),
+        ("resampler={readout: states, causal_direction: none}", "needs causal_direction: past, got none"),
+        ("resampler={readout: states, finer: [5]}", "readout: states outputs the steps themselves and has no finer"),
+        ("senses.audio.align=index", "senses.audio: a resampler does not support align: index"),
+        ("fusion={rope: 3d}", "fusion.rope: 3d needs square grids, which a resampler does not output"),
+        ("fusion={combine: prefix}", "resampler.readout: states needs fusion.combine: add, got prefix"),
     ],
 )
 def test_a_wrong_resampler_is_refused_with_key_value_and_remedy(tmp_path: Path, override: str, message: str) -> None:

@@ -439,7 +439,7 @@ def test_a_file_without_readable_clips_is_refused(recipe: Make, tmp_path: Path) 
 
 
 def test_a_lora_target_that_no_layer_has_is_refused(recipe: Make) -> None:
-    with pytest.raises(RecipeError, match="no layer is called wonder_proj"):
+    with pytest.raises(RecipeError, match="no layer matches wonder_proj"):
         train(recipe("lora.target_modules=[wonder_proj]"))
 
 
