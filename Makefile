@@ -1,4 +1,4 @@
-# make demo | test | lint | examples | test-floor | bench     each sets up what it needs on a fresh machine, then runs.
+# make demo | test | lint | docs | examples | test-floor | bench     each sets up what it needs on a fresh machine, then runs.
 # make test PYTHON=python3.12 PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" TESTS=tests/cli/test_cli.py
 
 PYTHON ?= python3
@@ -7,9 +7,10 @@ TESTS ?= tests
 JOBS ?= 2
 BIN = .venv/bin
 FLOOR = .venv-floor/bin
+DOCS = .venv-docs/bin
 comma := ,
 
-.PHONY: demo test lint examples test-floor bench clean
+.PHONY: demo test lint docs examples test-floor bench clean
 
 demo: .venv/installed
 	$(BIN)/pave demo
@@ -23,6 +24,10 @@ lint: .venv/complete
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Static tools read the code: no torch is needed. The variable silences a notice about MkDocs 2.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/mkdocs build --strict --quiet --site-dir site
+
 examples: .venv/installed
 	for script in examples/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
@@ -33,7 +38,7 @@ bench: .venv/installed
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf .venv .venv-floor build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-floor .venv-docs site build dist *.egg-info .pytest_cache .ruff_cache
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(call install,.venv,constraints.txt,dev)
@@ -45,6 +50,12 @@ clean:
 
 .venv-floor/installed: setup.cfg pyproject.toml constraints-floor.txt
 	$(call install,.venv-floor,constraints-floor.txt,dev$(comma)quantize$(comma)ray)
+
+# What the extra `docs` asks for, without PAVE itself.
+.venv-docs/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	$(DOCS)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt mkdocs-material "mkdocstrings[python]"
+	touch $@
 
 # setuptools is installed first, pinned, so that building the editable install downloads nothing else.
 define install

@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from pave.cli import encode, patch
+from pave.cli import encode, patch, recipe
 from pave.cli.terminal import PLAIN, quiet, remark, run_command
 
 Split = Literal["train", "val", "test"]
 
 app = typer.Typer(help="Give a frozen video LLM a new sense.", **PLAIN)
 app.add_typer(patch.app, name="patch")
+app.add_typer(recipe.app, name="recipe")
 
 
 @app.callback(invoke_without_command=True)

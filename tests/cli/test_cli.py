@@ -59,7 +59,10 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_help_lists_exactly_the_commands(command):
     code, out, _ = command("--help")
     verbs = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()]
-    assert (code, verbs) == (0, ["ask", "demo", "playroom", "profile", "encode", "new-encoder", "doctor", "patch"])
+    assert (code, verbs) == (
+        0,
+        ["ask", "demo", "playroom", "profile", "encode", "new-encoder", "doctor", "patch", "recipe"],
+    )
 
 
 def test_a_mistyped_command_gets_a_suggestion(command):
