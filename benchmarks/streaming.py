@@ -94,8 +94,8 @@ def camera(path: Path, seconds: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 def held(show: Show) -> int:
     """Bytes that a stream holds: history, unfinished sound and frames, and tokens that wait for a resampler."""
-    memories = [show.pictures, *show.heard.values(), *(memory for _, memory in show.listening.values())]
-    waiting = [heard.tokens for listening, _ in show.listening.values() for heard in listening.senses.values()]
+    memories = [show.pictures, *show.tokens.values(), *(memory for _, memory in show.resamplers.values())]
+    waiting = [heard.tokens for resampler, _ in show.resamplers.values() for heard in resampler.senses.values()]
     sounds = [each.sound for each in show.encoders.values() if isinstance(each, SoundStream) and each.sound is not None]
     pictures = [frame for each in show.encoders.values() if isinstance(each, FrameStream) for frame, _ in each.held]
     tokens = [each.x for each in waiting if each is not None]

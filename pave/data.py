@@ -13,8 +13,7 @@ import json
 import os
 import shlex
 from codecs import BOM_UTF8
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pave.errors import DataError, nearest
+from pave.errors import DataError
 
 IGNORE = -100  # the label that cross-entropy skips (torch's default `ignore_index`)
 TAGS = ("<video>", "<image>")
@@ -90,17 +89,6 @@ def refuse_no_file(path: Path) -> None:
     if not path.is_file():
         cause = "is a folder" if path.is_dir() else "no such file"
         raise DataError(f"{path}: {cause}; give a JSONL file whose lines have id, video and conversations")
-
-
-def unread(examples: Iterable[Example], read: Collection[str]) -> list[str]:
-    """A warning for every name in the `signals` of clips that no sense reads."""
-    sources = dict.fromkeys(example.source for example in examples)
-    named = Counter(name for source in sources for name, _ in source.signals)
-    return [
-        f"{count} of {len(sources)} clips have a signal {name!r}, which no sense reads; {nearest(name, read)}"
-        for name, count in named.items()
-        if name not in read
-    ]
 
 
 def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:

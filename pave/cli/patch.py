@@ -25,9 +25,9 @@ app = typer.Typer(help="Inspect, shrink and share patches.", **PLAIN)
 @app.command("list")
 def patch_list() -> None:
     """List patches: catalogue, aliases, downloads."""
+    from pave.hub.aliases import aliases
     from pave.hub.catalogue import list_patches
     from pave.hub.locate import downloaded
-    from pave.hub.names import aliases
 
     for entry in list_patches():
         print(entry)
@@ -207,7 +207,7 @@ def patch_alias(
     target: Annotated[str, typer.Argument(metavar="[PATCH]", help="The patch; without it, NAME is removed.")] = "",
 ) -> None:
     """Define an alias, or list all aliases."""
-    from pave.hub.names import aliases, set_alias
+    from pave.hub.aliases import aliases, set_alias
 
     if name:
         set_alias(name, target or None)

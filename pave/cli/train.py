@@ -160,7 +160,8 @@ def _show(recipe: Recipe) -> None:
     """Print the resolved recipe and a summary of the data files; nothing is written."""
     import yaml
 
-    from pave.data import read_jsonl, unread
+    from pave.data import read_jsonl
+    from pave.training.dataset import unread
     from pave.training.setup import Setup
 
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).strip())

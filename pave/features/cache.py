@@ -109,17 +109,15 @@ class FeatureCache:
         facts = {"absent": json.dumps(dict(features.absent)), "sides": json.dumps(sorted(features.sides))}
         facts["kinds"] = json.dumps({key: side.kind for key, side in present.items()})
         with raised_as(DataError, target, ROOM):
-            tensorfile.write(target, tensors, facts | {"sha256": tensorfile.digest(facts, tensors)})
+            tensorfile.write_sealed(target, tensors, facts)
 
     def _cached(self, source: Source) -> ClipFeatures | None:
         """The cached features of a clip; None if it must be encoded (again), also if the cache file is damaged."""
         if self.folder is None:
             return None
         try:
-            tensors, facts = tensorfile.read(self._file(self.folder, source), mapped=True)
+            tensors, facts = tensorfile.read_sealed(self._file(self.folder, source), mapped=True)
         except (OSError, FileError):  # OSError: a file of the clip is missing
-            return None
-        if facts.pop("sha256", "") != tensorfile.digest(facts, tensors):
             return None
         kinds = json.loads(facts["kinds"])
         sides: dict[str, SideTokens | None] = dict.fromkeys(json.loads(facts["sides"]))

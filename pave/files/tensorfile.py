@@ -95,6 +95,19 @@ def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[s
     return {name: _tensor(entry, data[begin:]) for name, entry in header.items()}, metadata
 
 
+def write_sealed(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
+    """Write the file with a sha256 of all of its content in the metadata."""
+    write(path, tensors, {**facts, "sha256": digest(facts, tensors)})
+
+
+def read_sealed(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of `write_sealed`; FileDamaged unless every bit is as it was written."""
+    tensors, facts = read(path, mapped=mapped)
+    if facts.pop("sha256", "") != digest(facts, tensors):
+        raise FileDamaged(path, "is damaged: its content does not match its sha256", AGAIN)
+    return tensors, facts
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata only; tensors are not read."""
     with reading(path) as file:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,13 +34,26 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from pave.errors import PatchDamaged, PatchError, PatchNotFound
-from pave.patch.filenames import PEFT_WEIGHTS, WEIGHTS
+from pave.errors import PatchDamaged, PatchError, PatchNotFound, nearest
+from pave.patch.filenames import HUB_NAME, PEFT_WEIGHTS, WEIGHTS
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT = 10.0  # seconds per request; some calls of the client have no timeout by default
 ATTEMPTS = 3  # of a download; the client itself resumes after some kinds of interruption only
 T = TypeVar("T")
+
+
+def repo_of(text: str, known: Iterable[str]) -> tuple[str, str | None]:
+    """Repo and revision of a Hub name; its existence is not checked. `known`: other names, to suggest the nearest."""
+    name = HUB_NAME.fullmatch(text)
+    if name is None:
+        raise PatchNotFound(
+            text or "''",
+            "no patch, folder or file with this name",
+            f"{nearest(text, known)}; or pass user/repo of the Hub",
+        )
+    refuse_impossible(name["repo"])
+    return name["repo"], name["revision"]
 
 
 def refuse_impossible(repo: str) -> None:

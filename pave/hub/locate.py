@@ -17,8 +17,8 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
 from pave.errors import PatchDamaged, PatchError, PatchMismatch, PatchNotFound, raised_as
 from pave.hub import catalogue
-from pave.hub.client import TIMEOUT, commit_of, download, hub_errors, retried
-from pave.hub.names import aliases, repo_of
+from pave.hub.aliases import aliases
+from pave.hub.client import TIMEOUT, commit_of, download, hub_errors, repo_of, retried
 from pave.patch import filenames
 from pave.patch.filenames import HUB_NAME, OFFICIAL_BASE, PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS
 
@@ -76,7 +76,7 @@ def locate(
         refuse_revision(text, "is a local path", revision)
         path = catalogue.file_of(Path(text))
         return PatchLocation(path.parent if not path.exists() and filenames.is_peft(path.parent) else path, text)
-    repo, version = repo_of(text)
+    repo, version = repo_of(text, [*catalogue.names(), *aliases()])
     return pull(repo, revision or version)
 
 

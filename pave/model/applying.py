@@ -1,7 +1,7 @@
-"""From the name of a patch to modules that are ready to be applied.
+"""Applying a patch: found by its name, loaded, checked against the base, and added to what is applied.
 
-In: a catalogue name, an alias, a folder, a file, `user/repo@revision`, or a patch in memory. Out: its frozen modules
-and the facts for its report; or a PatchError, before anything has changed. Knows nothing of clips and prompts.
+In: a catalogue name, an alias, a folder, a file, `user/repo@revision`, or a patch in memory. Out: the report of the
+applied patch; or a PatchError, before anything has changed. Knows nothing of clips and prompts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pave.config import PatchConfig
 from pave.encoder import missing
 from pave.errors import PatchMismatch
 from pave.hub.locate import locate, refuse_revision
+from pave.model.applied import Applied, checked_weight
 from pave.model.perception import Perception
 from pave.patch.attached import Attached
 from pave.patch.base_match import base_match
@@ -25,6 +26,38 @@ from pave.patch.file import Patch
 from pave.patch.filenames import is_peft
 from pave.patch.peft import load_peft
 from pave.patch.report import PatchReport
+
+
+def apply(
+    applied: Applied,
+    perception: Perception,
+    source: str | Path | Patch,
+    name: str | None,
+    revision: str | None,
+    weight: float,
+    strict: bool,
+) -> PatchReport:
+    """Apply a patch under `name`, or under its own; see `PatchedModel.apply_patch`."""
+    patch, remark = find_patch(source, revision, perception.host)
+    name = name or patch.config.name
+    weight = checked_weight(patch.config, name, weight)
+    applied.refuse_taken(name)  # again in `enter`, under the lock; here before the base is hashed
+    attached, facts = _fitted(patch, remark, perception, applied.reports, strict)
+    return applied.enter(name, attached, weight=weight, **facts)
+
+
+def swap(
+    applied: Applied,
+    perception: Perception,
+    name: str,
+    source: str | Path | Patch,
+    revision: str | None,
+    strict: bool,
+) -> PatchReport:
+    """Replace the patch `name`; see `PatchedModel.swap_patch`."""
+    patch, remark = find_patch(source, revision, perception.host)
+    attached, facts = _fitted(patch, remark, perception, applied.reports, strict)
+    return applied.swap(name, attached, **facts)
 
 
 def find_patch(source: str | Path | Patch, revision: str | None, host: Host) -> tuple[Patch, str]:
@@ -38,7 +71,7 @@ def find_patch(source: str | Path | Patch, revision: str | None, host: Host) -> 
     return place.load(), place.remark
 
 
-def fitted(
+def _fitted(
     patch: Patch, remark: str, perception: Perception, applied: Mapping[str, PatchReport], strict: bool
 ) -> tuple[Attached, dict[str, Any]]:
     """The modules of a patch, and the facts for its report. Hashing the base's weights is slow, so it comes last."""

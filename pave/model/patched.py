@@ -24,8 +24,8 @@ from pave.encoder import Encoder
 from pave.loading.base import Device, load_base
 from pave.media.clip import Clip
 from pave.model.answer import Answer, answers, pieces
-from pave.model.applied import Applied, Names, checked_weight
-from pave.model.applying import built, find_patch, fitted
+from pave.model.applied import Applied, Names
+from pave.model.applying import apply, built, find_patch, swap
 from pave.model.call import Calls
 from pave.model.inputs import ClipFeatures, Inputs
 from pave.model.layout import Layout
@@ -161,20 +161,14 @@ class PatchedModel:
         revision: branch, tag or commit on the Hub, as in `user/repo@revision`.
         strict: refuse a patch that was trained on other weights of the same dimensions.
         """
-        patch, remark = self.find_patch(source, revision)
-        name = name or patch.config.name
-        weight = checked_weight(patch.config, name, weight)
-        fresh, facts = fitted(patch, remark, self.perception, self.patches, strict)
-        return self.applied.enter(name, fresh, weight=weight, **facts)
+        return apply(self.applied, self.perception, source, name, revision, weight, strict)
 
     def swap_patch(
         self, name: str, source: str | Path | Patch, *, revision: str | None = None, strict: bool = True
     ) -> PatchReport:
         """Replace the patch `name`; the new one takes over its weight and whether it is enabled. Prepared questions
         finish with the old version; a compiled base is not recompiled for equal shapes."""
-        patch, remark = self.find_patch(source, revision)
-        fresh, facts = fitted(patch, remark, self.perception, self.patches, strict)
-        return self.applied.swap(name, fresh, **facts)
+        return swap(self.applied, self.perception, name, source, revision, strict)
 
     def find_patch(self, source: str | Path | Patch, revision: str | None = None) -> tuple[Patch, str]:
         """A patch by its name, alias, folder, file or `user/repo@revision` on the Hub, or a LoRA in a PEFT folder; and

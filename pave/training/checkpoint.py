@@ -41,7 +41,7 @@ def write_checkpoint(
     facts = {"step": str(step), "identity": json_text.canonical(identity), "losses": json.dumps(losses)}
     remedy = f"this was at step {step}, the previous checkpoint is intact: make room and go on with --resume"
     with raised_as(TrainingError, folder / NAME, remedy):
-        tensorfile.write(folder / NAME, tensors, facts | {"sha256": tensorfile.digest(facts, tensors)})
+        tensorfile.write_sealed(folder / NAME, tensors, facts)
     return folder / NAME
 
 
@@ -66,9 +66,7 @@ def read_checkpoint(
     if not path.is_file():
         return 0, []
     with raised_as(TrainingError, remedy="delete it and start without --resume"):
-        tensors, facts = tensorfile.read(path)
-    if facts.pop("sha256", "") != tensorfile.digest(facts, tensors):
-        raise TrainingError(f"{path} is damaged; delete it and start without --resume")
+        tensors, facts = tensorfile.read_sealed(path)
     values = {name: f"value.{name}" for name in _flat(parameters)}
     saved, own = dict(_leaves(json.loads(facts["identity"]))), dict(_leaves(identity))
     different = [key for key in saved | own if saved.get(key) != own.get(key)]

@@ -8,7 +8,8 @@ b clips of a step, l tokens of a row
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,9 +17,9 @@ from pathlib import Path
 from torch import Tensor
 
 from pave.base import Host
-from pave.data import Example, Source, collate, pack, read_jsonl, unread
+from pave.data import Example, Source, collate, pack, read_jsonl
 from pave.encoder import Encoder
-from pave.errors import DataError
+from pave.errors import DataError, nearest
 from pave.features.cache import FeatureCache, OnClip
 from pave.model.applied import Names
 from pave.model.inputs import ClipFeatures, Inputs
@@ -101,6 +102,17 @@ def read_dataset(setup: Setup, clips: int | None = None, on_clip: OnClip | None 
             f"nothing to learn from; {'; '.join(unused) or 'use clips that have it'}"
         )
     return dataset
+
+
+def unread(examples: Iterable[Example], read: Collection[str]) -> list[str]:
+    """A warning for every name in the `signals` of clips that no sense reads."""
+    sources = dict.fromkeys(example.source for example in examples)
+    named = Counter(name for source in sources for name, _ in source.signals)
+    return [
+        f"{count} of {len(sources)} clips have a signal {name!r}, which no sense reads; {nearest(name, read)}"
+        for name, count in named.items()
+        if name not in read
+    ]
 
 
 def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:

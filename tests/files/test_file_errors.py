@@ -27,7 +27,7 @@ from pave.features.files import ClipEntry, FeatureKey, read_header
 from pave.features.files import write as write_features
 from pave.files import json_text, pickled, tensorfile
 from pave.files.atomic import replacing
-from pave.hub.names import set_alias
+from pave.hub.aliases import set_alias
 from pave.media.clip import Clip
 from pave.patch.file import Patch, outline, read_config
 from pave.patch.official import convert

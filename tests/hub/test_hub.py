@@ -24,9 +24,9 @@ from pave.config import BaseFacts
 from pave.errors import PatchDamaged, PatchError, PatchNotFound, RecipeError
 from pave.evaluation.cost import _untrained
 from pave.hub import catalogue
+from pave.hub.aliases import aliases, set_alias
 from pave.hub.card import card
 from pave.hub.locate import info, locate, pull, search
-from pave.hub.names import aliases, set_alias
 from pave.hub.push import push
 from pave.model.patched import PatchedModel, load
 from pave.patch.file import Patch

@@ -1,6 +1,6 @@
-"""Names of patches: the user's aliases, and names of Hub repos.
+"""The user's aliases of patches.
 
-In: a name. Out: the target of an alias, or a repo and revision.
+In: an alias. Out: its target: a catalogue name, a path, or a Hub repo.
 """
 
 from __future__ import annotations
@@ -12,20 +12,7 @@ from pathlib import Path
 
 from pave.errors import PatchError, PatchNotFound, nearest
 from pave.hub import catalogue
-from pave.hub.client import refuse_impossible
-from pave.patch.filenames import HUB_NAME
-
-
-def repo_of(text: str) -> tuple[str, str | None]:
-    """Repo and revision of a Hub name; its existence is not checked."""
-    name = HUB_NAME.fullmatch(text)
-    if name is None:
-        known = nearest(text, [*catalogue.names(), *aliases()])
-        raise PatchNotFound(
-            text or "''", "no patch, folder or file with this name", f"{known}; or pass user/repo of the Hub"
-        )
-    refuse_impossible(name["repo"])
-    return name["repo"], name["revision"]
+from pave.hub.client import repo_of
 
 
 def aliases() -> dict[str, str]:
@@ -53,7 +40,7 @@ def set_alias(name: str, target: str | None) -> None:
         if not catalogue.named(target) and os.path.exists(target):
             target = str(Path(target).resolve())
         elif not catalogue.named(target):
-            repo_of(target)
+            repo_of(target, [*catalogue.names(), *known])
         known[name] = target
     from pave.files.atomic import replacing
 
