@@ -59,7 +59,7 @@ class FeatureCache:
 
     def read(self, sources: Sequence[Source], on_clip: OnClip | None = None) -> dict[Source, ClipFeatures]:
         """Features of all readable clips, in the given order; `on_clip` is called after each that is encoded."""
-        found = {source: self._cached(source) for source in sources}
+        found = {source: self._cached(self._file(source)) for source in sources}
         fresh = [source for source, features in found.items() if features is None]
         workers = min(MAX_WORKERS, os.cpu_count() or 1)
         clips = decode_many([source.video for source in fresh], workers=workers, frames=self.model.host.frames)
@@ -88,17 +88,22 @@ class FeatureCache:
             self.refused[source] = str(error)
             return None
         self.refused.pop(source, None)
-        if self.folder is None:
+        if (target := self._file(source)) is None:
             return features
-        self._write(self._file(self.folder, source), features)
-        return self._cached(source)
+        self._write(target, features)
+        return self._cached(target)  # memory-mapped, so that the features need not stay in memory
 
-    def _file(self, folder: Path, source: Source) -> Path:
+    def _file(self, source: Source) -> Path | None:
         """The cache file of a clip, named by the paths, sizes and modification times of its files, the names of its
-        signals, and the networks."""
-        facts = [fact for file in source.files for fact in _facts(file)]
+        signals, and the networks. None without a folder, or if a file of the clip is missing."""
+        if self.folder is None:
+            return None
+        try:
+            facts = [fact for file in source.files for fact in _facts(file)]
+        except OSError:
+            return None
         key = "|".join([*facts, json.dumps(source.signals), self._networks])
-        return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
     def _write(self, target: Path, features: ClipFeatures) -> None:
         tensors = {"vision": features.vision, "tokens": features.tokens, "times": features.times}
@@ -111,13 +116,13 @@ class FeatureCache:
         with raised_as(DataError, target, ROOM):
             tensorfile.write_sealed(target, tensors, facts)
 
-    def _cached(self, source: Source) -> ClipFeatures | None:
-        """The cached features of a clip; None if it must be encoded (again), also if the cache file is damaged."""
-        if self.folder is None:
+    def _cached(self, file: Path | None) -> ClipFeatures | None:
+        """The features in a cache file; None if the clip must be encoded (again), also if the file is damaged."""
+        if file is None:
             return None
         try:
-            tensors, facts = tensorfile.read_sealed(self._file(self.folder, source), mapped=True)
-        except (OSError, FileError):  # OSError: a file of the clip is missing
+            tensors, facts = tensorfile.read_sealed(file, mapped=True)
+        except FileError:
             return None
         kinds = json.loads(facts["kinds"])
         sides: dict[str, SideTokens | None] = dict.fromkeys(json.loads(facts["sides"]))
