@@ -399,7 +399,7 @@ def test_a_sense_that_overflows_its_slots_is_refused_before_any_clip(
     file = tmp_path / "patch.yaml"
     recipe = read_recipe(catalogue.folder() / "favor-av", [*words, "data.train=/nowhere.jsonl"])
     file.write_text(json.dumps(recipe.model_dump(mode="json")))
-    with pytest.raises(RecipeError, match=rf"take resampler\.slots={need}, or an encoder of fewer tokens"):
+    with pytest.raises(RecipeError, match=rf"set resampler\.slots={need}, or use an encoder with fewer tokens"):
         profile(write_config(tmp_path, "7B"), file)
 
 

@@ -98,7 +98,7 @@ def test_the_cost_needs_the_encoder(one: PatchedModel) -> None:
     patch = one.export("favor")
     lost = {name: facts.model_copy(update={"encoder": "lost"}) for name, facts in patch.config.senses.items()}
     elsewhere = Patch(patch.config.model_copy(update={"senses": lost}), patch.tensors)
-    with pytest.raises(SignalError, match=r"how many tokens a second lost gives .*; name the folder .* PAVE_ENCODERS"):
+    with pytest.raises(SignalError, match=r"depends on the token rate of lost, .*; name its folder in PAVE_ENCODERS"):
         cost_of(one.host, elsewhere, side_steps=[8, 40])
 
 
