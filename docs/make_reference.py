@@ -31,7 +31,8 @@ def cli_page() -> str:
     lines = [NOTE, "# Command line\n"]
     lines.append(
         "Answers go to stdout, remarks to stderr. Exit code 0: done. 1: a check found something wrong (`pave doctor`, "
-        "`pave patch verify`). 2: the command could not do it, and one line says why and what to do; "
+        "`pave patch verify`). 2: the command could not do it, and one line says why and what to do (wrong "
+        "options also print the usage); "
         "`PAVE_TRACEBACK=1` in the environment shows where.\n"
     )
     for app, name in ((main.app, "pave"), (train.app, "pave-train")):

@@ -67,7 +67,7 @@ def test_a_file_error_is_raised_as_another_type_with_the_same_message():
 def test_an_invalid_argument_is_a_usage_error_that_lists_the_valid_values():
     with pytest.raises(errors.UsageError, match=r"split='tset': use one of .*test"):
         draw_scene(0, "tset")  # type: ignore[arg-type]
-    with pytest.raises(errors.UsageError, match=r"no such sound 'moo'; known: .*bell"):
+    with pytest.raises(errors.UsageError, match=r"unknown sound 'moo'; use one of .*bell"):
         tone("moo", np.random.default_rng(0))
 
 

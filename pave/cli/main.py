@@ -51,7 +51,9 @@ def ask(
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Maximum length of the answer, in tokens.")
     ] = 32,
-    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="'auto', 'float32' or 'bfloat16'.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="'auto', 'float32', 'bfloat16', 'float16' or 'float64'.")
+    ] = "auto",
     device: Annotated[str, typer.Option(metavar="DEVICE", help="'auto', 'cpu', 'cuda', ...")] = "auto",
 ) -> None:
     """Ask a frozen video LLM about VIDEO."""

@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_run_can_start_again(recipe: Mak
     broken = bytearray(file.read_bytes())
     broken[len(broken) // 2] ^= 1
     file.write_bytes(broken)
-    with pytest.raises(TrainingError, match="is damaged.*; delete it and start without --resume"):
+    with pytest.raises(TrainingError, match=r"is damaged.*; delete it and start without --resume"):
         train(recipe(*DROPOUT), resume=True)
     assert train(recipe(*DROPOUT)).patch.read_bytes() == whole
 
