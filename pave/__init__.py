@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.util import spec_from_file_location
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,17 +78,12 @@ _HOMES = {
 
 
 class _Beside:
-    """Finds `pave.encoders` in a checkout, where encoders/ lies beside this package; a wheel carries it inside."""
+    """Finds `pave.encoders` and `pave.patches` in a checkout, where they are beside this package, not inside it."""
 
-    folder = Path(__file__).parents[1] / "encoders"
-
-    @classmethod
-    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
-        if name == "pave.encoders":
-            return spec_from_file_location(
-                name, cls.folder / "__init__.py", submodule_search_locations=[str(cls.folder)]
-            )
-        return None
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        beside = name in ("pave.encoders", "pave.patches")
+        return PathFinder.find_spec(name, [str(Path(__file__).parents[1])]) if beside else None
 
 
 if not Path(__file__).with_name("encoders").is_dir():

@@ -361,6 +361,8 @@ class Host(ABC):
                 raise BaseModelError(f"{cause}; assign it a device in the device map, or cache features in memory only")
         return tensorfile.digest(facts, tensors)
 
+    eyes = vision_fingerprint  # its earlier name, for encoders of users
+
     def facts(self) -> BaseFacts:
         """The facts that a patch file records of its base."""
         return BaseFacts(

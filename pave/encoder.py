@@ -208,6 +208,15 @@ class OnBase(Encoder):
     host: Host | None
 
     @property
+    def eyes(self) -> Host | None:
+        """`host` under its earlier name, for encoders of users."""
+        return self.host
+
+    @eyes.setter
+    def eyes(self, host: Host | None) -> None:
+        self.host = host
+
+    @property
     def base(self) -> Host:
         """The base whose vision tower this encoder uses."""
         name = name_of(type(self))
@@ -235,10 +244,13 @@ EncoderT = TypeVar("EncoderT", bound=Encoder)
 
 
 def builder(options: type[OptionsT], make: Callable[[OptionsT], EncoderT]) -> Callable[..., EncoderT]:
-    """The function `build(**options)` of an encoder's file: its parameters are the fields of `options`."""
+    """The function `build(**options)` of an encoder's file: its parameters are the fields of `options`, in order."""
+    fields = list(options.model_fields)
 
-    def build(**values: Any) -> EncoderT:
-        return make(options(**values))
+    def build(*first: Any, **values: Any) -> EncoderT:
+        if len(first) > len(fields) or not values.keys().isdisjoint(fields[: len(first)]):
+            raise TypeError(f"build() takes each of {', '.join(fields)} once")
+        return make(options(**dict(zip(fields, first, strict=False)), **values))
 
     build.__signature__ = inspect.signature(options)  # pyright: ignore[reportFunctionMemberAccess]
     return build

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -116,3 +117,10 @@ class SideBatch:
         valid, sets = (None if value is None else value.to(device) for value in (self.valid, self.sets))
         blend = None if self.blend is None else (self.blend[0].to(device), self.blend[1].to(device))
         return replace(self, x=self.x.to(device=device, dtype=dtype), valid=valid, sets=sets, blend=blend, **moved)
+
+
+def __getattr__(name: str) -> Any:
+    """Alignment, which moved to `pave.fusion.align`, under its earlier path: users' code imports it from here."""
+    if name in ("align", "segments_by_time", "segments_by_index", "segments_of"):
+        return getattr(import_module("pave.fusion.align"), name)
+    raise AttributeError(f"module 'pave.sidechannel' has no attribute {name!r}")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pave.base import Host
-from pave.encoder import load_encoder
+from pave.encoder import OnBase, load_encoder
 from pave.hub.catalogue import list_patches
 from pave.patch.file import Patch
 
@@ -145,3 +147,43 @@ def test_recipes_of_the_catalogue_resolve_as_before():
     resolved = {each.name: each.recipe.model_dump(mode="json", exclude=excluded) for each in list_patches()}
     digests = {name: hashlib.sha256(json.dumps(facts, sort_keys=True).encode()) for name, facts in resolved.items()}
     assert {name: digest.hexdigest() for name, digest in digests.items()} == RECIPES
+
+
+# Module -> what users' own encoders, families and scripts import from it.
+PUBLIC = {
+    "pave.base": "Base Host Seen Visual PASS Newline last_again",
+    "pave.encoder": "Encoder EncoderSpec Groups OnBase Pass Pieces consent known_encoders load_encoder missing"
+    " module_of",
+    "pave.media": "Clip Report Signal decode_many LOUDEST MAX_KERNEL SINC_ROLLOFF SINC_WIDTH TIMEOUT Resampling"
+    " pictures_of preprocess resample scaled signals_of sinc_kernel size_of sound_of tensor_of times_of",
+    "pave.sidechannel": "PARTS Rule SideBatch SideTokens align segments_by_index segments_by_time segments_of",
+    "pave.errors": "PaveError MediaError EncoderError SignalError PatchError FileError UsageError nearest",
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_names_that_users_import_stay(module: str):
+    found = import_module(module)
+    assert all(getattr(found, name) is not None for name in PUBLIC[module].split())
+
+
+def test_an_encoder_of_a_user_that_keeps_its_base_as_eyes_works(playroom_host: Host):
+    class Mine(OnBase):
+        def __init__(self, eyes: Host | None = None) -> None:
+            self.options, self.eyes = SimpleNamespace(grid=None), eyes
+
+        def on(self, base: Host) -> OnBase:
+            return Mine(base)
+
+        def encode(self, clip: Any) -> None:
+            return None
+
+    mine = Mine().on(playroom_host)
+    assert mine.grid == playroom_host.grid and mine.fingerprint == playroom_host.eyes()
+
+
+def test_options_of_an_encoder_may_be_positional():
+    build = import_module("pave.encoders.logmel").build
+    assert build(32, rate=10).spec == load_encoder("logmel", bands=32, rate=10).spec
+    with pytest.raises(TypeError, match="once"):
+        build(32, bands=16)

@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "arrays": ("pictures_of", "size_of", "sound_of", "tensor_of", "times_of"),
-    "clip": ("Clip", "Report", "Signal", "decode_many", "signals_of"),
+    "arrays": ("LOUDEST", "pictures_of", "size_of", "sound_of", "tensor_of", "times_of"),
+    "clip": ("TIMEOUT", "Clip", "Report", "Signal", "decode_many", "signals_of"),
     "pixels": ("preprocess", "scaled"),
-    "resampling": ("Resampling", "resample", "sinc_kernel"),
+    "resampling": ("MAX_KERNEL", "SINC_ROLLOFF", "SINC_WIDTH", "Resampling", "resample", "sinc_kernel"),
 }
 
 
