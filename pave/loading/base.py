@@ -29,6 +29,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from pave.base import Host
 from pave.errors import BaseModelError, PaveError, nearest
+from pave.files.quiet import quiet_loading
 from pave.loading import folder, lmms_lab, low_memory
 from pave.prompt import QUESTION, VIDEO
 
@@ -66,6 +67,7 @@ def load_base(
     with _readable(source, described):
         config = lmms_lab.config_of(described, source) if original else _config(place)
         _refuse_oversized(source, place, config)
+        _refuse_odd_layers(source, config)
         tokenizer, pixels = _tokenizer(source, place, config), _pixels(source, place)
         options = lmms_lab.options(config, tokenizer, source) if original else {}
         options |= {"config": config, "generation_config": _generation(source, place, config, original)}
@@ -82,16 +84,19 @@ def load_base(
     _refuse_misfits(source, loaded, lmms_lab.UNUSED if original else re.compile(""))
     if original:
         model._weight_conversions = None  # else save_pretrained would restore the original names
-    base = family(
-        model,
-        tokenizer,
-        frames=frames,
-        mean=pixels.get("image_mean", ()),
-        std=pixels.get("image_std", ()),
-        repo=_repo(source),
-        revision=_revision(place),
-    )
-    base.visual_ids([0.0], "none")  # fail now if the tokenizer lacks a special token around key frames
+    with _readable(source, described):
+        base = family(
+            model,
+            tokenizer,
+            frames=frames,
+            mean=pixels.get("image_mean", ()),
+            std=pixels.get("image_std", ()),
+            repo=_repo(source),
+            revision=_revision(place),
+        )
+        base.visual_ids([0.0], "none")  # fail now if the tokenizer lacks a special token around key frames
+        if not 0 <= base.placeholder < model.get_input_embeddings().num_embeddings:
+            raise ValueError(f"token {base.placeholder}, which marks pictures, is not in its vocabulary")
     if half or quantise or isinstance(where, dict):
         base.fingerprint()
     if kind != exact:
@@ -199,6 +204,16 @@ def _refuse_oversized(source: str | Path, place: str, config: PreTrainedConfig) 
         raise BaseModelError(f"{source}: {cause}; download it again")
 
 
+def _refuse_odd_layers(source: str | Path, config: PreTrainedConfig) -> None:
+    """Raise unless the layers of the vision tower that features are read from exist."""
+    depth = getattr(getattr(config, "vision_config", None), "num_hidden_layers", None)
+    layers = getattr(config, "vision_feature_layer", None)
+    for layer in layers if isinstance(layers, list) else [layers]:
+        if depth is not None and layer is not None and not 1 <= abs(layer) <= depth:
+            cause = f"its config.json has vision_feature_layer={layers!r}, but its vision tower {depth} layers"
+            raise BaseModelError(f"{source}: {cause}; download it again")
+
+
 def _generation(source: str | Path, place: str, config: PreTrainedConfig, original: bool) -> GenerationConfig:
     """The ids that end, pad and begin a text. Whatever else a generation_config.json sets, such as sampling, beams or
     penalties, would change answers that are meant to be greedy."""
@@ -218,10 +233,11 @@ def _generation(source: str | Path, place: str, config: PreTrainedConfig, origin
 
 @contextmanager
 def _readable(source: str | Path, described: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Any failure of the block as a BaseModelError; `described`: the config.json, if it has been read."""
+    """Quietly, and any failure of the block as a BaseModelError; `described`: the config.json, if it has been read."""
     try:
-        yield
-    except (PaveError, KeyboardInterrupt, SystemExit):
+        with quiet_loading(downloads=not os.path.isdir(source) and source != "playroom"):
+            yield
+    except PaveError:
         raise
     except BaseException as error:  # a damaged file can fail anywhere, with any exception; Rust's are no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
