@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "another width": (lambda folder: changed(folder, part="text_config", intermediate_size=64), "do not fit"),
     "shapes": (reshaped, "do not fit"),
     "kernels": (lambda folder: changed(folder, attn_implementation="evil/kernel"), "code of its own; PAVE never runs"),
-    **{method: quantised(method) for method in ("gptq", "awq", "bitsandbytes")},
+    **{method: quantised(method) for method in ("gptq", "awq")},
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json with a model_type"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
     "empty weights": (lambda folder: write(folder, "model.safetensors", b""), "cannot be read"),
@@ -245,15 +245,15 @@ ODD: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("ends", [2, [2, 5], None, []])
+@pytest.mark.parametrize("ends", [2, [2, 5], None])
 def test_answers_depend_on_no_generation_settings(small: Path, folder: Path, ends: Any) -> None:
     plain, odd = PatchedModel(load_base(small)), folder
     write(odd, "generation_config.json", json.dumps(ODD | {"eos_token_id": ends}))
     strange = PatchedModel(load_base(odd))
     assert strange.host.stops == (plain.host.stops if ends != [2, 5] else sorted({*plain.host.stops, 5}))
-    strange.base.generation_config.eos_token_id = plain.base.generation_config.eos_token_id  # type: ignore[union-attr]
-    assert strange.ask(make_clip(0), "Well?").text == plain.ask(make_clip(0), "Well?").text
-    assert "".join(strange.stream(make_clip(0), "Well?")).strip() == plain.ask(make_clip(0), "Well?").text
+    answer = str(plain.ask(make_clip(0), "Well?"))
+    assert answer and str(strange.ask(make_clip(0), "Well?")) == answer
+    assert "".join(strange.stream(make_clip(0), "Well?")).strip() == answer
 
 
 def test_the_first_lines_of_the_readme_print_the_answer_alone() -> None:
