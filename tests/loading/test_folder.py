@@ -131,6 +131,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "shards missing": (lambda folder: sharded(folder, "more.safetensors"), "more.safetensors, which .* is missing"),
     "shards that are numbers": (lambda folder: sharded(folder, 5), "names '5', which is no safetensors file"),  # type: ignore[arg-type]
     "an adapter beside": (lambda folder: changed(folder, "adapter_config.json", r=4), "an adapter of PEFT lies beside"),
+    "pictures marked by no word": (lambda folder: changed(folder, video_token_index=10**6), "not in its vocabulary"),
     "ends": (
         lambda folder: changed(folder, "generation_config.json", eos_token_id=[2, 10**6]),
         "eos_token_id=.*the ids",
