@@ -9,6 +9,7 @@ import sys
 import typer
 
 from pave.errors import PaveError
+from pave.files.quiet import TALKATIVE
 
 # Plain help: drawing rich panels takes twice the time of everything else in `pave --help`.
 PLAIN = {"rich_markup_mode": None, "no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
@@ -19,7 +20,7 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # PEFT imports the first two if installed
+    for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
