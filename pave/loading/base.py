@@ -215,8 +215,8 @@ def _refuse_odd_layers(source: str | Path, config: PreTrainedConfig) -> None:
 
 
 def _generation(source: str | Path, place: str, config: PreTrainedConfig, original: bool) -> GenerationConfig:
-    """The ids that end, pad and begin a text. Whatever else a generation_config.json sets, such as sampling, beams or
-    penalties, would change answers that are meant to be greedy."""
+    """The ids that end, pad and begin a text, and the base's repetition penalty, which belongs to its greedy answers.
+    Whatever else a generation_config.json sets, such as sampling or beams, would change them."""
     text, own = config.get_text_config(), {} if original else _json(source, place, folder.GENERATION)
 
     def known(token: Any) -> bool:
@@ -228,7 +228,11 @@ def _generation(source: str | Path, place: str, config: PreTrainedConfig, origin
         cause = f"eos_token_id={ends!r}, but its vocabulary has the ids 0 to {text.vocab_size - 1:,}"
         raise BaseModelError(f"{source}: {cause}; correct its {folder.GENERATION}")
     # Padding is masked, and prompts are complete: ids of these that do not exist are common, and do no harm.
-    return GenerationConfig(eos_token_id=ends or None, **{key: token for key, token in ids.items() if known(token)})
+    penalty = own.get("repetition_penalty")
+    given = {key: token for key, token in ids.items() if known(token)}
+    if isinstance(penalty, int | float) and not isinstance(penalty, bool) and 0 < penalty < math.inf:
+        given["repetition_penalty"] = float(penalty)
+    return GenerationConfig(eos_token_id=ends or None, **given)
 
 
 @contextmanager

@@ -230,7 +230,7 @@ ODD: dict[str, Any] = {
     "num_return_sequences": 2,
     "do_sample": True,
     "temperature": 9.0,
-    "repetition_penalty": 5.0,
+    "repetition_penalty": -1.0,
     "no_repeat_ngram_size": 1,
     "min_new_tokens": 30,
     "suppress_tokens": [*range(5, 200)],
@@ -255,6 +255,8 @@ def test_answers_depend_on_no_generation_settings(small: Path, folder: Path, end
     answer = str(plain.ask(make_clip(0), "Well?"))
     assert answer and str(strange.ask(make_clip(0), "Well?")) == answer
     assert "".join(strange.stream(make_clip(0), "Well?")).strip() == answer
+    write(odd, "generation_config.json", json.dumps(ODD | {"eos_token_id": ends, "repetition_penalty": 1.05}))
+    assert load_base(odd).model.generation_config.repetition_penalty == 1.05  # belongs to greedy answers
 
 
 def test_the_first_lines_of_the_readme_print_the_answer_alone() -> None:
