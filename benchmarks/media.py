@@ -6,18 +6,21 @@ against the ffmpeg command; then hostile files, and the memory and time of the p
     python benchmarks/media.py --small                      # files that need no ffmpeg command; writes nothing
     python benchmarks/media.py --hostile                    # the hostile files alone
 
-Each file has white pictures and 1 kHz tones at known seconds (`media_cases.py`). Right is: as many pictures as the design
-says (or ffmpeg decodes), each flash and each tone within 20 ms, and their distance within 20 ms; a warning where one is
-due, none in a clean file; an error of ours where a file cannot be read. `witness` says what ffmpeg made of the file, with
-its usual repair of clocks (`-af aresample=async=1`); the design decides where both differ, unless the case says otherwise.
+Each file has white pictures and 1 kHz tones at known seconds (`media_cases.py`). Right is: as many pictures as the
+design says (or ffmpeg decodes), each flash and each tone within 20 ms, and their distance within 20 ms; a warning where
+one is due, none in a clean file; an error of ours where a file cannot be read. `witness` says what ffmpeg made of it,
+with its usual repair of clocks (`-af aresample=async=1`); the design decides where both differ, unless the case says
+otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,16 +33,19 @@ import av
 import numpy as np
 import torch
 from media_cases import NOTHING, Case, Heard, Moments, cases
+from media_hostile import Hostile, hostile
 from study import Study
 
 from pave.errors import PaveError
 from pave.media import Clip
+from pave.media.decoding import WORKERS
 
 NEAR = 0.020  # seconds
 WHITE = 225.0
 LEVEL = 1.0  # dB
 TIMEOUT = 60.0
-FAR = 30.0  # seconds of a gap: an hour of silence is searched only around its sound
+LIMIT, GRACE = 30.0, 10.0  # seconds given to a hostile file, and more for a busy machine
+MEMORY = 1536.0  # MB of the process that decodes
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,18 @@ def by_ffmpeg(path: Path, case: Case) -> Seen:
     maps = [part for name in choose if name for part in ("-map", name)]
     maps += ["-map", "0:v?"] if maps and not choose[0] else ["-map", "0:a?"] if maps and not choose[1] else []
     command = ["ffmpeg", "-hide_banner", "-nostdin", "-y", "-i", str(path), *maps, "-vf", "scale=16:16,format=gray"]
-    command += ["-fps_mode", "passthrough", "-enc_time_base", "1/1000", "-c:v", "rawvideo", "-af", "aresample=async=1:first_pts=0", "-ac", "1"]
+    command += [
+        "-fps_mode",
+        "passthrough",
+        "-enc_time_base",
+        "1/1000",
+        "-c:v",
+        "rawvideo",
+        "-af",
+        "aresample=async=1:first_pts=0",
+        "-ac",
+        "1",
+    ]
     command += ["-c:a", "pcm_s16le", "-t", "8000", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT * 2, errors="replace")
     if done.returncode or not out.exists() or not out.stat().st_size:
@@ -157,7 +174,8 @@ def differences(seen: Heard, right: Heard) -> tuple[float, float, float]:
     flash, tone = apart(seen[0], right[0]), apart(seen[1], right[1])
     pairs = min(len(right[0]), len(right[1]))
     both = apart(
-        tuple(b - a for a, b in zip(*seen, strict=False))[:pairs], tuple(b - a for a, b in zip(*right, strict=False))[:pairs]
+        tuple(b - a for a, b in zip(*seen, strict=False))[:pairs],
+        tuple(b - a for a, b in zip(*right, strict=False))[:pairs],
     )
     return flash, tone, both if flash < float("inf") and tone < float("inf") else 0.0
 
@@ -166,8 +184,6 @@ def judge(case: Case, seen: Seen, witness: Seen | None) -> dict[str, Any]:
     """Faults by kind; none is right."""
     faults: list[str] = []
     if case.refused is not None or (case.or_refused and seen.refused):
-        import re
-
         if not seen.refused:
             faults.append(f"read ({seen.pictures} pictures, {rounded(seen.heard)}), but it must be refused")
         elif case.refused and not re.search(case.refused, seen.refused):
@@ -243,42 +259,111 @@ def examine(case: Case, folder: Path, ask_ffmpeg: bool) -> dict[str, Any]:
     return figures | {"made_s": round(made, 2), "read_s": round(time.monotonic() - begun, 2)}
 
 
+# ---------------------------------------------------------------- hostile files
+
+
+class Watch(threading.Thread):
+    """The greatest memory of the processes that this one has started, in MB, while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.over = 0.0, threading.Event()
+
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.over.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self.over.wait(0.005):
+            for status in self.children():
+                with suppress(OSError, StopIteration):
+                    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+                    self.peak = max(self.peak, int(line.split()[1]) / 1024)
+
+    @staticmethod
+    def children() -> list[Path]:
+        numbers: list[str] = []
+        for task in Path("/proc/self/task").iterdir():
+            with suppress(OSError):
+                numbers += (task / "children").read_text().split()
+        return [Path("/proc", number, "status") for number in numbers]
+
+
+def endure(case: Hostile, folder: Path) -> dict[str, Any]:
+    """Read one hostile file in a fresh worker process, with a limit of time."""
+    path = folder / case.name
+    case.make(path)
+    WORKERS.clear()
+    said, faults = "", []
+    begun = time.monotonic()
+    with Watch() as watch:
+        try:
+            clip = Clip.read(path, **{"timeout": LIMIT, **case.read})
+            said = f"read: {str(clip.report)[:300]}"
+        except PaveError as error:
+            said = str(error).replace(f"{path}: ", "")[:300]
+        except BaseException as error:
+            faults.append(f"raw {type(error).__name__}: {str(error)[:200]}")
+    seconds = time.monotonic() - begun
+    if watch.peak > MEMORY:
+        faults.append(f"{watch.peak:.0f} MB")
+    if seconds > LIMIT + GRACE:
+        faults.append(f"ended after {seconds:.0f} s of {LIMIT:.0f}")
+    if "bug in PAVE" in said or "crashed" in said:
+        faults.append(said)
+    figures = {"faults": faults, "said": said, "peak_MB": round(watch.peak), "seconds": round(seconds, 1)}
+    return {"kind": "hostile", "bytes": path.stat().st_size, **figures}
+
+
 def row(name: str, figures: dict[str, Any]) -> str:
-    said = "; ".join(figures["faults"]) or f"off by {figures.get('differences_ms', '-')} ms"
+    if figures["kind"] == "hostile":
+        good = f"{figures['peak_MB']} MB, {figures['seconds']} s: {figures['said'].splitlines()[0][:100]}"
+    else:
+        good = f"off by {figures.get('differences_ms', '-')} ms"
     verdict = "BAD" if figures["faults"] else "ok"
-    return f"{name:38} {figures['kind']} {verdict:4} {said}"
+    return f"{name:38} {figures['kind']} {verdict:4} {'; '.join(figures['faults']) or good}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="files that need no ffmpeg command; writes no result")
-    parser.add_argument("--only", metavar="NAME", help="cases with this in their name; writes no result")
+    parser.add_argument("--only", metavar="NAME", help="files with this in their name; writes no result")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the files are made, and stay")
     parser.add_argument("--hostile", action="store_true", help="the hostile files alone")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     av.logging.set_level(None)
-    chosen = [case for case in cases() if (asked.only or "") in case.name]
-    if asked.small:
-        chosen = [case for case in chosen if case.small]
-    found: dict[str, Any] = {}
-    ask_ffmpeg = not asked.small and shutil.which("ffmpeg") is not None
-    for case in [] if asked.hostile else chosen:
-        if case.command and not ask_ffmpeg:
-            continue
-        with TemporaryDirectory() as temporary:
-            folder = asked.keep or Path(temporary)
-            folder.mkdir(parents=True, exist_ok=True)
-            found[case.name] = examine(case, folder, ask_ffmpeg)
-        print(row(case.name, found[case.name]), flush=True)
-        if asked.only:
-            print(json.dumps(found[case.name], indent=1, ensure_ascii=False))
-    bad = [name for name, figures in found.items() if figures["faults"]]
-    print(f"{len(found) - len(bad)} of {len(found)} right")
-    if not (asked.small or asked.only or asked.hostile):
-        Study("media").add("files", {"files": len(found), "right": len(found) - len(bad), "bad": bad, "each": found})
+    command = not asked.small and shutil.which("ffmpeg") is not None
+    parts = {"files": [] if asked.hostile else cases(), "hostile": hostile()}
+    bad: list[str] = []
+    for part, every in parts.items():
+        found: dict[str, Any] = {}
+        for case in every:
+            if (asked.only or "") in case.name and case.small >= asked.small and command >= case.command:
+                found[case.name] = one(case, asked.keep, command)
+                print(row(case.name, found[case.name]), flush=True)
+                if asked.only:
+                    print(json.dumps(found[case.name], indent=1, ensure_ascii=False))
+        wrong = [name for name, figures in found.items() if figures["faults"]]
+        bad += wrong
+        print(f"{part}: {len(found) - len(wrong)} of {len(found)} right")
+        if found and not (asked.small or asked.only):
+            peak = {"peak_MB": max(figures["peak_MB"] for figures in found.values())} if part == "hostile" else {}
+            right = {"files": len(found), "right": len(found) - len(wrong)}
+            Study("media").add(part, {**right, **peak, "bad": wrong, "each": found})
     if bad:
         raise SystemExit(1)
+
+
+def one(case: Case | Hostile, keep: Path | None, command: bool) -> dict[str, Any]:
+    with TemporaryDirectory() as temporary:
+        folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        return endure(case, folder) if isinstance(case, Hostile) else examine(case, folder, command)
 
 
 if __name__ == "__main__":

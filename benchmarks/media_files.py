@@ -1,4 +1,4 @@
-"""Small media files with flashes and tones at known times: clean ones, and those that other people's tools leave behind.
+"""Small media files with flashes and tones at known times: clean ones, and those that other tools leave behind.
 
     write(Path("a.mp4"), events=(1.0, 3.0))                       # a clean clip; white and 1 kHz at 1 s and 3 s
     restamp_mkv(path, lambda track, t: t if t < 2 else t - 2)     # its stamps run backward at 2 s
@@ -78,9 +78,9 @@ def write(
     codec_options: dict[str, str] | None = None,
     tracks: Sequence[dict[str, Any]] = (),
 ) -> Path:
-    """One file. `moments`: seconds of the pictures. `ratio`: each second of sound samples is stamped as this many.
-    `sound_span`: seconds that the sound covers. `channel`: the only one with a tone. `block`: samples in a packet of PCM.
-    `tracks`: dispositions of further tracks, each with the arguments that differ from the first."""
+    """One file. `moments`: seconds of the pictures. `ratio`: a second of sound samples is stamped as this many.
+    `sound_span`: seconds that the sound covers. `channel`: the only one with a tone. `block`: samples in a packet of
+    PCM. `tracks`: each with a codec or sound, and the events and disposition that differ."""
     queue: list[tuple[float, int, Any]] = []
     with av.open(str(path), "w", format=format, options=options or {}) as container:
         streams = []
@@ -114,13 +114,15 @@ def write(
     return path
 
 
-def add_pictures(container: Any, codec: str, fps: float, size: tuple[int, int], options: dict[str, str] | None) -> Any:
+def add_pictures(container: Any, codec: Any, fps: float, size: tuple[int, int], options: dict[str, str] | None) -> Any:
     usual = {"g": "25", "bf": "2"} if codec in ("h264", "hevc", "mpeg4", "mpeg2video") else {}
     if codec == "hevc":
         usual["x265-params"] = "log-level=none:pools=1:frame-threads=1"
     if codec in ("h264", "libx264"):
         usual |= {"preset": "ultrafast", "x264-params": "bframes=2:b-adapt=0:threads=1"}
-    stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options={**usual, **(options or {})})
+    stream = container.add_stream(
+        codec, rate=Fraction(fps).limit_denominator(1001), options={**usual, **(options or {})}
+    )
     stream.width, stream.height = size
     stream.pix_fmt = PIXELS.get(codec, "yuv420p")
     if codec == "h264" or codec.startswith(("libvpx", "ffv1")):
@@ -137,7 +139,9 @@ def encoded_pictures(stream: Any, moments: Sequence[float], shown: Iterator[np.n
         frame.pts, frame.time_base = round(moment / base), base
         packets += stream.encode(frame)
     packets += stream.encode()
-    return [(float((packet.dts if packet.dts is not None else packet.pts) * packet.time_base), packet) for packet in packets]
+    return [
+        (float((packet.dts if packet.dts is not None else packet.pts) * packet.time_base), packet) for packet in packets
+    ]
 
 
 def encoded_sound(
@@ -157,7 +161,9 @@ def encoded_sound(
     waves[slice(None) if channel is None else channel] = wave
     resampler = av.AudioResampler(format=stream.format.name, layout=stream.layout.name, rate=rate)
     for offset in range(0, total, size):
-        piece = np.ascontiguousarray(waves[:, offset : offset + size].T).reshape(1, -1)  # planar: PyAV 18 fails on 8 channels
+        piece = np.ascontiguousarray(waves[:, offset : offset + size].T).reshape(
+            1, -1
+        )  # planar: PyAV 18 fails on 8 channels
         frame = av.AudioFrame.from_ndarray(piece, format="flt", layout=stream.layout.name)
         frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), offset
         for ready in resampler.resample(frame):
@@ -165,7 +171,9 @@ def encoded_sound(
     packets += stream.encode()
     for packet in packets:
         packet.time_base, before = Fraction(1, rate), packet.time_base or Fraction(1, rate)
-        packet.pts = round(packet.pts * before * rate * Fraction(ratio).limit_denominator(10**6) + Fraction(span[0]) * rate)
+        packet.pts = round(
+            packet.pts * before * rate * Fraction(ratio).limit_denominator(10**6) + Fraction(span[0]) * rate
+        )
         packet.dts = packet.pts
         packet.duration = round(packet.duration * ratio) if packet.duration else 0
     return [(float(packet.pts * packet.time_base), packet) for packet in packets]
@@ -272,7 +280,8 @@ def restamp_flv(path: Path, clock: TrackClock) -> Path:
 
 
 def restamp_ts(path: Path, clock: Callable[[int, float], float | None]) -> Path:
-    """Stamps of the PES headers; tracks are 0xE0 (pictures) and 0xC0 or 0xBD (sound). None removes the stamps. PCRs stay."""
+    """Stamps of the PES headers; tracks are 0xE0 (pictures) and 0xC0 or 0xBD (sound). None removes the
+    stamps. PCRs stay."""
     data = bytearray(path.read_bytes())
     for place in range(0, len(data), 188):
         if not data[place + 1] & 0x40:
