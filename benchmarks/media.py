@@ -32,6 +32,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av import logging  # pyright: ignore[reportPrivateImportUsage]
 from media_cases import NOTHING, Case, Heard, Moments, cases
 from media_hostile import Hostile, hostile
 from study import Study
@@ -44,7 +45,7 @@ NEAR = 0.020  # seconds
 WHITE = 225.0
 LEVEL = 1.0  # dB
 TIMEOUT = 60.0
-LIMIT, GRACE = 30.0, 10.0  # seconds given to a hostile file, and more for a busy machine
+LIMIT, GRACE = 30.0, 60.0  # seconds given to a hostile file; more for a busy machine, and to copy what was read
 MEMORY = 1536.0  # MB of the process that decodes
 
 
@@ -144,11 +145,11 @@ def stored(path: Path) -> Seen:
     with av.open(str(path)) as container:
         for frame in container.decode(*container.streams):
             if isinstance(frame, av.VideoFrame):
-                times.append(float((frame.pts or 0) * frame.time_base))
+                times.append(float(frame.time or 0.0))
                 means.append(float(frame.to_ndarray().mean()))
             elif isinstance(frame, av.AudioFrame):
                 rate = frame.sample_rate
-                begin = float((frame.pts or 0) * frame.time_base) if begin is None else begin
+                begin = float(frame.time or 0.0) if begin is None else begin
                 pieces.append(frame.to_ndarray()[0] / np.float32(32768))
     origin = times[0] if times else 0.0
     sound = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
@@ -333,12 +334,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="files that need no ffmpeg command; writes no result")
     parser.add_argument("--only", metavar="NAME", help="files with this in their name; writes no result")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the files are made, and stay")
+    parser.add_argument("--files", action="store_true", help="the files of strangers alone")
     parser.add_argument("--hostile", action="store_true", help="the hostile files alone")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    av.logging.set_level(None)
+    logging.set_level(None)
     command = not asked.small and shutil.which("ffmpeg") is not None
-    parts = {"files": [] if asked.hostile else cases(), "hostile": hostile()}
+    parts = {"files": [] if asked.hostile else cases(), "hostile": [] if asked.files else hostile()}
     bad: list[str] = []
     for part, every in parts.items():
         found: dict[str, Any] = {}

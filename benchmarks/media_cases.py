@@ -138,7 +138,7 @@ def moved(heard: Heard, by: float) -> Heard:
 
 
 def clean() -> list[Case]:
-    def one(name: str, small: bool = False, **arguments: Any) -> Case:
+    def one(name: str, small: Any = False, **arguments: Any) -> Case:
         return Case(name, 1, plain(**arguments), small=small)
 
     pcm = {"sound": "pcm_s16le"}

@@ -158,9 +158,9 @@ def large_pictures() -> list[Hostile]:
     compressed = element(0x6D80, element(0x6240, element(0x5034, element(0x4254, b"\0"))))
 
     return [
-        Hostile("3000x3000.mp4", lambda p: write(p, seconds=4.0, size=(3000, 3000), **flat)),
+        Hostile("3000x3000.mp4", lambda p: write(p, seconds=2.0, size=(3000, 3000), **flat)),
         Hostile(
-            "3000x3000-every-picture.mp4", lambda p: write(p, seconds=4.0, size=(3000, 3000), **flat), {"frames": None}
+            "3000x3000-every-picture.mp4", lambda p: write(p, seconds=2.0, size=(3000, 3000), **flat), {"frames": None}
         ),
         Hostile("8192x8192.mp4", lambda p: write(p, seconds=0.2, size=(8192, 8192), **flat)),
         Hostile(
