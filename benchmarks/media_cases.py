@@ -902,9 +902,9 @@ def long() -> list[Case]:
         Case(
             "limit-too-small.mkv",
             2,
-            plain(seconds=120.0, fps=50, size=(640, 480)),
+            plain(seconds=10.0),
             refused="timeout",
-            read={"timeout": 0.02},
+            read={"timeout": 0.001},
             small=True,
         ),
         Case("no-limit.mp4", 2, plain(), read={"timeout": float("inf")}, small=True),
