@@ -279,9 +279,12 @@ class Watch(threading.Thread):
         self.join()
 
     def run(self) -> None:
+        mine = Path("/proc/self/cmdline").read_bytes()
         while not self.over.wait(0.005):
             for status in self.children():
                 with suppress(OSError, StopIteration):
+                    if status.with_name("cmdline").read_bytes() == mine:
+                        continue  # a fork of this process that has not become the worker yet, with our memory
                     line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
                     self.peak = max(self.peak, int(line.split()[1]) / 1024)
 
