@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from contextlib import suppress
 
 import typer
 
@@ -28,8 +30,14 @@ def remark(message: object) -> None:
     print(message, file=sys.stderr)
 
 
+def _ended(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def run_command(command: typer.Typer, name: str) -> None:
     """Run a command; errors of PAVE and of the system (a full disk) become one line and exit code 2."""
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _ended)  # as Ctrl-C: temporary files and workers are cleared away
     try:
         command(prog_name=name)
     except (PaveError, OSError) as error:

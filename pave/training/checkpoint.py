@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from pave.errors import FileError, TrainingError, raised_as
 from pave.files import json_text, tensorfile
+from pave.files.locks import held
 from pave.patch.filenames import WEIGHTS
 
 NAME = "checkpoint.safetensors"
@@ -45,7 +47,18 @@ def write_checkpoint(
     return folder / NAME
 
 
-def refuse_begun(folder: Path, resume: bool) -> None:
+@contextmanager
+def owned(folder: Path, resume: bool) -> Iterator[None]:
+    """The output folder of a run, for the block: TrainingError if another process trains there, or if it holds a run
+    that is not to be resumed."""
+    with ExitStack() as stack:
+        with raised_as(TrainingError, remedy="wait for it to end, or give another train.output"):
+            stack.enter_context(held(folder, "a training run"))
+        _refuse_begun(folder, resume)
+        yield
+
+
+def _refuse_begun(folder: Path, resume: bool) -> None:
     """Refuse to start in the folder of another run, unless there is a checkpoint to `resume`."""
     checkpoint, patch = folder / NAME, folder / WEIGHTS
     if checkpoint.is_file() and not resume:
