@@ -50,7 +50,7 @@ def _header(path: Path, file: BinaryIO) -> tuple[np.dtype, tuple[int, ...], bool
     for mark, (cause, remedy) in OTHERS.items():
         if head.startswith(mark):
             raise FileDamaged(path, cause, remedy)
-    if not head.startswith(MAGIC) or head[6] not in (1, 2, 3):
+    if len(head) < 8 or not head.startswith(MAGIC) or head[6] not in (1, 2, 3):
         raise FileDamaged(path, "does not begin as a .npy file does", NUMBERS)
     length = int.from_bytes(file.read(2 if head[6] == 1 else 4), "little")
     if length > MAX_HEADER:

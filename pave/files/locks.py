@@ -238,7 +238,7 @@ def _delete_abandoned(path: str) -> None:
     except OSError:
         return
     try:
-        info, named = os.fstat(descriptor), MARK.search(path)
+        info, named = os.fstat(descriptor), MARK.search(os.path.basename(path))
         if info.st_uid != os.getuid() or not (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
             return
         free = lock(descriptor)
