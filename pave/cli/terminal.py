@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-from contextlib import suppress
 
 import typer
 
@@ -36,8 +35,7 @@ def _ended(number: int, frame: object) -> None:
 
 def run_command(command: typer.Typer, name: str) -> None:
     """Run a command; errors of PAVE and of the system (a full disk) become one line and exit code 2."""
-    with suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, _ended)  # as Ctrl-C: temporary files and workers are cleared away
+    before = signal.signal(signal.SIGTERM, _ended)  # as Ctrl-C: temporary files and workers are cleared away
     try:
         command(prog_name=name)
     except (PaveError, OSError) as error:
@@ -45,3 +43,5 @@ def run_command(command: typer.Typer, name: str) -> None:
             raise
         remark(f"{name}: {error}")
         raise SystemExit(2) from None
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

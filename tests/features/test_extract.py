@@ -23,6 +23,7 @@ from pave.features import extract
 from pave.features.extract import listed
 from pave.features.files import FeatureFolder, files, identity, read_header
 from pave.features.worker import Job
+from pave.files.locks import held
 from pave.loading.base import load_base
 from pave.media.clip import Clip
 from pave.sidechannel import PARTS
@@ -127,6 +128,21 @@ def test_a_killed_and_restarted_run_gives_the_same_files(media: Path, done: Path
     tally = extract.encode(JOB, listed(media), tmp_path, size=2, workers=2)
     assert same(tmp_path, done) and (tally.clips, tally.absent, len(tally.refused)) == (9, 1, 2)
     assert all(path.stat().st_mtime_ns == then for path, then in begun.items()), "finished files have stayed"
+
+
+def test_two_processes_fill_one_folder_with_the_same_files(media: Path, done: Path, tmp_path: Path) -> None:
+    words = ("pave.cli.main", "encode", "logmel", media, tmp_path, *WORDS)
+    with begin(*words) as one, begin(*words) as two:
+        results = [process.communicate(timeout=300) for process in (one, two)]
+    assert (one.returncode, two.returncode) == (0, 0), results
+    assert same(tmp_path, done) and not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_that_another_work_is_filling_is_refused(media: Path, tmp_path: Path) -> None:
+    with held(tmp_path, "pave encode", "other clips"):
+        with pytest.raises(DataError, match=r"is in use by pave encode \(this process, since .*; wait for it"):
+            extract.encode(JOB, listed(media), tmp_path, size=2)
+        assert [file.name for file in tmp_path.iterdir()] == [".pave.lock"]
 
 
 def test_a_repaired_clip_is_encoded_again_and_others_are_not(media: Path, tmp_path: Path) -> None:
