@@ -104,7 +104,7 @@ def patch_convert(
     from pave.recipe import overridden
 
     out = out or Path(f"{named(source, name)}.safetensors")
-    with held(out, "pave patch convert", folder=False):
+    with held(out, "pave patch convert", is_file=True):
         patch = convert(source, sense, encoder, name=name, **overridden(option or []))
         written = patch.save(out)
     _describe(patch.config, f"{written} ({written.stat().st_size:,} bytes)")
@@ -237,7 +237,7 @@ def patch_shrink(
     place = locate(source, dim=dim)
     if place.path.resolve() in (out.resolve(), (out / WEIGHTS).resolve()):
         raise PatchError(str(out), "is the patch itself and would be overwritten", "write to another file or folder")
-    with held(out, "pave patch shrink", folder=False):
+    with held(out, "pave patch shrink", is_file=True):
         written = place.load().shrink(bits, rank).save(out)
     before, after = place.path.stat().st_size, written.stat().st_size
     print(f"{written}: {after:,} bytes, {after / before:.0%} of the {before:,} of {place.path}")

@@ -100,13 +100,13 @@ def _release(descriptor: int) -> bool:
 
 
 @contextmanager
-def held(place: Path, doing: str, shared: str = "", folder: bool = True) -> Iterator[None]:
+def held(place: Path, doing: str, shared: str = "", is_file: bool = False) -> Iterator[None]:
     """Within the block, a folder (or a file) belongs to this process; FileError if it belongs to another one.
 
     doing: what this process does there, for the errors of others. shared: processes that name the same work may do it
-    together."""
-    file = place / LOCK if folder or place.is_dir() else place.with_name(f".{place.name}{LOCK}")
-    new = not file.parent.exists()
+    together. is_file: the place is a file if it does not exist yet."""
+    file = place / LOCK if not is_file or place.is_dir() else place.with_name(f".{place.name}{LOCK}")
+    new = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquired(place, file, doing, shared)
@@ -121,15 +121,16 @@ def held(place: Path, doing: str, shared: str = "", folder: bool = True) -> Iter
         if last:
             with suppress(OSError):  # Windows deletes no open file; an empty lock file does no harm
                 file.unlink()
-        if _release(descriptor) and new:
-            with suppress(OSError):  # it holds something by now
-                file.parent.rmdir()
+        if _release(descriptor):
+            with suppress(OSError):  # one that holds something by now stays
+                for folder in new:
+                    folder.rmdir()
 
 
 def _acquired(place: Path, file: Path, doing: str, shared: str) -> int:
     """The descriptor of the locked lock file."""
     for _ in range(500):
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         free = lock(descriptor)
         if free is None:
             warnings.warn(

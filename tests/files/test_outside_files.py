@@ -1,5 +1,5 @@
-"""Files that are no files: wherever PAVE opens one, it is refused at once and in words; headers that claim too much cost
-no memory."""
+"""Files that are no files: wherever PAVE opens one, it is refused at once and in words; headers that lie cost no
+memory."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ ODD: dict[str, Callable[[Path], Any]] = {
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str, odd: str):
     monkeypatch.chdir(tmp_path)  # the name of a socket must be short
     ODD[odd](Path("x"))
-    with pytest.raises(PaveError, match="pipe|device|socket|not a regular file|neither a file"):
+    with pytest.raises(PaveError, match=r"pipe|device|socket|not a regular file|neither a file"):
         READERS[reader](tmp_path / "x")
 
 
