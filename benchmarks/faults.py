@@ -297,10 +297,10 @@ class Asker:
 
 def got(answer: Path) -> str:
     """The result of a process, once it is written."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while not answer.exists():
         if time.monotonic() > end:
-            return "no answer within two minutes"
+            return "no answer within ten minutes"
         time.sleep(0.005)
     return answer.read_text()
 

@@ -85,8 +85,6 @@ def _train(recipe: Recipe, resume: bool) -> Result:
     from pave.training.setup import Setup
 
     console = Console(stderr=True, soft_wrap=True, markup=False)
-    console.print(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {recipe.train.batch} clips")
-    console.print("encoding clips (features of earlier runs are cached)")
     columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -95,6 +93,8 @@ def _train(recipe: Recipe, resume: bool) -> Result:
         TextColumn("{task.fields[note]}"),
     ]
     with owned(recipe.output, resume), Bar(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
+        console.print(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {recipe.train.batch} clips")
+        console.print("encoding clips (features of earlier runs are cached)")
         clips = bar.add_task("clips", total=None, note="")
         steps = bar.add_task("training", total=recipe.train.steps, note="", start=False)
 

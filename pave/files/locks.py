@@ -140,7 +140,7 @@ def _acquired(place: Path, file: Path, doing: str, shared: str) -> int:
             owner = _owner(descriptor)
             if owner and not (shared and owner.get("shared") == shared):
                 os.close(descriptor)
-                raise FileError(place, _in_use(owner), "wait for it to end, or give another place")
+                raise FileError(place, _in_use(owner), "wait for it to end, or give another folder or file")
             free = bool(owner) and (sys.platform == "win32" or lock(descriptor, shared=True))
         elif _same(descriptor, file):
             _sign(descriptor, doing, shared)

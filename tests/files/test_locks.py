@@ -98,7 +98,7 @@ def other(code: str, place: Path) -> Iterator[subprocess.Popen[str]]:
 
 def kill(process: subprocess.Popen[str], how: signal.Signals = signal.SIGKILL) -> int:
     process.send_signal(how)
-    return process.wait(60)
+    return process.wait(300)
 
 
 def hold(shared: str = "") -> str:
