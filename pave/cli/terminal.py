@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 
 import typer
@@ -29,8 +30,13 @@ def remark(message: object) -> None:
     print(message, file=sys.stderr)
 
 
+def _ended(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def run_command(command: typer.Typer, name: str) -> None:
     """Run a command; errors of PAVE and of the system (a full disk) become one line and exit code 2."""
+    before = signal.signal(signal.SIGTERM, _ended)  # as Ctrl-C: temporary files and workers are cleared away
     try:
         command(prog_name=name)
     except (PaveError, OSError) as error:
@@ -38,3 +44,5 @@ def run_command(command: typer.Typer, name: str) -> None:
             raise
         remark(f"{name}: {error}")
         raise SystemExit(2) from None
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -28,7 +28,8 @@ from transformers import (
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from pave.base import Host
-from pave.errors import BaseModelError, PaveError, nearest
+from pave.errors import BaseModelError, PaveError, nearest, raised_as
+from pave.files.atomic import refuse_odd_inside
 from pave.files.quiet import quiet_loading
 from pave.loading import folder, lmms_lab, low_memory
 from pave.prompt import QUESTION, VIDEO
@@ -264,7 +265,10 @@ def _place(source: str | Path) -> str:
             raise BaseModelError("playroom: the embedded base is missing from this installation; reinstall pave")
         return str(EMBEDDED)
     if source and os.path.isdir(source):  # unlike Path.is_dir, False for names too long for a file system
-        return str(Path(source).resolve())
+        place = str(Path(source).resolve())
+        with raised_as(BaseModelError):
+            refuse_odd_inside(place)
+        return place
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
         cause = "not a local folder and not a Hub id (user/name)"
         raise BaseModelError(f"{source or repr('')}: {cause}; {nearest(str(source), ['playroom'])}")

@@ -13,6 +13,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from pave.files.atomic import opened
 from pave.media.container import MAX_SIDE, Survey, refuse
 from pave.media.stamps import Packet, Track
 
@@ -22,7 +23,7 @@ ANIMATED = 0x02  # flag of the VP8X chunk
 
 def animated(path: str) -> bool:
     """Whether a file is an animated WebP."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         head = file.read(21)
     return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) > 20 and bool(head[20] & ANIMATED)
 
@@ -30,7 +31,7 @@ def animated(path: str) -> bool:
 def survey_of(path: str) -> Survey:
     """What the animation holds."""
     size, lengths, cut = (0, 0), [], False
-    with open(path, "rb") as file:
+    with opened(path) as file:
         end = 8 + int.from_bytes(file.read(8)[4:], "little")
         file.seek(12)
         while len(head := file.read(8)) == 8:

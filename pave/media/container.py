@@ -22,6 +22,7 @@ from av.format import Flags
 from av.stream import Disposition
 
 from pave.errors import MediaError
+from pave.files import atomic
 from pave.media.stamps import FAR, JUMP, UNKNOWN, Clock, Packet, Shifts, Track, moved_at, spread
 
 MAX_SIDE = 16384  # pixels: larger pictures are damaged headers or attacks, not video
@@ -80,7 +81,7 @@ def check_file(path: str) -> None:
             raise refuse(path, "is a pipe or a device, not a file", "save the media to a file first")
         if info.st_size == 0:
             raise refuse(path, "is empty (0 bytes)", "download or record it again")
-        with open(path, "rb") as file:
+        with atomic.opened(path) as file:
             head = file.read(256)
     except FileNotFoundError:
         raise refuse(path, "no such file", "check the name and the folder") from None
@@ -118,7 +119,7 @@ def opened(path: str) -> Iterator[Any]:
 
 def why_not_opened(path: str, error: Exception) -> tuple[str, str]:
     """Cause and remedy for a file that FFmpeg cannot open."""
-    with open(path, "rb") as file:
+    with atomic.opened(path) as file:
         head = file.read(12)
     if head[4:8] == b"ftyp":
         return "is an MP4 whose index is missing or damaged", "it was probably cut short: download or record it again"

@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +26,8 @@ from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts, parse
 from pave.encoder import EncoderSpec, OnBase, load_encoder, missing
 from pave.errors import FileError, PatchDamaged, PatchError, PatchFormatError, PatchMismatch, PatchNotFound
 from pave.files import json_text, pickled, tensorfile
+from pave.files.atomic import opened
+from pave.files.locks import scratch
 from pave.patch.file import AGAIN, Patch, of_patch, parsed, refuse_taken
 from pave.patch.filenames import OFFICIAL_BASE, PEFT_CONFIG, PEFT_WEIGHTS
 from pave.patch.filenames import OFFICIAL_FUSION as FUSION
@@ -73,7 +74,7 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
         shape, side, channels = _shape(folder / FUSION, fusion)
     base = {"model_type": OFFICIAL_BASE, "repo": repo_of(adapter), "frames": FRAMES, "tokens_per_frame": TOKENS}
     config = {
-        "name": name_of(name or source.resolve().name.removesuffix(".zip")),
+        "name": named(source, name),
         "description": "A checkpoint of PAVE's authors, converted.",
         "base": {**base, **channels, "fingerprint": ""},
         "newline": newline,
@@ -88,6 +89,11 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
     patch = Patch(parse(PatchConfig, config, source), tensors, source=str(source))
     patch.check()
     return patch
+
+
+def named(source: Path, name: str = "") -> str:
+    """The name of a converted patch: as given, or that of its source."""
+    return name_of(name or source.resolve().name.removesuffix(".zip"))
 
 
 def cached_name(name: str, file: str, sense: str, encoder: str | EncoderSpec) -> str:
@@ -208,12 +214,12 @@ def _unpacked(source: Path) -> Iterator[Path]:
     elif not source.is_file():
         raise PatchFormatError(source, "is neither a file nor a folder", RELEASED)
     else:
-        with TemporaryDirectory(prefix="pave-") as folder:
-            _extract(source, Path(folder))
+        with scratch() as folder:
+            _extract(source, folder)
             try:
-                yield _holder(Path(folder), source)
+                yield _holder(folder, source)
             except FileError as error:
-                raise type(error)(error.file.replace(folder, str(source), 1), error.cause, error.remedy) from None
+                raise type(error)(error.file.replace(str(folder), str(source), 1), error.cause, error.remedy) from None
 
 
 def _holder(folder: Path, source: Path) -> Path:
@@ -229,7 +235,7 @@ def _holder(folder: Path, source: Path) -> Path:
 def _extract(source: Path, folder: Path) -> None:
     """Unpack the needed files of a zip after checking all its entries."""
     try:
-        with zipfile.ZipFile(source) as archive:
+        with opened(source) as file, zipfile.ZipFile(file) as archive:
             if cause := _suspicion(archive.infolist(), source.stat().st_size):
                 raise PatchDamaged(source, cause, "nothing was unpacked; download the official file")
             for member in archive.infolist():

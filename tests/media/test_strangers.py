@@ -1,9 +1,11 @@
-"""Files of strangers: clocks that jump or drift, odd tracks, rates, layouts and formats. Legend: t frames, n samples."""
+"""Files of strangers: clocks that jump or drift, odd tracks, rates, layouts, formats. t frames, n samples."""
 
 from __future__ import annotations
 
 import math
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +14,7 @@ import av
 import numpy as np
 import pytest
 from clips import click, counting_frames, number, write_clip
+from media_files import restamp_mkv
 from PIL import Image
 
 from pave.errors import MediaError, UsageError
@@ -20,10 +23,9 @@ from pave.media.clip import Clip
 from pave.media.container import walk
 from pave.media.decode import decode
 from pave.media.key_frames import Request
-from pave.media.sound import mixing
+from pave.media.sound import mixing, waveform
 
 RATE = 16000
-TICK = Fraction(1, 1000)
 
 
 def read(path: Path, **options) -> Clip:
@@ -65,17 +67,9 @@ def write_film(path: Path, seconds: float = 4, at: tuple[float, ...] = (1.0, 3.0
 
 
 def restamped(path: Path, source: Path, move: Callable[[str, float], float]) -> Path:
-    """The packets of a file in the same order, each stamped `move(kind of its track, seconds)`."""
-    with av.open(str(source)) as old, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as new:
-        tracks = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
-        for packet in old.demux():
-            if packet.size and packet.pts is not None and packet.dts is not None:
-                ahead = packet.pts - packet.dts
-                base = packet.time_base
-                packet.dts = round(move(packet.stream.type, float(packet.dts * base)) / base)
-                packet.pts, packet.stream = packet.dts + ahead, tracks[packet.stream.index]
-                new.mux_one(packet)
-    return path
+    """A Matroska file of two tracks with each packet stamped `move(kind of its track, seconds)`."""
+    path.write_bytes(source.read_bytes())
+    return restamp_mkv(path, lambda track, second: move({1: "video", 2: "audio"}[track], second))
 
 
 @pytest.mark.parametrize("start", [0.0, 3.92, 3600.0])
@@ -267,8 +261,6 @@ def test_planar_sound_of_many_channels_is_read(tmp_path: Path, layout: str) -> N
     frame = av.AudioFrame.from_ndarray(wave, "s16", layout)
     frame.sample_rate = RATE
     planar = av.AudioResampler("fltp", layout, RATE).resample(frame)[0]
-    from pave.media.sound import waveform
-
     assert waveform(planar).shape == (count, RATE) and waveform(planar, mono=True).shape == (1, RATE)
     assert np.allclose(waveform(planar)[3], wave.reshape(-1, count)[:, 3] / 32768, atol=1e-4)
 
@@ -314,9 +306,6 @@ def test_the_limit_grows_with_the_length_and_counts_processor_time(tmp_path: Pat
     works = [next(decode(Request(str(path))))[0]["work"] for path in (short, long)]
     assert works[0] < 3 and 200 < works[1] < 210
     script = "from pave.media.decoding import allow; allow(1)\nwhile True: pass"
-    import subprocess
-    import sys
-
     done = subprocess.run([sys.executable, "-c", script], timeout=300)
     assert done.returncode == -24  # SIGXCPU
 
@@ -326,7 +315,7 @@ def test_a_limit_may_be_infinite_and_nonsense_is_refused(tmp_path: Path) -> None
     for limit in (math.inf, 600, "auto", None):
         assert numbers(Clip.read(path, frames=1, timeout=limit)) == [0]
     for limit in (0, -1, math.nan, "soon"):
-        with pytest.raises(UsageError, match="is not a limit; pass seconds above 0, math.inf, 'auto' or None"):
+        with pytest.raises(UsageError, match=r"is not a limit; pass seconds above 0, math\.inf, 'auto' or None"):
             Clip.read(path, timeout=limit)  # pyright: ignore[reportArgumentType]
     with pytest.raises(MediaError, match=r"longer than 0\.001 s .*; raise timeout= \(--timeout .*, data\.timeout in"):
         Clip.read(path, timeout=0.001)
