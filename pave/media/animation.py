@@ -48,7 +48,7 @@ def survey_of(path: str) -> Survey:
         cause = f"its pictures are {size[1]}x{size[0]} pixels, more than {MAX_SIDE} a side"
         raise refuse(path, cause, "scale it down first")
     stamps = [0, *accumulate(lengths)]
-    gap = Fraction(stamps[-1], 1000 * max(len(lengths), 1))
+    gap = Fraction((lengths or [0])[-1], 1000)
     survey = Survey(KIND, Track(0, Fraction(1, 1000), gap, size, False), reached=stamps[-1] / 1000)
     survey.packets = [Packet(stamp, True, True) for stamp in stamps[:-1]]
     survey.warnings += ["cut short: the file is smaller than its header says"] if cut else []

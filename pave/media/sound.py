@@ -34,7 +34,7 @@ TOLERANCE = 0.015  # seconds of drift that are left alone: rounding and jitter o
 STEADY = 0.15  # of a frame's length: the drift of a clock grows by less, a hole or an overlap by more
 LONGEST_HOLE = 600.0  # seconds; sound after a longer one is left out
 TAPS = 8  # samples on each side that a resampled one is computed from
-PLANES = 8
+PLANES = 7
 
 Piece = tuple[int, np.ndarray]  # place of its first sample, and samples (c n)
 
@@ -269,7 +269,7 @@ def resampled(before: np.ndarray, wave: np.ndarray, after: np.ndarray, count: in
 
 def waveform(frame: Any, mono: bool = False) -> np.ndarray:
     """Samples (c n) of one decoded frame as float32, full scale = 1; mixed to one channel if `mono`."""
-    if frame.layout.nb_channels > PLANES and frame.format.is_planar:  # PyAV 18 has no access to the planes after these
+    if frame.layout.nb_channels > PLANES and frame.format.is_planar:  # PyAV 18 crashes on more planes
         pack = AudioResampler(format=frame.format.packed.name, layout=frame.layout.name, rate=frame.sample_rate)
         frame = pack.resample(frame)[0]
     wave = frame.to_ndarray()
