@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from pave.ambient import neutral
 from pave.config import BaseFacts
 from pave.errors import BaseModelError, MediaError
 from pave.files import tensorfile
@@ -113,6 +114,7 @@ class Host(ABC):
         self.repo, self.revision = repo, revision
         self.prompter = Prompter(tokenizer, template or self.own_template())
         self._fingerprint: str | None = None
+        self._identity: str | None = None
 
     # A family must define
 
@@ -237,6 +239,7 @@ class Host(ABC):
     def dtype(self) -> torch.dtype:
         return self._embedding.dtype
 
+    @neutral()
     def pixels(self, clip: Clip) -> Tensor:
         """A clip's key frames as input of the vision tower, float32 (t 3 y x)."""
         if clip.frames is None or not len(clip.frames):
@@ -244,6 +247,7 @@ class Host(ABC):
             raise MediaError(f"{cause}; pass a clip with a video track")
         return preprocess(clip.frames, self.size, self.mean, self.std)
 
+    @neutral()
     @torch.no_grad()
     def encode(
         self, pixels: Sequence[Tensor], times: Sequence[Tensor] | None = None, chunk: int | None = None
@@ -264,6 +268,7 @@ class Host(ABC):
         )
         return Visual.stack([Seen(*parts) for parts in zip(*whole, strict=True)], [c.to(self.device) for c in clocks])
 
+    @neutral()
     @torch.no_grad()
     def watch(self, frames: Tensor) -> Tensor:
         """Features before the projector (t y x q) of frames uint8 (t 3 y x), float32 on the CPU; one step per pair if
@@ -360,6 +365,14 @@ class Host(ABC):
                 cause = f"{name} is offloaded and cannot be hashed, which cached feature files need"
                 raise BaseModelError(f"{cause}; assign it a device in the device map, or cache features in memory only")
         return tensorfile.digest(facts, tensors)
+
+    def identity(self) -> str:
+        """sha256 of all weights and of what prepares pictures; computed once, since it takes seconds. Inputs of a base
+        of equal identity are this base's own."""
+        if self._identity is None:
+            facts = "".join((self.fingerprint(), self.vision_fingerprint()))
+            self._identity = hashlib.sha256(facts.encode()).hexdigest()
+        return self._identity
 
     eyes = vision_fingerprint  # its earlier name, for encoders of users
 

@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from pave.ambient import neutral
 from pave.base import Host
 from pave.errors import BaseModelError, PaveError, nearest
 from pave.loading import lmms_lab, low_memory
@@ -43,6 +44,7 @@ def families() -> list[str]:
     return sorted(file.stem for file in (Path(__file__).parents[1] / "bases").glob("[!_]*.py"))
 
 
+@neutral()
 def load_base(
     source: str | Path,
     *,
@@ -109,6 +111,7 @@ def _refuse_misfits(source: str | Path, loaded: Mapping[str, Any], unused: re.Pa
         raise BaseModelError(f"{source}: {len(other)} of its weights do not fit ({cause}); download it again")
 
 
+@neutral()
 def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: int | None = None) -> Host:
     """A base from its config alone, for sizes and shapes: on the meta device, without weights or a fingerprint; its
     vocabulary is empty unless the tokenizer is available locally."""

@@ -21,6 +21,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from pave.ambient import neutral
 from pave.errors import MediaError, SignalError
 from pave.media.arrays import pictures_of, size_of, sound_of, tensor_of, times_of
 from pave.media.resampling import resample
@@ -82,6 +83,7 @@ class Clip:
     again: Callable[..., Clip] | None = None  # reads other pictures of the same file, under the same time limit
 
     @classmethod
+    @neutral()
     def read(
         cls,
         path: str | os.PathLike,
@@ -137,6 +139,7 @@ class Clip:
         )
 
     @classmethod
+    @neutral()
     def from_frames(
         cls,
         frames: Any = None,
@@ -180,10 +183,12 @@ class Clip:
         )
         return cls(pictures, clock, sound, rate if sound is not None else None, 0.0, signals_of(signals), report)
 
+    @neutral()
     def beside(self, signals: Mapping[str, Any]) -> Clip:
         """This clip with further streams, by name, as in `from_frames`."""
         return replace(self, signals={**self.signals, **signals_of(signals)})
 
+    @neutral()
     def at(self, seconds: Sequence[float]) -> Tensor:
         """The frames (t 3 y x) on screen at these instants; a file is read again."""
         if self.again is not None:

@@ -261,10 +261,22 @@ class PatchedModel:
         """Visual tokens (t s d) of each row, plus the update of each patch that has a side channel there."""
         return self.calls.fused_tokens(inputs)
 
-    def forward(self, inputs: Inputs, *, labels: Tensor | None = None, logits_to_keep: int | Tensor = 0) -> Any:
-        """One pass of the base with its patches: a Hugging Face output with `logits` (b l vocabulary)."""
-        return self.calls.forward(inputs, labels, logits_to_keep)
+    def forward(
+        self,
+        inputs: Inputs,
+        *,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **options: bool | None,
+    ) -> Any:
+        """One pass of the base with its patches: a Hugging Face output with `logits` (b l vocabulary), and `loss` with
+        `labels` (b l), which has a gradient even where no row has the sense: zero.
+
+        options: Hugging Face's output_hidden_states, output_attentions, output_router_logits, use_cache and
+        return_dict; any other is a UsageError, as is one that the base ignores."""
+        return self.calls.forward(inputs, labels, logits_to_keep, **options)
 
     def generate(self, inputs: Inputs, **options: Any) -> Any:
-        """The base's own generate() with Hugging Face's options; returns its output, prompt included."""
+        """The base's own generate() with Hugging Face's options; returns its output, prompt included. An option that it
+        does not have is a UsageError."""
         return self.calls.generate(inputs, **options)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from pave.ambient import neutral
 from pave.errors import TrainingError
 from pave.hub import catalogue
 from pave.patch.filenames import WEIGHTS
@@ -40,6 +41,8 @@ class Result:
     metrics: dict[str, object]
 
 
+@neutral()
+@torch.enable_grad()
 def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progress | None = None) -> Result:
     """Train a recipe (a Recipe, its file or folder, or a name of the catalogue) and write the patch;
     `progress(step, steps, figures)` is called after every step."""
