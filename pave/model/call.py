@@ -161,10 +161,9 @@ class Calls:
     def _uses(self, inputs: Inputs) -> tuple[Use, ...]:
         """The patches of a call, as modules of this model. UsageError if another base has seen the clips."""
         base = inputs.base
-        if base is not None and base is not self.host:
-            if (base if isinstance(base, str) else base.identity()) != self.host.identity():
-                cause = "these inputs were prepared by a model with another base"
-                raise UsageError(f"{cause}; prepare them with this model")
+        own = base is None or base is self.host
+        if not own and (base if isinstance(base, str) else base.identity()) != self.host.identity():
+            raise UsageError("these inputs were prepared by a model with another base; prepare them with this model")
         return self.applied.live(inputs.uses)
 
     @contextmanager

@@ -55,7 +55,7 @@ class Use:
     not affect a prepared call. Another model runs it with its own patch of equal content."""
 
     name: str
-    attached: Attached | Elsewhere
+    attached: Attached  # in unpickled inputs an `Elsewhere`, which a call replaces
     weight: float
     rows: Tensor  # bool (b,) on the CPU: rows that request the patch
     sides: Mapping[str, tuple[SideBatch | None, ...]]  # sense -> side channel of each row, None where it has none

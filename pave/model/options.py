@@ -7,7 +7,7 @@ patches.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from transformers import GenerationConfig
@@ -25,6 +25,7 @@ FORWARD = {
 }
 # What Inputs hold, and what would run code of a repository.
 NOT_OPTIONS = {"self", "kwargs", "inputs", "negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate"}
+LONGEST = 300  # characters of a list of names
 POPPED = {"tokenizer", "assistant_tokenizer"}  # that generate() reads from its keyword arguments
 
 
@@ -41,7 +42,7 @@ def refuse_ignored(options: Mapping[str, bool | None], outputs: Any) -> None:
     """UsageError for an option that this base has ignored."""
     for name, wanted in options.items():
         value = getattr(outputs, FORWARD[name], None)
-        if wanted and (value is None or (isinstance(value, tuple) and any(each is None for each in value))):
+        if wanted and (value is None or (isinstance(value, tuple) and not (value and None not in value))):
             remedy = "leave it out"
             if name == "output_attentions":
                 remedy = 'call model.base.set_attn_implementation("eager") first: other kernels do not keep them'
@@ -56,8 +57,10 @@ def checked_generate(options: Mapping[str, Any], host: Host) -> None:
     _refuse_unknown("generate", options, (parameters | settings | POPPED) - NOT_OPTIONS - {"transformers_version"})
 
 
-def _refuse_unknown(verb: str, options: Mapping[str, Any], known: Iterable[str]) -> None:
-    names = sorted(known)
+def _refuse_unknown(verb: str, options: Mapping[str, Any], known: Collection[str]) -> None:
     for name in options:
-        if name not in names:
-            raise UsageError(f"{verb}: no option {name!r}; {nearest(name, names)}")
+        if name not in known:
+            remedy = nearest(name, known)
+            if len(remedy) > LONGEST:
+                remedy = "it comes from the inputs, or does not exist: see transformers.GenerationConfig"
+            raise UsageError(f"{verb}: no option {name!r}; {remedy}")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from pave.ambient import neutral
@@ -75,8 +76,9 @@ class Attached(nn.Module):
 
     @neutral()
     def export(self) -> Patch:
-        """A copy of the current patch, on the CPU."""
-        return Patch(self.config, {path: value.detach().cpu().clone() for path, value in self.state_dict().items()})
+        """A copy of the current patch, on the CPU. Weights that FSDP has distributed are gathered, so every process has
+        to call it."""
+        return Patch(self.config, {path: _whole(value).cpu().clone() for path, value in self.state_dict().items()})
 
     @property
     def content(self) -> str:
@@ -87,6 +89,17 @@ class Attached(nn.Module):
     @cached_property
     def _sha256(self) -> str:
         return self.export().sha256
+
+    def twin(self, host: Host | None = None) -> Attached:
+        """The patch with weights of its own: for another base; or for the same, where its hooks are registered only
+        while a call uses it."""
+        twin = Attached(self.config, host or self.host, blank=True)
+        twin.load({name: value.detach().clone() for name, value in self.state_dict().items()}, self.config.name)
+        for mine, its in zip(self.parameters(), twin.parameters(), strict=True):
+            its.requires_grad_(mine.requires_grad)
+        if host is None:
+            twin.place, twin._loras = "replaced", self._loras
+        return twin.train(self.training)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         cause = f"{self.config.name}: the modules of an applied patch cannot be copied or pickled"
@@ -191,3 +204,9 @@ class Attached(nn.Module):
     def adds(self) -> bool:
         """Whether the patch adds to the visual tokens; otherwise it inserts tokens."""
         return self.config.fusion.combine == "add"
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A tensor without its graph; one that is distributed over processes is gathered."""
+    value = value.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value

@@ -34,9 +34,11 @@ PLAIN = {
 }
 
 
-def save_peft(folder: str | Path, config: LoraConfig, tensors: Mapping[str, Tensor], prefix: str) -> None:
+def save_peft(
+    folder: str | Path, config: LoraConfig, tensors: Mapping[str, Tensor], prefix: str, base: str = ""
+) -> None:
     """Write `<path>.{A,B}` tensors as the two files of PeftModel.from_pretrained; `prefix`: path of the language model
-    in the base."""
+    in the base; `base`: where PEFT finds it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     renamed = {}
@@ -44,7 +46,9 @@ def save_peft(folder: str | Path, config: LoraConfig, tensors: Mapping[str, Tens
         path, _, leaf = name.rpartition(".")
         renamed[f"base_model.model.{prefix}.{path}.lora_{leaf}.weight"] = tensor.detach().cpu().contiguous()
     save_file(renamed, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
-    to_peft(config, prefix).save_pretrained(str(folder))
+    adapter = to_peft(config, prefix)
+    adapter.base_model_name_or_path = base or None
+    adapter.save_pretrained(str(folder))
 
 
 def export_peft(patch: Patch, host: Host, folder: str | Path) -> None:
@@ -53,7 +57,8 @@ def export_peft(patch: Patch, host: Host, folder: str | Path) -> None:
         raise PatchMismatch(patch.source, "has no LoRA", "export a patch that has one")
     tensors = {name.removeprefix("lora."): value for name, value in patch.weights().items() if name.startswith("lora.")}
     prefix = next(name for name, module in host.model.named_modules() if module is host.language_model)
-    save_peft(folder, patch.config.lora, tensors, prefix)
+    base = host.repo or patch.config.base.repo or host.model.name_or_path
+    save_peft(folder, patch.config.lora, tensors, prefix, base)
 
 
 @of_patch()
