@@ -115,6 +115,11 @@ class Host(ABC):
         self.prompter = Prompter(tokenizer, template or self.own_template())
         self._fingerprint: str | None = None
         self._identity: str | None = None
+        for path in self.read_apart:  # accelerate loads a weight only while its module is called
+            module, _, leaf = path.rpartition(".")
+            if leaf in _offloaded(model.get_submodule(module)):
+                cause = f"{path} is offloaded, but this family reads it without calling its module"
+                raise BaseModelError(f"{cause}; keep it on a device: pave.load(..., device={{path: device, ...}})")
 
     # A family must define
 
@@ -339,6 +344,8 @@ class Host(ABC):
     def _hash(self) -> str:
         digest = hashlib.sha256()
         for name, tensor in sorted(self._weights()):
+            if tensor.is_meta:
+                raise BaseModelError(f"{name} of the base has no values (meta device); load it with pave.load")
             value = tensor.detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
             digest.update(json.dumps([name, list(value.shape)]).encode())
             digest.update(value.view(torch.uint8).numpy().data)
@@ -346,11 +353,15 @@ class Host(ABC):
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         rows = len(self.tokenizer)
-        embedding, head = self._embedding, getattr(self.model.get_output_embeddings(), "weight", self._embedding)
-        for name, tensor in self.language_model.named_parameters():
-            yield name, tensor[:rows] if tensor is embedding else tensor
+        output = self.model.get_output_embeddings()
+        embedding, head = self._embedding, getattr(output, "weight", self._embedding)
+        for path, module in self.language_model.named_modules():
+            values = _offloaded(module)
+            for leaf, tensor in module.named_parameters(recurse=False):
+                value = values.get(leaf, tensor)
+                yield f"{path}.{leaf}".lstrip("."), value[:rows] if tensor is embedding else value
         if head is not embedding:
-            yield "lm_head.weight", head[:rows]
+            yield "lm_head.weight", _offloaded(output).get("weight", head)[:rows]
 
     def vision_fingerprint(self) -> str:
         """sha256 of everything that determines visual features: frames, pixels, the vision config, and all tensors
@@ -396,3 +407,11 @@ Base = Host  # the public name, which users' own families and encoders import
 def last_again(x: Tensor, size: int) -> Tensor:
     """Repeat the last row until the length is a multiple of `size`."""
     return torch.cat([x, x[-1:].expand(-len(x) % size, *x.shape[1:])])
+
+
+def _offloaded(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own weights that accelerate keeps elsewhere until the module is called, by name."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    own = dict(module.named_parameters(recurse=False))
+    kept = [getattr(each, "weights_map", None) for each in getattr(hook, "hooks", [hook])]
+    return {name: each[name] for each in kept if each is not None for name, value in own.items() if value.is_meta}

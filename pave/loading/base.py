@@ -186,6 +186,10 @@ def _readable(source: str | Path) -> Iterator[None]:
 
 def _place(source: str | Path) -> str:
     """The folder of a base, or the Hub id itself."""
+    if not isinstance(source, str | os.PathLike):
+        kind, known = type(source).__name__, getattr(source, "name_or_path", "")
+        remedy = f"pass {known!r}" if known else "pass 'playroom', a folder or a Hub id"
+        raise BaseModelError(f"got a {kind}, not the name of a base; {remedy}, and device= to place its parts")
     if source == "playroom":
         if not (EMBEDDED / "config.json").is_file():
             raise BaseModelError("playroom: the embedded base is missing from this installation; reinstall pave")

@@ -100,6 +100,10 @@ class Inputs:
         parts = (self.input_ids, self.attention_mask, self.visual, self.uses, self.newline, self.position_ids)
         return Inputs, (*parts, self.base.identity() if isinstance(self.base, Host) else self.base)
 
+    def to(self, *place: Any, **options: Any) -> Inputs:
+        """These inputs as they are: a call itself moves what the base reads to its device. Trainers move every batch."""
+        return self
+
     def positions(self) -> Tensor:
         """Explicit positions: without them, forward() of the base would count the left padding too."""
         if self.position_ids is not None:

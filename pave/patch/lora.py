@@ -13,8 +13,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
 from functools import cached_property, partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -220,14 +220,17 @@ def updated(x: Tensor, out: Tensor, products: Sequence[Product]) -> Tensor:
     return out
 
 
-@contextmanager
-def running(call: Call) -> Iterator[None]:
+class running(AbstractContextManager[None]):
     """Within the block, in this context only, exactly the LoRAs of this call are active."""
-    token = _active.set(call)
-    try:
-        yield
-    finally:
-        _active.reset(token)
+
+    def __init__(self, call: Call) -> None:
+        self.call, self.tokens = call, list[Token[Call]]()
+
+    def __enter__(self) -> None:
+        self.tokens.append(_active.set(self.call))
+
+    def __exit__(self, *_: object) -> None:
+        _active.reset(self.tokens.pop())
 
 
 def recompute_context() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -23,6 +23,8 @@ from pave.model.patched import PatchedModel
 from pave.patch.attached import Attached
 from pave.training.trainee import calibrate, checkpoint_activations
 
+CHECKPOINTING = {"use_reentrant": False, "every_n_layers": 1, "offload": False}  # what the Trainer passes on
+
 
 def patch_module(model: PatchedModel, name: str) -> PatchModule:
     """The patch `name` of a model as a module to train. Its parameters, and the names in its `state_dict`, are those of
@@ -80,8 +82,8 @@ class PatchModule(nn.Module):
 
     def forward(self, inputs: Inputs, labels: Tensor | None = None) -> Any:
         """Hugging Face's output for rows prepared with this patch: `logits` (b l vocabulary), and with `labels` (b l)
-        the `loss`, auxiliary losses of a resampler included. Every parameter gets a gradient, zero where no row has
-        the sense. UsageError for inputs that do not use the patch."""
+        the `loss`, auxiliary losses of a resampler included. The loss gives every parameter a gradient, zero where
+        no row has the sense. UsageError for inputs that do not use the patch."""
         if self.name not in (use.name for use in inputs.uses):
             used = ", ".join(use.name for use in inputs.uses) or "none"
             cause = f"these inputs do not use the patch {self.name} (they use {used})"
@@ -93,7 +95,8 @@ class PatchModule(nn.Module):
         self.attached.aux_losses = {}
         uses = tuple(replace(use, attached=self.attached) if use.name == self.name else use for use in inputs.uses)
         outputs = self.model.forward(replace(inputs, uses=uses), labels=labels)
-        outputs.logits = bound(outputs.logits, list(self.parameters()))
+        if not outputs.logits.requires_grad:
+            outputs.logits = bound(outputs.logits, list(self.parameters()))
         if outputs.loss is not None and self.training:
             outputs.loss = sum(self.attached.aux_losses.values(), outputs.loss)
         return outputs
@@ -103,13 +106,23 @@ class PatchModule(nn.Module):
         self.attached.train(mode)
         return super().train(mode)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
-        """Recompute the base's layers in the backward pass, as Hugging Face's Trainer asks for; kwargs are not used."""
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **options: Any) -> None:
+        """Recompute the base's layers in the backward pass, as Hugging Face's Trainer asks for. UsageError for options
+        other than use_reentrant=False."""
+        for name, value in {**(gradient_checkpointing_kwargs or {}), **options}.items():
+            if name not in CHECKPOINTING or value != CHECKPOINTING[name]:
+                raise UsageError(f"activation checkpointing: {name}={value!r} is not supported; leave it out")
         checkpoint_activations(self.model)
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: Any = None, **options: Any) -> None:
+        """The same, under the name of transformers 5.23 and later."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **options)
 
     def gradient_checkpointing_disable(self) -> None:
         """Store activations again."""
         checkpoint_activations(self.model, False)
+
+    activation_checkpointing_disable = gradient_checkpointing_disable
 
     def __deepcopy__(self, memo: Any) -> PatchModule:
         """The patch with weights of its own, on the same base: for averages of weights, and for comparing runs."""
