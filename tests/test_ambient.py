@@ -4,10 +4,14 @@ the like. Every encoder, an answer and a patch are tried under each."""
 from __future__ import annotations
 
 import copy
+import locale
 import os
 import random
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,14 +21,19 @@ import pytest
 import torch
 from listening import EARS, noise
 from patched import alike
+from places import ROOT
 from scans import room
 from seeing import EYES, small_sizes
 from small import make_clip
 from torch import Tensor
 
 import pave
+from pave.ambient import neutral
 from pave.encoder import CONSENT, Encoder, known_encoders
 from pave.media.clip import Clip
+from pave.playroom.world import draw_scene, draw_script
+from pave.playroom.writer import write_clip
+from pave.training.run import train
 
 SENSOR = torch.sin(torch.arange(400, dtype=torch.float32)).view(100, 4)
 
@@ -190,3 +199,87 @@ def same(one: Any, other: Any, off: float) -> bool:
         assert not one.is_inference() and one.dtype == other.dtype and one.device == other.device
         return torch.equal(one, other) if not off else torch.allclose(one, other, rtol=off, atol=off)
     return one == other
+
+
+def test_other_threads_keep_their_default_dtype(encoders: dict[str, Any]) -> None:
+    """torch.set_default_dtype is of the process: while an encoder runs, another thread must not see another one."""
+    seen, done = set[torch.dtype](), threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            seen.add(torch.zeros(1).dtype)
+
+    with default_dtype(torch.float64):
+        thread = threading.Thread(target=look)
+        thread.start()
+        afresh(encoders["whisper-speech"]).encode(CLIP)
+        done.set()
+        thread.join()
+    assert seen == {torch.float64}
+
+
+def test_new_tensors_of_numbers_are_float32_and_others_keep_their_dtype() -> None:
+    with default_dtype(torch.float64), neutral():
+        made = [torch.zeros(1), torch.tensor([1, 2.0]), torch.full((1,), 0.5), torch.arange(1.5), torch.tensor([])]
+        made += [torch.rand(1), torch.hann_window(3), torch.linspace(0, 1, 2), torch.nn.Linear(1, 1).weight]
+        assert {each.dtype for each in made} == {torch.float32}
+        kept = [torch.tensor(np.zeros(1)), torch.as_tensor(np.ones(1)), torch.zeros(1, dtype=torch.float64)]
+        kept += [torch.zeros(1).double(), torch.asarray(torch.zeros(1).double()), torch.tensor(np.zeros(1)[0:1])]
+        assert {each.dtype for each in kept} == {torch.float64}
+        assert {torch.tensor(1).dtype, torch.arange(3).dtype, torch.full((1,), 2).dtype} == {torch.int64}
+    assert torch.zeros(1).dtype == torch.float32
+
+
+def test_training_has_the_same_losses_and_draws_no_random_numbers_of_others(recipe: Callable[..., Any]) -> None:
+    """Also where gradients are off: train() needs them itself."""
+    plain = train(recipe("train.steps=2", "fusion.dropout=0.2", output="plain"))
+    states = (default_dtype(torch.bfloat16), default_device("meta"), torch.autocast("cpu"), torch.inference_mode())
+    with together(*states):
+        before = seeds()
+        other = train(recipe("train.steps=2", "fusion.dropout=0.2", output="other"))
+        assert alike(seeds(), before)
+    assert other.metrics["loss"] == plain.metrics["loss"] and other.patch.read_bytes() == plain.patch.read_bytes()
+
+
+ALONE = """\
+import hashlib, locale, sys
+from pathlib import Path
+locale.setlocale(locale.LC_ALL, "")
+import pave
+model = pave.load("playroom", dtype="float32")
+report = model.apply_patch("audio-playroom")
+path = Path(sys.argv[1])
+model.export("audio-playroom").save(path / "größe.safetensors")
+inputs = model.prepare([pave.Clip.read(path / "Ton ı.mp4", frames=8)], ["Ünlü ses?"])
+logits = model.forward(inputs).logits.detach()
+print(report.sha256, hashlib.sha256(logits.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_no_result_depends_on_locale_encoding_hash_seed_or_folder(tmp_path: Path) -> None:
+    """In a process with decimal commas or a dotless i where the machine has them, and with ASCII files elsewhere."""
+    write_clip(tmp_path / "Ton ı.mp4", draw_scene(0), draw_script(0), 0)
+    known = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "1"}
+    foreign = {"PYTHONHASHSEED": "2", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": foreign_locale()}
+    (tmp_path / "elsewhere").mkdir()
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", ALONE, str(tmp_path)],
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+        for environment, folder in ((known, ROOT), (known | foreign, tmp_path / "elsewhere"))
+    ]
+    assert found[0].stdout == found[1].stdout != "", found[1].stderr
+
+
+def foreign_locale() -> str:
+    for name in ("tr_TR.UTF-8", "de_DE.UTF-8", "de_DE.ISO-8859-1"):
+        with suppress(locale.Error):
+            before = locale.setlocale(locale.LC_ALL)
+            locale.setlocale(locale.LC_ALL, name)
+            locale.setlocale(locale.LC_ALL, before)
+            return name
+    return "C"

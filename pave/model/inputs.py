@@ -101,7 +101,7 @@ class Inputs:
         return Inputs, (*parts, self.base.identity() if isinstance(self.base, Host) else self.base)
 
     def to(self, *place: Any, **options: Any) -> Inputs:
-        """These inputs as they are: a call itself moves what the base reads to its device. Trainers move every batch."""
+        """These inputs as they are, for trainers, which move every batch: a call moves what its base reads."""
         return self
 
     def positions(self) -> Tensor:

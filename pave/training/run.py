@@ -45,9 +45,11 @@ class Result:
 @torch.enable_grad()
 def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progress | None = None) -> Result:
     """Train a recipe (a Recipe, its file or folder, or a name of the catalogue) and write the patch;
-    `progress(step, steps, figures)` is called after every step."""
-    run = Run.begin(recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe))
-    return run.complete(resume, progress or (lambda step, steps, figures: None))
+    `progress(step, steps, figures)` is called after every step. Random numbers of the caller go on as if it had not
+    been called."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        run = Run.begin(recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe))
+        return run.complete(resume, progress or (lambda step, steps, figures: None))
 
 
 @dataclass
