@@ -262,9 +262,10 @@ def test_no_result_depends_on_locale_encoding_hash_seed_or_folder(tmp_path: Path
     known = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "1"}
     foreign = {"PYTHONHASHSEED": "2", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": foreign_locale()}
     (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "alone.py").write_text(ALONE, "utf-8")
     found = [
         subprocess.run(
-            [sys.executable, "-c", ALONE, str(tmp_path)],
+            [sys.executable, str(tmp_path / "alone.py"), str(tmp_path)],
             env=environment,
             cwd=folder,
             capture_output=True,
