@@ -122,7 +122,7 @@ STATES: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
 def seeds() -> tuple[Any, ...]:
     """The state of every global source of random numbers."""
     kind, keys, *rest = np.random.get_state()
-    return torch.get_rng_state(), random.getstate(), (kind, keys.tolist(), *rest)
+    return torch.get_rng_state(), random.getstate(), (kind, list(keys), *rest)
 
 
 @pytest.fixture(scope="module")

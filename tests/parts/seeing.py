@@ -29,7 +29,7 @@ from pave.encoder import load_encoder, module_of
 from pave.senses.languagebind import VIT_L, Tower, tower
 
 FEW: dict[str, Any] = {"hidden_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2}
-PREDICTOR = {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+PREDICTOR: dict[str, Any] = {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
 BERT: dict[str, Any] = {"hidden_size": 32, "vocab_size": 20, "max_position_embeddings": 16, "encoder_hidden_size": 48}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "describe", "the", "picture", "."]
 SIZES: dict[tuple[str, str], Any] = {
