@@ -37,7 +37,7 @@ ORDER = (
     "fusion",
     "media",
     "files",
-    "data prompt recipe sidechannel config errors",  # the vocabulary
+    "data prompt recipe sidechannel config errors ambient",  # the vocabulary
 )
 FACE = "pave"  # hands on the names of all wings, when they are asked for
 
