@@ -110,7 +110,7 @@ class Calls:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             outputs.logits = outputs.logits[:, keep]
         if outputs.loss is not None:
-            outputs.loss = bound(outputs.loss.clone(), trained(self._uses(inputs)))
+            outputs.loss = bound(outputs.loss, trained(self._uses(inputs)))
         return outputs.to_tuple() if as_tuple else outputs
 
     @neutral()
@@ -209,8 +209,7 @@ class _Bound(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.shapes = [(each.shape, each.dtype, each.device) for each in parameters]
-        ctx.mark_dirty(x)
-        return x
+        return x.clone() if not x.dim() else x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
@@ -220,8 +219,7 @@ class _Bound(torch.autograd.Function):
 
 def bound(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """The same values; every parameter gets a gradient, zero where x does not depend on it. Without one, backward()
-    fails for a batch in which no row has the sense, and under DDP other processes wait for it for ever. Nothing else
-    may hold x: it is marked as changed."""
+    fails for a batch in which no row has the sense, and under DDP other processes wait for it for ever."""
     return _Bound.apply(x, *parameters) if parameters and torch.is_grad_enabled() else x  # pyright: ignore
 
 

@@ -82,8 +82,8 @@ class PatchModule(nn.Module):
 
     def forward(self, inputs: Inputs, labels: Tensor | None = None) -> Any:
         """Hugging Face's output for rows prepared with this patch: `logits` (b l vocabulary), and with `labels` (b l)
-        the `loss`, auxiliary losses of a resampler included. The loss gives every parameter a gradient, zero where
-        no row has the sense. UsageError for inputs that do not use the patch."""
+        the `loss`, auxiliary losses of a resampler included. Both give every parameter a gradient, zero
+        where no row has the sense. UsageError for inputs that do not use the patch."""
         if self.name not in (use.name for use in inputs.uses):
             used = ", ".join(use.name for use in inputs.uses) or "none"
             cause = f"these inputs do not use the patch {self.name} (they use {used})"
@@ -95,8 +95,7 @@ class PatchModule(nn.Module):
         self.attached.aux_losses = {}
         uses = tuple(replace(use, attached=self.attached) if use.name == self.name else use for use in inputs.uses)
         outputs = self.model.forward(replace(inputs, uses=uses), labels=labels)
-        if not outputs.logits.requires_grad:
-            outputs.logits = bound(outputs.logits, list(self.parameters()))
+        outputs.logits = bound(outputs.logits, list(self.parameters()))
         if outputs.loss is not None and self.training:
             outputs.loss = sum(self.attached.aux_losses.values(), outputs.loss)
         return outputs
