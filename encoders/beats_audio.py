@@ -222,7 +222,7 @@ def buckets(count: int) -> Tensor:
     half, exact = BUCKETS // 2, BUCKETS // 4
     places = torch.arange(count)
     distance = places - places[:, None]
-    far = (distance.abs().clamp(min=1) / exact).log() / math.log(FARTHEST / exact) * (half - exact)
+    far = (distance.abs().clamp(min=1).float() / exact).log() / math.log(FARTHEST / exact) * (half - exact)
     wide = (exact + far.long()).clamp(max=half - 1)
     return (distance > 0) * half + torch.where(distance.abs() < exact, distance.abs(), wide)
 

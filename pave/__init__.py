@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pave.media.clip import Clip
     from pave.model.patched import load
     from pave.patch.file import Patch
+    from pave.training.module import patch_module
     from pave.training.run import train
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ __all__ = [
     "list_patches",
     "load",
     "load_encoder",
+    "patch_module",
     "train",
 ]
 
@@ -73,6 +75,7 @@ _HOMES = {
     "list_patches": "pave.hub.catalogue",
     "load": "pave.model.patched",
     "load_encoder": "pave.encoder",
+    "patch_module": "pave.training.module",
     "train": "pave.training.run",
 }
 

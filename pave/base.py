@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from pave.ambient import neutral
 from pave.config import BaseFacts
 from pave.errors import BaseModelError, MediaError
 from pave.files import tensorfile
@@ -113,6 +114,12 @@ class Host(ABC):
         self.repo, self.revision = repo, revision
         self.prompter = Prompter(tokenizer, template or self.own_template())
         self._fingerprint: str | None = None
+        self._identity: str | None = None
+        for path in self.read_apart:  # accelerate loads a weight only while its module is called
+            module, _, leaf = path.rpartition(".")
+            if leaf in _offloaded(model.get_submodule(module)):
+                cause = f"{path} is offloaded, but this family reads it without calling its module"
+                raise BaseModelError(f"{cause}; keep it on a device: pave.load(..., device={{path: device, ...}})")
 
     # A family must define
 
@@ -237,6 +244,7 @@ class Host(ABC):
     def dtype(self) -> torch.dtype:
         return self._embedding.dtype
 
+    @neutral()
     def pixels(self, clip: Clip) -> Tensor:
         """A clip's key frames as input of the vision tower, float32 (t 3 y x)."""
         if clip.frames is None or not len(clip.frames):
@@ -244,6 +252,7 @@ class Host(ABC):
             raise MediaError(f"{cause}; pass a clip with a video track")
         return preprocess(clip.frames, self.size, self.mean, self.std)
 
+    @neutral()
     @torch.no_grad()
     def encode(
         self, pixels: Sequence[Tensor], times: Sequence[Tensor] | None = None, chunk: int | None = None
@@ -264,6 +273,7 @@ class Host(ABC):
         )
         return Visual.stack([Seen(*parts) for parts in zip(*whole, strict=True)], [c.to(self.device) for c in clocks])
 
+    @neutral()
     @torch.no_grad()
     def watch(self, frames: Tensor) -> Tensor:
         """Features before the projector (t y x q) of frames uint8 (t 3 y x), float32 on the CPU; one step per pair if
@@ -334,6 +344,8 @@ class Host(ABC):
     def _hash(self) -> str:
         digest = hashlib.sha256()
         for name, tensor in sorted(self._weights()):
+            if tensor.is_meta:
+                raise BaseModelError(f"{name} of the base has no values (meta device); load it with pave.load")
             value = tensor.detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
             digest.update(json.dumps([name, list(value.shape)]).encode())
             digest.update(value.view(torch.uint8).numpy().data)
@@ -341,11 +353,15 @@ class Host(ABC):
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         rows = len(self.tokenizer)
-        embedding, head = self._embedding, getattr(self.model.get_output_embeddings(), "weight", self._embedding)
-        for name, tensor in self.language_model.named_parameters():
-            yield name, tensor[:rows] if tensor is embedding else tensor
+        output = self.model.get_output_embeddings()
+        embedding, head = self._embedding, getattr(output, "weight", self._embedding)
+        for path, module in self.language_model.named_modules():
+            values = _offloaded(module)
+            for leaf, tensor in module.named_parameters(recurse=False):
+                value = values.get(leaf, tensor)
+                yield f"{path}.{leaf}".lstrip("."), value[:rows] if tensor is embedding else value
         if head is not embedding:
-            yield "lm_head.weight", head[:rows]
+            yield "lm_head.weight", _offloaded(output).get("weight", head)[:rows]
 
     def vision_fingerprint(self) -> str:
         """sha256 of everything that determines visual features: frames, pixels, the vision config, and all tensors
@@ -360,6 +376,14 @@ class Host(ABC):
                 cause = f"{name} is offloaded and cannot be hashed, which cached feature files need"
                 raise BaseModelError(f"{cause}; assign it a device in the device map, or cache features in memory only")
         return tensorfile.digest(facts, tensors)
+
+    def identity(self) -> str:
+        """sha256 of all weights and of what prepares pictures; computed once, since it takes seconds. Inputs of a base
+        of equal identity are this base's own."""
+        if self._identity is None:
+            facts = "".join((self.fingerprint(), self.vision_fingerprint()))
+            self._identity = hashlib.sha256(facts.encode()).hexdigest()
+        return self._identity
 
     eyes = vision_fingerprint  # its earlier name, for encoders of users
 
@@ -383,3 +407,11 @@ Base = Host  # the public name, which users' own families and encoders import
 def last_again(x: Tensor, size: int) -> Tensor:
     """Repeat the last row until the length is a multiple of `size`."""
     return torch.cat([x, x[-1:].expand(-len(x) % size, *x.shape[1:])])
+
+
+def _offloaded(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own weights that accelerate keeps elsewhere until the module is called, by name."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    own = dict(module.named_parameters(recurse=False))
+    kept = [getattr(each, "weights_map", None) for each in getattr(hook, "hooks", [hook])]
+    return {name: each[name] for each in kept if each is not None for name, value in own.items() if value.is_meta}

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, ValidationError
 from torch import Tensor, nn
 
+from pave.ambient import neutral
 from pave.config import Config, SenseFacts
 from pave.errors import EncoderError, nearest
 from pave.files import tensorfile
@@ -167,6 +168,15 @@ class Encoder(ABC):
     spec: EncoderSpec
     pieces: Pieces | None = None  # None: it needs the whole clip
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Tokens depend on no state of the process, however and wherever a subclass is defined."""
+        super().__init_subclass__(**options)
+        for name, part in vars(cls).copy().items():
+            if name in ("encode", "outline"):
+                setattr(cls, name, neutral()(part))
+            elif isinstance(part, cached_property):
+                part.func = neutral()(part.func)
+
     @abstractmethod
     def encode(self, clip: Clip) -> SideTokens | None:
         """Side tokens of the stream. None: the clip lacks the stream. Digital silence is a stream."""
@@ -261,6 +271,7 @@ def name_of(kind: type) -> str:
     return kind.__module__.rpartition(".")[-1].replace("_", "-")
 
 
+@neutral()
 def load_encoder(name: str, **options: Any) -> Encoder:
     """Build the encoder called `name`, for example `load_encoder("logmel", bands=32)`."""
     if problem := missing(name):

@@ -38,7 +38,8 @@ ORDER = (
     "media",
     "data prompt recipe sidechannel config",  # the vocabulary
     "files",
-    "errors",
+    "files",
+    "errors ambient",
 )
 FACE = "pave"  # hands on the names of all wings, when they are asked for
 

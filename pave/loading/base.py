@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from pave.ambient import neutral
 from pave.base import Host
 from pave.errors import BaseModelError, PaveError, nearest, raised_as
 from pave.files.atomic import refuse_odd_inside
@@ -46,6 +47,7 @@ def families() -> list[str]:
     return sorted(file.stem for file in (Path(__file__).parents[1] / "bases").glob("[!_]*.py"))
 
 
+@neutral()
 def load_base(
     source: str | Path,
     *,
@@ -124,6 +126,7 @@ def _refuse_misfits(source: str | Path, loaded: Mapping[str, Any], unused: re.Pa
         raise BaseModelError(f"{source}: {len(other)} of its weights do not fit ({cause}); download it again")
 
 
+@neutral()
 def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: int | None = None) -> Host:
     """A base from its config alone, for sizes and shapes: on the meta device, without weights or a fingerprint; its
     vocabulary is empty unless the tokenizer is available locally."""
@@ -260,6 +263,10 @@ def _readable(source: str | Path, described: Mapping[str, Any] | None = None) ->
 
 def _place(source: str | Path) -> str:
     """The folder of a base, or the Hub id itself."""
+    if not isinstance(source, str | os.PathLike):
+        kind, known = type(source).__name__, getattr(source, "name_or_path", "")
+        remedy = f"pass {known!r}" if known else "pass 'playroom', a folder or a Hub id"
+        raise BaseModelError(f"got a {kind}, not the name of a base; {remedy}, and device= to place its parts")
     if source == "playroom":
         if not (EMBEDDED / "config.json").is_file():
             raise BaseModelError("playroom: the embedded base is missing from this installation; reinstall pave")

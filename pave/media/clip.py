@@ -23,6 +23,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from pave.ambient import neutral
 from pave.errors import MediaError, SignalError, UsageError
 from pave.media.arrays import pictures_of, size_of, sound_of, tensor_of, times_of
 from pave.media.decoding import Timeout
@@ -86,6 +87,7 @@ class Clip:
     again: Callable[[Sequence[float]], Iterator[Tensor]] | None = None  # other pictures of the same file, one by one
 
     @classmethod
+    @neutral()
     def read(
         cls,
         path: str | os.PathLike,
@@ -146,6 +148,7 @@ class Clip:
         )
 
     @classmethod
+    @neutral()
     def from_frames(
         cls,
         frames: Any = None,
@@ -189,10 +192,12 @@ class Clip:
         )
         return cls(pictures, clock, sound, rate if sound is not None else None, 0.0, signals_of(signals), report)
 
+    @neutral()
     def beside(self, signals: Mapping[str, Any]) -> Clip:
         """This clip with further streams, by name, as in `from_frames`."""
         return replace(self, signals={**self.signals, **signals_of(signals)})
 
+    @neutral()
     def at(self, seconds: Sequence[float]) -> Tensor:
         """The frames (t 3 y x) on screen at these instants; a file is read again."""
         return torch.stack(list(self.passing(seconds)))

@@ -26,6 +26,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from pave.ambient import neutral
 from pave.errors import MediaError, SignalError, nearest
 from pave.files.atomic import opened
 from pave.media.arrays import pictures_of, tensor_of, times_of
@@ -63,6 +64,7 @@ class RGBD:
         return replace(self, **parts, times=None if self.times is None else self.times[views])
 
     @classmethod
+    @neutral()
     def from_arrays(
         cls,
         rgb: Any,
@@ -101,6 +103,7 @@ class RGBD:
         )
 
     @classmethod
+    @neutral()
     def read(cls, source: str | os.PathLike, pick: Pick | None = None, fps: float | None = None) -> RGBD:
         """Read a scan: a folder in ScanNet's layout, or `infos.json#scene` in EmbodiedScan's.
 

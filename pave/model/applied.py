@@ -34,7 +34,7 @@ class Applied:
     """The patches of one base, by name."""
 
     def __init__(self, language_model: nn.Module) -> None:
-        self._loras = Loras(language_model)
+        self.language_model, self._loras = language_model, Loras(language_model)
         self._held: dict[str, tuple[Attached, PatchReport]] = {}
         self._lock = threading.RLock()
 
@@ -137,8 +137,19 @@ class Applied:
         return requested
 
     def live(self, uses: tuple[Use, ...]) -> tuple[Use, ...]:
-        """A call's patches, or none within `off()`."""
-        return () if id(self) in _off.get() else uses
+        """A call's patches as modules of this base, or none within `off()`."""
+        return () if id(self) in _off.get() else tuple(map(self._here, uses))
+
+    def _here(self, use: Use) -> Use:
+        """A patch of another model or process as the one of equal content here; PatchNotFound if there is none."""
+        if use.attached.host is not None and use.attached.host.language_model is self.language_model:
+            return use
+        content = use.attached.content
+        own = next((attached for attached in self.modules if attached.content == content), None)
+        if own is None:
+            cause = "these inputs were prepared by another model, with a patch that is not applied to this one"
+            raise PatchNotFound(use.name, cause, "apply the same patch here, or prepare the inputs with this model")
+        return replace(use, attached=own)
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pave.ambient import neutral
 from pave.base import Host
 from pave.config import PatchConfig
 from pave.encoder import missing
@@ -28,6 +29,7 @@ from pave.patch.peft import load_peft
 from pave.patch.report import PatchReport
 
 
+@neutral()
 def apply(
     applied: Applied,
     perception: Perception,
@@ -46,6 +48,7 @@ def apply(
     return applied.enter(name, attached, weight=weight, **facts)
 
 
+@neutral()
 def swap(
     applied: Applied,
     perception: Perception,
@@ -83,6 +86,7 @@ def _fitted(
     return attached, {"base_match": match, "remarks": remarks, **facts}
 
 
+@neutral()
 def built(
     config: PatchConfig, tensors: Mapping[str, Tensor] | None, host: Host, source: str, *, trainable: bool
 ) -> Attached:

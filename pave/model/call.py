@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from pave.ambient import neutral
 from pave.base import Host, Newline
 from pave.config import SenseConfig
 from pave.errors import UsageError
@@ -26,6 +27,7 @@ from pave.media.clip import Clip
 from pave.model.applied import Applied, Names
 from pave.model.inputs import ClipFeatures, Inputs, Use
 from pave.model.layout import Layout, inserted, lay_out, perceived, tokenise
+from pave.model.options import checked_forward, checked_generate, refuse_ignored
 from pave.model.perception import Perception
 from pave.patch.lora import Call, running
 
@@ -40,6 +42,7 @@ class Calls:
 
     # From clips and questions to tensors
 
+    @neutral()
     def prepare(self, clips: Sequence[ClipFeatures | Clip], questions: Sequence[str], patches: Names) -> Inputs:
         """Rows of one batch, each a question about a clip."""
         if len(clips) != len(questions) or not clips or not all(isinstance(question, str) for question in questions):
@@ -50,16 +53,19 @@ class Calls:
         features = self.perception.features(clips, senses_of(uses))
         return self.around(lay_out(self.host, features, perceived(uses, features)), questions)
 
+    @neutral()
     def around(self, layout: Layout, questions: Sequence[str]) -> Inputs:
         """One question for each row of a layout."""
         return layout.inputs(*tokenise(self.host, questions, layout))
 
+    @neutral()
     def lay_out(self, clips: Sequence[ClipFeatures], patches: Names) -> Layout:
         """Rows without texts, which the caller adds."""
         return lay_out(self.host, clips, perceived(self.applied.uses(patches, len(clips)), clips))
 
     # From tensors to logits and ids
 
+    @neutral()
     def fused_tokens(self, inputs: Inputs) -> list[Tensor]:
         """Visual tokens (t s d) of each row, plus the update of each patch that has a side channel there. All patches
         read the base's own tokens; other rows stay bit-identical.
@@ -68,7 +74,7 @@ class Calls:
         same with sixteen patches as with one, and no padding is computed. One row of a real clip fills a device."""
         visual = inputs.visual.to(self.host.device, self.host.dtype).rows()
         fused = [row.tokens for row in visual]
-        for use in self.applied.live(inputs.uses):
+        for use in self._uses(inputs):
             read = use.attached.reading(use.sides) if use.weight and use.attached.adds else {}
             for name, sides in read.items():
                 fusion, dtype = use.attached.fusing(name), use.attached.precision
@@ -78,8 +84,13 @@ class Calls:
                         fused[i] = fused[i] + update * use.weight
         return [tokens[0].to(self.host.dtype) for tokens in fused]
 
-    def forward(self, inputs: Inputs, labels: Tensor | None, logits_to_keep: int | Tensor) -> Any:
+    @neutral()
+    def forward(
+        self, inputs: Inputs, labels: Tensor | None, logits_to_keep: int | Tensor, **options: bool | None
+    ) -> Any:
         """One pass of the base with its patches: a Hugging Face output with `logits` (b l vocabulary)."""
+        wanted = checked_forward(options)
+        as_tuple = wanted.pop("return_dict", None) is False
         mask = self.host.attention(inputs.attention_mask, inputs.input_ids, inputs.positions())
         with self._running(inputs):
             base: Any = self.host.model
@@ -90,14 +101,19 @@ class Calls:
                 mm_encoder_outputs=self._visual_rows(inputs),
                 labels=None if labels is None else labels.to(self.host.device),
                 logits_to_keep=logits_to_keep,
-                use_cache=False,
+                **{"use_cache": False, **wanted, "return_dict": True},
                 **self._on_device(self.host.beyond(inputs.input_ids)),
             )
-        if outputs.logits.shape[1] == inputs.input_ids.shape[1]:  # VideoLLaMA 3 ignores logits_to_keep
+        refuse_ignored(wanted, outputs)
+        cut = isinstance(logits_to_keep, Tensor) or logits_to_keep
+        if cut and outputs.logits.shape[1] == inputs.input_ids.shape[1]:  # VideoLLaMA 3 ignores logits_to_keep
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             outputs.logits = outputs.logits[:, keep]
-        return outputs
+        if outputs.loss is not None:
+            outputs.loss = bound(outputs.loss, trained(self._uses(inputs)))
+        return outputs.to_tuple() if as_tuple else outputs
 
+    @neutral()
     @torch.no_grad()
     def generate(self, inputs: Inputs, **options: Any) -> Any:
         """The base's own generate() with Hugging Face's options; returns its output, prompt included."""
@@ -117,6 +133,7 @@ class Calls:
 
     def _checked(self, inputs: Inputs, options: dict[str, Any]) -> dict[str, Any]:
         """Options of generate() with the base's defaults; UsageError for inputs and options it cannot handle."""
+        checked_generate(options, self.host)
         if inputs.attention_mask.dim() != 2:
             shape = tuple(inputs.attention_mask.shape)
             raise UsageError(f"generate needs a mask of shape (b l), got {shape}; pass one question per row")
@@ -142,10 +159,18 @@ class Calls:
         times = [row[:count] for row, count in zip(inputs.visual.times.tolist(), counts, strict=True)]
         return self.host.positions(inputs.input_ids, inputs.positions(), times).to(self.host.device)
 
+    def _uses(self, inputs: Inputs) -> tuple[Use, ...]:
+        """The patches of a call, as modules of this model. UsageError if another base has seen the clips."""
+        base = inputs.base
+        own = base is None or base is self.host
+        if not own and (base if isinstance(base, str) else base.identity()) != self.host.identity():
+            raise UsageError("these inputs were prepared by a model with another base; prepare them with this model")
+        return self.applied.live(inputs.uses)
+
     @contextmanager
     def _running(self, inputs: Inputs) -> Iterator[None]:
         """Enable the LoRAs of a call for its rows; its patches cannot be removed until the block ends."""
-        uses = self.applied.live(inputs.uses)
+        uses = self._uses(inputs)
         gates = {use.attached.lora: use.strength for use in uses if use.attached.lora is not None}
         with ExitStack() as stack:
             for use in uses:
@@ -159,7 +184,7 @@ class Calls:
         if the prompts have no spare placeholders."""
         fused = self.fused_tokens(inputs)
         newline: Sequence[Newline] = inputs.newline or self.host.newlines[:1] * len(fused)
-        extra = inserted(self.applied.live(inputs.uses), len(fused))
+        extra = inserted(self._uses(inputs), len(fused))
         rows = [self.host.pack(*row) for row in zip(fused, newline, extra, strict=True)]
         counts = (inputs.input_ids == self.host.placeholder).sum(-1).tolist()
         lengths = [len(row) for row in rows]
@@ -176,6 +201,32 @@ class Calls:
             levels = inputs.visual.deep.to(self.host.device, self.host.dtype)
             deep = arranged([row[: len(own)].flatten(0, 1) for row, own in zip(levels, fused, strict=True)])
         return self.host.outputs(arranged(rows), deep)
+
+
+class _Bound(torch.autograd.Function):
+    """A tensor as it is, bit for bit, on which parameters depend with gradient zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.shapes = [(each.shape, each.dtype, each.device) for each in parameters]
+        return x.clone() if not x.dim() else x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        zeros = (torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.shapes)
+        return (*gradients, *zeros)
+
+
+def bound(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The same values; every parameter gets a gradient, zero where x does not depend on it. Without one, backward()
+    fails for a batch in which no row has the sense, and under DDP other processes wait for it for ever."""
+    return _Bound.apply(x, *parameters) if parameters and torch.is_grad_enabled() else x  # pyright: ignore
+
+
+def trained(uses: Sequence[Use]) -> list[Tensor]:
+    """The parameters in training of all patches of a call."""
+    modules: Any = [use.attached for use in uses]
+    return [each for module in modules for each in module.parameters() if each.requires_grad]
 
 
 def senses_of(uses: Sequence[Use]) -> list[SenseConfig]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pave.base import Newline, Seen, Visual
+from pave.base import Host, Newline, Seen, Visual
+from pave.config import PatchConfig
 from pave.errors import UsageError
 from pave.patch.attached import Attached
 from pave.sidechannel import SideBatch, SideTokens
@@ -41,12 +43,21 @@ class ClipFeatures:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """A patch in another process, by its content: pickled inputs do not hold its weights."""
+
+    config: PatchConfig
+    content: str
+    host: None = None
+
+
+@dataclass(frozen=True)
 class Use:
     """One patch in one call: its rows, its weight and its side channels. A snapshot: changing the model's patches does
-    not affect a prepared call."""
+    not affect a prepared call. Another model runs it with its own patch of equal content."""
 
     name: str
-    attached: Attached
+    attached: Attached  # in unpickled inputs an `Elsewhere`, which a call replaces
     weight: float
     rows: Tensor  # bool (b,) on the CPU: rows that request the patch
     sides: Mapping[str, tuple[SideBatch | None, ...]]  # sense -> side channel of each row, None where it has none
@@ -69,6 +80,10 @@ class Use:
         """The factor of the patch's LoRA on each row (b,)."""
         return self.weight * self.acting
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        elsewhere = Elsewhere(self.attached.config, self.attached.content)
+        return Use, (self.name, elsewhere, self.weight, self.rows, self.sides)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -81,6 +96,15 @@ class Inputs:
     uses: tuple[Use, ...] = ()
     newline: tuple[Newline, ...] = ()  # of each row; empty: the base's default
     position_ids: Tensor | None = None  # int64 (b l); None: derived from the mask
+    base: Host | str | None = None  # that saw the clips, or its identity; None: unknown
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        parts = (self.input_ids, self.attention_mask, self.visual, self.uses, self.newline, self.position_ids)
+        return Inputs, (*parts, self.base.identity() if isinstance(self.base, Host) else self.base)
+
+    def to(self, *place: Any, **options: Any) -> Inputs:
+        """These inputs as they are, for trainers, which move every batch: a call moves what its base reads."""
+        return self
 
     def positions(self) -> Tensor:
         """Explicit positions: without them, forward() of the base would count the left padding too."""

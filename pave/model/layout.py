@@ -32,10 +32,12 @@ class Layout:
     newlines: tuple[Newline, ...]
     templates: tuple[str, ...]  # of the prompts
     visual: tuple[list[int], ...]  # ids of the visual part: placeholders, and the base's tokens around key frames
+    base: Host
 
     def inputs(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Inputs:
         """Token rows around the visual ids, as inputs of forward() and generate()."""
-        return Inputs(input_ids, attention_mask, stack(self.clips), self.uses, self.newlines, position_ids)
+        visual = stack(self.clips)
+        return Inputs(input_ids, attention_mask, visual, self.uses, self.newlines, position_ids, self.base)
 
 
 def lay_out(host: Host, clips: Sequence[ClipFeatures], uses: Sequence[Use]) -> Layout:
@@ -46,7 +48,7 @@ def lay_out(host: Host, clips: Sequence[ClipFeatures], uses: Sequence[Use]) -> L
         sizes = [[[len(group) for group in groups] for groups in row] for row in inserted(uses, len(clips))]
     rows = zip(clips, newlines, sizes, strict=True)
     visual = [host.visual_ids(clip.times.tolist(), newline, extra) for clip, newline, extra in rows]
-    return Layout(tuple(clips), tuple(uses), newlines, templates, tuple(visual))
+    return Layout(tuple(clips), tuple(uses), newlines, templates, tuple(visual), host)
 
 
 def perceived(uses: Sequence[Use], clips: Sequence[ClipFeatures]) -> tuple[Use, ...]:

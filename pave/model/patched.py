@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 from pave.base import Host
 from pave.config import PatchConfig, SenseConfig
 from pave.encoder import Encoder
+from pave.errors import UsageError
 from pave.loading.base import Device, load_base
 from pave.media.clip import Clip
 from pave.model.answer import Answer, answers, pieces
@@ -62,9 +64,23 @@ class PatchedModel:
         self.perception = Perception(host)
         self.calls = Calls(host, self.applied, self.perception)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PatchedModel:
+        """A model with a base and patches of its own. UsageError if parts of the base are on disk."""
+        if "disk" in getattr(self.base, "hf_device_map", {}).values():
+            cause = "parts of the base are in files that are deleted with this model, so it cannot be copied"
+            raise UsageError(f"{cause}; load it again with pave.load")
+        model = PatchedModel(deepcopy(self.host, memo))
+        for name, report in self.patches.items():
+            model.applied.enter(name, self.applied.module(name).twin(model.host), **report.facts)
+        return model
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        remedy = "load it again with pave.load there, and apply patches from export(name).save(path)"
+        raise UsageError(f"a model cannot be pickled, since its base holds hooks that cannot; {remedy}")
+
     @property
     def base(self) -> PreTrainedModel:
-        """The Hugging Face model itself; calling it directly runs no patch."""
+        """The Hugging Face model itself; calling it directly runs no patch, and a copy of it has none."""
         return self.host.model
 
     def base_state_dict(self) -> dict[str, Tensor]:
@@ -261,10 +277,22 @@ class PatchedModel:
         """Visual tokens (t s d) of each row, plus the update of each patch that has a side channel there."""
         return self.calls.fused_tokens(inputs)
 
-    def forward(self, inputs: Inputs, *, labels: Tensor | None = None, logits_to_keep: int | Tensor = 0) -> Any:
-        """One pass of the base with its patches: a Hugging Face output with `logits` (b l vocabulary)."""
-        return self.calls.forward(inputs, labels, logits_to_keep)
+    def forward(
+        self,
+        inputs: Inputs,
+        *,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **options: bool | None,
+    ) -> Any:
+        """One pass of the base with its patches: a Hugging Face output with `logits` (b l vocabulary), and `loss` with
+        `labels` (b l), which has a gradient even where no row has the sense: zero.
+
+        options: Hugging Face's output_hidden_states, output_attentions, output_router_logits, use_cache and
+        return_dict; any other is a UsageError, as is one that the base ignores."""
+        return self.calls.forward(inputs, labels, logits_to_keep, **options)
 
     def generate(self, inputs: Inputs, **options: Any) -> Any:
-        """The base's own generate() with Hugging Face's options; returns its output, prompt included."""
+        """The base's own generate() with Hugging Face's options; returns its output, prompt included. An option that it
+        does not have is a UsageError."""
         return self.calls.generate(inputs, **options)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from pave.ambient import neutral
 from pave.base import Host
 from pave.config import SenseConfig
 from pave.encoder import Encoder, load_encoder
@@ -42,6 +43,7 @@ class Perception:
         built = [sense if isinstance(sense, Encoder) else self.encoder(sense) for sense in senses]
         return {encoder.spec.preprocessing: encoder for encoder in built}
 
+    @neutral()
     @torch.no_grad()
     def encode(
         self, clips: Sequence[Clip], senses: Iterable[SenseConfig | Encoder], chunk: int | None = None

@@ -13,6 +13,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from pave.ambient import neutral
 from pave.errors import SignalError, UsageError, nearest
 from pave.media.clip import Clip
 from pave.model.answer import Prepared
@@ -33,6 +34,7 @@ class Row:
     signals: Mapping[str, Any]  # streams passed by the caller
 
 
+@neutral()
 def prepared(calls: Calls, asked: Rows) -> Prepared:
     """Read, encode and lay out. A clip of several rows is read once, and encoded once unless signals are passed with
     it."""

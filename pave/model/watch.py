@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pave.ambient import neutral
 from pave.config import RESAMPLED
 from pave.errors import MediaError, PatchNotFound, UsageError
 from pave.fusion.clock import APART, INSTANT
@@ -48,6 +49,7 @@ class Show:
     """A stream of pictures and sound. Iterating reads a chunk and yields the current second; `ask` answers about
     everything read by then. Both may be called from different threads."""
 
+    @neutral()
     def __init__(
         self,
         calls: Calls,
@@ -100,6 +102,7 @@ class Show:
     def __iter__(self) -> Iterator[float]:
         return self
 
+    @neutral()
     def __next__(self) -> float:
         chunk = next(self._chunks)
         with self._lock:
@@ -113,6 +116,7 @@ class Show:
             pass
         return self.now
 
+    @neutral()
     def ask(self, question: str, *, patches: Sequence[str] | None = None, max_new_tokens: int = 32) -> Answer:
         """Ask about everything so far. patches: names; None means those passed to watch(), or else all that were
         applied by then and are enabled."""

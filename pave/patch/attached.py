@@ -7,16 +7,20 @@ Knows nothing of clips and prompts.
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
+from pave.ambient import neutral
 from pave.base import Host
 from pave.config import RESAMPLED, PatchConfig
-from pave.errors import PatchMismatch, PatchNotFound, RecipeError
+from pave.errors import PatchMismatch, PatchNotFound, RecipeError, UsageError
 from pave.patch.base_match import load_its_base, refuse_dimensions
 from pave.patch.file import Patch, fusion_of, misfits, refuse_taken, resampler_of
 from pave.patch.lora import Lora, Loras, blank_lora, targets
@@ -29,7 +33,7 @@ class Attached(nn.Module):
     def __init__(self, config: PatchConfig, host: Host, *, blank: bool = False) -> None:
         """Untrained; or blank: on the meta device, for `load` to fill."""
         super().__init__()
-        self.config = config
+        self.config, self.host = config, host
         refuse_taken(config.senses)
         if config.newline not in host.newlines:
             cause = f"uses newline: {config.newline}, which this base does not support"
@@ -51,6 +55,7 @@ class Attached(nn.Module):
             self.precision = torch.promote_types(host.dtype, torch.float32)
         self.aux_losses: dict[str, Tensor] = {}  # of the last call in training, weighted as in the config
         self.place: Literal["inside", "replaced", "removed"] = "removed"
+        self._own = f"in training {uuid.uuid4().hex}"  # a forked process has the same
         self._calls, self._hooked, self._loras = 0, False, Loras(nn.Identity())
         self._idle = threading.Condition()
 
@@ -69,9 +74,36 @@ class Attached(nn.Module):
         attached.load(patch.weights(stored), patch.source)
         return attached.ready(trainable=False)
 
+    @neutral()
     def export(self) -> Patch:
-        """A copy of the current patch, on the CPU."""
-        return Patch(self.config, {path: value.detach().cpu().clone() for path, value in self.state_dict().items()})
+        """A copy of the current patch, on the CPU. Weights that FSDP has distributed are gathered, so every process has
+        to call it."""
+        return Patch(self.config, {path: _whole(value).cpu().clone() for path, value in self.state_dict().items()})
+
+    @property
+    def content(self) -> str:
+        """What identifies the patch among models and processes: sha256 of its config and weights; in training, a name
+        that only it and its copies in forked processes have."""
+        return self._own if any(each.requires_grad for each in self.parameters()) else self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
+        return self.export().sha256
+
+    def twin(self, host: Host | None = None) -> Attached:
+        """The patch with weights of its own: for another base; or for the same, where its hooks are registered only
+        while a call uses it."""
+        twin = Attached(self.config, host or self.host, blank=True)
+        twin.load({name: value.detach().clone() for name, value in self.state_dict().items()}, self.config.name)
+        for mine, its in zip(self.parameters(), twin.parameters(), strict=True):
+            its.requires_grad_(mine.requires_grad)
+        if host is None:
+            twin.place, twin._loras = "replaced", self._loras
+        return twin.train(self.training)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        cause = f"{self.config.name}: the modules of an applied patch cannot be copied or pickled"
+        raise UsageError(f"{cause}; use export(), whose Patch can be saved and applied elsewhere")
 
     def enter(self, loras: Loras) -> None:
         """Register the hooks until the patch is replaced or removed."""
@@ -172,3 +204,9 @@ class Attached(nn.Module):
     def adds(self) -> bool:
         """Whether the patch adds to the visual tokens; otherwise it inserts tokens."""
         return self.config.fusion.combine == "add"
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A tensor without its graph; one that is distributed over processes is gathered."""
+    value = value.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value

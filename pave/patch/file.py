@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pave.ambient import neutral
 from pave.config import C, PatchConfig, parse
 from pave.errors import (
     FileDamaged,
@@ -73,6 +74,7 @@ class Patch:
         return self.stored if unchanged else self.config.canonical()
 
     @cached_property
+    @neutral()
     def sha256(self) -> str:
         """Of the config and every tensor's name, dtype, shape and bytes. Cached: do not modify tensors in place."""
         return tensorfile.digest(self.text, self.tensors)
@@ -82,6 +84,7 @@ class Patch:
         return self._checked
 
     @cached_property
+    @neutral()
     def _checked(self) -> None:
         check_tensors(self.config, self.tensors, self.source)
 
@@ -90,10 +93,12 @@ class Patch:
         """Bytes of all tensors as stored."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @neutral()
     def weights(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """The tensors as a model uses them; quantised ones are restored in `dtype`."""
         return shrink.restored(self.tensors, dtype)
 
+    @neutral()
     def shrink(self, bits: int = SHARE_BITS, rank: int | None = SHARE_RANK) -> Patch:
         """A smaller copy of the patch: matrices quantised to 8 or 4 `bits`, LoRA truncated to at most `rank`.
 
@@ -113,6 +118,7 @@ class Patch:
                 config = config.model_copy(update={"lora": lora})
         return Patch(config, shrink.shrunk(tensors, bits), source=self.source)
 
+    @neutral()
     @of_patch()
     def save(self, path: str | Path) -> Path:
         """Write the file atomically: on any error the old file stays. In a folder, write `patch.safetensors`."""
@@ -134,6 +140,7 @@ class Patch:
         return metadata
 
     @classmethod
+    @neutral()
     @of_patch()
     def load(cls, path: str | Path, source: str = "") -> Patch:
         """Read and check a patch file, or the `patch.safetensors` of a folder. source: its name in reports
@@ -151,6 +158,7 @@ class Patch:
         return patch
 
 
+@neutral()
 @of_patch()
 def outline(path: str | Path, source: str = "") -> Patch:
     """A patch from its header: tensors are on the meta device, and only names and shapes are checked."""

@@ -11,9 +11,10 @@ b rows of a call, B rows inside the base (b, or b times the beams), l tokens, r 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
 from functools import cached_property, partial
 from itertools import zip_longest
 from typing import NamedTuple
@@ -165,6 +166,7 @@ class Loras:
             for path in lora.pairs.keys() - self._hooks.keys():
                 layer = self._layers.get_submodule(path)
                 self._hooks[path] = layer.register_forward_hook(partial(_hook, self, path))
+                vars(layer)["__reduce_ex__"] = partial(_reduced, layer)
 
     def remove(self, lora: Lora) -> None:
         """Unregister a LoRA and remove the hooks that no other needs."""
@@ -173,6 +175,9 @@ class Loras:
             needed = {path for each in self._inside for path in each.pairs}
             for path in self._hooks.keys() - needed:
                 self._hooks.pop(path).remove()
+                layer = self._layers.get_submodule(path)
+                if not any(map(_is_ours, layer._forward_hooks.values())):
+                    vars(layer).pop("__reduce_ex__", None)
 
     def acting(self, path: str) -> list[Lora]:
         """The LoRAs of the current call that have a pair for this layer."""
@@ -188,6 +193,19 @@ def _hook(loras: Loras, path: str, layer: nn.Module, inputs: tuple[Tensor, ...],
         if call.gates and (products := call.products(loras, path, inputs[0]))
         else None
     )
+
+
+def _is_ours(hook: object) -> bool:
+    return isinstance(hook, partial) and hook.func is _hook
+
+
+def _reduced(layer: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """What copy and pickle make a layer from: the layer of the base, without hooks that belong to this model."""
+    make, arguments, state, *rest = type(layer).__reduce_ex__(layer, protocol)
+    state = {name: value for name, value in state.items() if name != "__reduce_ex__"}
+    hooks = layer._forward_hooks.items()
+    state["_forward_hooks"] = OrderedDict((key, hook) for key, hook in hooks if not _is_ours(hook))
+    return make, arguments, state, *rest
 
 
 def updated(x: Tensor, out: Tensor, products: Sequence[Product]) -> Tensor:
@@ -207,14 +225,17 @@ def updated(x: Tensor, out: Tensor, products: Sequence[Product]) -> Tensor:
     return out
 
 
-@contextmanager
-def running(call: Call) -> Iterator[None]:
+class running(AbstractContextManager[None]):
     """Within the block, in this context only, exactly the LoRAs of this call are active."""
-    token = _active.set(call)
-    try:
-        yield
-    finally:
-        _active.reset(token)
+
+    def __init__(self, call: Call) -> None:
+        self.call, self.tokens = call, list[Token[Call]]()
+
+    def __enter__(self) -> None:
+        self.tokens.append(_active.set(self.call))
+
+    def __exit__(self, *_: object) -> None:
+        _active.reset(self.tokens.pop())
 
 
 def recompute_context() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

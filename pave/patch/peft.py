@@ -83,9 +83,11 @@ class Pairs(NamedTuple):
     names: dict[str, str]  # of each layer in the file
 
 
-def save_peft(folder: str | Path, config: LoraConfig, tensors: Mapping[str, Tensor], prefix: str) -> None:
+def save_peft(
+    folder: str | Path, config: LoraConfig, tensors: Mapping[str, Tensor], prefix: str, base: str = ""
+) -> None:
     """Write `<path>.{A,B}` tensors as the two files of PeftModel.from_pretrained; `prefix`: path of the language model
-    in the base."""
+    in the base; `base`: where PEFT finds it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     renamed = {}
@@ -96,7 +98,9 @@ def save_peft(folder: str | Path, config: LoraConfig, tensors: Mapping[str, Tens
     layers = sorted({name.rpartition(".")[0] for name in tensors})
     ranks, alphas = {layer: config.rank(layer) for layer in layers}, {layer: config.alpha(layer) for layer in layers}
     # By full path: PEFT takes the first pattern that matches, and its file sorts them.
-    to_peft(config.with_layers(ranks, alphas), prefix).save_pretrained(str(folder))
+    adapter = to_peft(config.with_layers(ranks, alphas), prefix)
+    adapter.base_model_name_or_path = base or None
+    adapter.save_pretrained(str(folder))
 
 
 def export_peft(patch: Patch, host: Host, folder: str | Path) -> None:
@@ -104,7 +108,8 @@ def export_peft(patch: Patch, host: Host, folder: str | Path) -> None:
     if patch.config.lora is None:
         raise PatchMismatch(patch.source, "has no LoRA", "export a patch that has one")
     tensors = {name.removeprefix("lora."): value for name, value in patch.weights().items() if name.startswith("lora.")}
-    save_peft(folder, patch.config.lora, tensors, prefix_of(host))
+    base = host.repo or patch.config.base.repo or host.model.name_or_path
+    save_peft(folder, patch.config.lora, tensors, prefix_of(host), base)
 
 
 def prefix_of(host: Host) -> str:

@@ -42,6 +42,12 @@ class PatchReport:
         parts = {f"{part}_params": sizes[part] for part in ("resampler", "fusion", "lora")}
         return cls(**{"name": name, "params": sum(sizes.values()), **parts, **known, **facts})
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The fields that its modules do not hold, for `of`."""
+        names = ("source", "sha256", "bytes", "base_match", "weight", "enabled", "remarks")
+        return {name: getattr(self, name) for name in names}
+
     def __str__(self) -> str:
         senses = ", ".join(f"{sense} ({encoder})" for sense, encoder in self.senses.items()) or "no sense"
         state = "on" if self.enabled else "off"

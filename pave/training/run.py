@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from pave.ambient import neutral
 from pave.errors import DataError, TrainingError
 from pave.files.atomic import write_text
 from pave.hub import catalogue
@@ -41,14 +42,17 @@ class Result:
     metrics: dict[str, object]
 
 
+@neutral()
+@torch.enable_grad()
 def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progress | None = None) -> Result:
     """Train a recipe (a Recipe, its file or folder, or a name of the catalogue) and write the patch;
-    `progress(step, steps, figures)` is called after every step.
+    `progress(step, steps, figures)` is called after every step. Random numbers of the caller go on as if it had not
+    been called.
 
     resume: go on from the checkpoint in `train.output`, if there is one; without it, TrainingError for a folder that
     holds a run already. TrainingError also while another process trains there."""
     recipe = recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe)
-    with owned(recipe.output, resume):
+    with owned(recipe.output, resume), torch.random.fork_rng(range(torch.cuda.device_count())):
         return Run.begin(recipe).complete(resume, progress or (lambda step, steps, figures: None))
 
 

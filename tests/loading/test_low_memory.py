@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import sys
 import tempfile
@@ -267,6 +268,29 @@ def test_an_offloaded_vision_tower_cannot_cache_features_in_a_folder(
     with pytest.raises(BaseModelError, match=r"vision_tower.* is offloaded.*in memory only"):
         FeatureCache(apart, [], tmp_path)
     FeatureCache(apart, [])
+
+
+def test_a_base_that_accelerate_has_dispatched_works_or_is_refused_in_words(whole: PatchedModel) -> None:
+    accelerate, family = pytest.importorskip("accelerate"), type(whole.host)
+
+    def wrapped(model: Any) -> PatchedModel:
+        return PatchedModel(family(model, whole.host.tokenizer, frames=whole.host.frames))
+
+    patch, apart = other_ears(whole), copy.deepcopy(whole.base)
+    accelerate.cpu_offload(apart.get_decoder(), execution_device="cpu")
+    accelerate.cpu_offload(apart.lm_head, execution_device="cpu")
+    assert apart.get_input_embeddings().weight.is_meta and apart.lm_head.weight.is_meta
+    offloaded = wrapped(apart)
+    for model in (whole, offloaded):
+        assert model.apply_patch(patch).base_match == "exact"
+    assert torch.equal(logits(offloaded), logits(whole)) and offloaded.host.fingerprint() == whole.host.fingerprint()
+    with pytest.raises(BaseModelError, match=r"image_newline is offloaded, but .*keep it on a device: pave\.load"):
+        wrapped(accelerate.cpu_offload(copy.deepcopy(whole.base), execution_device="cpu"))
+    with pytest.raises(BaseModelError, match=r"weight of the base has no values \(meta device\); load it with pave"):
+        wrapped(copy.deepcopy(whole.base).to("meta")).apply_patch(patch)
+    for given in (whole.base, whole, None, 3):
+        with pytest.raises(BaseModelError, match=f"got a {type(given).__name__}, not the name of a base"):
+            load(given)  # type: ignore[arg-type]
 
 
 # Refused

@@ -119,8 +119,11 @@ def test_an_exported_lora_is_imported_unchanged(one: PatchedModel, tmp_path: Pat
     one.attach("ears", make_config(one.host, lora=lora), trainable=False)
     awaken(one, "ears")
     patch = one.export("ears")
+    one.host.repo = "somebody/base"
     export_peft(patch, one.host, tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} >= {CONFIG, WEIGHTS}
+    adapter = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "somebody/base"
     back = load_peft(tmp_path / "out", one.host)
     stored = {name: value for name, value in patch.tensors.items() if name.startswith("lora.")}
     assert back.tensors.keys() == stored.keys()
