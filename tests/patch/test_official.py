@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,10 @@ from peft import PeftModel
 from released import (
     BLOCKS,
     CONFIG,
+    FUSION,
     HEARING,
     PEFT_CONFIG,
+    PEFT_WEIGHTS,
     QWEN,
     SIZES,
     TINY,
@@ -52,6 +55,7 @@ from pave.hub.card import card
 from pave.hub.locate import locate
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
+from pave.patch import official
 from pave.patch.file import Patch, fusion_of
 from pave.patch.official import LICENCE, _facts, convert
 from pave.sidechannel import SideBatch, SideTokens
@@ -460,6 +464,35 @@ def test_the_command_converts_a_folder_with_a_pickled_lora_to_the_bytes_of_the_z
     assert Path("audio-avsd.safetensors").read_bytes() == written and str(tmp_path).encode() not in written
     back = Patch.load("audio-avsd.safetensors")
     assert back.config == patch.config and all(torch.equal(back.tensors[n], t) for n, t in patch.tensors.items())
+
+
+@pytest.mark.parametrize("inside", ["", ".", "a/b", "./checkpoints/pave_avsd", "a/b/c/d/e/f/g/h", "work/con. /x"])
+def test_a_checkpoint_is_found_at_any_depth_among_the_litter_of_other_systems(
+    released: Callable[..., Path], tmp_path: Path, inside: str
+) -> None:
+    source = zipped(folder := released(), inside)
+    with zipfile.ZipFile(source, "a") as archive:
+        for litter in ("__MACOSX", f"__MACOSX/of/{inside}", ".git", "notes"):
+            archive.writestr(f"{litter}/._{FUSION}", b"Mac OS X")
+            archive.writestr(f"{litter}/.DS_Store", b"Bud1")
+        archive.writestr(f"__MACOSX/{FUSION}", b"x")
+        archive.writestr("notes/config.json", b"of something else")
+    with zipfile.ZipFile(source) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    want = {name: (folder / name).read_bytes() for name in (FUSION, PEFT_CONFIG, PEFT_WEIGHTS, CONFIG)}
+    with official._unpacked(source) as found:
+        assert {file.name: file.read_bytes() for file in found.iterdir()} == want
+    with official._unpacked(tmp_path / "unpacked") as found:
+        assert found.resolve() == (tmp_path / "unpacked" / inside).resolve()
+
+
+def test_a_checkpoint_with_others_below_it_is_itself(released: Callable[..., Path]) -> None:
+    """As training leaves them: NAME/ and NAME/checkpoint-2000/."""
+    folder = released()
+    (folder / "checkpoint-2000").mkdir()
+    shutil.copy(folder / FUSION, folder / "checkpoint-2000")
+    with official._unpacked(folder) as found:
+        assert found == folder
 
 
 def test_the_command_accepts_encoder_options(
