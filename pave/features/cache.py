@@ -62,7 +62,12 @@ class FeatureCache:
         found = {source: self._cached(self._file(source)) for source in sources}
         fresh = [source for source, features in found.items() if features is None]
         workers = min(MAX_WORKERS, os.cpu_count() or 1)
-        clips = decode_many([source.video for source in fresh], workers=workers, frames=self.model.host.frames)
+        clips = decode_many(
+            [source.video for source in fresh],
+            workers=workers,
+            frames=self.model.host.frames,
+            mono=all(encoder.channel == "mean" for encoder in self.encoders),
+        )
         for done, (source, clip) in enumerate(zip(fresh, clips, strict=True), len(found) - len(fresh) + 1):
             found[source] = self._encode(source, clip)
             if on_clip:

@@ -138,7 +138,8 @@ class ClipEncoder:
     def _clip(self, source: Source) -> Clip:
         """The clip as a base with as many key frames reads it; only the streams that this encoder needs."""
         audio = self.encoder.spec.sense == "audio"
-        clip = Clip.read(source.video, frames=0 if audio else self.frames, audio=audio, timeout=None)
+        frames, mono = 0 if audio else self.frames, self.encoder.channel == "mean"
+        clip = Clip.read(source.video, frames=frames, audio=audio, mono=mono, timeout=None)
         return clip.beside(dict(source.signals))
 
     @torch.no_grad()

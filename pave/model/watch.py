@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -75,8 +75,11 @@ class Show:
         self.waited: dict[tuple[Attached, str], float] = {}  # second up to which it was read when waiting ended
         self._attach(memory)
         self._lock = threading.RLock()
-        self._file = chunks_of(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else None
+        self._file = self._film(source) if isinstance(source, str | os.PathLike) else None
         self._chunks = self._file or map(partial(_checked, rate=rate), _iterable(source))
+
+    def _film(self, path: str | os.PathLike) -> Generator[Chunk, None, None]:
+        return chunks_of(os.fsdecode(path), all(each.encoder.channel == "mean" for each in self.encoders.values()))
 
     def _attach(self, memory: int) -> None:
         for name in self.names:

@@ -53,6 +53,9 @@ BUILT_IN = {
     "mm_spatial_pool_mode": "bilinear",
     "feat_combine_method": "add",
 }
+# Options of the encoders that made the authors' features, where a recipe's default is another. Channel 0 is what
+# torchaudio's fbank takes in tools/audio/extract_imagebind_audio_feature.py.
+FEATURES = {"imagebind-audio": {"channel": "first"}}
 NEWLINES = {"grid": "grid", "one_token": "end", "no_token": "none"}  # mm_newline_position -> `newline` of a patch
 RELEASED = "pass an official zip, or the folder in it"
 UNSAFE = re.compile(r"^/|^[A-Za-z]:|\\|\0|(^|/)\.\.(/|$)")
@@ -97,6 +100,11 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
     return patch
 
 
+def as_authors(encoder: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an encoder for a converted checkpoint: those of the authors' features, unless given."""
+    return {**FEATURES.get(encoder, {}), **options}
+
+
 def cached_name(name: str, file: str, sense: str, encoder: str | EncoderSpec) -> str:
     """File name of a converted checkpoint in the cache: a hash of everything that the conversion depends on."""
     facts = [encoder, ""] if isinstance(encoder, str) else [encoder.name, encoder.preprocessing]
@@ -108,7 +116,7 @@ def _facts(source: Path, sense: str, encoder: str | EncoderSpec, side: int, opti
     if isinstance(encoder, str) and missing(encoder):
         encoder = EncoderSpec(encoder, sense, dim=side, rate=0, options=options)  # patches do not record the rate
     elif isinstance(encoder, str):
-        loaded = load_encoder(encoder, **options)
+        loaded = load_encoder(encoder, **as_authors(encoder, options))
         if isinstance(loaded, OnBase):
             cause = f"{encoder} uses the vision tower of the base, which no official checkpoint was trained on"
             raise PatchMismatch(source, cause, "pass other options, as --option preset=llava3d")

@@ -29,14 +29,14 @@ class Chunk(NamedTuple):
 
     frames: Tensor | None  # uint8 (t 3 y x)
     times: Tensor | None  # (t,) seconds
-    sound: Tensor | None = None  # float32 (1 n), continues the sound of earlier chunks
+    sound: Tensor | None = None  # float32 (c n), continues the sound of earlier chunks
     rate: int = 0  # Hz
     start: float = 0.0  # second of the stream's first sample
 
 
-def chunks_of(path: str) -> Generator[Chunk, None, None]:
+def chunks_of(path: str, mono: bool = True) -> Generator[Chunk, None, None]:
     """The pictures of a file, one by one, each with the sound since the previous one; then the remaining sound, second
-    by second."""
+    by second. mono: average the channels."""
     check_file(path)
     track, audio = tracks(path)
     with opened(path) as film, opened(path) as noise:  # twice: pictures and sound are decoded at different positions
@@ -44,7 +44,7 @@ def chunks_of(path: str) -> Generator[Chunk, None, None]:
         for stamp, frame in stamped(film, track):
             if origin is None:
                 origin, size = stamp, {"width": frame.width, "height": frame.height}
-                reader = None if audio is None else SoundReader(path, noise, audio, origin * track.base)
+                reader = None if audio is None else SoundReader(path, noise, audio, origin * track.base, mono)
             second = float((stamp - origin) * track.base)
             picture = upright(scaler.reformat(frame, format="rgb24", **size).to_ndarray(), frame, path)
             frames = rearrange(torch.from_numpy(np.ascontiguousarray(picture)), "y x c -> 1 c y x")
@@ -70,9 +70,9 @@ def tracks(path: str) -> tuple[Track, int | None]:
 class SoundReader:
     """Decodes the sound of a file incrementally."""
 
-    def __init__(self, path: str, container: Any, index: int, origin: Fraction) -> None:
+    def __init__(self, path: str, container: Any, index: int, origin: Fraction, mono: bool) -> None:
         self.frames = decoded(container, container.streams[index])
-        self.sound = Sound(Request(path), origin)
+        self.sound = Sound(Request(path, mono=mono), origin)
         self.returned = 0  # samples so far
         self.over = False  # at the end of the file
 
@@ -82,18 +82,23 @@ class SoundReader:
         return self.sound.begin + self.sound.seconds
 
     def until(self, second: float) -> tuple[Tensor | None, int, float]:
-        """New sound (1 n) up to about this second; its rate, and the second of the file's first sample."""
-        sound, waves = self.sound, [np.zeros((1, 0), np.float32)]
+        """New sound (c n) up to about this second; its rate, and the second of the file's first sample."""
+        sound: Sound = self.sound
+        waves: list[np.ndarray] = []
         while not self.over and self.second <= second:
             frame = next(self.frames, None)
             if frame is None or not sound.add(frame):
                 self.over = True
                 break
             for place, wave in sound.pieces:
-                waves += [np.zeros((1, place - self.returned), np.float32), wave]  # gaps are filled with silence
+                waves += [
+                    np.zeros((len(wave), place - self.returned), np.float32),
+                    wave,
+                ]  # gaps are filled with silence
                 self.returned = place + wave.shape[1]
             sound.pieces.clear()
         if sound.rate is None:
             return None, 0, 0.0
-        wave = np.nan_to_num(np.concatenate(waves, 1), nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1)
+        wave = np.concatenate(waves, 1) if waves else np.zeros((1, 0), np.float32)
+        wave = np.nan_to_num(wave, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1)
         return torch.from_numpy(wave), sound.rate, sound.begin

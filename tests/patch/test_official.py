@@ -279,7 +279,7 @@ def test_a_catalogue_name_downloads_the_official_zip_and_caches_the_conversion(
     assert first.source == f"{entry.repo}@{repo.branches['main'][:12]}"
     patch = first.load()
     assert patch.config.name == "audio-avsd" and patch.config.base.dim == 3584 and patch.config.licence == LICENCE
-    assert patch.config.senses["audio"] == load_encoder("imagebind-audio").spec.facts("index")
+    assert patch.config.senses["audio"] == load_encoder("imagebind-audio", channel="first").spec.facts("index")
     assert patch.config.newline == "grid"
     fetched = len(server.asked("GET", "*.zip"))
     assert locate("audio-avsd", dim=entry.dim).path == first.path and len(server.asked("GET", "*.zip")) == fetched
