@@ -13,14 +13,14 @@ import json
 import os
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from errno import ENOMEM
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, ValidationError
 from torch import Tensor, nn
@@ -250,6 +250,12 @@ class OnBase(Encoder):
     def fingerprint(self) -> str:
         """sha256 of the base's vision tower."""
         return self.base.vision_fingerprint()
+
+
+def mixed(encoders: Iterable[Encoder]) -> Literal[True, "stereo"]:
+    """How `Clip.read` must mix the channels of a sound for these encoders: to one, or to two if one of them hears the
+    first only. (The mean of the two is the mix to one.)"""
+    return True if all(encoder.channel == "mean" for encoder in encoders) else "stereo"
 
 
 OptionsT = TypeVar("OptionsT", bound=EncoderOptions)

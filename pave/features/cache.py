@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pave.data import Source
-from pave.encoder import Encoder, consent
+from pave.encoder import Encoder, consent, mixed
 from pave.errors import DataError, FileError, MediaError, PatchMismatch, SignalError, raised_as
 from pave.features.files import ROOM, FeatureFolder, identity
 from pave.files import tensorfile
@@ -66,7 +66,7 @@ class FeatureCache:
             [source.video for source in fresh],
             workers=workers,
             frames=self.model.host.frames,
-            mono=all(encoder.channel == "mean" for encoder in self.encoders),
+            mono=mixed(self.encoders),
         )
         for done, (source, clip) in enumerate(zip(fresh, clips, strict=True), len(found) - len(fresh) + 1):
             found[source] = self._encode(source, clip)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pave.data import Source
-from pave.encoder import load_encoder
+from pave.encoder import load_encoder, mixed
 from pave.errors import DataError, EncoderError, MediaError, PaveError, SignalError
 from pave.features import published
 from pave.features.files import DTYPES, FeatureKey, identity
@@ -94,14 +94,15 @@ def serve() -> None:
     """The worker's side: the first request is the job, each further one a clip."""
     clip_encoder = None
 
-    def answer(request: dict[str, Any]) -> Reply:
+    def answer(request: dict[str, Any]) -> Iterator[Reply]:
         nonlocal clip_encoder
         if "job" in request:
             clip_encoder = ClipEncoder(Job(**request["job"]))
-            return {"key": clip_encoder.key.model_dump()}, {}
+            yield {"key": clip_encoder.key.model_dump()}, {}
+            return
         assert clip_encoder
         signals = ((name, tuple(each) if isinstance(each, list) else each) for name, each in request["signals"])
-        return clip_encoder.encode(Source(Path(request["path"]), tuple(signals)))
+        yield clip_encoder.encode(Source(Path(request["path"]), tuple(signals)))
 
     answering(answer)
 
@@ -138,7 +139,7 @@ class ClipEncoder:
     def _clip(self, source: Source) -> Clip:
         """The clip as a base with as many key frames reads it; only the streams that this encoder needs."""
         audio = self.encoder.spec.sense == "audio"
-        frames, mono = 0 if audio else self.frames, self.encoder.channel == "mean"
+        frames, mono = 0 if audio else self.frames, mixed([self.encoder])
         clip = Clip.read(source.video, frames=frames, audio=audio, mono=mono, timeout=None)
         return clip.beside(dict(source.signals))
 

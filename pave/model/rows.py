@@ -13,7 +13,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from pave.encoder import Encoder, missing
+from pave.encoder import Encoder, missing, mixed
 from pave.errors import SignalError, UsageError, nearest
 from pave.media.clip import Clip
 from pave.model.answer import Prepared
@@ -86,8 +86,7 @@ def _read(clip: Any, calls: Calls) -> Clip:
     if isinstance(clip, Clip):
         return clip
     if isinstance(clip, str | Path):
-        mono = all(encoder.channel == "mean" for encoder in _encoders(calls))
-        return Clip.read(clip, frames=calls.host.frames, mono=mono)
+        return Clip.read(clip, frames=calls.host.frames, mono=mixed(_encoders(calls)))
     return Clip.from_frames(clip)
 
 

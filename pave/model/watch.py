@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pave.config import RESAMPLED
+from pave.encoder import mixed
 from pave.errors import MediaError, PatchNotFound, UsageError
 from pave.fusion.clock import APART, INSTANT
 from pave.media.arrays import pictures_of, sound_of, tensor_of, times_of
@@ -79,7 +80,7 @@ class Show:
         self._chunks = self._file or map(partial(_checked, rate=rate), _iterable(source))
 
     def _film(self, path: str | os.PathLike) -> Generator[Chunk, None, None]:
-        return chunks_of(os.fsdecode(path), all(each.encoder.channel == "mean" for each in self.encoders.values()))
+        return chunks_of(os.fsdecode(path), mixed(each.encoder for each in self.encoders.values()))
 
     def _attach(self, memory: int) -> None:
         for name in self.names:
