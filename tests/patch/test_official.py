@@ -268,13 +268,20 @@ def server(tmp_path: Path) -> Iterator[HubServer]:
         yield running
 
 
+LACKING = pytest.mark.filterwarnings("ignore:.*pave weights get")
+
+
+@LACKING
 def test_a_catalogue_name_downloads_the_official_zip_and_caches_the_conversion(
     server: HubServer, converted: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (entry,) = catalogue.recipe("audio-avsd").released
     made = zipped(write_checkpoint(tmp_path / "avsd", converted(3584, 2)[0], lora_tensors(QWEN[3584], 1, 64), blocks=1))
     repo = server.create(entry.repo, {entry.file: made.read_bytes()})
-    first = locate("audio-avsd", dim=entry.dim)
+    with pytest.warns(
+        UserWarning, match=r"audio-avsd: .*CC-BY-NC-SA-4.0, 4.8 GB, .* `pave weights get imagebind-audio`"
+    ):
+        first = locate("audio-avsd", dim=entry.dim)
     assert f"converted from the official {entry.file}; licence: {LICENCE}" in first.remark
     assert first.source == f"{entry.repo}@{repo.branches['main'][:12]}"
     patch = first.load()
@@ -299,6 +306,7 @@ def test_a_catalogue_name_downloads_the_official_zip_and_caches_the_conversion(
     assert locate("audio-avsd", dim=entry.dim).path != first.path
 
 
+@LACKING
 def test_the_base_or_the_command_decides_between_two_sizes(
     server: HubServer,
     converted: Callable[..., Any],
@@ -330,6 +338,24 @@ def test_the_base_or_the_command_decides_between_two_sizes(
     assert Patch.load(small).config.base.dim == 896
 
 
+def test_apply_says_which_weights_are_missing(
+    seeing: PatchedModel, patch: Patch, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path))
+    spec = load_encoder("imagebind-audio", channel="first").spec
+    weights = fusion_tensors(**{**TINY, "side": 1024})
+    shapes = {f"fusion.audio.{name}": each for name, each in weights.items() if ".v_linear." not in name}
+    tensors = {**{n: each for n, each in patch.tensors.items() if n.startswith("lora.")}, **shapes}
+    config = patch.config.model_copy(update={"senses": {"audio": spec.facts("index")}})
+    assert "4.8 GB, of which 345 MB are fetched and kept; get them with `pave weights get" in str(
+        seeing.apply_patch(Patch(config, tensors))
+    )
+    seeing.remove_patch(config.name)
+    monkeypatch.setenv("PAVE_IMAGEBIND", "/somewhere.pth")
+    assert "pave weights" not in str(seeing.apply_patch(Patch(config, tensors)))
+
+
+@LACKING
 def test_errors_on_the_way_name_the_requested_patch(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
