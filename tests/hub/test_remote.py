@@ -74,7 +74,8 @@ def test_what_cannot_be_had_is_an_error_with_the_address(web: Web, monkeypatch: 
     web.faults, web.etag = [], '"two"'
     with pytest.raises(FileError, match="changed on the server"):
         file.read(0, 9000)
-    web.faults = [lambda handler: handler.answer(206, DATA[:10], **{"Content-Range": "bytes 0-9/10"})]
+    wrong: Any = {"Content-Range": "bytes 0-9/10"}
+    web.faults = [lambda handler: handler.answer(206, DATA[:10], **wrong)]
     with pytest.raises(FileError, match="answers 206 'bytes 0-9/10' to a request for bytes 50-59"):
         file.read(50, 60)
     for address, cause in (("file:///etc/passwd", "is not an http"), ("http://127.0.0.1:1/x", "cannot be reached")):

@@ -311,7 +311,8 @@ def test_a_zip_or_folder_around_another_zip_names_it(released: Callable[..., Pat
 
 
 def test_a_folder_with_two_checkpoints_names_them(released: Callable[..., Path], tmp_path: Path) -> None:
-    released("all/first"), released("all/more/second")
+    for name in ("all/first", "all/more/second"):
+        released(name)
     with pytest.raises(PatchNotFound, match=f"has 2 {FUSION}: .*all/first/{FUSION}, .*all/more/second/{FUSION}"):
         convert(tmp_path / "all", "audio", HEARING)
     shutil.rmtree(tmp_path / "all" / "first")
