@@ -1,9 +1,9 @@
 """ImageBind's audio encoder (Girdhar et al. 2023): embeddings of two seconds of sound, in a space shared with images.
 
-In: the sound of a clip at any rate; channels are averaged. Out: one token per second of 1024 channels and norm 20, each
-of the two seconds that start there. Needs the audio branch of `imagebind_huge.pth`, which is loaded at the first sound,
-if the user has consented to its non-commercial licence. Names and constants are from that checkpoint
-(facebookresearch/ImageBind); the spectrum is Kaldi's.
+In: the sound of a clip at any rate; channels are averaged, or the first one is taken. Out: one token per second of 1024
+channels and norm 20, each of the two seconds that start there. Needs the audio branch of `imagebind_huge.pth`, which is
+loaded at the first sound, if the user has consented to its non-commercial licence; `pave weights get` fetches it. Names
+and constants are from that checkpoint (facebookresearch/ImageBind); the spectrum is Kaldi's.
 
 b windows, n samples, t frames of the spectrum, m mel bands, p patches, c channels
 """
@@ -17,10 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -28,9 +30,10 @@ from pave.encoder import Encoder, EncoderOptions, EncoderSpec, Pass, Pieces, Wei
 from pave.errors import EncoderError, raised_as
 from pave.files import pickled
 from pave.media import Clip
+from pave.media.arrays import Channel
 from pave.senses.fbank import SAMPLE_RATE, fbank
 from pave.senses.sound import mono
-from pave.senses.weights import Release
+from pave.senses.weights import Release, whole
 from pave.sidechannel import SideTokens
 
 LICENCE = "CC-BY-NC-SA-4.0"  # of the weights; the file LICENSE and the model card agree, the README says CC-BY-NC 4.0
@@ -54,6 +57,9 @@ class Options(EncoderOptions):
     # `imagebind_huge.pth` or safetensors of its audio branch, as a path or, on the Hub, as
     # `hf://user/repo@revision/file`; default: PAVE_IMAGEBIND.
     weights: Weights = ""
+    # What is heard of a sound with several channels. first: as the PAVE paper's authors, whose features and released
+    # patches are of channel 0 (torchaudio's fbank in tools/audio/extract_imagebind_audio_feature.py).
+    channel: Annotated[Channel, Field(description="hears mean or first")] = "mean"
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,8 @@ class ImageBindAudio(Encoder):
 
     pieces = Pieces(PART, SAMPLE_RATE, before=1, after=1)  # PART windows; a token's time is the middle of its window
 
-    def __init__(self, weights: str, sizes: Sizes) -> None:
-        self.weights, self.sizes = weights, sizes
+    def __init__(self, weights: str, sizes: Sizes, channel: Channel = "mean") -> None:
+        self.weights, self.sizes, self.channel = weights, sizes, channel
         self.spec = EncoderSpec(
             name="imagebind-audio",
             sense="audio",
@@ -80,13 +86,31 @@ class ImageBindAudio(Encoder):
             rate=1.0,
             revision="imagebind_huge",
             licence=LICENCE,
+            options={} if channel == "mean" else {"channel": channel},  # hashes are older than the option
+        )
+
+    @property
+    def releases(self) -> tuple[Release, ...]:
+        return (
+            Release(
+                given=self.weights,
+                variable=PLACE,
+                remedy=REMEDY,
+                encoder=self.spec.name,
+                what="ImageBind's audio branch",
+                licence=LICENCE,
+                address=SOURCE,
+                size="4.8 GB, of which 345 MB are fetched and kept",
+                inside=BRANCH,
+                shapes=lambda: self.outline().run.state_dict(),
+            ),
         )
 
     @torch.no_grad()
     def encode(self, clip: Clip) -> SideTokens | None:
         """Token i spans the seconds [i, i + 2) after the clip's first sample, for whole windows only; a sound shorter
         than two seconds is padded with silence, and becomes one token that spans the sound."""
-        sound = mono(clip, SAMPLE_RATE)
+        sound = mono(clip, SAMPLE_RATE, self.channel)
         if sound is None:
             return None
         seconds = len(sound) / SAMPLE_RATE
@@ -111,14 +135,14 @@ class ImageBindAudio(Encoder):
     def network(self) -> Trunk:
         """The trunk with its weights."""
         consent(self.spec.name, LICENCE)
-        release = Release(given=self.weights, variable=PLACE, remedy=REMEDY)
+        (release,) = self.releases
         source = release.source
         if not source:
             raise EncoderError(
-                f"imagebind-audio has no weights; download {SOURCE} (4.8 GB), and set the option weights or, in the "
-                f"environment, {PLACE} to its path"
+                "imagebind-audio has no weights; run `pave weights get imagebind-audio` (345 MB), or download "
+                f"{SOURCE} (4.8 GB), and set the option weights or, in the environment, {PLACE} to its path"
             )
-        trunk, weights = self.outline().run, _read(source)
+        trunk, weights = self.outline().run, _read(source, release)
         if problem := _problem(weights, trunk.state_dict()):
             raise EncoderError(f"{source}: {problem}; {release.remedy}")
         # Copies: the alignment of a weight in a memory-mapped file would change the last bits of the outputs.
@@ -198,11 +222,13 @@ class Scale(nn.Module):
         return F.normalize(x, dim=-1) * self.log_logit_scale.exp().clamp(max=100)
 
 
-def _read(source: str) -> dict[str, Tensor]:
-    """The audio branch, from a local file or from the Hub."""
+def _read(source: str, release: Release) -> dict[str, Tensor]:
+    """The audio branch, as `pave weights get` kept it, from a local file or from the Hub."""
     try:
         with raised_as(EncoderError, source):
             path = _locate(source)
+            if path == release.kept:
+                return whole(path, release)
             if path.suffix != ".safetensors":
                 return pickled.read(path, inside=BRANCH)
         with safe_open(path, "pt") as file:
@@ -236,4 +262,4 @@ def _problem(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> s
     return ""
 
 
-build = builder(Options, lambda options: ImageBindAudio(options.weights, Sizes()))
+build = builder(Options, lambda options: ImageBindAudio(options.weights, Sizes(), options.channel))

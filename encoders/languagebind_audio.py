@@ -23,6 +23,7 @@ from pave.media import Clip
 from pave.senses import languagebind
 from pave.senses.fbank import HOP, SAMPLE_RATE, encode_patches, fbank, pieces_of
 from pave.senses.languagebind import VIT_L, Tower
+from pave.senses.weights import Release
 from pave.sidechannel import SideTokens
 
 # num_mel_bins, target_length, audio_mean and audio_std of LanguageBind_Audio_FT; the code divides by 2 std.
@@ -62,6 +63,10 @@ class LanguageBindAudio(Encoder):
     def outline(self) -> Pass:
         with torch.device("meta"):
             return Pass(Tower(VIT_L, PATCHES, temporal=False), (torch.empty(1, 3, BANDS, FRAMES),), PATCHES[1])
+
+    @property
+    def releases(self) -> tuple[Release, ...]:
+        return (self.options.published(PLACE),)
 
     @cached_property
     def network(self) -> Tower:

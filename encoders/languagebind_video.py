@@ -19,6 +19,7 @@ from pave.encoder import Encoder, EncoderSpec, Groups, Pass, Text, builder
 from pave.media import Clip
 from pave.senses import languagebind, pictures
 from pave.senses.languagebind import GROUP, VIT_L, Tower
+from pave.senses.weights import Release
 from pave.sidechannel import SideTokens
 
 RATE = 2  # frames per second, as in the PAVE paper
@@ -55,6 +56,10 @@ class LanguageBindVideo(Encoder):
     def outline(self) -> Pass:
         with torch.device("meta"):
             return Pass(Tower(VIT_L, PATCHES, temporal=True), (torch.empty(GROUP, 3, SIDE, SIDE),), GROUP)
+
+    @property
+    def releases(self) -> tuple[Release, ...]:
+        return (self.options.published(PLACE),)
 
     @cached_property
     def network(self) -> Tower:

@@ -209,14 +209,19 @@ class Llava3D(Geometry):
             inputs = torch.empty(1, 3, SIDE, SIDE), torch.empty(1, CELLS, CELLS, POINT)
             return Pass(Network(VIT_L_336, CELLS), inputs, 1)
 
+    @property
+    def releases(self) -> tuple[Release, ...]:
+        return mlp_release(self.options.weights), clip_release(self.options.clip)
+
     @cached_property
     def network(self) -> Network:
         """The network with its weights."""
         consent(f"{self.spec.name} with preset=llava3d", LICENCE)
         built = self.outline().run
         built.position = position(self.options.weights)
-        clip = Release(given=self.options.clip, variable=CLIP_PLACE, repo=CLIP, remedy=languagebind.REMEDY)
-        built.clip = languagebind.read(clip, (CELLS, CELLS), temporal=False, config=VIT_L_336)
+        built.clip = languagebind.read(
+            clip_release(self.options.clip), (CELLS, CELLS), temporal=False, config=VIT_L_336
+        )
         return built.float().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def encode_views(self, scan: RGBD) -> tuple[Tensor, Tensor]:
@@ -242,8 +247,38 @@ def position(weights: str) -> nn.Sequential:
     """The position MLP of LLaVA-3D, from its release."""
     with torch.device("meta"):
         built = position_mlp(VIT_L_336.hidden_size)
-    return opened(
-        built, Release(given=weights, variable=PLACE, repo=LLAVA_3D, prefixes=HEADS, others="", remedy=REMEDY)
+    return opened(built, mlp_release(weights))
+
+
+def mlp_release(weights: str) -> Release:
+    with torch.device("meta"):
+        built = position_mlp(VIT_L_336.hidden_size)
+    return Release(
+        given=weights,
+        variable=PLACE,
+        repo=LLAVA_3D,
+        prefixes=HEADS,
+        others="",
+        remedy=REMEDY,
+        encoder="rgbd-geometry",
+        what="LLaVA-3D's position MLP",
+        licence=LICENCE,
+        size="1,055,744 numbers of a release in files of 5 GB; only they are fetched and kept",
+        inside=HEADS[1],
+        shapes=built.state_dict,
+    )
+
+
+def clip_release(weights: str) -> Release:
+    return Release(
+        given=weights,
+        variable=CLIP_PLACE,
+        repo=CLIP,
+        remedy=languagebind.REMEDY,
+        encoder="rgbd-geometry",
+        what="CLIP's ViT-L/14 at 336 pixels",
+        licence="MIT",  # of the code of openai/CLIP; its model card calls deployment out of scope
+        size="the whole release, whose size the Hub tells",
     )
 
 

@@ -295,7 +295,7 @@ class PatchConfig(Config):
     resampler: ResamplerConfig | None = None
     fusion: FusionConfig
     lora: LoraConfig | None = None
-    licence: str = "apache-2.0"
+    licence: str = ""  # as its owner chose it; empty: nobody has
     keep_lora_when_absent: bool = False
     training: dict[str, Any] = {}
 

@@ -13,14 +13,14 @@ import json
 import os
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from errno import ENOMEM
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, ValidationError
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from pave.ambient import neutral
 from pave.config import Config, SenseFacts
 from pave.errors import EncoderError, nearest
 from pave.files import tensorfile
+from pave.files.atomic import replacing
+from pave.media.arrays import Channel
 from pave.sidechannel import Rule, SideTokens
 
 if TYPE_CHECKING:
@@ -166,6 +168,7 @@ class Encoder(ABC):
     """Frozen encoder of one stream of a clip."""
 
     spec: EncoderSpec
+    channel: Channel = "mean"  # what it hears of a sound with several channels
     pieces: Pieces | None = None  # None: it needs the whole clip
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -189,6 +192,16 @@ class Encoder(ABC):
     def outline(self) -> Pass | None:
         """One forward pass of its network, without weights. None: its cost is not counted."""
         return None
+
+    @property
+    def releases(self) -> tuple[Any, ...]:
+        """The published weights that `network` loads, each a `pave.senses.weights.Release`. Empty: none, or only those
+        that come from the Hub by themselves."""
+        return ()
+
+    def lacking(self) -> tuple[str, ...]:
+        """The published weights that are not on this machine: what, licence, size and the command that gets them."""
+        return tuple(filter(None, (release.lacking for release in self.releases)))
 
     @cached_property
     def network(self) -> nn.Module | None:
@@ -249,6 +262,12 @@ class OnBase(Encoder):
         return self.base.vision_fingerprint()
 
 
+def mixed(encoders: Iterable[Encoder]) -> Literal[True, "stereo"]:
+    """How `Clip.read` must mix the channels of a sound for these encoders: to one, or to two if one of them hears the
+    first only. (The mean of the two is the mix to one.)"""
+    return True if all(encoder.channel == "mean" for encoder in encoders) else "stereo"
+
+
 OptionsT = TypeVar("OptionsT", bound=EncoderOptions)
 EncoderT = TypeVar("EncoderT", bound=Encoder)
 
@@ -287,12 +306,40 @@ def load_encoder(name: str, **options: Any) -> Encoder:
 
 
 def consent(name: str, licence: str) -> None:
-    """EncoderError unless the user has declared that the use is not commercial."""
-    if os.environ.get(CONSENT) != "1":
+    """EncoderError unless the user has declared that the use is not commercial: in the environment, or to
+    `pave weights get`."""
+    if not agreed(name.split(" ")[0], licence):
         raise EncoderError(
             f"the weights of {name} are under {licence}, for research only; if your use of them and of patches trained "
             f"on them is research, set {CONSENT}=1 in the environment"
         )
+
+
+def agreed(name: str, licence: str) -> bool:
+    """Whether the user has agreed to the licence of an encoder's weights. A value of the environment variable other
+    than 1 says no."""
+    said = os.environ.get(CONSENT, "")
+    return said == "1" if said else licence in _consents().get(name, ())
+
+
+def remember(name: str, licence: str) -> None:
+    """Remember that the user agrees to the licence of an encoder's weights."""
+    with replacing(_consent_file()) as file:
+        known = _consents()
+        licences = sorted({*known.get(name, ()), licence})
+        file.write(json.dumps({**known, name: licences}, indent=1, sort_keys=True).encode())
+
+
+def _consents() -> dict[str, list[str]]:
+    try:
+        found = json.loads(_consent_file().read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: each for name, each in found.items() if isinstance(each, list)} if isinstance(found, dict) else {}
+
+
+def _consent_file() -> Path:
+    return Path(os.environ.get("PAVE_HOME") or Path.home() / ".config" / "pave") / "consents.json"
 
 
 def module_of(name: str) -> ModuleType:

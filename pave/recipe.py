@@ -119,7 +119,7 @@ class Recipe(Config):
     resampler: ResamplerConfig | None = None
     fusion: FusionConfig = FusionConfig()
     lora: LoraConfig | None = LoraConfig()
-    licence: str = "apache-2.0"
+    licence: str = "apache-2.0"  # recorded in the patch only if the recipe has the key
     data: DataConfig
     train: TrainConfig = TrainConfig()
     released: tuple[Released, ...] = ()  # what `apply_patch` downloads and converts; not used in training

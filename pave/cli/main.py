@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from pave.cli import encode, patch, recipe
+from pave.cli import encode, patch, recipe, weights
 from pave.cli.terminal import PLAIN, quiet, remark, run_command
 
 Split = Literal["train", "val", "test"]
@@ -20,6 +20,7 @@ Split = Literal["train", "val", "test"]
 app = typer.Typer(help="Give a frozen video LLM a new sense.", **PLAIN)
 app.add_typer(patch.app, name="patch")
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(weights.app, name="weights")
 
 
 @app.callback(invoke_without_command=True)

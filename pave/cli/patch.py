@@ -70,7 +70,7 @@ def _describe(config: PatchConfig, file: str) -> None:
         print(f"  resampler {config.resampler}")
     print(f"  fusion   {fusion.kind}, width {fusion.width}, {fusion.heads} heads{layers}")
     print(f"  lora     {f'r={config.lora.r}, alpha={config.lora.lora_alpha:g}' if config.lora else 'none'}")
-    print(f"  licence  {config.licence}")
+    print(f"  licence  {config.licence or 'none stated'}")
     for key, value in config.training.items():
         print(f"  trained  {key}: {value}")
 
@@ -166,6 +166,10 @@ def patch_push(
     ] = False,
     message: Annotated[str, typer.Option(metavar="TEXT", help="Commit message.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the card and the files; upload nothing.")] = False,
+    licence: Annotated[
+        str,
+        typer.Option("--license", metavar="ID", help="Licence of the patch, as apache-2.0. Default: its own, if any."),
+    ] = "",
     dim: Dim = None,
 ) -> None:
     """Upload a patch to the Hub.
@@ -174,14 +178,16 @@ def patch_push(
     """
     quiet()
     from pave.hub.locate import locate
-    from pave.hub.push import push
+    from pave.hub.push import licensed, push
     from pave.playroom.replay import replay
 
-    patch = locate(source, dim=dim).load()
+    patch = licensed(locate(source, dim=dim).load(), licence)
     shown = replay(patch) if example else None
     pushed = push(patch, repo, private=private, example=shown, message=message, dry_run=dry_run)
     if dry_run:
         print(pushed.card)
+    for warning in pushed.warnings:
+        remark(f"warning: {warning}")
     for name, size in pushed.files.items():
         remark(f"{'would send' if dry_run else 'sent'} {name} ({size:,} bytes)")
     if pushed.kept_card:

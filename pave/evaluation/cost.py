@@ -36,6 +36,7 @@ from pave.patch.file import outline as patch_outline
 from pave.patch.peft import load_peft
 from pave.training.setup import patch_config
 
+RELEASED = torch.bfloat16  # of the official checkpoints
 TEXT = 40  # tokens of a question with its template, as in the PAVE paper
 SECONDS = 60.0  # assumed length of a clip whose side tokens and key-frame times are not given
 
@@ -106,8 +107,11 @@ def profile(
         host = outline(base, dtype=dtype, frames=recipe.frames if frames is None else frames)
         encoders = {sense: load_encoder(each.encoder, **each.options).on(host) for sense, each in recipe.senses.items()}
         config = patch_config(recipe, host, encoders)
-        blank = Patch(config, Attached(config, host, blank=True).state_dict(), source=str(patch))
         released = any(each.dim == host.dim for each in recipe.released) and host.model_type == filenames.OFFICIAL_BASE
+        tensors = Attached(config, host, blank=True).state_dict()
+        if released:  # a converted checkpoint keeps the dtype of its file
+            tensors = {name: tensor.to(RELEASED) for name, tensor in tensors.items()}
+        blank = Patch(config, tensors, source=str(patch))
         return replace(cost_of(host, blank, text=text, side_steps=side_steps), released=released)
     host = outline(base, dtype=dtype, frames=frames)
     place = locate(patch, dim=host.dim, model_type=host.model_type)

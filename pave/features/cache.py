@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from pave.data import Source
-from pave.encoder import Encoder, consent
+from pave.encoder import Encoder, consent, mixed
 from pave.errors import DataError, FileError, MediaError, PatchMismatch, SignalError, raised_as
 from pave.features.files import ROOM, FeatureFolder, identity
 from pave.files import atomic, tensorfile
@@ -63,7 +63,12 @@ class FeatureCache:
         found = {source: self._cached(self._file(source)) for source in sources}
         fresh = [source for source, features in found.items() if features is None]
         workers = min(MAX_WORKERS, os.cpu_count() or 1)
-        clips = decode_many([source.video for source in fresh], workers=workers, frames=self.model.host.frames)
+        clips = decode_many(
+            [source.video for source in fresh],
+            workers=workers,
+            frames=self.model.host.frames,
+            mono=mixed(self.encoders),
+        )
         for done, (source, clip) in enumerate(zip(fresh, clips, strict=True), len(found) - len(fresh) + 1):
             found[source] = self._encode(source, clip)
             if on_clip:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pave.data import Source
-from pave.encoder import load_encoder
+from pave.encoder import load_encoder, mixed
 from pave.errors import DataError, EncoderError, MediaError, PaveError, SignalError
 from pave.features import published
 from pave.features.files import DTYPES, FeatureKey, identity
@@ -139,7 +139,8 @@ class ClipEncoder:
     def _clip(self, source: Source) -> Clip:
         """The clip as a base with as many key frames reads it; only the streams that this encoder needs."""
         audio = self.encoder.spec.sense == "audio"
-        clip = Clip.read(source.video, frames=0 if audio else self.frames, audio=audio, timeout=None)
+        frames, mono = 0 if audio else self.frames, mixed([self.encoder])
+        clip = Clip.read(source.video, frames=frames, audio=audio, mono=mono, timeout=None)
         return clip.beside(dict(source.signals))
 
     @torch.no_grad()

@@ -5,8 +5,10 @@ In: a patch. Out: Markdown with YAML front matter, from the patch's own facts. K
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,34 @@ from pave.errors import PatchError
 from pave.patch.filenames import HUB_NAME
 
 if TYPE_CHECKING:
+    from pave.config import BaseFacts
     from pave.patch.file import Patch
+
+EMBEDDED = "playroom"  # the base that comes with PAVE
+BASE = "path/of/the/base"  # in the example of a patch whose base is not on the Hub
+COMMON = (  # the licences to choose from first
+    "apache-2.0",
+    "mit",
+    "bsd-3-clause",
+    "cc0-1.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+    "gpl-3.0",
+    "other",
+)
+# The Hub refuses a card with any other name (huggingface.co/docs/hub/repositories-licenses).
+OTHERS = """
+afl-3.0 agpl-3.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
+bigscience-openrail-m bsd bsd-2-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0
+cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nd-4.0 cc-by-sa-3.0
+cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0
+epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 gemma gfdl gpl gpl-2.0 h-research intel-research isc lgpl lgpl-2.1 lgpl-3.0
+lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openrail
+openrail++ osl-3.0 pddl postgresql unknown unlicense wtfpl zlib
+"""
+LICENCES = frozenset((*COMMON, *OTHERS.split()))
 
 OURS = "<!-- This card was written by PAVE. Without this line, the next push leaves the card alone. -->"
 # Private data: absolute paths, and prefixes of common access tokens.
@@ -28,38 +57,102 @@ PRIVATE = re.compile(
 
 def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> str:
     """README.md of a patch from its own facts. `example`: the result of `replay`."""
-    config, fusion, lora = patch.config, patch.config.fusion, patch.config.lora
-    base = config.base.repo or config.base.model_type
-    # The Hub accepts short names of licences only.
-    licence = config.licence.lower() if re.fullmatch(r"[\w.+-]+", config.licence) else "unknown"
-    facts: dict[str, Any] = {"library_name": "pave", "license": licence}
-    if HUB_NAME.fullmatch(config.base.repo):
-        facts |= {"base_model": config.base.repo, "base_model_relation": "adapter"}
+    config = patch.config
+    base = public_base(config.base)
+    facts: dict[str, Any] = {"library_name": "pave", "license": hub_licence(config.licence)}
+    if HUB_NAME.fullmatch(base):
+        facts |= {"base_model": base, "base_model_relation": "adapter"}
     facts |= {"pipeline_tag": "video-text-to-text", "tags": ["pave", "video-patch", *sorted(config.senses)]}
     if example:
         facts["pave_example"] = dict(example)
-    rows = [
-        ("base", f"{base}, weights {config.base.fingerprint[:12] or 'not recorded'}"),
-        ("key frames", f"{config.base.frames} of {config.base.tokens_per_frame} visual tokens"),
-        *((f"sense {name}", f"{each.encoder} {each.options or ''}".strip()) for name, each in config.senses.items()),
-        *([("resampler", str(config.resampler))] if config.resampler else []),
-        ("fusion", f"{fusion.kind}, width {fusion.width}, {fusion.heads} heads" if config.senses else "none"),
-        ("LoRA", f"r={lora.r}, alpha={lora.lora_alpha:g}" if lora else "none"),
-        ("licence", config.licence or "unknown"),
-        ("file", f"{patch.nbytes:,} bytes of tensors, sha256 {patch.sha256[:16]}"),
-        *((f"trained: {key}", str(value)) for key, value in config.training.items()),
-    ]
     lines = ["---", yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).strip(), "---", OURS, ""]
-    lines += [f"# {config.name}", "", config.description or "A patch for a frozen video LLM.", ""]
-    lines += ["```python", "import pave", "", f'model = pave.load("{base}")', f'print(model.apply_patch("{repo}"))']
-    lines += ['model.ask("clip.mp4", "What do you hear?")', "```", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in rows]
+    lines += [f"# {_line(config.name)}", "", config.description or "A patch for a frozen video LLM.", ""]
+    lines += ["```python", "import pave", "", f"model = pave.load({_quoted(base or BASE)})"]
+    lines += [f"print(model.apply_patch({_quoted(repo)}))", _ask(config.senses), "```", ""]
+    if not base:
+        lines += ["## The base", "", base_facts(config.base), ""]
+    lines += ["| | |", "|---|---|", *(_row(name, value) for name, value in _facts(patch, base))]
+    if figures := held_out(patch):
+        lines += ["", "## Held-out questions", "", "Share answered correctly under teacher forcing, of questions that"]
+        lines += ["training did not see.", "", "| questions | base | with the patch |", "|---|---|---|"]
+        lines += [_row(key, f"{before:.3f}", f"{after:.3f}") for key, (before, after) in figures.items()]
     if example:
         made = f"pave playroom clips --clips 1 --seed {example['seed']} --split {example['split']}"
-        ask = f'pave ask clips/{example["video"]} "{example["question"]}" --patch {repo}'
+        asked = shlex.quote(str(example["question"]))
+        ask = f"pave ask clips/{example['video']} {asked} --patch {repo}"
         lines += ["", "## Replay it", "", "```sh", made, ask, "```", ""]
         lines += [f"The patched base answers `{example['patched']}`, the base alone `{example['base']}`."]
     return "\n".join(lines) + "\n"
+
+
+def _facts(patch: Patch, base: str) -> Iterator[tuple[str, str]]:
+    config, fusion, lora = patch.config, patch.config.fusion, patch.config.lora
+    yield "base", f"{base or config.base.model_type}, weights {config.base.fingerprint[:12] or 'not recorded'}"
+    yield "key frames", f"{config.base.frames} of {config.base.tokens_per_frame} visual tokens"
+    for name, each in config.senses.items():
+        licence = f"; its weights: {each.licence}" if each.licence else ""
+        yield f"sense {name}", f"{each.encoder} {each.options or ''}".strip() + licence
+    if config.resampler:
+        yield "resampler", str(config.resampler)
+    yield "fusion", f"{fusion.kind}, width {fusion.width}, {fusion.heads} heads" if config.senses else "none"
+    yield "LoRA", f"r={lora.r}, alpha={lora.lora_alpha:g}" if lora else "none"
+    yield "licence", config.licence or "unknown"
+    yield "file", f"{patch.nbytes:,} bytes of tensors, sha256 {patch.sha256[:16]}"
+    yield from ((f"trained: {key}", str(value)) for key, value in config.training.items())
+
+
+def public_base(base: BaseFacts) -> str:
+    """Where everyone gets the base: a repo of the Hub or the embedded one. Empty for a base in a local folder."""
+    return base.repo if base.repo == EMBEDDED or HUB_NAME.fullmatch(base.repo) else ""
+
+
+def base_facts(base: BaseFacts) -> str:
+    """What a base that is not on the Hub must be like, as text."""
+    return (
+        f"This patch was made on a base that is not on the Hub. It needs a `{_line(base.model_type)}` of {base.dim} "
+        f"channels ({base.vision_dim} before the projector) with {base.tokens_per_frame} visual tokens for each key "
+        f"frame, and a language model whose weights have the fingerprint `{_line(base.fingerprint) or 'not recorded'}`;"
+        " `apply_patch` checks them."
+    )
+
+
+def held_out(patch: Patch) -> dict[str, tuple[float, float]]:
+    """Share of held-out questions right without and with the patch, by kind of question, if training recorded it."""
+    found = (patch.certificate or {}).get("held_out") or patch.config.training.get("held_out")
+    figures = {}
+    for key, each in found.items() if isinstance(found, Mapping) else ():
+        pair = [each.get(side) if isinstance(each, Mapping) else None for side in ("base", "patched")]
+        if all(isinstance(share, int | float) and 0 <= share <= 1 for share in pair):
+            figures[str(key)] = (pair[0], pair[1])
+    return figures
+
+
+def hub_licence(licence: str) -> str:
+    """The Hub's short name of a licence."""
+    if licence.lower() in LICENCES:
+        return licence.lower()
+    return "other" if licence and not licence.startswith("unlicensed") else "unknown"
+
+
+def _ask(senses: Iterable[str]) -> str:
+    """A question in Python; sound and dense frames are in the clip itself, other signals are passed."""
+    question = "What do you hear?" if "audio" in senses else "What happens here?"
+    given = "".join(f", {sense}=..." for sense in senses if sense not in ("audio", "fast"))
+    return f'print(model.ask("clip.mp4", "{question}"{given}))'
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(_line(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _line(text: object) -> str:
+    """A text from a file on one line."""
+    return " ".join(str(text).split())
+
+
+def _quoted(text: str) -> str:
+    """A text as a Python string."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def refuse_private(text: str, repo: str) -> None:

@@ -79,14 +79,14 @@ def commit_of(repo: str, revision: str | None, files: Sequence[str] = (WEIGHTS, 
                 if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
                     raise
                 reason = f"the Hub cannot be reached: {type(error).__name__}"
-    commit = _cached_commit(repo, revision, files)
+    commit = cached_commit(repo, revision, files)
     if commit is None:
         name = f"{repo}@{revision or 'main'}"
         raise PatchNotFound(name, f"is not in the cache ({reason})", "go online once, or pass a folder")
     return commit, f"{reason}; using the cached copy of commit {commit[:12]}"
 
 
-def _cached_commit(repo: str, revision: str | None, files: Sequence[str]) -> str | None:
+def cached_commit(repo: str, revision: str | None, files: Sequence[str]) -> str | None:
     """The commit of a cached copy of this revision; without a revision, that of main, else the newest copy."""
     for name in files:
         found = try_to_load_from_cache(repo, name, revision=revision or "main")

@@ -9,6 +9,7 @@ own sha256, since the Hub's client checks sizes only. Mirrors (HF_ENDPOINT), tok
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,7 @@ def refuse_revision(name: str, where: str, revision: str | None) -> None:
 def _released(recipe: Recipe, dim: int | None, model_type: str) -> PatchLocation:
     """An official checkpoint: downloaded, converted once, and cached in HF_ASSETS_CACHE."""
     from pave.encoder import load_encoder, missing
-    from pave.patch.official import LICENCE, cached_name, convert
+    from pave.patch.official import LICENCE, as_authors, cached_name, convert
 
     remedy = f"apply it to a base that fits, or train it: pave-train {recipe.name}"
     if model_type != OFFICIAL_BASE:
@@ -103,7 +104,9 @@ def _released(recipe: Recipe, dim: int | None, model_type: str) -> PatchLocation
         raise PatchNotFound(recipe.name, cause, remedy)
     (found,), ((sense, config),) = fitting, recipe.senses.items()
     cache = Path(constants.HF_ASSETS_CACHE, "pave", found.repo.replace("/", "--"))
-    encoder = config.encoder if missing(config.encoder) else load_encoder(config.encoder, **config.options).spec
+    options = as_authors(config.encoder, config.options)
+    built = None if missing(config.encoder) else load_encoder(config.encoder, **options)
+    encoder = config.encoder if built is None else built.spec
     name = cached_name(recipe.name, found.file, sense, encoder)
     try:
         try:
@@ -115,6 +118,8 @@ def _released(recipe: Recipe, dim: int | None, model_type: str) -> PatchLocation
             commit, remark = copies[-1].parent.name, "the Hub was not contacted: using the cached conversion"
         path = cache / commit / name
         if not path.is_file():
+            for lacking in built.lacking() if built else ():  # said before the download, not after it
+                warnings.warn(f"{recipe.name}: {lacking}", stacklevel=2)
             archive = download(found.repo, found.file, commit)
             convert(archive, sense, encoder, name=recipe.name).save(path)
     except PatchError as error:

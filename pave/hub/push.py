@@ -6,8 +6,8 @@ In: a patch and the name of a repo. Out: a `Pushed`, with the commit.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,9 @@ from huggingface_hub.errors import (
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of httpx or httpx2, as the client's version has it
 )
 
-from pave.errors import PatchError
+from pave.errors import PatchError, nearest
 from pave.files.locks import scratch
-from pave.hub.card import OURS, card, refuse_private
+from pave.hub.card import COMMON, LICENCES, OURS, base_facts, card, public_base, refuse_private
 from pave.hub.client import TIMEOUT, download, hub_errors
 from pave.hub.locate import PatchLocation, locate
 from pave.patch.filenames import HUB_NAME, WEIGHTS
@@ -39,6 +39,7 @@ class Pushed:
     card: str
     url: str = ""
     kept_card: bool = False
+    warnings: tuple[str, ...] = ()  # what others will trip over
 
 
 def push(
@@ -49,18 +50,24 @@ def push(
     example: Mapping[str, Any] | None = None,
     message: str = "",
     dry_run: bool = False,
+    licence: str = "",
 ) -> Pushed:
-    """Upload a patch: card and file in one commit. A card that a user has edited is kept."""
+    """Upload a patch: card and file in one commit. A card that a user has edited is kept.
+
+    licence: short name of the Hub, as apache-2.0; recorded in the uploaded patch. Without it, the patch must have one.
+    """
     if not HUB_NAME.fullmatch(repo) or "@" in repo:
         raise PatchError(repo, "is not a repo name of the Hub", "pass user/repo")
     patch = locate(source).load() if isinstance(source, str | Path) else source
+    patch = licensed(patch, licence)
+    warnings = tuple(_warnings(patch))
     text = card(patch, repo, example)
     with scratch() as folder:
         data = patch.save(folder / WEIGHTS).read_bytes()
     refuse_private(text + patch.text + json.dumps(patch.certificate), repo)
     files = {CARD: len(text.encode()), WEIGHTS: len(data)}
     if dry_run:
-        return Pushed(repo, "", files, text)
+        return Pushed(repo, "", files, text, warnings=warnings)
     api = HfApi()
     with hub_errors(repo, None):
         url = str(api.create_repo(repo, private=private, exist_ok=True))
@@ -78,7 +85,35 @@ def push(
     back = PatchLocation(Path(download(repo, WEIGHTS, commit)), repo, repo=repo, commit=commit).load()
     if back.sha256 != patch.sha256:
         raise PatchError(repo, f"commit {commit[:12]} has another patch than the one pushed", "push again")
-    return Pushed(repo, commit, files, text, url, kept)
+    return Pushed(repo, commit, files, text, url, kept, warnings)
+
+
+def licensed(patch: Patch, licence: str) -> Patch:
+    """The patch with a licence: the given one, or its own. Nothing is assumed."""
+    if licence and licence.lower() not in LICENCES:
+        cause = f"--license {licence} is no licence that the Hub knows"
+        raise PatchError(patch.config.name, cause, f"{nearest(licence.lower(), LICENCES)}; or `other`")
+    if not licence and not patch.config.licence.strip():
+        cause = "says no licence, and only its owner can choose one"
+        raise PatchError(patch.config.name, cause, f"pass --license ID; common: {', '.join(COMMON)}")
+    if not licence or licence.lower() == patch.config.licence:
+        return patch
+    return replace(patch, config=patch.config.model_copy(update={"licence": licence.lower()}))
+
+
+def _warnings(patch: Patch) -> Iterator[str]:
+    if not public_base(patch.config.base):
+        yield f"{base_facts(patch.config.base)} Publish the base too, or say in the card where it is"
+    for sense, facts in patch.config.senses.items():
+        if _commercial(patch.config.licence) and not _commercial(facts.licence):
+            yield (
+                f"the licence {patch.config.licence} allows commercial use, but the weights of {facts.encoder}, which "
+                f"its sense {sense} was trained on, are under {facts.licence}"
+            )
+
+
+def _commercial(licence: str) -> bool:
+    return "NC" not in licence.upper().split("-")
 
 
 def _foreign_card(repo: str, head: Any) -> bool:

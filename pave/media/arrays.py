@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,12 +19,19 @@ from torch import Tensor
 
 from pave.errors import MediaError, SignalError
 
+Channel = Literal["mean", "first"]  # what is heard of a sound with several channels
 LOUDEST = 16.0  # times full scale, far above any overshoot: louder sound is in another unit
 
 
 def size_of(pictures: Tensor | None) -> tuple[int, int] | None:
     """Height and width of frames (t c y x)."""
     return None if pictures is None else (pictures.shape[2], pictures.shape[3])
+
+
+def one_channel(sound: Tensor, channel: Channel) -> Tensor:
+    """The mean of the channels (c n), or the first one, as (1 n)."""
+    sound = sound.to(torch.float32)
+    return sound[:1] if channel == "first" else sound.mean(0, keepdim=True)
 
 
 def tensor_of(values: Any) -> Tensor:

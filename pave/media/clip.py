@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import index
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ class Clip:
         fps: float | None = None,
         audio: bool = True,
         audio_rate: int | None = None,
-        mono: bool = True,
+        mono: bool | Literal["stereo"] = True,
         start: float | None = None,
         end: float | None = None,
         at: Sequence[float] | None = None,
@@ -111,7 +111,7 @@ class Clip:
             fewer; a single picture gives one frame. 0: none. None: every picture, at its own time.
         fps: frames at this rate instead.
         audio_rate: resample the sound to this rate (Hz); None keeps the file's, and each encoder resamples to its own.
-        mono: average the channels.
+        mono: mix the channels to one, "stereo": to at most two, as FFmpeg weighs them; False: leave them as they are.
         start, end: seconds on the file's clock; times stay relative to the whole file.
         at: the pictures on screen at these seconds on the file's clock instead.
         audio_track, video_track: which track, counted from 0 within its kind, as FFmpeg's `0:a:1`; None: the file's

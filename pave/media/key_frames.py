@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor, inf
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pave.media.container import refuse
 from pave.media.stamps import Packet, Track
 
 MAX_BYTES = 4 << 30  # of decoded pictures, and of decoded sound, in one clip
+
+
+Mono = bool | Literal["stereo"]  # mix sound to one channel; to at most two; or False: leave it as it is
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Request:
     frames: int | None = 32
     fps: float | None = None
     audio: bool = True
-    mono: bool = True
+    mono: Mono = True
     start: float | None = None  # seconds on the clip's clock
     end: float | None = None  # seconds, exclusive
     at: Sequence[float] | None = None  # seconds on the clip's clock, also outside the span

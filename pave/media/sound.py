@@ -27,7 +27,7 @@ from av.error import FFmpegError
 from einops import rearrange
 
 from pave.media.container import refuse
-from pave.media.key_frames import MAX_BYTES, Request
+from pave.media.key_frames import MAX_BYTES, Mono, Request
 
 HALF_WINDOW = 1.0  # seconds
 TOLERANCE = 0.015  # seconds of drift that are left alone: rounding and jitter of time stamps
@@ -93,7 +93,7 @@ class Sound:
         pieces: list[Piece] = []
         for part in self._at_rate(frame):
             wave = waveform(part, self.request.mono)
-            if not self.request.mono and len(wave) != self.channels:
+            if self.request.mono is not True and len(wave) != width_of(self.channels, self.request.mono):
                 second = self._nominal / self.rate
                 self.warnings.append(f"the sound changes its channels at {second:.2f} s: the rest is ignored")
                 self.over = True
@@ -267,8 +267,13 @@ def resampled(before: np.ndarray, wave: np.ndarray, after: np.ndarray, count: in
     return np.einsum("cnk,nk->cn", padded[:, whole[:, None] + taps + TAPS], kernel)
 
 
-def waveform(frame: Any, mono: bool = False) -> np.ndarray:
-    """Samples (c n) of one decoded frame as float32, full scale = 1; mixed to one channel if `mono`."""
+def width_of(channels: int, mono: Mono) -> int:
+    """Channels of a sound with so many, mixed."""
+    return min(channels, 2 if mono == "stereo" else 1) if mono else channels
+
+
+def waveform(frame: Any, mono: Mono = False) -> np.ndarray:
+    """Samples (c n) of one decoded frame as float32, full scale = 1; mixed to one channel if `mono`, or to two."""
     if frame.layout.nb_channels > PLANES and frame.format.is_planar:  # PyAV 18 crashes on more planes
         pack = AudioResampler(format=frame.format.packed.name, layout=frame.layout.name, rate=frame.sample_rate)
         frame = pack.resample(frame)[0]
@@ -281,16 +286,18 @@ def waveform(frame: Any, mono: bool = False) -> np.ndarray:
         # Full scale is the most negative integer, so that no sample leaves [-1, 1].
         scale = 1 if wave.dtype.kind == "f" else -float(np.iinfo(wave.dtype).min)
         wave = (wave / scale).astype(np.float32)
-    if not mono or len(wave) == 1:
+    if (width := width_of(len(wave), mono)) == len(wave):
         return wave
-    weights = mixing(frame.layout.name, len(wave))
-    return wave.mean(0, keepdims=True) if weights is None else weights @ wave
+    weights = mixing(frame.layout.name, len(wave), "mono" if width == 1 else "stereo")
+    if weights is None:
+        return wave.mean(0, keepdims=True) if width == 1 else wave[:width]
+    return weights @ wave
 
 
 @lru_cache
-def mixing(layout: str, channels: int) -> np.ndarray | None:
-    """How much of each channel FFmpeg takes for one: weights (1 c) of libswresample, scaled to a sum of 1 as it does
-    for integers. None where they are equal: stereo, and layouts that it does not know."""
+def mixing(layout: str, channels: int, to: str = "mono") -> np.ndarray | None:
+    """How much of each channel FFmpeg takes for one, or two: weights (1 c) or (2 c) of libswresample, scaled to a sum
+    of 1 as it does for integers. None where they are equal: stereo, and layouts that it does not know."""
     if channels <= 2:
         return None
     try:
@@ -298,9 +305,10 @@ def mixing(layout: str, channels: int) -> np.ndarray | None:
             np.eye(channels, dtype=np.float32).reshape(1, -1), format="flt", layout=layout
         )
         unit.sample_rate = 48000
-        mixed = AudioResampler(format="fltp", layout="mono", rate=48000).resample(unit)
+        mixed = AudioResampler(format="fltp", layout=to, rate=48000).resample(unit)
         weights = np.concatenate([part.to_ndarray() for part in mixed], axis=1)
     except (FFmpegError, ValueError):
         return None
-    total = np.abs(weights).sum()
-    return weights / total if weights.shape == (1, channels) and 0 < total < inf else None
+    total = np.abs(weights).sum(1).max()
+    fits = weights.shape == (1 if to == "mono" else 2, channels)
+    return weights / total if fits and 0 < total < inf else None

@@ -112,6 +112,7 @@ def _remarks(
             cause = f"its {sense} was trained on {facts.encoder} {facts.revision} ({facts.dim} channels)"
             remedy = f"this one is {spec.revision} ({spec.dim} channels); use the version of PAVE that trained it"
             raise PatchMismatch(source, cause, remedy)
+        remarks += perception.encoder(facts).lacking()
     frames = perception.host.frames
     if config.base.frames != frames:
         remarks.append(f"trained with {config.base.frames} key frames, this base uses {frames}")

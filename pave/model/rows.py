@@ -7,13 +7,14 @@ In: rows of clip, question, patches and signals; a clip is a path, a `Clip`, fra
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from pave.ambient import neutral
+from pave.encoder import Encoder, missing, mixed
 from pave.errors import SignalError, UsageError, nearest
 from pave.media.clip import Clip
 from pave.model.answer import Prepared
@@ -78,23 +79,22 @@ def _clips(calls: Calls, rows: Sequence[Row]) -> list[Clip | ClipFeatures]:
             continue
         key = given if isinstance(given, str | Path) else id(given)
         if key not in known:
-            known[key] = _read(given, calls.host.frames)
+            known[key] = _read(given, calls)
         clips.append(_with_signals(known[key], signals) if signals else known[key])
     return clips
 
 
-def _read(clip: Any, frames: int) -> Clip:
+def _read(clip: Any, calls: Calls) -> Clip:
     if isinstance(clip, Clip):
         return clip
     if isinstance(clip, str | Path):
-        return Clip.read(clip, frames=frames)
+        return Clip.read(clip, frames=calls.host.frames, mono=mixed(_encoders(calls)))
     return Clip.from_frames(clip)
 
 
 def _checked(calls: Calls, signals: Mapping[str, Any]) -> Mapping[str, Any]:
     """Streams passed by the caller; SignalError for one that no applied patch reads."""
-    senses = [sense for attached in calls.applied.modules for sense in attached.config.senses.values()]
-    read = {encoder.spec.sense for encoder in calls.perception.encoders(senses).values()} if signals else set()
+    read = {encoder.spec.sense for encoder in _encoders(calls)} if signals else set()
     for name in signals:
         if name not in read:
             raise SignalError(f"no applied patch reads the signal {name!r}; {nearest(name, read)}")
@@ -103,6 +103,12 @@ def _checked(calls: Calls, signals: Mapping[str, Any]) -> Mapping[str, Any]:
     if audio is not None and not pair:
         raise SignalError("audio= must be a pair (samples, rate in Hz), or None to drop the clip's own sound")
     return signals
+
+
+def _encoders(calls: Calls) -> Iterable[Encoder]:
+    """The encoders of all applied patches that are installed."""
+    senses = (sense for attached in calls.applied.modules for sense in attached.config.senses.values())
+    return calls.perception.encoders(sense for sense in senses if not missing(sense.encoder)).values()
 
 
 def _from_frames(frames: Any, signals: Mapping[str, Any]) -> Clip:

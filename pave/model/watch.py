@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pave.ambient import neutral
 from pave.config import RESAMPLED
+from pave.encoder import mixed
 from pave.errors import MediaError, PatchNotFound, UsageError
 from pave.fusion.clock import APART, INSTANT
 from pave.media.arrays import pictures_of, sound_of, tensor_of, times_of
@@ -77,8 +78,11 @@ class Show:
         self.waited: dict[tuple[Attached, str], float] = {}  # second up to which it was read when waiting ended
         self._attach(memory)
         self._lock = threading.RLock()
-        self._file = chunks_of(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else None
+        self._file = self._film(source) if isinstance(source, str | os.PathLike) else None
         self._chunks = self._file or map(partial(_checked, rate=rate), _iterable(source))
+
+    def _film(self, path: str | os.PathLike) -> Generator[Chunk, None, None]:
+        return chunks_of(os.fsdecode(path), mixed(each.encoder for each in self.encoders.values()))
 
     def _attach(self, memory: int) -> None:
         for name in self.names:

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from functools import cached_property, partial
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import peft
 import torch

@@ -1,24 +1,27 @@
 """Official PAVE checkpoints, converted to patches.
 
-In: a zip, or the folder in it: `non_lora_trainables.bin` (the fusion, pickled), the LoRA in PEFT's format, and
-`config.json`. Out: one patch with the official numerics. Widths and depth are read from the shapes; what a checkpoint
-does not record is defined here, from the official repository (dragonlzm/PAVE, commit ef6a93f), except the encoder of
-its features, which the caller names. Opens only the files it needs, and needs no base.
+In: a zip, or a folder, that holds at any depth one `non_lora_trainables.bin` (the fusion, pickled), and beside it the
+LoRA in PEFT's format and `config.json`. Out: one patch with the official numerics. Widths and depth are read from the
+shapes; what a checkpoint does not record is defined here, from the official repository (dragonlzm/PAVE, commit
+ef6a93f), except the encoder of its features, which the caller names. Opens only the files it needs, and needs no base.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shutil
 import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
+from unicodedata import normalize
 
 from torch import Tensor
 
@@ -51,9 +54,14 @@ BUILT_IN = {
     "mm_spatial_pool_mode": "bilinear",
     "feat_combine_method": "add",
 }
+# Options of the encoders that made the authors' features, where a recipe's default is another. Channel 0 is what
+# torchaudio's fbank takes in tools/audio/extract_imagebind_audio_feature.py.
+FEATURES = {"imagebind-audio": {"channel": "first"}}
 NEWLINES = {"grid": "grid", "one_token": "end", "no_token": "none"}  # mm_newline_position -> `newline` of a patch
 RELEASED = "pass an official zip, or the folder in it"
 UNSAFE = re.compile(r"^/|^[A-Za-z]:|\\|\0|(^|/)\.\.(/|$)")
+LITTER = frozenset({"__MACOSX"})  # what macOS adds to a zip: a shadow of every file
+DEPTH, ENTRIES = 16, 100_000  # of a folder that is searched
 RATIO = 100  # maximum unpacked bytes per byte of the zip; weights are nearly incompressible
 
 
@@ -96,6 +104,11 @@ def named(source: Path, name: str = "") -> str:
     return name_of(name or source.resolve().name.removesuffix(".zip"))
 
 
+def as_authors(encoder: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an encoder for a converted checkpoint: those of the authors' features, unless given."""
+    return {**FEATURES.get(encoder, {}), **options}
+
+
 def cached_name(name: str, file: str, sense: str, encoder: str | EncoderSpec) -> str:
     """File name of a converted checkpoint in the cache: a hash of everything that the conversion depends on."""
     facts = [encoder, ""] if isinstance(encoder, str) else [encoder.name, encoder.preprocessing]
@@ -107,7 +120,7 @@ def _facts(source: Path, sense: str, encoder: str | EncoderSpec, side: int, opti
     if isinstance(encoder, str) and missing(encoder):
         encoder = EncoderSpec(encoder, sense, dim=side, rate=0, options=options)  # patches do not record the rate
     elif isinstance(encoder, str):
-        loaded = load_encoder(encoder, **options)
+        loaded = load_encoder(encoder, **as_authors(encoder, options))
         if isinstance(loaded, OnBase):
             cause = f"{encoder} uses the vision tower of the base, which no official checkpoint was trained on"
             raise PatchMismatch(source, cause, "pass other options, as --option preset=llava3d")
@@ -201,14 +214,14 @@ def _shape(path: Path, fusion: Mapping[str, Tensor]) -> tuple[FusionConfig, int,
     return config, side, {"dim": dim, "vision_dim": vision}
 
 
-# ---------------------------------------------------------------- the zip
+# ---------------------------------------------------------------- where the files are
 
 
 @contextmanager
 def _unpacked(source: Path) -> Iterator[Path]:
-    """The folder of the files: the source, a folder in it, or a temporary copy for the block."""
+    """The folder of the files: the source, the only fitting one below it, or a temporary copy for the block."""
     if source.is_dir():
-        yield _holder(source, source)
+        yield _holder(source)
     elif not source.exists():
         raise PatchNotFound(source, "file or folder not found", RELEASED)
     elif not source.is_file():
@@ -217,31 +230,54 @@ def _unpacked(source: Path) -> Iterator[Path]:
         with scratch() as folder:
             _extract(source, folder)
             try:
-                yield _holder(folder, source)
+                yield folder
             except FileError as error:
                 raise type(error)(error.file.replace(str(folder), str(source), 1), error.cause, error.remedy) from None
 
 
-def _holder(folder: Path, source: Path) -> Path:
-    """The folder itself or the one in it."""
-    if (folder / FUSION).is_file():
-        return folder
-    found = [place for place in sorted(folder.iterdir()) if (place / FUSION).is_file()]
-    if len(found) != 1:
-        raise PatchNotFound(source, f"has {len(found) or 'no'} {FUSION}", RELEASED)
-    return found[0]
+def _holder(source: Path) -> Path:
+    """The folder of the fusion: the source itself, or the only one below it."""
+    if (source / FUSION).is_file():
+        return source
+    files = list(_files_below(source))
+    found = {file.parent.resolve(): file for file in files if file.name == FUSION and file.is_file()}
+    _refuse_all_but_one(source, found.values(), files)
+    return next(iter(found.values())).parent
+
+
+def _files_below(source: Path) -> Iterator[Path]:
+    seen = 0
+    for place, folders, names in os.walk(source, followlinks=True):
+        folder = Path(place)
+        folders[:] = sorted(set(folders) - LITTER) if len(folder.parts) - len(source.parts) < DEPTH else []
+        if (seen := seen + len(folders) + len(names)) > ENTRIES:
+            raise PatchError(source, f"has more than {ENTRIES:,} files", "pass the folder of the checkpoint itself")
+        yield from (folder / name for name in sorted(names))
+
+
+def _refuse_all_but_one(source: Path, found: Collection[PurePath], files: Iterable[PurePath]) -> None:
+    if len(found) > 1:
+        shown = ", ".join(str(path) for path in sorted(found)[:3]) + (", ..." if len(found) > 3 else "")
+        raise PatchNotFound(source, f"has {len(found)} {FUSION}: {shown}", "pass the folder of one of them")
+    if not found:
+        inner = next((f", but holds {path}: unpack it" for path in files if path.suffix.lower() == ".zip"), "")
+        raise PatchNotFound(source, f"has no {FUSION}{inner}", RELEASED)
 
 
 def _extract(source: Path, folder: Path) -> None:
-    """Unpack the needed files of a zip after checking all its entries."""
+    """Copy the needed files of a zip into a folder, flat, after checking all entries."""
     try:
         with opened(source) as file, zipfile.ZipFile(file) as archive:
             if cause := _suspicion(archive.infolist(), source.stat().st_size):
                 raise PatchDamaged(source, cause, "nothing was unpacked; download the official file")
-            for member in archive.infolist():
-                path = PurePosixPath(member.filename)
-                if path.name in FILES and len(path.parts) <= 2:
-                    archive.extract(member, folder)
+            members = {PurePosixPath(each.filename): each for each in archive.infolist() if not each.is_dir()}
+            files = [path for path in members if LITTER.isdisjoint(path.parts)]
+            found = [path for path in files if path.name == FUSION]
+            _refuse_all_but_one(source, found, files)
+            for path in files:
+                if path.name in FILES and path.parent == found[0].parent:
+                    with archive.open(members[path]) as packed, (folder / path.name).open("xb") as copy:
+                        shutil.copyfileobj(packed, copy, 1 << 20)
     except OSError as error:
         cause = f"cannot be unpacked ({error.strerror or error})"
         raise PatchError(source, cause, "free disk space or fix the permissions") from None
@@ -262,9 +298,9 @@ def _suspicion(members: Collection[zipfile.ZipInfo], size: int) -> str:
             return f"{name!r} is encrypted"
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             return f"{name!r} has the unsupported compression method {member.compress_type}"
-        if name.casefold() in seen:
+        if (same := normalize("NFC", str(PurePosixPath(name))).casefold()) in seen:
             return f"{name!r} is a duplicate"
-        seen.add(name.casefold())
+        seen.add(same)
     total = sum(member.file_size for member in members)
     if total > min(tensorfile.MAX_BYTES, RATIO * size):
         return f"its {size:,} bytes would unpack to {total:,}"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 
-from pave.encoder import EncoderOptions, Text, Weights
+from pave.encoder import EncoderOptions, Text, Weights, name_of
 from pave.errors import EncoderError, raised_as
 from pave.files import json_text, pickled, tensorfile
 from pave.senses.weights import WHOLE, Release, fill
@@ -55,11 +55,23 @@ class Options(EncoderOptions):
 
     def open(self, variable: str, grid: tuple[int, int], *, temporal: bool) -> Tower:
         """The tower, on the GPU if there is one. variable: environment variable for the weights."""
-        release = Release(
-            given=self.weights, variable=variable, repo=self.release, revision=self.revision, remedy=REMEDY
-        )
+        release = self.published(variable)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return read(release, grid, temporal=temporal).to(device, DTYPES[self.dtype])
+
+    def published(self, variable: str) -> Release:
+        """Its release."""
+        return Release(
+            given=self.weights,
+            variable=variable,
+            repo=self.release,
+            revision=self.revision,
+            remedy=REMEDY,
+            encoder=name_of(type(self)),
+            what=self.release,
+            licence="MIT",
+            size="the whole release, whose size the Hub tells",
+        )
 
 
 class Block(CLIPEncoderLayer):

@@ -13,16 +13,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pave.media.arrays import Channel, one_channel
 from pave.media.clip import Clip
 from pave.media.resampling import resample
 from pave.sidechannel import SideTokens
 
 
-def mono(clip: Clip, rate: int) -> Tensor | None:
-    """The mean of a clip's channels (n,) at this rate, in [-1, 1]; None for a clip without sound."""
+def mono(clip: Clip, rate: int, channel: Channel = "mean") -> Tensor | None:
+    """The mean of a clip's channels (n,) at this rate, or the first channel, in [-1, 1]; None for a clip without
+    sound."""
     if clip.audio is None or clip.rate is None or not clip.audio.shape[-1]:
         return None
-    sound = resample(clip.audio.to(torch.float32).mean(0, keepdim=True), clip.rate, rate)[0]
+    sound = resample(one_channel(clip.audio, channel), clip.rate, rate)[0]
     return sound.where(sound.isinf(), sound.clamp(-1, 1))  # a sinc overshoots; infinities stay, to be refused later
 
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from huggingface_hub import constants
 from pydantic import BeforeValidator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pave.errors import EncoderError, PatchError, nearest, raised_as
-from pave.files import json_text, pickled
+from pave.files import json_text, pickled, tensorfile
 from pave.files.atomic import read_bytes
+from pave.hub.client import cached_commit
 from pave.hub.locate import fetch
 from pave.patch.filenames import HUB_NAME
 
@@ -44,10 +46,47 @@ class Release:
     prefixes: Sequence[str] = ("",)  # of the part's names, by the class that was saved; each ends with the last one
     others: str = "(?!)"  # regular expression for the beginnings of names in other parts; by default there are none
     remedy: str  # what to use instead of a wrong release, for errors
+    # For `pave weights get`, which keeps the part alone:
+    encoder: str = ""  # whose weights these are
+    what: str = ""  # in words
+    licence: str = ""
+    address: str = ""  # of a file of torch.save outside the Hub
+    size: str = ""  # of the download, as far as it is known, in words
+    inside: str = ""  # text in the names of the part; empty: the whole release is needed
+    sha256: str = ""  # of the kept tensors; empty: nobody publishes one
+    shapes: Callable[[], Mapping[str, Tensor]] | None = None  # the part's tensors by short name, on the meta device
 
     @property
     def source(self) -> str:
-        return self.given or os.environ.get(self.variable) or self.repo
+        chosen = self.given or os.environ.get(self.variable)
+        return chosen or (str(self.kept) if self.kept and self.kept.is_file() else self.repo)
+
+    @property
+    def kept(self) -> Path | None:
+        """Where `pave weights get` keeps the part; None for a release that the Hub's cache holds as a whole."""
+        if not self.inside:
+            return None
+        return Path(constants.HF_ASSETS_CACHE, "pave", "weights", f"{self.encoder}.safetensors")
+
+    @property
+    def present(self) -> bool:
+        """Whether the weights are on this machine, or named by the user."""
+        if self.given or os.environ.get(self.variable):
+            return True  # the user's own choice; whether it fits is seen when it is loaded
+        if self.kept:
+            return self.kept.is_file()
+        revision = None if self.revision == "main" else self.revision
+        return any(cached_commit(self.repo, revision, [name]) for name in FILES)
+
+    @property
+    def lacking(self) -> str:
+        """What is missing, its licence and size, and the command that gets it; empty if nothing is."""
+        if not self.encoder or self.present:
+            return ""
+        return (
+            f"the weights of {self.what}, for {self.encoder}, are not on this machine: {self.licence}, "
+            f"{self.size}; get them with `pave weights get {self.encoder}`"
+        )
 
     def find(self, *names: str) -> Path:
         """The first of these files that exists; the source may be a file itself."""
@@ -124,6 +163,9 @@ def fill(network: N, tensors: Mapping[str, Tensor], source: str, remedy: str) ->
 
 def _part(release: Release) -> dict[str, Tensor]:
     path = release.find(*FILES)
+    if path == release.kept:
+        tensors = whole(path, release)
+        return {name: tensors[full] for name, full in _names(tensors, release).items()}
     if path.suffix == ".bin":
         tensors = pickled.read(path, inside=release.prefixes[-1])
         return {name: tensors[full] for name, full in _names(tensors, release).items()}
@@ -137,6 +179,29 @@ def _part(release: Release) -> dict[str, Tensor]:
         with safe_open(release.beside(shard), "pt") as file:
             part |= _copies(file, {name: full for name, full in names.items() if shards[full] == shard})
     return part
+
+
+def whole(path: Path, release: Release) -> dict[str, Tensor]:
+    """The tensors that `pave weights get` kept, if every bit is as it was fetched."""
+    with raised_as(remedy=f"run `pave weights get {release.encoder} --again`"):
+        return tensorfile.read_sealed(path)[0]
+
+
+def misfit(release: Release, tensors: Mapping[str, Tensor]) -> str:
+    """Why these are not the part of a release, as text; empty if they are."""
+    if not tensors:
+        return f"has no weight with {release.inside!r} in its name"
+    names, want = _names(tensors, release), release.shapes() if release.shapes else {}
+    for what, some in (("missing", want.keys() - names.keys()), ("unexpected", names.keys() - want.keys())):
+        if some and release.shapes:
+            return f"{len(some)} of its weights are {what} ({min(some)} …)"
+    for name, full in names.items():
+        shape = tuple(tensors[full].shape)
+        if release.shapes and shape != tuple(want[name].shape):
+            return f"{full} is {shape}, and must be {tuple(want[name].shape)}"
+        if not tensors[full].isfinite().all():
+            return f"{full} has values that are not finite"
+    return ""
 
 
 def _copies(file: safe_open, names: Mapping[str, str]) -> dict[str, Tensor]:

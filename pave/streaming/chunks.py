@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pave.media.container import Survey, check_file, heard, opened, refuse
 from pave.media.decode import shown, survey_of
-from pave.media.key_frames import Request
+from pave.media.key_frames import Mono, Request
 from pave.media.sound import Sound
 
 
@@ -28,14 +28,14 @@ class Chunk(NamedTuple):
 
     frames: Tensor | None  # uint8 (t 3 y x)
     times: Tensor | None  # (t,) seconds
-    sound: Tensor | None = None  # float32 (1 n), continues the sound of earlier chunks
+    sound: Tensor | None = None  # float32 (c n), continues the sound of earlier chunks
     rate: int = 0  # Hz
     start: float = 0.0  # second of the stream's first sample
 
 
-def chunks_of(path: str) -> Generator[Chunk, None, None]:
+def chunks_of(path: str, mono: Mono = True) -> Generator[Chunk, None, None]:
     """The pictures of a file, one by one, each with the sound since the previous one; then the remaining sound, second
-    by second."""
+    by second. mono: as in `Clip.read`."""
     check_file(path)
     survey = survey_of(path)
     if survey.video is None:
@@ -45,7 +45,8 @@ def chunks_of(path: str) -> Generator[Chunk, None, None]:
         for each in shown(path, survey):
             if origin is None:
                 origin = each.stamp
-                reader = SoundReader(path, noise, survey, origin * survey.video.base) if survey.heard else None
+                if survey.heard:
+                    reader = SoundReader(path, noise, survey, origin * survey.video.base, mono)
             second = float((each.stamp - origin) * survey.video.base)
             frames = rearrange(torch.from_numpy(np.ascontiguousarray(each.pixels())), "y x c -> 1 c y x")
             sound = (None, 0, 0.0) if reader is None else reader.until(second)
@@ -60,9 +61,9 @@ def chunks_of(path: str) -> Generator[Chunk, None, None]:
 class SoundReader:
     """Decodes the sound of a file incrementally."""
 
-    def __init__(self, path: str, container: Any, survey: Survey, origin: Fraction) -> None:
+    def __init__(self, path: str, container: Any, survey: Survey, origin: Fraction, mono: Mono) -> None:
         self.frames = heard(container, survey.audio[survey.heard[0]], survey.shifts)
-        self.sound = Sound(Request(path), origin)
+        self.sound = Sound(Request(path, mono=mono), origin)
         self.returned = 0  # samples so far
 
     @property
@@ -76,13 +77,18 @@ class SoundReader:
         return self.sound.begin + self.sound.seconds
 
     def until(self, second: float) -> tuple[Tensor | None, int, float]:
-        """New sound (1 n) up to about this second; its rate, and the second of the file's first sample."""
-        sound, waves = self.sound, [np.zeros((1, 0), np.float32)]
+        """New sound (c n) up to about this second; its rate, and the second of the file's first sample."""
+        sound: Sound = self.sound
+        waves: list[np.ndarray] = []
         while not sound.over and self.second <= second:
             frame = next(self.frames, None)
             for place, wave in sound.finish() if frame is None else sound.add(frame):
-                waves += [np.zeros((1, place - self.returned), np.float32), wave]  # gaps are filled with silence
+                waves += [
+                    np.zeros((len(wave), place - self.returned), np.float32),
+                    wave,
+                ]  # gaps are filled with silence
                 self.returned = place + wave.shape[1]
         if not sound.rate:
             return None, 0, 0.0
-        return torch.from_numpy(np.concatenate(waves, 1)), sound.rate, sound.begin
+        wave = np.concatenate(waves, 1) if waves else np.zeros((1, 0), np.float32)
+        return torch.from_numpy(wave), sound.rate, sound.begin

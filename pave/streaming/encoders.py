@@ -20,6 +20,7 @@ from torch import Tensor
 from pave.encoder import Encoder, Groups, Pieces
 from pave.errors import EncoderError
 from pave.fusion.clock import INSTANT
+from pave.media.arrays import one_channel
 from pave.media.clip import Clip
 from pave.media.pixels import scaled
 from pave.media.resampling import Resampling
@@ -95,7 +96,7 @@ class SoundStream(StreamingEncoder):
             return
         if self.resampling is None:
             self.resampling, self.start = Resampling(chunk.rate, self.pieces.rate), chunk.start
-        sound = self.resampling.feed(chunk.sound.to(torch.float32).mean(0, keepdim=True))
+        sound = self.resampling.feed(one_channel(chunk.sound, self.encoder.channel))
         self.sound = torch.cat([self.sound, sound], dim=-1)
         self.reached = self.start + (self.first + self.sound.shape[1]) / self.pieces.rate
         while self.first + self.sound.shape[1] >= self._sample(self._end + self.pieces.after):

@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -165,7 +165,8 @@ class Run:
             base, patched = (token_accuracy(model, held_out, each, options.batch) for each in (names[:-1], names))
             metrics["held_out"] = {key: {"base": base[key], "patched": patched[key]} for key in patched}
         folder = self.setup.recipe.output
-        path = self.trainee.attached.export().save(folder / WEIGHTS)
+        measured = {"held_out": metrics["held_out"]} if held_out else None
+        path = replace(self.trainee.attached.export(), certificate=measured).save(folder / WEIGHTS)
         write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         return Result(path, metrics)
 

@@ -111,7 +111,8 @@ def patch_config(recipe: Recipe, host: Host, encoders: Mapping[str, Encoder]) ->
         resampler=recipe.resampler,
         fusion=recipe.fusion,
         lora=recipe.lora,
-        licence=recipe.licence,
+        # Recorded only if the recipe says it: a default would be a choice that nobody made.
+        licence=recipe.licence if "licence" in recipe.model_fields_set else "",
         keep_lora_when_absent=recipe.train.keep_lora_when_absent,
         training=recipe.train.model_dump(mode="json", exclude=UNRECORDED),
     )

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import av
 import listening
 import pytest
 import torch
@@ -19,7 +20,7 @@ from hub_server import HubServer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pave.encoder import CONSENT, load_encoder
+from pave.encoder import CONSENT, load_encoder, mixed
 from pave.errors import EncoderError
 from pave.media.clip import Clip
 from pave.sidechannel import SideTokens
@@ -121,6 +122,54 @@ def test_batches_of_windows_do_not_change_the_tokens_of_a_long_sound(
     assert torch.equal(side.x, encode(sound).x)
     monkeypatch.setattr(module, "PART", 59)
     assert (side.x - encode(sound).x).abs().max() <= 1e-5
+
+
+# channels
+
+
+def test_first_hears_channel_0_and_mean_is_the_default_with_its_hash(file: Path, encode: Any) -> None:
+    left, right = noise(3), noise(3).flip(-1)
+    both = torch.cat([left, right])
+    first = listening.listener(module.ImageBindAudio(str(file), TINY, "first"))
+    assert torch.equal(first(both).x, encode(left).x) and torch.equal(first(left).x, encode(left).x)
+    assert torch.equal(encode(both).x, encode((left + right) / 2).x) and not torch.equal(encode(both).x, first(both).x)
+    mean, other = (
+        load_encoder("imagebind-audio", channel="mean").spec,
+        load_encoder("imagebind-audio", channel="first").spec,
+    )
+    assert mean == load_encoder("imagebind-audio").spec and mean.preprocessing != other.preprocessing
+    assert load_encoder("imagebind-audio", **other.options).spec == other
+    with pytest.raises(EncoderError, match="imagebind-audio hears mean or first, got channel='left'"):
+        load_encoder("imagebind-audio", channel="left")
+
+
+@pytest.mark.parametrize(
+    ("layout", "weights"),
+    [
+        ("mono", [1]),
+        ("stereo", [1, 0]),
+        # FFmpeg's left of a stereo mix: FL + √½ FC + √½ BL, scaled; the authors' mp3 files were made so.
+        ("5.1", [0.4142, 0, 0.2929, 0, 0.2929, 0]),
+    ],
+)
+def test_the_first_channel_of_a_file_is_that_of_its_stereo_mix(
+    file: Path, tmp_path: Path, layout: str, weights: list[float]
+) -> None:
+    """As FFmpeg mixes: of a film, dialogue is in the centre, which channel 0 alone would not have."""
+    tones = torch.stack([0.4 * torch.sin(torch.arange(2 * RATE) * (0.05 + 0.03 * i)) for i in range(len(weights))])
+    with av.open(str(tmp_path / "x.wav"), "w") as container:
+        stream: Any = container.add_stream("pcm_f32le", RATE, layout=layout)
+        frame = av.AudioFrame.from_ndarray(tones.T.reshape(1, -1).numpy().astype("float32"), "flt", layout)
+        frame.sample_rate = RATE
+        container.mux(stream.encode(frame) + stream.encode(None))
+    encoder = module.ImageBindAudio(str(file), TINY, "first")
+    assert mixed([encoder]) == "stereo" and mixed([load_encoder("logmel")]) is True
+    clip = Clip.read(tmp_path / "x.wav", frames=0, mono=mixed([encoder]))
+    assert clip.audio is not None and clip.audio.shape == (min(2, len(weights)), 2 * RATE)
+    want = (torch.tensor(weights)[:, None] * tones).sum(0)
+    assert (clip.audio[0] - want).abs().max() < 1e-3
+    one = Clip.read(tmp_path / "x.wav", frames=0).audio
+    assert one is not None and (clip.audio.mean(0) - one[0]).abs().max() < 1e-6, "the mean of both is the mix to one"
 
 
 # spec and weights

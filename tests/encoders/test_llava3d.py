@@ -100,6 +100,15 @@ def test_views_are_chosen_as_in_llava3d_and_holes_are_not_masked(llava3d):
     assert not seen(masked, scan).present
 
 
+@pytest.mark.parametrize(
+    ("views", "step", "last"), [(40, 1, 31), (63, 1, 31), (64, 2, 62), (1000, 31, 961), (32, 1, 31)]
+)
+def test_the_views_of_a_scan_are_those_of_the_authors(views: int, step: int, last: int) -> None:
+    """In LLaVA-3D, view i is i * (n // 32): whole steps from the first view on; what is left over is never seen."""
+    chosen = load_encoder("rgbd-geometry", preset="llava3d").pick(views)  # type: ignore[attr-defined]
+    assert chosen == list(range(0, last + 1, step)) and len(chosen) == 32
+
+
 def test_the_spec_needs_neither_weights_nor_a_base(playroom_host, llava3d):
     spec = load_encoder("rgbd-geometry", preset="llava3d", weights="/gone").on(playroom_host).spec
     assert (spec.dim, spec.grid, spec.points, spec.licence) == (1024, (24, 24), False, "CC-BY-NC-SA-4.0")

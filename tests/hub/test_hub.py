@@ -6,6 +6,7 @@ The real client of `huggingface_hub` against a real server on the loopback.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,8 @@ from pave.patch.peft import export_peft
 from pave.playroom.replay import replay
 from pave.playroom.writer import write_clips
 from pave.recipe import read_recipe
+from pave.training.run import train
+from pave.training.setup import Setup
 
 EARS = "tester/ears"
 
@@ -250,6 +253,95 @@ def test_private_data_is_not_uploaded(server: HubServer, api: HfApi, patches: li
     base = BaseFacts(**{**config.base.model_dump(), "repo": secret})
     with pytest.raises(PatchError, match="contains private data"):
         push(Patch(config.model_copy(update={"base": base, "description": ""}), patches[0].tensors), EARS)
+
+
+def changed(patch: Patch, **words: Any) -> Patch:
+    return Patch(patch.config.model_copy(update=words), patch.tensors, patch.certificate)
+
+
+@pytest.mark.parametrize("licence", ["", "  "])
+def test_a_licence_is_asked_for_and_never_assumed(
+    server: HubServer, api: HfApi, patches: list[Patch], licence: str, tmp_path: Path, command: Any
+) -> None:
+    bare = changed(patches[0], licence=licence)
+    with pytest.raises(PatchError, match=r"ears: says no licence.*; pass --license ID; common: apache-2.0, mit, "):
+        push(bare, EARS)
+    for wrong, remedy in (("apache2", "did you mean 'apache-2.0'"), ("My own terms", "or `other`"), ("none", "other")):
+        with pytest.raises(PatchError, match=remedy):
+            push(bare, EARS, licence=wrong)
+    file = bare.save(tmp_path / "bare.safetensors")
+    assert command("patch", "push", file, EARS)[0] == 2 and not server.log
+    code, out, err = command("patch", "push", file, EARS, "--license", "MIT", "--dry-run")
+    assert code == 0 and yaml.safe_load(out.split("---")[1])["license"] == "mit" and "| licence | mit |" in out
+    assert "warning: This patch was made on a base that is not on the Hub" in err
+    pushed = push(bare, EARS, licence="MIT")
+    back = pull(EARS).load()
+    assert back.config.licence == "mit" and back.tensors.keys() == bare.tensors.keys() and pushed.commit
+
+
+def test_a_recipe_without_a_licence_records_none(recipe: Any) -> None:
+    for words, licence in (([], ""), (["licence=apache-2.0"], "apache-2.0"), (["licence=mit"], "mit")):
+        assert Setup.of(recipe(*words)).config().licence == licence
+
+
+def test_a_licence_that_allows_more_than_the_weights_behind_a_sense_is_a_warning(patches: list[Patch]) -> None:
+    config = patches[0].config
+    senses = {"audio": config.senses["audio"].model_copy(update={"licence": "CC-BY-NC-SA-4.0"})}
+    (_, warning) = push(changed(patches[0], senses=senses), EARS, dry_run=True).warnings
+    assert "apache-2.0 allows commercial use, but the weights of logmel" in warning and "CC-BY-NC-SA-4.0" in warning
+    assert len(push(changed(patches[0], senses=senses, licence="cc-by-nc-4.0"), EARS, dry_run=True).warnings) == 1
+
+
+def test_the_card_of_a_patch_for_a_local_base_says_what_the_base_must_be(patches: list[Patch]) -> None:
+    base = patches[0].config.base
+    assert base.repo == ""
+    text = card(patches[0], EARS)
+    assert 'pave.load("path/of/the/base")' in text and f"fingerprint `{base.fingerprint}`" in text
+    for fact in (
+        base.model_type,
+        f"of {base.dim} channels",
+        f"({base.vision_dim} before",
+        f"{base.tokens_per_frame} v",
+    ):
+        assert fact in text.split("## The base")[1].split("| |")[0]
+    known = changed(patches[0], base=base.model_copy(update={"repo": "them/base"}))
+    assert 'pave.load("them/base")' in card(known, EARS) and "## The base" not in card(known, EARS)
+    assert not push(known, EARS, dry_run=True).warnings
+    assert not push("audio-playroom", EARS, dry_run=True).warnings, "the embedded base is everyone's"
+
+
+def test_the_card_has_the_held_out_figures_of_training_and_its_description(recipe: Any, workshop: Path) -> None:
+    clips = f"data.val={workshop / 'train.jsonl'}"
+    patch = train(recipe(clips, "train.steps=1", "licence=mit", "description=Hears bells.", "train.batch=1")).patch
+    loaded = Patch.load(patch)
+    assert loaded.certificate and "all" in loaded.certificate["held_out"]
+    before, after = (loaded.certificate["held_out"]["all"][side] for side in ("base", "patched"))
+    text = card(loaded, EARS)
+    assert f"| all | {before:.3f} | {after:.3f} |" in text and "\nHears bells.\n" in text
+    assert "Held-out" not in card(Patch(loaded.config, loaded.tensors), EARS)
+    odd = {"held_out": {"x": {"base": 2, "patched": 0.5}, "y": 3, "a|b\n": {"base": 0, "patched": 1}}}
+    text = card(Patch(loaded.config, loaded.tensors, odd), EARS)
+    assert "| a\\|b | 0.000 | 1.000 |" in text and "| y" not in text
+
+
+ODD = 'x"); import os  # \n---\nlicense: mit\n| a | b |'
+
+
+def test_texts_of_a_patch_cannot_leave_their_place_in_the_card(patches: list[Patch]) -> None:
+    config = patches[0].config
+    base = config.base.model_copy(update={"repo": ODD, "model_type": ODD, "fingerprint": ODD})
+    changes: dict[str, Any] = {"name": ODD, "base": base, "licence": ODD, "training": {ODD: ODD}}
+    text = card(
+        changed(patches[0], **changes),
+        EARS,
+        {"seed": 0, "split": "test", "video": "v", "question": "a'b; c"} | {"base": "red", "patched": "blue"},
+    )
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front["license"] == "other" and "base_model" not in front and front["pave_example"]["question"] == "a'b; c"
+    assert 'load("path/of/the/base")' in text and "\nlicense: mit" not in text.split("---\n", 2)[2]
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len(compile(code, "card", "exec").co_names) and "os" not in code
+    assert shlex.split(text.split("```sh\n")[1].splitlines()[1])[3] == "a'b; c"
 
 
 def test_a_lost_response_to_a_successful_commit_is_not_an_error(

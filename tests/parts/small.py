@@ -62,6 +62,7 @@ def make_config(base: Host, name: str = "ears", **changes: object) -> PatchConfi
         "senses": {"audio": hearing},
         "fusion": FusionConfig(width=32, heads=2),
         "lora": LoraConfig(r=4, lora_alpha=8),
+        "licence": "apache-2.0",
     }
     return PatchConfig(name=name, base=base.facts(), **(fields | changes))  # type: ignore[arg-type]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,10 @@ from peft import PeftModel
 from released import (
     BLOCKS,
     CONFIG,
+    FUSION,
     HEARING,
     PEFT_CONFIG,
+    PEFT_WEIGHTS,
     QWEN,
     SIZES,
     TINY,
@@ -52,6 +55,7 @@ from pave.hub.card import card
 from pave.hub.locate import locate
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
+from pave.patch import official
 from pave.patch.file import Patch, fusion_of
 from pave.patch.official import LICENCE, _facts, convert
 from pave.sidechannel import SideBatch, SideTokens
@@ -264,18 +268,25 @@ def server(tmp_path: Path) -> Iterator[HubServer]:
         yield running
 
 
+LACKING = pytest.mark.filterwarnings("ignore:.*pave weights get")
+
+
+@LACKING
 def test_a_catalogue_name_downloads_the_official_zip_and_caches_the_conversion(
     server: HubServer, converted: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (entry,) = catalogue.recipe("audio-avsd").released
     made = zipped(write_checkpoint(tmp_path / "avsd", converted(3584, 2)[0], lora_tensors(QWEN[3584], 1, 64), blocks=1))
     repo = server.create(entry.repo, {entry.file: made.read_bytes()})
-    first = locate("audio-avsd", dim=entry.dim)
+    with pytest.warns(
+        UserWarning, match=r"audio-avsd: .*CC-BY-NC-SA-4.0, 4.8 GB, .* `pave weights get imagebind-audio`"
+    ):
+        first = locate("audio-avsd", dim=entry.dim)
     assert f"converted from the official {entry.file}; licence: {LICENCE}" in first.remark
     assert first.source == f"{entry.repo}@{repo.branches['main'][:12]}"
     patch = first.load()
     assert patch.config.name == "audio-avsd" and patch.config.base.dim == 3584 and patch.config.licence == LICENCE
-    assert patch.config.senses["audio"] == load_encoder("imagebind-audio").spec.facts("index")
+    assert patch.config.senses["audio"] == load_encoder("imagebind-audio", channel="first").spec.facts("index")
     assert patch.config.newline == "grid"
     fetched = len(server.asked("GET", "*.zip"))
     assert locate("audio-avsd", dim=entry.dim).path == first.path and len(server.asked("GET", "*.zip")) == fetched
@@ -295,6 +306,7 @@ def test_a_catalogue_name_downloads_the_official_zip_and_caches_the_conversion(
     assert locate("audio-avsd", dim=entry.dim).path != first.path
 
 
+@LACKING
 def test_the_base_or_the_command_decides_between_two_sizes(
     server: HubServer,
     converted: Callable[..., Any],
@@ -326,6 +338,24 @@ def test_the_base_or_the_command_decides_between_two_sizes(
     assert Patch.load(small).config.base.dim == 896
 
 
+def test_apply_says_which_weights_are_missing(
+    seeing: PatchedModel, patch: Patch, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path))
+    spec = load_encoder("imagebind-audio", channel="first").spec
+    weights = fusion_tensors(**{**TINY, "side": 1024})
+    shapes = {f"fusion.audio.{name}": each for name, each in weights.items() if ".v_linear." not in name}
+    tensors = {**{n: each for n, each in patch.tensors.items() if n.startswith("lora.")}, **shapes}
+    config = patch.config.model_copy(update={"senses": {"audio": spec.facts("index")}})
+    assert "4.8 GB, of which 345 MB are fetched and kept; get them with `pave weights get" in str(
+        seeing.apply_patch(Patch(config, tensors))
+    )
+    seeing.remove_patch(config.name)
+    monkeypatch.setenv("PAVE_IMAGEBIND", "/somewhere.pth")
+    assert "pave weights" not in str(seeing.apply_patch(Patch(config, tensors)))
+
+
+@LACKING
 def test_errors_on_the_way_name_the_requested_patch(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,6 +490,35 @@ def test_the_command_converts_a_folder_with_a_pickled_lora_to_the_bytes_of_the_z
     assert Path("audio-avsd.safetensors").read_bytes() == written and str(tmp_path).encode() not in written
     back = Patch.load("audio-avsd.safetensors")
     assert back.config == patch.config and all(torch.equal(back.tensors[n], t) for n, t in patch.tensors.items())
+
+
+@pytest.mark.parametrize("inside", ["", ".", "a/b", "./checkpoints/pave_avsd", "a/b/c/d/e/f/g/h", "work/con. /x"])
+def test_a_checkpoint_is_found_at_any_depth_among_the_litter_of_other_systems(
+    released: Callable[..., Path], tmp_path: Path, inside: str
+) -> None:
+    source = zipped(folder := released(), inside)
+    with zipfile.ZipFile(source, "a") as archive:
+        for litter in ("__MACOSX", f"__MACOSX/of/{inside}", ".git", "notes"):
+            archive.writestr(f"{litter}/._{FUSION}", b"Mac OS X")
+            archive.writestr(f"{litter}/.DS_Store", b"Bud1")
+        archive.writestr(f"__MACOSX/{FUSION}", b"x")
+        archive.writestr("notes/config.json", b"of something else")
+    with zipfile.ZipFile(source) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    want = {name: (folder / name).read_bytes() for name in (FUSION, PEFT_CONFIG, PEFT_WEIGHTS, CONFIG)}
+    with official._unpacked(source) as found:
+        assert {file.name: file.read_bytes() for file in found.iterdir()} == want
+    with official._unpacked(tmp_path / "unpacked") as found:
+        assert found.resolve() == (tmp_path / "unpacked" / inside).resolve()
+
+
+def test_a_checkpoint_with_others_below_it_is_itself(released: Callable[..., Path]) -> None:
+    """As training leaves them: NAME/ and NAME/checkpoint-2000/."""
+    folder = released()
+    (folder / "checkpoint-2000").mkdir()
+    shutil.copy(folder / FUSION, folder / "checkpoint-2000")
+    with official._unpacked(folder) as found:
+        assert found == folder
 
 
 def test_the_command_accepts_encoder_options(

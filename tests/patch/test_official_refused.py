@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import shutil
 import stat
 import zipfile
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from pave.errors import (
     RecipeError,
 )
 from pave.model.patched import PatchedModel
+from pave.patch import official
 from pave.patch.official import _shape, convert
 
 Damage = Callable[[Path], object]
@@ -219,9 +221,9 @@ def packed(change: Callable[[zipfile.ZipFile], object], **how: Any) -> Callable[
     return damaged
 
 
-def link() -> zipfile.ZipInfo:
+def link(kind: int = stat.S_IFLNK) -> zipfile.ZipInfo:
     member = zipfile.ZipInfo("inside/config2.json")
-    member.external_attr = (stat.S_IFLNK | 0o777) << 16
+    member.external_attr = (kind | 0o777) << 16
     return member
 
 
@@ -266,7 +268,18 @@ ZIPS: dict[str, tuple[type[PatchError], str, Callable[[Path], bytes]]] = {
     "one bit": (PatchDamaged, "Bad CRC-32", spoilt),
     "empty": (PatchDamaged, "is not a zip", lambda source: b""),
     "patch": (PatchDamaged, "is not a zip", lambda source: b"\x10\0\0\0\0\0\0\0{}"),
-    "two checkpoints": (PatchNotFound, "has 2", packed(lambda zip: zip.writestr(f"other/{FUSION}", b"x"))),
+    "two checkpoints": (
+        PatchNotFound,
+        f"has 2 {FUSION}: inside/{FUSION}, other/deep/{FUSION}; pass the folder of one",
+        packed(lambda zip: zip.writestr(f"./other/deep/{FUSION}", b"x")),
+    ),
+    "the same place": (PatchDamaged, "is a duplicate", packed(lambda zip: zip.writestr(f"./inside//{FUSION}", b"x"))),
+    "accent twins": (
+        PatchDamaged,
+        "is a duplicate",
+        packed(lambda zip: [zip.writestr(name, b"x") for name in ("e\u0301/x", "\u00e9/x")]),
+    ),
+    "device": (PatchDamaged, "is a link or a device", packed(lambda zip: zip.writestr(link(stat.S_IFIFO), b""))),
 }
 
 
@@ -282,6 +295,37 @@ def test_a_zip_that_is_not_as_released_is_refused_and_unpacks_nothing(
     with pytest.raises(error, match=cause) as refused:
         convert(source, "audio", HEARING)
     assert refused.value.file == str(source) and sorted(scratch.parent.rglob("*")) == before
+
+
+def test_a_zip_or_folder_around_another_zip_names_it(released: Callable[..., Path], tmp_path: Path) -> None:
+    made = zipped(released(), "inside")
+    outer = tmp_path / "outer.zip"
+    with zipfile.ZipFile(outer, "w") as archive:
+        archive.write(made, "deep/inner.ZIP")
+    with pytest.raises(PatchNotFound, match=f"outer.zip: has no {FUSION}, but holds deep/inner.ZIP: unpack it"):
+        convert(outer, "audio", HEARING)
+    (tmp_path / "around").mkdir()
+    made.rename(tmp_path / "around" / made.name)
+    with pytest.raises(PatchNotFound, match=f"around: has no {FUSION}, but holds .*{made.name}: unpack it"):
+        convert(tmp_path / "around", "audio", HEARING)
+
+
+def test_a_folder_with_two_checkpoints_names_them(released: Callable[..., Path], tmp_path: Path) -> None:
+    for name in ("all/first", "all/more/second"):
+        released(name)
+    with pytest.raises(PatchNotFound, match=f"has 2 {FUSION}: .*all/first/{FUSION}, .*all/more/second/{FUSION}"):
+        convert(tmp_path / "all", "audio", HEARING)
+    shutil.rmtree(tmp_path / "all" / "first")
+    (tmp_path / "all" / "loop").symlink_to(tmp_path / "all")  # neither endless nor a second one
+    assert convert(tmp_path / "all", "audio", HEARING).config.lora
+
+
+def test_a_folder_of_very_many_files_is_not_searched_to_its_end(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(official, "ENTRIES", 20)
+    for number in range(21):
+        (tmp_path / str(number)).touch()
+    with pytest.raises(PatchError, match="has more than 20 files; pass the folder of the checkpoint itself"):
+        convert(tmp_path, "audio", HEARING)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
