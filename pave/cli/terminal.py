@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 import typer
 
-from pave.errors import PaveError
+from pave.errors import MediaWarning, PaveError
 
 # Plain help: drawing rich panels takes twice the time of everything else in `pave --help`.
 PLAIN = {"rich_markup_mode": None, "no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
@@ -19,6 +20,7 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore", MediaWarning)  # the commands print what is wrong with a file in a line of their own
     for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # PEFT imports the first two if installed
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -8,12 +8,14 @@ Legend: t key frames, y x pixels, c channels, n samples, τ steps of a sensor.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Integral
 from operator import index
 from typing import Any
 
@@ -21,11 +23,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from pave.errors import MediaError, SignalError
+from pave.errors import MediaError, SignalError, UsageError
 from pave.media.arrays import pictures_of, size_of, sound_of, tensor_of, times_of
+from pave.media.decoding import Timeout
+from pave.media.key_frames import Request
 from pave.media.resampling import resample
 
-TIMEOUT = 30.0  # seconds of decoding per file: a silent hang is the worst failure of a training run
+Path = str | os.PathLike
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,9 @@ class Clip:
         start: float | None = None,
         end: float | None = None,
         at: Sequence[float] | None = None,
-        timeout: float | None = TIMEOUT,
+        audio_track: int | None = None,
+        video_track: int | None = None,
+        timeout: Timeout = "auto",
     ) -> Clip:
         """Read a video, sound or image file.
 
@@ -106,21 +112,24 @@ class Clip:
         mono: average the channels.
         start, end: seconds on the file's clock; times stay relative to the whole file.
         at: the pictures on screen at these seconds on the file's clock instead.
-        timeout: wall-clock limit in seconds, enforced by killing a worker process; None decodes in this process,
-            without a limit.
+        audio_track, video_track: which track, counted from 0 within its kind, as FFmpeg's `0:a:1`; None: the file's
+            default one. If that sound does not decode, the next one is read.
+        timeout: seconds after which a worker process that decodes is killed; math.inf: never. "auto" allows more
+            processor time the longer the file is, and does not count the time for which a busy machine lets it wait.
+            None decodes in this process, without a limit.
         """
-        from pave.media.decode import decode
+        from pave.media.decode import decode, gathered
         from pave.media.decoding import decode_within
-        from pave.media.key_frames import Request
 
         # A worker keeps the working directory it was started in, so paths are made absolute (URLs are refused later).
         path = os.fsdecode(path)
         full = path if "://" in path else os.path.abspath(path)
-        count = None if frames is None else index(frames)
-        fps, start, end, timeout = (None if value is None else float(value) for value in (fps, start, end, timeout))
+        count, sound_track, film_track = (None if n is None else index(n) for n in (frames, audio_track, video_track))
+        fps, start, end = (None if value is None else float(value) for value in (fps, start, end))
+        timeout = limit_of(timeout)
         instants = None if at is None else [float(second) for second in at]
-        request = Request(full, count, fps, audio, mono, start, end, instants)
-        result = decode(request) if timeout is None else decode_within(request, timeout)
+        request = Request(full, count, fps, audio, mono, start, end, instants, sound_track, film_track)
+        result = gathered(decode(request)) if timeout is None else decode_within(request, timeout)
         pictures = None if result.frames is None else rearrange(torch.from_numpy(result.frames), "t y x c -> t c y x")
         sound, rate = None if result.audio is None else torch.from_numpy(result.audio), result.rate
         if sound is not None and rate and audio_rate is not None:
@@ -133,7 +142,7 @@ class Clip:
             rate=rate,
             audio_start=result.audio_start,
             report=Report(source=path, size=size_of(pictures), **facts),
-            again=partial(cls.read, full, audio=False, timeout=timeout),
+            again=partial(cls.read, full, audio=False, video_track=video_track, timeout=timeout),
         )
 
     @classmethod
@@ -149,7 +158,7 @@ class Clip:
 
         frames: uint8 (t 3 y x) or (t y x 3), one picture (3 y x) or (y x 3), a PIL image, or a list of images.
         times: seconds of the frames; by default spread evenly over the sound, or 1 s apart without sound.
-        audio: (n,) or (c n) float in [-1, 1] or int16, at `rate` Hz, starting at 0 s.
+        audio: (n,), (c n) or (n c) float in [-1, 1] or int16, at `rate` Hz, starting at 0 s.
         signals: further streams by name; a pair (values (τ c), times (τ,)) becomes a `Signal`, a pair of frames and
             times a `Clip`.
         """
@@ -180,9 +189,20 @@ class Clip:
         )
         return cls(pictures, clock, sound, rate if sound is not None else None, 0.0, signals_of(signals), report)
 
-    def beside(self, signals: Mapping[str, Any]) -> Clip:
-        """This clip with further streams, by name, as in `from_frames`."""
-        return replace(self, signals={**self.signals, **signals_of(signals)})
+    def beside(self, signals: Mapping[str, Any], *, timeout: Timeout = "auto") -> Clip:
+        """This clip with further streams, by name, as in `from_frames`. `audio` replaces the clip's own sound, see
+        `sound`; None drops it."""
+        others = {name: value for name, value in signals.items() if name != "audio"}
+        clip = replace(self, signals={**self.signals, **signals_of(others)})
+        if "audio" not in signals:
+            return clip
+        if signals["audio"] is None:
+            report = replace(self.report, audio="left out by the caller")
+            return replace(clip, audio=None, rate=None, audio_start=0.0, report=report)
+        own = sound(signals["audio"], timeout)
+        named = (f"{os.path.basename(own.report.source)}: {text}" for text in own.report.warnings)
+        report = replace(self.report, audio=own.report.audio, warnings=(*self.report.warnings, *named))
+        return replace(clip, audio=own.audio, rate=own.rate, audio_start=own.audio_start, report=report)
 
     def at(self, seconds: Sequence[float]) -> Tensor:
         """The frames (t 3 y x) on screen at these instants; a file is read again."""
@@ -198,18 +218,40 @@ class Clip:
         return frames
 
 
+def sound(audio: Any, timeout: Timeout = "auto") -> Clip:
+    """A sound in any form as a clip that has one: a pair (samples, rate in Hz), the path of a file, or a Clip."""
+    if isinstance(audio, str | os.PathLike):
+        audio = Clip.read(audio, frames=0, timeout=timeout)
+    if isinstance(audio, Clip):
+        if audio.audio is None:
+            cause = f"{audio.report.source}: has no sound ({audio.report.audio})"
+            raise MediaError(f"{cause}; give a file that has, or audio=None to drop the clip's own")
+        return audio
+    if not isinstance(audio, tuple | list) or len(audio) != 2 or not isinstance(audio[1], Integral):
+        raise SignalError(
+            "audio= must be a pair (samples, rate in Hz), the path of a file, or None to drop the clip's own sound"
+        )
+    return Clip.from_frames(audio=audio[0], rate=int(audio[1]))
+
+
 def decode_many(
-    paths: Iterable[str | os.PathLike], *, workers: int = 1, timeout: float = TIMEOUT, **options: Any
+    paths: Iterable[Path | tuple[Path, Mapping[str, Any]]],
+    *,
+    workers: int = 1,
+    timeout: Timeout = "auto",
+    **options: Any,
 ) -> Iterator[Clip | MediaError]:
-    """`Clip.read` of many files in `workers` processes: results in order, a MediaError in place of a bad file.
+    """`Clip.read` of many files in `workers` processes: results in order, a MediaError in place of a bad file. A path
+    may be paired with options of its own.
 
     At most two files per worker are read ahead, so that memory use does not grow with the list.
     """
     ahead: deque[Future[Clip | MediaError]] = deque()
 
-    def attempt(path: str | os.PathLike) -> Clip | MediaError:
+    def attempt(entry: Path | tuple[Path, Mapping[str, Any]]) -> Clip | MediaError:
+        path, own = entry if isinstance(entry, tuple) else (entry, {})
         try:
-            return Clip.read(path, timeout=timeout, **options)
+            return Clip.read(path, timeout=timeout, **{**options, **own})
         except MediaError as error:
             return error
 
@@ -224,6 +266,19 @@ def decode_many(
             yield ahead.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def limit_of(timeout: Timeout) -> Timeout:
+    """A limit of decoding, checked."""
+    if timeout is None or timeout == "auto":
+        return timeout
+    try:
+        seconds = float(timeout)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not seconds > 0:
+        raise UsageError(f"timeout={timeout!r} is not a limit; pass seconds above 0, math.inf, 'auto' or None")
+    return seconds
 
 
 def signals_of(signals: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ b rows, t key frames, s visual tokens per key frame, q d channels before and aft
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -30,12 +30,13 @@ class ClipFeatures:
     sides: Mapping[str, SideTokens | None] = field(default_factory=dict)  # by the encoder's `spec.preprocessing`
     absent: Mapping[str, str] = field(default_factory=dict)  # the same key -> why the side channel is None
     deep: Tensor | None = None  # (t s k d), where the base has such features
+    warnings: tuple[str, ...] = ()  # of the clip's files, as in `Report`
 
     def to(self, device: torch.device | str) -> ClipFeatures:
         """The same clip on another device; side tokens are moved later, with their batch."""
         vision, tokens, times = (each.to(device) for each in (self.vision, self.tokens, self.times))
         deep = None if self.deep is None else self.deep.to(device)
-        return ClipFeatures(vision, tokens, times, self.sides, self.absent, deep)
+        return replace(self, vision=vision, tokens=tokens, times=times, deep=deep)
 
 
 @dataclass(frozen=True)

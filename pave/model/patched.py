@@ -23,6 +23,7 @@ from pave.config import PatchConfig, SenseConfig
 from pave.encoder import Encoder
 from pave.loading.base import Device, load_base
 from pave.media.clip import Clip
+from pave.media.decoding import Timeout
 from pave.model.answer import Answer, answers, pieces
 from pave.model.applied import Applied, Names
 from pave.model.applying import apply, built, find_patch, swap
@@ -80,20 +81,28 @@ class PatchedModel:
         *,
         patches: Sequence[str] | None = None,
         max_new_tokens: int = 32,
+        timeout: Timeout = "auto",
+        audio_track: int | None = None,
+        video_track: int | None = None,
         **signals: Any,
     ) -> Answer:
         """Ask one question about a clip: a path, a Clip, frames, or a picture.
 
-        patches: names; None means all that are enabled. signals: further streams by name, as in `Clip.from_frames`;
-        `audio=(samples, rate)` replaces the clip's own sound, `audio=None` drops it.
+        patches: names; None means all that are enabled.
+        timeout, audio_track, video_track: how a file is read, as in `Clip.read`.
+        signals: further streams by name, as in `Clip.from_frames`; `audio=(samples, rate)` or the path of a file
+        replaces the clip's own sound, `audio=None` drops it.
+
+        A file that is damaged, cut short or ambiguous: a `MediaWarning`, and `Answer.warnings`.
         """
         row = {"clip": clip, "question": question, "patches": patches, **signals}
-        return self.ask_batch([row], max_new_tokens=max_new_tokens)[0]
+        row |= {"audio_track": audio_track, "video_track": video_track}
+        return answers(self.calls, prepared(self.calls, [row], timeout), max_new_tokens)[0]
 
-    def ask_batch(self, rows: Rows, *, max_new_tokens: int = 32) -> list[Answer]:
+    def ask_batch(self, rows: Rows, *, max_new_tokens: int = 32, timeout: Timeout = "auto") -> list[Answer]:
         """Ask many questions in one batch: (clip, question), (clip, question, patches), or a mapping of clip, question,
-        patches and signals. Rows may name different patches."""
-        return answers(self.calls, prepared(self.calls, rows), max_new_tokens) if len(rows) else []
+        patches, audio_track, video_track and signals. Rows may name different patches. timeout: of each file."""
+        return answers(self.calls, prepared(self.calls, rows, timeout), max_new_tokens) if len(rows) else []
 
     def stream(
         self,
@@ -102,11 +111,15 @@ class PatchedModel:
         *,
         patches: Sequence[str] | None = None,
         max_new_tokens: int = 32,
+        timeout: Timeout = "auto",
+        audio_track: int | None = None,
+        video_track: int | None = None,
         **signals: Any,
     ) -> Iterator[str]:
-        """Ask one question and stream the answer as it is generated. Closing the iterator stops the generation."""
+        """`ask`, but stream the answer as it is generated. Closing the iterator stops the generation."""
         row = {"clip": clip, "question": question, "patches": patches, **signals}
-        return pieces(self.calls, prepared(self.calls, [row]).inputs, max_new_tokens)
+        row |= {"audio_track": audio_track, "video_track": video_track}
+        return pieces(self.calls, prepared(self.calls, [row], timeout).inputs, max_new_tokens)
 
     def watch(
         self,

@@ -42,6 +42,10 @@ class Perception:
         built = [sense if isinstance(sense, Encoder) else self.encoder(sense) for sense in senses]
         return {encoder.spec.preprocessing: encoder for encoder in built}
 
+    def hears(self, senses: Iterable[SenseConfig | Encoder]) -> bool:
+        """Whether one of the senses reads sound; otherwise the sound of files is not decoded."""
+        return any(encoder.hears for encoder in self.encoders(senses).values())
+
     @torch.no_grad()
     def encode(
         self, clips: Sequence[Clip], senses: Iterable[SenseConfig | Encoder], chunk: int | None = None
@@ -60,7 +64,7 @@ class Perception:
             absent = {key: encoders[key].lacks(clip) for key, side in sides.items() if side is None}
             parts = (visual.vision[i, :count], visual.tokens[i, :count], visual.times[i, :count])
             deep = None if visual.deep is None else visual.deep[i, :count]
-            features.append(ClipFeatures(*parts, sides, absent, deep))
+            features.append(ClipFeatures(*parts, sides, absent, deep, clip.report.warnings))
         return features
 
     def features(

@@ -141,7 +141,7 @@ class Show:
                 if count := late[attached, sense]:
                     signals[sense] += f"; {count} steps arrived over {PATIENCE:g} s late and were skipped"
         seconds = {"encode": encoded - begin, "prepare": time.perf_counter() - encoded}
-        return answers(self.calls, Prepared(inputs, [signals], seconds), max_new_tokens)[0]
+        return answers(self.calls, Prepared(inputs, [signals], [features.warnings], seconds), max_new_tokens)[0]
 
     def _perceived(
         self, use: Use, features: ClipFeatures, made: Mapping[Attached, tuple[Tensor, Tensor] | None]

@@ -21,6 +21,7 @@ from pave.data import Example, Source, collate, pack, read_jsonl
 from pave.encoder import Encoder
 from pave.errors import DataError, nearest
 from pave.features.cache import FeatureCache, OnClip
+from pave.media.warned import told
 from pave.model.applied import Names
 from pave.model.inputs import ClipFeatures, Inputs
 from pave.model.patched import PatchedModel
@@ -61,11 +62,18 @@ class Dataset:
         """The number of questions for training."""
         return sum(len(clip.examples) for clip in self.train)
 
+    @property
+    def warnings(self) -> dict[str, tuple[str, ...]]:
+        """What is wrong with clips that were read nevertheless, by their path."""
+        clips = (*self.train, *self.val)
+        return {str(clip.examples[0].source): clip.features.warnings for clip in clips if clip.features.warnings}
+
     def remarks(self) -> list[str]:
-        """Warnings: clips that lack a sense, and signals that no encoder reads."""
+        """Warnings: clips that lack a sense, signals that no encoder reads, and what is wrong with files."""
         count = len(self.train) + len(self.val)
         missing = [(sense, why) for sense, why in self.absent().items() if why]
-        return [*(f"{len(why)} of {count} clips have no {sense} ({why[0]})" for sense, why in missing), *self.unread]
+        lines = [*(f"{len(why)} of {count} clips have no {sense} ({why[0]})" for sense, why in missing), *self.unread]
+        return [*lines, *(f"warning: {text}" for text in told(self.warnings))]
 
     def absent(self) -> dict[str, list[str]]:
         """For every sense of the patch: the reasons of all clips that lack it."""
@@ -105,14 +113,18 @@ def read_dataset(setup: Setup, clips: int | None = None, on_clip: OnClip | None 
 
 
 def unread(examples: Iterable[Example], read: Collection[str]) -> list[str]:
-    """A warning for every name in the `signals` of clips that no sense reads."""
+    """A warning for every name in the `signals` of clips that no sense reads, and for a track of sound."""
     sources = dict.fromkeys(example.source for example in examples)
     named = Counter(name for source in sources for name, _ in source.signals)
-    return [
+    lines = [
         f"{count} of {len(sources)} clips have a signal {name!r}, which no sense reads; {nearest(name, read)}"
         for name, count in named.items()
         if name not in read
     ]
+    choosing = sum("audio_track" in source.tracks for source in sources)
+    if choosing and "audio" not in read:
+        lines.append(f"{choosing} of {len(sources)} clips choose an audio_track, and no sense reads sound")
+    return lines
 
 
 def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:
