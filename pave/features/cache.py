@@ -56,6 +56,7 @@ class FeatureCache:
             first.clips |= features.clips
         self.encoders = [encoder for encoder in encoders if encoder.spec.preprocessing not in self.made]
         self.hears = any(encoder.hears for encoder in self.encoders)
+        self._sensors = frozenset(encoder.spec.preprocessing for encoder in encoders if not encoder.hears)
         tower = "" if folder is None else model.host.vision_fingerprint()
         keys = [features.key.model_dump_json() for _, features in self.made.values()]
         self._networks = json.dumps([tower, *(encoder.spec.preprocessing for encoder in encoders), *keys])
@@ -94,7 +95,7 @@ class FeatureCache:
                 sides[key], entry = made.find(*identity(source, encoder.spec.sense))
                 absent |= {key: entry.absent} if entry.absent else {}
                 told |= dict.fromkeys(entry.warnings)
-            features = replace(features, sides=sides, absent=absent, warnings=tuple(told))
+            features = replace(features, sides=sides, absent=absent, warnings=tuple(told), sensors=self._sensors)
         except (MediaError, SignalError) as error:
             self.refused[source] = str(error)
             return None
@@ -145,7 +146,7 @@ class FeatureCache:
             sides[key] = SideTokens(*(tensors[f"{key}.{part}"] for part in PARTS), kind=kind)
         absent, warnings = json.loads(facts["absent"]), tuple(json.loads(facts.get("warnings", "[]")))
         vision, tokens, times = (tensors[name] for name in ("vision", "tokens", "times"))
-        return ClipFeatures(vision, tokens, times, sides, absent, tensors.get("deep"), warnings)
+        return ClipFeatures(vision, tokens, times, sides, absent, tensors.get("deep"), warnings, self._sensors)
 
 
 def _encoder_of(model: PatchedModel, encoders: Sequence[Encoder], features: FeatureFolder) -> Encoder:

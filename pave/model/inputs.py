@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pave.base import Newline, Seen, Visual
 from pave.errors import UsageError
+from pave.fusion.align import beyond
 from pave.patch.attached import Attached
-from pave.sidechannel import SideBatch, SideTokens
+from pave.sidechannel import Rule, SideBatch, SideTokens
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class ClipFeatures:
     absent: Mapping[str, str] = field(default_factory=dict)  # the same key -> why the side channel is None
     deep: Tensor | None = None  # (t s k d), where the base has such features
     warnings: tuple[str, ...] = ()  # of the clip's files, as in `Report`
+    sensors: frozenset[str] = frozenset()  # keys of `sides` that are not its own sound and may outlast it
+
+    def side(self, key: str, rule: Rule) -> tuple[SideTokens | None, int]:
+        """The side channel that a sense reads, and how many steps of it are beyond the clip (see `pave.fusion.align`),
+        which belong to nobody; by the index rule and in the clip's own sound, none are."""
+        side = self.sides[key]
+        if side is None or rule == "index" or key not in self.sensors:
+            return side, 0
+        outside = beyond(side, self.times)
+        return (side.only(~outside), int(outside.sum())) if outside.any() else (side, 0)
 
     def to(self, device: torch.device | str) -> ClipFeatures:
         """The same clip on another device; side tokens are moved later, with their batch."""

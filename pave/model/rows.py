@@ -135,9 +135,12 @@ def _signals(inputs: Inputs, clip: ClipFeatures, row: int) -> dict[str, str]:
     signals = {}
     for use in inputs.uses:
         for sense, facts in use.attached.config.senses.items() if use.rows[row] else ():
-            side = clip.sides[facts.preprocessing]
+            side, outside = clip.side(facts.preprocessing, facts.align)
             if side is not None and side.present:
                 signals[sense] = f"present: {len(side.x)} steps from {side.times[0]:.2f} s"
+                signals[sense] += f"; {outside} more are before or after the clip and not read" if outside else ""
+            elif outside:
+                signals[sense] = f"absent: its {outside} steps are all before or after the clip"
             else:
                 signals[sense] = clip.absent.get(facts.preprocessing, "absent: nothing in it can be read")
     return signals

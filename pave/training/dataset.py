@@ -45,6 +45,10 @@ class TrainingClip:
         side = self.features.sides[encoder.spec.preprocessing]
         return side is not None and side.present
 
+    def outside(self, encoder: Encoder) -> int:
+        """How many of its time steps are before or after the clip."""
+        return self.features.side(encoder.spec.preprocessing, "time")[1]
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -73,6 +77,9 @@ class Dataset:
         count = len(self.train) + len(self.val)
         missing = [(sense, why) for sense, why in self.absent().items() if why]
         lines = [*(f"{len(why)} of {count} clips have no {sense} ({why[0]})" for sense, why in missing), *self.unread]
+        for sense, encoder in self.senses.items():
+            if over := sum(bool(clip.outside(encoder)) for clip in (*self.train, *self.val)):
+                lines.append(f"{over} of {count} clips have {sense} before or after their pictures, which is not read")
         return [*lines, *(f"warning: {text}" for text in told(self.warnings))]
 
     def absent(self) -> dict[str, list[str]]:
