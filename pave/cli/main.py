@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -75,12 +76,10 @@ def ask(
     quiet()
     from pave.model.patched import load
 
-    signals = _signals(signal or [])
+    signals = _signals(signal or [], timeout)
     model = load(base, dtype=dtype, device=device, frames=frames)
     for source in patch or []:
         remark(model.apply_patch(source))
-    if base == "playroom" and not patch:
-        remark(TOY)
     answer = model.ask(
         video,
         question,
@@ -94,11 +93,14 @@ def ask(
         remark(f"warning: {video.name}: {text}")
     for sense, state in answer.signals.items():
         remark(f"{sense}: {state}")
+    if base == "playroom" and not patch:
+        remark(TOY)
     print(answer)
 
 
-def _signals(options: Sequence[str]) -> dict[str, Any]:
-    """Signals by name, from NAME=PATH: a path, or a list of paths (a repeated name; always for views)."""
+def _signals(options: Sequence[str], timeout: float | None) -> dict[str, Any]:
+    """Signals by name, from NAME=PATH: a path, a list of paths (a repeated name; always for views), or sound (audio),
+    read within `timeout`."""
     from inspect import signature
 
     from pave.errors import SignalError
@@ -116,7 +118,7 @@ def _signals(options: Sequence[str]) -> dict[str, Any]:
                 f"--signal {option}: {name} is not a signal; name one that a patch reads, for example imu or views"
             )
         named.setdefault(name, []).append(path)
-    readers: dict[str, Any] = {"audio": _one, "views": list}
+    readers: dict[str, Any] = {"audio": partial(_sound, timeout=timeout), "views": list}
     return {name: readers.get(name, _one_or_list)(paths) for name, paths in named.items()}
 
 
@@ -124,13 +126,14 @@ def _one_or_list(paths: list[str]) -> str | list[str]:
     return paths if len(paths) > 1 else paths[0]
 
 
-def _one(paths: list[str]) -> str:
-    """The path of the one file with sound."""
+def _sound(paths: list[str], timeout: float | None) -> Any:
+    """The one file with sound."""
     from pave.errors import SignalError
+    from pave.media.clip import sound
 
     if len(paths) > 1:
         raise SignalError(f"--signal audio= is given {len(paths)} times; give one file")
-    return paths[0]
+    return sound(paths[0], timeout or "auto")
 
 
 @app.command()

@@ -1,11 +1,10 @@
 """Side tokens of many clips, from processes that may be killed: the work of `pave encode`.
 
 In: clips, and a `Job`: the encoder, its options and limits. Out: a folder of feature files, one per shard, which is a
-fixed part of the list of clips; `quarantine.jsonl`, which lists the clips that could not be read; and
-`warnings.jsonl`, which lists what was wrong with clips that were read nevertheless. `extract` does all the work of one shard and is a pure
-function: it always writes the same bytes. So it can run in threads, on Ray, or on the ranks of torchrun; interrupted
-shards are restarted, finished ones stay. Each caller has a worker process (pave/files/process.py), which is replaced if
-a clip crashes it.
+fixed part of the list of clips; and lists: `quarantine.jsonl` of the clips that could not be read, `warnings.jsonl` of
+what was wrong with others. `extract` does all the work of one shard and is a pure function: it always writes the same
+bytes. So it can run in threads, on Ray, or on the ranks of torchrun; interrupted shards are restarted, finished ones
+stay. Each caller has a worker process (pave/files/process.py), which is replaced if a clip crashes it.
 """
 
 from __future__ import annotations

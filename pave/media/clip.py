@@ -225,7 +225,7 @@ def sound(audio: Any, timeout: Timeout = "auto") -> Clip:
     if isinstance(audio, Clip):
         if audio.audio is None:
             cause = f"{audio.report.source}: has no sound ({audio.report.audio})"
-            raise MediaError(f"{cause}; give a file that has, or audio=None to drop the clip's own")
+            raise MediaError(f"{cause}; give a file with sound, or audio=None to drop the clip's own")
         return audio
     if not isinstance(audio, tuple | list) or len(audio) != 2 or not isinstance(audio[1], Integral):
         raise SignalError(
