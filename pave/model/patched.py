@@ -129,6 +129,8 @@ class PatchedModel:
         patches: Sequence[str] | None = None,
         last: float | None = None,
         memory: int = MEMORY,
+        audio_track: int | None = None,
+        video_track: int | None = None,
     ) -> Show:
         """Read pictures and sound incrementally, and ask at any moment:
 
@@ -143,6 +145,8 @@ class PatchedModel:
         patches: names of the patches to run; None means all that are enabled, both now and when a question is asked.
         last: a question covers this many seconds before it; None: everything so far.
         memory: bytes for pictures, and for each sense. Beyond that, the past is thinned out evenly.
+        audio_track, video_track: of a file, as in `Clip.read`; its sound is decoded only if a patch hears it, and there
+            is no time limit.
 
         After a whole file, `show.ask` answers as `ask(file)` does. Side tokens are bit-identical for sound at the
         encoder's own rate until its first piece is complete (8 to 30 seconds, depending on the encoder); after that
@@ -151,7 +155,9 @@ class PatchedModel:
         Works with patches that read sound or dense frames. For LanguageBind, `ask` spreads dense frames over the whole
         clip, as the PAVE paper's authors do; here they are taken twice a second from the first picture on, so its
         tokens are similar, not equal. Pass zeros for silence: None does not advance the sound's clock."""
-        return Show(self.calls, source, rate=rate, patches=patches, last=last, memory=memory)
+        tracks = {"audio_track": audio_track, "video_track": video_track}
+        tracks = {name: number for name, number in tracks.items() if number is not None}
+        return Show(self.calls, source, rate=rate, patches=patches, last=last, memory=memory, tracks=tracks)
 
     # Patches
 
