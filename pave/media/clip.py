@@ -19,6 +19,7 @@ from numbers import Integral
 from operator import index
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -30,6 +31,7 @@ from pave.media.key_frames import Request
 from pave.media.resampling import resample
 
 Path = str | os.PathLike
+TIMEOUT: Timeout = "auto"  # limit of decoding a file: grows with its length
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Clip:
     audio_start: float = 0.0  # seconds of the first sample on the clip's clock
     signals: Mapping[str, Any] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
-    again: Callable[..., Clip] | None = None  # reads other pictures of the same file, under the same time limit
+    again: Callable[[Sequence[float]], Iterator[Tensor]] | None = None  # other pictures of the same file, one by one
 
     @classmethod
     def read(
@@ -100,7 +102,7 @@ class Clip:
         at: Sequence[float] | None = None,
         audio_track: int | None = None,
         video_track: int | None = None,
-        timeout: Timeout = "auto",
+        timeout: Timeout = TIMEOUT,
     ) -> Clip:
         """Read a video, sound or image file.
 
@@ -142,7 +144,7 @@ class Clip:
             rate=rate,
             audio_start=result.audio_start,
             report=Report(source=path, size=size_of(pictures), **facts),
-            again=partial(cls.read, full, audio=False, video_track=video_track, timeout=timeout),
+            again=partial(_again, request, timeout),
         )
 
     @classmethod
@@ -189,7 +191,7 @@ class Clip:
         )
         return cls(pictures, clock, sound, rate if sound is not None else None, 0.0, signals_of(signals), report)
 
-    def beside(self, signals: Mapping[str, Any], *, timeout: Timeout = "auto") -> Clip:
+    def beside(self, signals: Mapping[str, Any], *, timeout: Timeout = TIMEOUT) -> Clip:
         """This clip with further streams, by name, as in `from_frames`. `audio` replaces the clip's own sound, see
         `sound`; None drops it."""
         others = {name: value for name, value in signals.items() if name != "audio"}
@@ -206,19 +208,33 @@ class Clip:
 
     def at(self, seconds: Sequence[float]) -> Tensor:
         """The frames (t 3 y x) on screen at these instants; a file is read again."""
+        return torch.stack(list(self.passing(seconds)))
+
+    def passing(self, seconds: Sequence[float]) -> Iterator[Tensor]:
+        """The frames (3 y x) on screen at these instants, one by one. A file is read again, once, as far as they are
+        used; instants in ascending order hold one frame in memory."""
         if self.again is not None:
-            frames = self.again(at=seconds).frames
-        elif self.frames is None or self.times is None:
-            frames = None
-        else:  # 1 µs absorbs rounding errors, as `exact` does for files
-            instants = torch.tensor(seconds, dtype=torch.float64) + 1e-6
-            frames = self.frames[(torch.searchsorted(self.times, instants, right=True) - 1).clamp(min=0)]
-        if frames is None:
+            yield from self.again(seconds)
+            return
+        if self.frames is None or self.times is None:
             raise MediaError(f"{self.report.source}: has no frames to sample; pass frames or a video file")
-        return frames
+        instants = torch.tensor(seconds, dtype=torch.float64) + 1e-6  # absorbs rounding errors, as `exact` for files
+        for place in (torch.searchsorted(self.times, instants, right=True) - 1).clamp(min=0):
+            yield self.frames[place]
 
 
-def sound(audio: Any, timeout: Timeout = "auto") -> Clip:
+def _again(request: Request, timeout: Timeout, seconds: Sequence[float]) -> Iterator[Tensor]:
+    """The pictures (3 y x) of a request's file on screen at these seconds."""
+    from pave.media.decode import decode, one_by_one
+    from pave.media.decoding import parts_within
+
+    request = replace(request, at=[float(second) for second in seconds], audio=False, start=None, end=None)
+    parts = decode(request) if timeout is None else parts_within(request, timeout)
+    for picture in one_by_one(parts):
+        yield rearrange(torch.from_numpy(np.ascontiguousarray(picture)), "y x c -> c y x").contiguous()
+
+
+def sound(audio: Any, timeout: Timeout = TIMEOUT) -> Clip:
     """A sound in any form as a clip that has one: a pair (samples, rate in Hz), the path of a file, or a Clip."""
     if isinstance(audio, str | os.PathLike):
         audio = Clip.read(audio, frames=0, timeout=timeout)
@@ -238,7 +254,7 @@ def decode_many(
     paths: Iterable[Path | tuple[Path, Mapping[str, Any]]],
     *,
     workers: int = 1,
-    timeout: Timeout = "auto",
+    timeout: Timeout = TIMEOUT,
     **options: Any,
 ) -> Iterator[Clip | MediaError]:
     """`Clip.read` of many files in `workers` processes: results in order, a MediaError in place of a bad file. A path
