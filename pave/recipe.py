@@ -59,8 +59,7 @@ class DataConfig(Config):
     val: Path | None = None
     playroom: PlayroomData | None = None
     features: tuple[Path, ...] = ()  # folders of feature files from `pave encode`, used instead of encoding
-    # Seconds in which a clip must be decoded; auto: more for a longer clip
-    timeout: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    timeout: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"  # seconds to decode a clip; auto: by its length
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:

@@ -90,16 +90,16 @@ def encode(
         except KeyboardInterrupt:
             remark(f"\nstopped; finished shards are in {out}; run the same command again to continue")
             raise SystemExit(130) from None
-    if left_out:
+    if left_out or (out / "left-out.jsonl").exists():
         extract.write_list(out / "left-out.jsonl", [{"file": name, "why": why} for name, why in left_out.items()])
-        remark(f"{len(left_out):,} files are left out, they are not media; all are in {out / 'left-out.jsonl'}:")
-        remark("\n".join(f"  {line}" for line in extract.some(left_out)))
+    for line in extract.some(left_out):
+        remark(f"left out: {line}")
     for line in told(tally.warnings):
         remark(f"warning: {line}")
-    print(summary(tally, out, time.perf_counter() - begin))
+    print(summary(tally, out, time.perf_counter() - begin, len(left_out)))
 
 
-def summary(tally: Tally, out: Path, seconds: float) -> str:
+def summary(tally: Tally, out: Path, seconds: float, left_out: int) -> str:
     """Counts for the whole folder, and the time of this run."""
     good = tally.clips - tally.absent - len(tally.refused)
     lines = [f"{good:,} of {tally.clips:,} clips are encoded; this took {seconds:.1f} s"]
@@ -109,4 +109,6 @@ def summary(tally: Tally, out: Path, seconds: float) -> str:
         lines.append(f"{len(tally.refused):,} clips quarantined; see {out / 'quarantine.jsonl'} for the reasons")
     if tally.warnings:
         lines.append(f"{len(tally.warnings):,} clips were read with warnings; all are in {out / 'warnings.jsonl'}")
+    if left_out:
+        lines.append(f"{left_out:,} more files are left out, they are not media; all are in {out / 'left-out.jsonl'}")
     return "\n".join([*lines, f"{out} ({tally.shards:,} files, {tally.bytes:,} bytes)"])

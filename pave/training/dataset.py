@@ -60,6 +60,7 @@ class Dataset:
     refused: dict[Source, str]  # unreadable clips, and why
     unread: list[str]  # warnings about signals of clips that no encoder reads
     seconds: dict[str, float]  # of each stage
+    timed: frozenset[str] = frozenset()  # senses that are aligned by time
 
     @property
     def questions(self) -> int:
@@ -77,8 +78,8 @@ class Dataset:
         count = len(self.train) + len(self.val)
         missing = [(sense, why) for sense, why in self.absent().items() if why]
         lines = [*(f"{len(why)} of {count} clips have no {sense} ({why[0]})" for sense, why in missing), *self.unread]
-        for sense, encoder in self.senses.items():
-            if over := sum(bool(clip.outside(encoder)) for clip in (*self.train, *self.val)):
+        for sense in sorted(self.timed):
+            if over := sum(bool(clip.outside(self.senses[sense])) for clip in (*self.train, *self.val)):
                 lines.append(f"{over} of {count} clips have {sense} before or after their pictures, which is not read")
         return [*lines, *(f"warning: {text}" for text in told(self.warnings))]
 
@@ -109,7 +110,8 @@ def read_dataset(setup: Setup, clips: int | None = None, on_clip: OnClip | None 
     val = _training_clips(setup, val_file, examples[1], clips, on_clip) if val_file else []
     seconds = {"clips": written - begin, "features": time.perf_counter() - written}
     unused = unread(chain(*examples), setup.streams)
-    dataset = Dataset(train, val, dict(setup.senses), setup.store.refused, unused, seconds)
+    timed = frozenset(sense for sense, config in setup.recipe.senses.items() if config.align == "time")
+    dataset = Dataset(train, val, dict(setup.senses), setup.store.refused, unused, seconds, timed)
     if not setup.recipe.train.keep_lora_when_absent and not dataset.sensing():
         why = "; ".join(sorted({why for clip in train for why in clip.features.absent.values()})[:3])
         raise DataError(
