@@ -42,6 +42,8 @@ def chunks_of(
     check_file(path)
     survey = survey_of(path, video_track, audio_track)
     told = [*cut_short(survey), *survey.warnings]
+    if audio and len(survey.audio) > 1 and audio_track is None:
+        told.append(f"{len(survey.audio)} sound tracks: audio_track={survey.heard[0]} is used")
     if survey.video is None:
         raise refuse(path, "has no pictures, and a base needs them", "give a video file")
     with opened(path) as noise:

@@ -160,7 +160,7 @@ def test_the_command_prints_warnings_and_what_the_embedded_base_knows(
     command: Callable[..., tuple[int, str, str]], files: Path
 ) -> None:
     code, out, err = command("ask", files / "half.mp4", WHAT, "--max-new-tokens", 2)
-    (told,) = (line for line in err.splitlines() if line.startswith("warning: "))
+    told, *_ = (line for line in err.splitlines() if line.startswith("warning: "))
     assert code == 0 and out and told.startswith("warning: half.mp4: cut short")
     assert err.count("knows toys") == 1 and "--base llava-hf/" in err and "MediaWarning" not in err
     words = ("ask", files / "two.mkv", WHAT, "--patch", "audio-playroom", "--max-new-tokens", 2)
