@@ -52,6 +52,10 @@ class PlayroomData(Config):
         return self
 
 
+# Omitted from a resolved recipe if it is the default, so that earlier recipes keep their hashes.
+Limit = Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], Field(exclude_if=lambda limit: limit == "auto")]
+
+
 class DataConfig(Config):
     """Either your own JSONL files, or clips of the Playroom."""
 
@@ -59,7 +63,7 @@ class DataConfig(Config):
     val: Path | None = None
     playroom: PlayroomData | None = None
     features: tuple[Path, ...] = ()  # folders of feature files from `pave encode`, used instead of encoding
-    timeout: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"  # seconds to decode a clip; auto: by its length
+    timeout: Limit = "auto"  # seconds to decode a clip; auto: by its length
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
