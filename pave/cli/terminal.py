@@ -10,6 +10,7 @@ import warnings
 import typer
 
 from pave.errors import MediaWarning, PaveError
+from pave.files.quiet import TALKATIVE
 
 # Plain help: drawing rich panels takes twice the time of everything else in `pave --help`.
 PLAIN = {"rich_markup_mode": None, "no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
@@ -21,7 +22,7 @@ def quiet() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.simplefilter("ignore", MediaWarning)  # the commands print what is wrong with a file in a line of their own
-    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # PEFT imports the first two if installed
+    for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

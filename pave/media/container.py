@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import os
 import stat
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from operator import itemgetter
 from typing import Any
 
 import av
@@ -24,10 +22,11 @@ from av.format import Flags
 from av.stream import Disposition
 
 from pave.errors import MediaError
-from pave.media.stamps import FAR, UNKNOWN, Clock, Packet, Shifts, Track, spread
+from pave.media.stamps import FAR, JUMP, UNKNOWN, Clock, Packet, Shifts, Track, moved_at, spread
 
 MAX_SIDE = 16384  # pixels: larger pictures are damaged headers or attacks, not video
 RAW_SOUND = ("mp3", "aac", "ac3", "eac3")  # no header: FFmpeg estimates the length from the bit rate
+COUNTED = (*RAW_SOUND, "flac", "wav", "w64", "aiff", "au", "dts", "amr", "tta", "wv", "ape")  # samples are the clock
 THREADS_FROM = 640 * 360  # pixels: for smaller pictures, threads cost more than they save
 THREADS_TO = 8192 * 4320  # pixels: each thread holds pictures of its own
 MOST_THREADS = 4
@@ -149,21 +148,37 @@ def walk(path: str, video_track: int | None = None, audio_track: int | None = No
         clock = Clock(bool(container.format.flags & Flags.ts_discont.value))
         try:
             for packet in container.demux():
-                note(packet, survey, clock, begin)
+                note(packet, survey, clock)
         except FFmpegError as error:
-            survey.warnings.append(f"reading stopped at {survey.reached:.2f} s: {error.strerror}")
+            survey.warnings.append(f"reading stopped after {len(survey.packets)} pictures: {error.strerror}")
         except IndexError:
             survey.warnings.append("a track that begins in the middle of the file is left out")  # PyAV 18 raises this
-    survey.shifts = clock.shifts
-    if clock.breaks:
+    if survey.kind not in COUNTED:
+        clock.settle()
+    survey.shifts, survey.reached = clock.shifts, clock.reached() - begin
+    if survey.promised and "mp4" in survey.kind and survey.promised > begin > 0:
+        survey.promised -= begin  # fragments that begin late: their header counts from 0
+    if clock.breaks or clock.strays:
         survey.promised = None  # the header's length was computed from stamps that are wrong
-        survey.warnings.append(clock.told(begin))
+    survey.warnings += clock.told(begin)
     if survey.video is not None:
-        survey.packets, survey.video, count = spread(survey.packets, survey.video)
-        if count:
-            told = "pictures repeat the time stamp of another: they are spread evenly up to the next stamp"
-            survey.warnings.append(f"{count} {told}")
+        settle_pictures(survey, survey.video)
     return survey
+
+
+def settle_pictures(survey: Survey, track: Track) -> None:
+    """Put the stamps of the pictures on the clip's clock, each of its own."""
+    places = survey.shifts.get(track.index, [])
+    moved = [
+        each._replace(stamp=each.stamp + moved_at(places, n)) if each.stamp > UNKNOWN else each
+        for n, each in enumerate(survey.packets)
+    ]
+    survey.packets, survey.video, count = spread(moved, track)
+    if count and survey.packets[0].stamp > UNKNOWN:
+        told = "pictures repeat the time stamp of another: they are spread evenly up to the next stamp"
+        survey.warnings.append(f"{count} {told}")
+    elif count:
+        survey.warnings.append(f"the {count} pictures share few time stamps: they are shown at the frame rate")
 
 
 def ordered(path: str, streams: list[Any], kind: str, chosen: int | None) -> list[Any]:
@@ -177,25 +192,25 @@ def ordered(path: str, streams: list[Any], kind: str, chosen: int | None) -> lis
     return [streams[chosen]]
 
 
-def note(packet: Any, survey: Survey, clock: Clock, begin: float) -> None:
+def note(packet: Any, survey: Survey, clock: Clock) -> None:
     """Record one packet in the survey."""
     stream = packet.stream
     if not packet.size or stream.type not in ("video", "audio"):
         return
-    if packet.dts is not None and not -FAR < packet.dts < FAR:
-        packet.dts = None
-    shift = clock.see(packet, stream)
-    stamp = None if packet.pts is None or not -FAR < packet.pts < FAR else packet.pts + shift
+    for name in ("dts", "pts"):
+        if getattr(packet, name) is not None and not -FAR < getattr(packet, name) < FAR:
+            setattr(packet, name, None)
+    if None not in (packet.dts, packet.pts) and abs(packet.pts - packet.dts) * packet.time_base > JUMP:
+        packet.pts, clock.strays = packet.dts, clock.strays + 1
+    clock.see(packet, stream)
     survey.encrypted |= packet.has_sidedata("encryption_info")
     if survey.video is not None and stream.index == survey.video.index:
         survey.cut += packet.is_discard
         shown = not packet.is_discard  # one that is flagged as corrupt may decode well: the last before a join
-        usable = UNKNOWN if stamp is None or survey.video.unsorted else stamp
+        usable = UNKNOWN if packet.pts is None or survey.video.unsorted else packet.pts
         survey.packets.append(Packet(usable, packet.is_keyframe, shown))
     elif stream.type == "audio":
         survey.sounds += 1
-    if stamp is not None:
-        survey.reached = max(survey.reached, float((stamp + (packet.duration or 0)) * packet.time_base) - begin)
 
 
 def track_of(path: str, stream: Any, kind: str) -> Track:
@@ -242,8 +257,8 @@ def heard(container: Any, index: int, shifts: Shifts) -> Iterator[Any]:
     places = shifts.get(index, [])
 
     def place(number: int, packet: Any) -> None:
-        if packet.pts is not None and (at := bisect_right(places, number, key=itemgetter(0))):
-            packet.pts += places[at - 1][1]
+        if packet.pts is not None:
+            packet.pts += moved_at(places, number)
 
     yield from decoded(container, container.streams[index], place)
 

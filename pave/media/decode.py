@@ -25,7 +25,7 @@ from av.video.reformatter import VideoReformatter
 from einops import rearrange
 
 from pave.media import animation
-from pave.media.container import Survey, check_file, decoder, heard, opened, refuse, stamped, walk
+from pave.media.container import COUNTED, Survey, check_file, decoder, heard, opened, refuse, stamped, walk
 from pave.media.key_frames import Picks, Request, check_window, needed, pick
 from pave.media.sound import Sound, joined
 from pave.media.stamps import UNKNOWN
@@ -276,7 +276,8 @@ def sound_of(
     for number in survey.heard:
         with opened(request.path) as container:
             context = container.streams[survey.audio[number]].codec_context
-            name, sound, pieces = context.name if context else "unknown codec", Sound(request, origin), 0
+            name, pieces = context.name if context else "unknown codec", 0
+            sound = Sound(request, origin, counted=survey.kind in COUNTED)
             if context is not None:
                 for place, wave in sound.read(heard(container, survey.audio[number], survey.shifts)):
                     pieces += 1

@@ -29,8 +29,8 @@ from einops import rearrange
 from pave.media.container import refuse
 from pave.media.key_frames import MAX_BYTES, Request
 
-HALF_WINDOW = 0.5  # seconds
-TOLERANCE = 0.01  # seconds of drift that are left alone: rounding and jitter of time stamps
+HALF_WINDOW = 1.0  # seconds
+TOLERANCE = 0.015  # seconds of drift that are left alone: rounding and jitter of time stamps
 STEADY = 0.15  # of a frame's length: the drift of a clock grows by less, a hole or an overlap by more
 LONGEST_HOLE = 600.0  # seconds; sound after a longer one is left out
 TAPS = 8  # samples on each side that a resampled one is computed from
@@ -50,14 +50,15 @@ class Frame:
 class Sound:
     """One sound track, frame by frame."""
 
-    def __init__(self, request: Request, origin: Fraction | None) -> None:
-        self.request, self.origin = request, origin
+    def __init__(self, request: Request, origin: Fraction | None, counted: bool = False) -> None:
+        self.request, self.origin, self.counted = request, origin, counted
         self.rate = 0
         self.channels = 0  # in the file
         self.begin = 0.0  # seconds of the first sample on the clip's clock
         self.over = False  # the rest of the track is not needed or cannot be used
         self.warnings: list[str] = []
-        self._first: float | None = None  # second of the first frame, in seconds
+        self._first = 0.0  # second of the first sample, by the first stamp
+        self._stamped: int | None = None
         self._nominal = 0
         self._place = 0  # samples placed so far, counted from `begin`
         self._applied = 0.0  # drift at `_place`
@@ -97,8 +98,9 @@ class Sound:
                 self.warnings.append(f"the sound changes its channels at {second:.2f} s: the rest is ignored")
                 self.over = True
                 break
-            if part.pts is not None:
+            if part.pts is not None and part.pts != self._stamped and not (self.counted and self._waiting):
                 self._stamp(float(part.pts * part.time_base))
+                self._stamped = part.pts  # several pieces in a row with one stamp: only the first is known
             self._waiting.append(Frame(self._nominal, wave))
             self._nominal += wave.shape[1]
         while self._waiting and self._nominal - self._waiting[0].nominal > (HALF_WINDOW + TOLERANCE) * self.rate:
@@ -123,12 +125,11 @@ class Sound:
 
     def _stamp(self, second: float) -> None:
         """Note the stamp of the frame that comes next."""
-        if self._first is None:
+        if self._stamped is None:
             self._first = second - self._nominal / self.rate
             if self.origin is not None:
                 self.begin = self._first - float(self.origin)
-        first = self._first or 0.0
-        self._drifts.append((self._nominal, second - first - self._nominal / self.rate))
+        self._drifts.append((self._nominal, second - self._first - self._nominal / self.rate))
 
     def _drift(self, nominal: int) -> float:
         """The median drift around a place; the applied one if that is within TOLERANCE of it."""
@@ -188,15 +189,15 @@ class Sound:
         last = inf if request.end is None else round((request.end - self.begin) * rate)
         self._place += wave.shape[1]
         self.over = self.over or place >= last
-        low, high = max(first - place, 0), min(last - place, wave.shape[1])
+        low, high = max(first - place, 0), int(min(last - place, wave.shape[1]))
         if low >= high:
             return []
-        self._kept_from = place + low if self._kept_from is None else self._kept_from
-        span = place + int(high) - self._kept_from
+        begin = self._kept_from = place + low if self._kept_from is None else self._kept_from
+        span = place + high - begin
         if span * len(wave) * 4 > MAX_BYTES:
             cause = f"{span / rate:.0f} s of sound need more than {MAX_BYTES >> 30} GiB"
             raise refuse(request.path, cause, "request a shorter span (start, end)")
-        wave = wave[:, low : int(high)]
+        wave = wave[:, low:high]
         if not np.isfinite(wave).all():
             self._bad, wave = True, np.nan_to_num(wave, nan=0.0, posinf=0.0, neginf=0.0)
         return [(place + low, np.clip(wave, -1, 1))]

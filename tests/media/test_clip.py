@@ -297,7 +297,7 @@ def test_the_sound_after_a_span_is_not_decoded(tmp_path, monkeypatch):
     assert (
         part.audio is not None and part.audio.shape[1] == 48000 and click_second(part) == pytest.approx(0.5, abs=0.01)
     )
-    assert sum(frame.samples for frame in pieces) < 1.7 * 48000
+    assert sum(frame.samples for frame in pieces) < 2.2 * 48000  # a second ahead
 
 
 def test_sound_can_be_read_from_a_span_without_pictures(tmp_path):
