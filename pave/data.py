@@ -1,8 +1,9 @@
 """Questions about clips: JSONL in, token rows out.
 
 In: JSONL in LLaVA's format (`id`, `video`, `conversations`), one or more turns per line; `signals` names further files:
-{"imu": "imu/1.npy", "views": ["left.mp4", "right.mp4"], "depth": "scans/1"}. Out: `Example`s, and token rows in which
-all questions about one clip share its prefix. Knows nothing of models.
+{"imu": "imu/1.npy", "views": ["left.mp4", "right.mp4"], "depth": "scans/1"}; `audio` there replaces the video's own
+sound (null: without sound); `audio_track` and `video_track` choose tracks of the video. Out: `Example`s, and token rows
+in which all questions about one clip share its prefix. Knows nothing of models.
 
 b clips, l tokens of a row
 """
@@ -26,6 +27,7 @@ from pave.files.atomic import reading
 
 IGNORE = -100  # the label that cross-entropy skips (torch's default `ignore_index`)
 TAGS = ("<video>", "<image>")
+TRACKS = ("audio_track", "video_track")
 
 
 Files = str | None | tuple[str | None, ...]  # of one signal: a file or folder, several (None: missing), or none
@@ -38,13 +40,28 @@ def whole(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Source:
-    """The files of one clip: its video, and further signals by name."""
+    """The files of one clip: its video, and further signals by name; and which tracks of the video are read."""
 
     video: Path
     signals: tuple[tuple[str, Files], ...] = ()
+    audio_track: int | None = None  # from 0; None: the file's default one
+    video_track: int | None = None
 
     def __str__(self) -> str:
         return str(self.video)
+
+    @property
+    def tracks(self) -> dict[str, int]:
+        """The chosen tracks, as options of `Clip.read`."""
+        return {name: number for name in TRACKS if (number := getattr(self, name)) is not None}
+
+    def options(self, hears: bool) -> dict[str, Any]:
+        """Options of `Clip.read`; `hears`: whether an encoder reads sound."""
+        return {"audio": hears and "audio" not in dict(self.signals), **self.tracks}
+
+    def beside(self, hears: bool) -> dict[str, Files]:
+        """The further signals that are needed; `hears` as in `options`."""
+        return {name: files for name, files in self.signals if hears or name != "audio"}
 
     @property
     def files(self) -> list[Path]:
@@ -121,8 +138,17 @@ def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
         for file in named if isinstance(named, list) else [named]:
             if file is not None and not (isinstance(file, str) and file and _nameable(file)):
                 raise broken(f"signal {name!r} must be a path, a list of paths, or null, got {named!r}")
-    source = Source(path.parent / video, tuple((name, _beside(path.parent, each)) for name, each in signals.items()))
-    facts = {key: value for key, value in line.items() if key not in ("video", "signals", "conversations")}
+        if name == "audio" and isinstance(named, list):
+            raise broken(f"signal 'audio' must be one path, or null, got {named!r}")
+    tracks = [line.get(name) for name in TRACKS]
+    for name, number in zip(TRACKS, tracks, strict=True):
+        if number is not None and (type(number) is not int or number < 0):
+            raise broken(f"{name!r} must be a whole number, counted from 0, got {number!r}")
+    if "audio" in signals and tracks[0] is not None:
+        raise broken("'audio_track' chooses a sound of the video, and the signal 'audio' replaces it; give one of them")
+    beside = tuple((name, _beside(path.parent, each)) for name, each in signals.items())
+    source = Source(path.parent / video, beside, *tracks)
+    facts = {key: value for key, value in line.items() if key not in ("video", "signals", "conversations", *TRACKS)}
     for asked, answered in zip(turns[::2], turns[1::2], strict=True):
         for turn, speaker in ((asked, "human"), (answered, "gpt")):
             if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):

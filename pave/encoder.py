@@ -185,6 +185,11 @@ class Encoder(ABC):
         """Side tokens of the stream. None: the clip lacks the stream. Digital silence is a stream."""
 
     @property
+    def hears(self) -> bool:
+        """Whether it reads the sound of a clip: a file's sound is decoded only for encoders that do."""
+        return self.spec.sense == "audio"
+
+    @property
     def groups(self) -> Groups | None:
         """None: it encodes no pictures, or needs all pictures of a clip."""
         return None

@@ -16,6 +16,8 @@ PaveError
         ├── PatchDamaged        bytes, header or tensors contradict the file's metadata; also a FileDamaged
         ├── PatchFormatError    written in another or a newer format
         └── PatchMismatch       made for another base, or its tensors do not fit
+
+MediaWarning            a warning: a media file is damaged, cut short or ambiguous, and was read nevertheless
 """
 
 from __future__ import annotations
@@ -95,6 +97,10 @@ class PatchFormatError(PatchError):
 
 class PatchMismatch(PatchError):
     """Made for another base, or its tensors do not fit."""
+
+
+class MediaWarning(UserWarning):
+    """A media file is damaged, cut short or ambiguous, and was read nevertheless."""
 
 
 @contextmanager

@@ -53,6 +53,10 @@ class PlayroomData(Config):
         return self
 
 
+# Omitted from a resolved recipe if it is the default, so that earlier recipes keep their hashes.
+Limit = Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], Field(exclude_if=lambda limit: limit == "auto")]
+
+
 class DataConfig(Config):
     """Either your own JSONL files, or clips of the Playroom."""
 
@@ -60,6 +64,7 @@ class DataConfig(Config):
     val: Path | None = None
     playroom: PlayroomData | None = None
     features: tuple[Path, ...] = ()  # folders of feature files from `pave encode`, used instead of encoding
+    timeout: Limit = "auto"  # seconds to decode a clip; auto: by its length
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -150,7 +155,7 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: a recipe must be a mapping of keys, got {type(data).__name__}")
     files = data.get("data")
     if isinstance(files, dict):
-        data["data"] = {k: _beside(path.parent, v) if k != "playroom" else v for k, v in files.items()}
+        data["data"] = {k: v if k in ("playroom", "timeout") else _beside(path.parent, v) for k, v in files.items()}
     train = data.get("train")
     if isinstance(train, dict):
         data["train"] = {k: _patches(path.parent, v) if k in PATCHES else v for k, v in train.items()}

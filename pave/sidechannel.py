@@ -104,6 +104,7 @@ class SideBatch:
     layout: Literal["even", "dense", "full", "ragged"] = "ragged"
     blend: tuple[Tensor, Tensor] | None = None  # each (b t m); index rule with fewer steps than key frames in a row
     sets: Tensor | None = None  # (b,) bool: rows that are sets, their times are ignored; None: no row
+    timed: bool = False  # aligned by the time rule
 
     @property
     def present(self) -> Tensor:

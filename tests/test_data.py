@@ -49,6 +49,16 @@ def test_paths_are_relative_to_the_file_or_absolute(tmp_path: Path, monkeypatch:
     assert [example.video for example in read_jsonl("set/a.jsonl")] == [Path("set/1.mp4"), Path("/else/2.mp4")]
 
 
+def test_a_line_chooses_tracks_and_sound(tmp_path: Path) -> None:
+    lines: list[dict[str, object]] = [{"audio_track": 1, "video_track": None}, {"signals": {"audio": "a.wav"}}, {}]
+    (tmp_path / "a.jsonl").write_text("".join(write_line("1.mkv", "?", "a", **line) for line in lines))
+    chosen, replaced, plain = (example.source for example in read_jsonl(tmp_path / "a.jsonl"))
+    assert chosen.options(hears=True) == {"audio": True, "audio_track": 1}
+    assert replaced.options(hears=True) == {"audio": False}
+    assert replaced.beside(hears=True) == {"audio": str(tmp_path / "a.wav")} and replaced.beside(hears=False) == {}
+    assert plain.options(hears=False) == {"audio": False} and len({chosen, replaced, plain}) == 3
+
+
 def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("\ufeff" + write_line("1.mp4", "Grüße?", "ja"), "utf-8")
@@ -72,6 +82,10 @@ HUMAN, GPT = GOOD["conversations"]
         (GOOD | {"video": ""}, "needs 'video'"),
         ({"image": "1.png"}, r"needs 'video'.*\['image'\]"),
         ({"video": "1.mp4"}, "needs 'conversations'.*has NoneType"),
+        (GOOD | {"audio_track": -1}, "'audio_track' must be a whole number, counted from 0, got -1"),
+        (GOOD | {"video_track": True}, "'video_track' must be a whole number.*got True"),
+        (GOOD | {"signals": {"audio": ["a.wav"]}}, "signal 'audio' must be one path, or null"),
+        (GOOD | {"signals": {"audio": None}, "audio_track": 0}, "the signal 'audio' replaces it; give one"),
         (GOOD | {"conversations": []}, "has 0 turns"),
         (GOOD | {"conversations": [HUMAN, GPT, HUMAN]}, "has 3 turns"),
         (GOOD | {"conversations": [GPT, HUMAN]}, "'from': 'human'.*got"),

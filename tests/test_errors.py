@@ -21,7 +21,7 @@ def ours() -> list[type[errors.PaveError]]:
 
 def test_every_error_of_the_file_is_in_the_tree_and_in_its_docstring():
     written = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
-    assert {error.__name__ for error in ours()} == written
+    assert {error.__name__ for error in ours()} == written - {"MediaWarning"}
     assert all(name in (errors.__doc__ or "") for name in written)
 
 

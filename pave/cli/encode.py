@@ -39,7 +39,10 @@ def encode(
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Worker processes. Default: one per core, at most 8.")
     ] = None,
-    timeout: Annotated[float, typer.Option(metavar="S", min=0.1, help="Time limit per clip, in seconds.")] = 300.0,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="S", min=0.1, help="Time limit per clip, in seconds. Default: more for a longer clip."),
+    ] = None,
     memory: Annotated[float, typer.Option(metavar="GIB", min=0.1, help="Memory limit per worker.")] = 16.0,
     shard: Annotated[int, typer.Option(metavar="N", min=1, help="Clips per feature file.")] = 32,
     engine: Annotated[
@@ -49,20 +52,23 @@ def encode(
 ) -> None:
     """Encode the clips of SOURCE once, for any number of trainings.
 
-    Clips that cannot be read, or exceed the time or memory limit, are listed in OUT/quarantine.jsonl. If interrupted,
-    run the same command again to continue. Under torchrun, each process encodes its share.
+    In a folder, a file is a clip if PyAV can open it; hidden files are skipped. Clips that cannot be read, or exceed
+    the time or memory limit, are listed in OUT/quarantine.jsonl; damaged ones that were read, in OUT/warnings.jsonl;
+    files of the folder that are not media, in OUT/left-out.jsonl. If interrupted, run the same command again to
+    continue. Under torchrun, each process encodes its share.
     """
     quiet()
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from pave.features import extract, worker
+    from pave.media.warned import told
     from pave.recipe import overridden
 
     begin, options = time.perf_counter(), overridden(option or [])
     folder = str(published.absolute()) if published else ""
     job = worker.Job(encoder, options, dtype, base, folder, timeout, memory)
-    clips = extract.listed(source)
+    clips, left_out = extract.found(source)
     workers = workers or min(MANY, os.cpu_count() or 1)
     remark(f"{encoder}: {len(clips):,} clips, {workers} workers")
     console, done = Console(stderr=True), 0
@@ -84,10 +90,16 @@ def encode(
         except KeyboardInterrupt:
             remark(f"\nstopped; finished shards are in {out}; run the same command again to continue")
             raise SystemExit(130) from None
-    print(summary(tally, out, time.perf_counter() - begin))
+    if left_out or (out / "left-out.jsonl").exists():
+        extract.write_list(out / "left-out.jsonl", [{"file": name, "why": why} for name, why in left_out.items()])
+    for line in extract.some(left_out):
+        remark(f"left out: {line}")
+    for line in told(tally.warnings):
+        remark(f"warning: {line}")
+    print(summary(tally, out, time.perf_counter() - begin, len(left_out)))
 
 
-def summary(tally: Tally, out: Path, seconds: float) -> str:
+def summary(tally: Tally, out: Path, seconds: float, left_out: int) -> str:
     """Counts for the whole folder, and the time of this run."""
     good = tally.clips - tally.absent - len(tally.refused)
     lines = [f"{good:,} of {tally.clips:,} clips are encoded; this took {seconds:.1f} s"]
@@ -95,4 +107,8 @@ def summary(tally: Tally, out: Path, seconds: float) -> str:
         lines.append(f"{tally.absent:,} clips lack the signal and are recorded as absent")
     if tally.refused:
         lines.append(f"{len(tally.refused):,} clips quarantined; see {out / 'quarantine.jsonl'} for the reasons")
+    if tally.warnings:
+        lines.append(f"{len(tally.warnings):,} clips were read with warnings; all are in {out / 'warnings.jsonl'}")
+    if left_out:
+        lines.append(f"{left_out:,} more files are left out, they are not media; all are in {out / 'left-out.jsonl'}")
     return "\n".join([*lines, f"{out} ({tally.shards:,} files, {tally.bytes:,} bytes)"])

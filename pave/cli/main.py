@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -16,6 +17,10 @@ from pave.cli import encode, patch, recipe, weights
 from pave.cli.terminal import PLAIN, quiet, remark, run_command
 
 Split = Literal["train", "val", "test"]
+TOY = (
+    "the embedded base knows toys in a Playroom room and nothing else; for real films use --base "
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf, or another video LLM"
+)
 
 app = typer.Typer(help="Give a frozen video LLM a new sense.", **PLAIN)
 app.add_typer(patch.app, name="patch")
@@ -46,6 +51,17 @@ def ask(
         list[str] | None,
         typer.Option(metavar="NAME=PATH", help="File or folder of another signal; repeat views=FILE for each camera."),
     ] = None,
+    audio_track: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Which sound of VIDEO, from 0. Default: the file's default.")
+    ] = None,
+    video_track: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Which pictures of VIDEO, from 0. Default: the file's default."),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="S", min=0.1, help="Time limit for reading VIDEO, in seconds. Default: by its length."),
+    ] = None,
     frames: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Key frames. Default: what the base was trained with.")
     ] = None,
@@ -61,19 +77,31 @@ def ask(
     quiet()
     from pave.model.patched import load
 
-    signals = _signals(signal or [])
+    signals = _signals(signal or [], timeout)
     model = load(base, dtype=dtype, device=device, frames=frames)
     for source in patch or []:
         remark(model.apply_patch(source))
-    answer = model.ask(video, question, max_new_tokens=max_new_tokens, **signals)
+    answer = model.ask(
+        video,
+        question,
+        max_new_tokens=max_new_tokens,
+        timeout=timeout or "auto",
+        audio_track=audio_track,
+        video_track=video_track,
+        **signals,
+    )
+    for text in answer.warnings:
+        remark(f"warning: {video.name}: {text}")
     for sense, state in answer.signals.items():
         remark(f"{sense}: {state}")
+    if base == "playroom" and not patch:
+        remark(TOY)
     print(answer)
 
 
-def _signals(options: Sequence[str]) -> dict[str, Any]:
-    """Signals by name, from NAME=PATH: a path, a list of paths (a repeated name; always for views), or samples and rate
-    (audio)."""
+def _signals(options: Sequence[str], timeout: float | None) -> dict[str, Any]:
+    """Signals by name, from NAME=PATH: a path, a list of paths (a repeated name; always for views), or sound (audio),
+    read within `timeout`."""
     from inspect import signature
 
     from pave.errors import SignalError
@@ -91,7 +119,7 @@ def _signals(options: Sequence[str]) -> dict[str, Any]:
                 f"--signal {option}: {name} is not a signal; name one that a patch reads, for example imu or views"
             )
         named.setdefault(name, []).append(path)
-    readers = {"audio": _sound, "views": list}
+    readers: dict[str, Any] = {"audio": partial(_sound, timeout=timeout), "views": list}
     return {name: readers.get(name, _one_or_list)(paths) for name, paths in named.items()}
 
 
@@ -99,17 +127,14 @@ def _one_or_list(paths: list[str]) -> str | list[str]:
     return paths if len(paths) > 1 else paths[0]
 
 
-def _sound(paths: list[str]) -> tuple[Any, int]:
-    """Samples and sampling rate of the one file."""
+def _sound(paths: list[str], timeout: float | None) -> Any:
+    """The one file with sound."""
     from pave.errors import SignalError
-    from pave.media.clip import Clip
+    from pave.media.clip import sound
 
     if len(paths) > 1:
         raise SignalError(f"--signal audio= is given {len(paths)} times; give one file")
-    clip = Clip.read(paths[0], frames=0)
-    if clip.audio is None or clip.rate is None:
-        raise SignalError(f"--signal audio={paths[0]}: has no sound ({clip.report.audio}); give a file with sound")
-    return clip.audio, clip.rate
+    return sound(paths[0], timeout or "auto")
 
 
 @app.command()

@@ -6,10 +6,11 @@ import logging
 import os
 import signal
 import sys
+import warnings
 
 import typer
 
-from pave.errors import PaveError
+from pave.errors import MediaWarning, PaveError
 from pave.files.quiet import TALKATIVE
 
 # Plain help: drawing rich panels takes twice the time of everything else in `pave --help`.
@@ -21,6 +22,7 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore", MediaWarning)  # the commands print what is wrong with a file in a line of their own
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
 

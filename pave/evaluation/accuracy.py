@@ -17,6 +17,8 @@ from typing import Literal, get_args
 from pave.data import Example, Source, read_jsonl
 from pave.errors import DataError, UsageError
 from pave.features.cache import FeatureCache
+from pave.media.decoding import Timeout
+from pave.media.warned import told
 from pave.model.answer import texts
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
@@ -52,10 +54,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All samples of one run, and the unreadable clips with the reasons; their questions are left out."""
+    """All samples of one run; the unreadable clips with the reasons, whose questions are left out; and the warnings of
+    clips that were read."""
 
     samples: tuple[Sample, ...]
     refused: Mapping[Source, str] = field(default_factory=dict)
+    warnings: Mapping[Source, tuple[str, ...]] = field(default_factory=dict)
 
     def by(self, fact: str = "channel") -> dict[str, Score]:
         """Scores grouped by a key of the data file, in order of first appearance."""
@@ -74,6 +78,7 @@ class Evaluation:
             optimum = "" if score.optimum is None else f"{score.optimum:.3f}"
             lines.append(f"{name:14} {score.accuracy:7.3f} {score.asked:6} {optimum:>13}")
         lines += [f"left out: {reason}" for reason in self.refused.values()]
+        lines += [f"warning: {text}" for text in told({str(clip): texts for clip, texts in self.warnings.items()})]
         return "\n".join(lines)
 
 
@@ -89,12 +94,13 @@ def evaluate(
     batch: int = 32,
     max_new_tokens: int | None = None,
     seed: int = 0,
+    timeout: Timeout = "auto",
 ) -> Evaluation:
     """Ask every question of `data` (a JSONL file or examples); `patches=()` asks the base, None all enabled patches.
 
     `features` (or the folder `cache`) avoids encoding clips again; `made` names folders of feature files.
     Unreadable clips are left out.
-    max_new_tokens: None allows for the longest of the correct answers.
+    max_new_tokens: None allows for the longest of the correct answers. timeout: of each file, as in `Clip.read`.
     """
     if side not in get_args(Side):
         raise UsageError(f"side={side!r}: use one of {', '.join(get_args(Side))}")
@@ -102,12 +108,13 @@ def evaluate(
     sources = list(dict.fromkeys(example.source for example in examples))
     refused: dict[Source, str] = {}
     if features is None:
-        store = FeatureCache(model, model.encoders(), cache, made)
+        store = FeatureCache(model, model.encoders(), cache, made, timeout)
         features, refused = store.read(sources), store.refused
     examples = [example for example in examples if example.source in features]
     if not examples:
         reason = next(iter(refused.values()), "no features were passed for it")
         raise DataError(f"none of the {len(sources)} clips can be read; the first: {reason}")
+    flawed = {source: clip.warnings for source in sources if (clip := features.get(source)) and clip.warnings}
     features = _change(features, side, seed)
     if max_new_tokens is None:
         max_new_tokens = 1 + max(len(model.host.encode_text(example.answer)) for example in examples)
@@ -117,7 +124,7 @@ def evaluate(
         inputs = model.prepare(clips, [example.question for example in part], patches=patches)
         answers = texts(model.calls, inputs, max_new_tokens)
         samples += [Sample(example, answer) for example, answer in zip(part, answers, strict=True)]
-    return Evaluation(tuple(samples), refused)
+    return Evaluation(tuple(samples), refused, flawed)
 
 
 def _change(features: dict[Source, ClipFeatures], side: Side, seed: int) -> dict[Source, ClipFeatures]:

@@ -22,6 +22,7 @@ from pave.errors import DataError, FileError, MediaError, PatchMismatch, SignalE
 from pave.features.files import ROOM, FeatureFolder, identity
 from pave.files import atomic, tensorfile
 from pave.media.clip import Clip, decode_many
+from pave.media.decoding import Timeout
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.sidechannel import PARTS, SideTokens
@@ -32,12 +33,18 @@ OnClip = Callable[[int, int], None]  # called with the number of finished clips,
 
 class FeatureCache:
     """Features of one base and one set of encoders. Those in a folder are memory-mapped if they are large, so they may
-    exceed memory; with `folder=None` they are held in memory only. `made`: folders of feature files."""
+    exceed memory; with `folder=None` they are held in memory only. `made`: folders of feature files. `timeout`: of
+    decoding one file, as in `Clip.read`."""
 
     def __init__(
-        self, model: PatchedModel, encoders: Sequence[Encoder], folder: Path | None = None, made: Sequence[Path] = ()
+        self,
+        model: PatchedModel,
+        encoders: Sequence[Encoder],
+        folder: Path | None = None,
+        made: Sequence[Path] = (),
+        timeout: Timeout = "auto",
     ) -> None:
-        self.model, self.folder = model, folder
+        self.model, self.folder, self.timeout = model, folder, timeout
         self.refused: dict[Source, str] = {}  # unreadable clips, and why
         self.made: dict[str, tuple[Encoder, FeatureFolder]] = {}
         for features in map(FeatureFolder, made):
@@ -49,6 +56,8 @@ class FeatureCache:
                 )
             first.clips |= features.clips
         self.encoders = [encoder for encoder in encoders if encoder.spec.preprocessing not in self.made]
+        self.hears = any(encoder.hears for encoder in self.encoders)
+        self._sensors = frozenset(encoder.spec.preprocessing for encoder in encoders if not encoder.hears)
         tower = "" if folder is None else model.host.vision_fingerprint()
         keys = [features.key.model_dump_json() for _, features in self.made.values()]
         self._networks = json.dumps([tower, *(encoder.spec.preprocessing for encoder in encoders), *keys])
@@ -63,12 +72,9 @@ class FeatureCache:
         found = {source: self._cached(self._file(source)) for source in sources}
         fresh = [source for source, features in found.items() if features is None]
         workers = min(MAX_WORKERS, os.cpu_count() or 1)
-        clips = decode_many(
-            [source.video for source in fresh],
-            workers=workers,
-            frames=self.model.host.frames,
-            mono=mixed(self.encoders),
-        )
+        files = [(source.video, source.options(self.hears)) for source in fresh]
+        reading = {"frames": self.model.host.frames, "mono": mixed(self.encoders)}
+        clips = decode_many(files, workers=workers, timeout=self.timeout, **reading)
         for done, (source, clip) in enumerate(zip(fresh, clips, strict=True), len(found) - len(fresh) + 1):
             found[source] = self._encode(source, clip)
             if on_clip:
@@ -84,12 +90,14 @@ class FeatureCache:
         try:
             if isinstance(clip, MediaError):
                 raise clip
-            features = self.model.encode_clip(clip.beside(dict(source.signals)), self.encoders)
-            sides, absent = dict(features.sides), dict(features.absent)
+            clip = clip.beside(source.beside(self.hears), timeout=self.timeout)
+            features = self.model.encode_clip(clip, self.encoders)
+            sides, absent, told = dict(features.sides), dict(features.absent), dict.fromkeys(features.warnings)
             for key, (encoder, made) in self.made.items():
-                sides[key], why = made.find(*identity(source, encoder.spec.sense))
-                absent |= {key: why} if why else {}
-            features = replace(features, sides=sides, absent=absent)
+                sides[key], entry = made.find(*identity(source, encoder.spec.sense))
+                absent |= {key: entry.absent} if entry.absent else {}
+                told |= dict.fromkeys(entry.warnings)
+            features = replace(features, sides=sides, absent=absent, warnings=tuple(told), sensors=self._sensors)
         except (MediaError, SignalError) as error:
             self.refused[source] = str(error)
             return None
@@ -101,14 +109,17 @@ class FeatureCache:
 
     def _file(self, source: Source) -> Path | None:
         """The cache file of a clip, named by the paths, sizes and modification times of its files, the names of its
-        signals, and the networks. None without a folder, or if a file of the clip is missing."""
+        signals, the chosen tracks, and the networks. None without a folder, or if a file of the clip is missing."""
         if self.folder is None:
             return None
         try:
             facts = [fact for file in source.files for fact in _facts(file)]
         except OSError:
             return None
-        key = "|".join([*facts, json.dumps(source.signals), self._networks])
+        chosen = [json.dumps(source.tracks)] if source.tracks else []
+        # Earlier versions cached the clip's own sound under a name that has a signal `audio`.
+        chosen += ["audio replaced"] if "audio" in dict(source.signals) else []
+        key = "|".join([*facts, json.dumps(source.signals), *chosen, self._networks])
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
     def _write(self, target: Path, features: ClipFeatures) -> None:
@@ -119,6 +130,7 @@ class FeatureCache:
             tensors |= {f"{key}.{part}": getattr(side, part) for part in PARTS}
         facts = {"absent": json.dumps(dict(features.absent)), "sides": json.dumps(sorted(features.sides))}
         facts["kinds"] = json.dumps({key: side.kind for key, side in present.items()})
+        facts |= {"warnings": json.dumps(features.warnings)} if features.warnings else {}
         with raised_as(DataError, target, ROOM):
             tensorfile.write_sealed(target, tensors, facts)
 
@@ -137,9 +149,10 @@ class FeatureCache:
         sides: dict[str, SideTokens | None] = dict.fromkeys(json.loads(facts["sides"]))
         for key, kind in kinds.items():
             sides[key] = SideTokens(*(tensors[f"{key}.{part}"] for part in PARTS), kind=kind)
-        absent = json.loads(facts["absent"])
+        absent, warnings = json.loads(facts["absent"]), tuple(json.loads(facts.get("warnings", "[]")))
         parts = tensors["vision"], tensors["tokens"], tensors["times"]
-        return ClipFeatures(*parts, sides, absent, tensors.get("deep"), verify=partial(_refuse_cut, file, info))
+        verify = partial(_refuse_cut, file, info)
+        return ClipFeatures(*parts, sides, absent, tensors.get("deep"), warnings, self._sensors, verify)
 
 
 def _refuse_cut(file: Path, info: os.stat_result) -> None:

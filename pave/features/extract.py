@@ -1,10 +1,10 @@
 """Side tokens of many clips, from processes that may be killed: the work of `pave encode`.
 
 In: clips, and a `Job`: the encoder, its options and limits. Out: a folder of feature files, one per shard, which is a
-fixed part of the list of clips; and `quarantine.jsonl`, which lists the clips that could not be read. `extract` does
-all the work of one shard and is a pure function: it always writes the same bytes. So it can run in threads, on Ray, or
-on the ranks of torchrun; interrupted shards are restarted, finished ones stay. Each caller has a worker process
-(pave/files/process.py), which is replaced if a clip crashes it.
+fixed part of the list of clips; and lists: `quarantine.jsonl` of the clips that could not be read, `warnings.jsonl` of
+what was wrong with others. `extract` does all the work of one shard and is a pure function: it always writes the same
+bytes. So it can run in threads, on Ray, or on the ranks of torchrun; interrupted shards are restarted, finished ones
+stay. Each caller has a worker process (pave/files/process.py), which is replaced if a clip crashes it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ from pave.features.files import DTYPES, ClipEntry, FeatureKey, files, read_heade
 from pave.features.worker import WORKERS, Job, ask, borrow, size_of
 from pave.files import atomic
 from pave.files.locks import held
+from pave.media.headers import why_not_media
+from pave.media.warned import FEW
 from pave.sidechannel import PARTS, SideTokens
 
+# Endings that promise media: such a file is a clip even if it cannot be opened, so that it keeps its place in its
+# shard. Of any other file, PyAV decides whether it is one.
 VIDEO = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv")
 SOUND = (".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus")
 Engine = Literal["local", "ray"]
@@ -51,26 +55,43 @@ class Tally:
     clips: int
     absent: int  # clips that lack the stream
     refused: Mapping[str, str]  # clips that could not be read, and why
+    warnings: Mapping[str, tuple[str, ...]]  # of clips that were read
     shards: int
     bytes: int
 
 
 def listed(source: Path) -> list[tuple[str, Source]]:
     """The clips of a JSONL file, each once, or all media files in a folder; with names relative to it."""
+    return found(source)[0]
+
+
+def found(source: Path) -> tuple[list[tuple[str, Source]], dict[str, str]]:
+    """The clips of a source, as in `listed`, and the other files of a folder, with the reason; hidden files and folders
+    are skipped."""
     source = source.absolute()  # workers may have another working directory
-    if source.is_dir():
-        found = [Source(file) for file in sorted(source.rglob("*")) if _is_media(file)]
-        if not found:
-            raise DataError(
-                f"{source}: contains no media file ({' '.join(VIDEO + SOUND)}); give another folder, or a JSONL file"
-            )
-        return [(clip.video.relative_to(source).as_posix(), clip) for clip in found]
-    clips = dict.fromkeys(example.source for example in read_jsonl(source))
-    return [(os.path.relpath(clip.video, source.parent), clip) for clip in clips]
+    if not source.is_dir():
+        asked = dict.fromkeys(example.source for example in read_jsonl(source))
+        return [(os.path.relpath(clip.video, source.parent), clip) for clip in asked], {}
+    clips, left_out = [], {}
+    for file in sorted(source.rglob("*")):
+        name = file.relative_to(source).as_posix()
+        if file.is_dir() or any(part.startswith(".") for part in name.split("/")):
+            continue
+        promised = file.suffix.lower() in VIDEO + SOUND and file.is_file()
+        if not promised and (why := why_not_media(str(file))):
+            left_out[name] = why
+        else:
+            clips.append((name, Source(file)))
+    if not clips:
+        others = "; ".join(some(left_out)) or "it is empty"
+        raise DataError(f"{source}: contains no media file ({others}); give another folder, or a JSONL file")
+    return clips, left_out
 
 
-def _is_media(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO + SOUND and path.is_file()
+def some(left_out: Mapping[str, str], most: int = FEW) -> list[str]:
+    """The first files that are left out, each with the reason, and the number of the others."""
+    lines = [f"{name} {why}" for name, why in list(left_out.items())[:most]]
+    return lines if len(left_out) <= most else [*lines, f"and {len(left_out) - most} more"]
 
 
 def encode(
@@ -154,15 +175,22 @@ def _done(shard: Shard, entries: Sequence[ClipEntry], retry: bool) -> bool:
 
 
 def _tally(out: Path, shards: Sequence[Shard], existing: Mapping[Path, Sequence[ClipEntry]]) -> Tally:
-    """Count; once all shards exist, write the quarantine list. The last rank sees them all, so no rank has to wait."""
+    """Count; once all shards exist, write the lists of quarantine and warnings. The last rank sees them all, so no
+    rank has to wait."""
     entries = [entry for path in sorted(existing) for entry in existing[path]]
     refused = {entry.path: entry.why for entry in entries if entry.why}
+    warnings = {entry.path: entry.warnings for entry in entries if entry.warnings}
     if len(existing) == len(shards):
-        lines = [json.dumps({"file": name, "why": why}) for name, why in refused.items()]
-        with raised_as(DataError):
-            atomic.write_text(out / "quarantine.jsonl", "".join(f"{line}\n" for line in lines))
-    absent = sum(bool(entry.absent) for entry in entries)
-    return Tally(len(entries), absent, refused, len(existing), sum(path.stat().st_size for path in existing))
+        write_list(out / "quarantine.jsonl", [{"file": name, "why": why} for name, why in refused.items()])
+        write_list(out / "warnings.jsonl", [{"file": name, "warnings": texts} for name, texts in warnings.items()])
+    absent, size = sum(bool(entry.absent) for entry in entries), sum(path.stat().st_size for path in existing)
+    return Tally(len(entries), absent, refused, warnings, len(existing), size)
+
+
+def write_list(path: Path, facts: Sequence[Mapping[str, object]]) -> None:
+    """One line of JSON each."""
+    with raised_as(DataError):
+        atomic.write_text(path, "".join(f"{json.dumps(each)}\n" for each in facts))
 
 
 def _in_threads(work: Callable[[Shard], Path], shards: Sequence[Shard], workers: int) -> Iterator[Path]:

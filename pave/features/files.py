@@ -75,6 +75,7 @@ class ClipEntry(Config):
     sha256: str = ""  # of the tokens; empty: it has none
     absent: str = ""  # why a readable clip has no tokens
     why: str = ""  # why the clip could not be read
+    warnings: tuple[str, ...] = ()  # what was wrong with its files, which were read nevertheless
 
 
 class Contents(Config):
@@ -142,8 +143,8 @@ class FeatureFolder:
                 )
             self.clips |= {(entry.media, entry.signal): (path, i, entry) for i, entry in enumerate(header.clips)}
 
-    def find(self, media: str, signal: str = "") -> tuple[SideTokens | None, str]:
-        """Side tokens of a clip, in float32; or None, and why. SignalError if the clip is not in these files."""
+    def find(self, media: str, signal: str = "") -> tuple[SideTokens | None, ClipEntry]:
+        """Side tokens of a clip, in float32, or None; and its entry. SignalError if the clip is not in these files."""
         path, place, entry = self.clips.get((media, signal), (self.folder, 0, None))
         if entry is None or entry.why:
             cause = (
@@ -151,7 +152,7 @@ class FeatureFolder:
             )
             raise SignalError(f"{path}: the clip {cause}; run `pave encode` on a readable file")
         if entry.absent:
-            return None, entry.absent
+            return None, entry
         with raised_as(DataError, remedy=MAKE):
             tensors = tensorfile.read_some(path, [f"{place}.{part}" for part in PARTS])
         try:
@@ -160,14 +161,19 @@ class FeatureFolder:
             raise DataError(f"{path}: the tensor {error} is missing; {MAKE}") from None
         if tensorfile.digest("", own) != entry.sha256:
             raise DataError(f"{path}: the tokens of {entry.path} are damaged; {MAKE}")
-        return SideTokens(**own | {"x": own["x"].float()}, kind=entry.kind), ""
+        return SideTokens(**own | {"x": own["x"].float()}, kind=entry.kind), entry
 
 
 def identity(source: Source, sense: str) -> tuple[str, str]:
-    """The identity of a clip independent of its name: the sha256 of its media, and of the signal that is read."""
-    named = dict(source.signals).get(sense)
+    """The identity of a clip independent of its name: the sha256 of its media, and of what is read of it: of a signal,
+    of the choice of tracks, and of a sound that replaces its own."""
+    signals = dict(source.signals)
+    named = signals.get(sense)
     several = named if isinstance(named, tuple) else (named,)
     parts = ["" if file is None else _sha256(Path(file)) for file in several]
+    parts += [f"{name}={number}" for name, number in source.tracks.items()]
+    # An earlier version stored the clip's own sound under the bare hash of a signal `audio`.
+    parts += ["replaced"] if sense == "audio" and sense in signals else []
     signal = parts[0] if len(parts) == 1 else hashlib.sha256("|".join(parts).encode()).hexdigest()
     return _sha256(source.video), signal
 

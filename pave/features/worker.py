@@ -28,6 +28,8 @@ START_SECONDS = 3600.0  # to load an encoder, whose weights may have to be downl
 # One thread: one worker per core keeps all cores busy, and bits do not depend on the number of cores.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 WORKERS = Pool("pave.features.worker")
+# Without a limit given, seconds to read a clip and to encode it; more for each megabyte, and for each second of it.
+LEAST, PER_MEGABYTE, PER_SECOND = 300.0, 1.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Job:
     dtype: str = "float32"  # of the stored tokens
     base: str = ""  # model whose vision tower the encoder uses, if it needs one
     published: str = ""  # folder of published features, to convert instead of encoding
-    timeout: float = 300.0  # seconds for one clip
+    timeout: float | None = None  # seconds for one clip; None: more for a longer one
     memory: float = 16.0  # GiB of a worker, its network included
 
 
@@ -51,10 +53,12 @@ def ask(job: Job, key: FeatureKey, source: Source) -> Reply:
         if own != key:
             raise DataError(f"the weights changed during the run, from {key} to {own}; start again in another folder")
         try:
-            facts, arrays = worker.call({"path": str(source), "signals": source.signals}, job.timeout)
+            request = {"path": str(source), "signals": source.signals, "tracks": source.tracks}
+            facts, arrays = worker.call(request, job.timeout or LEAST + PER_MEGABYTE * size_of(source) / 1e6)
         except Stopped as stopped:
             if worker.late:
-                return {"why": f"{source}: took longer than {job.timeout:g} s and was stopped; raise --timeout"}, {}
+                took = f"longer than {job.timeout:g} s" if job.timeout else "much longer than its length explains"
+                return {"why": f"{source}: took {took} and was stopped; raise --timeout"}, {}
             if tries == 2:
                 return {"why": f"{source}: crashes the process that encodes it ({stopped})"}, {}
         else:
@@ -102,7 +106,7 @@ def serve() -> None:
             return
         assert clip_encoder
         signals = ((name, tuple(each) if isinstance(each, list) else each) for name, each in request["signals"])
-        yield clip_encoder.encode(Source(Path(request["path"]), tuple(signals)))
+        yield from clip_encoder.encode(Source(Path(request["path"]), tuple(signals), **request["tracks"]))
 
     answering(answer)
 
@@ -122,26 +126,32 @@ class ClipEncoder:
                 self.encoder, self.frames = self.encoder.on(base), base.frames
             self.key = FeatureKey.of(self.encoder, job.dtype, bool(job.published))
 
-    def encode(self, source: Source) -> Reply:
-        """Tokens of a clip, or why it has none."""
-        entry: dict[str, str] = {}
+    def encode(self, source: Source) -> Iterator[Reply]:
+        """Tokens of a clip, or why it has none; before, once its length is known, the seconds for encoding it."""
+        entry: dict[str, Any] = {}
         try:
             with self._memory_errors(source):
                 entry["media"], entry["signal"] = identity(source, self.encoder.spec.sense)
                 clip = self._clip(source)
-                tokens = self._tokens(source, clip)
-                if tokens is None:
-                    return {"entry": entry | {"absent": self.encoder.lacks(clip)}}, {}
-                return {"entry": entry, "kind": tokens.kind}, self._arrays(source, tokens)
+                entry |= {"warnings": clip.report.warnings} if clip.report.warnings else {}
+                if self.job.timeout is None:
+                    yield {"within": LEAST + PER_SECOND * clip.report.seconds}, {}
+                yield self._reply(source, clip, entry)
         except PaveError as error:
-            return {"entry": entry, "why": str(error)}, {}
+            yield {"entry": entry, "why": str(error)}, {}
+
+    def _reply(self, source: Source, clip: Clip, entry: dict[str, Any]) -> Reply:
+        tokens = self._tokens(source, clip)
+        if tokens is None:
+            return {"entry": entry | {"absent": self.encoder.lacks(clip)}}, {}
+        return {"entry": entry, "kind": tokens.kind}, self._arrays(source, tokens)
 
     def _clip(self, source: Source) -> Clip:
         """The clip as a base with as many key frames reads it; only the streams that this encoder needs."""
-        audio = self.encoder.spec.sense == "audio"
-        frames, mono = 0 if audio else self.frames, mixed([self.encoder])
-        clip = Clip.read(source.video, frames=frames, audio=audio, mono=mono, timeout=None)
-        return clip.beside(dict(source.signals))
+        hears, mono = self.encoder.hears, mixed([self.encoder])
+        frames = 0 if self.encoder.spec.sense == "audio" else self.frames
+        clip = Clip.read(source.video, frames=frames, mono=mono, **source.options(hears), timeout=None)
+        return clip.beside(source.beside(hears), timeout=None)
 
     @torch.no_grad()
     def _tokens(self, source: Source, clip: Clip) -> SideTokens | None:

@@ -34,12 +34,38 @@ def segments_by_time(times: Tensor, key_times: Tensor) -> tuple[Tensor, Tensor]:
     index, mask = segments_of(torch.searchsorted(middles, times, right=True), len(key_times))
     empty = ~mask.any(-1)
     if len(times) and empty.any():
-        # argmin returns the first minimum: after sorting, that is the earlier step.
-        order = times.argsort(stable=True)
-        distance = (times[order] - key_times[empty, None]).abs()
-        index[empty, 0] = order[distance.argmin(-1)]
+        index[empty, 0] = nearest_steps(times, key_times[empty])
         mask[empty, 0] = True
     return index, mask
+
+
+def nearest_steps(times: Tensor, instants: Tensor) -> Tensor:
+    """The step whose time (τ,) is nearest to each instant (k,), the earlier of two at equal distance."""
+    order = times.argsort(stable=True)
+    ascending = times[order]
+    after = torch.searchsorted(ascending, instants).clamp(max=len(times) - 1)
+    before = torch.searchsorted(ascending, ascending[(after - 1).clamp(min=0)])  # the first of equal times
+    nearer = (instants - ascending[before]).abs() <= (ascending[after] - instants).abs()
+    return order[before.where(nearer, after)]
+
+
+def span_of(key_times: Tensor) -> tuple[float, float] | None:
+    """The seconds of a clip with these key frames (t,): from the first to the last, and the usual gap between two
+    before and after them. None: a single picture, which lasts all the time."""
+    gaps = key_times.diff()
+    gaps = gaps[gaps > 0]
+    if not len(gaps):
+        return None
+    gap = gaps.median().item()
+    return key_times[0].item() - gap, key_times[-1].item() + gap
+
+
+def beyond(side: SideTokens, key_times: Tensor) -> Tensor:
+    """Which steps (τ,) of a side channel are before or after the clip: they belong to no key frame."""
+    span = span_of(key_times.to("cpu", torch.float64))
+    if span is None or side.kind == "set":
+        return torch.zeros(len(side.times), dtype=torch.bool)
+    return (side.times < span[0]) | (side.times > span[1])
 
 
 def segments_by_index(steps: int, frames: int) -> tuple[Tensor, Tensor]:
@@ -92,6 +118,7 @@ def align(tokens: Sequence[SideTokens | None], key_times: Sequence[Tensor], rule
         layout=_layout(index, mask, valid, x.shape[1]),
         blend=_blend(index, steps, [len(keys) for keys in key_times]) if rule == "index" else None,
         sets=torch.tensor([row is not None and row.kind == "set" for row in rows]) if "set" in kinds else None,
+        timed=rule == "time",
     )
 
 

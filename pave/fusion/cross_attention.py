@@ -25,8 +25,8 @@ from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
 from pave.fusion.meta import Blank
 from pave.fusion.reader import POINT, Reader, Standardise
-from pave.fusion.rope import SECTIONS, Rotations, cube_turns, rotate, time_turns
-from pave.fusion.segments import Segments
+from pave.fusion.rope import SECTIONS, Places, Rotations, cube_places, cube_turns, rotate, time_turns
+from pave.fusion.segments import Segments, groups, part
 from pave.sidechannel import SideBatch
 
 
@@ -51,12 +51,28 @@ class Fusion(Reader, ABC):
         if config.query == "learnable":
             self.learnable_query = nn.Parameter(torch.randn(frames, tokens, config.width))
 
-    @abstractmethod
     def forward(self, vision: Tensor | None, tokens: Tensor, side: SideBatch) -> Tensor:
         """The update (b t s d) of `tokens` (b t s d), in their dtype; `vision` is (b t s q)."""
+        if not side.x.shape[1]:
+            return torch.zeros_like(tokens)
+        places = cube_places(side) if self.config.rope == "3d" else None
+        if not (parts := groups(side)):
+            return self._update(vision, tokens, side, None, places)
+        updates = []
+        for frames in parts:
+            own = None if vision is None else vision[:, frames]
+            there = None if places is None else (places[0][:, frames], places[1][:, frames])
+            updates.append(self._update(own, tokens[:, frames], part(side, frames), frames, there))
+        return torch.cat(updates, dim=1)[:, torch.cat(parts).argsort()]
 
-    def _query_input(self, vision: Tensor | None, tokens: Tensor) -> Tensor:
-        """Input of the query projection ((b t s) q), in the dtype of the weights."""
+    @abstractmethod
+    def _update(
+        self, vision: Tensor | None, tokens: Tensor, side: SideBatch, frames: Tensor | None, places: Places | None
+    ) -> Tensor:
+        """`forward` for some key frames: their numbers `frames` (None: all), and their places for `rope: 3d`."""
+
+    def _query_input(self, vision: Tensor | None, tokens: Tensor, numbers: Tensor | None) -> Tensor:
+        """Input of the query projection ((b t s) q), in the dtype of the weights. `numbers`: of the key frames."""
         dtype = next(self.parameters()).dtype
         if self.config.query == "projected":
             return tokens.flatten(0, 2).to(dtype)
@@ -66,12 +82,14 @@ class Fusion(Reader, ABC):
             return vision.flatten(0, 2).to(dtype)
         b, t, s = tokens.shape[:3]
         frames, each = self.learnable_query.shape[:2]
+        t = t if numbers is None else int(numbers.max()) + 1
         if t > frames or s != each:
             raise SignalError(
                 f"this fusion has learned queries for {frames} × {each} visual tokens, but got {t} × {s}; "
                 f"use at most {frames} key frames, or train with fusion.query: vision"
             )
-        return repeat(self.learnable_query[:t], "t s w -> (b t s) w", b=b)
+        queries = self.learnable_query[:t] if numbers is None else self.learnable_query[numbers]
+        return repeat(queries, "t s w -> (b t s) w", b=b)
 
 
 class Folded(Fusion):
@@ -106,10 +124,12 @@ class Folded(Fusion):
         nn.init.zeros_(self.out.weight)
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, vision: Tensor | None, tokens: Tensor, side: SideBatch) -> Tensor:
+    def _update(
+        self, vision: Tensor | None, tokens: Tensor, side: SideBatch, frames: Tensor | None, places: Places | None
+    ) -> Tensor:
         if not side.x.shape[1]:
             return torch.zeros_like(tokens)
-        y = self._query_input(vision, tokens)
+        y = self._query_input(vision, tokens, frames)
         x = self.read(side, y.dtype)
         segments = Segments(side)
         k = segments(self.key(x)).unflatten(-1, (self.heads, -1))
@@ -201,10 +221,12 @@ class Official(Fusion):
             nn.init.zeros_(last.weight)
             self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, vision: Tensor | None, tokens: Tensor, side: SideBatch) -> Tensor:
+    def _update(
+        self, vision: Tensor | None, tokens: Tensor, side: SideBatch, frames: Tensor | None, places: Places | None
+    ) -> Tensor:
         if not side.x.shape[1]:
             return torch.zeros_like(tokens)
-        z = self._query_input(vision, tokens)
+        z = self._query_input(vision, tokens, frames)
         z = z if self.query_input_mapping is None else self.query_input_mapping(z)
         memory = self.input_mapping(self.read(side, z.dtype))
         segments = Segments(side)
@@ -216,7 +238,7 @@ class Official(Fusion):
             keep = mask if has_keys is None else mask | ~has_keys[:, None]
             # Converted to a float mask once for all layers: attention would convert a boolean mask every time.
             keep = torch.zeros_like(keep, dtype=z.dtype).masked_fill(~keep, -math.inf)[:, None, None]
-        q_turns, k_turns = self._rotations(side, segments, tokens.shape[2])
+        q_turns, k_turns = self._rotations(side, segments, tokens.shape[2], places)
         k = self._projected("k_linear", memory, segments)
         v = self._projected("v_linear", memory, segments) if self.config.values == "own" else k
         k = k if k_turns is None else rotate(k, k_turns)
@@ -229,10 +251,12 @@ class Official(Fusion):
             update = update.masked_fill_(~has_keys[:, None, None], 0)
         return update.view_as(tokens).to(tokens.dtype)
 
-    def _rotations(self, side: SideBatch, segments: Segments, s: int) -> tuple[Rotations | None, Rotations | None]:
+    def _rotations(
+        self, side: SideBatch, segments: Segments, s: int, places: Places | None
+    ) -> tuple[Rotations | None, Rotations | None]:
         """Rotations of queries and of keys; None: not rotated."""
-        if self.config.rope == "3d":
-            return cube_turns(side, s)
+        if places is not None:
+            return cube_turns(side, s, places)
         if self.config.rope == "time":
             return None, time_turns(segments.seconds(), self.config.width // self.heads)
         return None, None

@@ -15,6 +15,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from pave.errors import SignalError
+from pave.fusion.align import nearest_steps
 from pave.sidechannel import SideBatch
 
 # Seconds. 0.25 s turns two events 0.1 s apart by 0.4 of a circle; 256 s is a segment of a two-hour film in 32 frames.
@@ -27,6 +28,7 @@ BASE, SECTIONS = 10000.0, (16, 24, 24)
 # Cosines, sines (… e). Angles of the first half of the channels are negated: to rotate a pair (i, i + e/2) takes -sin
 # for one and +sin for the other, and cos is even.
 Rotations = tuple[Tensor, Tensor]
+Places = tuple[Tensor, Tensor]  # positions in time of key frames (b t) and of the steps of their segments (b t m)
 
 
 def rotate(x: Tensor, turns: Rotations) -> Tensor:
@@ -47,28 +49,46 @@ def time_turns(since: Tensor, e: int) -> Rotations:
     return angles.cos(), angles.sin()
 
 
-def cube_turns(side: SideBatch, s: int) -> tuple[Rotations, Rotations]:
-    """The official release's 3-D rotations of queries ((b t) s 1 e) and keys ((b t) m n 1 e), at integer positions.
+def cube_places(side: SideBatch) -> Places:
+    """Positions in time of key frames (b t) and of the steps of their segments (b t m), for `rope: 3d`. The cube has as
+    many steps as the longer of key frames and side channel. By the index rule, as in the official release; by the time
+    rule, each of the shorter is placed at the nearest one of the longer."""
+    frames = side.mask.any(-1).sum(-1)
+    number = torch.arange(side.index.shape[1], device=side.index.device)
+    if side.timed:
+        return _timed_places(side, number, frames.tolist())
+    longest = torch.maximum(frames, side.steps)[:, None]
+    # The official release uses numpy's linspace with dtype int: it multiplies, sets the last value and truncates.
+    query_t = (number * ((longest - 1) / (frames[:, None] - 1).clamp(min=1).double())).floor()
+    query_t = query_t.where(number != frames[:, None] - 1, longest - 1).where(frames[:, None] > 1, 0)
+    return query_t, side.index.where((side.steps >= frames)[:, None, None], number[:, None])
 
-    The cube has as many steps as the longer of key frames and side channel, and as many rows and columns as the finer
-    of both grids; a coarser grid is placed at the centres of its cells.
-    """
+
+def _timed_places(side: SideBatch, number: Tensor, frames: list[int]) -> Places:
+    query_t, key_t = number.expand(side.index.shape[:2]).clone(), side.index.clone()
+    for i, (steps, count) in enumerate(zip(side.steps.tolist(), frames, strict=True)):
+        times, keys = side.times[i, :steps], side.key_times[i, :count]
+        if steps >= count > 0:
+            query_t[i, :count] = nearest_steps(times, keys)
+        elif steps:
+            key_t[i] = nearest_steps(keys, times)[side.index[i]]
+    return query_t, key_t
+
+
+def cube_turns(side: SideBatch, s: int, places: Places) -> tuple[Rotations, Rotations]:
+    """The official release's 3-D rotations of queries ((b t) s 1 e) and keys ((b t) m n 1 e), at integer positions: in
+    time at `places`; in space, there are as many rows and columns as in the finer of both grids, and a coarser grid is
+    placed at the centres of its cells."""
     grid, patches = side.x.shape[2:4], math.isqrt(s)
     if grid[0] != grid[1] or patches**2 != s:
         raise SignalError(
             f"rope: 3d needs square grids, got {grid[0]} × {grid[1]} side tokens and {s} visual tokens per key frame; "
             "use rope: time"
         )
-    frames = side.mask.any(-1).sum(-1)
-    longest = torch.maximum(frames, side.steps)[:, None]
-    number = torch.arange(side.index.shape[1], device=side.index.device)
-    # The official release uses numpy's linspace with dtype int: it multiplies, sets the last value and truncates.
-    query_t = (number * ((longest - 1) / (frames[:, None] - 1).clamp(min=1).double())).floor()
-    query_t = query_t.where(number != frames[:, None] - 1, longest - 1).where(frames[:, None] > 1, 0)
-    key_t = side.index.where((side.steps >= frames)[:, None, None], number[:, None])
+    query_t, key_t = places[0], places[1][..., : side.index.shape[-1]]
     size = max(patches, grid[0])
-    cos, sin = _cube(rearrange(query_t, "b t -> b t 1"), cell_centres(patches, size).to(number.device))
-    return (cos[:, 0], sin[:, 0]), _cube(key_t, cell_centres(grid[0], size).to(number.device))
+    cos, sin = _cube(rearrange(query_t, "b t -> b t 1"), cell_centres(patches, size).to(key_t.device))
+    return (cos[:, 0], sin[:, 0]), _cube(key_t, cell_centres(grid[0], size).to(key_t.device))
 
 
 def cell_centres(count: int, size: int) -> Tensor:

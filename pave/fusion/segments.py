@@ -1,18 +1,23 @@
 """Segments: gathers projected side tokens by key frame.
 
 In: a SideBatch, then tensors with one row per side token. Out: the same rows, one group per key frame, and a mask of
-real ones. Each token is projected once and then gathered, for any number of rows or key frames. Knows nothing of
-weights.
+real ones. Each token is projected once and then gathered, for any number of rows or key frames. Where segments are so
+ragged that padding would cost more than the tokens, `groups` splits the key frames into groups of similar ones. Knows
+nothing of weights.
 
 b clips, t key frames, τ time steps, m steps of a segment, n = h w side tokens of a step, e channels
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from pave.sidechannel import SideBatch
+
+PADDED = 1 << 14  # side tokens of padded segments: up to here, padding costs little
 
 
 class Segments:
@@ -58,3 +63,41 @@ class Segments:
         if self.after is None or self.share is None:
             return picked
         return torch.lerp(picked, x.index_select(0, self.after), self.share.to(x.dtype))
+
+
+def groups(side: SideBatch) -> list[Tensor]:
+    """Key frames (indices) of one row, in groups with segments of similar length: none is twice as long as another.
+    Empty, unless padding all segments to the longest one at least doubles a large number of tokens. A batch of several
+    rows is never split; a model runs a fusion row by row."""
+    slots = side.index.numel()
+    if (
+        len(side.index) > 1
+        or side.layout in ("even", "dense")
+        or side.blend is not None
+        or slots * side.x.shape[2] * side.x.shape[3] <= PADDED
+    ):
+        return []
+    counts = side.mask[0].sum(-1)
+    if slots <= 2 * int(counts.sum()):
+        return []
+    size = counts.clamp(min=1).double().log2().floor()
+    return [(size == each).nonzero()[:, 0] for each in size.unique()]
+
+
+def part(side: SideBatch, frames: Tensor) -> SideBatch:
+    """The side tokens of some key frames (indices) of one row, and no others."""
+    mask = side.mask[:, frames]
+    mask = mask[..., : max(1, int(mask.sum(-1).max()))]  # padding is at the end
+    index = side.index[:, frames, : mask.shape[-1]]
+    used = index[mask].unique()
+    return replace(
+        side,
+        x=side.x[:, used],
+        times=side.times[:, used],
+        steps=torch.full_like(side.steps, len(used)),
+        index=torch.searchsorted(used, index.contiguous()).masked_fill(~mask, 0),
+        mask=mask,
+        valid=None if side.valid is None else side.valid[:, used],
+        key_times=side.key_times[:, frames],
+        layout="ragged",
+    )

@@ -20,6 +20,7 @@ from torch import Tensor
 from pave.errors import MediaError, SignalError
 
 Channel = Literal["mean", "first"]  # what is heard of a sound with several channels
+CHANNELS = 8  # most channels that are recognised on either axis of an array
 LOUDEST = 16.0  # times full scale, far above any overshoot: louder sound is in another unit
 
 
@@ -75,14 +76,14 @@ def times_of(times: Any, count: int) -> Tensor:
     return clock
 
 
-def sound_of(audio: Any, rate: int | None) -> Tensor:
-    """Sound in any accepted form as float32 (c n)."""
+def sound_of(audio: Any, rate: int | None, channels: int | None = None) -> Tensor:
+    """Sound in any accepted form as float32 (c n).
+
+    channels: as many as the sound before it had, which decides about a piece too short to tell (c n) from (n c)."""
     if not isinstance(rate, Integral) or rate < 1:
         raise MediaError(f"audio needs its sampling rate, an integer in Hz, got rate={rate}")
     sound = tensor_of(audio)
-    sound = sound[None] if sound.ndim == 1 else sound
-    if sound.ndim != 2 or not 1 <= sound.shape[0] <= 64:
-        raise MediaError(f"audio has shape {tuple(sound.shape)}; pass (n,) or (channels, n)")
+    sound = channels_first(sound, channels)
     if sound.dtype == torch.int16:
         sound = sound.float() / 32768
     if not sound.is_floating_point():
@@ -92,3 +93,22 @@ def sound_of(audio: Any, rate: int | None) -> Tensor:
     if sound.numel() and (peak := sound.abs().max().item()) > LOUDEST:
         raise MediaError(f"audio has a sample of {peak:.4g}; pass float in [-1, 1] (divide 16-bit integers by 32768)")
     return sound.float().clamp(-1, 1)
+
+
+def channels_first(sound: Tensor, channels: int | None = None) -> Tensor:
+    """Sound (n,), (c n) or (n c) as (c n). The axis of up to `CHANNELS` has the channels; refused where both could."""
+    if sound.ndim == 1:
+        return sound[None]
+    if sound.ndim == 2:
+        c, n = sound.shape
+        if channels in (c, n):
+            return sound if c == channels else sound.mT
+        first, last = 1 <= c <= CHANNELS, 1 <= n <= CHANNELS
+        if c == 1 or first > last or CHANNELS < c <= 64 < n:
+            return sound
+        if n == 1 or first < last:
+            return sound.mT
+        if first and last:
+            cause = f"audio has shape ({c}, {n}), of which either side may be its channels"
+            raise MediaError(f"{cause}; pass more than {CHANNELS} samples, or their mean (n,)")
+    raise MediaError(f"audio has shape {tuple(sound.shape)}; pass (n,), (channels, n) or (n, channels)")

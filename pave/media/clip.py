@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Integral
 from operator import index
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from pave.media.decoding import Timeout
 from pave.media.key_frames import Request
 from pave.media.resampling import resample
 
+Path = str | os.PathLike
 TIMEOUT: Timeout = "auto"  # limit of decoding a file: grows with its length
 
 
@@ -161,7 +163,7 @@ class Clip:
 
         frames: uint8 (t 3 y x) or (t y x 3), one picture (3 y x) or (y x 3), a PIL image, or a list of images.
         times: seconds of the frames; by default spread evenly over the sound, or 1 s apart without sound.
-        audio: (n,) or (c n) float in [-1, 1] or int16, at `rate` Hz, starting at 0 s.
+        audio: (n,), (c n) or (n c) float in [-1, 1] or int16, at `rate` Hz, starting at 0 s.
         signals: further streams by name; a pair (values (τ c), times (τ,)) becomes a `Signal`, a pair of frames and
             times a `Clip`.
         """
@@ -193,9 +195,20 @@ class Clip:
         return cls(pictures, clock, sound, rate if sound is not None else None, 0.0, signals_of(signals), report)
 
     @neutral()
-    def beside(self, signals: Mapping[str, Any]) -> Clip:
-        """This clip with further streams, by name, as in `from_frames`."""
-        return replace(self, signals={**self.signals, **signals_of(signals)})
+    def beside(self, signals: Mapping[str, Any], *, timeout: Timeout = TIMEOUT) -> Clip:
+        """This clip with further streams, by name, as in `from_frames`. `audio` replaces the clip's own sound, see
+        `sound`; None drops it."""
+        others = {name: value for name, value in signals.items() if name != "audio"}
+        clip = replace(self, signals={**self.signals, **signals_of(others)})
+        if "audio" not in signals:
+            return clip
+        if signals["audio"] is None:
+            report = replace(self.report, audio="left out by the caller")
+            return replace(clip, audio=None, rate=None, audio_start=0.0, report=report)
+        own = sound(signals["audio"], timeout)
+        named = (f"{os.path.basename(own.report.source)}: {text}" for text in own.report.warnings)
+        report = replace(self.report, audio=own.report.audio, warnings=(*self.report.warnings, *named))
+        return replace(clip, audio=own.audio, rate=own.rate, audio_start=own.audio_start, report=report)
 
     @neutral()
     def at(self, seconds: Sequence[float]) -> Tensor:
@@ -226,18 +239,40 @@ def _again(request: Request, timeout: Timeout, seconds: Sequence[float]) -> Iter
         yield rearrange(torch.from_numpy(np.ascontiguousarray(picture)), "y x c -> c y x").contiguous()
 
 
+def sound(audio: Any, timeout: Timeout = TIMEOUT) -> Clip:
+    """A sound in any form as a clip that has one: a pair (samples, rate in Hz), the path of a file, or a Clip."""
+    if isinstance(audio, str | os.PathLike):
+        audio = Clip.read(audio, frames=0, timeout=timeout)
+    if isinstance(audio, Clip):
+        if audio.audio is None:
+            cause = f"{audio.report.source}: has no sound ({audio.report.audio})"
+            raise MediaError(f"{cause}; give a file with sound, or audio=None to drop the clip's own")
+        return audio
+    if not isinstance(audio, tuple | list) or len(audio) != 2 or not isinstance(audio[1], Integral):
+        raise SignalError(
+            "audio= must be a pair (samples, rate in Hz), the path of a file, or None to drop the clip's own sound"
+        )
+    return Clip.from_frames(audio=audio[0], rate=int(audio[1]))
+
+
 def decode_many(
-    paths: Iterable[str | os.PathLike], *, workers: int = 1, timeout: Timeout = TIMEOUT, **options: Any
+    paths: Iterable[Path | tuple[Path, Mapping[str, Any]]],
+    *,
+    workers: int = 1,
+    timeout: Timeout = TIMEOUT,
+    **options: Any,
 ) -> Iterator[Clip | MediaError]:
-    """`Clip.read` of many files in `workers` processes: results in order, a MediaError in place of a bad file.
+    """`Clip.read` of many files in `workers` processes: results in order, a MediaError in place of a bad file. A path
+    may be paired with options of its own.
 
     At most two files per worker are read ahead, so that memory use does not grow with the list.
     """
     ahead: deque[Future[Clip | MediaError]] = deque()
 
-    def attempt(path: str | os.PathLike) -> Clip | MediaError:
+    def attempt(entry: Path | tuple[Path, Mapping[str, Any]]) -> Clip | MediaError:
+        path, own = entry if isinstance(entry, tuple) else (entry, {})
         try:
-            return Clip.read(path, timeout=timeout, **options)
+            return Clip.read(path, timeout=timeout, **{**options, **own})
         except MediaError as error:
             return error
 

@@ -1,4 +1,4 @@
-"""Answers: the text, the patches used, what the encoders read, and the seconds of each step.
+"""Answers: the text, its patches, what the encoders read, warnings of the files, and the seconds of each step.
 
 In: prepared questions. Out: an `Answer` for each, or its text as a stream. Knows nothing of files.
 """
@@ -20,21 +20,28 @@ from pave.model.inputs import Inputs
 
 
 class Answer(str):
-    """The generated text, with its patches, signals and timings."""
+    """The generated text, with its patches, signals, timings and warnings."""
 
     patches: tuple[str, ...]  # names of the requested patches
     signals: Mapping[str, str]  # sense -> what was read, or why nothing was
     timings: Mapping[str, float]  # seconds of each step
+    warnings: tuple[str, ...]  # what is wrong with the clip's files, as in `Clip.report`
 
     def __new__(
-        cls, text: str, patches: tuple[str, ...], signals: Mapping[str, str], timings: Mapping[str, float]
+        cls,
+        text: str,
+        patches: tuple[str, ...],
+        signals: Mapping[str, str],
+        timings: Mapping[str, float],
+        warnings: Sequence[str] = (),
     ) -> Answer:
         answer = super().__new__(cls, text)
         answer.patches, answer.signals, answer.timings = patches, dict(signals), dict(timings)
+        answer.warnings = tuple(warnings)
         return answer
 
     def __getnewargs__(self) -> tuple[Any, ...]:  # copy and pickle keep the attributes
-        return str(self), self.patches, self.signals, self.timings
+        return str(self), self.patches, self.signals, self.timings, self.warnings
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Prepared:
 
     inputs: Inputs
     signals: Sequence[Mapping[str, str]]  # of each row, as in `Answer`
+    warnings: Sequence[Sequence[str]]
     timings: Mapping[str, float]  # seconds of each step so far
 
 
@@ -52,8 +60,8 @@ def answers(calls: Calls, prepared: Prepared, max_new_tokens: int) -> list[Answe
     generated = texts(calls, prepared.inputs, max_new_tokens)
     timings = {**prepared.timings, "generate": time.perf_counter() - begin}
     return [
-        Answer(text.strip(), tuple(use.name for use in prepared.inputs.uses if use.rows[i]), signals, timings)
-        for i, (text, signals) in enumerate(zip(generated, prepared.signals, strict=True))
+        Answer(text.strip(), tuple(use.name for use in prepared.inputs.uses if use.rows[i]), signals, timings, warnings)
+        for i, (text, signals, warnings) in enumerate(zip(generated, prepared.signals, prepared.warnings, strict=True))
     ]
 
 

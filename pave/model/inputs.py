@@ -9,7 +9,7 @@ b rows, t key frames, s visual tokens per key frame, q d channels before and aft
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 from pave.base import Host, Newline, Seen, Visual
 from pave.config import PatchConfig
 from pave.errors import UsageError
+from pave.fusion.align import beyond
 from pave.patch.attached import Attached
-from pave.sidechannel import SideBatch, SideTokens
+from pave.sidechannel import Rule, SideBatch, SideTokens
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,25 @@ class ClipFeatures:
     sides: Mapping[str, SideTokens | None] = field(default_factory=dict)  # by the encoder's `spec.preprocessing`
     absent: Mapping[str, str] = field(default_factory=dict)  # the same key -> why the side channel is None
     deep: Tensor | None = None  # (t s k d), where the base has such features
+    warnings: tuple[str, ...] = ()  # of the clip's files, as in `Report`
+    sensors: frozenset[str] = frozenset()  # keys of `sides` that are not its own sound and may outlast it
     # Raises an error if the tensors can no longer be read; None: they are in memory.
     verify: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+
+    def side(self, key: str, rule: Rule) -> tuple[SideTokens | None, int]:
+        """The side channel that a sense reads, and how many steps of it are beyond the clip (see `pave.fusion.align`),
+        which belong to nobody; by the index rule and in the clip's own sound, none are."""
+        side = self.sides[key]
+        if side is None or rule == "index" or key not in self.sensors:
+            return side, 0
+        outside = beyond(side, self.times)
+        return (side.only(~outside), int(outside.sum())) if outside.any() else (side, 0)
 
     def to(self, device: torch.device | str) -> ClipFeatures:
         """The same clip on another device; side tokens are moved later, with their batch."""
         vision, tokens, times = (each.to(device) for each in (self.vision, self.tokens, self.times))
         deep = None if self.deep is None else self.deep.to(device)
-        return ClipFeatures(vision, tokens, times, self.sides, self.absent, deep)
+        return replace(self, vision=vision, tokens=tokens, times=times, deep=deep)
 
 
 @dataclass(frozen=True)

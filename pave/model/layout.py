@@ -74,7 +74,7 @@ def perceived(uses: Sequence[Use], clips: Sequence[ClipFeatures]) -> tuple[Use, 
 def _side(facts: SenseFacts, clip: ClipFeatures) -> SideBatch | None:
     if facts.preprocessing not in clip.sides:
         raise SignalError(f"these features have no tokens of {facts.encoder}; encode the clips with this patch applied")
-    side = clip.sides[facts.preprocessing]
+    side, _ = clip.side(facts.preprocessing, facts.align)
     return align([side], [clip.times.cpu()], facts.align) if side is not None and side.present else None
 
 

@@ -25,6 +25,7 @@ from pave.encoder import Encoder
 from pave.errors import UsageError
 from pave.loading.base import Device, load_base
 from pave.media.clip import Clip
+from pave.media.decoding import Timeout
 from pave.model.answer import Answer, answers, pieces
 from pave.model.applied import Applied, Names
 from pave.model.applying import apply, built, find_patch, swap
@@ -96,20 +97,28 @@ class PatchedModel:
         *,
         patches: Sequence[str] | None = None,
         max_new_tokens: int = 32,
+        timeout: Timeout = "auto",
+        audio_track: int | None = None,
+        video_track: int | None = None,
         **signals: Any,
     ) -> Answer:
         """Ask one question about a clip: a path, a Clip, frames, or a picture.
 
-        patches: names; None means all that are enabled. signals: further streams by name, as in `Clip.from_frames`;
-        `audio=(samples, rate)` replaces the clip's own sound, `audio=None` drops it.
+        patches: names; None means all that are enabled.
+        timeout, audio_track, video_track: how a file is read, as in `Clip.read`.
+        signals: further streams by name, as in `Clip.from_frames`; `audio=(samples, rate)` or the path of a file
+        replaces the clip's own sound, `audio=None` drops it.
+
+        A file that is damaged, cut short or ambiguous: a `MediaWarning`, and `Answer.warnings`.
         """
         row = {"clip": clip, "question": question, "patches": patches, **signals}
-        return self.ask_batch([row], max_new_tokens=max_new_tokens)[0]
+        row |= {"audio_track": audio_track, "video_track": video_track}
+        return answers(self.calls, prepared(self.calls, [row], timeout), max_new_tokens)[0]
 
-    def ask_batch(self, rows: Rows, *, max_new_tokens: int = 32) -> list[Answer]:
+    def ask_batch(self, rows: Rows, *, max_new_tokens: int = 32, timeout: Timeout = "auto") -> list[Answer]:
         """Ask many questions in one batch: (clip, question), (clip, question, patches), or a mapping of clip, question,
-        patches and signals. Rows may name different patches."""
-        return answers(self.calls, prepared(self.calls, rows), max_new_tokens) if len(rows) else []
+        patches, audio_track, video_track and signals. Rows may name different patches. timeout: of each file."""
+        return answers(self.calls, prepared(self.calls, rows, timeout), max_new_tokens) if len(rows) else []
 
     def stream(
         self,
@@ -118,11 +127,15 @@ class PatchedModel:
         *,
         patches: Sequence[str] | None = None,
         max_new_tokens: int = 32,
+        timeout: Timeout = "auto",
+        audio_track: int | None = None,
+        video_track: int | None = None,
         **signals: Any,
     ) -> Iterator[str]:
-        """Ask one question and stream the answer as it is generated. Closing the iterator stops the generation."""
+        """`ask`, but stream the answer as it is generated. Closing the iterator stops the generation."""
         row = {"clip": clip, "question": question, "patches": patches, **signals}
-        return pieces(self.calls, prepared(self.calls, [row]).inputs, max_new_tokens)
+        row |= {"audio_track": audio_track, "video_track": video_track}
+        return pieces(self.calls, prepared(self.calls, [row], timeout).inputs, max_new_tokens)
 
     def watch(
         self,
@@ -132,6 +145,8 @@ class PatchedModel:
         patches: Sequence[str] | None = None,
         last: float | None = None,
         memory: int = MEMORY,
+        audio_track: int | None = None,
+        video_track: int | None = None,
     ) -> Show:
         """Read pictures and sound incrementally, and ask at any moment:
 
@@ -146,6 +161,8 @@ class PatchedModel:
         patches: names of the patches to run; None means all that are enabled, both now and when a question is asked.
         last: a question covers this many seconds before it; None: everything so far.
         memory: bytes for pictures, and for each sense. Beyond that, the past is thinned out evenly.
+        audio_track, video_track: of a file, as in `Clip.read`; its sound is decoded only if a patch hears it, and there
+            is no time limit.
 
         After a whole file, `show.ask` answers as `ask(file)` does. Side tokens are bit-identical for sound at the
         encoder's own rate until its first piece is complete (8 to 30 seconds, depending on the encoder); after that
@@ -154,7 +171,9 @@ class PatchedModel:
         Works with patches that read sound or dense frames. For LanguageBind, `ask` spreads dense frames over the whole
         clip, as the PAVE paper's authors do; here they are taken twice a second from the first picture on, so its
         tokens are similar, not equal. Pass zeros for silence: None does not advance the sound's clock."""
-        return Show(self.calls, source, rate=rate, patches=patches, last=last, memory=memory)
+        tracks = {"audio_track": audio_track, "video_track": video_track}
+        tracks = {name: number for name, number in tracks.items() if number is not None}
+        return Show(self.calls, source, rate=rate, patches=patches, last=last, memory=memory, tracks=tracks)
 
     # Patches
 

@@ -43,6 +43,10 @@ class Perception:
         built = [sense if isinstance(sense, Encoder) else self.encoder(sense) for sense in senses]
         return {encoder.spec.preprocessing: encoder for encoder in built}
 
+    def hears(self, senses: Iterable[SenseConfig | Encoder]) -> bool:
+        """Whether one of the senses reads sound; otherwise the sound of files is not decoded."""
+        return any(encoder.hears for encoder in self.encoders(senses).values())
+
     @neutral()
     @torch.no_grad()
     def encode(
@@ -55,14 +59,14 @@ class Perception:
                 raise SignalError(f"got {clip!r} as a clip; pass Clip.read(path), or Clip.from_frames(frames)")
         encoders = self.encoders(senses)
         visual = self.host.encode([self.host.pixels(clip) for clip in clips], [_times(clip) for clip in clips], chunk)
-        features = []
+        features, sensors = [], frozenset(key for key, encoder in encoders.items() if not encoder.hears)
         for i, clip in enumerate(clips):
             count = int(visual.frames[i])
             sides = {key: encoder.encode(clip) for key, encoder in encoders.items()}
             absent = {key: encoders[key].lacks(clip) for key, side in sides.items() if side is None}
             parts = (visual.vision[i, :count], visual.tokens[i, :count], visual.times[i, :count])
             deep = None if visual.deep is None else visual.deep[i, :count]
-            features.append(ClipFeatures(*parts, sides, absent, deep))
+            features.append(ClipFeatures(*parts, sides, absent, deep, clip.report.warnings, sensors))
         return features
 
     def features(

@@ -1,25 +1,28 @@
 """Questions in the forms that users pass -> prepared ones: each clip is read, encoded and laid out once.
 
-In: rows of clip, question, patches and signals; a clip is a path, a `Clip`, frames, a picture, or features. Out: a
-`Prepared`, with the signals read in each row.
+In: rows of clip, question, patches, signals and tracks; a clip is a path, a `Clip`, frames, a picture, or features.
+Out: a `Prepared`, with the signals read in each row. The sound of a file is decoded only if a patch of a row hears it.
 """
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from numbers import Integral
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pave.ambient import neutral
+from pave.data import TRACKS
 from pave.encoder import Encoder, missing, mixed
-from pave.errors import SignalError, UsageError, nearest
-from pave.media.clip import Clip
+from pave.errors import MediaWarning, SignalError, UsageError, nearest
+from pave.media.clip import Clip, sound
+from pave.media.decoding import Timeout
+from pave.media.warned import told
 from pave.model.answer import Prepared
 from pave.model.call import Calls, senses_of
-from pave.model.inputs import ClipFeatures, Inputs
+from pave.model.inputs import ClipFeatures, Inputs, Use
 from pave.model.layout import lay_out, perceived
 
 Rows = Sequence[Sequence[Any] | Mapping[str, Any]]
@@ -33,24 +36,33 @@ class Row:
     question: str
     patches: Sequence[str] | None  # None: all that are enabled
     signals: Mapping[str, Any]  # streams passed by the caller
+    tracks: Mapping[str, Any]  # of the file, as options of `Clip.read`
+
+    @property
+    def file(self) -> tuple[Any, ...]:
+        """What is read: equal for rows that share it."""
+        return (self.clip if isinstance(self.clip, str | Path) else id(self.clip), *self.tracks.items())
 
 
 @neutral()
-def prepared(calls: Calls, asked: Rows) -> Prepared:
+def prepared(calls: Calls, asked: Rows, timeout: Timeout) -> Prepared:
     """Read, encode and lay out. A clip of several rows is read once, and encoded once unless signals are passed with
-    it."""
+    it. Warns of what is wrong with their files."""
     rows = [_row(row) for row in asked]
     uses = calls.applied.uses([row.patches for row in rows], len(rows))
     begin = time.perf_counter()
-    clips = _clips(calls, rows)
+    clips = _clips(calls, rows, uses, timeout)
     read = time.perf_counter()
+    files = {clip.report.source: clip.report.warnings for clip in clips if isinstance(clip, Clip) and clip.again}
+    if lines := told(files):
+        warnings.warn("\n".join(lines), MediaWarning, stacklevel=3)
     features = calls.perception.features(clips, senses_of(uses))
     encoded = time.perf_counter()
     layout = lay_out(calls.host, features, perceived(uses, features))
     inputs = calls.around(layout, [row.question for row in rows])
     signals = [_signals(inputs, clip, i) for i, clip in enumerate(features)]
     seconds = {"read": read - begin, "encode": encoded - read, "prepare": time.perf_counter() - encoded}
-    return Prepared(inputs, signals, seconds)
+    return Prepared(inputs, signals, [clip.warnings for clip in features], seconds)
 
 
 def _row(row: Sequence[Any] | Mapping[str, Any]) -> Row:
@@ -60,49 +72,58 @@ def _row(row: Sequence[Any] | Mapping[str, Any]) -> Row:
             got = f"{len(row)} values" if isinstance(row, tuple | list) else f"{row!r}; pass a list of rows"
             raise UsageError(f"a row is (clip, question) or (clip, question, patches), got {got}")
         row = dict(zip(("clip", "question", "patches"), row, strict=False))
-    signals = {key: value for key, value in row.items() if key not in ("clip", "question", "patches")}
+    signals = {key: value for key, value in row.items() if key not in ("clip", "question", "patches", *TRACKS)}
+    tracks = {name: number for name in TRACKS if (number := row.get(name)) is not None}
     if "clip" not in row or not isinstance(row.get("question"), str):
         got = {key: type(value).__name__ for key, value in row.items()}
         raise UsageError(f"a row needs a clip and a question (str), got {got}")
     patches = row.get("patches")
-    return Row(row["clip"], row["question"], (patches,) if isinstance(patches, str) else patches, signals)
+    return Row(row["clip"], row["question"], (patches,) if isinstance(patches, str) else patches, signals, tracks)
 
 
-def _clips(calls: Calls, rows: Sequence[Row]) -> list[Clip | ClipFeatures]:
+def _clips(calls: Calls, rows: Sequence[Row], uses: Sequence[Use], timeout: Timeout) -> list[Clip | ClipFeatures]:
     """The clip of each row, with the streams passed by the caller."""
+    heard = {row.file for i, row in enumerate(rows) if isinstance(row.clip, str | Path) and _hears(calls, row, uses, i)}
     known: dict[Any, Clip] = {}
     clips = []
     for row in rows:
-        given, signals = row.clip, _checked(calls, row.signals)
+        given, signals = row.clip, _checked(calls, row)
         if signals and not isinstance(given, str | Path | Clip):
-            clips.append(_from_frames(given, signals))
+            clips.append(_from_frames(given, signals, timeout))
             continue
-        key = given if isinstance(given, str | Path) else id(given)
-        if key not in known:
-            known[key] = _read(given, calls)
-        clips.append(_with_signals(known[key], signals) if signals else known[key])
+        if row.file not in known:
+            known[row.file] = _read(row, calls, row.file in heard, timeout)
+        clips.append(known[row.file].beside(signals, timeout=timeout) if signals else known[row.file])
     return clips
 
 
-def _read(clip: Any, calls: Calls) -> Clip:
-    if isinstance(clip, Clip):
-        return clip
-    if isinstance(clip, str | Path):
-        return Clip.read(clip, frames=calls.host.frames, mono=mixed(_encoders(calls)))
-    return Clip.from_frames(clip)
+def _hears(calls: Calls, row: Row, uses: Sequence[Use], place: int) -> bool:
+    """Whether a patch of a row reads the sound of its file."""
+    return "audio" not in row.signals and calls.perception.hears(senses_of([use for use in uses if use.rows[place]]))
 
 
-def _checked(calls: Calls, signals: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Streams passed by the caller; SignalError for one that no applied patch reads."""
-    read = {encoder.spec.sense for encoder in _encoders(calls)} if signals else set()
-    for name in signals:
+def _read(row: Row, calls: Calls, audio: bool, timeout: Timeout) -> Clip:
+    if isinstance(row.clip, Clip):
+        return row.clip
+    if isinstance(row.clip, str | Path):
+        options = {"frames": calls.host.frames, "audio": audio, "mono": mixed(_encoders(calls)), "timeout": timeout}
+        return Clip.read(row.clip, **options, **row.tracks)
+    return Clip.from_frames(row.clip)
+
+
+def _checked(calls: Calls, row: Row) -> Mapping[str, Any]:
+    """Streams passed by the caller; SignalError for one that no applied patch reads, or that contradicts another."""
+    if row.tracks and not isinstance(row.clip, str | Path):
+        name, number = next(iter(row.tracks.items()))
+        raise UsageError(f"{name}={number} chooses a track of a file, and the clip is not a path; pass it to Clip.read")
+    if "audio" in row.signals and "audio_track" in row.tracks:
+        raise UsageError("audio_track= chooses a sound of the file, and audio= replaces it; pass one of them")
+    named = ["audio"] * ("audio_track" in row.tracks) + [*row.signals]
+    read = {encoder.spec.sense for encoder in _encoders(calls)} if named else set()
+    for name in named:
         if name not in read:
             raise SignalError(f"no applied patch reads the signal {name!r}; {nearest(name, read)}")
-    audio = signals.get("audio")
-    pair = isinstance(audio, tuple | list) and len(audio) == 2 and isinstance(audio[1], Integral)
-    if audio is not None and not pair:
-        raise SignalError("audio= must be a pair (samples, rate in Hz), or None to drop the clip's own sound")
-    return signals
+    return row.signals
 
 
 def _encoders(calls: Calls) -> Iterable[Encoder]:
@@ -111,26 +132,11 @@ def _encoders(calls: Calls) -> Iterable[Encoder]:
     return calls.perception.encoders(sense for sense in senses if not missing(sense.encoder)).values()
 
 
-def _from_frames(frames: Any, signals: Mapping[str, Any]) -> Clip:
+def _from_frames(frames: Any, signals: Mapping[str, Any], timeout: Timeout) -> Clip:
     """Frames without times, spread evenly over the sound passed with them."""
     others = {name: value for name, value in signals.items() if name != "audio"}
-    sound, rate = signals.get("audio") or (None, None)
-    return Clip.from_frames(frames, audio=sound, rate=rate, **others)
-
-
-def _with_signals(clip: Clip, signals: Mapping[str, Any]) -> Clip:
-    """The clip with its streams replaced by those the caller passed."""
-    others = {name: value for name, value in signals.items() if name != "audio"}
-    clip = clip.beside(others)
-    if "audio" not in signals:
-        return clip
-    if signals["audio"] is None:
-        report = replace(clip.report, audio="left out by the caller")
-        return replace(clip, audio=None, rate=None, audio_start=0.0, report=report)
-    sound, rate = signals["audio"]
-    own = Clip.from_frames(audio=sound, rate=rate)
-    report = replace(clip.report, audio=own.report.audio)
-    return replace(clip, audio=own.audio, rate=own.rate, audio_start=0.0, report=report)
+    own = Clip() if signals.get("audio") is None else sound(signals["audio"], timeout)
+    return Clip.from_frames(frames, audio=own.audio, rate=own.rate, **others)
 
 
 def _signals(inputs: Inputs, clip: ClipFeatures, row: int) -> dict[str, str]:
@@ -138,9 +144,12 @@ def _signals(inputs: Inputs, clip: ClipFeatures, row: int) -> dict[str, str]:
     signals = {}
     for use in inputs.uses:
         for sense, facts in use.attached.config.senses.items() if use.rows[row] else ():
-            side = clip.sides[facts.preprocessing]
+            side, outside = clip.side(facts.preprocessing, facts.align)
             if side is not None and side.present:
                 signals[sense] = f"present: {len(side.x)} steps from {side.times[0]:.2f} s"
+                signals[sense] += f"; {outside} more are before or after the clip and not read" if outside else ""
+            elif outside:
+                signals[sense] = f"absent: its {outside} steps are all before or after the clip"
             else:
                 signals[sense] = clip.absent.get(facts.preprocessing, "absent: nothing in it can be read")
     return signals

@@ -14,9 +14,8 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from math import inf
 from typing import Any
 
@@ -60,6 +59,7 @@ class Show:
         patches: Sequence[str] | None,
         last: float | None,
         memory: int,
+        tracks: Mapping[str, int],
     ) -> None:
         if last is not None and not 0 < last < inf:
             raise UsageError(f"last={last}; give the number of seconds that a question covers, or None for all")
@@ -78,11 +78,15 @@ class Show:
         self.waited: dict[tuple[Attached, str], float] = {}  # second up to which it was read when waiting ended
         self._attach(memory)
         self._lock = threading.RLock()
-        self._file = self._film(source) if isinstance(source, str | os.PathLike) else None
-        self._chunks = self._file or map(partial(_checked, rate=rate), _iterable(source))
-
-    def _film(self, path: str | os.PathLike) -> Generator[Chunk, None, None]:
-        return chunks_of(os.fsdecode(path), mixed(each.encoder for each in self.encoders.values()))
+        self.warnings: list[str] = []  # of the file so far
+        self._file = None
+        if isinstance(source, str | os.PathLike):
+            encoders = [each.encoder for each in self.encoders.values()]
+            hears = any(encoder.hears for encoder in encoders)
+            self._file = chunks_of(os.fsdecode(source), hears, mono=mixed(encoders), **tracks)
+        elif tracks:
+            raise UsageError(f"{', '.join(tracks)}: chooses a track of a file, and watch() got no path; leave it out")
+        self._chunks = self._file or map(_Checked(rate), _iterable(source))
 
     def _attach(self, memory: int) -> None:
         for name in self.names:
@@ -138,6 +142,7 @@ class Show:
         begin = time.perf_counter()
         with self._lock:
             clip, sides, made, summaries, late = self._remembered()
+            told = tuple(self.warnings)
         features = replace(self.calls.perception.encode([clip], [])[0], sides=sides, absent=summaries)
         encoded = time.perf_counter()
         laid = [self._perceived(use, features, made) for use in uses]
@@ -149,7 +154,7 @@ class Show:
                 if count := late[attached, sense]:
                     signals[sense] += f"; {count} steps arrived over {PATIENCE:g} s late and were skipped"
         seconds = {"encode": encoded - begin, "prepare": time.perf_counter() - encoded}
-        return answers(self.calls, Prepared(inputs, [signals], seconds), max_new_tokens)[0]
+        return answers(self.calls, Prepared(inputs, [signals], [told], seconds), max_new_tokens)[0]
 
     def _perceived(
         self, use: Use, features: ClipFeatures, made: Mapping[Attached, tuple[Tensor, Tensor] | None]
@@ -165,6 +170,7 @@ class Show:
     def _store(self, chunk: Chunk) -> None:
         size = self.calls.host.size
         self._check_clock(chunk)
+        self.warnings += chunk.warnings
         if chunk.sound is not None:
             self.sound_end = max(self.sound_end, chunk.start) + chunk.sound.shape[1] / chunk.rate
         if chunk.frames is not None and chunk.times is not None:
@@ -302,8 +308,27 @@ def _iterable(source: Any) -> Iterable[Any]:
     raise MediaError(f"{cause}; pass the path of a video file, or an iterable of (frames, times, samples)")
 
 
-def _checked(chunk: Any, rate: int | None) -> Chunk:
-    """A chunk from the caller's iterator, validated."""
+class _Checked:
+    """Validates chunks from the caller's iterator. A piece of sound too short to tell its channels from its samples has
+    as many channels as the pieces before."""
+
+    def __init__(self, rate: int | None) -> None:
+        self.rate = rate
+        self.channels: int | None = None
+
+    def __call__(self, chunk: Any) -> Chunk:
+        frames, times, samples = _parts(chunk)
+        pictures = None if frames is None else pictures_of(frames)
+        clock = None if pictures is None else times_of(torch.atleast_1d(tensor_of(times)), len(pictures))
+        if samples is None:
+            return Chunk(pictures, clock)
+        sound = sound_of(samples, self.rate, self.channels)
+        self.channels = len(sound)
+        return Chunk(pictures, clock, sound.mean(0, keepdim=True), self.rate or 0)
+
+
+def _parts(chunk: Any) -> tuple[Any, Any, Any]:
+    """Frames, times and samples of a chunk."""
     if not isinstance(chunk, tuple | list) or len(chunk) != 3:
         got = f"{len(chunk)} values" if isinstance(chunk, tuple | list) else f"a {type(chunk).__name__}"
         raise MediaError(f"a chunk is (frames, times, samples), got {got}; pass None for missing pictures or sound")
@@ -312,8 +337,4 @@ def _checked(chunk: Any, rate: int | None) -> Chunk:
         raise MediaError("a chunk has pictures but no times; pass the second of each, on one clock")
     if frames is None and times is not None:
         raise MediaError("a chunk has times but no pictures; times are those of pictures, sound needs none: pass None")
-    pictures = None if frames is None else pictures_of(frames)
-    clock = None if pictures is None else times_of(torch.atleast_1d(tensor_of(times)), len(pictures))
-    if samples is None:
-        return Chunk(pictures, clock)
-    return Chunk(pictures, clock, sound_of(samples, rate).mean(0, keepdim=True), rate or 0)
+    return frames, times, samples

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pave.media.container import Survey, check_file, heard, opened, refuse
-from pave.media.decode import shown, survey_of
+from pave.media.decode import SHORT, shown, survey_of
 from pave.media.key_frames import Mono, Request
 from pave.media.sound import Sound
 
@@ -31,13 +31,23 @@ class Chunk(NamedTuple):
     sound: Tensor | None = None  # float32 (c n), continues the sound of earlier chunks
     rate: int = 0  # Hz
     start: float = 0.0  # second of the stream's first sample
+    warnings: tuple[str, ...] = ()  # what was found wrong with the file since the previous chunk
 
 
-def chunks_of(path: str, mono: Mono = True) -> Generator[Chunk, None, None]:
+def chunks_of(
+    path: str,
+    audio: bool = True,
+    audio_track: int | None = None,
+    video_track: int | None = None,
+    mono: Mono = True,
+) -> Generator[Chunk, None, None]:
     """The pictures of a file, one by one, each with the sound since the previous one; then the remaining sound, second
-    by second. mono: as in `Clip.read`."""
+    by second. Without `audio`, no sound is decoded; tracks and `mono` as in `Clip.read`."""
     check_file(path)
-    survey = survey_of(path)
+    survey = survey_of(path, video_track, audio_track)
+    told = [*cut_short(survey), *survey.warnings]
+    if audio and len(survey.audio) > 1 and audio_track is None:
+        told.append(f"{len(survey.audio)} sound tracks: audio_track={survey.heard[0]} is used")
     if survey.video is None:
         raise refuse(path, "has no pictures, and a base needs them", "give a video file")
     with opened(path) as noise:
@@ -45,17 +55,33 @@ def chunks_of(path: str, mono: Mono = True) -> Generator[Chunk, None, None]:
         for each in shown(path, survey):
             if origin is None:
                 origin = each.stamp
-                if survey.heard:
+                if audio and survey.heard:
                     reader = SoundReader(path, noise, survey, origin * survey.video.base, mono)
             second = float((each.stamp - origin) * survey.video.base)
             frames = rearrange(torch.from_numpy(np.ascontiguousarray(each.pixels())), "y x c -> 1 c y x")
             sound = (None, 0, 0.0) if reader is None else reader.until(second)
-            yield Chunk(frames, torch.tensor([second], dtype=torch.float64), *sound)
+            yield Chunk(frames, torch.tensor([second], dtype=torch.float64), *sound, fresh(told, reader))
         if origin is None:
             raise refuse(path, "no picture in it decodes", "the file is damaged: download or record it again")
         while reader is not None and not reader.over:
             second = max(second, reader.second) + 1
-            yield Chunk(None, None, *reader.until(second))
+            yield Chunk(None, None, *reader.until(second), fresh(told, reader))
+
+
+def cut_short(survey: Survey) -> list[str]:
+    """The warning of a file that holds less than its header announces, as `Clip.read` gives it."""
+    if not survey.promised or survey.reached >= SHORT * survey.promised:
+        return []
+    return [f"cut short: {survey.reached:.2f} s of the announced {survey.promised:.2f} s are present"]
+
+
+def fresh(told: list[str], reader: SoundReader | None) -> tuple[str, ...]:
+    """Warnings that no chunk has had yet; they are taken out of their lists."""
+    lists = [told, *([] if reader is None else [reader.sound.warnings])]
+    found = tuple(text for texts in lists for text in texts)
+    for texts in lists:
+        texts.clear()
+    return found
 
 
 class SoundReader:

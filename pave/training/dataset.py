@@ -21,6 +21,7 @@ from pave.data import Example, Source, collate, pack, read_jsonl
 from pave.encoder import Encoder
 from pave.errors import DataError, nearest
 from pave.features.cache import FeatureCache, OnClip
+from pave.media.warned import told
 from pave.model.applied import Names
 from pave.model.inputs import ClipFeatures, Inputs
 from pave.model.patched import PatchedModel
@@ -44,6 +45,10 @@ class TrainingClip:
         side = self.features.sides[encoder.spec.preprocessing]
         return side is not None and side.present
 
+    def outside(self, encoder: Encoder) -> int:
+        """How many of its time steps are before or after the clip."""
+        return self.features.side(encoder.spec.preprocessing, "time")[1]
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -55,17 +60,28 @@ class Dataset:
     refused: dict[Source, str]  # unreadable clips, and why
     unread: list[str]  # warnings about signals of clips that no encoder reads
     seconds: dict[str, float]  # of each stage
+    timed: frozenset[str] = frozenset()  # senses that are aligned by time
 
     @property
     def questions(self) -> int:
         """The number of questions for training."""
         return sum(len(clip.examples) for clip in self.train)
 
+    @property
+    def warnings(self) -> dict[str, tuple[str, ...]]:
+        """What is wrong with clips that were read nevertheless, by their path."""
+        clips = (*self.train, *self.val)
+        return {str(clip.examples[0].source): clip.features.warnings for clip in clips if clip.features.warnings}
+
     def remarks(self) -> list[str]:
-        """Warnings: clips that lack a sense, and signals that no encoder reads."""
+        """Warnings: clips that lack a sense, signals that no encoder reads, and what is wrong with files."""
         count = len(self.train) + len(self.val)
         missing = [(sense, why) for sense, why in self.absent().items() if why]
-        return [*(f"{len(why)} of {count} clips have no {sense} ({why[0]})" for sense, why in missing), *self.unread]
+        lines = [*(f"{len(why)} of {count} clips have no {sense} ({why[0]})" for sense, why in missing), *self.unread]
+        for sense in sorted(self.timed):
+            if over := sum(bool(clip.outside(self.senses[sense])) for clip in (*self.train, *self.val)):
+                lines.append(f"{over} of {count} clips have {sense} before or after their pictures, which is not read")
+        return [*lines, *(f"warning: {text}" for text in told(self.warnings))]
 
     def absent(self) -> dict[str, list[str]]:
         """For every sense of the patch: the reasons of all clips that lack it."""
@@ -94,7 +110,8 @@ def read_dataset(setup: Setup, clips: int | None = None, on_clip: OnClip | None 
     val = _training_clips(setup, val_file, examples[1], clips, on_clip) if val_file else []
     seconds = {"clips": written - begin, "features": time.perf_counter() - written}
     unused = unread(chain(*examples), setup.streams)
-    dataset = Dataset(train, val, dict(setup.senses), setup.store.refused, unused, seconds)
+    timed = frozenset(sense for sense, config in setup.recipe.senses.items() if config.align == "time")
+    dataset = Dataset(train, val, dict(setup.senses), setup.store.refused, unused, seconds, timed)
     if not setup.recipe.train.keep_lora_when_absent and not dataset.sensing():
         why = "; ".join(sorted({why for clip in train for why in clip.features.absent.values()})[:3])
         raise DataError(
@@ -105,14 +122,18 @@ def read_dataset(setup: Setup, clips: int | None = None, on_clip: OnClip | None 
 
 
 def unread(examples: Iterable[Example], read: Collection[str]) -> list[str]:
-    """A warning for every name in the `signals` of clips that no sense reads."""
+    """A warning for every name in the `signals` of clips that no sense reads, and for a track of sound."""
     sources = dict.fromkeys(example.source for example in examples)
     named = Counter(name for source in sources for name, _ in source.signals)
-    return [
+    lines = [
         f"{count} of {len(sources)} clips have a signal {name!r}, which no sense reads; {nearest(name, read)}"
         for name, count in named.items()
         if name not in read
     ]
+    choosing = sum("audio_track" in source.tracks for source in sources)
+    if choosing and "audio" not in read:
+        lines.append(f"{choosing} of {len(sources)} clips choose an audio_track, and no sense reads sound")
+    return lines
 
 
 def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:

@@ -160,6 +160,7 @@ class Run:
             "seconds": {key: round(value, 1) for key, value in seconds.items()},
             "absent": {sense: len(why) for sense, why in self.dataset.absent().items()},
             "unreadable": {str(source): why for source, why in self.dataset.refused.items()},
+            "warnings": {path: list(texts) for path, texts in self.dataset.warnings.items()},
         }
         if held_out := self.dataset.val:
             base, patched = (token_accuracy(model, held_out, each, options.batch) for each in (names[:-1], names))

@@ -64,7 +64,8 @@ class Setup:
         below = tuple(model.apply_patch(each) for each in recipe.train.on_top_of)
         senses = {sense: model.encoder(config) for sense, config in recipe.senses.items()}
         encoders = {each.spec.preprocessing: each for each in (*model.encoders(), *senses.values())}
-        store = FeatureCache(model, list(encoders.values()), recipe.output / "features", recipe.data.features)
+        folder, data = recipe.output / "features", recipe.data
+        store = FeatureCache(model, list(encoders.values()), folder, data.features, data.timeout)
         start = _start(recipe, model, senses)
         setup = cls(recipe, model, below, senses, store, start)
         with torch.device("meta"):  # build the patch without memory, so that errors come before any clip is read
@@ -78,8 +79,8 @@ class Setup:
 
     @property
     def streams(self) -> set[str]:
-        """The signals beside a video that encoders read; sound is in the video itself."""
-        return {each.spec.sense for each in (*self.model.encoders(), *self.senses.values())} - {"audio"}
+        """The signals that encoders read."""
+        return {each.spec.sense for each in (*self.model.encoders(), *self.senses.values())}
 
     def config(self, clips: int = 0, questions: int = 0) -> PatchConfig:
         """The config of the patch file, trained on so many clips and questions."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import write_clip
 from places import ROOT
 from small import write_line
 
@@ -91,6 +92,22 @@ def test_dry_run_names_clips_that_are_missing(command: Command, workshop: Path, 
     (tmp_path / "a.jsonl").write_text(write_line("gone.mp4", "?", "a"))
     code, out, _ = command(workshop, f"data.train={tmp_path / 'a.jsonl'}", "--dry-run")
     assert code == 0 and "1 files missing" in out and f"missing: {tmp_path / 'gone.mp4'}" in out
+
+
+def test_damaged_clips_are_named_at_every_run(command: Command, workshop: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    pictures, sound = noise.integers(0, 255, (20, 64, 64, 3), np.uint8), noise.uniform(-0.5, 0.5, 96_000)
+    whole = write_clip(tmp_path / "a.mp4", pictures, 10, sound, container_options={"movflags": "faststart"})
+    (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (tmp_path / "a.jsonl").write_text(write_line("half.mp4", "?", "a") + write_line("a.mp4", "?", "b"))
+    words = (workshop, f"data.train={tmp_path / 'a.jsonl'}", f"train.output={tmp_path / 'out'}", "train.steps=1")
+    for more in ("data.timeout=600", "--resume"):  # the second from cached features
+        code, _, err = command(*words, more)
+        assert code == 0 and any(line.startswith("warning: half.mp4: cut short") for line in err.splitlines()), err
+        (told,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["warnings"].items()
+        assert told[0].endswith("half.mp4") and told[1][0].startswith("cut short")
+    code, _, err = command(*words, "data.timeout=never")
+    assert code == 2 and "data.timeout" in err
 
 
 def test_unread_signals_and_missing_senses_are_reported(command: Command, workshop: Path, tmp_path: Path) -> None:

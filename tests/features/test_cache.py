@@ -101,6 +101,26 @@ def test_a_cached_clip_without_sound_has_the_reason(model: PatchedModel, films: 
         assert mute.sides == {KEY: None} and "no audio track" in mute.absent[KEY]
 
 
+def test_the_cache_keeps_warnings_and_tells_tracks_and_sounds_apart(model: PatchedModel, tmp_path: Path) -> None:
+    two = write_clip(tmp_path / "two.mkv", counting_frames(8), 8, click(1, 0.2), more_audio=[click(1, 0.7)])
+    wave = write_clip(tmp_path / "late.wav", None, audio=click(1, 0.7), audio_codec="pcm_s16le")
+    sources = [
+        Source(two),
+        Source(two, audio_track=0),
+        Source(two, audio_track=1),
+        Source(two, (("audio", str(wave)),)),
+    ]
+    sources += [Source(two, (("audio", None),)), Source(two, video_track=0, audio_track=1)]
+    fresh, again = (store(model, tmp_path / "cache").read(sources) for _ in range(2))
+    assert len(cached(tmp_path / "cache")) == 6 and all(equal(fresh[each], again[each]) for each in sources)
+    sides = [again[each].sides[KEY] for each in sources]
+    at = [None if side is None else round(side.times[side.x.mean((1, 2, 3)).argmax()].item(), 1) for side in sides]
+    assert at[0] == at[1] != at[2] == at[3] == at[5] and at[4] is None
+    assert [bool(again[each].warnings) for each in sources] == [True, False, False, False, False, False]
+    assert all(fresh[each].warnings == again[each].warnings for each in sources)
+    assert "2 sound tracks" in " ".join(again[sources[0]].warnings)
+
+
 def test_features_do_not_depend_on_the_neighbours(model: PatchedModel, films: list[Source]) -> None:
     together = store(model, None).read(films)
     assert equal(together[films[1]], store(model, None).read(films[1:2])[films[1]])

@@ -99,7 +99,8 @@ def test_every_readable_clip_is_stored_once_and_equals_fresh_features(media: Pat
             fresh = encoder.encode(Clip.read(source.video, frames=4))
             assert found and fresh and all(torch.equal(getattr(found, part), getattr(fresh, part)) for part in PARTS)
     mute = identity(dict(listed(media))["mute.mp4"], "audio")
-    assert features.find(*mute) == (None, "absent: no audio track")
+    side, entry = features.find(*mute)
+    assert side is None and entry.absent == "absent: no audio track"
 
 
 def test_unreadable_clips_are_listed_with_the_reason(media: Path, done: Path) -> None:
@@ -299,10 +300,55 @@ def test_features_for_research_only_need_consent(media: Path, tmp_path: Path, mo
 
 
 def test_a_source_without_media_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"contains no media file \(\.avi"):
+    with pytest.raises(DataError, match=r"contains no media file \(it is empty\)"):
+        listed(tmp_path)
+    (tmp_path / "notes.txt").write_text("not media")
+    with pytest.raises(DataError, match=r"contains no media file \(notes\.txt is not"):
         listed(tmp_path)
     with pytest.raises(DataError, match="no such file; give a JSONL"):
         listed(tmp_path / "gone.jsonl")
+
+
+def test_content_and_not_the_ending_makes_a_clip_and_other_files_are_listed(media: Path, tmp_path: Path) -> None:
+    folder, film = tmp_path / "media", (media / "1.mp4").read_bytes()
+    (folder / ".trash").mkdir(parents=True)
+    for name in ("phone.3gp", "no ending", "CAMERA.MTS", ".hidden.mp4", ".trash/old.mp4"):
+        (folder / name).write_bytes(film)
+    write_clip(folder / "sound.WAVE", None, audio=click(1, 0.5), audio_codec="pcm_s16le", format="wav")
+    (folder / "cut.3gp").write_bytes(film[:400])
+    (folder / "notes.txt").write_text("not media")
+    (folder / "asked.jsonl").write_text('{"video": "a.mp4"}\n')
+    (folder / "words.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n")
+    (folder / "empty").touch()
+    np.save(folder / "imu.npy", np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32))
+    os.mkfifo(folder / "pipe.mp4")
+    clips, left_out = extract.found(folder)
+    assert [name for name, _ in clips] == ["CAMERA.MTS", "no ending", "phone.3gp", "sound.WAVE"]
+    assert list(left_out) == ["asked.jsonl", "cut.3gp", "empty", "imu.npy", "notes.txt", "pipe.mp4", "words.srt"]
+    assert "whose index is missing" in left_out["cut.3gp"] and "0 bytes" in left_out["empty"]
+    assert len(extract.some(left_out)) == 6 and extract.some(left_out)[-1] == "and 2 more"
+
+
+def test_clips_are_read_as_their_lines_say_and_warnings_are_kept(media: Path, tmp_path: Path) -> None:
+    two, early, late = tmp_path / "two.mkv", click(1, 0.2), click(1, 0.7)
+    write_clip(two, counting_frames(8), 8, early, more_audio=[late])
+    whole = write_clip(tmp_path / "a.mp4", counting_frames(20), 8, late, container_options={"movflags": "faststart"})
+    (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 4])
+    write_clip(tmp_path / "late.wav", None, audio=late, audio_codec="pcm_s16le")
+    more: list[dict[str, object]] = [{}, {"audio_track": 0}, {"audio_track": 1}, {"signals": {"audio": "late.wav"}}]
+    lines = [write_line("two.mkv", "what?", "that", **each) for each in (*more, {"signals": {"audio": None}})]
+    (tmp_path / "asked.jsonl").write_text("".join([*lines, write_line("half.mp4", "what?", "that")]))
+    clips = [clip for _, clip in listed(tmp_path / "asked.jsonl")]
+    tally = extract.encode(JOB, listed(tmp_path / "asked.jsonl"), tmp_path / "out")
+    assert (tally.clips, tally.absent, tally.refused) == (6, 1, {}) and list(tally.warnings) == ["two.mkv", "half.mp4"]
+    _, line = (tmp_path / "out" / "warnings.jsonl").read_text().splitlines()
+    assert json.loads(line)["file"] == "half.mp4" and "cut short" in json.loads(line)["warnings"][0]
+    features = FeatureFolder(tmp_path / "out")
+    sides = [features.find(*identity(clip, "audio")) for clip in clips]
+    at = [side.times[side.x.mean((1, 2, 3)).argmax()].item() for side, _ in sides[:4] if side is not None]
+    assert at == pytest.approx([0.3, 0.3, 0.7, 0.7], abs=0.2)
+    assert sides[4][0] is None and sides[4][1].absent == "absent: left out by the caller"
+    assert "cut short" in sides[5][1].warnings[0]
 
 
 def test_a_stopped_run_prints_how_to_continue(media: Path, moody: Path, tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
+from pave.fusion import segments
 from pave.fusion.align import align
 from pave.fusion.cross_attention import Concatenation, Folded, Fusion, Official, build_fusion
 from pave.fusion.reader import Standardise
-from pave.fusion.rope import cell_centres, time_turns
+from pave.fusion.rope import cell_centres, cube_places, time_turns
 from pave.sidechannel import Rule, SideBatch, SideTokens
 
 GOLDEN = json.loads((GOLDEN_FOLDER / "pave_golden.json").read_text())
@@ -304,6 +305,52 @@ def test_the_layout_affects_only_the_cost(config):
         side = align([side_tokens(steps)], [keys(4)], rule)
         careful = SideBatch(side.x, side.times, side.steps, side.index, side.mask, None, side.key_times)
         assert torch.allclose(fusion(vision, tokens, side), fusion(vision, tokens, careful), rtol=0, atol=1e-9)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that an operator made inside its block."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.size = max(
+            [
+                self.size,
+                *(each.numel() for each in (made if isinstance(made, tuple) else (made,)) if isinstance(each, Tensor)),
+            ]
+        )
+        return made
+
+
+@every_kind
+@pytest.mark.parametrize("holes", [False, True])
+def test_ragged_segments_are_read_as_padded_ones_are_and_cost_what_they_hold(config, holes, monkeypatch):
+    """A sensor at 200 Hz, most of which belongs to the segment of the last key frame."""
+    fusion, (vision, tokens), side = randomised(config), visual(1), SideTokens.regular(random(8400, 6), rate=200)
+    side = replace(side, valid=side.valid & (torch.arange(8400) % 7 > 0)[:, None, None]) if holes else side
+    ragged = align([side], [torch.tensor([0.0, 0.1, 0.2, 2.0])], "time")
+    tokens.requires_grad_()
+    with Largest() as grouped:
+        found = fusion(vision, tokens, ragged)
+    monkeypatch.setattr(segments, "PADDED", 1 << 30)
+    with Largest() as padded:
+        expected = fusion(vision, tokens, ragged)
+    assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
+    assert 2 * grouped.size < padded.size
+    assert (found.sum() - expected.sum()).abs() < 1e-6 and found.requires_grad == expected.requires_grad
+
+
+def test_steps_in_time_come_from_times_with_the_time_rule():
+    """Twenty seconds of sound beside key frames over ten, or a few steps beside many key frames."""
+    seconds = torch.tensor([0.0, 2.0, 5.0, 10.0])
+    query_t, key_t = cube_places(side := align([SideTokens.regular(random(20, 6), rate=1)], [seconds], "time"))
+    assert query_t.tolist() == [[0, 1, 4, 9]], "the steps nearest to them, centred at i + 0.5; the earlier of two"
+    assert torch.equal(key_t, side.index)
+    query_t, key_t = cube_places(align([SideTokens.regular(random(2, 6), rate=0.2)], [seconds], "time"))
+    assert query_t.tolist() == [[0, 1, 2, 3]] and key_t.flatten().tolist() == [1, 1, 1, 2]
+    index = cube_places(align([SideTokens.regular(random(20, 6), rate=1)], [seconds], "index"))[0]
+    assert index.tolist() == [[0, 6, 12, 19]], "as in the official release"
 
 
 class Calls(TorchDispatchMode):

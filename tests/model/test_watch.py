@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clips import counting_frames, number, write_clip
+from clips import click, counting_frames, number, write_clip
 from families import FRAMES
 from families import make_base as make_family
 from patched import READ, RESAMPLER, config_for, favors, hears, other_ears, sense
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pave.config import ResamplerConfig, SenseFacts
 from pave.encoder import load_encoder
-from pave.errors import EncoderError, MediaError, PatchNotFound
+from pave.errors import EncoderError, MediaError, PatchNotFound, UsageError
 from pave.media.arrays import pictures_of
 from pave.media.clip import Clip
 from pave.media.pixels import scaled
@@ -477,3 +477,34 @@ def test_a_patch_that_is_changed_or_removed_while_watching(one: PatchedModel) ->
         with pytest.raises(PatchNotFound, match="ears"):
             show.ask(QUESTION)
         assert show.ask(QUESTION, patches=[]) == one.ask(remembered(show)[0], QUESTION)
+
+
+def test_a_watched_file_is_read_as_it_is_told_and_its_warnings_are_passed_on(one: PatchedModel, tmp_path: Path) -> None:
+    film = write_clip(tmp_path / "two.mkv", counting_frames(20), 10, click(2, 0.5), more_audio=[click(2, 1.5)])
+    with one.watch(film) as show:
+        show.see()
+        assert show.sound_end == -math.inf, "nobody hears"
+    hears(one)
+    (tmp_path / "half.mkv").write_bytes(film.read_bytes()[: film.stat().st_size * 3 // 4])
+    with one.watch(tmp_path / "half.mkv") as show:
+        show.see()
+        told = show.ask("What?", max_new_tokens=1).warnings
+    assert told[0].startswith("cut short") and "2 sound tracks: audio_track=0 is used" in told
+    for track, loud in ((0, False), (1, True)):
+        with one.watch(film, audio_track=track) as show:
+            show.see()
+            answer = show.ask("What?", max_new_tokens=1)
+            assert answer.signals["audio"].startswith("present") and answer.warnings == ()
+            (side,) = (each.unfinished() for each in show.encoders.values())
+            assert side is not None and (side.times[side.x.mean((1, 2, 3)).argmax()].item() > 1) == loud
+    with pytest.raises(UsageError, match="audio_track: chooses a track of a file"):
+        one.watch([], audio_track=1)
+
+
+def test_pieces_of_sound_have_the_channels_of_those_before(one: PatchedModel) -> None:
+    hears(one)
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (16_005, 2)).astype(np.float32)
+    picture = np.zeros((1, 32, 32, 3), np.uint8)
+    for pieces in ((sound[:16_000], sound[16_000:]), (sound[:16_000].T, sound[16_000:].T)):
+        show = one.watch([(picture, [0.0], pieces[0]), (picture, [1.0], pieces[1])], rate=16_000)
+        assert show.see() == 1.0 and show.sound_end == pytest.approx(16_005 / 16_000)

@@ -1,0 +1,19 @@
+"""Warnings of many clips as a few lines.
+
+In: the clips, and what reading each of them found wrong. Out: one line for each of the first ones, and the number of
+the others. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+FEW = 5  # clips that are named; records of a run list all
+
+
+def told(warnings: Mapping[str, Sequence[str]], most: int = FEW) -> list[str]:
+    """Lines such as "half.mp4: cut short: 1.25 s of the announced 3.80 s are present", by the path of the clip."""
+    some = [(path, texts) for path, texts in warnings.items() if texts]
+    lines = [f"{os.path.basename(path)}: {'; '.join(texts)}" for path, texts in some[:most]]
+    return lines if len(some) <= most else [*lines, f"and {len(some) - most} more clips with warnings"]
