@@ -38,6 +38,7 @@ ORDER = (
     "media",
     "files",
     "data prompt recipe sidechannel config errors",  # the vocabulary
+    "text",
 )
 FACE = "pave"  # hands on the names of all wings, when they are asked for
 

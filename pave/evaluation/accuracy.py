@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal, get_args
 
-from pave.data import Example, Source, read_jsonl
+from pave.data import Example, Source, read_jsonl, refuse_texts
 from pave.errors import DataError, UsageError
 from pave.features.cache import FeatureCache
 from pave.model.answer import texts
@@ -99,6 +99,7 @@ def evaluate(
     if side not in get_args(Side):
         raise UsageError(f"side={side!r}: use one of {', '.join(get_args(Side))}")
     examples = read_jsonl(data) if isinstance(data, str | Path) else list(data)
+    refuse_texts(data if isinstance(data, str | Path) else "examples", examples, model.host.refuse_text)
     sources = list(dict.fromkeys(example.source for example in examples))
     refused: dict[Source, str] = {}
     if features is None:

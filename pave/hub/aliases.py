@@ -10,18 +10,23 @@ import os
 import re
 from pathlib import Path
 
-from pave.errors import PatchError, PatchNotFound, nearest
+from pave.errors import PatchError, PatchNotFound, nearest, raised_as
+from pave.files.json_text import read_json
+from pave.files.atomic import replacing
 from pave.hub import catalogue
 from pave.hub.client import repo_of
 
 
 def aliases() -> dict[str, str]:
     """The user's aliases: alias -> target."""
-    try:
-        found = json.loads(_alias_file().read_text("utf-8"))
-    except (OSError, ValueError):
+    file = _alias_file()
+    if not os.path.lexists(file):
         return {}
-    return {str(name): str(target) for name, target in found.items()} if isinstance(found, dict) else {}
+    with raised_as(PatchError, remedy="fix or delete it"):
+        found = read_json(file)
+    if wrong := [name for name, target in found.items() if not isinstance(target, str)]:
+        raise PatchError(file, f"{wrong[0]!r} is not an alias of a text", "fix or delete it")
+    return found
 
 
 def set_alias(name: str, target: str | None) -> None:
@@ -42,8 +47,6 @@ def set_alias(name: str, target: str | None) -> None:
         elif not catalogue.named(target):
             repo_of(target, [*catalogue.names(), *known])
         known[name] = target
-    from pave.files.atomic import replacing
-
     with replacing(_alias_file()) as file:
         file.write(json.dumps(known, indent=1, sort_keys=True).encode())
 

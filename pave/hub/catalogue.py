@@ -60,7 +60,7 @@ def named(source: str | Path) -> bool:
 def folder_of(name: str) -> Path:
     """The folder of the patch called `name`."""
     if not named(name):
-        remedy = f"{nearest(name, names())}; or pass a folder or a file"
+        remedy = nearest(name, names(), "pass a folder or a file")
         raise PatchNotFound(name, "no patch with this name in the catalogue", remedy)
     return folder() / name
 
@@ -77,7 +77,7 @@ def file_of(source: str | Path) -> Path:
         return file
     if path.exists():
         return path / WEIGHTS if path.is_dir() and path.name != WEIGHTS else path
-    remedy = f"{nearest(str(source), names())}; or pass a folder or a file"
+    remedy = nearest(str(source), names(), "pass a folder or a file")
     raise PatchNotFound(source, "no patch, folder or file with this name", remedy)
 
 

@@ -104,6 +104,9 @@ def _remarks(
             remarks.append(f"{problem}; {sense} is read only from ClipFeatures that hold its SideTokens")
             continue
         spec = perception.encoder(facts).spec
+        if chosen := facts.options.keys() - spec.options.keys():
+            cause = f"its {sense} sets {', '.join(sorted(chosen))} of {facts.encoder}, which only its user may"
+            raise PatchMismatch(source, cause, "do not use this patch, or remove the option from its config")
         if spec.dim != facts.dim or spec.preprocessing != facts.preprocessing:
             cause = f"its {sense} was trained on {facts.encoder} {facts.revision} ({facts.dim} channels)"
             remedy = f"this one is {spec.revision} ({spec.dim} channels); use the version of PAVE that trained it"
