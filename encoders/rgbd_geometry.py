@@ -11,7 +11,6 @@ v views, h w grid, c channels
 
 from __future__ import annotations
 
-import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence

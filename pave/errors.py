@@ -29,8 +29,8 @@ from pave.text.shown import shortened, shown
 
 
 class PaveError(Exception):
-    """Root of the tree: catch this to catch every error of PAVE. Its message is one line that is safe to print, whatever
-    a file name or a value in it contains (pave/text/shown.py)."""
+    """Root of the tree: catch this to catch every error of PAVE. Its message is one line that is safe to print,
+    whatever a file name or a value in it contains (pave/text/shown.py)."""
 
     def __str__(self) -> str:
         return shown(shortened(super().__str__()))

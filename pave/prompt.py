@@ -47,7 +47,9 @@ class Prompter:
         # A lone surrogate, which JSON can contain, has no UTF-8 encoding.
         ids = self._plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
         if not self._reserved.isdisjoint(ids):
-            raise BaseModelError(f"this tokenizer finds a special token in the plain text {quoted(text)}; change it")
+            raise BaseModelError(
+                f"this tokenizer finds a special token in the plain text {quoted(text)}; change the wording"
+            )
         return ids
 
     def refuse_text(self, text: object, context: int | None = None, what: str = "question") -> None:

@@ -158,7 +158,7 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}); a recipe is a UTF-8 YAML file") from None
     except ValueError as error:
-        raise RecipeError(f"{path}, {error}; fix that line") from None
+        raise RecipeError(f"{path}, {error}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe must be a mapping of keys, got {type(data).__name__}")
     files = data.get("data")
@@ -216,4 +216,4 @@ def override(data: dict[str, Any], text: str) -> None:
         data[last] = yaml_value(value)
     except ValueError as error:
         cause = str(error).removeprefix("line 1: ")
-        raise RecipeError(f"{quoted(text)}: the value is not YAML of a recipe: {cause}; quote it") from None
+        raise RecipeError(f"{quoted(text)}: the value is not YAML of a recipe: {cause}") from None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pave.cli.terminal import quiet, remark
+from pave.cli.terminal import counted, quiet, remark, say
 
 if TYPE_CHECKING:
     from pave.features.extract import Tally
@@ -64,7 +64,7 @@ def encode(
     job = worker.Job(encoder, options, dtype, base, folder, timeout, memory)
     clips = extract.listed(source)
     workers = workers or min(MANY, os.cpu_count() or 1)
-    remark(f"{encoder}: {len(clips):,} clips, {workers} workers")
+    remark(f"{encoder}: {counted(len(clips), 'clip')}, {counted(workers, 'worker')}")
     console, done = Console(stderr=True), 0
     columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
@@ -75,24 +75,27 @@ def encode(
             tenth, done = 10 * done // len(clips), done + more
             bar.update(task, completed=done)
             if not sys.stderr.isatty() and 10 * done // len(clips) > tenth:
-                remark(f"{done}/{len(clips)} clips")
+                remark(f"{done}/{counted(len(clips), 'clip')}")
 
         try:
             tally = extract.encode(
                 job, clips, out, size=shard, workers=workers, engine=engine, retry=retry, progress=progress
             )
         except KeyboardInterrupt:
-            remark(f"\nstopped; finished shards are in {out}; run the same command again to continue")
+            remark("", f"stopped; finished shards are in {out}; run the same command again to continue")
             raise SystemExit(130) from None
-    print(summary(tally, out, time.perf_counter() - begin))
+    say(*summary(tally, out, time.perf_counter() - begin))
 
 
-def summary(tally: Tally, out: Path, seconds: float) -> str:
+def summary(tally: Tally, out: Path, seconds: float) -> list[str]:
     """Counts for the whole folder, and the time of this run."""
     good = tally.clips - tally.absent - len(tally.refused)
-    lines = [f"{good:,} of {tally.clips:,} clips are encoded; this took {seconds:.1f} s"]
+    are = "is" if tally.clips == 1 else "are"
+    lines = [f"{good:,} of {counted(tally.clips, 'clip')} {are} encoded; this took {seconds:.1f} s"]
     if tally.absent:
-        lines.append(f"{tally.absent:,} clips lack the signal and are recorded as absent")
+        lack = "lacks the signal and is" if tally.absent == 1 else "lack the signal and are"
+        lines.append(f"{counted(tally.absent, 'clip')} {lack} recorded as absent")
     if tally.refused:
-        lines.append(f"{len(tally.refused):,} clips quarantined; see {out / 'quarantine.jsonl'} for the reasons")
-    return "\n".join([*lines, f"{out} ({tally.shards:,} files, {tally.bytes:,} bytes)"])
+        listed = out / "quarantine.jsonl"
+        lines.append(f"{counted(len(tally.refused), 'clip')} quarantined; see {listed} for the reasons")
+    return [*lines, f"{out} ({counted(tally.shards, 'file')}, {counted(tally.bytes, 'byte')})"]

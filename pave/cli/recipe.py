@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pave.cli.terminal import PLAIN, remark
+from pave.cli.terminal import PLAIN, lines_of, remark, say
 
 if TYPE_CHECKING:
     from pave.config import Config
@@ -34,11 +34,11 @@ def recipe_schema(
     """
     import json
 
-    text = json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(schema(), indent=2, ensure_ascii=False)
     if out is None:
-        print(text, end="")
+        say(*lines_of(text))
     else:
-        out.write_text(text, "utf-8")
+        out.write_text(f"{text}\n", "utf-8")
         remark(f"first line of a recipe: # yaml-language-server: $schema={out}")
 
 

@@ -20,6 +20,7 @@ from pave.features.cache import FeatureCache
 from pave.model.answer import texts
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
+from pave.text.shown import Lines
 
 Side = Literal["own", "shuffled", "off"]
 
@@ -51,7 +52,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Lines):
     """All samples of one run, and the unreadable clips with the reasons; their questions are left out."""
 
     samples: tuple[Sample, ...]
@@ -68,13 +69,13 @@ class Evaluation:
     def accuracy(self) -> float:
         return _score(self.samples).accuracy
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
         lines = [f"{'channel':14} {'right':>7} {'asked':>6} {'best without':>13}"]
         for name, score in self.by().items():
             optimum = "" if score.optimum is None else f"{score.optimum:.3f}"
             lines.append(f"{name:14} {score.accuracy:7.3f} {score.asked:6} {optimum:>13}")
         lines += [f"left out: {reason}" for reason in self.refused.values()]
-        return "\n".join(lines)
+        return lines
 
 
 def evaluate(

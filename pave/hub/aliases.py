@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 
 from pave.errors import PatchError, PatchNotFound, nearest, raised_as
-from pave.files.json_text import read_json
 from pave.files.atomic import replacing
+from pave.files.json_text import read_json
 from pave.hub import catalogue
 from pave.hub.client import repo_of
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from pave.errors import PatchNotFound, nearest
 from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe, read_recipe
+from pave.text.shown import Lines
 
 RECIPE = "patch.yaml"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")  # of a folder; longer ones no file system takes
 
 
 @dataclass(frozen=True, kw_only=True)
-class CatalogueEntry:
+class CatalogueEntry(Lines):
     """One patch of the catalogue, as its recipe describes it."""
 
     name: str
@@ -34,10 +35,10 @@ class CatalogueEntry:
         file = self.folder / WEIGHTS
         return file if file.is_file() else None
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
         trained = "official checkpoint, converted when applied" if self.recipe.released else "recipe: train it"
         trained = f"{self.file.stat().st_size:,} bytes" if self.file else trained
-        return f"{self.name}: {self.recipe.description} [{', '.join(self.recipe.senses)}; {trained}]"
+        return [f"{self.name}: {self.recipe.description} [{', '.join(self.recipe.senses)}; {trained}]"]
 
 
 def folder() -> Path:

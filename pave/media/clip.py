@@ -24,12 +24,13 @@ from torch import Tensor
 from pave.errors import MediaError, SignalError
 from pave.media.arrays import pictures_of, size_of, sound_of, tensor_of, times_of
 from pave.media.resampling import resample
+from pave.text.shown import Lines
 
 TIMEOUT = 30.0  # seconds of decoding per file: a silent hang is the worst failure of a training run
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Lines):
     """What reading a clip found. `print(report)` gives one line, and one more per warning."""
 
     source: str = "arrays"
@@ -44,13 +45,13 @@ class Report:
     decoder: str = "none"
     warnings: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
         count = f"{self.pictures}" if self.pictures >= self.expected else f"{self.pictures} of {self.expected}"
         size = f" of {self.size[1]}x{self.size[0]}" if self.size else ""
         plural = "picture" if count == "1" else "pictures"
         pictures = f"{count} {plural}{size}" if self.pictures else "no pictures"
         head = f"{os.path.basename(self.source)}: {self.seconds:.2f} s, {pictures}; sound: {self.audio}"
-        return "\n".join([head, *(f"  warning: {text}" for text in self.warnings)])
+        return [head, *(f"  warning: {text}" for text in self.warnings)]
 
 
 @dataclass(frozen=True)

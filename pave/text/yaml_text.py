@@ -17,6 +17,7 @@ from pave.text.values import BITS, DEEPEST
 
 LONGEST = 1 << 16  # characters of a text: the parser needs some 50 µs for each value
 MOST = 10_000  # values, with those that aliases repeat
+TOO_DEEP = f"nested over {DEEPEST} deep; use fewer levels"
 TAG = "tag:yaml.org,2002:"
 KINDS = {TAG + kind for kind in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
 DATE = TAG + "timestamp"
@@ -26,18 +27,18 @@ def yaml_value(text: str) -> Any:
     """The value of a YAML text; ValueError("line 3: ...") if it is not valid, not plain data, or too much."""
     if len(text) > LONGEST:
         line = text.count("\n", 0, LONGEST) + 1
-        raise ValueError(f"line {line}: the text is longer than {LONGEST:,} characters")
+        raise ValueError(f"line {line}: the text is longer than {LONGEST:,} characters; shorten it")
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         cause = ", ".join(filter(None, (error.context, error.problem)))
-        raise ValueError(f"line {mark.line + 1 if mark else 1}: not YAML ({cause})") from None
+        raise ValueError(f"line {mark.line + 1 if mark else 1}: not YAML ({cause}); fix that line") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise ValueError(f"line {line}: not YAML (the character {quoted(chr(error.character))})") from None
+        raise ValueError(f"line {line}: not YAML (the character {quoted(chr(error.character))}); remove it") from None
     except RecursionError:
-        raise ValueError(f"line 1: nested over {DEEPEST} deep") from None
+        raise ValueError(f"line 1: {TOO_DEEP}") from None
 
 
 def _flaw(node: Any, cause: str) -> ValueError:
@@ -55,9 +56,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         self.deep, self.count = self.deep + 1, self.count + 1
         if self.deep > DEEPEST + 1:
-            raise _flaw(self.peek_event(), f"nested over {DEEPEST} deep")
+            raise _flaw(self.peek_event(), TOO_DEEP)
         if self.count > MOST:
-            raise _flaw(self.peek_event(), f"more than {MOST:,} values")
+            raise _flaw(self.peek_event(), f"more than {MOST:,} values; shorten it")
         node = super().compose_node(parent, index)
         self.deep -= 1
         return node
@@ -112,8 +113,9 @@ def _check(node: Node) -> None:
         if key.tag == TAG + "merge":
             continue
         if key.tag != TAG + "str":
-            named = quoted(key.value) if isinstance(key, ScalarNode) else "a list or a mapping"
-            raise _flaw(key, f"the key {named} is not text; put it in quotes")
+            if not isinstance(key, ScalarNode):
+                raise _flaw(key, "a key is a list or a mapping; write text")
+            raise _flaw(key, f"the key {quoted(key.value)} is not text; put it in quotes")
         if key.value in keys:
             raise _flaw(key, f"the key {quoted(key.value)} is there twice; remove one")
         keys.add(key.value)
