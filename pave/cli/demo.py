@@ -22,11 +22,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pave.cli.terminal import counted, lines_of, say, say_table
+from pave.cli.terminal import lines_of, say, say_table
 from pave.media.clip import Clip
 from pave.model.patched import PatchedModel, load
 from pave.playroom import sound, world, writer
-from pave.text.shown import shown
+from pave.text.shown import counted, shown
 
 BASE, PATCH, SPLIT = "playroom", "audio-playroom", "test"
 PER_CLIP = 4  # questions asked about a clip, at most

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pave.cli.terminal import counted, quiet, remark, say
+from pave.cli.terminal import quiet, remark, say
+from pave.text.shown import counted
 
 if TYPE_CHECKING:
     from pave.features.extract import Tally

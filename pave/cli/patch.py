@@ -59,7 +59,7 @@ def patch_info(
 def _describe(config: PatchConfig, file: str) -> None:
     base, fusion = config.base, config.fusion
     layers = f", {fusion.layers} layers" if fusion.kind == "official" else ""
-    say(f"{config.name}: {config.description}")
+    say(f"{config.name}: {' '.join(config.description.split())}")
     say(f"  file     {file}")
     say(f"  base     {base.model_type} {base.repo} (weights {base.fingerprint[:12] or 'not recorded'})")
     say(f"           {base.frames} key frames of {base.tokens_per_frame} tokens, dim {base.dim}")
@@ -115,7 +115,7 @@ def patch_convert(
     written = patch.save(out or f"{patch.config.name}.safetensors")
     _describe(patch.config, f"{written} ({written.stat().st_size:,} bytes)")
     if reason := missing(encoder):
-        remark(f"{reason}; until it is installed, pass precomputed features")
+        remark(f"until {encoder} is installed, pass precomputed features: {reason}")
 
 
 @app.command("verify")

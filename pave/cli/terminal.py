@@ -54,11 +54,6 @@ def lines_of(text: object) -> list[str]:
     return str(text).expandtabs(4).split("\n")
 
 
-def counted(number: int, what: str) -> str:
-    """A number of things: "1 clip", "2,000 clips"."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def warned(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning, instead of Python's way, which shows a line of source code."""
     remark(f"warning: {message}")

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pave.cli.terminal import PLAIN, counted, lines_of, quiet, remark, run_command, say
+from pave.cli.terminal import PLAIN, lines_of, quiet, remark, run_command, say
 from pave.errors import RecipeError
 from pave.hub import catalogue
 from pave.recipe import Recipe
+from pave.text.shown import counted
 
 if TYPE_CHECKING:
     from pave.training.run import Progress, Result

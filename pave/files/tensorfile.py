@@ -87,7 +87,7 @@ def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[s
     with reading(path) as file:
         header = _header(path, file)
         metadata, begin = header.pop("__metadata__", {}), file.tell()
-        if mapped:
+        if mapped and os.fsencode(path).decode("utf-8", "ignore") == str(path):  # torch takes no other names
             size = os.fstat(file.fileno()).st_size
             data = torch.from_file(str(path), size=size, dtype=torch.uint8)  # a private mapping; keeps no file open
         else:

@@ -5,6 +5,7 @@ In: a patch. Out: Markdown with YAML front matter, from the patch's own facts. K
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 
 from pave.errors import PatchError
 from pave.patch.filenames import HUB_NAME
+from pave.text.shown import shown
 
 if TYPE_CHECKING:
     from pave.patch.file import Patch
@@ -37,29 +39,44 @@ def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> s
         facts |= {"base_model": config.base.repo, "base_model_relation": "adapter"}
     facts |= {"pipeline_tag": "video-text-to-text", "tags": ["pave", "video-patch", *sorted(config.senses)]}
     if example:
-        facts["pave_example"] = dict(example)
+        facts["pave_example"] = {
+            key: shown(value) if isinstance(value, str) else value for key, value in example.items()
+        }
     rows = [
         ("base", f"{base}, weights {config.base.fingerprint[:12] or 'not recorded'}"),
         ("key frames", f"{config.base.frames} of {config.base.tokens_per_frame} visual tokens"),
-        *((f"sense {name}", f"{each.encoder} {each.options or ''}".strip()) for name, each in config.senses.items()),
+        *((f"sense {name}", f"{each.encoder} {json.dumps(each.options)}") for name, each in config.senses.items()),
         *([("resampler", str(config.resampler))] if config.resampler else []),
         ("fusion", f"{fusion.kind}, width {fusion.width}, {fusion.heads} heads" if config.senses else "none"),
         ("LoRA", f"r={lora.r}, alpha={lora.lora_alpha:g}" if lora else "none"),
         ("licence", config.licence or "unknown"),
         ("file", f"{patch.nbytes:,} bytes of tensors, sha256 {patch.sha256[:16]}"),
-        *((f"trained: {key}", str(value)) for key, value in config.training.items()),
+        *((f"trained: {key}", value) for key, value in config.training.items()),
     ]
     lines = ["---", yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).strip(), "---", OURS, ""]
-    lines += [f"# {config.name}", "", config.description or "A patch for a frozen video LLM.", ""]
-    lines += ["```python", "import pave", "", f'model = pave.load("{base}")', f'print(model.apply_patch("{repo}"))']
+    described = " ".join(config.description.split()) or "A patch for a frozen video LLM."
+    lines += [f"# {config.name}", "", _plain(described), ""]
+    lines += ["```python", "import pave", "", f"model = pave.load({_literal(base)})"]
+    lines += [f"print(model.apply_patch({_literal(repo)}))"]
     lines += ['model.ask("clip.mp4", "What do you hear?")', "```", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in rows]
+    lines += [f"| {_plain(name)} | {_plain(value)} |" for name, value in rows]
     if example:
         made = f"pave playroom clips --clips 1 --seed {example['seed']} --split {example['split']}"
         ask = f'pave ask clips/{example["video"]} "{example["question"]}" --patch {repo}'
         lines += ["", "## Replay it", "", "```sh", made, ask, "```", ""]
-        lines += [f"The patched base answers `{example['patched']}`, the base alone `{example['base']}`."]
+        patched, alone = (shown(example[key]).replace("`", "'") for key in ("patched", "base"))
+        lines += [f"The patched base answers `{patched}`, the base alone `{alone}`."]
     return "\n".join(lines) + "\n"
+
+
+def _plain(value: object) -> str:
+    """A value as plain text of one line: it begins no code, no table cell, no link and no tag."""
+    return re.sub(r"[\\`|<>\[\]]", r"\\\g<0>", shown(value))
+
+
+def _literal(text: str) -> str:
+    """A text as a literal of Python."""
+    return json.dumps(shown(text), ensure_ascii=False)
 
 
 def refuse_private(text: str, repo: str) -> None:

@@ -38,7 +38,8 @@ class CatalogueEntry(Lines):
     def lines(self) -> list[str]:
         trained = "official checkpoint, converted when applied" if self.recipe.released else "recipe: train it"
         trained = f"{self.file.stat().st_size:,} bytes" if self.file else trained
-        return [f"{self.name}: {self.recipe.description} [{', '.join(self.recipe.senses)}; {trained}]"]
+        description = " ".join(self.recipe.description.split())
+        return [f"{self.name}: {description} [{', '.join(self.recipe.senses)}; {trained}]"]
 
 
 def folder() -> Path:

@@ -101,7 +101,7 @@ def _remarks(
     remarks = []
     for sense, facts in config.senses.items():
         if problem := missing(facts.encoder):
-            remarks.append(f"{problem}; {sense} is read only from ClipFeatures that hold its SideTokens")
+            remarks.append(f"{sense} is read only from ClipFeatures that hold its SideTokens: {problem}")
             continue
         spec = perception.encoder(facts).spec
         if chosen := facts.options.keys() - spec.options.keys():

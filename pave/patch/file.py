@@ -277,6 +277,8 @@ def _lora_misfits(config: PatchConfig, shapes: Mapping[str, tuple[int, ...]]) ->
 @of_patch()
 def config_of(path: Path, metadata: Mapping[str, str]) -> PatchConfig:
     """The validated config of a header's metadata; errors name `path`."""
+    if not isinstance(metadata, Mapping) or not all(isinstance(value, str) for value in metadata.values()):
+        raise PatchDamaged(path, "its metadata is not a mapping of texts", AGAIN)
     version = metadata.get("pave.format")
     if version is None:
         raise PatchFormatError(path, "is safetensors without PAVE metadata", "pass a file written by PAVE")

@@ -42,6 +42,11 @@ def quoted(value: object) -> str:
     return shortened(repr(value), 200)
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: "1 clip", "2,000 clips"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 class Lines(ABC):
     """Something that prints as lines of text. Only `lines` itself can begin a line: one inside a name is escaped."""
 
