@@ -33,7 +33,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=96)]  
 SenseName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 EncoderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 ModelType = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)]
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]*$", max_length=64)]  # sha256; empty: unknown
+Hash = Annotated[str, Field(pattern=r"^[\w.-]*$", max_length=64)]  # sha256; empty: unknown
 Text = Annotated[str, Field(max_length=4_096)]
 Short = Annotated[str, Field(max_length=512)]  # a revision, a licence
 LayerName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=256)]
@@ -258,6 +258,15 @@ class BaseFacts(Config):
     fingerprint: Hash
 
 
+def _trained(values: dict[str, Any]) -> dict[str, Any]:
+    """Single values; or texts by name, as of the patches below: {"ears": sha256}."""
+    for key, value in values.items():
+        texts = isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+        if isinstance(value, dict | list | tuple) and not texts:
+            raise ValueError(f"{key} is neither a single value nor texts by name")
+    return values
+
+
 def _laid_out(template: str) -> str:
     if template and (template.count(VIDEO), template.count(QUESTION)) != (1, 1):
         raise ValueError(f"needs {VIDEO} once and {QUESTION} once")
@@ -278,7 +287,7 @@ class PatchConfig(Config):
     lora: LoraConfig | None = None
     licence: Short = "apache-2.0"
     keep_lora_when_absent: bool = False
-    training: Facts = {}
+    training: Annotated[Facts, AfterValidator(_trained)] = {}
 
     _resamples = model_validator(mode="after")(resampler_fits)
 

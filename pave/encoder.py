@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, ValidationError
+from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 
 from pave.config import Config, SenseFacts
@@ -94,16 +95,18 @@ class EncoderOptions(Config):
         name, key = name_of(cls), str(next(iter(error["loc"]), ""))
         if (field := cls.model_fields.get(key)) and field.description:
             accepted, named = field.description.format(key=key), "{key}" in field.description
-            return f"{name} {accepted}{_bound(error)}, got {'' if named else f'{key}='}{quoted(error['input'])}"
+            return f"{name} {accepted}{_bound(field, error)}, got {'' if named else f'{key}='}{quoted(error['input'])}"
         if error["type"] == "value_error":
             return f"{name} {error['ctx']['error']}"
         return f"{name}: {key}={quoted(error['input'])}: {error['msg']}"
 
 
-def _bound(error: Any) -> str:
-    """The upper bound that a value exceeds, where the description of its option does not name it."""
-    most = error.get("ctx", {}).get("le" if error["type"] == "less_than_equal" else "max_length")
-    return "" if most is None else f", at most {most:,}"
+def _bound(field: FieldInfo, error: Any) -> str:
+    """The upper bound of an option that a value exceeds."""
+    if error["type"] == "less_than_equal":
+        bounds = [error["ctx"]["le"], *(getattr(each, "le", None) for each in field.metadata)]
+        return f", at most {min(most for most in bounds if most is not None):,}"
+    return f", at most {error['ctx']['max_length']:,} characters" if error["type"] == "too_long" else ""
 
 
 @dataclass(frozen=True)

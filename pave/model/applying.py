@@ -16,7 +16,7 @@ from torch import Tensor
 from pave.base import Host
 from pave.config import PatchConfig
 from pave.encoder import missing
-from pave.errors import PatchMismatch
+from pave.errors import EncoderError, PatchMismatch
 from pave.hub.locate import locate, refuse_revision
 from pave.model.applied import Applied, checked_weight
 from pave.model.perception import Perception
@@ -103,7 +103,11 @@ def _remarks(
         if problem := missing(facts.encoder):
             remarks.append(f"{sense} is read only from ClipFeatures that hold its SideTokens: {problem}")
             continue
-        spec = perception.encoder(facts).spec
+        try:
+            spec = perception.encoder(facts).spec
+        except EncoderError as error:
+            remedy = "use the version of PAVE that trained it, or another patch"
+            raise PatchMismatch(source, f"the encoder of its {sense} cannot be built ({error})", remedy) from None
         if chosen := facts.options.keys() - spec.options.keys():
             cause = f"its {sense} sets {', '.join(sorted(chosen))} of {facts.encoder}, which only its user may"
             raise PatchMismatch(source, cause, "do not use this patch, or remove the option from its config")

@@ -36,10 +36,11 @@ from pave.fusion.cross_attention import blank_fusion, build_fusion
 from pave.fusion.qformer import Resampler, blank_resampler, build_resampler
 from pave.patch import shrink
 from pave.patch.filenames import WEIGHTS
+from pave.text.shown import counted
 from pave.text.values import plain
 
 FORMAT = 1
-FEW_PARTS = 64  # layers that a config may announce, whatever its file holds: building them takes milliseconds
+FEW_PARTS, MOST_PARTS = 64, 256  # layers that a config may have, whatever its file holds; and in any case
 DEEPEST, VALUES = 16, 20_000  # of a config: levels, and values, far beyond those of a 72B base with all layers named
 SHARE_BITS, SHARE_RANK = 4, 8  # see `Patch.shrink`
 AGAIN = "download or train it again"
@@ -247,8 +248,9 @@ def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: st
     # Before any module is built: its layers cost memory even on the meta device.
     parts = len(config.read) * (config.fusion.layers if config.fusion.kind == "official" else 1)
     parts += config.resampler.layers if config.resampler else 0
-    if parts > max(len(fusion), FEW_PARTS) or not (config.senses or config.lora):
-        cause = f"its config has {parts} layers for {len(config.senses)} senses, and {len(fusion)} tensors for them"
+    if parts > min(max(len(fusion), FEW_PARTS), MOST_PARTS) or not (config.senses or config.lora):
+        cause = f"its config has {counted(parts, 'layer')} for {counted(len(config.senses), 'sense')}"
+        cause += f", and {counted(len(fusion), 'tensor')} for them; at most {MOST_PARTS} layers are supported"
         raise PatchDamaged(source, cause, AGAIN)
     try:
         refuse_taken(config.senses)
