@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from pave.errors import PaveError
+from pave.files.quiet import TALKATIVE
 from pave.text.shown import shown
 
 # Plain help: drawing rich panels takes twice the time of everything else in `pave --help`.
@@ -26,7 +27,7 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # PEFT imports the first two if installed
+    for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -28,9 +28,9 @@ from pave.encoder import EncoderSpec, OnBase, load_encoder, missing
 from pave.errors import FileError, PatchDamaged, PatchError, PatchFormatError, PatchMismatch, PatchNotFound
 from pave.files import json_text, pickled, tensorfile
 from pave.patch.file import AGAIN, Patch, of_patch, parsed, refuse_taken
-from pave.patch.filenames import HUB_NAME, OFFICIAL_BASE, PEFT_CONFIG, PEFT_WEIGHTS
+from pave.patch.filenames import OFFICIAL_BASE, PEFT_CONFIG, PEFT_WEIGHTS
 from pave.patch.filenames import OFFICIAL_FUSION as FUSION
-from pave.patch.peft import lora_config, name_of, named_pairs, plain_config
+from pave.patch.peft import lora_config, name_of, named_pairs, plain_config, repo_of
 from pave.prompt import CHATML
 
 LICENCE = "unlicensed: the authors' repository names no licence"
@@ -71,9 +71,7 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
         lora, pairs = _lora(folder, adapter, blocks)
         fusion = _fusion(folder / FUSION)
         shape, side, channels = _shape(folder / FUSION, fusion)
-    repo = adapter.get("base_model_name_or_path")
-    repo = repo if isinstance(repo, str) and HUB_NAME.fullmatch(repo) else ""  # not a folder of the training machine
-    base = {"model_type": OFFICIAL_BASE, "repo": repo, "frames": FRAMES, "tokens_per_frame": TOKENS}
+    base = {"model_type": OFFICIAL_BASE, "repo": repo_of(adapter), "frames": FRAMES, "tokens_per_frame": TOKENS}
     config = {
         "name": name_of(name or source.resolve().name.removesuffix(".zip")),
         "description": "A checkpoint of PAVE's authors, converted.",
@@ -149,14 +147,15 @@ def _lora(folder: Path, adapter: Mapping[str, Any], blocks: Any) -> tuple[LoraCo
         return match and match[1]
 
     pairs = named_pairs(path, tensors, inside)
-    layers = {name.rpartition(".")[0] for name in pairs}
+    layers = set(pairs.names)
     named = adapter.get("target_modules")
     if isinstance(named, list):
         targets = {str(each).removeprefix("model.") for each in named}
         if unmatched := sorted(_unmatched(targets, layers)):
             cause = f"{len(unmatched)} layers are only here or only in {PEFT_CONFIG}, the first is {unmatched[0]}"
             raise PatchDamaged(path, cause, AGAIN)
-    return lora_config(folder / PEFT_CONFIG, adapter, _targets(layers, blocks)), pairs
+    names = {layer: (stored,) for layer, stored in pairs.names.items()}
+    return lora_config(folder / PEFT_CONFIG, adapter, _targets(layers, blocks), names), pairs.tensors
 
 
 def _unmatched(targets: Collection[str], layers: Collection[str]) -> set[str]:
