@@ -85,8 +85,8 @@ def test_an_override_is_read_as_strictly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        (f'"x": {"9" * 5000}', "line 2: an integer of 5,000 digits, which needs over 64 bits"),
-        ('"x": 18446744073709551616', "line 2: an integer of 20 digits"),
+        (f'"x": {"9" * 5000}', "line 2: an integer of 5,000 digits, at most 64 are read"),
+        ('"x": 1' + "0" * 64, "line 2: an integer of 65 digits"),
         (f'"x": {"[" * 3000}{"]" * 3000}', "line 2: nested over 32 deep"),
         (f'"x": {"[" * 40}{"]" * 40}', "line 2: nested over 32 deep"),
         ('"x": NaN', "line 2: NaN is not a finite number"),

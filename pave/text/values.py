@@ -16,7 +16,8 @@ from typing import Any
 from pave.text.shown import quoted
 
 DEEPEST = 32  # lists and mappings inside each other, in a text from outside
-BITS = 64  # of an integer
+BITS = 64  # of an integer in a config
+DIGITS = 64  # of an integer in JSON: files of Hugging Face have 1000000000000000019884624838656 for "no limit"
 FEW, DEEP, WORDY = 1_000, 8, 4_096  # values, levels, and characters of a text, where no config declares a mapping
 
 
@@ -26,7 +27,7 @@ class TooDeep(ValueError):
 
 def json_value(text: str | bytes, deepest: int = DEEPEST) -> Any:
     """The value of a JSON text (bytes: in UTF-8). Refused beyond the standard and Python's parser: a duplicate key, a
-    number that is not finite or needs over 64 bits, nesting beyond `deepest`."""
+    number that is not finite, an integer of over 64 digits, nesting beyond `deepest`."""
     try:
         text = text if isinstance(text, str) else text.decode("utf-8")
         value = json.loads(
@@ -53,8 +54,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 20 or not -(2 ** (BITS - 1)) <= int(digits) < 2**BITS:
-        raise ValueError(f"an integer of {len(digits.lstrip('-')):,} digits, which needs over {BITS} bits")
+    if len(digits) > DIGITS:
+        raise ValueError(f"an integer of {len(digits.lstrip('-')):,} digits, at most {DIGITS} are read")
     return int(digits)
 
 
