@@ -7,7 +7,6 @@ weights and no code: in a recipe, `senses: {imu: {encoder: array, options: {sign
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +41,7 @@ class Options(EncoderOptions):
     ]
     dim: Whole  # values per row
     # Rows per second; a signal with its own times keeps them.
-    rate: Annotated[Number, Field(gt=0, lt=math.inf, description="needs rows per second, above 0")]
+    rate: Annotated[Number, Field(gt=0, le=1e9, description="needs rows per second, above 0")]
     stack: Whole = 1  # rows per token
 
 

@@ -36,7 +36,7 @@ class Options(EncoderOptions):
     # Rows and columns, at most those of the base; None: 2 x 2 for `fast`, those of the base for `views`.
     grid: Any = None
     # views: number of cameras besides the clip's own
-    views: Annotated[Count, Field(description="encodes one further camera or more")] = 1
+    views: Annotated[Count, Field(le=64, description="encodes one further camera or more")] = 1
 
 
 class BaseTower(OnBase):

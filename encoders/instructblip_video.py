@@ -49,7 +49,9 @@ class Options(EncoderOptions):
     revision: Text = "main"  # of the repository; a commit hash makes it reproducible
     rate: pictures.Rate = 2.0  # pictures per second
     # Text input of the Q-Former; "": none.
-    instruction: Annotated[InstanceOf[str], Field(description="needs a text for {key}")] = "Describe the picture."
+    instruction: Annotated[InstanceOf[str], Field(max_length=512, description="needs a text for {key}")] = (
+        "Describe the picture."
+    )
     weights: Weights = ""  # a folder or file with the release; default: PAVE_INSTRUCTBLIP, else the Hub
 
 

@@ -31,6 +31,7 @@ MAX_HOP = 200  # samples: half a window, so that windows cover all samples
 
 
 Many = Annotated[Whole, Field(description="needs an integer {key} ≥ 1")]
+Bands = Annotated[Many, Field(le=FFT // 2)]  # a bin of the spectrum each
 # A float, so that 50 and 50.0 share a cache.
 Hertz = Annotated[
     Number,
@@ -42,7 +43,7 @@ Hertz = Annotated[
 class Options(EncoderOptions):
     """What a recipe may say; frequencies in Hz."""
 
-    bands: Many = 64
+    bands: Bands = 64
     rate: Many = 20  # tokens per second
     fmin: Hertz = 50.0
     fmax: Hertz = 8000.0

@@ -11,7 +11,6 @@ v views, h w grid, c channels
 
 from __future__ import annotations
 
-import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -69,7 +68,7 @@ class Options(EncoderOptions):
     # Frame rate of the stream; the numbers in a scan's file names are frame indices. None: views have no times. A
     # float, so that 30 and 30.0 share a cache.
     fps: Annotated[
-        Annotated[Number, Field(gt=0, lt=math.inf), AfterValidator(float)] | None,
+        Annotated[Number, Field(gt=0, le=1e6), AfterValidator(float)] | None,
         Field(description="needs pictures per second, for example fps=30"),
     ] = None
     # Whether tokens without measured depth are invalid; else their point is the camera. None: only with the preset

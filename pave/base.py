@@ -224,6 +224,16 @@ class Host(ABC):
         """Ids before and after the visual rows; an empty template selects the base's default."""
         return self.prompter.prompt(question, template)
 
+    def refuse_text(self, text: object, what: str = "question") -> None:
+        """UsageError for a question that is no text, is empty, or is too long for this base. what: the name of the text
+        in the error."""
+        self.prompter.refuse_text(text, self.context, what)
+
+    @property
+    def context(self) -> int | None:
+        """The positions that the language model supports; None: it does not say."""
+        return getattr(getattr(self.language_model, "config", None), "max_position_embeddings", None)
+
     @property
     def tokens_per_frame(self) -> int:
         return self.grid[0] * self.grid[1]
@@ -361,6 +371,7 @@ class Host(ABC):
                 value = values.get(leaf, tensor)
                 yield f"{path}.{leaf}".lstrip("."), value[:rows] if tensor is embedding else value
         if head is not embedding:
+            assert output is not None
             yield "lm_head.weight", _offloaded(output).get("weight", head)[:rows]
 
     def vision_fingerprint(self) -> str:

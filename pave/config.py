@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pave.errors import RecipeError, nearest
+from pave.text.shown import quoted
+from pave.text.values import plain
 
 
 class Config(BaseModel):
@@ -24,14 +26,35 @@ class Config(BaseModel):
 
 
 RESAMPLED = "resampled"  # name of the only fusion of a patch with a resampler
-SenseName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+# Bounds of everything that a patch file or a recipe may say, checked before anything is built from it. They are far
+# beyond real values: the widest language models have 18,432 channels.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=96)]  # of a patch
+SenseName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+EncoderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+ModelType = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)]
+Hash = Annotated[str, Field(pattern=r"^[\w.-]*$", max_length=64)]  # sha256; empty: unknown
+Text = Annotated[str, Field(max_length=4_096)]
+Short = Annotated[str, Field(max_length=512)]  # a revision, a licence
+LayerName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=256)]
+Channels = Annotated[int, Field(ge=1, le=65_536)]
+Width = Annotated[int, Field(ge=1, le=32_768)]
+Heads = Annotated[int, Field(ge=1, le=1_024)]
+Layers = Annotated[int, Field(ge=1, le=64)]
+MOST_FRAMES = 65_536
+Frames = Annotated[int, Field(ge=1, le=MOST_FRAMES)]
+Side = Annotated[int, Field(ge=1, le=4_096)]  # rows or columns of a grid
+Facts = Annotated[dict[str, Any], AfterValidator(plain)]  # what no config declares: encoder options, training values
+SENSES = 32  # of one patch
+SCALING = 1e-6, 1e3  # smallest and largest factor of LoRA's B·A
+VIDEO, QUESTION = "{video}", "{question}"  # placeholders of a prompt template
 
 
 class SenseConfig(Config):
     """One side channel of a patch: its encoder, and how its tokens are aligned with key frames."""
 
-    encoder: str  # name of a file in encoders/
-    options: dict[str, Any] = {}  # the encoder's own options
+    encoder: EncoderName  # name of a file in encoders/
+    options: Facts = {}  # the encoder's own options
     align: Literal["time", "index"] = "time"  # index: the split rule of the official code, for converted patches
 
 
@@ -39,9 +62,9 @@ class FusionConfig(Config):
     """Shape of the cross-attention that reads a side channel. The defaults are for new recipes."""
 
     kind: Literal["folded", "official"] = "folded"
-    width: Annotated[int, Field(ge=1)] = 512  # channels inside the attention
-    heads: Annotated[int, Field(ge=1)] = 4
-    layers: Annotated[int, Field(ge=1)] = 2  # official only: a folded fusion has one layer
+    width: Width = 512  # channels inside the attention
+    heads: Heads = 4
+    layers: Layers = 2  # official only: a folded fusion has one layer
     query: Literal["vision", "projected", "learnable"] = "vision"
     values: Literal["own", "shared"] = "own"  # shared: values are the keys, as in the official code
     rope: Literal["off", "time", "3d"] = "time"
@@ -83,16 +106,22 @@ class ResamplerConfig(Config):
     rate: Annotated[float, Field(gt=0, le=1000)] = 2.0  # steps per second of the clock that all senses are aligned to
     slots: Annotated[int, Field(ge=1, le=4096)] = 25  # maximum tokens of one sense in one step
     window: Annotated[int, Field(ge=1, le=1024)] = 10  # steps per window
-    stride: Annotated[int, Field(ge=1)] | None = None  # steps between window starts; None: windows do not overlap
+    stride: Annotated[int, Field(ge=1, le=1024)] | None = (
+        None  # steps between window starts; None: windows do not overlap
+    )
     queries: Annotated[int, Field(ge=1, le=4096)] = 32  # outputs per window
-    finer: tuple[Annotated[int, Field(ge=1)], ...] = ()  # shorter windows inside a window, with as many outputs
-    width: Annotated[int, Field(ge=1)] = 512  # channels of a query and of each sense
-    heads: Annotated[int, Field(ge=1)] = 8
-    layers: Annotated[int, Field(ge=1, le=64)] = 2
+    finer: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(max_length=16)
+    ] = ()  # shorter windows inside a window, with as many outputs
+    width: Width = 512  # channels of a query and of each sense
+    heads: Heads = 8
+    layers: Layers = 2
     causal_direction: Literal["past", "future", "none"] = "past"  # what a step attends to; future: as in FAVOR's code
     readout: Literal["queries", "states"] = "queries"  # states: the hidden states of the steps, which see no later step
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    diversity: Annotated[float, Field(ge=0)] = 0.01  # weight of the loss that makes the outputs of a window differ
+    diversity: Annotated[float, Field(ge=0, le=1e6)] = (
+        0.01  # weight of the loss that makes the outputs of a window differ
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -154,7 +183,7 @@ class ResamplerConfig(Config):
         return self.width * (len(self.levels) if self.readout == "queries" else senses)
 
 
-Rank = Annotated[int, Field(ge=1)]
+Rank = Annotated[int, Field(ge=1, le=16_384)]
 Alpha = Annotated[float, Field(gt=0)]
 
 
@@ -165,7 +194,7 @@ class LoraConfig(Config):
     lora_alpha: Alpha = 16
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     use_rslora: bool = False
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
+    target_modules: Annotated[tuple[LayerName, ...], Field(min_length=1, max_length=4_096)] = (
         "q_proj",
         "k_proj",
         "v_proj",
@@ -176,11 +205,21 @@ class LoraConfig(Config):
     )
     # By layer, in place of r and lora_alpha: names as in target_modules, of which the longest that matches counts; no
     # regular expressions. Omitted if empty, so older files keep their bytes.
-    rank_pattern: Annotated[dict[str, Rank], Field(exclude_if=operator.not_)] = {}
-    alpha_pattern: Annotated[dict[str, Alpha], Field(exclude_if=operator.not_)] = {}
+    rank_pattern: Annotated[dict[LayerName, Rank], Field(max_length=4_096, exclude_if=operator.not_)] = {}
+    alpha_pattern: Annotated[dict[LayerName, Alpha], Field(max_length=4_096, exclude_if=operator.not_)] = {}
 
     def __hash__(self) -> int:
         return hash((self.r, self.lora_alpha, self.use_rslora, self.target_modules))
+
+    @model_validator(mode="after")
+    def _acts(self) -> LoraConfig:
+        least, most = SCALING
+        for layer in ("", *self.rank_pattern, *self.alpha_pattern):
+            if not least <= self.scaling_of(layer) <= most:
+                cause = f"lora_alpha={self.alpha(layer):g} with r={self.rank(layer)} scales LoRA"
+                cause += f" by {self.scaling_of(layer):g}{layer and f' in {quoted(layer)}'}"
+                raise ValueError(f"{cause}; use a factor from {least:g} to {most:g}")
+        return self
 
     @property
     def scaling(self) -> float:
@@ -259,45 +298,60 @@ def resampler_fits(config: Any) -> Any:
 class SenseFacts(SenseConfig):
     """A sense as a patch file records it: its config in the recipe, and the facts of the encoder's spec."""
 
-    dim: Annotated[int, Field(ge=1)]  # channels of one side token
-    revision: str = ""
-    licence: str = ""
-    preprocessing: Annotated[str, Field(min_length=1)]  # sha256 of the encoder's resolved options
-    grid: tuple[int, int] = (1, 1)
+    dim: Channels  # of one side token
+    revision: Short = ""
+    licence: Short = ""
+    preprocessing: Annotated[Hash, Field(min_length=1)]  # sha256 of the encoder's resolved options
+    grid: tuple[Side, Side] = (1, 1)
     # Whether the last three channels of a token are a point in metres. Omitted if False, as in older files.
     points: Annotated[bool, Field(exclude_if=operator.not_)] = False
     # sha256 of the encoder's weights, if feature files record it. Omitted if empty, so older files keep their bytes.
-    weights: Annotated[str, Field(exclude_if=operator.not_)] = ""
+    weights: Annotated[Hash, Field(exclude_if=operator.not_)] = ""
 
 
 class BaseFacts(Config):
     """The base a patch was made for. `fingerprint` is the hash of the language model's weights."""
 
-    model_type: str
-    repo: str = ""
-    revision: str = ""
-    dim: int  # channels of a visual token in the language model
-    vision_dim: int  # channels before the projector
-    tokens_per_frame: int
-    frames: int
-    fingerprint: str
+    model_type: ModelType
+    repo: Text = ""
+    revision: Short = ""
+    dim: Channels  # of a visual token in the language model
+    vision_dim: Annotated[int, Field(ge=0, le=65_536)]  # channels before the projector; 0: not exposed
+    tokens_per_frame: Annotated[int, Field(ge=1, le=65_536)]
+    frames: Frames
+    fingerprint: Hash
+
+
+def _trained(values: dict[str, Any]) -> dict[str, Any]:
+    """Single values; or texts by name, as of the patches below: {"ears": sha256}."""
+    for key, value in values.items():
+        texts = isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+        if isinstance(value, dict | list | tuple) and not texts:
+            raise ValueError(f"{key} is neither a single value nor texts by name")
+    return values
+
+
+def _laid_out(template: str) -> str:
+    if template and (template.count(VIDEO), template.count(QUESTION)) != (1, 1):
+        raise ValueError(f"needs {VIDEO} once and {QUESTION} once")
+    return template
 
 
 class PatchConfig(Config):
     """The metadata of a patch file: the resolved recipe, without paths or timestamps."""
 
-    name: str
-    description: str = ""
+    name: Name
+    description: Text = ""
     base: BaseFacts
     newline: Literal["end", "grid", "none"] = "end"
-    prompt: str = ""  # template with {video} and {question}
-    senses: dict[SenseName, SenseFacts]
+    prompt: Annotated[Text, AfterValidator(_laid_out)] = ""  # template with {video} and {question}; "": the base's own
+    senses: Annotated[dict[SenseName, SenseFacts], Field(max_length=SENSES)]
     resampler: ResamplerConfig | None = None
     fusion: FusionConfig
     lora: LoraConfig | None = None
-    licence: str = ""  # as its owner chose it; empty: nobody has
+    licence: Short = ""  # as its owner chose it; empty: nobody has
     keep_lora_when_absent: bool = False
-    training: dict[str, Any] = {}
+    training: Annotated[Facts, AfterValidator(_trained)] = {}
 
     _resamples = model_validator(mode="after")(resampler_fits)
 
@@ -316,6 +370,7 @@ class PatchConfig(Config):
 
 
 C = TypeVar("C", bound=Config)
+MENTIONED = 10  # invalid values in one message
 
 
 def parse(kind: type[C], data: Mapping[str, Any], source: str | Path) -> C:
@@ -323,7 +378,11 @@ def parse(kind: type[C], data: Mapping[str, Any], source: str | Path) -> C:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"{source}: " + "; ".join(_message(kind, item) for item in error.errors())) from None
+        found = error.errors()
+        more = [f"and {len(found) - MENTIONED} more"] if len(found) > MENTIONED else []
+        raise RecipeError(
+            f"{source}: " + "; ".join([*(_message(kind, item) for item in found[:MENTIONED]), *more])
+        ) from None
 
 
 # Replace pydantic's messages, which name Python types instead of YAML values.
@@ -348,7 +407,7 @@ def _message(kind: type[Config], error: Any) -> str:
     expected = EXPECTED.get(error["type"], error["msg"].removeprefix("Value error, "))
     if error["type"] == "model_type":
         expected = f"write a mapping: {{{', '.join(f'{key}: ...' for key in _keys(kind, error['loc'])[:2])}}}"
-    return f"{where}={error['input']!r}: {expected}"
+    return f"{where}={quoted(error['input'])}: {expected}"
 
 
 def _keys(kind: type[Config], parents: Iterable[Any]) -> list[str]:

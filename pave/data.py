@@ -10,11 +10,10 @@ b clips, l tokens of a row
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pave.errors import DataError, raised_as
-from pave.files.atomic import reading
+from pave.errors import DataError, UsageError, raised_as
+from pave.files.atomic import opened
+from pave.text.shown import quoted
+from pave.text.values import json_value
 
+LONGEST = 4 << 20  # bytes of a line: reading one takes up to thirty times as much memory
 IGNORE = -100  # the label that cross-entropy skips (torch's default `ignore_index`)
 TAGS = ("<video>", "<image>")
 TRACKS = ("audio_track", "video_track")
@@ -90,16 +92,28 @@ def read_jsonl(path: str | Path) -> list[Example]:
     path = Path(path)
     refuse_no_file(path)
     examples: list[Example] = []
-    with raised_as(DataError), reading(path) as lines:
-        for number, line in enumerate(lines, 1):
+    with raised_as(DataError), opened(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
             if not examples and line.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
                 command = f"jq -c '.[]' {shlex.quote(str(path))} > {shlex.quote(str(path.with_suffix('.lines.jsonl')))}"
                 raise DataError(f"{path}: is a JSON list; write one line per object: {command}")
+            if len(line) > LONGEST:
+                raise DataError(f"{path}, line {number}: has over {LONGEST:,} bytes; split it into several lines")
             if line.strip():
                 examples.extend(_examples(path, number, line))
     if not examples:
         raise DataError(f"{path}: contains no question; write one JSON object per line")
     return examples
+
+
+def refuse_texts(file: str | Path, examples: Iterable[Example], refuse: Callable[[str, str], object]) -> None:
+    """DataError, with its line, for the first question or answer that `refuse` (a text, its name) does not take."""
+    for example in examples:
+        try:
+            refuse(example.question, "question")
+            refuse(example.answer, "answer")
+        except UsageError as error:
+            raise DataError(f"{file}, line {example.line}: {error}") from None
 
 
 def refuse_no_file(path: Path) -> None:
@@ -114,20 +128,16 @@ def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
         return DataError(f"{path}, line {number}: {cause}; fix or delete the line")
 
     try:
-        line = json.loads(raw.decode("utf-8-sig"))  # some editors write a byte order mark
-    except UnicodeDecodeError as error:
-        raise broken(f"not UTF-8 (byte {error.start + 1})") from None
-    except json.JSONDecodeError as error:
-        raise broken(f"not JSON ({error.msg} at column {error.pos + 1})") from None
-    except RecursionError:
-        raise broken("nested too deeply") from None
+        line = json_value(raw.removeprefix(BOM_UTF8))  # some editors write a byte order mark
+    except ValueError as error:
+        raise broken(str(error)) from None
     if not isinstance(line, dict):
         raise broken(f"expected a JSON object, got {type(line).__name__}")
     video, turns = line.get("video"), line.get("conversations")
     if not isinstance(video, str) or not video:
-        raise broken(f"needs 'video', the path of a media file; has the keys {sorted(line)}")
+        raise broken(f"needs 'video', the path of a media file; has the keys {quoted(sorted(line))}")
     if not _nameable(video):
-        raise broken(f"'video' is {video!r}, which is not a valid file name")
+        raise broken(f"'video' is {quoted(video)}, which is not a valid file name")
     if not isinstance(turns, list) or not turns or len(turns) % 2:
         actual = f"{len(turns)} turns" if isinstance(turns, list) else type(turns).__name__
         raise broken(f"needs 'conversations', a list of alternating questions and answers, has {actual}")
@@ -137,13 +147,13 @@ def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
     for name, named in signals.items():
         for file in named if isinstance(named, list) else [named]:
             if file is not None and not (isinstance(file, str) and file and _nameable(file)):
-                raise broken(f"signal {name!r} must be a path, a list of paths, or null, got {named!r}")
+                raise broken(f"signal {quoted(name)} must be a path, a list of paths, or null, got {quoted(named)}")
         if name == "audio" and isinstance(named, list):
-            raise broken(f"signal 'audio' must be one path, or null, got {named!r}")
+            raise broken(f"signal 'audio' must be one path, or null, got {quoted(named)}")
     tracks = [line.get(name) for name in TRACKS]
-    for name, number in zip(TRACKS, tracks, strict=True):
-        if number is not None and (type(number) is not int or number < 0):
-            raise broken(f"{name!r} must be a whole number, counted from 0, got {number!r}")
+    for name, track in zip(TRACKS, tracks, strict=True):
+        if track is not None and (type(track) is not int or track < 0):
+            raise broken(f"{name!r} must be a whole number, counted from 0, got {quoted(track)}")
     if "audio" in signals and tracks[0] is not None:
         raise broken("'audio_track' chooses a sound of the video, and the signal 'audio' replaces it; give one of them")
     beside = tuple((name, _beside(path.parent, each)) for name, each in signals.items())
@@ -152,7 +162,7 @@ def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
     for asked, answered in zip(turns[::2], turns[1::2], strict=True):
         for turn, speaker in ((asked, "human"), (answered, "gpt")):
             if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
-                raise broken(f"expected a turn {{'from': {speaker!r}, 'value': text}}, got {turn!r}")
+                raise broken(f"expected a turn {{'from': {speaker!r}, 'value': text}}, got {quoted(turn)}")
         question = asked["value"]
         for tag in TAGS:
             question = question.replace(tag, "")
@@ -169,8 +179,10 @@ def _beside(folder: Path, named: Any) -> Files:
 
 
 def _nameable(path: str) -> bool:
+    """Whether an operating system can have a file of this name."""
     try:
-        return b"\0" not in os.fsencode(path)
+        name = os.fsencode(path)
+        return b"\0" not in name and len(name) < 4096 and max(map(len, name.split(b"/"))) < 256
     except UnicodeEncodeError:
         return False
 

@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, ValidationError
+from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 
 from pave.ambient import neutral
@@ -32,6 +33,7 @@ from pave.files import tensorfile
 from pave.files.atomic import replacing
 from pave.media.arrays import Channel
 from pave.sidechannel import Rule, SideTokens
+from pave.text.shown import quoted
 
 if TYPE_CHECKING:
     from pave.base import Host
@@ -61,10 +63,13 @@ def divides(whole: int) -> AfterValidator:
 
 # Types of options. A value is recorded as passed, since hashes depend on it: a Whole even keeps True, which Python
 # treats as 1.
-Whole = Annotated[InstanceOf[int], Field(ge=1, description="needs a whole number of 1 or more for {key}")]
+# Every type has an upper bound: options come from patch files, too.
+MOST = 65_536  # of a whole number, such as channels
+LONGEST = 4_096  # characters of a text
+Whole = Annotated[InstanceOf[int], Field(ge=1, le=MOST, description="needs a whole number of 1 or more for {key}")]
 Count = Annotated[Whole, BeforeValidator(_plain)]
 Number = InstanceOf[int] | InstanceOf[float]
-Text = Annotated[InstanceOf[str], Field(min_length=1, description="needs a text for {key}")]
+Text = Annotated[InstanceOf[str], Field(min_length=1, max_length=LONGEST, description="needs a text for {key}")]
 # The location of weights is not recorded: it changes no value.
 Weights = Annotated[str, BeforeValidator(lambda value: "" if value is None else str(value)), Field(exclude=True)]
 
@@ -93,10 +98,18 @@ class EncoderOptions(Config):
         name, key = name_of(cls), str(next(iter(error["loc"]), ""))
         if (field := cls.model_fields.get(key)) and field.description:
             accepted, named = field.description.format(key=key), "{key}" in field.description
-            return f"{name} {accepted}, got {'' if named else f'{key}='}{error['input']!r}"
+            return f"{name} {accepted}{_bound(field, error)}, got {'' if named else f'{key}='}{quoted(error['input'])}"
         if error["type"] == "value_error":
             return f"{name} {error['ctx']['error']}"
-        return f"{name}: {key}={error['input']!r}: {error['msg']}"
+        return f"{name}: {key}={quoted(error['input'])}: {error['msg']}"
+
+
+def _bound(field: FieldInfo, error: Any) -> str:
+    """The upper bound of an option that a value exceeds."""
+    if error["type"] == "less_than_equal":
+        bounds = [error["ctx"]["le"], *(getattr(each, "le", None) for each in field.metadata)]
+        return f", at most {min(most for most in bounds if most is not None):,}"
+    return f", at most {error['ctx']['max_length']:,} characters" if error["type"] == "too_long" else ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,11 @@ class EncoderSpec:
     licence: str = ""  # SPDX, of the weights
     options: Mapping[str, Any] = field(default_factory=dict)  # resolved: defaults included
     points: bool = False  # the last three channels of a token are a point in metres, for the fusion to place it by
+
+    def __post_init__(self) -> None:
+        if self.dim > MOST:
+            cause = f"{self.name} has {self.dim:,} channels in a token, at most {MOST:,} are supported"
+            raise EncoderError(f"{cause}; use smaller options")
 
     @property
     def commercial(self) -> bool:

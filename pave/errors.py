@@ -27,9 +27,15 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
+from pave.text.shown import shortened, shown
+
 
 class PaveError(Exception):
-    """Root of the tree: catch this to catch every error of PAVE."""
+    """Root of the tree: catch this to catch every error of PAVE. Its message is one line that is safe to print,
+    whatever a file name or a value in it contains (pave/text/shown.py)."""
+
+    def __str__(self) -> str:
+        return shown(shortened(super().__str__()))
 
 
 class MediaError(PaveError):
@@ -115,8 +121,11 @@ def raised_as(kind: type[PaveError] | None = None, file: str | Path = "", remedy
         raise (kind(*parts) if issubclass(kind, FileError) else kind("{}: {}; {}".format(*parts))) from None
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The remedy for a wrong name: the nearest known name, or all of them."""
+def nearest(name: str, known: Iterable[str], also: str = "") -> str:
+    """The remedy for a wrong name: the nearest known name, or all of them. also: another remedy, such as "pass a
+    file"."""
     names = sorted(known)
     near = get_close_matches(str(name), names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+    if near:
+        return f"did you mean {near[0]!r}?" + (f" Or {also}" if also else "")
+    return f"known: {', '.join(names) or 'none'}" + (f"; or {also}" if also else "")

@@ -1,7 +1,8 @@
 """Prompts: a template with one placeholder for the video and one for the question -> token ids.
 
 In: a tokenizer, a template, the user's text. Out: ids before and after the visual rows. Only the template can place
-special tokens: user text, including `<video>` and `<|im_end|>`, stays plain text. Knows nothing of models.
+special tokens: user text, including `<video>` and `<|im_end|>`, stays plain text. How long a question may be is decided
+here. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from pave.errors import BaseModelError
-
-VIDEO, QUESTION = "{video}", "{question}"
+from pave.config import QUESTION, VIDEO
+from pave.errors import BaseModelError, UsageError
+from pave.text.shown import quoted
 
 # LLaVA-OneVision's ChatML as in its training and evaluation; the chat template of the converted checkpoints differs.
 CHATML = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     f"<|im_start|>user\n{VIDEO}\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 )
+
+LONGEST = 4_096  # tokens of a question, on any base
+WORDY = 16  # characters of a token, at most, in a text that is worth counting
+SHARE = 2  # a question takes at most this part of a base's context: one in two tokens
 
 
 class Prompter:
@@ -42,8 +47,35 @@ class Prompter:
         # A lone surrogate, which JSON can contain, has no UTF-8 encoding.
         ids = self._plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
         if not self._reserved.isdisjoint(ids):
-            raise BaseModelError(f"this tokenizer finds a special token in the plain text {text!r}; change the wording")
+            raise BaseModelError(
+                f"this tokenizer finds a special token in the plain text {quoted(text)}; change the wording"
+            )
         return ids
+
+    def refuse_text(self, text: object, context: int | None = None, what: str = "question") -> None:
+        """UsageError for a question that is no text, is empty, or is too long: over LONGEST tokens, or over half of
+        `context`, the positions that the base supports. what: the name of the text in the error."""
+        if not isinstance(text, str):
+            raise UsageError(f"the {what} is a {type(text).__name__}; pass text (a str)")
+        if not text.strip():
+            raise UsageError(f"the {what} is empty; write one")
+        most = min(LONGEST, context // SHARE if context else LONGEST)
+        if len(text) > LONGEST * WORDY:  # not worth tokenising, which would take seconds
+            length = f"{len(text):,} characters"
+        elif len(text.encode("utf-8", "replace")) > most and (tokens := len(self.encode_text(text))) > most:
+            length = f"{tokens:,} tokens"
+        else:  # a token has a byte or more
+            return
+        raise UsageError(f"the {what} has {length}, this base takes at most {most:,} tokens of it; shorten it")
+
+    def refuse_template(self, template: str, placeholder: int) -> None:
+        """BaseModelError for a template that this tokenizer cannot lay out around the video. placeholder: the id that
+        marks visual rows, which belongs to the video alone."""
+        if placeholder in [id for ids in self.prompt("", template) for id in ids]:
+            (name,) = [token for token, id in self.special.items() if id == placeholder] or [placeholder]
+            raise BaseModelError(
+                f"a prompt template must not contain {name}, which marks the video; use {VIDEO} for it"
+            )
 
     def encode_special(self, text: str) -> list[int]:
         """Ids of a text that may contain special tokens: a base's own text, never a user's."""
@@ -75,7 +107,9 @@ class Prompter:
     def _pieces(self, template: str) -> tuple[list[str], list[str]]:
         """A template split at its special tokens, before and after the video."""
         if template.count(VIDEO) != 1 or template.count(QUESTION) != 1:
-            raise BaseModelError(f"a prompt template must contain {VIDEO} once and {QUESTION} once, got {template!r}")
+            raise BaseModelError(
+                f"a prompt template must contain {VIDEO} once and {QUESTION} once, got {quoted(template)}"
+            )
         before, after = map(self._known, template.split(VIDEO))
         return before, after
 

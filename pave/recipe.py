@@ -7,15 +7,31 @@ remedy. Knows nothing of tensors and of the metadata of patch files.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
-from pave.config import Config, FusionConfig, LoraConfig, ResamplerConfig, SenseConfig, SenseName, parse, resampler_fits
+from pave.config import (
+    SENSES,
+    Config,
+    Frames,
+    FusionConfig,
+    LoraConfig,
+    Name,
+    ResamplerConfig,
+    SenseConfig,
+    SenseName,
+    Short,
+    Text,
+    parse,
+    resampler_fits,
+)
 from pave.errors import RecipeError
 from pave.files.atomic import opened
+from pave.text.shown import quoted
+from pave.text.yaml_text import LONGEST, yaml_value
 
 # The channels that carry the answers to the questions of the Playroom.
 AskedChannel = Literal[
@@ -115,16 +131,16 @@ class Released(Config):
 class Recipe(Config):
     """Everything needed to train a patch."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=96)]
-    description: str = ""
+    name: Name
+    description: Text = ""
     base: str = "playroom"
-    frames: Annotated[int, Field(ge=1)] | None = None  # key frames; None: as the base was trained
+    frames: Frames | None = None  # key frames; None: as the base was trained
     newline: Literal["end", "grid", "none"] | None = None  # layout of newline tokens; None: the base's own
-    senses: Annotated[dict[SenseName, SenseConfig], Field(min_length=1)]
+    senses: Annotated[dict[SenseName, SenseConfig], Field(min_length=1, max_length=SENSES)]
     resampler: ResamplerConfig | None = None
     fusion: FusionConfig = FusionConfig()
     lora: LoraConfig | None = LoraConfig()
-    licence: str = "apache-2.0"  # recorded in the patch only if the recipe has the key
+    licence: Short = "apache-2.0"  # recorded in the patch only if the recipe has the key
     data: DataConfig
     train: TrainConfig = TrainConfig()
     released: tuple[Released, ...] = ()  # what `apply_patch` downloads and converts; not used in training
@@ -143,14 +159,13 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     path = Path(path)
     path = path / "patch.yaml" if path.is_dir() else path
     try:
-        with opened(path) as file:
-            data = yaml.safe_load(file.read().decode("utf-8"))
+        data = yaml_value(_text(path))
     except FileNotFoundError:
         raise RecipeError(f"{path}: recipe not found; pass a patch.yaml, its folder, or a name in patches/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}); a recipe is a UTF-8 YAML file") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}); fix that line") from None
+    except ValueError as error:
+        raise RecipeError(f"{path}, {error}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe must be a mapping of keys, got {type(data).__name__}")
     files = data.get("data")
@@ -162,6 +177,12 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     for each in overrides:
         override(data, each)
     return parse(Recipe, data, path)
+
+
+def _text(path: Path) -> str:
+    """The text of a file, or a beginning that is too long."""
+    with opened(path) as file, TextIOWrapper(file, "utf-8") as text:
+        return text.read(LONGEST + 1)
 
 
 def _patches(folder: Path, named: Any) -> Any:
@@ -199,6 +220,7 @@ def override(data: dict[str, Any], text: str) -> None:
             raise RecipeError(f"{key}: {parent!r} is a value, not a mapping; check the key")
         data = data[parent]
     try:
-        data[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{text!r}: the value is not YAML ({' '.join(str(error).split())}); quote it") from None
+        data[last] = yaml_value(value)
+    except ValueError as error:
+        cause = str(error).removeprefix("line 1: ")
+        raise RecipeError(f"{quoted(text)}: the value is not YAML of a recipe: {cause}") from None

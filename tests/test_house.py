@@ -38,8 +38,8 @@ ORDER = (
     "media",
     "data prompt recipe sidechannel config",  # the vocabulary
     "files",
-    "files",
     "errors ambient",
+    "text",
 )
 FACE = "pave"  # hands on the names of all wings, when they are asked for
 

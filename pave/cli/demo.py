@@ -7,7 +7,6 @@ computed on the spot: the files are written, then decoded, encoded and asked abo
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 import time
 from collections import Counter
@@ -20,13 +19,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pave.cli.terminal import lines_of, say, say_table
 from pave.media.clip import Clip
 from pave.model.patched import PatchedModel, load
 from pave.playroom import sound, world, writer
+from pave.text.shown import counted, shown
 
 BASE, PATCH, SPLIT = "playroom", "audio-playroom", "test"
 PER_CLIP = 4  # questions asked about a clip, at most
@@ -66,20 +66,19 @@ class Subject:
 
 def run(out: Path, *, clips: int, seed: int) -> list[Subject]:
     """Write the clips, ask both models, print the table, draw the picture."""
-    console = Console(width=None if sys.stdout.isatty() else 100)
     start = time.perf_counter()
     lines = writer.write_clips(out, clips, seed, SPLIT)
-    console.print(f"{clips} clips with sound in {out / 'clips'} ({time.perf_counter() - start:.1f} s)")
+    say(f"{counted(clips, 'clip')} with sound in {out / 'clips'} ({time.perf_counter() - start:.1f} s)")
     model = load(BASE)
-    console.print(f"{model.apply_patch(PATCH)}\n", highlight=False)
+    say(*lines_of(model.apply_patch(PATCH)), "")
     start = time.perf_counter()
     seeds = writer.clip_seeds(clips, seed, SPLIT)
     subjects = [_ask(model, out, rows, number) for rows, number in zip(_by_clip(lines), seeds, strict=True)]
-    console.print(_table(subjects))
-    console.print(_score(subjects, time.perf_counter() - start), highlight=False)
+    say_table(_table(subjects))
+    say(_score(subjects, time.perf_counter() - start))
     picture = out / "demo.png"
     draw(max(subjects, key=_instructive), picture)
-    console.print(f"picture: {picture}\n\n{_closing(model)}", highlight=False, soft_wrap=True)
+    say(f"picture: {picture}", "", *lines_of(_closing(model)))
     return subjects
 
 
@@ -133,13 +132,13 @@ def _table(subjects: Sequence[Subject]) -> Table:
     for subject in subjects:
         for asked in subject.asked:
             answers = (_marked(answer, answer == asked.truth) for answer in (asked.base, asked.patched))
-            table.add_row(asked.channel, asked.question, asked.truth, *answers)
+            table.add_row(*(Text(shown(cell)) for cell in (asked.channel, asked.question, asked.truth)), *answers)
         table.add_section()
     return table
 
 
 def _marked(answer: str, right: bool) -> Text:
-    return Text(f"{'✓' if right else '✗'} {answer}", style="green" if right else "red")
+    return Text(f"{'✓' if right else '✗'} {shown(answer)}", style="green" if right else "red")
 
 
 def _score(subjects: Sequence[Subject], seconds: float) -> str:

@@ -17,11 +17,14 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from pave.text.shown import Lines
+
+WIDEST = 28  # characters of a check's name: "patch fast-on-audio-playroom"
 HERE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class Check(Lines):
     """The result of one check. `remedy` is what to do when it is not ok."""
 
     name: str
@@ -29,9 +32,9 @@ class Check:
     finding: str
     remedy: str = ""
 
-    def __str__(self) -> str:
-        line = f"{'ok   ' if self.ok else 'WRONG'}  {self.name:<22} {self.finding}"
-        return line if self.ok or not self.remedy else f"{line}\n{'':30}-> {self.remedy}"
+    def lines(self) -> list[str]:
+        line = f"{'ok   ' if self.ok else 'WRONG'}  {self.name:<{WIDEST}} {self.finding}"
+        return [line, *([f"{'':{WIDEST + 8}}-> {self.remedy}"] if self.remedy and not self.ok else [])]
 
 
 def examine() -> Iterator[Check]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pave.cli.terminal import quiet, remark
+from pave.cli.terminal import quiet, remark, say
+from pave.text.shown import counted
 
 if TYPE_CHECKING:
     from pave.features.extract import Tally
@@ -70,7 +71,7 @@ def encode(
     job = worker.Job(encoder, options, dtype, base, folder, timeout, memory)
     clips, left_out = extract.found(source)
     workers = workers or min(MANY, os.cpu_count() or 1)
-    remark(f"{encoder}: {len(clips):,} clips, {workers} workers")
+    remark(f"{encoder}: {counted(len(clips), 'clip')}, {counted(workers, 'worker')}")
     console, done = Console(stderr=True), 0
     columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
@@ -81,14 +82,14 @@ def encode(
             tenth, done = 10 * done // len(clips), done + more
             bar.update(task, completed=done)
             if not sys.stderr.isatty() and 10 * done // len(clips) > tenth:
-                remark(f"{done}/{len(clips)} clips")
+                remark(f"{done}/{counted(len(clips), 'clip')}")
 
         try:
             tally = extract.encode(
                 job, clips, out, size=shard, workers=workers, engine=engine, retry=retry, progress=progress
             )
         except KeyboardInterrupt:
-            remark(f"\nstopped; finished shards are in {out}; run the same command again to continue")
+            remark("", f"stopped; finished shards are in {out}; run the same command again to continue")
             raise SystemExit(130) from None
     if left_out or (out / "left-out.jsonl").exists():
         extract.write_list(out / "left-out.jsonl", [{"file": name, "why": why} for name, why in left_out.items()])
@@ -96,19 +97,24 @@ def encode(
         remark(f"left out: {line}")
     for line in told(tally.warnings):
         remark(f"warning: {line}")
-    print(summary(tally, out, time.perf_counter() - begin, len(left_out)))
+    say(*summary(tally, out, time.perf_counter() - begin, len(left_out)))
 
 
-def summary(tally: Tally, out: Path, seconds: float, left_out: int) -> str:
+def summary(tally: Tally, out: Path, seconds: float, left_out: int) -> list[str]:
     """Counts for the whole folder, and the time of this run."""
     good = tally.clips - tally.absent - len(tally.refused)
-    lines = [f"{good:,} of {tally.clips:,} clips are encoded; this took {seconds:.1f} s"]
+    are = "is" if tally.clips == 1 else "are"
+    lines = [f"{good:,} of {counted(tally.clips, 'clip')} {are} encoded; this took {seconds:.1f} s"]
     if tally.absent:
-        lines.append(f"{tally.absent:,} clips lack the signal and are recorded as absent")
+        lack = "lacks the signal and is" if tally.absent == 1 else "lack the signal and are"
+        lines.append(f"{counted(tally.absent, 'clip')} {lack} recorded as absent")
     if tally.refused:
-        lines.append(f"{len(tally.refused):,} clips quarantined; see {out / 'quarantine.jsonl'} for the reasons")
+        listed = out / "quarantine.jsonl"
+        lines.append(f"{counted(len(tally.refused), 'clip')} quarantined; see {listed} for the reasons")
     if tally.warnings:
-        lines.append(f"{len(tally.warnings):,} clips were read with warnings; all are in {out / 'warnings.jsonl'}")
+        listed = out / "warnings.jsonl"
+        lines.append(f"{counted(len(tally.warnings), 'clip')} read with warnings; all are in {listed}")
     if left_out:
-        lines.append(f"{left_out:,} more files are left out, they are not media; all are in {out / 'left-out.jsonl'}")
-    return "\n".join([*lines, f"{out} ({tally.shards:,} files, {tally.bytes:,} bytes)"])
+        listed = out / "left-out.jsonl"
+        lines.append(f"{counted(left_out, 'more file')} left out, not media; all are in {listed}")
+    return [*lines, f"{out} ({counted(tally.shards, 'file')}, {counted(tally.bytes, 'byte')})"]

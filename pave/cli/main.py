@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from pave.cli import encode, patch, recipe, weights
-from pave.cli.terminal import PLAIN, quiet, remark, run_command
+from pave.cli.terminal import PLAIN, lines_of, quiet, remark, run_command, say
 
 Split = Literal["train", "val", "test"]
 TOY = (
@@ -35,7 +35,7 @@ def front(
     if version:
         import pave
 
-        print(f"pave {pave.__version__}")
+        say(f"pave {pave.__version__}")
         raise typer.Exit
 
 
@@ -80,7 +80,7 @@ def ask(
     signals = _signals(signal or [], timeout)
     model = load(base, dtype=dtype, device=device, frames=frames)
     for source in patch or []:
-        remark(model.apply_patch(source))
+        remark(*lines_of(model.apply_patch(source)))
     answer = model.ask(
         video,
         question,
@@ -96,7 +96,7 @@ def ask(
         remark(f"{sense}: {state}")
     if base == "playroom" and not patch:
         remark(TOY)
-    print(answer)
+    say(*lines_of(answer))
 
 
 def _signals(options: Sequence[str], timeout: float | None) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def playroom(
     from pave.playroom.questions import CHANNELS
     from pave.playroom.writer import write_clips
 
-    print(write_clips(out, clips, seed, split, channel or CHANNELS, replace=False))
+    say(write_clips(out, clips, seed, split, channel or CHANNELS, replace=False))
 
 
 @app.command("profile")
@@ -220,7 +220,7 @@ def profile_command(
     from pave.evaluation.cost import profile
 
     cost = profile(base, patch, frames=frames, text=text, side_steps=side_steps or (), dtype=dtype)
-    print(json.dumps(asdict(cost), indent=1) if as_json else table(cost))
+    say(*lines_of(json.dumps(asdict(cost), indent=1) if as_json else table(cost)))
 
 
 app.command()(encode.encode)
@@ -242,7 +242,7 @@ def new_encoder(
     from pave.encoder import PLACE, folders
 
     encoder, test = write_encoder(name, to)
-    print(encoder, test, sep="\n")
+    say(encoder, test)
     needs = ""
     if to.resolve() not in folders():
         needs = f"{PLACE}={os.pathsep.join(filter(None, (os.environ.get(PLACE), str(to.resolve()))))} "
@@ -261,10 +261,10 @@ def doctor() -> None:
 
     checks = []
     for check in examine():
-        print(check, flush=True)
+        say(*lines_of(check))
         checks.append(check)
     failed = sum(not check.ok for check in checks)
-    print(f"\n{failed} of {len(checks)} checks failed" if failed else f"\nall {len(checks)} checks passed")
+    say("", f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed")
     raise typer.Exit(1 if failed else 0)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pave.cli.terminal import PLAIN, quiet, remark
+from pave.cli.terminal import PLAIN, lines_of, quiet, remark, say
 from pave.errors import PatchError
 from pave.patch.filenames import WEIGHTS
 
@@ -30,11 +30,11 @@ def patch_list() -> None:
     from pave.hub.locate import downloaded
 
     for entry in list_patches():
-        print(entry)
+        say(entry)
     for name, target in sorted(aliases().items()):
-        print(f"{name}: alias of {target}")
+        say(f"{name}: alias of {target}")
     for place in downloaded():
-        print(f"{place.source}: downloaded from the Hub [{place.path.stat().st_size:,} bytes]")
+        say(f"{place.source}: downloaded from the Hub [{place.path.stat().st_size:,} bytes]")
 
 
 @app.command("info")
@@ -59,20 +59,29 @@ def patch_info(
 def _describe(config: PatchConfig, file: str) -> None:
     base, fusion = config.base, config.fusion
     layers = f", {fusion.layers} layers" if fusion.kind == "official" else ""
-    print(f"{config.name}: {config.description}")
-    print(f"  file     {file}")
-    print(f"  base     {base.model_type} {base.repo} (weights {base.fingerprint[:12] or 'not recorded'})")
-    print(f"           {base.frames} key frames of {base.tokens_per_frame} tokens, dim {base.dim}")
+    say(f"{config.name}: {' '.join(config.description.split())}")
+    say(f"  file     {file}")
+    say(f"  base     {base.model_type} {base.repo} (weights {base.fingerprint[:12] or 'not recorded'})")
+    say(f"           {base.frames} key frames of {base.tokens_per_frame} tokens, dim {base.dim}")
     for sense, facts in config.senses.items():
-        read = f"{facts.encoder} {facts.options or ''}".strip()
-        print(f"  sense    {sense}: {read}, {facts.dim} channels aligned by {facts.align}")
+        options = f" ({_listed(facts.options)})" if facts.options else ""
+        say(f"  sense    {sense}: {facts.encoder}{options}, {facts.dim} channels aligned by {facts.align}")
     if config.resampler:
-        print(f"  resampler {config.resampler}")
-    print(f"  fusion   {fusion.kind}, width {fusion.width}, {fusion.heads} heads{layers}")
-    print(f"  lora     {f'r={config.lora.r}, alpha={config.lora.lora_alpha:g}' if config.lora else 'none'}")
-    print(f"  licence  {config.licence or 'none stated'}")
+        say(f"  resampler {config.resampler}")
+    say(f"  fusion   {fusion.kind}, width {fusion.width}, {fusion.heads} heads{layers}")
+    say(f"  lora     {f'r={config.lora.r}, alpha={config.lora.lora_alpha:g}' if config.lora else 'none'}")
+    say(f"  licence  {config.licence or 'none stated'}")
     for key, value in config.training.items():
-        print(f"  trained  {key}: {value}")
+        say(f"  trained  {key}: {_listed(value)}")
+
+
+def _listed(value: object) -> str:
+    """A value of a config in words: "a, b", "rate=20, bands=64"."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_listed(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(_listed, value))
+    return str(value)
 
 
 @app.command("convert")
@@ -109,7 +118,7 @@ def patch_convert(
         written = patch.save(out)
     _describe(patch.config, f"{written} ({written.stat().st_size:,} bytes)")
     if reason := missing(encoder):
-        remark(f"{reason}; until it is installed, pass precomputed features")
+        remark(f"until {encoder} is installed, pass precomputed features: {reason}")
 
 
 @app.command("verify")
@@ -128,10 +137,10 @@ def patch_verify(
         try:
             place = locate(source, dim=dim)
             patch = place.load()
-            print(f"{source}: ok, {len(patch.tensors)} tensors, {place.path.stat().st_size:,} bytes")
+            say(f"{source}: ok, {len(patch.tensors)} tensors, {place.path.stat().st_size:,} bytes")
         except PatchError as error:
             failed += 1
-            print(error, file=sys.stderr)
+            remark(error)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -148,12 +157,12 @@ def patch_pull(
     patch = place.load()
     if place.remark:
         remark(place.remark)
-    print(f"{place.source}: commit {place.commit or 'none'}, sha256 {patch.sha256}")
+    say(f"{place.source}: commit {place.commit or 'none'}, sha256 {patch.sha256}")
     if out is None:
-        print(place.path)
+        say(place.path)
     else:
         out.mkdir(parents=True, exist_ok=True)
-        print(patch.save(out))
+        say(patch.save(out))
 
 
 @app.command("push")
@@ -185,7 +194,7 @@ def patch_push(
     shown = replay(patch) if example else None
     pushed = push(patch, repo, private=private, example=shown, message=message, dry_run=dry_run)
     if dry_run:
-        print(pushed.card)
+        say(*lines_of(pushed.card))
     for warning in pushed.warnings:
         remark(f"warning: {warning}")
     for name, size in pushed.files.items():
@@ -193,7 +202,7 @@ def patch_push(
     if pushed.kept_card:
         remark("the card on the Hub was not written by PAVE and was left unchanged")
     if not dry_run:
-        print(f"{pushed.url} commit {pushed.commit}")
+        say(f"{pushed.url} commit {pushed.commit}")
 
 
 @app.command("search")
@@ -207,7 +216,7 @@ def patch_search(
 
     for found in search(words, sense=sense, base=base):
         gated = "  gated" if found["gated"] else ""
-        print(f"{found['id']}  {found['downloads']} downloads  {' '.join(found['tags'])}{gated}")
+        say(f"{found['id']}  {found['downloads']} downloads  {' '.join(found['tags'])}{gated}")
 
 
 @app.command("alias")
@@ -221,7 +230,7 @@ def patch_alias(
     if name:
         set_alias(name, target or None)
     for alias, patch in sorted(aliases().items()):
-        print(f"{alias}: {patch}")
+        say(f"{alias}: {patch}")
 
 
 @app.command("shrink")
@@ -246,7 +255,7 @@ def patch_shrink(
     with held(out, "pave patch shrink", is_file=True):
         written = place.load().shrink(bits, rank).save(out)
     before, after = place.path.stat().st_size, written.stat().st_size
-    print(f"{written}: {after:,} bytes, {after / before:.0%} of the {before:,} of {place.path}")
+    say(f"{written}: {after:,} bytes, {after / before:.0%} of the {before:,} of {place.path}")
 
 
 @app.command("export-peft")
@@ -267,4 +276,4 @@ def patch_export_peft(
     model = load(base)
     report = model.apply_patch(source)
     export_peft(model.export(report.name), model.host, out)
-    print(f"{out}: {report.lora_params:,} LoRA parameters; the fusion ({report.fusion_params:,}) was not exported")
+    say(f"{out}: {report.lora_params:,} LoRA parameters; the fusion ({report.fusion_params:,}) was not exported")

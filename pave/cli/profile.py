@@ -6,11 +6,11 @@ from pave.evaluation.cost import Cost
 
 NOTES = {0: "no network", None: "not counted"}  # for an encoder's FLOPs
 LEGEND = """
-  honest: matrix products, 2 operations per multiplication. Newlines are in the prompt; attention is causal; a fusion
+  here:   matrix products, 2 operations per multiplication. Newlines are in the prompt; attention is causal; a fusion
           multiplies in its cheaper order; LoRA runs unmerged; the head reads one token.
   paper:  as the PAVE paper counts. No newlines; full attention; norms, softmax, additions and activations count; each
           layer of a fusion has an output projection; no vision tower, no encoder; LoRA is merged. A resampler, which
-          the paper does not have, counts as in honest.""".splitlines()
+          the paper does not have, counts as in the other column.""".splitlines()
 
 
 def table(cost: Cost) -> str:
@@ -34,7 +34,7 @@ def table(cost: Cost) -> str:
     unknown = "; text around key frames: not counted, the tokenizer is not available" if cost.around is None else ""
     lines += [f"tokens  {' + '.join(parts)} = {cost.prompt:,}{unknown}", ""]
     unit, name = (1e12, "TFLOPs") if cost.honest.total > 1e11 else (1e9, "GFLOPs")
-    lines.append(_line(f"{name} of a prefill", "honest", "paper", indent=0))
+    lines.append(_line(f"{name} of a prefill", "here", "paper", indent=0))
     rows = [
         ("vision, projector", cost.honest.vision, cost.paper.vision, "" if cost.honest.vision else "not counted"),
         *(
@@ -51,8 +51,8 @@ def table(cost: Cost) -> str:
         rows.append((f"fusion, {name}", counted, cost.paper.fusion[name], tokens.get(name, "")))
     rows.append(("LoRA", cost.honest.lora, cost.paper.lora, ""))
     rows.append(("total", cost.honest.total, cost.paper.total, ""))
-    for label, honest, paper, remark in rows:
-        shown = (f"{count / unit:,.4f}" if count else "–" for count in (honest, paper))
+    for label, here, paper, remark in rows:
+        shown = (f"{count / unit:,.4f}" if count else "–" for count in (here, paper))
         lines.append(_line(label, *shown, note=remark))
     unit, name = (1e9, "GB") if cost.memory.total > 1e8 else (1e6, "MB")
     lines += [*LEGEND, "", f"{name} of memory, without activations"]

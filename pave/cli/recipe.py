@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pave.cli.terminal import PLAIN, remark
+from pave.cli.terminal import PLAIN, lines_of, remark, say
 from pave.files.atomic import write_text
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ def recipe_schema(
     """
     import json
 
-    text = json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(schema(), indent=2, ensure_ascii=False)
     if out is None:
-        print(text, end="")
+        say(*lines_of(text))
     else:
-        write_text(out, text)
+        write_text(out, f"{text}\n")
         remark(f"first line of a recipe: # yaml-language-server: $schema={out}")
 
 

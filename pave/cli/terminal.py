@@ -1,4 +1,8 @@
-"""Shared by the commands: plain help, remarks on stderr, and exit code 2 for errors."""
+"""Shared by the commands: plain help, one way of printing, and exit code 2 for errors.
+
+Everything that a command prints passes `say` or `remark`: what comes from a file, from the Hub or from a model is shown
+with its control characters, bidi controls and line breaks escaped (pave/text/shown.py).
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,13 @@ import os
 import signal
 import sys
 import warnings
+from typing import Any
 
 import typer
 
 from pave.errors import MediaWarning, PaveError
 from pave.files.quiet import TALKATIVE
+from pave.text.shown import shown
 
 # Plain help: drawing rich panels takes twice the time of everything else in `pave --help`.
 PLAIN = {"rich_markup_mode": None, "no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
@@ -27,9 +33,33 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def remark(message: object) -> None:
-    """Print to stderr, so that stdout holds only results."""
-    print(message, file=sys.stderr)
+def say(*lines: object) -> None:
+    """Print results to stdout, a line each; a line break inside one is escaped."""
+    for line in lines:
+        print(shown(line), flush=True)
+
+
+def remark(*lines: object) -> None:
+    """Print to stderr, so that stdout holds only results; a line each."""
+    for line in lines:
+        print(shown(line), file=sys.stderr)
+
+
+def say_table(table: Any) -> None:
+    """Print a table of `rich`, whose cells are `shown` already, to stdout."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+def lines_of(text: object) -> list[str]:
+    """The lines of a text that may have several: of a card, of an answer, of a `Lines`, which has escaped its own."""
+    return str(text).expandtabs(4).split("\n")
+
+
+def warned(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning, instead of Python's way, which shows a line of source code."""
+    remark(f"warning: {message}")
 
 
 def _ended(number: int, frame: object) -> None:
@@ -39,6 +69,7 @@ def _ended(number: int, frame: object) -> None:
 def run_command(command: typer.Typer, name: str) -> None:
     """Run a command; errors of PAVE and of the system (a full disk) become one line and exit code 2."""
     before = signal.signal(signal.SIGTERM, _ended)  # as Ctrl-C: temporary files and workers are cleared away
+    warnings.showwarning = warned
     try:
         command(prog_name=name)
     except (PaveError, OSError) as error:

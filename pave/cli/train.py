@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pave.cli.terminal import PLAIN, quiet, run_command
+from pave.cli.terminal import PLAIN, lines_of, quiet, remark, run_command, say
 from pave.errors import RecipeError
 from pave.files.locks import scratch
 from pave.hub import catalogue
 from pave.recipe import Recipe
+from pave.text.shown import counted
 
 if TYPE_CHECKING:
     from pave.training.run import Progress, Result
@@ -54,12 +55,12 @@ def train(
         _smoke(recipe, overrides or [])
     else:
         result = _train(resolved, resume)
-        print(summary(result))
+        say(*summary(result))
 
 
-def summary(result: Result) -> str:
-    """The results of a run as text."""
-    lines = []
+def summary(result: Result) -> list[str]:
+    """The results of a run, as lines."""
+    lines: list[str] = []
     held_out: Any = result.metrics.get("held_out", {})
     if held_out:
         lines.append(f"{'held-out questions':20} {'base':>6} {'patched':>8}")
@@ -71,7 +72,7 @@ def summary(result: Result) -> str:
     seconds: Any = result.metrics["seconds"]
     lines.append(f"features {seconds['features']:.0f} s, steps {seconds['steps']:.0f} s")
     lines.append(f"{result.patch} ({result.patch.stat().st_size:,} bytes)")
-    return "\n".join(lines)
+    return lines
 
 
 def _train(recipe: Recipe, resume: bool) -> Result:
@@ -84,7 +85,6 @@ def _train(recipe: Recipe, resume: bool) -> Result:
     from pave.training.run import Run
     from pave.training.setup import Setup
 
-    console = Console(stderr=True, soft_wrap=True, markup=False)
     columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -92,9 +92,14 @@ def _train(recipe: Recipe, resume: bool) -> Result:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     ]
-    with owned(recipe.output, resume), Bar(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
-        console.print(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {recipe.train.batch} clips")
-        console.print("encoding clips (features of earlier runs are cached)")
+    with (
+        owned(recipe.output, resume),
+        Bar(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar,
+    ):
+        remark(
+            f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {counted(recipe.train.batch, 'clip')}"
+        )
+        remark("encoding clips (features of earlier runs are cached)")
         clips = bar.add_task("clips", total=None, note="")
         steps = bar.add_task("training", total=recipe.train.steps, note="", start=False)
 
@@ -106,21 +111,20 @@ def _train(recipe: Recipe, resume: bool) -> Result:
             bar.start_task(steps)
             bar.update(steps, completed=step, note=loss)
             if "held-out" in figures:
-                console.print(f"step {step}/{total}  {loss}  held-out {figures['held-out']:.3f}")
+                remark(f"step {step}/{total}  {loss}  held-out {figures['held-out']:.3f}")
             elif not sys.stderr.isatty() and (step % 50 == 0 or step == total):
-                console.print(f"step {step}/{total}  {loss}")
+                remark(f"step {step}/{total}  {loss}")
 
         progress: Progress = show
         run = None
         try:
             setup = Setup.of(recipe)
             dataset = read_dataset(setup, on_clip=seeing)
-            for line in dataset.remarks():
-                console.print(line)
+            remark(*dataset.remarks())
             run = Run.of(setup, dataset)
             return run.complete(resume, progress)
         except KeyboardInterrupt:
-            console.print(f"\nstopped; {run.left() if run else 'no checkpoint has been written yet'}", soft_wrap=True)
+            remark("", f"stopped; {run.left() if run else 'no checkpoint has been written yet'}")
             raise SystemExit(130) from None
 
 
@@ -140,7 +144,7 @@ def _smoke(recipe: str, overrides: list[str]) -> None:
         setup = Setup.of(resolved)
         dataset = read_dataset(setup, clips=8)
         run = Run.of(setup, dataset)
-        run.fit(lambda step, steps, figures: print(f"step {step}: loss {figures['loss']:.3f}"))
+        run.fit(lambda step, steps, figures: say(f"step {step}: loss {figures['loss']:.3f}"))
         result = run.finish()
         size = result.patch.stat().st_size
         model, few, names = setup.model, dataset.train[:2], setup.names
@@ -150,7 +154,7 @@ def _smoke(recipe: str, overrides: list[str]) -> None:
             model.apply_patch(Patch.load(result.patch))
             after, _ = scores(model, *batch(model, few, names))
     same = torch.equal(before, after)
-    print(f"patch of {size:,} bytes, saved and loaded: logits {'equal' if same else 'DIFFER'}")
+    say(f"patch of {size:,} bytes, saved and loaded: logits {'equal' if same else 'DIFFER'}")
     if not same:
         raise SystemExit(1)
 
@@ -163,31 +167,28 @@ def _show(recipe: Recipe) -> None:
     from pave.training.dataset import unread
     from pave.training.setup import Setup
 
-    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).strip())
+    say(*lines_of(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).strip()))
     setup = Setup.of(recipe)
     host = setup.model.host
     if recipe.data.train is None:
-        print("\nthe clips of this recipe are generated when training starts")
+        say("", "the clips of this recipe are generated when training starts")
         return
     examples = read_jsonl(recipe.data.train)
     held_out = read_jsonl(recipe.data.val) if recipe.data.val else []
     sources = {example.source for example in examples}
     files = {file for source in sources for file in source.files}
     missing = sorted(str(file) for file in files if not file.exists())
-    print(f"\n{recipe.data.train}: {len(examples)} questions about {len(sources)} clips, {len(missing)} files missing")
-    for file in missing[:5]:
-        print(f"  missing: {file}")
-    for line in unread([*examples, *held_out], setup.streams):
-        print(f"  {line}")
+    asked = f"{counted(len(examples), 'question')} about {counted(len(sources), 'clip')}"
+    say("", f"{recipe.data.train}: {asked}, {counted(len(missing), 'file')} missing")
+    say(*(f"  missing: {file}" for file in missing[:5]))
+    say(*(f"  {line}" for line in unread([*examples, *held_out], setup.streams)))
     first = examples[0]
     before, behind = host.prompt(first.question)
     learned = [*host.encode_text(first.answer), host.end]
     rows = len(host.visual_ids(range(0, host.frames, host.pair), recipe.newline or host.newlines[0]))
-    print(f"\nline {first.line} as the loss sees it ({len(before) + rows + len(behind) + len(learned)} tokens):")
-    print(
-        f"  not learned: {host.tokenizer.decode(before)!r} + {rows} visual tokens + {host.tokenizer.decode(behind)!r}"
-    )
-    print(f"  learned:     {host.tokenizer.decode(learned)!r}")
+    say("", f"line {first.line} as the loss sees it ({len(before) + rows + len(behind) + len(learned)} tokens):")
+    say(f"  not learned: {host.tokenizer.decode(before)!r} + {rows} visual tokens + {host.tokenizer.decode(behind)!r}")
+    say(f"  learned:     {host.tokenizer.decode(learned)!r}")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal, get_args
 
-from pave.data import Example, Source, read_jsonl
+from pave.data import Example, Source, read_jsonl, refuse_texts
 from pave.errors import DataError, UsageError
 from pave.features.cache import FeatureCache
 from pave.media.decoding import Timeout
@@ -22,6 +22,7 @@ from pave.media.warned import told
 from pave.model.answer import texts
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
+from pave.text.shown import Lines
 
 Side = Literal["own", "shuffled", "off"]
 
@@ -53,7 +54,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Lines):
     """All samples of one run; the unreadable clips with the reasons, whose questions are left out; and the warnings of
     clips that were read."""
 
@@ -72,14 +73,14 @@ class Evaluation:
     def accuracy(self) -> float:
         return _score(self.samples).accuracy
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
         lines = [f"{'channel':14} {'right':>7} {'asked':>6} {'best without':>13}"]
         for name, score in self.by().items():
             optimum = "" if score.optimum is None else f"{score.optimum:.3f}"
             lines.append(f"{name:14} {score.accuracy:7.3f} {score.asked:6} {optimum:>13}")
         lines += [f"left out: {reason}" for reason in self.refused.values()]
         lines += [f"warning: {text}" for text in told({str(clip): texts for clip, texts in self.warnings.items()})]
-        return "\n".join(lines)
+        return lines
 
 
 def evaluate(
@@ -105,6 +106,7 @@ def evaluate(
     if side not in get_args(Side):
         raise UsageError(f"side={side!r}: use one of {', '.join(get_args(Side))}")
     examples = read_jsonl(data) if isinstance(data, str | Path) else list(data)
+    refuse_texts(data if isinstance(data, str | Path) else "examples", examples, model.host.refuse_text)
     sources = list(dict.fromkeys(example.source for example in examples))
     refused: dict[Source, str] = {}
     if features is None:

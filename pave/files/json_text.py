@@ -13,9 +13,14 @@ from typing import Any
 
 from pave.errors import FileDamaged
 from pave.files.atomic import reading
+from pave.text.values import DEEPEST, TooDeep, json_value
 
 AGAIN = "download or create it again"  # for any kind of file; callers that know the kind replace it
 MAX_JSON = 1 << 20  # bytes; a text that names every layer of a 7B base takes 20 kB
+
+
+class NestedTooDeep(FileDamaged):
+    """Lists and mappings inside each other, beyond the limit."""
 
 
 def canonical(value: Mapping[str, Any]) -> str:
@@ -31,22 +36,17 @@ def read_json(path: Path) -> dict[str, Any]:
         return parse_json(path, file.read(), "text")
 
 
-def parse_json(path: Path, text: str | bytes, what: str) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(mapping := dict(pairs)) != len(pairs):
-            raise ValueError("duplicate key")
-        return mapping
-
-    def never(constant: str) -> Any:
-        raise ValueError(f"{constant} is not allowed")
-
+def parse_json(path: Path, text: str | bytes, what: str, deepest: int = DEEPEST) -> dict[str, Any]:
+    """The JSON object of a text, which errors call `what`. NestedTooDeep beyond `deepest` levels."""
     try:
-        text = text if isinstance(text, str) else text.decode()
-        value = json.loads(text, object_pairs_hook=once, parse_constant=never)
-        if "\\ud" in text.lower():  # a lone surrogate has no UTF-8, so it could not be written again
-            canonical({"": value}).encode()
-    except (ValueError, RecursionError) as error:
-        raise FileDamaged(path, f"its {what} is not JSON ({error})", AGAIN) from None
+        value = json_value(text, deepest)
+        if "\\ud" in (text if isinstance(text, str) else text.decode()).lower():
+            canonical({"": value}).encode()  # a lone surrogate has no UTF-8, so it could not be written again
+    except TooDeep as error:
+        raise NestedTooDeep(path, f"its {what} is {error}", AGAIN) from None
+    except ValueError as error:
+        cause = str(error) if str(error).startswith("not ") else f"not JSON ({error})"
+        raise FileDamaged(path, f"its {what} is {cause}", AGAIN) from None
     if not isinstance(value, dict):
         raise FileDamaged(path, f"its {what} is not a JSON object", AGAIN)
     return value

@@ -26,6 +26,7 @@ from pave.files.atomic import reading, replacing
 from pave.files.json_text import AGAIN, canonical, parse_json
 
 MAX_HEADER, MAX_BYTES = 16 << 20, 4 << 30  # bytes; a patch of a 7B base has a header of 0.1 MB and some 20 MB in all
+SIDES = 16  # of a tensor
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -92,7 +93,7 @@ def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[s
     with reading(path) as file:
         header = _header(path, file)
         metadata, begin, size = header.pop("__metadata__", {}), file.tell(), os.fstat(file.fileno()).st_size
-        if mapped and size > SMALL:
+        if mapped and size > SMALL and os.fsencode(path).decode("utf-8", "ignore") == str(path):  # torch's names
             data = _mapped(path, size)
         else:
             data, begin = _bytes(path, file, size - begin), 0
@@ -206,6 +207,8 @@ def _offsets(entries: Mapping[str, Any], total: int) -> str:
         numbers = [entry["shape"], entry["data_offsets"]]
         if not all(isinstance(each, list) and all(type(n) is int and 0 <= n < 2**63 for n in each) for each in numbers):
             return f"{name!r} has a shape or offsets that are not integers of 63 bits"
+        if len(entry["shape"]) > SIDES:
+            return f"{name!r} has {len(entry['shape']):,} sides, a tensor has at most {SIDES}"
         if len(entry["data_offsets"]) != 2:
             return f"{name!r} has {len(entry['data_offsets'])} offsets"
         begin, end = entry["data_offsets"]

@@ -21,6 +21,7 @@ from pave.config import ResamplerConfig
 from pave.errors import RecipeError, SignalError
 from pave.fusion.align import segments_by_time, segments_of
 from pave.sidechannel import SideBatch
+from pave.text.shown import counted
 
 APART = 3600.0  # seconds: no clip has a longer gap, so a longer one means two different clocks
 INSTANT = 1e-6  # seconds: a time this close before the border of two steps or windows belongs to the later one
@@ -131,7 +132,7 @@ def refuse_overflow(sense: str, rate: float, grid: tuple[int, int], config: Resa
     if config.slots // n < due:
         often = f"{rate:g} times a second" if rate else "for each key frame"
         raise RecipeError(
-            f"resampler.slots={config.slots}: {sense} has {n} tokens {often}, up to {due * n} in a step of "
+            f"resampler.slots={config.slots}: {sense} has {counted(n, 'token')} {often}, up to {due * n} in a step of "
             f"{1 / config.rate:g} s; set resampler.slots={due * n}, or use an encoder with fewer tokens"
         )
 

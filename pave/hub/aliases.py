@@ -10,19 +10,23 @@ import os
 import re
 from pathlib import Path
 
-from pave.errors import FileError, PatchError, PatchNotFound, nearest
-from pave.files.atomic import read_bytes, write_text
+from pave.errors import PatchError, PatchNotFound, nearest, raised_as
+from pave.files.atomic import write_text
+from pave.files.json_text import read_json
 from pave.hub import catalogue
 from pave.hub.client import repo_of
 
 
 def aliases() -> dict[str, str]:
     """The user's aliases: alias -> target."""
-    try:
-        found = json.loads(read_bytes(_alias_file()))
-    except (FileError, ValueError):
+    file = _alias_file()
+    if not os.path.lexists(file):
         return {}
-    return {str(name): str(target) for name, target in found.items()} if isinstance(found, dict) else {}
+    with raised_as(PatchError, remedy="fix or delete it"):
+        found = read_json(file)
+    if wrong := [name for name, target in found.items() if not isinstance(target, str)]:
+        raise PatchError(file, f"{wrong[0]!r} is not an alias of a text", "fix or delete it")
+    return found
 
 
 def set_alias(name: str, target: str | None) -> None:

@@ -16,6 +16,7 @@ import yaml
 
 from pave.errors import PatchError
 from pave.patch.filenames import HUB_NAME
+from pave.text.shown import shown
 
 if TYPE_CHECKING:
     from pave.config import BaseFacts
@@ -64,11 +65,14 @@ def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> s
         facts |= {"base_model": base, "base_model_relation": "adapter"}
     facts |= {"pipeline_tag": "video-text-to-text", "tags": ["pave", "video-patch", *sorted(config.senses)]}
     if example:
-        facts["pave_example"] = dict(example)
+        facts["pave_example"] = {
+            key: shown(value) if isinstance(value, str) else value for key, value in example.items()
+        }
+    described = " ".join(config.description.split()) or "A patch for a frozen video LLM."
     lines = ["---", yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).strip(), "---", OURS, ""]
-    lines += [f"# {_line(config.name)}", "", config.description or "A patch for a frozen video LLM.", ""]
-    lines += ["```python", "import pave", "", f"model = pave.load({_quoted(base or BASE)})"]
-    lines += [f"print(model.apply_patch({_quoted(repo)}))", _ask(config.senses), "```", ""]
+    lines += [f"# {config.name}", "", _plain(described), ""]
+    lines += ["```python", "import pave", "", f"model = pave.load({_literal(base or BASE)})"]
+    lines += [f"print(model.apply_patch({_literal(repo)}))", _ask(config.senses), "```", ""]
     if not base:
         lines += ["## The base", "", base_facts(config.base), ""]
     lines += ["| | |", "|---|---|", *(_row(name, value) for name, value in _facts(patch, base))]
@@ -81,7 +85,8 @@ def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> s
         asked = shlex.quote(str(example["question"]))
         ask = f"pave ask clips/{example['video']} {asked} --patch {repo}"
         lines += ["", "## Replay it", "", "```sh", made, ask, "```", ""]
-        lines += [f"The patched base answers `{example['patched']}`, the base alone `{example['base']}`."]
+        patched, alone = (shown(example[key]).replace("`", "'") for key in ("patched", "base"))
+        lines += [f"The patched base answers `{patched}`, the base alone `{alone}`."]
     return "\n".join(lines) + "\n"
 
 
@@ -91,7 +96,7 @@ def _facts(patch: Patch, base: str) -> Iterator[tuple[str, str]]:
     yield "key frames", f"{config.base.frames} of {config.base.tokens_per_frame} visual tokens"
     for name, each in config.senses.items():
         licence = f"; its weights: {each.licence}" if each.licence else ""
-        yield f"sense {name}", f"{each.encoder} {each.options or ''}".strip() + licence
+        yield f"sense {name}", f"{each.encoder} {json.dumps(each.options)}" + licence
     if config.resampler:
         yield "resampler", str(config.resampler)
     yield "fusion", f"{fusion.kind}, width {fusion.width}, {fusion.heads} heads" if config.senses else "none"
@@ -109,9 +114,9 @@ def public_base(base: BaseFacts) -> str:
 def base_facts(base: BaseFacts) -> str:
     """What a base that is not on the Hub must be like, as text."""
     return (
-        f"This patch was made on a base that is not on the Hub. It needs a `{_line(base.model_type)}` of {base.dim} "
+        f"This patch was made on a base that is not on the Hub. It needs a `{shown(base.model_type)}` of {base.dim} "
         f"channels ({base.vision_dim} before the projector) with {base.tokens_per_frame} visual tokens for each key "
-        f"frame, and a language model whose weights have the fingerprint `{_line(base.fingerprint) or 'not recorded'}`;"
+        f"frame, and a language model whose weights have the fingerprint `{shown(base.fingerprint) or 'not recorded'}`;"
         " `apply_patch` checks them."
     )
 
@@ -142,17 +147,17 @@ def _ask(senses: Iterable[str]) -> str:
 
 
 def _row(*cells: object) -> str:
-    return f"| {' | '.join(_line(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(map(_plain, cells))} |"
 
 
-def _line(text: object) -> str:
-    """A text from a file on one line."""
-    return " ".join(str(text).split())
+def _plain(value: object) -> str:
+    """A value as plain text of one line: it begins no code, no table cell, no link and no tag."""
+    return re.sub(r"[\\`|<>\[\]]", r"\\\g<0>", shown(value))
 
 
-def _quoted(text: str) -> str:
-    """A text as a Python string."""
-    return json.dumps(text, ensure_ascii=False)
+def _literal(text: str) -> str:
+    """A text as a literal of Python."""
+    return json.dumps(shown(text), ensure_ascii=False)
 
 
 def refuse_private(text: str, repo: str) -> None:

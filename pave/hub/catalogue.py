@@ -15,13 +15,14 @@ from pathlib import Path
 from pave.errors import PatchNotFound, nearest
 from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe, read_recipe
+from pave.text.shown import Lines
 
 RECIPE = "patch.yaml"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")  # of a folder; longer ones no file system takes
 
 
 @dataclass(frozen=True, kw_only=True)
-class CatalogueEntry:
+class CatalogueEntry(Lines):
     """One patch of the catalogue, as its recipe describes it."""
 
     name: str
@@ -34,10 +35,11 @@ class CatalogueEntry:
         file = self.folder / WEIGHTS
         return file if file.is_file() else None
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
         trained = "official checkpoint, converted when applied" if self.recipe.released else "recipe: train it"
         trained = f"{self.file.stat().st_size:,} bytes" if self.file else trained
-        return f"{self.name}: {self.recipe.description} [{', '.join(self.recipe.senses)}; {trained}]"
+        description = " ".join(self.recipe.description.split())
+        return [f"{self.name}: {description} [{', '.join(self.recipe.senses)}; {trained}]"]
 
 
 def folder() -> Path:
@@ -60,7 +62,7 @@ def named(source: str | Path) -> bool:
 def folder_of(name: str) -> Path:
     """The folder of the patch called `name`."""
     if not named(name):
-        remedy = f"{nearest(name, names())}; or pass a folder or a file"
+        remedy = nearest(name, names(), "pass a folder or a file")
         raise PatchNotFound(name, "no patch with this name in the catalogue", remedy)
     return folder() / name
 
@@ -77,7 +79,7 @@ def file_of(source: str | Path) -> Path:
         return file
     if path.exists():
         return path / WEIGHTS if path.is_dir() and path.name != WEIGHTS else path
-    remedy = f"{nearest(str(source), names())}; or pass a folder or a file"
+    remedy = nearest(str(source), names(), "pass a folder or a file")
     raise PatchNotFound(source, "no patch, folder or file with this name", remedy)
 
 

@@ -50,7 +50,7 @@ def repo_of(text: str, known: Iterable[str]) -> tuple[str, str | None]:
         raise PatchNotFound(
             text or "''",
             "no patch, folder or file with this name",
-            f"{nearest(text, known)}; or pass user/repo of the Hub",
+            nearest(text, known, "pass user/repo of the Hub"),
         )
     refuse_impossible(name["repo"])
     return name["repo"], name["revision"]

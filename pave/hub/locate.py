@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from pave.errors import PatchDamaged, PatchError, PatchMismatch, PatchNotFound, raised_as
 from pave.hub import catalogue
 from pave.hub.aliases import aliases
-from pave.hub.client import TIMEOUT, commit_of, download, hub_errors, repo_of, retried
+from pave.hub.client import TIMEOUT, commit_of, download, first_line, hub_errors, repo_of, retried
 from pave.patch import filenames
 from pave.patch.filenames import HUB_NAME, OFFICIAL_BASE, PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS
 
@@ -164,10 +164,15 @@ def info(source: str | Path, revision: str | None = None, dim: int | None = None
     if isinstance(cached, str):
         return read_config(cached), replace(place, path=Path(cached))
     with hub_errors(repo, commit):
-        found = retried(
-            lambda: HfApi().parse_safetensors_file_metadata(repo, WEIGHTS, revision=commit, timeout=TIMEOUT)
-        )
-    return config_of(place.path, found.metadata), place
+        try:
+            found = retried(
+                lambda: HfApi().parse_safetensors_file_metadata(repo, WEIGHTS, revision=commit, timeout=TIMEOUT)
+            )
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:  # the client trusts what it gets
+            raise PatchDamaged(
+                place.source, f"its header cannot be read ({first_line(error)})", "report it to its owner"
+            ) from None
+    return config_of(Path(place.source), found.metadata), place
 
 
 def search(words: str = "", *, sense: str = "", base: str = "", limit: int = 20) -> list[dict[str, Any]]:

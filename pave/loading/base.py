@@ -29,6 +29,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from pave.ambient import neutral
 from pave.base import Host
+from pave.config import MOST_FRAMES
 from pave.errors import BaseModelError, PaveError, nearest, raised_as
 from pave.files.atomic import refuse_odd_inside
 from pave.files.quiet import quiet_loading
@@ -36,6 +37,7 @@ from pave.loading import folder, lmms_lab, low_memory
 from pave.prompt import QUESTION, VIDEO
 
 Device = str | int | torch.device
+UP_TO = f", up to {MOST_FRAMES:,}"
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that a base can compute in
 SAFE = {"trust_remote_code": False}  # else transformers asks in the terminal whether to run the code of a base
@@ -72,7 +74,7 @@ def load_base(
         _refuse_oversized(source, place, config)
         _refuse_odd_layers(source, config)
         tokenizer, pixels = _tokenizer(source, place, config), _pixels(source, place)
-        options = lmms_lab.options(config, tokenizer, source) if original else {}
+        options: dict[str, Any] = lmms_lab.options(config, tokenizer, source) if original else {}  # pyright: ignore[reportArgumentType]
         options |= {"config": config, "generation_config": _generation(source, place, config, original)}
         outputs: Any = AutoModelForImageTextToText.from_pretrained(
             place,
@@ -178,16 +180,17 @@ def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Hos
 def _frames(source: str | Path, place: str, frames: int | None) -> int | None:
     """Number of key frames: as requested, or as the base was trained; None if unknown."""
     if frames is not None and not _is_count(frames):
-        raise BaseModelError(f"frames={frames!r}: must be a whole number, 1 or more")
+        raise BaseModelError(f"frames={frames!r}: must be a whole number, 1 or more{UP_TO}")
     with _readable(source):
         known = _json(source, place, "pave.json").get("frames")
     if known is not None and not _is_count(known):
-        raise BaseModelError(f"{source}: its pave.json has frames={known!r}; it must be a whole number, 1 or more")
+        cause = f"its pave.json has frames={known!r}"
+        raise BaseModelError(f"{source}: {cause}; it must be a whole number, 1 or more{UP_TO}")
     return frames or known
 
 
 def _is_count(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MOST_FRAMES
 
 
 def _config(place: str) -> PreTrainedConfig:

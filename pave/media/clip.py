@@ -30,13 +30,14 @@ from pave.media.arrays import pictures_of, size_of, sound_of, tensor_of, times_o
 from pave.media.decoding import Timeout
 from pave.media.key_frames import Request
 from pave.media.resampling import resample
+from pave.text.shown import Lines
 
 Path = str | os.PathLike
 TIMEOUT: Timeout = "auto"  # limit of decoding a file: grows with its length
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Lines):
     """What reading a clip found. `print(report)` gives one line, and one more per warning."""
 
     source: str = "arrays"
@@ -51,13 +52,13 @@ class Report:
     decoder: str = "none"
     warnings: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
         count = f"{self.pictures}" if self.pictures >= self.expected else f"{self.pictures} of {self.expected}"
         size = f" of {self.size[1]}x{self.size[0]}" if self.size else ""
         plural = "picture" if count == "1" else "pictures"
         pictures = f"{count} {plural}{size}" if self.pictures else "no pictures"
         head = f"{os.path.basename(self.source)}: {self.seconds:.2f} s, {pictures}; sound: {self.audio}"
-        return "\n".join([head, *(f"  warning: {text}" for text in self.warnings)])
+        return [head, *(f"  warning: {text}" for text in self.warnings)]
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def why_not_opened(path: str, error: Exception) -> tuple[str, str]:
     if head[4:8] == b"ftyp":
         return "is an MP4 whose index is missing or damaged", "it was probably cut short: download or record it again"
     reason = getattr(error, "strerror", None) or type(error).__name__
-    return f"is not a media file that FFmpeg can open ({reason})", "pass a video, sound or image file"
+    return f"not a media file that FFmpeg can open ({reason})", "pass a video, sound or image file"
 
 
 def walk(path: str, video_track: int | None = None, audio_track: int | None = None) -> Survey:

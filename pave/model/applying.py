@@ -17,7 +17,7 @@ from pave.ambient import neutral
 from pave.base import Host
 from pave.config import PatchConfig
 from pave.encoder import missing
-from pave.errors import PatchMismatch
+from pave.errors import EncoderError, PatchMismatch
 from pave.hub.locate import locate, refuse_revision
 from pave.model.applied import Applied, checked_weight
 from pave.model.perception import Perception
@@ -105,9 +105,16 @@ def _remarks(
     remarks = []
     for sense, facts in config.senses.items():
         if problem := missing(facts.encoder):
-            remarks.append(f"{problem}; {sense} is read only from ClipFeatures that hold its SideTokens")
+            remarks.append(f"{sense} is read only from ClipFeatures that hold its SideTokens: {problem}")
             continue
-        spec = perception.encoder(facts).spec
+        try:
+            spec = perception.encoder(facts).spec
+        except EncoderError as error:
+            remedy = "use the version of PAVE that trained it, or another patch"
+            raise PatchMismatch(source, f"the encoder of its {sense} cannot be built ({error})", remedy) from None
+        if chosen := facts.options.keys() - spec.options.keys():
+            cause = f"its {sense} sets {', '.join(sorted(chosen))} of {facts.encoder}, which only its user may"
+            raise PatchMismatch(source, cause, "do not use this patch, or remove the option from its config")
         if spec.dim != facts.dim or spec.preprocessing != facts.preprocessing:
             cause = f"its {sense} was trained on {facts.encoder} {facts.revision} ({facts.dim} channels)"
             remedy = f"this one is {spec.revision} ({spec.dim} channels); use the version of PAVE that trained it"

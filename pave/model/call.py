@@ -26,7 +26,7 @@ from pave.errors import UsageError
 from pave.media.clip import Clip
 from pave.model.applied import Applied, Names
 from pave.model.inputs import ClipFeatures, Inputs, Use
-from pave.model.layout import Layout, inserted, lay_out, perceived, tokenise
+from pave.model.layout import Layout, inserted, lay_out, perceived, refuse_questions, tokenise
 from pave.model.options import checked_forward, checked_generate, refuse_ignored
 from pave.model.perception import Perception
 from pave.patch.lora import Call, running
@@ -45,10 +45,11 @@ class Calls:
     @neutral()
     def prepare(self, clips: Sequence[ClipFeatures | Clip], questions: Sequence[str], patches: Names) -> Inputs:
         """Rows of one batch, each a question about a clip."""
-        if len(clips) != len(questions) or not clips or not all(isinstance(question, str) for question in questions):
+        if len(clips) != len(questions) or not clips or isinstance(questions, str):
             raise UsageError(
                 f"got {len(clips)} clips and {len(questions)} questions; pass one question (a str) per clip"
             )
+        refuse_questions(self.host, questions)  # `tokenise` refuses them too, but after the clips have been encoded
         uses = self.applied.uses(patches, len(clips))
         features = self.perception.features(clips, senses_of(uses))
         return self.around(lay_out(self.host, features, perceived(uses, features)), questions)
@@ -162,8 +163,8 @@ class Calls:
     def _uses(self, inputs: Inputs) -> tuple[Use, ...]:
         """The patches of a call, as modules of this model. UsageError if another base has seen the clips."""
         base = inputs.base
-        own = base is None or base is self.host
-        if not own and (base if isinstance(base, str) else base.identity()) != self.host.identity():
+        identity = base if base is None or isinstance(base, str) else base.identity() if base is not self.host else None
+        if identity is not None and identity != self.host.identity():
             raise UsageError("these inputs were prepared by a model with another base; prepare them with this model")
         return self.applied.live(inputs.uses)
 
@@ -236,9 +237,8 @@ def senses_of(uses: Sequence[Use]) -> list[SenseConfig]:
 
 def _warn_of_length(host: Host, length: int) -> None:
     """Warn if a prompt is longer than the base supports."""
-    limit = getattr(getattr(host.language_model, "config", None), "max_position_embeddings", None)
-    if limit and length > limit:
-        cause = f"the prompt has {length:,} positions, {host.model_type} supports {limit:,}"
+    if host.context and length > host.context:
+        cause = f"the prompt has {length:,} positions, {host.model_type} supports {host.context:,}"
         remedy = "use fewer frames or seconds, or a shorter question"
         warnings.warn(f"{cause}: its answer may be nonsense; {remedy}", stacklevel=2)
 

@@ -8,7 +8,7 @@ b rows, n side tokens inserted before a key frame, d channels, l tokens of a row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -107,12 +107,19 @@ def inserted(uses: Sequence[Use], rows: int) -> list[list[list[Tensor]]]:
     return groups
 
 
+def refuse_questions(host: Host, questions: Iterable[object]) -> None:
+    """UsageError for the first question that this base does not take."""
+    for question in questions:
+        host.refuse_text(question)
+
+
 def tokenise(host: Host, questions: Sequence[str], layout: Layout) -> tuple[Tensor, Tensor]:
     """Ids and mask (b l) of one question per row behind its visual ids, padded on the left.
 
     Ragged rows get the same number of placeholders: Hugging Face's beam search splits visual features by counting
     them, and silently mixes up rows otherwise. Spare ones are in the left padding, are masked out, and read zeros.
     """
+    refuse_questions(host, questions)
     counts = [row.count(host.placeholder) for row in layout.visual]
     spare = [max(counts) - count for count in counts]
     rows = []

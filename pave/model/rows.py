@@ -23,7 +23,7 @@ from pave.media.warned import told
 from pave.model.answer import Prepared
 from pave.model.call import Calls, senses_of
 from pave.model.inputs import ClipFeatures, Inputs, Use
-from pave.model.layout import lay_out, perceived
+from pave.model.layout import lay_out, perceived, refuse_questions
 
 Rows = Sequence[Sequence[Any] | Mapping[str, Any]]
 
@@ -49,6 +49,7 @@ def prepared(calls: Calls, asked: Rows, timeout: Timeout) -> Prepared:
     """Read, encode and lay out. A clip of several rows is read once, and encoded once unless signals are passed with
     it. Warns of what is wrong with their files."""
     rows = [_row(row) for row in asked]
+    refuse_questions(calls.host, [row.question for row in rows])  # before any clip is read
     uses = calls.applied.uses([row.patches for row in rows], len(rows))
     begin = time.perf_counter()
     clips = _clips(calls, rows, uses, timeout)

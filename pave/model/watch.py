@@ -33,7 +33,7 @@ from pave.media.pixels import scaled
 from pave.model.answer import Answer, Prepared, answers
 from pave.model.call import Calls
 from pave.model.inputs import ClipFeatures, Use
-from pave.model.layout import lay_out, perceived
+from pave.model.layout import lay_out, perceived, refuse_questions
 from pave.patch.attached import Attached
 from pave.sidechannel import SideTokens
 from pave.streaming.chunks import Chunk, chunks_of
@@ -128,6 +128,7 @@ class Show:
     def ask(self, question: str, *, patches: Sequence[str] | None = None, max_new_tokens: int = 32) -> Answer:
         """Ask about everything so far. patches: names; None means those passed to watch(), or else all that were
         applied by then and are enabled."""
+        refuse_questions(self.calls.host, [question])
         names = self.names if patches is None else self.calls.applied.wanted(patches, 1)[0]
         if patches is None and not self.named:
             enabled = self.calls.applied.wanted(None, 1)[0]

@@ -20,7 +20,7 @@ from torch.func import functional_call
 from pave.ambient import neutral
 from pave.base import Host
 from pave.config import RESAMPLED, PatchConfig
-from pave.errors import PatchMismatch, PatchNotFound, RecipeError, UsageError
+from pave.errors import BaseModelError, PatchMismatch, PatchNotFound, RecipeError, UsageError
 from pave.patch.base_match import load_its_base, refuse_dimensions
 from pave.patch.file import Patch, fusion_of, misfits, refuse_taken, resampler_of
 from pave.patch.lora import Lora, Loras, blank_lora, targets
@@ -66,8 +66,10 @@ class Attached(nn.Module):
         refuse_dimensions(patch.config.base, host, patch.source)
         patch.check()
         try:
+            if patch.config.prompt:
+                host.prompter.refuse_template(patch.config.prompt, host.placeholder)
             attached = cls(patch.config, host, blank=True)
-        except RecipeError as error:
+        except (RecipeError, BaseModelError) as error:
             cause = f"does not fit this base: {error}"
             raise PatchMismatch(patch.source, cause, load_its_base(patch.config.base)) from None
         stored = host.dtype if patch.config.fusion.precision == "base" else torch.float32

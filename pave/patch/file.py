@@ -37,8 +37,12 @@ from pave.fusion.cross_attention import blank_fusion, build_fusion
 from pave.fusion.qformer import Resampler, blank_resampler, build_resampler
 from pave.patch import shrink
 from pave.patch.filenames import WEIGHTS
+from pave.text.shown import counted
+from pave.text.values import plain
 
 FORMAT = 1
+FEW_PARTS, MOST_PARTS = 64, 256  # layers that a config may have, whatever its file holds; and in any case
+DEEPEST, VALUES = 16, 20_000  # of a config: levels, and values, far beyond those of a 72B base with all layers named
 SHARE_BITS, SHARE_RANK = 4, 8  # see `Patch.shrink`
 AGAIN = "download or train it again"
 CONVERT = "convert an official PAVE checkpoint with `pave patch convert`"
@@ -240,8 +244,9 @@ def misfits(expected: Mapping[str, Tensor], have: Mapping[str, tuple[int, ...]])
 
 
 def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Check names, shapes and finite values against the config. LoRA's outer sizes depend on the base, and are checked
-    when the patch is applied."""
+    """Check the config again, which Python code may have changed, then names, shapes and finite values of the tensors
+    against it. LoRA's outer sizes depend on the base, and are checked when the patch is applied."""
+    parsed(PatchConfig, config.model_dump(), source)
     for name, tensor in tensors.items():
         if tensor.dtype not in CODES:
             raise PatchFormatError(source, f"{name} is {tensor.dtype}, which patch files do not support", "cast it")
@@ -249,8 +254,12 @@ def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: st
             raise PatchDamaged(source, f"{name} {flaw}", AGAIN)
     shapes = shrink.shapes(tensors)
     fusion = {name: shape for name, shape in shapes.items() if not name.startswith("lora.")}
-    if config.fusion.layers > max(len(tensors), 2) or not (config.senses or config.lora):
-        cause = f"its config has {config.fusion.layers} layers for {list(config.senses)} and {len(tensors)} tensors"
+    # Before any module is built: its layers cost memory even on the meta device.
+    parts = len(config.read) * (config.fusion.layers if config.fusion.kind == "official" else 1)
+    parts += config.resampler.layers if config.resampler else 0
+    if parts > min(max(len(fusion), FEW_PARTS), MOST_PARTS) or not (config.senses or config.lora):
+        cause = f"its config has {counted(parts, 'layer')} for {counted(len(config.senses), 'sense')}"
+        cause += f", and {counted(len(fusion), 'tensor')} for them; at most {MOST_PARTS} layers are supported"
         raise PatchDamaged(source, cause, AGAIN)
     try:
         refuse_taken(config.senses)
@@ -269,7 +278,7 @@ def _lora_misfits(config: PatchConfig, shapes: Mapping[str, tuple[int, ...]]) ->
         return "its config has lora, but it has no lora tensor"
     for name, shape in shapes.items():
         path, _, leaf = name.rpartition(".")
-        if leaf not in ("A", "B") or {f"{path}.A", f"{path}.B"} - shapes.keys():
+        if leaf not in ("A", "B") or f"{path}.A" not in shapes or f"{path}.B" not in shapes:
             return f"{name} is not one of a pair A, B"
         rank = config.lora.rank(path.removeprefix("lora."))
         if len(shape) != 2 or shape["AB".index(leaf)] != rank:
@@ -280,6 +289,8 @@ def _lora_misfits(config: PatchConfig, shapes: Mapping[str, tuple[int, ...]]) ->
 @of_patch()
 def config_of(path: Path, metadata: Mapping[str, str]) -> PatchConfig:
     """The validated config of a header's metadata; errors name `path`."""
+    if not isinstance(metadata, Mapping) or not all(isinstance(value, str) for value in metadata.values()):
+        raise PatchDamaged(path, "its metadata is not a mapping of texts", AGAIN)
     version = metadata.get("pave.format")
     if version is None:
         raise PatchFormatError(path, "is safetensors without PAVE metadata", "pass a file written by PAVE")
@@ -287,13 +298,20 @@ def config_of(path: Path, metadata: Mapping[str, str]) -> PatchConfig:
         newer = version.isdecimal() and int(version) > FORMAT
         remedy = "update pave" if newer else AGAIN
         raise PatchFormatError(path, f"has format {version!r}, this version of PAVE reads {FORMAT}", remedy)
-    return parsed(PatchConfig, json_text.parse_json(path, metadata.get("pave.config", ""), "config"), path)
+    try:
+        facts = json_text.parse_json(path, metadata.get("pave.config", ""), "config", DEEPEST)
+        plain(facts, VALUES, DEEPEST)
+    except json_text.NestedTooDeep as error:
+        raise PatchFormatError(path, error.cause, AGAIN) from None
+    except ValueError as error:
+        raise PatchFormatError(path, f"its config {error}", AGAIN) from None
+    return parsed(PatchConfig, facts, path)
 
 
-def parsed(kind: type[C], data: Mapping[str, Any], path: Path) -> C:
+def parsed(kind: type[C], data: Mapping[str, Any], source: str | Path) -> C:
     """Metadata of a file, validated; PatchDamaged if invalid."""
     try:
-        return parse(kind, data, path)
+        return parse(kind, data, "")
     except RecipeError as error:
-        cause = str(error).removeprefix(f"{path}: ")
-        raise PatchDamaged(path, f"its config is not valid ({cause})", AGAIN) from None
+        cause = str(error).removeprefix(": ")
+        raise PatchDamaged(source, f"its config is not valid ({cause})", AGAIN) from None

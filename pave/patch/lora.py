@@ -201,7 +201,8 @@ def _is_ours(hook: object) -> bool:
 
 def _reduced(layer: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """What copy and pickle make a layer from: the layer of the base, without hooks that belong to this model."""
-    make, arguments, state, *rest = type(layer).__reduce_ex__(layer, protocol)
+    reduced: Any = type(layer).__reduce_ex__(layer, protocol)
+    make, arguments, state, *rest = reduced
     state = {name: value for name, value in state.items() if name != "__reduce_ex__"}
     hooks = layer._forward_hooks.items()
     state["_forward_hooks"] = OrderedDict((key, hook) for key, hook in hooks if not _is_ours(hook))

@@ -108,7 +108,7 @@ def export_peft(patch: Patch, host: Host, folder: str | Path) -> None:
     if patch.config.lora is None:
         raise PatchMismatch(patch.source, "has no LoRA", "export a patch that has one")
     tensors = {name.removeprefix("lora."): value for name, value in patch.weights().items() if name.startswith("lora.")}
-    base = host.repo or patch.config.base.repo or host.model.name_or_path
+    base = host.repo or patch.config.base.repo or host.model.name_or_path or ""
     save_peft(folder, patch.config.lora, tensors, prefix_of(host), base)
 
 

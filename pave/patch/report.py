@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pave.patch.attached import Attached
+from pave.text.shown import Lines
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchReport:
+class PatchReport(Lines):
     """An applied patch: its parts, its source, and whether it was made for this base."""
 
     name: str
@@ -48,11 +49,11 @@ class PatchReport:
         names = ("source", "sha256", "bytes", "base_match", "weight", "enabled", "remarks")
         return {name: getattr(self, name) for name in names}
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
         senses = ", ".join(f"{sense} ({encoder})" for sense, encoder in self.senses.items()) or "no sense"
         state = "on" if self.enabled else "off"
         resampler = f"{self.resampler_params:,} resampler, " if self.resampler_params else ""
-        lines = [
+        return [
             f"patch {self.name}: {senses}; weight {self.weight:g}, {state}",
             f"  from {self.source}, sha256 {self.sha256[:16] or 'none yet'}",
             f"  {self.params:,} parameters ({resampler}{self.fusion_params:,} fusion, {self.lora_params:,} LoRA)"
@@ -60,4 +61,3 @@ class PatchReport:
             f"  base match: {self.base_match}",
             *(f"  note: {remark}" for remark in self.remarks),
         ]
-        return "\n".join(lines)

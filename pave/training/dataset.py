@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pave.base import Host
-from pave.data import Example, Source, collate, pack, read_jsonl
+from pave.data import Example, Source, collate, pack, read_jsonl, refuse_texts
 from pave.encoder import Encoder
 from pave.errors import DataError, nearest
 from pave.features.cache import FeatureCache, OnClip
@@ -105,7 +105,10 @@ def read_dataset(setup: Setup, clips: int | None = None, on_clip: OnClip | None 
     begin = time.perf_counter()
     train_file, val_file = data_files(setup.recipe.data, setup.recipe.output)
     written = time.perf_counter()
+    host = setup.model.host
     examples = [read_jsonl(file) for file in (train_file, val_file) if file]  # both, so that bad files fail early
+    for file, lines in zip((train_file, val_file), examples, strict=False):
+        refuse_texts(file or "", lines, host.refuse_text)
     train = _training_clips(setup, train_file, examples[0], clips, on_clip)
     val = _training_clips(setup, val_file, examples[1], clips, on_clip) if val_file else []
     seconds = {"clips": written - begin, "features": time.perf_counter() - written}

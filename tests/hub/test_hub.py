@@ -6,9 +6,11 @@ The real client of `huggingface_hub` against a real server on the loopback.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +231,36 @@ def test_a_pushed_patch_is_pulled_unchanged_and_has_a_card(
     assert pull(EARS, pushed.commit).load().sha256 == patches[0].sha256
 
 
+HOSTILE = "x\n---\nlicense: mit\n---\n```\n| a | b |\n<script> [l](http://x) \x1b[31m\u202e"
+
+
+def test_a_hostile_text_cannot_break_the_card(patches: list[Patch]) -> None:
+    config = patches[0].config
+    base = config.base.model_copy(update={"repo": f'x")\n{HOSTILE}'})
+    changes = {"description": HOSTILE, "licence": HOSTILE, "training": {HOSTILE: HOSTILE}, "base": base}
+    example = {"seed": 1, "split": "test", "video": "a.mp4", "question": "what?", "patched": HOSTILE, "base": HOSTILE}
+    text = card(Patch(config.model_copy(update=changes), patches[0].tensors), EARS, example)
+    empty, front, body = text.split("---\n", 2)
+    facts = yaml.safe_load(front)
+    assert not empty and facts["license"] == "unknown" and facts["pave_example"]["seed"] == 1
+    assert body.startswith("<!-- ") and body.count("\n```") == 4 and "\n---" not in body
+    assert "\x1b" not in text and "\u202e" not in text
+    assert not [
+        line for line in body.split("\n") if "<script>" in line and not line.startswith(("model = ", "The patched "))
+    ]
+    table = [line for line in body.split("\n") if line.startswith("|")]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in table)
+
+
+def test_a_damaged_file_of_aliases_is_an_error_and_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PAVE_HOME", str(tmp_path))
+    for text in ("{", '{"a": 1}', "[" * 9999, '{"a": "b", "a": "c"}'):
+        (tmp_path / "aliases.json").write_text(text)
+        with pytest.raises(PatchError, match=r"aliases\.json: .*; fix or delete it"):
+            set_alias("mine", "audio-playroom")
+        assert (tmp_path / "aliases.json").read_text() == text
+
+
 def test_a_dry_run_shows_everything_and_sends_nothing(server: HubServer, api: HfApi, patches: list[Patch]) -> None:
     shown = push(patches[0], EARS, dry_run=True)
     assert not server.log and shown.commit == "" and set(shown.files) == {"README.md", WEIGHTS}
@@ -436,6 +468,8 @@ def test_a_patch_that_is_damaged_on_the_hub_is_refused_by_name(
 ) -> None:
     expected, damage = DAMAGE[kind]
     server.create(EARS, {WEIGHTS: damage(data[0])})
+    with suppress(PatchError):  # only its header is read, which may be valid
+        info(EARS)
     with pytest.raises(expected) as refused:
         locate(EARS).load()
     assert EARS in refused.value.file and refused.value.cause and refused.value.remedy

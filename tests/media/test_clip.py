@@ -350,7 +350,7 @@ def test_files_that_are_not_media_are_refused_with_name_cause_and_remedy(tmp_pat
     bad = {
         "empty.mp4": (b"", "is empty"),
         "index.mp4": (whole[: len(whole) // 2], "index is missing .* cut short"),
-        "noise.mp4": (np.random.default_rng(0).bytes(9999), "is not a media file"),
+        "noise.mp4": (np.random.default_rng(0).bytes(9999), "not a media file"),
         "text.txt": (b"no film at all\n" * 99, "is not media"),
         "page.mp4": (b"<!DOCTYPE html><html>404</html>", "web page"),
         "lfs.mp4": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),

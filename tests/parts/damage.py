@@ -119,6 +119,13 @@ def rename(config: dict[str, Any], sense: str) -> None:
     config["senses"][sense] = config["senses"].pop("audio")
 
 
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
 ONE = torch.ones(1, 1)
 
 DAMAGE: dict[str, tuple[type[PatchError], Callable[[bytes], bytes]]] = {
@@ -155,7 +162,22 @@ DAMAGE: dict[str, tuple[type[PatchError], Callable[[bytes], bytes]]] = {
     "config changed": (PatchDamaged, with_config("licence", "mit")),
     "config has an unknown key": (PatchDamaged, with_config("colour", "red")),
     "config is not JSON": (PatchDamaged, with_metadata(config="{")),
-    "config nests deeply": (PatchDamaged, with_metadata(config="[" * 100_000)),
+    "config nests deeply": (PatchFormatError, with_metadata(config="[" * 100_000)),
+    "config nests 200 deep": (PatchFormatError, with_config("training", {"a": nested(200)})),
+    "config nests 17 deep": (PatchFormatError, with_config("training", nested(17))),
+    "config has 100,000 values": (PatchFormatError, with_config("training", {"a": [1] * 100_000})),
+    "config has a number of 5,000 digits": (PatchDamaged, with_metadata(config='{"name":' + "9" * 5000 + "}")),
+    "config has a number beyond floats": (PatchDamaged, with_metadata(config='{"name":1e999}')),
+    "config has a key twice": (PatchDamaged, with_metadata(config='{"name":"a","name":"b"}')),
+    "certificate nests deeply": (PatchDamaged, with_metadata(certificate='{"a":' + "[" * 40 + "]" * 40 + "}")),
+    "name forges lines": (PatchDamaged, with_config("name", "x\n  base match: exact")),
+    "name of 97 characters": (PatchDamaged, with_config("name", "x" * 97)),
+    "prompt without the video": (PatchDamaged, with_config("prompt", "{question}")),
+    "prompt with two videos": (PatchDamaged, with_config("prompt", "{video}{video}{question}")),
+    "training nests": (PatchDamaged, with_config("training", nested(9))),
+    "training is a list": (PatchDamaged, with_config("training", [1])),
+    "description of 5,000 characters": (PatchFormatError, with_config("description", "x" * 5000)),
+    "1,000 senses": (PatchDamaged, with_config("senses", {f"s{i}": {} for i in range(1000)})),
     "no config": (PatchDamaged, with_header(lambda header: header["__metadata__"].pop("pave.config"))),
     "certificate is not JSON": (PatchDamaged, with_metadata(certificate="no")),
     "no metadata": (PatchFormatError, with_header(lambda header: header.pop("__metadata__"))),
@@ -215,7 +237,14 @@ DAMAGE: dict[str, tuple[type[PatchError], Callable[[bytes], bytes]]] = {
     "signed, scale not finite": (PatchDamaged, with_codes(torch.ones(4, 48).char(), torch.full((4, 1), math.inf))),
     "signed, no scale at all": (PatchDamaged, with_codes(torch.ones(4, 48).char(), torch.ones(4, 0))),
     "signed, a billion layers": (PatchDamaged, with_part("fusion", kind="official", layers=10**9)),
-    "signed, a wide fusion": (PatchMismatch, with_part("fusion", width=2**20)),
+    "signed, a wide fusion": (PatchMismatch, with_part("fusion", width=2**15)),
+    "signed, a fusion beyond the limit": (PatchDamaged, with_part("fusion", width=2**20)),
+    "signed, lora_alpha 1e38": (PatchDamaged, with_part("lora", lora_alpha=1e38)),
+    "signed, lora_alpha 1e-30": (PatchDamaged, with_part("lora", lora_alpha=1e-30)),
+    "signed, no frames": (PatchDamaged, with_part("base", frames=0)),
+    "signed, a billion frames": (PatchDamaged, with_part("base", frames=10**9)),
+    "signed, a fingerprint that is none": (PatchDamaged, with_part("base", fingerprint="\x1b[31m")),
+    "signed, a target that is a pattern": (PatchDamaged, with_part("lora", target_modules=["(a|aa)+$"])),
     "signed, width too large for memory": (PatchDamaged, with_part("fusion", width=2**62)),
     "signed, heads that do not divide": (PatchDamaged, with_part("fusion", heads=7)),
     "signed, another kind": (PatchMismatch, with_part("fusion", kind="official")),

@@ -145,7 +145,11 @@ WRONG: dict[str, tuple[type[PatchError], Callable[[Patch], Patch]]] = {
     "rank": (PatchMismatch, lambda p: changed(p, lora=LoraConfig(r=5))),
     "no lora in the config": (PatchMismatch, lambda p: changed(p, lora=None)),
     "other fusion": (PatchMismatch, lambda p: changed(p, fusion=FusionConfig(kind="official", width=32, heads=2))),
-    "a million layers": (PatchDamaged, lambda p: changed(p, fusion=FusionConfig(kind="official", layers=10**6))),
+    "a million layers": (
+        PatchDamaged,
+        lambda p: changed(p, fusion=FusionConfig().model_copy(update={"layers": 10**6})),
+    ),
+    "a name of two lines": (PatchDamaged, lambda p: changed(p, name="x\n  base match: exact")),
     "no sense": (PatchMismatch, lambda p: changed(p, senses={})),
     "a sense that torch cannot name": (
         PatchDamaged,
