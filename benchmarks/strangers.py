@@ -64,7 +64,8 @@ from scans import room, write_embodiedscan, write_scannet
 from small import awaken, make_clip, make_config, make_tokenizer, write_line
 from watched import Case, judged, verdicts
 
-from pave.cli.patch import patch_info
+from pave.cli.main import profile_command as profile
+from pave.cli.patch import patch_info, patch_push
 from pave.cli.terminal import remark
 from pave.cli.train import train
 from pave.config import FusionConfig, SenseConfig
@@ -166,8 +167,10 @@ class Patches(Kind):
         header, body = rng.choice(self.files)
         path = place / "their.safetensors"
         path.write_bytes(self.changed(header, body, rng))
-        steps = (lambda: patch_info(str(path)), lambda: Patch.load(path), lambda: self.asking(path))
-        return Case(steps, (path.name, "prompt template", "views=", "encoder", *ENCODERS))
+        steps = [lambda: patch_info(str(path)), lambda: Patch.load(path), lambda: self.asking(path)]
+        if rng.random() < 0.2:
+            steps += [lambda: patch_push(str(path), "user/repo", dry_run=True), lambda: profile("playroom", str(path))]
+        return Case(steps, (path.name, "prompt template", "views=", "encoder", "target_modules", *ENCODERS))
 
     def changed(self, header: dict[str, Any], body: bytes, rng: Random) -> bytes:
         facts = dict(header["__metadata__"])
@@ -256,7 +259,7 @@ class Texts(Kind):
         data = text.encode("utf-8", "surrogatepass")
         path.write_bytes(mutated_bytes(data, rng) if rng.random() < 0.03 else data)
         # A recipe that is right may name a base, patch or file that is not here: then the message names that.
-        names = (path.name, *_named(path))
+        names = (path.name, "'': not a local folder", *_named(path))
         return Case((lambda: read_recipe(path), lambda: train(str(path), None, False, True, False)), names)
 
     @staticmethod
@@ -319,7 +322,8 @@ class Texts(Kind):
         text = json_text(mutated(tree, rng), rng, 0.4)
         (place / "aliases.json").write_bytes(text.encode("utf-8", "surrogatepass"))
         steps = [aliases, *(lambda name=name: self.found(name) for name in tree), *(lambda: patch_info("mine"),)]
-        return Case(steps, ("aliases.json", *tree, *map(str, aliases().values())))
+        targets = re.findall(r'"([^"]+)"', text)
+        return Case(steps, ("aliases.json", *tree, *(target[:40] for target in targets)))
 
     def found(self, name: str) -> None:
         locate(name).load()
@@ -632,11 +636,14 @@ class Sensors(Kind):
         write_scannet(folder / "scene0000_00", scan)
         write_scannet(folder / "odin", scan, odin=True)
         write_embodiedscan(folder / "embodied", scan)
+        self.feeling = PatchedModel(model.host)
+        self.feeling.apply_patch("imu-playroom")
         self.encoders = {
             "imu": model.encoder(
                 SenseConfig(encoder="array", options={"signal": "imu", "dim": 6, "rate": 100, "stack": 5})
             ),
             "depth": model.encoder(SenseConfig(encoder="rgbd-geometry", options={"frames": 4})),
+            "clocked": model.encoder(SenseConfig(encoder="rgbd-geometry", options={"frames": 4, "fps": 2})),
             "views": model.encoder(SenseConfig(encoder="base-tower", options={"sense": "views"})),
             "audio": model.encoder(SenseConfig(encoder="logmel", options={"bands": 16, "rate": 5})),
         }
@@ -657,9 +664,9 @@ class Sensors(Kind):
         )
         return rng.choices(makers, (28, 12, 20, 12, 6, 6, 8, 8))[0](rng, place)
 
-    def judging(self, sense: str, signal: Any, names: Sequence[str], video: Path | None = None, **more: Any) -> Case:
+    def judging(self, sense: str, signal: Any, names: Sequence[str], video: Path | None = None, how: str = "") -> Case:
         """The encoder alone, and the reader of a training run, which lists the clip as refused instead of ending."""
-        video, encoder = video or self.clip_file, self.encoders[sense]
+        video, encoder = video or self.clip_file, self.encoders[how or sense]
         source = Source(video, () if sense == "audio" else ((sense, signal),))
 
         def alone() -> None:
@@ -671,14 +678,18 @@ class Sensors(Kind):
             )
 
         def training() -> None:
-            store = FeatureCache(self.model, [encoder], None, **more)
+            store = FeatureCache(self.model, [encoder])
             store.read([source])
             for why in store.refused.values():
                 if not any(name in why for name in names):
                     raise PaveError(why)
                 remark(why)
 
-        return Case((alone, training, lambda: identity(source, sense)), names)
+        def asking() -> None:
+            self.feeling.ask(video, QUESTION, max_new_tokens=1, **({sense: signal} if sense == "imu" else {}))
+
+        steps = (alone, training, lambda: identity(source, sense), *((asking,) if sense in ("imu", "audio") else ()))
+        return Case(steps, names)
 
     def array(self, rng: Random, place: Path) -> Case:
         path = place / rng.choice(("their.npy", "their.npy", "their.npz", "their.csv", "their", "their.NPY"))
@@ -759,7 +770,7 @@ class Sensors(Kind):
                 file.write_bytes(_png(data, rng))
             else:
                 file.write_bytes(_numbers(data.decode(), rng))
-        return self.judging("depth", str(path), (path.name,))
+        return self.judging("depth", str(path), (path.name,), how=rng.choice(("depth", "clocked")))
 
     def infos(self, rng: Random, place: Path) -> Case:
         path = place / "infos.json"
@@ -774,7 +785,7 @@ class Sensors(Kind):
             tree = mutated(tree, rng)
         path.write_bytes(json_text(tree, rng, 0.1).encode("utf-8", "surrogatepass"))
         scene = rng.choice((*[scene] * 9, rng.choice(TEXTS), "")).replace("\0", "0")
-        return self.judging("depth", f"{path}#{scene}", (path.name, place.name))
+        return self.judging("depth", f"{path}#{scene}", (path.name, place.name), how=rng.choice(("depth", "clocked")))
 
     def cameras(self, rng: Random, place: Path) -> Case:
         path = place / rng.choice(("their.mp4", "their.mp4", "their.png", "their.txt"))
@@ -1026,6 +1037,8 @@ def judge(name: str, seed: int, numbers: Sequence[int], bad: Path | None = None)
         kind = KINDS[name](Path(folder))
         for verdict in verdicts(numbers, lambda number: kind.case(seed, number)):
             found[verdict.kind] += 1
+            if not sum(found.values()) % 250:
+                print(f"{name} {seed}: {sum(found.values())} of {len(numbers)}, {dict(found)}", file=sys.stderr)
             most, longest = max(most, verdict.growth), max(longest, verdict.seconds)
             if verdict.kind.startswith("BAD"):
                 first.setdefault(verdict.kind, f"{name} {seed} {verdict.number}: {verdict.message[:100]}")

@@ -17,7 +17,6 @@ import os
 import resource
 import select
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -26,7 +25,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import torch
 
@@ -78,19 +78,17 @@ def verdicts(numbers: Sequence[int], case: Callable[[int], Case]) -> Iterator[Ve
 
 def _of_one_process(numbers: Sequence[int], case: Callable[[int], Case]) -> Iterator[Verdict]:
     inlet, outlet = os.pipe()
-    sys.stdout.flush()
-    child = os.fork()
-    if not child:
-        os.close(inlet)
+    with TemporaryFile() as stacks, os.fdopen(inlet, "rb", buffering=0) as pipe:
+        child = os.fork()
+        if not child:
+            try:
+                _child(numbers, case, outlet, stacks)
+            except BaseException:  # of this file, not of a case
+                os.write(outlet, (json.dumps({"broken": traceback.format_exc()}) + "\n").encode())
+            os._exit(0)
+        os.close(outlet)
         try:
-            _child(numbers, case, outlet)
-        except BaseException:  # of this file, not of a case
-            os.write(outlet, (json.dumps({"broken": traceback.format_exc()}) + "\n").encode())
-        os._exit(0)
-    os.close(outlet)
-    with os.fdopen(inlet, "rb", buffering=0) as pipe:
-        try:
-            yield from _watched(child, pipe, numbers)
+            yield from _watched(child, pipe, numbers, stacks)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
@@ -98,9 +96,10 @@ def _of_one_process(numbers: Sequence[int], case: Callable[[int], Case]) -> Iter
                 os.waitpid(child, 0)
 
 
-def _watched(child: int, pipe: Any, numbers: Sequence[int]) -> Iterator[Verdict]:
-    """Verdicts from the pipe; the last one is ours if the child had to be killed, or died."""
-    rest, place, began, seen, still = b"", 0, 0.0, 0.0, time.monotonic()
+def _watched(child: int, pipe: Any, numbers: Sequence[int], stacks: IO[bytes]) -> Iterator[Verdict]:
+    """Verdicts from the pipe; the last one is ours if the child had to be killed, or died. stacks: where a stuck child
+    writes its Python stack when it gets SIGUSR1."""
+    rest, place, began, seen, still = b"", 0, None, 0.0, time.monotonic()
     while place < len(numbers):
         if select.select([pipe], [], [], 0.25)[0]:
             block = pipe.read(1 << 16)
@@ -116,17 +115,19 @@ def _watched(child: int, pipe: Any, numbers: Sequence[int]) -> Iterator[Verdict]
                     raise RuntimeError(facts["broken"])
                 yield Verdict(**facts)
                 place += 1
-            began = seen = _used(child)[0]
-            still = time.monotonic()
+            began, seen, still = None, 0.0, time.monotonic()
             continue
         used, awake = _used(child)
+        began = used if began is None else began
         if awake or used > seen:
             seen, still = used, time.monotonic()
         if used - began > 2 * SECONDS:
-            yield Verdict(numbers[place], "BAD: too slow", f"killed after {used - began:.0f} s", _stack(child))
+            yield Verdict(numbers[place], "BAD: too slow", f"killed after {used - began:.0f} s", _stack(child, stacks))
             return
         if time.monotonic() - still > STILL:
-            yield Verdict(numbers[place], "BAD: hangs", f"all its processes sleep for {STILL:g} s", _stack(child))
+            yield Verdict(
+                numbers[place], "BAD: hangs", f"all its processes sleep for {STILL:g} s", _stack(child, stacks)
+            )
             return
 
 
@@ -141,34 +142,30 @@ def _used(leader: int) -> tuple[float, bool]:
     return total / TICK, awake
 
 
-def _stack(child: int) -> str:
-    """Where a stuck process is: it writes its Python stack to a file when it gets SIGUSR1."""
+def _stack(child: int, stacks: IO[bytes]) -> str:
+    """Where a stuck process is."""
     with suppress(ProcessLookupError):
         os.kill(child, signal.SIGUSR1)
     time.sleep(0.3)
-    lines = STACKS.read_text("utf-8", "replace").splitlines() if STACKS.exists() else []
-    frames = [line.strip() for line in lines if line.strip().startswith("File")]
-    ours = [frame for frame in frames if "/pave/" in frame or "/encoders/" in frame]
+    stacks.seek(0)
+    frames = [line.strip() for line in stacks.read().decode("utf-8", "replace").splitlines() if "File" in line]
+    ours = [frame for frame in frames if _ours(frame)]
     return " < ".join([*frames[:1], *ours[:2]])
 
 
-STACKS = Path(f"/tmp/pave-faults-{os.getpid()}.stack")
-
-
-def _child(numbers: Sequence[int], case: Callable[[int], Case], outlet: int) -> None:
+def _child(numbers: Sequence[int], case: Callable[[int], Case], outlet: int, stacks: IO[bytes]) -> None:
     os.setsid()
-    with STACKS.open("w") as stacks:
-        faulthandler.register(signal.SIGUSR1, stacks, all_threads=False)
-        null = os.open(os.devnull, os.O_RDWR)
-        for number in (0, 1, 2):
-            os.dup2(null, number)
-        builtins.input = asked
-        torch.set_num_threads(1)
-        most = _status("VmData") + ROOM
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-        gc.freeze()  # what was imported need not be looked through after every case
-        for number in numbers:
-            os.write(outlet, (json.dumps(asdict(tried(number, case))) + "\n").encode())
+    faulthandler.register(signal.SIGUSR1, stacks, all_threads=False)
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    builtins.input = asked
+    torch.set_num_threads(1)
+    most = _status("VmData") + ROOM
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    gc.freeze()  # what was imported need not be looked through after every case
+    for number in numbers:
+        os.write(outlet, (json.dumps(asdict(tried(number, case))) + "\n").encode())
 
 
 def asked(*text: object) -> str:
