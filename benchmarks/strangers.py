@@ -70,7 +70,9 @@ from pave.cli.terminal import remark
 from pave.cli.train import train
 from pave.config import FusionConfig, SenseConfig
 from pave.data import Source, read_jsonl
+from pave.encoder import load_encoder
 from pave.errors import PaveError
+from pave.features import published
 from pave.features.cache import FeatureCache
 from pave.features.extract import encode, listed
 from pave.features.files import identity
@@ -259,7 +261,7 @@ class Texts(Kind):
         data = text.encode("utf-8", "surrogatepass")
         path.write_bytes(mutated_bytes(data, rng) if rng.random() < 0.03 else data)
         # A recipe that is right may name a base, patch or file that is not here: then the message names that.
-        names = (path.name, "'': not a local folder", *_named(path))
+        names = (path.name, str(place), "'': not a local folder", *_named(path))
         return Case((lambda: read_recipe(path), lambda: train(str(path), None, False, True, False)), names)
 
     @staticmethod
@@ -323,7 +325,14 @@ class Texts(Kind):
         (place / "aliases.json").write_bytes(text.encode("utf-8", "surrogatepass"))
         steps = [aliases, *(lambda name=name: self.found(name) for name in tree), *(lambda: patch_info("mine"),)]
         targets = re.findall(r'"([^"]+)"', text)
-        return Case(steps, ("aliases.json", *tree, *(target[:40] for target in targets)))
+        return Case(
+            steps,
+            (
+                "aliases.json",
+                *tree,
+                *(part[:40] for target in targets for part in (target, *re.split(r"[/@]+", target)) if part),
+            ),
+        )
 
     def found(self, name: str) -> None:
         locate(name).load()
@@ -342,7 +351,13 @@ def _named(path: Path) -> list[str]:
     """Values of a recipe that a message may name instead of the recipe: bases, patches, encoders, files."""
     text = path.read_bytes().decode("utf-8", "replace")
     keys = "base|encoder|train|val|features|output|name|on_top_of|start_from"
-    return [value[:40] for value in re.findall(rf"(?:{keys})\W+([^\s,}}\]'\"]+)", text)[:500]]
+    values = re.findall(rf"(?:{keys})\W+([^\n]+)", text)[:500]
+    return [
+        part[:20]
+        for value in values
+        for part in (value, *re.split(r"[\s,'\"]+", value))
+        if len(part) > 2
+    ]
 
 
 def _parts(key: str) -> list[str]:
@@ -653,16 +668,10 @@ class Sensors(Kind):
 
     def make(self, rng: Random, place: Path) -> Case:
         makers = (
-            self.array,
-            self.tensors,
-            self.scan,
-            self.infos,
-            self.cameras,
-            self.media,
-            self.features,
-            self.no_file,
+            *(self.array, self.tensors, self.scan, self.infos, self.cameras, self.media, self.features, self.no_file),
+            self.pickled,
         )
-        return rng.choices(makers, (28, 12, 20, 12, 6, 6, 8, 8))[0](rng, place)
+        return rng.choices(makers, (28, 12, 20, 12, 6, 6, 8, 8, 0.4))[0](rng, place)
 
     def judging(self, sense: str, signal: Any, names: Sequence[str], video: Path | None = None, how: str = "") -> Case:
         """The encoder alone, and the reader of a training run, which lists the clip as refused instead of ending."""
@@ -836,6 +845,22 @@ class Sensors(Kind):
 
         return Case((training,), (path.name, "features"))
 
+    def pickled(self, rng: Random, place: Path) -> Case:
+        """A published feature file, which another process opens: most of the seconds are those of its start."""
+        path = place / "sound.pt"
+        with BytesIO() as packed:
+            torch.save(torch.zeros(3, 1024), packed, _use_new_zipfile_serialization=rng.random() < 0.5)
+            data = packed.getvalue()
+        calls = b"cos\nsystem\n(S'true'\ntR."
+        path.write_bytes(
+            rng.choice(
+                (data, mutated_bytes(data, rng), mutated_bytes(data, rng, 300), calls, b"\x80\x04" + b"]" * 10**5)
+            )
+        )
+        clip = Clip(audio=torch.zeros(1, 64_000), rate=16_000)
+        step = lambda: published.tokens(load_encoder("imagebind-audio").spec, clip, place, Path("sound.mp4"))  # noqa: E731
+        return Case((step,), (path.name,))
+
     def no_file(self, rng: Random, place: Path) -> Case:
         path = place / rng.choice(("their.npy", "their.safetensors", "their.mp4", "scene"))
         _no_file(path, rng)
@@ -866,7 +891,7 @@ def _no_file(path: Path, rng: Random) -> None:
             path.write_bytes(b"")
         case 6:
             with path.open("wb") as file:
-                file.truncate(1 << 40)  # no block of it is on the disk
+                file.truncate(1 << 28)  # no block of it is on the disk
         case 7:
             with socket.socket(socket.AF_UNIX) as end:
                 place = os.getcwd()

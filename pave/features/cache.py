@@ -18,7 +18,7 @@ from pathlib import Path
 from pave.data import Source
 from pave.encoder import Encoder, consent
 from pave.errors import DataError, FileError, MediaError, PatchMismatch, SignalError, raised_as
-from pave.features.files import ROOM, FeatureFolder, identity
+from pave.features.files import ROOM, FeatureFolder, identity, inside
 from pave.files import tensorfile
 from pave.media.clip import Clip, decode_many
 from pave.model.inputs import ClipFeatures
@@ -95,12 +95,13 @@ class FeatureCache:
 
     def _file(self, source: Source) -> Path | None:
         """The cache file of a clip, named by the paths, sizes and modification times of its files, the names of its
-        signals, and the networks. None without a folder, or if a file of the clip is missing."""
+        signals, and the networks. None without a folder, or if a file of the clip is missing, or a folder no
+        signal."""
         if self.folder is None:
             return None
         try:
             facts = [fact for file in source.files for fact in _facts(file)]
-        except OSError:
+        except (OSError, MediaError):
             return None
         key = "|".join([*facts, json.dumps(source.signals), self._networks])
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
@@ -158,6 +159,6 @@ def _encoder_of(model: PatchedModel, encoders: Sequence[Encoder], features: Feat
 
 def _facts(path: Path) -> list[str]:
     """Path, size and modification time of a file, or of all files in a folder."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = inside(path) if path.is_dir() else [path]
     stats = [(file, file.stat()) for file in files]
     return [str(path.resolve()), *(f"{file.name}|{stat.st_size}|{stat.st_mtime_ns}" for file, stat in stats)]
