@@ -11,7 +11,7 @@ time. killed downloads: a process is killed at a random time of a download, and 
 downloads: the Hub's responses are corrupted at random, once or always; the patch must be right, or refused with a
 PatchError.
 
-strangers: patches, texts, bases, adapters, sensors: see `benchmarks/strangers.py`. Every case must be fine, or refused
+strangers: patches, texts, bases, adapters, sensors: see `benchmarks/strangers`. Every case must be fine, or refused
 by a PaveError that names the file or the value, within 5 s of CPU time and 300 MB. Only on Linux. To reproduce BAD
 cases, look into `pave-strangers.bad.jsonl` in the folder of temporary files.
 """
@@ -267,11 +267,11 @@ def broken_downloads(tries: int, folder: Path) -> dict[str, Any]:
 
 
 class Strangers:
-    """A process that runs `benchmarks/strangers.py` for all its classes: its imports take seconds."""
+    """A process that runs `benchmarks/strangers` for all its classes: its imports take seconds."""
 
     def __init__(self) -> None:
         settings = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        command = [sys.executable, str(Path(__file__).with_name("strangers.py")), "serve"]
+        command = [sys.executable, str(Path(__file__).with_name("strangers")), "serve"]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=settings)
         atexit.register(self.process.communicate)  # the end of its input ends it
