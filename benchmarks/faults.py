@@ -45,6 +45,7 @@ from hub_server import FAULTS, HubServer
 
 from pave.config import BaseFacts, FusionConfig, LoraConfig, PatchConfig, SenseFacts
 from pave.errors import PatchError
+from pave.files.locks import SWEPT
 from pave.hub.locate import locate
 from pave.patch.file import Patch, fusion_of
 
@@ -68,6 +69,7 @@ from pathlib import Path
 from huggingface_hub import constants
 from pave.hub.locate import locate
 from pave.errors import PatchError
+from pave.files.locks import SWEPT
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 print("ready", flush=True)
 for line in sys.stdin:
@@ -169,8 +171,7 @@ def killed(tries: int, folder: Path) -> dict[str, Any]:
             process.send_signal(signal.SIGKILL)
         found[verdict(target, whole)] += 1
     left = [file for file in folder.iterdir() if file.name.startswith(".target")]
-    for file in left:  # the next save deletes temporary files older than an hour
-        os.utime(file, (0, 0))
+    SWEPT.clear()  # a process sweeps a folder before its first save there
     Patch.load(names[0]).save(target)
     found["BAD: not swept"] += len([file for file in folder.iterdir() if file.name.startswith(".target")])
     return {"tries": tries, **counts(found), "left_by_kills_and_swept_by_the_next_save": len(left)}
@@ -327,10 +328,10 @@ class Asker:
 
 def got(answer: Path) -> str:
     """The result of a process, once it is written."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while not answer.exists():
         if time.monotonic() > end:
-            return "no answer within two minutes"
+            return "no answer within ten minutes"
         time.sleep(0.005)
     return answer.read_text()
 
@@ -349,7 +350,7 @@ def saver(names: list[Path], target: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", SAVER, *map(str, names), str(target)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-    while not target.exists():
+    while not target.exists() and process.poll() is None:
         time.sleep(0.005)
     return process
 

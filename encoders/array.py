@@ -21,6 +21,7 @@ from pydantic import AfterValidator, Field
 from pave.encoder import Encoder, EncoderOptions, EncoderSpec, Number, Text, Whole, builder
 from pave.errors import SignalError, raised_as
 from pave.files import tensorfile
+from pave.files.array_file import read_npy
 from pave.media import Clip, Signal, tensor_of
 from pave.sidechannel import SideTokens
 
@@ -113,9 +114,10 @@ def _read(path: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
             if "values" not in tensors:
                 raise SignalError(f"{path}: holds {sorted(tensors)}; name the rows `values`, and their seconds `times`")
             return tensors["values"], tensors.get("times")
-        with path.open("rb") as file:
-            return torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False)), None
-    except (OSError, ValueError, EOFError, TypeError) as error:
+        with raised_as(SignalError):
+            array = read_npy(path)
+        return torch.from_numpy(array if array.dtype.kind in "fc" else array.astype(np.float32)), None
+    except (MemoryError, TypeError, RuntimeError) as error:  # TypeError: a type that torch does not have
         reason = " ".join(str(error).split())
         raise SignalError(f"{path}: not a readable array ({reason}); use .npy or .safetensors of numbers") from None
 

@@ -40,7 +40,7 @@ def main(folder: Path, clips: int = 160, overrides: Sequence[str] = ()) -> None:
             print(f"step {step} of {steps}", *(f"{name} {value:.3f}" for name, value in figures.items()))
 
     recipe = read_recipe(folder, [f"train.output={folder / 'my-imu'}", *overrides])
-    result = pave.train(recipe, progress=show)
+    result = pave.train(recipe, resume=True, progress=show)  # started again, it goes on from its checkpoint
 
     model = pave.load("playroom")
     print(f"\n{model.apply_patch(result.patch)}\n")

@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
         if step % 10 == 0 or step == steps:
             print(f"step {step} of {steps}", *(f"{name} {value:.3f}" for name, value in figures.items()))
 
-    result = pave.train(recipe(folder), progress=show)
+    result = pave.train(recipe(folder), resume=True, progress=show)  # started again, it goes on from its checkpoint
 
     model = pave.load("playroom")
     print(model.apply_patch(result.patch))

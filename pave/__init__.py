@@ -93,7 +93,10 @@ if not Path(__file__).with_name("encoders").is_dir():
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'pave' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    from pave.files.quiet import quiet_imports
+
+    with quiet_imports():
+        value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

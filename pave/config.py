@@ -154,11 +154,15 @@ class ResamplerConfig(Config):
         return self.width * (len(self.levels) if self.readout == "queries" else senses)
 
 
+Rank = Annotated[int, Field(ge=1)]
+Alpha = Annotated[float, Field(gt=0)]
+
+
 class LoraConfig(Config):
     """LoRA of the language model, with the option names of PEFT."""
 
-    r: Annotated[int, Field(ge=1)] = 16
-    lora_alpha: Annotated[float, Field(gt=0)] = 16
+    r: Rank = 16
+    lora_alpha: Alpha = 16
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     use_rslora: bool = False
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
@@ -170,11 +174,69 @@ class LoraConfig(Config):
         "up_proj",
         "down_proj",
     )
+    # By layer, in place of r and lora_alpha: names as in target_modules, of which the longest that matches counts; no
+    # regular expressions. Omitted if empty, so older files keep their bytes.
+    rank_pattern: Annotated[dict[str, Rank], Field(exclude_if=operator.not_)] = {}
+    alpha_pattern: Annotated[dict[str, Alpha], Field(exclude_if=operator.not_)] = {}
+
+    def __hash__(self) -> int:
+        return hash((self.r, self.lora_alpha, self.use_rslora, self.target_modules))
 
     @property
     def scaling(self) -> float:
-        """The factor of B·A, as in PEFT."""
-        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+        """The factor of B·A, as in PEFT, of layers that no pattern names."""
+        return self.lora_alpha / self._divisor(self.r)
+
+    def rank(self, layer: str) -> int:
+        """The rank of a layer, by its path."""
+        return _by_layer(self.rank_pattern, layer, self.r)
+
+    def alpha(self, layer: str) -> float:
+        """The lora_alpha of a layer, by its path."""
+        return _by_layer(self.alpha_pattern, layer, self.lora_alpha)
+
+    def scaling_of(self, layer: str) -> float:
+        """The factor of B·A of a layer, by its path."""
+        return self.alpha(layer) / self._divisor(self.rank(layer))
+
+    def truncated(self, rank: int, layers: Iterable[str]) -> LoraConfig:
+        """The config with at most `rank` ranks in each of these layers, and the same factors of B·A."""
+        kept = {layer: min(self.rank(layer), rank) for layer in layers}
+        alphas = {
+            layer: self.alpha(layer) if own == self.rank(layer) else self.scaling_of(layer) * self._divisor(own)
+            for layer, own in kept.items()
+        }
+        r = min(self.r, rank)
+        alpha = self.lora_alpha if r == self.r else self.scaling * self._divisor(r)
+        return self.model_copy(update={"r": r, "lora_alpha": alpha}).with_layers(kept, alphas)
+
+    def with_layers(self, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> LoraConfig:
+        """The config with these ranks and alphas by layer, for all of its layers."""
+        changes = {"rank_pattern": _pattern(ranks, self.r), "alpha_pattern": _pattern(alphas, self.lora_alpha)}
+        return self.model_copy(update=changes)
+
+    def _divisor(self, rank: int) -> float:
+        return rank**0.5 if self.use_rslora else rank
+
+
+V = TypeVar("V", int, float)
+
+
+def _by_layer(pattern: Mapping[str, V], layer: str, other: V) -> V:
+    """The value of the longest name in `pattern` that a layer's path ends with."""
+    while pattern and layer:
+        if layer in pattern:
+            return pattern[layer]
+        layer = layer.partition(".")[2]
+    return other
+
+
+def _pattern(values: Mapping[str, V], other: V) -> dict[str, V]:
+    """The fewest names that give these layers their values, and `other` to layers that are not named."""
+    named = {layer: value for layer, value in values.items() if value != other}
+    return {
+        layer: value for layer, value in values.items() if value != other or _by_layer(named, layer, other) != value
+    }
 
 
 def resampler_fits(config: Any) -> Any:

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pave.errors import DataError
+from pave.errors import DataError, raised_as
+from pave.files.atomic import reading
 
 IGNORE = -100  # the label that cross-entropy skips (torch's default `ignore_index`)
 TAGS = ("<video>", "<image>")
@@ -72,7 +73,7 @@ def read_jsonl(path: str | Path) -> list[Example]:
     path = Path(path)
     refuse_no_file(path)
     examples: list[Example] = []
-    with path.open("rb") as lines:
+    with raised_as(DataError), reading(path) as lines:
         for number, line in enumerate(lines, 1):
             if not examples and line.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
                 command = f"jq -c '.[]' {shlex.quote(str(path))} > {shlex.quote(str(path.with_suffix('.lines.jsonl')))}"
@@ -86,7 +87,7 @@ def read_jsonl(path: str | Path) -> list[Example]:
 
 def refuse_no_file(path: Path) -> None:
     """Refuse a missing file or a folder."""
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         cause = "is a folder" if path.is_dir() else "no such file"
         raise DataError(f"{path}: {cause}; give a JSONL file whose lines have id, video and conversations")
 

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from pave.config import Config, FusionConfig, LoraConfig, ResamplerConfig, SenseConfig, SenseName, parse, resampler_fits
 from pave.errors import RecipeError
+from pave.files.atomic import opened
 
 # The channels that carry the answers to the questions of the Playroom.
 AskedChannel = Literal[
@@ -137,7 +138,8 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     path = Path(path)
     path = path / "patch.yaml" if path.is_dir() else path
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
+        with opened(path) as file:
+            data = yaml.safe_load(file.read().decode("utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: recipe not found; pass a patch.yaml, its folder, or a name in patches/") from None
     except (OSError, UnicodeDecodeError) as error:

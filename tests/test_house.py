@@ -36,8 +36,9 @@ ORDER = (
     "encoder base",  # the contracts of the two kinds of plug-in
     "fusion",
     "media",
+    "data prompt recipe sidechannel config",  # the vocabulary
     "files",
-    "data prompt recipe sidechannel config errors",  # the vocabulary
+    "errors",
 )
 FACE = "pave"  # hands on the names of all wings, when they are asked for
 

@@ -99,11 +99,14 @@ def patch_convert(
         raise PatchError(f"--sense {sense}", "names no encoder", "write SENSE=ENCODER, as audio=imagebind-audio")
     quiet()
     from pave.encoder import missing
-    from pave.patch.official import convert
+    from pave.files.locks import held
+    from pave.patch.official import convert, named
     from pave.recipe import overridden
 
-    patch = convert(source, sense, encoder, name=name, **overridden(option or []))
-    written = patch.save(out or f"{patch.config.name}.safetensors")
+    out = out or Path(f"{named(source, name)}.safetensors")
+    with held(out, "pave patch convert", is_file=True):
+        patch = convert(source, sense, encoder, name=name, **overridden(option or []))
+        written = patch.save(out)
     _describe(patch.config, f"{written} ({written.stat().st_size:,} bytes)")
     if reason := missing(encoder):
         remark(f"{reason}; until it is installed, pass precomputed features")
@@ -228,12 +231,14 @@ def patch_shrink(
     Matrices are quantized and the LoRA is cut to its best ranks. It is applied like any other patch. The accuracy lost
     depends on the patch: measure it with pave.evaluate before sharing.
     """
+    from pave.files.locks import held
     from pave.hub.locate import locate
 
     place = locate(source, dim=dim)
     if place.path.resolve() in (out.resolve(), (out / WEIGHTS).resolve()):
         raise PatchError(str(out), "is the patch itself and would be overwritten", "write to another file or folder")
-    written = place.load().shrink(bits, rank).save(out)
+    with held(out, "pave patch shrink", is_file=True):
+        written = place.load().shrink(bits, rank).save(out)
     before, after = place.path.stat().st_size, written.stat().st_size
     print(f"{written}: {after:,} bytes, {after / before:.0%} of the {before:,} of {place.path}")
 

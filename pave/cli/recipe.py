@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pave.cli.terminal import PLAIN, remark
+from pave.files.atomic import write_text
 
 if TYPE_CHECKING:
     from pave.config import Config
@@ -38,7 +39,7 @@ def recipe_schema(
     if out is None:
         print(text, end="")
     else:
-        out.write_text(text, "utf-8")
+        write_text(out, text)
         remark(f"first line of a recipe: # yaml-language-server: $schema={out}")
 
 

@@ -9,13 +9,13 @@ In: a recipe (a file, its folder, or a catalogue name) and overrides. Out: the f
 from __future__ import annotations
 
 import sys
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pave.cli.terminal import PLAIN, quiet, run_command
 from pave.errors import RecipeError
+from pave.files.locks import scratch
 from pave.hub import catalogue
 from pave.recipe import Recipe
 
@@ -79,15 +79,12 @@ def _train(recipe: Recipe, resume: bool) -> Result:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    from pave.training.checkpoint import refuse_begun
+    from pave.training.checkpoint import owned
     from pave.training.dataset import read_dataset
     from pave.training.run import Run
     from pave.training.setup import Setup
 
-    refuse_begun(recipe.output, resume)
     console = Console(stderr=True, soft_wrap=True, markup=False)
-    console.print(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {recipe.train.batch} clips")
-    console.print("encoding clips (features of earlier runs are cached)")
     columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -95,7 +92,9 @@ def _train(recipe: Recipe, resume: bool) -> Result:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     ]
-    with Bar(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
+    with owned(recipe.output, resume), Bar(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
+        console.print(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {recipe.train.batch} clips")
+        console.print("encoding clips (features of earlier runs are cached)")
         clips = bar.add_task("clips", total=None, note="")
         steps = bar.add_task("training", total=recipe.train.steps, note="", start=False)
 
@@ -135,7 +134,7 @@ def _smoke(recipe: str, overrides: list[str]) -> None:
     from pave.training.run import Run
     from pave.training.setup import Setup
 
-    with TemporaryDirectory() as folder:
+    with scratch() as folder:
         small = ["data.playroom.clips=8"] if catalogue.recipe(recipe, overrides).data.playroom else []
         resolved = catalogue.recipe(recipe, [*overrides, *SMOKE, *small, f"train.output={folder}"])
         setup = Setup.of(resolved)

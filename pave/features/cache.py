@@ -13,13 +13,14 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pave.data import Source
 from pave.encoder import Encoder, consent
 from pave.errors import DataError, FileError, MediaError, PatchMismatch, SignalError, raised_as
 from pave.features.files import ROOM, FeatureFolder, identity, inside
-from pave.files import tensorfile
+from pave.files import atomic, tensorfile
 from pave.media.clip import Clip, decode_many
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
@@ -30,8 +31,8 @@ OnClip = Callable[[int, int], None]  # called with the number of finished clips,
 
 
 class FeatureCache:
-    """Features of one base and one set of encoders. Those in a folder are memory-mapped, so they may exceed memory;
-    with `folder=None` they are held in memory only. `made`: folders of feature files."""
+    """Features of one base and one set of encoders. Those in a folder are memory-mapped if they are large, so they may
+    exceed memory; with `folder=None` they are held in memory only. `made`: folders of feature files."""
 
     def __init__(
         self, model: PatchedModel, encoders: Sequence[Encoder], folder: Path | None = None, made: Sequence[Path] = ()
@@ -70,7 +71,7 @@ class FeatureCache:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps({"file": str(source), "why": why}) for source, why in self.refused.items()]
-            (self.folder / "quarantine.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+            atomic.write_text(self.folder / "quarantine.jsonl", "".join(f"{line}\n" for line in lines))
         return {source: features for source, features in found.items() if features is not None}
 
     def _encode(self, source: Source, clip: Clip | MediaError) -> ClipFeatures | None:
@@ -122,15 +123,24 @@ class FeatureCache:
         if file is None:
             return None
         try:
+            info = file.stat()
             tensors, facts = tensorfile.read_sealed(file, mapped=True)
-        except FileError:
+        except tensorfile.NotMapped as error:
+            raise DataError(str(error)) from None
+        except (FileError, OSError):
             return None
         kinds = json.loads(facts["kinds"])
         sides: dict[str, SideTokens | None] = dict.fromkeys(json.loads(facts["sides"]))
         for key, kind in kinds.items():
             sides[key] = SideTokens(*(tensors[f"{key}.{part}"] for part in PARTS), kind=kind)
         absent = json.loads(facts["absent"])
-        return ClipFeatures(tensors["vision"], tensors["tokens"], tensors["times"], sides, absent, tensors.get("deep"))
+        parts = tensors["vision"], tensors["tokens"], tensors["times"]
+        return ClipFeatures(*parts, sides, absent, tensors.get("deep"), verify=partial(_refuse_cut, file, info))
+
+
+def _refuse_cut(file: Path, info: os.stat_result) -> None:
+    with raised_as(DataError, remedy="the next run encodes the clip again; find out what writes there"):
+        tensorfile.refuse_cut(file, info)
 
 
 def _encoder_of(model: PatchedModel, encoders: Sequence[Encoder], features: FeatureFolder) -> Encoder:

@@ -9,6 +9,7 @@ on the ranks of torchrun; interrupted shards are restarted, finished ones stay. 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from pave.errors import DataError, raised_as
 from pave.features.files import DTYPES, ClipEntry, FeatureKey, files, read_header, write
 from pave.features.worker import WORKERS, Job, ask, borrow, size_of
 from pave.files import atomic
+from pave.files.locks import held
 from pave.sidechannel import PARTS, SideTokens
 
 VIDEO = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv")
@@ -84,9 +86,29 @@ def encode(
 ) -> Tally:
     """Encode clips into `out`, `size` of them per file; existing files stay. `retry`: encode files with unreadable
     clips again. `progress` is called with the number of clips of each finished file. Under torchrun, each rank does its
-    share, and the tally counts what all ranks have done so far."""
-    out.mkdir(parents=True, exist_ok=True)
+    share, and the tally counts what all ranks have done so far. Several processes may fill a folder at the same time
+    if they encode the same clips with the same encoder; DataError otherwise."""
     shards = plan(clips, out.resolve(), size)
+    with raised_as(DataError), held(out, "pave encode", _work(job, shards)):
+        return _encode(job, shards, out, workers, engine, retry, progress)
+
+
+def _work(job: Job, shards: Sequence[Shard]) -> str:
+    """What processes that fill one folder together must have in common."""
+    facts = [job.encoder, dict(job.options), job.dtype, job.base, job.published]
+    names = [[name for name, _ in shard.clips] for shard in shards]
+    return hashlib.sha256(json.dumps([facts, names], default=str).encode()).hexdigest()
+
+
+def _encode(
+    job: Job,
+    shards: Sequence[Shard],
+    out: Path,
+    workers: int,
+    engine: Engine,
+    retry: bool,
+    progress: Callable[[int], object],
+) -> Tally:
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
         worker, key = borrow(job)
@@ -137,8 +159,8 @@ def _tally(out: Path, shards: Sequence[Shard], existing: Mapping[Path, Sequence[
     refused = {entry.path: entry.why for entry in entries if entry.why}
     if len(existing) == len(shards):
         lines = [json.dumps({"file": name, "why": why}) for name, why in refused.items()]
-        with raised_as(DataError), atomic.replacing(out / "quarantine.jsonl") as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+        with raised_as(DataError):
+            atomic.write_text(out / "quarantine.jsonl", "".join(f"{line}\n" for line in lines))
     absent = sum(bool(entry.absent) for entry in entries)
     return Tally(len(entries), absent, refused, len(existing), sum(path.stat().st_size for path in existing))
 

@@ -1,7 +1,7 @@
 """Feature files: the side tokens of many clips in one safetensors file, found by the content of the media.
 
 In: side tokens, the sha256 of their media, and the key of the encoder. Out: a folder of such files, and their side
-tokens, even if the clips have been renamed. Files are written atomically, contain no pickle, and are memory-mapped.
+tokens, even if the clips have been renamed. Files are written atomically, and contain no pickle.
 Clips that could not be read are recorded in the same file, with the reason. Knows nothing of how tokens are made.
 """
 
@@ -21,6 +21,7 @@ from pave.data import Source, whole
 from pave.encoder import Encoder
 from pave.errors import DataError, MediaError, RecipeError, SignalError, raised_as
 from pave.files import json_text, tensorfile
+from pave.files.atomic import opened
 from pave.sidechannel import PARTS, SideTokens
 
 FORMAT = "1"
@@ -154,7 +155,7 @@ class FeatureFolder:
         if entry.absent:
             return None, entry.absent
         with raised_as(DataError, remedy=MAKE):
-            tensors, _ = tensorfile.read(path, mapped=True)
+            tensors = tensorfile.read_some(path, [f"{place}.{part}" for part in PARTS])
         try:
             own = {part: tensors[f"{place}.{part}"] for part in PARTS}
         except KeyError as error:
@@ -194,7 +195,7 @@ def _sha256(path: Path) -> str:
         return hashlib.sha256(listing.encode()).hexdigest()
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             while block := file.read(CHUNK):
                 digest.update(block)
     except OSError as error:

@@ -94,14 +94,15 @@ def serve() -> None:
     """The worker's side: the first request is the job, each further one a clip."""
     clip_encoder = None
 
-    def answer(request: dict[str, Any]) -> Reply:
+    def answer(request: dict[str, Any]) -> Iterator[Reply]:
         nonlocal clip_encoder
         if "job" in request:
             clip_encoder = ClipEncoder(Job(**request["job"]))
-            return {"key": clip_encoder.key.model_dump()}, {}
+            yield {"key": clip_encoder.key.model_dump()}, {}
+            return
         assert clip_encoder
         signals = ((name, tuple(each) if isinstance(each, list) else each) for name, each in request["signals"])
-        return clip_encoder.encode(Source(Path(request["path"]), tuple(signals)))
+        yield clip_encoder.encode(Source(Path(request["path"]), tuple(signals)))
 
     answering(answer)
 

@@ -15,7 +15,6 @@ import subprocess
 import sys
 from pathlib import Path
 from pickle import UnpicklingError
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 from pave.errors import FileDamaged, FileError, raised_as
 from pave.files import tensorfile
 from pave.files.atomic import reading
+from pave.files.locks import scratch
 from pave.files.process import limit, python
 
 SECONDS = 300.0  # wall-clock limit to open a file; one of 320 MB takes about 3 s, one of 4.8 GB 8 s
@@ -53,8 +53,8 @@ def _converted(path: Path, inside: str, part: str) -> tuple[dict[str, Tensor], d
     """Run by the parent process: tensors and metadata of the file, converted by a child."""
     with reading(path):  # a file that cannot be read is not damaged: this raises FileError first
         pass
-    with TemporaryDirectory(prefix="pave-") as folder:
-        arguments = str(path.resolve()), str(Path(folder) / "out"), str(MEMORY), str(SECONDS), inside, part
+    with scratch() as folder:
+        arguments = str(path.resolve()), str(folder / "out"), str(MEMORY), str(SECONDS), inside, part
         inherited = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
         options: dict[str, Any] = {"cwd": folder, "env": {**inherited, "OMP_NUM_THREADS": "1"}, "timeout": SECONDS}
         try:
@@ -65,10 +65,10 @@ def _converted(path: Path, inside: str, part: str) -> tuple[dict[str, Tensor], d
             output = (done.stdout or done.stderr).decode("utf-8", "replace").split("\n")
             cause = "".join(output[-2:]).strip() or f"crashed the process that opened it (exit {done.returncode})"
             if done.returncode == UNWRITTEN:
-                raise FileError(path, cause, f"free space in {Path(folder).parent}, or set TMPDIR to another folder")
+                raise FileError(path, cause, f"free space in {folder.parent}, or set TMPDIR to another folder")
             raise FileDamaged(path, cause, REMEDY)
         with raised_as(FileDamaged, path, REMEDY):
-            return tensorfile.read(Path(folder) / "out")
+            return tensorfile.read(folder / "out")
 
 
 def rewrite() -> None:

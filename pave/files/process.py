@@ -5,7 +5,7 @@ module (pave/media/decoding.py, pave/features/worker.py), serves many requests (
 with its owner, and is replaced when killed; a `Pool` holds the idle ones. The processes are plain subprocesses, not
 multiprocessing: a user's script needs no `if __name__ == "__main__"`. Knows nothing of what they compute.
 
-Wire format: one line of JSON each way; the reply's arrays follow as raw bytes. No pickle.
+Wire format: one line of JSON each way; a reply has parts, and the arrays of each follow as raw bytes. No pickle.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from math import inf
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +31,7 @@ from pave.errors import MediaError, PaveError
 START_SECONDS = 300.0  # a busy machine may take long to start an interpreter; not part of a request's limit
 SERVE = "import importlib, sys; importlib.import_module(sys.argv[1]).serve()"
 Reply = tuple[dict[str, Any], dict[str, np.ndarray]]
+T = TypeVar("T")
 
 
 class Stopped(Exception):
@@ -66,39 +69,63 @@ class Worker:
         return self.owner == os.getpid() and self.process.poll() is None
 
     def call(self, request: dict[str, Any], seconds: float) -> Reply:
-        """Send one request and wait for its reply; Stopped if the process dies or is killed after `seconds`."""
+        """Send one request and wait for its reply, the last part of it; Stopped if the process dies or is killed after
+        `seconds`."""
+        return [({}, {}), *self.parts(request, seconds)][-1]
+
+    def parts(self, request: dict[str, Any], seconds: float) -> Iterator[Reply]:
+        """The parts of a reply, as they come. `seconds` limits the time that this waits, not what the caller does
+        between two parts; a part {"within": seconds} is not yielded, but sets the limit anew. A reply that is not read
+        to its end ends the process."""
+        over = False
+        try:
+            self.within(seconds, self.send, request | {"seconds": seconds})
+            while not over:
+                begun = time.monotonic()
+                values, arrays = self.within(seconds, self.receive)
+                over, seconds = values.pop("over"), max(seconds - (time.monotonic() - begun), 0.001)
+                if "within" in values:
+                    seconds = values["within"]
+                elif values or not over:
+                    yield values, arrays
+        except (OSError, EOFError, ValueError):
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)  # its own exit status tells more than SIGKILL
+            raise Stopped("killed" if self.late else f"exit status {self.process.returncode}") from None
+        finally:  # also after Ctrl-C: the rest of a half-read reply would be taken for the next one
+            if not over or self.late:
+                self.kill()
+        if self.late:  # the reply arrived just as the limit expired
+            raise Stopped("killed")
+
+    def within(self, seconds: float, work: Callable[..., T], *arguments: Any) -> T:
+        """The result of some work; the process is killed if it takes longer."""
+        if seconds == inf:
+            return work(*arguments)
         timer = threading.Timer(seconds, self.expire)
         timer.daemon = True
         timer.start()
         try:
-            reply = self.exchange(request | {"seconds": seconds})
-        except (OSError, EOFError, ValueError):
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(1)  # its own exit status tells more than SIGKILL
-            self.kill()
-            raise Stopped("killed" if self.late else f"exit status {self.process.returncode}") from None
-        except BaseException:  # Ctrl-C: the rest of a half-read reply would be taken for the next one
-            self.kill()
-            raise
+            return work(*arguments)
         finally:
             timer.cancel()
             timer.join()
-        if self.late:  # the reply arrived just as the limit expired
-            self.kill()
-            raise Stopped("killed")
-        return reply
 
-    def exchange(self, request: dict[str, Any]) -> Reply:
-        """Write a request, read the reply and its arrays."""
-        inlet, outlet = self.process.stdin, self.process.stdout
-        assert inlet and outlet
-        inlet.write(json.dumps(request).encode() + b"\n")
-        inlet.flush()
+    def send(self, request: dict[str, Any]) -> None:
+        """Write a request."""
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def receive(self) -> Reply:
+        """Read one part of a reply, and its arrays."""
+        outlet = self.process.stdout
+        assert outlet
         line = outlet.readline()
         if not line:
             raise EOFError
         values, arrays = json.loads(line), {}
-        for name, (dtype, shape) in values.get("arrays", {}).items():
+        for name, (dtype, shape) in values.pop("arrays", {}).items():
             arrays[name] = np.empty(shape, dtype)
             fill(outlet, arrays[name])
         return values, arrays
@@ -162,34 +189,49 @@ def end(process: subprocess.Popen, owner: int) -> None:
         process.wait()
 
 
-def answering(handle: Callable[[dict[str, Any]], Reply]) -> None:
+def answering(handle: Callable[[dict[str, Any]], Iterable[Reply]]) -> None:
     """Run by a worker process: reply to requests from stdin until it closes. An empty request checks that it runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the owner
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # prints of libraries must not mix with the replies
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        seconds, arrays, values = request.pop("seconds"), {}, {}
-        if hasattr(signal, "setitimer"):  # if the owner dies meanwhile, SIGALRM ends this process
-            signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 60)
-        if request:
-            try:
-                values, arrays = handle(request)
-                values["arrays"] = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
-            except PaveError as error:
-                values = {"error": str(error)}
-            except MemoryError:
-                values = {"error": f"{request['path']}: out of memory; request fewer frames"}
-            except Exception as error:
-                cause = f"{type(error).__name__}: {error}"
-                remedy = "this is a bug in PAVE, not in the file; please report it"
-                values = {"error": f"{request['path']}: {cause}; {remedy}"}
-        out.write(json.dumps(values).encode() + b"\n")
-        for array in arrays.values():
-            out.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        seconds, parts = request.pop("seconds"), iter(handle(request) if request else ())
+        while True:
+            values, arrays = next_part(request, parts, seconds)
+            seconds = values.get("within", seconds)
+            head = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+            out.write(json.dumps(values | {"arrays": head}).encode() + b"\n")
+            for array in arrays.values():
+                out.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+            if values["over"]:
+                break
         out.flush()
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def next_part(request: dict[str, Any], parts: Iterator[Reply], seconds: float) -> Reply:
+    """The next part of a reply; an error is the last one."""
+    alarm(2 * seconds + 60)  # if the owner dies meanwhile, SIGALRM ends this process
+    values: dict[str, Any] = {"over": True}
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        if part := next(parts, None):
+            values, arrays = {**part[0], "over": False}, part[1]
+    except PaveError as error:
+        values["error"] = str(error)
+    except MemoryError:
+        values["error"] = f"{request['path']}: out of memory; read a smaller part of it, or scale it down first"
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        values["error"] = f"{request['path']}: {cause}; this is a bug in PAVE, not in the file; please report it"
+    alarm(0)
+    return values, arrays
+
+
+def alarm(seconds: float) -> None:
+    """Set or clear (0) the timer of SIGALRM, where the system has it."""
+    if hasattr(signal, "setitimer") and seconds < inf:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def limit(name: str, most: int) -> None:

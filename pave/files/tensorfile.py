@@ -13,14 +13,15 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from pave.errors import FileDamaged
+from pave.errors import FileDamaged, FileError
 from pave.files.atomic import reading, replacing
 from pave.files.json_text import AGAIN, canonical, parse_json
 
@@ -36,6 +37,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+SMALL = 32 << 10  # bytes; smaller files are read rather than mapped: a process may map some 65,000 files in all
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 SAFE = "give it as safetensors; pickles are not opened here"
 # Common wrong files, by their first bytes: cause and remedy.
@@ -48,6 +50,10 @@ IMPOSTORS = {
     b"PK\x03\x04": ("is a zip or a PyTorch pickle, not safetensors", SAFE),
     b"\x80": ("is a pickle, not safetensors", SAFE),
 }
+
+
+class NotMapped(FileError):
+    """The system maps no more files into the memory of this process."""
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -81,18 +87,57 @@ def _head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file. `mapped`: memory-mapped, so the system loads pages on access and may drop them
-    again; the file must not be truncated meanwhile."""
+    """Tensors and metadata of a file. `mapped`: a file that is not small is memory-mapped, so the system loads pages on
+    access and may drop them again. If it is cut short meanwhile, an access kills the process: `refuse_cut` first."""
     with reading(path) as file:
         header = _header(path, file)
-        metadata, begin = header.pop("__metadata__", {}), file.tell()
-        if mapped:
-            size = os.fstat(file.fileno()).st_size
-            data = torch.from_file(str(path), size=size, dtype=torch.uint8)  # a private mapping; keeps no file open
+        metadata, begin, size = header.pop("__metadata__", {}), file.tell(), os.fstat(file.fileno()).st_size
+        if mapped and size > SMALL:
+            data = _mapped(path, size)
         else:
-            data, begin = torch.empty(os.fstat(file.fileno()).st_size - begin, dtype=torch.uint8), 0
-            file.readinto(data.numpy().data)
+            data, begin = _bytes(path, file, size - begin), 0
     return {name: _tensor(entry, data[begin:]) for name, entry in header.items()}, metadata
+
+
+def read_some(path: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Those of the named tensors that the file has; no other one is read."""
+    with reading(path) as file:
+        header = _header(path, file)
+        header.pop("__metadata__", None)
+        begin, found = file.tell(), {}
+        for name in header.keys() & set(names):
+            first, last = header[name]["data_offsets"]
+            file.seek(begin + first)
+            own = header[name] | {"data_offsets": [0, last - first]}
+            found[name] = _tensor(own, _bytes(path, file, last - first))
+    return found
+
+
+def refuse_cut(path: Path, facts: os.stat_result) -> None:
+    """FileDamaged if a mapped file is shorter than it was. (Another file under its name does no harm.)"""
+    with suppress(OSError):
+        now = path.stat()
+        if os.path.samestat(now, facts) and now.st_size < facts.st_size:
+            cause = f"was cut short while it was in use, from {facts.st_size:,} to {now.st_size:,} bytes"
+            raise FileDamaged(path, cause, AGAIN)
+
+
+def _mapped(path: Path, size: int) -> Tensor:
+    try:
+        return torch.from_file(str(path), size=size, dtype=torch.uint8)  # a private mapping; keeps no file open
+    except RuntimeError as error:
+        remedy = (
+            "raise the limits of mapped files (`sysctl vm.max_map_count`) and of memory, or use fewer files at once"
+        )
+        raise NotMapped(path, f"cannot be mapped into memory ({' '.join(str(error).split())})", remedy) from None
+
+
+def _bytes(path: Path, file: BinaryIO, count: int) -> Tensor:
+    """The next bytes of a file."""
+    data = torch.empty(count, dtype=torch.uint8)
+    if count and file.readinto(data.numpy().data) != count:  # pyright: ignore[reportAttributeAccessIssue]
+        raise FileDamaged(path, "was cut short while it was read", AGAIN)
+    return data
 
 
 def write_sealed(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:

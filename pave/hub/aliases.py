@@ -10,7 +10,8 @@ import os
 import re
 from pathlib import Path
 
-from pave.errors import PatchError, PatchNotFound, nearest
+from pave.errors import FileError, PatchError, PatchNotFound, nearest
+from pave.files.atomic import read_bytes, write_text
 from pave.hub import catalogue
 from pave.hub.client import repo_of
 
@@ -18,8 +19,8 @@ from pave.hub.client import repo_of
 def aliases() -> dict[str, str]:
     """The user's aliases: alias -> target."""
     try:
-        found = json.loads(_alias_file().read_text("utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_bytes(_alias_file()))
+    except (FileError, ValueError):
         return {}
     return {str(name): str(target) for name, target in found.items()} if isinstance(found, dict) else {}
 
@@ -42,10 +43,7 @@ def set_alias(name: str, target: str | None) -> None:
         elif not catalogue.named(target):
             repo_of(target, [*catalogue.names(), *known])
         known[name] = target
-    from pave.files.atomic import replacing
-
-    with replacing(_alias_file()) as file:
-        file.write(json.dumps(known, indent=1, sort_keys=True).encode())
+    write_text(_alias_file(), json.dumps(known, indent=1, sort_keys=True))
 
 
 def _alias_file() -> Path:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -18,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from pave.errors import PatchError
+from pave.files.locks import scratch
 from pave.hub.card import OURS, card, refuse_private
 from pave.hub.client import TIMEOUT, download, hub_errors
 from pave.hub.locate import PatchLocation, locate
@@ -55,8 +55,8 @@ def push(
         raise PatchError(repo, "is not a repo name of the Hub", "pass user/repo")
     patch = locate(source).load() if isinstance(source, str | Path) else source
     text = card(patch, repo, example)
-    with TemporaryDirectory() as folder:
-        data = patch.save(Path(folder) / WEIGHTS).read_bytes()
+    with scratch() as folder:
+        data = patch.save(folder / WEIGHTS).read_bytes()
     refuse_private(text + patch.text + json.dumps(patch.certificate), repo)
     files = {CARD: len(text.encode()), WEIGHTS: len(data)}
     if dry_run:

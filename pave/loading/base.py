@@ -6,7 +6,6 @@ the checkpoint. Knows nothing of patches.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -22,19 +21,23 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from pave.base import Host
-from pave.errors import BaseModelError, PaveError, nearest
-from pave.loading import lmms_lab, low_memory
+from pave.errors import BaseModelError, PaveError, nearest, raised_as
+from pave.files.atomic import refuse_odd_inside
+from pave.files.quiet import quiet_loading
+from pave.loading import folder, lmms_lab, low_memory
 from pave.prompt import QUESTION, VIDEO
 
 Device = str | int | torch.device
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that a base can compute in
+SAFE = {"trust_remote_code": False}  # else transformers asks in the terminal whether to run the code of a base
 EMBEDDED = Path(__file__).parents[1] / "playroom" / "base"
 
 
@@ -62,27 +65,39 @@ def load_base(
     frames = _frames(source, place, frames)
     half = kind == torch.float16  # rounds bfloat16 weights, which would change the fingerprint
     exact = "auto" if half or original else kind
-    with _readable(source):
-        config = lmms_lab.config_of(described, source) if original else None
+    with _readable(source, described):
+        config = lmms_lab.config_of(described, source) if original else _config(place)
+        _refuse_oversized(source, place, config)
+        _refuse_odd_layers(source, config)
         tokenizer, pixels = _tokenizer(source, place, config), _pixels(source, place)
-        options = lmms_lab.options(config, tokenizer, source) if config else {}
+        options = lmms_lab.options(config, tokenizer, source) if original else {}
+        options |= {"config": config, "generation_config": _generation(source, place, config, original)}
         outputs: Any = AutoModelForImageTextToText.from_pretrained(
-            place, dtype=exact, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
+            place,
+            dtype=exact,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            **SAFE,
+            **options,
         )
         model, loaded = outputs
     _refuse_misfits(source, loaded, lmms_lab.UNUSED if original else re.compile(""))
     if original:
         model._weight_conversions = None  # else save_pretrained would restore the original names
-    base = family(
-        model,
-        tokenizer,
-        frames=frames,
-        mean=pixels.get("image_mean", ()),
-        std=pixels.get("image_std", ()),
-        repo=_repo(source),
-        revision=_revision(place),
-    )
-    base.visual_ids([0.0], "none")  # fail now if the tokenizer lacks a special token around key frames
+    with _readable(source, described):
+        base = family(
+            model,
+            tokenizer,
+            frames=frames,
+            mean=pixels.get("image_mean", ()),
+            std=pixels.get("image_std", ()),
+            repo=_repo(source),
+            revision=_revision(place),
+        )
+        base.visual_ids([0.0], "none")  # fail now if the tokenizer lacks a special token around key frames
+        if not 0 <= base.placeholder < model.get_input_embeddings().num_embeddings:
+            raise ValueError(f"token {base.placeholder}, which marks pictures, is not in its vocabulary")
     if half or quantise or isinstance(where, dict):
         base.fingerprint()
     if kind != exact:
@@ -114,8 +129,8 @@ def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: in
     vocabulary is empty unless the tokenizer is available locally."""
     kind, place = _dtype(dtype), _place(source)
     described, family, original = _described(source, place)
-    with _readable(source):
-        config = lmms_lab.config_of(described, source) if original else AutoConfig.from_pretrained(place)
+    with _readable(source, described):
+        config = lmms_lab.config_of(described, source) if original else _config(place)
         if kind == "auto":
             kind = config.dtype or config.get_text_config().dtype or torch.float32
         with torch.device("meta"):
@@ -130,6 +145,8 @@ def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: in
 
 def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Host], bool]:
     """The config.json of a base, its family, and whether it has the original layout of lmms-lab."""
+    if os.path.isdir(place):
+        folder.judge(source, place)
     try:
         described, _ = PreTrainedConfig.get_config_dict(place)
         if not isinstance(described, dict):
@@ -141,6 +158,7 @@ def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Hos
             remedy = "check the name, the connection and HF_HUB_OFFLINE; or pass a folder"
             message = f"{source}: not a local folder, and not available on the Hub ({cause}); {remedy}"
         raise BaseModelError(message) from None
+    folder.refuse_odd_config(source, described)
     named = described.get("architectures")
     original = isinstance(named, list) and lmms_lab.ARCHITECTURE in named
     name = lmms_lab.FAMILY if original else described.get("model_type")
@@ -159,7 +177,7 @@ def _frames(source: str | Path, place: str, frames: int | None) -> int | None:
     if frames is not None and not _is_count(frames):
         raise BaseModelError(f"frames={frames!r}: must be a whole number, 1 or more")
     with _readable(source):
-        known = _json(place, "pave.json").get("frames")
+        known = _json(source, place, "pave.json").get("frames")
     if known is not None and not _is_count(known):
         raise BaseModelError(f"{source}: its pave.json has frames={known!r}; it must be a whole number, 1 or more")
     return frames or known
@@ -169,16 +187,75 @@ def _is_count(number: Any) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
+def _config(place: str) -> PreTrainedConfig:
+    return AutoConfig.from_pretrained(place, **SAFE)
+
+
+def _refuse_oversized(source: str | Path, place: str, config: PreTrainedConfig) -> None:
+    """Raise for a config.json of a far larger model than the weights beside it, which transformers would fill up with
+    random numbers before it reports them as missing."""
+    if not os.path.isdir(place):
+        return
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, **SAFE)
+    numbers = sum(weight.numel() for weight in [*model.parameters(), *model.buffers()])
+    stored = folder.weight_bytes(place)
+    if stored and numbers > 4 * stored + (1 << 22):  # the smallest weights of real checkpoints have two bits or more
+        cause = f"its config.json describes {numbers:,} numbers, its safetensors files have {stored:,} bytes"
+        raise BaseModelError(f"{source}: {cause}; download it again")
+
+
+def _refuse_odd_layers(source: str | Path, config: PreTrainedConfig) -> None:
+    """Raise unless the layers of the vision tower that features are read from exist."""
+    depth = getattr(getattr(config, "vision_config", None), "num_hidden_layers", None)
+    layers = getattr(config, "vision_feature_layer", None)
+    for layer in layers if isinstance(layers, list) else [layers]:
+        if depth is not None and layer is not None and not 1 <= abs(layer) <= depth:
+            cause = f"its config.json has vision_feature_layer={layers!r}, but its vision tower {depth} layers"
+            raise BaseModelError(f"{source}: {cause}; download it again")
+
+
+def _generation(source: str | Path, place: str, config: PreTrainedConfig, original: bool) -> GenerationConfig:
+    """The ids that end, pad and begin a text, and the base's repetition penalty, which belongs to its greedy answers.
+    Whatever else a generation_config.json sets, such as sampling or beams, would change them."""
+    text, own = config.get_text_config(), {} if original else _json(source, place, folder.GENERATION)
+
+    def known(token: Any) -> bool:
+        return isinstance(token, int) and not isinstance(token, bool) and 0 <= token < text.vocab_size
+
+    ids = {key: own.get(key, getattr(text, key, None)) for key in ("eos_token_id", "pad_token_id", "bos_token_id")}
+    ends = ids.pop("eos_token_id")
+    if ends is not None and not all(map(known, ends if isinstance(ends, list) else [ends])):
+        cause = f"eos_token_id={ends!r}, but its vocabulary has the ids 0 to {text.vocab_size - 1:,}"
+        raise BaseModelError(f"{source}: {cause}; correct its {folder.GENERATION}")
+    # Padding is masked, and prompts are complete: ids of these that do not exist are common, and do no harm.
+    penalty = own.get("repetition_penalty")
+    given = {key: token for key, token in ids.items() if known(token)}
+    if isinstance(penalty, int | float) and not isinstance(penalty, bool) and 0 < penalty < math.inf:
+        given["repetition_penalty"] = float(penalty)
+    return GenerationConfig(eos_token_id=ends or None, **given)
+
+
 @contextmanager
-def _readable(source: str | Path) -> Iterator[None]:
+def _readable(source: str | Path, described: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Quietly, and any failure of the block as a BaseModelError; `described`: the config.json, if it has been read."""
     try:
-        yield
+        with quiet_loading(downloads=not os.path.isdir(source) and source != "playroom"):
+            yield
     except PaveError:
         raise
-    except Exception as error:  # a damaged file can fail anywhere in transformers, with any exception
+    except BaseException as error:  # a damaged file can fail anywhere, with any exception; Rust's are no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         cause = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
-        raise BaseModelError(f"{source}: cannot be read ({cause}); download it again, as safetensors") from error
+        remedy = "download it again, as safetensors"
+        if "trust_remote_code" in str(error):
+            cause, remedy = "it needs code of its own", folder.NO_CODE
+        elif (described or {}).get("quantization_config") is not None:
+            cause = f"its weights are quantised, and cannot be opened here: {cause}"
+            remedy = "load the base that is not quantised, with quantize='int8' or 'nf4' to save memory"
+        raise BaseModelError(f"{source}: cannot be read ({cause}); {remedy}") from error
 
 
 def _place(source: str | Path) -> str:
@@ -188,7 +265,10 @@ def _place(source: str | Path) -> str:
             raise BaseModelError("playroom: the embedded base is missing from this installation; reinstall pave")
         return str(EMBEDDED)
     if source and os.path.isdir(source):  # unlike Path.is_dir, False for names too long for a file system
-        return str(Path(source).resolve())
+        place = str(Path(source).resolve())
+        with raised_as(BaseModelError):
+            refuse_odd_inside(place)
+        return place
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
         cause = "not a local folder and not a Hub id (user/name)"
         raise BaseModelError(f"{source or repr('')}: {cause}; {nearest(str(source), ['playroom'])}")
@@ -227,18 +307,15 @@ def _device(device: Device) -> torch.device:
         raise BaseModelError(f"device={str(device)!r}: {cause}; use 'auto' or 'cpu'") from error
 
 
-def _json(place: str, name: str) -> Mapping[str, Any]:
+def _json(source: str | Path, place: str, name: str) -> Mapping[str, Any]:
     file = cached_file(place, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False)
-    content = json.loads(Path(file).read_text("utf-8")) if file else {}
-    if not isinstance(content, dict):
-        raise ValueError(f"its {name} is not a JSON object")
-    return content
+    return folder.read(source, Path(file)) if file else {}
 
 
 def _pixels(source: str | Path, place: str) -> Mapping[str, Any]:
     """Mean and standard deviation of pixels, from whichever file the checkpoint's version stores them in."""
     for name in ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json"):
-        described = _json(place, name)
+        described = _json(source, place, name)
         described = described.get("video_processor", described)
         if "image_mean" in described:
             mean, std = (_three(source, name, described, key) for key in ("image_mean", "image_std"))
@@ -262,7 +339,7 @@ def _tokenizer(source: str | Path, place: str, config: PreTrainedConfig | None) 
     if file.is_file() and not Path(place, "tokenizer_config.json").is_file():
         return PreTrainedTokenizerFast(tokenizer_file=str(file))
     try:
-        return AutoTokenizer.from_pretrained(place, config=config)
+        return AutoTokenizer.from_pretrained(place, config=config, **SAFE)
     except ValueError as error:
         if "instantiate the backend tokenizer" not in str(error):
             raise

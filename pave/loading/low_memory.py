@@ -6,11 +6,10 @@ device map. torchao and bitsandbytes quantise, accelerate dispatches. Knows noth
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pave.errors import BaseModelError, nearest
+from pave.files.locks import scratch
 
 SUPPORTED = (torch.float32, torch.bfloat16, torch.float16)  # by both libraries
 
@@ -81,8 +81,9 @@ def dispatch(model: PreTrainedModel, places: Mapping[str, str], read_apart: Coll
             weight.data = weight.data.to(places[name])
     folder = None
     if "disk" in places.values():
-        folder = tempfile.mkdtemp(prefix="pave-base-")
-        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+        stack = ExitStack()
+        folder = str(stack.enter_context(scratch()))
+        weakref.finalize(model, stack.close)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The following device_map keys do not match")  # the keys of single weights
         options = {"offload_dir": folder, "skip_keys": model._skip_keys_device_placement}

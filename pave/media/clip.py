@@ -8,6 +8,7 @@ Legend: t key frames, y x pixels, c channels, n samples, τ steps of a sensor.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,15 +18,18 @@ from functools import partial
 from operator import index
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from pave.errors import MediaError, SignalError
+from pave.errors import MediaError, SignalError, UsageError
 from pave.media.arrays import pictures_of, size_of, sound_of, tensor_of, times_of
+from pave.media.decoding import Timeout
+from pave.media.key_frames import Request
 from pave.media.resampling import resample
 
-TIMEOUT = 30.0  # seconds of decoding per file: a silent hang is the worst failure of a training run
+TIMEOUT: Timeout = "auto"  # limit of decoding a file: grows with its length
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Clip:
     audio_start: float = 0.0  # seconds of the first sample on the clip's clock
     signals: Mapping[str, Any] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
-    again: Callable[..., Clip] | None = None  # reads other pictures of the same file, under the same time limit
+    again: Callable[[Sequence[float]], Iterator[Tensor]] | None = None  # other pictures of the same file, one by one
 
     @classmethod
     def read(
@@ -94,7 +98,9 @@ class Clip:
         start: float | None = None,
         end: float | None = None,
         at: Sequence[float] | None = None,
-        timeout: float | None = TIMEOUT,
+        audio_track: int | None = None,
+        video_track: int | None = None,
+        timeout: Timeout = TIMEOUT,
     ) -> Clip:
         """Read a video, sound or image file.
 
@@ -106,21 +112,24 @@ class Clip:
         mono: average the channels.
         start, end: seconds on the file's clock; times stay relative to the whole file.
         at: the pictures on screen at these seconds on the file's clock instead.
-        timeout: wall-clock limit in seconds, enforced by killing a worker process; None decodes in this process,
-            without a limit.
+        audio_track, video_track: which track, counted from 0 within its kind, as FFmpeg's `0:a:1`; None: the file's
+            default one. If that sound does not decode, the next one is read.
+        timeout: seconds after which a worker process that decodes is killed; math.inf: never. "auto" allows more
+            processor time the longer the file is, and does not count the time for which a busy machine lets it wait.
+            None decodes in this process, without a limit.
         """
-        from pave.media.decode import decode
+        from pave.media.decode import decode, gathered
         from pave.media.decoding import decode_within
-        from pave.media.key_frames import Request
 
         # A worker keeps the working directory it was started in, so paths are made absolute (URLs are refused later).
         path = os.fsdecode(path)
         full = path if "://" in path else os.path.abspath(path)
-        count = None if frames is None else index(frames)
-        fps, start, end, timeout = (None if value is None else float(value) for value in (fps, start, end, timeout))
+        count, sound_track, film_track = (None if n is None else index(n) for n in (frames, audio_track, video_track))
+        fps, start, end = (None if value is None else float(value) for value in (fps, start, end))
+        timeout = limit_of(timeout)
         instants = None if at is None else [float(second) for second in at]
-        request = Request(full, count, fps, audio, mono, start, end, instants)
-        result = decode(request) if timeout is None else decode_within(request, timeout)
+        request = Request(full, count, fps, audio, mono, start, end, instants, sound_track, film_track)
+        result = gathered(decode(request)) if timeout is None else decode_within(request, timeout)
         pictures = None if result.frames is None else rearrange(torch.from_numpy(result.frames), "t y x c -> t c y x")
         sound, rate = None if result.audio is None else torch.from_numpy(result.audio), result.rate
         if sound is not None and rate and audio_rate is not None:
@@ -133,7 +142,7 @@ class Clip:
             rate=rate,
             audio_start=result.audio_start,
             report=Report(source=path, size=size_of(pictures), **facts),
-            again=partial(cls.read, full, audio=False, timeout=timeout),
+            again=partial(_again, request, timeout),
         )
 
     @classmethod
@@ -186,20 +195,34 @@ class Clip:
 
     def at(self, seconds: Sequence[float]) -> Tensor:
         """The frames (t 3 y x) on screen at these instants; a file is read again."""
+        return torch.stack(list(self.passing(seconds)))
+
+    def passing(self, seconds: Sequence[float]) -> Iterator[Tensor]:
+        """The frames (3 y x) on screen at these instants, one by one. A file is read again, once, as far as they are
+        used; instants in ascending order hold one frame in memory."""
         if self.again is not None:
-            frames = self.again(at=seconds).frames
-        elif self.frames is None or self.times is None:
-            frames = None
-        else:  # 1 µs absorbs rounding errors, as `exact` does for files
-            instants = torch.tensor(seconds, dtype=torch.float64) + 1e-6
-            frames = self.frames[(torch.searchsorted(self.times, instants, right=True) - 1).clamp(min=0)]
-        if frames is None:
+            yield from self.again(seconds)
+            return
+        if self.frames is None or self.times is None:
             raise MediaError(f"{self.report.source}: has no frames to sample; pass frames or a video file")
-        return frames
+        instants = torch.tensor(seconds, dtype=torch.float64) + 1e-6  # absorbs rounding errors, as `exact` for files
+        for place in (torch.searchsorted(self.times, instants, right=True) - 1).clamp(min=0):
+            yield self.frames[place]
+
+
+def _again(request: Request, timeout: Timeout, seconds: Sequence[float]) -> Iterator[Tensor]:
+    """The pictures (3 y x) of a request's file on screen at these seconds."""
+    from pave.media.decode import decode, one_by_one
+    from pave.media.decoding import parts_within
+
+    request = replace(request, at=[float(second) for second in seconds], audio=False, start=None, end=None)
+    parts = decode(request) if timeout is None else parts_within(request, timeout)
+    for picture in one_by_one(parts):
+        yield rearrange(torch.from_numpy(np.ascontiguousarray(picture)), "y x c -> c y x").contiguous()
 
 
 def decode_many(
-    paths: Iterable[str | os.PathLike], *, workers: int = 1, timeout: float = TIMEOUT, **options: Any
+    paths: Iterable[str | os.PathLike], *, workers: int = 1, timeout: Timeout = TIMEOUT, **options: Any
 ) -> Iterator[Clip | MediaError]:
     """`Clip.read` of many files in `workers` processes: results in order, a MediaError in place of a bad file.
 
@@ -224,6 +247,19 @@ def decode_many(
             yield ahead.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def limit_of(timeout: Timeout) -> Timeout:
+    """A limit of decoding, checked."""
+    if timeout is None or timeout == "auto":
+        return timeout
+    try:
+        seconds = float(timeout)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not seconds > 0:
+        raise UsageError(f"timeout={timeout!r} is not a limit; pass seconds above 0, math.inf, 'auto' or None")
+    return seconds
 
 
 def signals_of(signals: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,40 +10,29 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 from av.error import FFmpegError
+from av.format import Flags
 from av.stream import Disposition
 
 from pave.errors import MediaError
+from pave.files import atomic
+from pave.media.stamps import FAR, JUMP, UNKNOWN, Clock, Packet, Shifts, Track, moved_at, spread
 
 MAX_SIDE = 16384  # pixels: larger pictures are damaged headers or attacks, not video
-UNKNOWN = -(1 << 62)  # below every real stamp
 RAW_SOUND = ("mp3", "aac", "ac3", "eac3")  # no header: FFmpeg estimates the length from the bit rate
+COUNTED = (*RAW_SOUND, "flac", "wav", "w64", "aiff", "au", "dts", "amr", "tta", "wv", "ape")  # samples are the clock
 THREADS_FROM = 640 * 360  # pixels: for smaller pictures, threads cost more than they save
-
-
-class Track(NamedTuple):
-    """The header of a video track."""
-
-    index: int
-    base: Fraction  # seconds of one tick
-    gap: Fraction  # usual seconds between two pictures
-    size: tuple[int, int]  # y x
-    unsorted: bool  # its stamps are in coding order, not in display order
-
-
-class Packet(NamedTuple):
-    """One coded picture, not decoded."""
-
-    stamp: int  # UNKNOWN if the file has none
-    key: bool
-    shown: bool  # False: never displayed (cut off by an edit list, or flagged as damaged)
+THREADS_TO = 8192 * 4320  # pixels: each thread holds pictures of its own
+MOST_THREADS = 4
+# Tracks that are read only if there is no other.
+ASIDE = Disposition.hearing_impaired | Disposition.visual_impaired | Disposition.comment | Disposition.descriptions
 
 
 @dataclass
@@ -52,13 +41,22 @@ class Survey:
 
     kind: str
     video: Track | None = None
-    audio: list[int] = field(default_factory=list)
+    audio: list[int] = field(default_factory=list)  # sound tracks, in the file's order
+    heard: list[int] = field(default_factory=list)  # their indices, the one to read first, then those to try instead
     packets: list[Packet] = field(default_factory=list)
+    sounds: int = 0  # coded pieces of sound
+    shifts: Shifts = field(default_factory=dict)
     promised: float | None = None  # seconds that the header announces
     reached: float = 0.0  # seconds that packets cover
     frames: int = 0  # pictures that the header announces, 0 if it does not
     cut: int = 0  # pictures that an edit list cuts off
+    encrypted: bool = False
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def stamps(self) -> list[int]:
+        """Those of the coded pictures, in the file's order."""
+        return [packet.stamp for packet in self.packets]
 
 
 def refuse(path: str, cause: str, remedy: str) -> MediaError:
@@ -83,7 +81,7 @@ def check_file(path: str) -> None:
             raise refuse(path, "is a pipe or a device, not a file", "save the media to a file first")
         if info.st_size == 0:
             raise refuse(path, "is empty (0 bytes)", "download or record it again")
-        with open(path, "rb") as file:
+        with atomic.opened(path) as file:
             head = file.read(256)
     except FileNotFoundError:
         raise refuse(path, "no such file", "check the name and the folder") from None
@@ -121,7 +119,7 @@ def opened(path: str) -> Iterator[Any]:
 
 def why_not_opened(path: str, error: Exception) -> tuple[str, str]:
     """Cause and remedy for a file that FFmpeg cannot open."""
-    with open(path, "rb") as file:
+    with atomic.opened(path) as file:
         head = file.read(12)
     if head[4:8] == b"ftyp":
         return "is an MP4 whose index is missing or damaged", "it was probably cut short: download or record it again"
@@ -129,45 +127,91 @@ def why_not_opened(path: str, error: Exception) -> tuple[str, str]:
     return f"is not a media file that FFmpeg can open ({reason})", "pass a video, sound or image file"
 
 
-def walk(path: str) -> Survey:
-    """Read all packets without decoding any."""
+def walk(path: str, video_track: int | None = None, audio_track: int | None = None) -> Survey:
+    """Read all packets without decoding any. Tracks are counted from 0 within their kind; None: the default one."""
     with opened(path) as container:
         pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-        survey = Survey(container.format.name, audio=[s.index for s in container.streams.audio])
-        if not pictures and not survey.audio:
+        sounds = list(container.streams.audio)
+        survey = Survey(container.format.name, audio=[s.index for s in sounds])
+        if not pictures and not sounds:
             kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
             raise refuse(path, f"holds neither pictures nor sound (only {kinds})", "pass a video, sound or image file")
-        if pictures:
-            survey.video = track_of(path, pictures[0], survey.kind)
-            survey.frames = pictures[0].frames if "mp4" in survey.kind else 0  # AVI counts ticks, not pictures
-        if len(pictures) > 1:
-            survey.warnings.append(f"{len(pictures)} video tracks: the first is used")
+        if films := ordered(path, pictures, "video", video_track):
+            survey.video = track_of(path, films[0], survey.kind)
+            survey.frames = films[0].frames if "mp4" in survey.kind else 0  # AVI counts ticks, not pictures
+            if len(pictures) > 1 and video_track is None:
+                number = pictures.index(films[0])
+                survey.warnings.append(f"{len(pictures)} video tracks: video_track={number} is used")
+        survey.heard = [sounds.index(stream) for stream in ordered(path, sounds, "audio", audio_track)]
         if container.duration and survey.kind not in RAW_SOUND:
             survey.promised = container.duration / av.time_base
         begin = (container.start_time or 0) / av.time_base
-        ticks = [float(stream.time_base or 0) for stream in container.streams]
+        clock = Clock(bool(container.format.flags & Flags.ts_discont.value))
         try:
             for packet in container.demux():
-                note(packet, survey, begin, ticks)
+                note(packet, survey, clock)
         except FFmpegError as error:
-            survey.warnings.append(f"reading stopped at {survey.reached:.2f} s: {error.strerror}")
+            survey.warnings.append(f"reading stopped after {len(survey.packets)} pictures: {error.strerror}")
         except IndexError:
             survey.warnings.append("a track that begins in the middle of the file is left out")  # PyAV 18 raises this
+    if survey.kind not in COUNTED:
+        clock.settle()
+    survey.shifts, survey.reached = clock.shifts, clock.reached() - begin
+    if survey.promised and "mp4" in survey.kind and survey.promised > begin > 0:
+        survey.promised -= begin  # fragments that begin late: their header counts from 0
+    if clock.breaks or clock.strays:
+        survey.promised = None  # the header's length was computed from stamps that are wrong
+    survey.warnings += clock.told(begin)
+    if survey.video is not None:
+        settle_pictures(survey, survey.video)
     return survey
 
 
-def note(packet: Any, survey: Survey, begin: float, ticks: list[float]) -> None:
+def settle_pictures(survey: Survey, track: Track) -> None:
+    """Put the stamps of the pictures on the clip's clock, each of its own."""
+    places = survey.shifts.get(track.index, [])
+    moved = [
+        each._replace(stamp=each.stamp + moved_at(places, n)) if each.stamp > UNKNOWN else each
+        for n, each in enumerate(survey.packets)
+    ]
+    survey.packets, survey.video, count = spread(moved, track)
+    if count and survey.packets[0].stamp > UNKNOWN:
+        told = "pictures repeat the time stamp of another: they are spread evenly up to the next stamp"
+        survey.warnings.append(f"{count} {told}")
+    elif count:
+        survey.warnings.append(f"the {count} pictures share few time stamps: they are shown at the frame rate")
+
+
+def ordered(path: str, streams: list[Any], kind: str, chosen: int | None) -> list[Any]:
+    """Tracks of one kind, the one to use first: the caller's alone, or else the file's default one before the others,
+    and those for the blind or deaf and commentaries last."""
+    if chosen is None:
+        return sorted(streams, key=lambda s: (bool(s.disposition & ASIDE), not s.disposition & Disposition.default))
+    if not 0 <= chosen < len(streams):
+        has = f"has {len(streams)} {kind} tracks" if len(streams) != 1 else f"has 1 {kind} track"
+        raise refuse(path, f"{has}, and {kind}_track={chosen} was requested", "tracks are counted from 0")
+    return [streams[chosen]]
+
+
+def note(packet: Any, survey: Survey, clock: Clock) -> None:
     """Record one packet in the survey."""
-    if not packet.size:
+    stream = packet.stream
+    if not packet.size or stream.type not in ("video", "audio"):
         return
-    index, stamp = packet.stream_index, packet.pts
-    if survey.video is not None and index == survey.video.index:
+    for name in ("dts", "pts"):
+        if getattr(packet, name) is not None and not -FAR < getattr(packet, name) < FAR:
+            setattr(packet, name, None)
+    if None not in (packet.dts, packet.pts) and abs(packet.pts - packet.dts) * packet.time_base > JUMP:
+        packet.pts, clock.strays = packet.dts, clock.strays + 1
+    clock.see(packet, stream)
+    survey.encrypted |= packet.has_sidedata("encryption_info")
+    if survey.video is not None and stream.index == survey.video.index:
         survey.cut += packet.is_discard
-        shown = not (packet.is_discard or packet.is_corrupt)
-        usable = UNKNOWN if stamp is None or survey.video.unsorted else stamp
+        shown = not packet.is_discard  # one that is flagged as corrupt may decode well: the last before a join
+        usable = UNKNOWN if packet.pts is None or survey.video.unsorted else packet.pts
         survey.packets.append(Packet(usable, packet.is_keyframe, shown))
-    if stamp is not None:
-        survey.reached = max(survey.reached, (stamp + (packet.duration or 0)) * ticks[index] - begin)
+    elif stream.type == "audio":
+        survey.sounds += 1
 
 
 def track_of(path: str, stream: Any, kind: str) -> Track:
@@ -183,16 +227,23 @@ def track_of(path: str, stream: Any, kind: str) -> Track:
     return Track(stream.index, stream.time_base, gap, size, kind == "avi" and bool(context.has_b_frames))
 
 
-def stamped(container: Any, track: Track, feed: list[bool] | None = None) -> Iterator[tuple[int, Any]]:
-    """Decoded pictures with ascending stamps. A stream without stamps gets them from its frame rate; AVI, which has
-    none for reordered pictures, from the packet that made the decoder output the picture."""
+def stamped(
+    container: Any, track: Track, stamps: Sequence[int] | None = None, feed: Sequence[bool] | None = None
+) -> Iterator[tuple[int, Any]]:
+    """Decoded pictures with ascending stamps: those of `stamps` by packet, or the file's own. A stream without stamps
+    gets them from its frame rate; AVI, which has none for reordered pictures, from the packet that made the decoder
+    output the picture."""
     stream = container.streams[track.index]
-    if track.size[0] * track.size[1] < THREADS_FROM:
-        stream.codec_context.thread_count = 1
-    else:
-        stream.codec_context.thread_type = "AUTO"
+    many = THREADS_FROM <= track.size[0] * track.size[1] <= THREADS_TO
+    stream.codec_context.thread_type = "AUTO" if many else "NONE"
+    stream.codec_context.thread_count = min(os.cpu_count() or 1, MOST_THREADS) if many else 1
     stamp, step, first = None, max(round(track.gap / track.base), 1), None
-    for frame in decoded(container, stream, feed):
+
+    def place(number: int, packet: Any) -> None:
+        if stamps is not None:
+            packet.pts = None if stamps[number] == UNKNOWN else stamps[number]
+
+    for frame in decoded(container, stream, place, feed):
         known = frame.pts
         if track.unsorted:
             first = frame.dts if first is None else first
@@ -202,8 +253,22 @@ def stamped(container: Any, track: Track, feed: list[bool] | None = None) -> Ite
         yield stamp, frame
 
 
-def decoded(container: Any, stream: Any, feed: list[bool] | None = None) -> Iterator[Any]:
-    """Every frame that decodes, or only those of the packets that `feed` marks; damaged packets are skipped."""
+def heard(container: Any, index: int, shifts: Shifts) -> Iterator[Any]:
+    """Decoded pieces of a sound track, stamped on the clip's clock."""
+    places = shifts.get(index, [])
+
+    def place(number: int, packet: Any) -> None:
+        if packet.pts is not None:
+            packet.pts += moved_at(places, number)
+
+    yield from decoded(container, container.streams[index], place)
+
+
+def decoded(
+    container: Any, stream: Any, place: Callable[[int, Any], None], feed: Sequence[bool] | None = None
+) -> Iterator[Any]:
+    """Every frame that decodes, or only those of the packets that `feed` marks; damaged packets are skipped. `place`
+    sets the stamp of each packet."""
     context, number, dirty = stream.codec_context, -1, False
     try:
         for packet in container.demux(stream):
@@ -215,6 +280,8 @@ def decoded(container: Any, stream: Any, feed: list[bool] | None = None) -> Iter
                 dirty = False
             elif packet.size or dirty:
                 dirty = True
+                if packet.size:
+                    place(number, packet)
                 yield from tried(context, packet)
     except (FFmpegError, IndexError):  # the survey has recorded this
         yield from tried(context, None) if dirty else ()

@@ -1,45 +1,42 @@
 """One media file -> arrays on one clock.
 
-In: a `Request` (which file, which pictures, sound or not). Out: `Decoded`: pictures, their times, sound, and the facts
-for the report. Knows nothing of torch, models or processes, so that a worker starts fast.
+In: a `Request` (which file, which pictures, sound or not). Out: parts, in the order in which they are decoded:
+pictures, their times, pieces of sound, the facts for the report; `gathered` makes a `Decoded` of them. Knows nothing of
+torch, models or processes, so that a worker starts fast.
 
 Clock: the first picture's time stamp is 0 s; sound is placed on the same clock by its own time stamps. A file without
 pictures starts at its first sample. Only data that decodes counts. Three passes over the file (survey, pictures, sound)
-hold only the requested pictures in memory.
+hold one picture and one second of sound in memory.
 
 Legend: t pictures, y x pixels, c channels, n samples. A stamp is a presentation time in ticks of the track's time base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import inf
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from einops import rearrange
 
-from pave.media.container import (
-    UNKNOWN,
-    Survey,
-    Track,
-    check_file,
-    decoded,
-    decoder,
-    opened,
-    refuse,
-    stamped,
-    walk,
-)
-from pave.media.key_frames import MAX_BYTES, Request, check_window, needed, pick
+from pave.media import animation
+from pave.media.container import COUNTED, Survey, check_file, decoder, heard, opened, refuse, stamped, walk
+from pave.media.key_frames import Picks, Request, check_window, needed, pick
+from pave.media.sound import Sound, joined
+from pave.media.stamps import UNKNOWN
 
-GAP_SECONDS = 0.05  # a longer gap in the sound is filled with silence, so that later sound stays on the clock
 ORIENTATION = 0x0112  # tag of EXIF 2.32
+SLOWEST = 20e6  # pixels that a core decodes per second, at the least
 SHORT = 0.9  # decoded below this share of the announced length: the report warns that the file is cut short
+
+# What a part is, and its array: "plan": for each requested instant the number of its picture, and "times" (what came
+# before is void); "picture": its number (y x c); "sound": the place of its first sample (c n); "facts" at the end.
+Part = tuple[dict[str, Any], np.ndarray | None]
 
 
 @dataclass
@@ -54,87 +51,187 @@ class Decoded:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def decode(request: Request) -> Decoded:
+def decode(request: Request) -> Iterator[Part]:
     """Read what is requested, or raise a MediaError that says what is wrong with the file."""
     check_window(request)
     check_file(request.path)
-    survey = walk(request.path)
-    result = Decoded()
-    origin = read_pictures(request, survey, survey.video, result) if survey.video else None
+    survey = survey_of(request.path, request.video_track, request.audio_track)
+    if survey.encrypted:
+        raise refuse(request.path, "is encrypted", "decrypt it first")
+    yield {"work": work_of(request, survey)}, None
+    facts: dict[str, Any] = {}
+    origin = yield from pictures(request, survey, facts)
     if request.audio:
-        read_sound(request, survey, origin, result)
+        yield from sound_of(request, survey, origin, facts)
     else:
-        result.facts["audio"] = "not requested"
-    if origin is None and result.audio is None:
-        if survey.video is None and not request.audio:
-            raise refuse(request.path, "holds sound only, but pictures were requested", "give a video")
-        raise refuse(request.path, "nothing in it decodes", "the file is damaged: download or record it again")
+        facts["audio"] = "not requested"
+    if origin is None and "rate" not in facts:
+        raise refuse(request.path, *why_nothing(request, survey))
     if survey.promised and survey.reached < SHORT * survey.promised:
         survey.warnings.insert(
             0, f"cut short: {survey.reached:.2f} s of the announced {survey.promised:.2f} s are present"
         )
-    result.facts |= {"decoder": decoder(), "warnings": survey.warnings}
+    yield {"facts": facts | {"decoder": decoder(), "warnings": survey.warnings}}, None
+
+
+def survey_of(path: str, video_track: int | None = None, audio_track: int | None = None) -> Survey:
+    """What a file holds."""
+    return animation.survey_of(path) if animation.animated(path) else walk(path, video_track, audio_track)
+
+
+def work_of(request: Request, survey: Survey) -> float:
+    """Seconds of one core that a slow decoder may need for a file."""
+    height, width = survey.video.size if survey.video else (0, 0)
+    return survey.reached + len(survey.packets) * height * width / SLOWEST
+
+
+def why_nothing(request: Request, survey: Survey) -> tuple[str, str]:
+    """Cause and remedy for a file of which nothing was read."""
+    if not survey.packets and not survey.sounds:
+        return "has a header, but holds no picture and no sample of sound", "record or download it again"
+    if survey.video is None and not request.audio:
+        return "holds sound only, but pictures were requested", "give a video"
+    return "nothing in it decodes", "the file is damaged: download or record it again"
+
+
+def gathered(parts: Iterable[Part]) -> Decoded:
+    """The arrays of all parts."""
+    result, order, films, sounds = Decoded(), [], {}, []
+    for values, array in parts:
+        if "plan" in values:
+            order, films = values["plan"], {}
+            result.times = np.array(values["times"], np.float64) if order else None
+        elif "picture" in values:
+            films[values["picture"]] = array
+        elif "sound" in values:
+            sounds.append((values["sound"], array))
+        elif "facts" in values:
+            result.facts = values["facts"]
+    if order:
+        result.frames = np.empty((len(order), *films[order[0]].shape), np.uint8)
+        last = {number: place for place, number in enumerate(order)}
+        for place, number in enumerate(order):
+            result.frames[place] = films[number] if last[number] > place else films.pop(number)
+    rate, begin = result.facts.pop("rate", None), result.facts.pop("begin", 0.0)
+    if sounds:
+        result.rate, result.audio_start = rate, begin + sounds[0][0] / rate
+        result.audio = joined(sounds)
     return result
 
 
 # ---------------------------------------------------------------- pictures
 
 
-def read_pictures(request: Request, survey: Survey, track: Track, result: Decoded) -> Fraction | None:
-    """Fill in pictures and their times. Returns the first stamp in seconds, None if no picture decodes."""
-    path, packets = request.path, survey.packets
+class Shown(NamedTuple):
+    """A decoded picture."""
+
+    stamp: int
+    entry: bool  # it refers to no other picture
+    flawed: bool  # the decoder marks it as corrupt
+    pixels: Callable[[], np.ndarray]  # (y x 3)
+
+
+@dataclass
+class Reading:
+    """The stamps of the pictures read, and how many of these have errors."""
+
+    stamps: set[int] = field(default_factory=set)
+    flawed: int = 0
+
+
+def pictures(request: Request, survey: Survey, facts: dict[str, Any]) -> Generator[Part, None, Fraction | None]:
+    """The requested pictures. Returns the first stamp in seconds, None if no picture decodes."""
+    if survey.video is None:
+        return None
+    path, track, packets = request.path, survey.video, survey.packets
     stamps = sorted({p.stamp for p in packets if p.shown})
     expected = max(survey.frames, len(packets)) - survey.cut
-    picks, pictures, flawed = None, {}, 0
+    picks, read = None, Reading()
     if stamps and stamps[0] > UNKNOWN:
         picks = pick(stamps, request, track)
         wanted = {*picks.stamps, stamps[0]}  # the first picture sets the clock, so it must decode too
-        pictures, flawed = collect(path, track, wanted, *needed(packets, wanted))
-    if picks is None or not pictures.keys() >= {*picks.stamps, stamps[0]}:
+        read = yield from collect(path, survey, picks, stamps[0], *needed(packets, wanted))
+    if picks is None or not read.stamps >= {*picks.stamps, stamps[0]}:
         # Stamps are missing, or packets do not decode as announced: decode everything to find the usable pictures.
-        with opened(path) as container:
-            stamps = sorted({stamp for stamp, _ in stamped(container, track)})
+        stamps = sorted({each.stamp for each in shown(path, survey)})
         if len(stamps) < len(packets) - survey.cut:
             survey.warnings.append(f"damaged: {len(stamps)} of {len(packets) - survey.cut} coded pictures decode")
         if not stamps:
+            yield {"plan": [], "times": []}, None
             return None
         picks = pick(stamps, request, track)
-        pictures, flawed = collect(path, track, {*picks.stamps, stamps[0]})
-    if flawed:
-        survey.warnings.append(f"damaged: {flawed} of the {len(pictures)} pictures read have errors")
-    if picks.stamps:
-        result.frames = np.stack([pictures[s] for s in picks.stamps])
-        result.times = np.array([float((t - stamps[0]) * track.base) for t in picks.targets])
+        read = yield from collect(path, survey, picks, stamps[0])
+        if not read.stamps >= {*picks.stamps}:
+            raise refuse(path, "decodes differently each time", "the file is damaged: re-encode it")
+    if read.flawed:
+        survey.warnings.append(f"damaged: {read.flawed} of the {len(read.stamps)} pictures read have errors")
     seconds = float((stamps[-1] - stamps[0]) * track.base + track.gap)
     first, last = (float((stamp - stamps[0]) * track.base) for stamp in picks.span)
-    result.facts |= {"pictures": len(stamps), "expected": expected, "seconds": seconds}
-    result.facts |= {"first": first, "last": last, "gap": float(track.gap)}
+    facts |= {"pictures": len(stamps), "expected": expected, "seconds": seconds}
+    facts |= {"first": first, "last": last, "gap": float(track.gap)}
     return stamps[0] * track.base
 
 
 def collect(
-    path: str, track: Track, wanted: set[int], feed: list[bool] | None = None, entries: Collection[int] = ()
-) -> tuple[dict[int, np.ndarray], int]:
-    """The wanted pictures (y x 3) by stamp, and how many of them the decoder marks as corrupt.
+    path: str, survey: Survey, picks: Picks, first: int, feed: list[bool] | None = None, entries: Collection[int] = ()
+) -> Generator[Part, None, Reading]:
+    """The picked pictures, and whether the file's first one decodes; ends early where a picture cannot be trusted."""
+    assert survey.video is not None
+    number = {stamp: k for k, stamp in enumerate(sorted(set(picks.stamps)))}
+    times = [float((target - first) * survey.video.base) for target in picks.targets]
+    yield {"plan": [number[stamp] for stamp in picks.stamps], "times": times}, None
+    wanted, missing, read = {*number, first}, set(entries), Reading()
+    for each in shown(path, survey, feed):
+        if each.entry:
+            missing.discard(each.stamp)
+        if each.stamp not in wanted or each.stamp in read.stamps:
+            continue
+        if missing and min(missing) <= each.stamp:
+            # H.264 with gradual refresh: the entry point refers to earlier pictures, so all must be decoded.
+            break
+        if first not in (each.stamp, *read.stamps):
+            break
+        read.stamps.add(each.stamp)
+        read.flawed += each.flawed
+        picture = each.pixels()  # also of the first, unless it is picked: it sets the size of all
+        if each.stamp in number:
+            yield {"picture": number[each.stamp]}, picture
+        if len(read.stamps) == len(wanted):
+            break
+    return read
 
-    All are resized to the size of the first one.
-    """
-    pictures: dict[int, np.ndarray] = {}
-    flawed = 0
-    missing = set(entries)
+
+def shown(path: str, survey: Survey, feed: list[bool] | None = None) -> Iterator[Shown]:
+    """The pictures that decode, in order, all of the size of the first one whose pixels are read."""
+    assert survey.video is not None
+    if survey.kind == animation.KIND:
+        for stamp, picture in animation.pictures_of(path, survey.packets):
+            yield Shown(stamp, True, False, partial(np.asarray, picture))
+        return
     size, scaler = {}, VideoReformatter()  # one for all pictures: its setup costs more than a small picture
+
+    def pixels(frame: Any) -> np.ndarray:
+        size.update({} if size else {"width": frame.width, "height": frame.height})
+        return upright(scaler.reformat(frame, format="rgb24", **size).to_ndarray(), frame, path)
+
     with opened(path) as container:
-        for stamp, frame in stamped(container, track, feed):
-            if frame.pict_type == PictureType.I:
-                missing.discard(stamp)
-            if stamp in wanted and stamp not in pictures:
-                flawed += frame.is_corrupt
-                size = size or {"width": frame.width, "height": frame.height}
-                pictures[stamp] = upright(scaler.reformat(frame, format="rgb24", **size).to_ndarray(), frame, path)
-                if len(pictures) == len(wanted):
-                    break
-    # H.264 with gradual refresh marks entry points that refer to earlier pictures: then everything must be decoded.
-    return ({}, 0) if missing else (pictures, flawed)
+        for stamp, frame in stamped(container, survey.video, survey.stamps, feed):
+            intra = frame.pict_type == PictureType.I
+            yield Shown(stamp, intra, bool(frame.is_corrupt), partial(pixels, frame))
+
+
+def one_by_one(parts: Iterable[Part]) -> Iterator[np.ndarray]:
+    """The pictures (y x 3) at the requested instants, in order; those not yet due are held."""
+    order, last, films, due = [], {}, {}, 0
+    for values, array in parts:
+        if "plan" in values:
+            order, films = values["plan"], {}
+            last = {number: place for place, number in enumerate(order)}
+        elif "picture" in values:
+            films[values["picture"]] = array
+        while due < len(order) and order[due] in films:
+            number, due = order[due], due + 1
+            yield films[number] if last[number] >= due else films.pop(number)
 
 
 def upright(picture: np.ndarray, frame: Any, path: str) -> np.ndarray:
@@ -172,112 +269,33 @@ def exif_turned(picture: np.ndarray, path: str, quarters: int) -> np.ndarray:
 # ---------------------------------------------------------------- sound
 
 
-def read_sound(request: Request, survey: Survey, origin: Fraction | None, result: Decoded) -> None:
-    """Fill in the first sound track that decodes, on a clock that starts at `origin` seconds."""
-    for number, index in enumerate(survey.audio):
+def sound_of(
+    request: Request, survey: Survey, origin: Fraction | None, facts: dict[str, Any]
+) -> Generator[Part, None, None]:
+    """The first sound track that decodes, on a clock that starts at `origin` seconds."""
+    for number in survey.heard:
         with opened(request.path) as container:
-            stream = container.streams[index]
-            context = stream.codec_context
-            name = context.name if context else "unknown codec"
-            sound = Sound(request, origin)
+            context = container.streams[survey.audio[number]].codec_context
+            name, pieces = context.name if context else "unknown codec", 0
+            sound = Sound(request, origin, counted=survey.kind in COUNTED)
             if context is not None:
-                for frame in decoded(container, stream):
-                    if not sound.add(frame):
-                        break
-        if sound.rate is None:
-            survey.warnings.append(f"sound track {number + 1} ({name}) does not decode")
+                for place, wave in sound.read(heard(container, survey.audio[number], survey.shifts)):
+                    pieces += 1
+                    yield {"sound": place}, wave
+        if not sound.rate:
+            survey.warnings.append(f"sound track {number} ({name}) does not decode")
             continue
         survey.warnings += sound.warnings
-        if len(survey.audio) > 1:
-            survey.warnings.append(f"{len(survey.audio)} sound tracks: number {number + 1} is used")
-        sound.finish(result)
-        if result.audio is not None:
-            channels = "mono" if sound.channels == 1 else f"{sound.channels} channels"
-            result.facts["audio"] = f"{name}, {sound.rate} Hz, {channels}, {sound.seconds:.2f} s"
-        else:
-            result.facts["audio"] = "no sound in the requested span"
-        result.facts.setdefault("seconds", sound.seconds)
+        if not pieces and origin is None:
+            raise refuse(
+                request.path, f"has no sound in the span: it lasts {sound.seconds:.2f} s", "request another span"
+            )
+        if len(survey.audio) > 1 and request.audio_track is None:
+            survey.warnings.append(f"{len(survey.audio)} sound tracks: audio_track={number} is used")
+        facts |= {"rate": sound.rate, "begin": sound.begin}
+        channels = "mono" if sound.channels == 1 else f"{sound.channels} channels"
+        told = f"{name}, {sound.rate} Hz, {channels}, {sound.seconds:.2f} s"
+        facts["audio"] = told if pieces else "no sound in the requested span"
+        facts.setdefault("seconds", sound.seconds)
         return
-    result.facts["audio"] = "no sound track decodes" if survey.audio else "no audio track"
-
-
-class Sound:
-    """Pieces of one sound track, each placed by its stamp."""
-
-    def __init__(self, request: Request, origin: Fraction | None) -> None:
-        self.request, self.origin = request, origin
-        self.rate: int | None = None
-        self.channels, self.tick = 0, 0.0
-        self.first: int | None = None  # stamp of the first frame
-        self.begin = 0.0  # seconds of the first sample on the clip's clock
-        self.place = 0  # samples so far, counted from `begin`
-        self.pieces: list[tuple[int, np.ndarray]] = []
-        self.warnings: list[str] = []
-
-    @property
-    def seconds(self) -> float:
-        """Length of the track read so far."""
-        return self.place / (self.rate or 1)
-
-    def add(self, frame: Any) -> bool:
-        """Add one decoded frame; False if the rest of the track is not needed or cannot be used."""
-        wave = waveform(frame)
-        channels = len(wave)
-        if self.request.mono:
-            wave = wave.mean(0, keepdims=True)
-        if self.rate is None:
-            self.rate, self.channels, self.tick = frame.sample_rate, channels, float(frame.time_base)
-            self.first = frame.pts
-            if self.origin is not None and frame.pts is not None:
-                self.begin = float(frame.pts * frame.time_base - self.origin)
-        if frame.sample_rate != self.rate or (channels != self.channels and not self.request.mono):
-            self.warnings.append(f"the sound changes its rate or channels at {self.seconds:.2f} s: the rest is ignored")
-            return False
-        if frame.pts is not None and self.first is not None:
-            ahead = (frame.pts - self.first) * self.tick - self.seconds
-            if ahead > GAP_SECONDS:
-                self.warnings.append(f"{ahead:.2f} s of sound are missing at {self.begin + self.seconds:.2f} s")
-                self.place += round(ahead * frame.sample_rate)
-        self.store(wave)
-        return self.request.end is None or self.begin + self.seconds < self.request.end
-
-    def store(self, wave: np.ndarray) -> None:
-        """Store the part of a piece (c n) that is in the requested span."""
-        rate = self.rate or 1
-        first = 0 if self.request.start is None else round((self.request.start - self.begin) * rate)
-        last = inf if self.request.end is None else round((self.request.end - self.begin) * rate)
-        low, high = max(first - self.place, 0), min(last - self.place, wave.shape[1])
-        if low < high:
-            piece = wave[:, low : int(high)]
-            self.pieces.append((self.place + low, piece))
-            span = self.place + int(high) - self.pieces[0][0]
-            if span * len(wave) * 4 > MAX_BYTES:
-                cause = f"{span / rate:.0f} s of sound need more than {MAX_BYTES >> 30} GiB"
-                raise refuse(self.request.path, cause, "request a shorter span (start, end)")
-        self.place += wave.shape[1]
-
-    def finish(self, result: Decoded) -> None:
-        """Join the pieces; gaps are silence."""
-        if not self.pieces or self.rate is None:
-            return
-        start, (last, tail) = self.pieces[0][0], self.pieces[-1]
-        sound = np.zeros((len(tail), last + tail.shape[1] - start), np.float32)
-        for place, piece in self.pieces:
-            sound[:, place - start : place - start + piece.shape[1]] = piece
-        if not np.isfinite(sound).all():
-            self.warnings.append("samples that are not finite were set to 0")
-            np.nan_to_num(sound, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-        result.audio, result.rate = np.clip(sound, -1, 1, out=sound), self.rate
-        result.audio_start = self.begin + start / self.rate
-
-
-def waveform(frame: Any) -> np.ndarray:
-    """Samples (c n) of one decoded frame as float32, full scale = 1."""
-    wave = frame.to_ndarray()
-    if frame.format.is_packed:
-        wave = rearrange(wave, "1 (n c) -> c n", c=frame.layout.nb_channels)
-    if wave.dtype == np.uint8:
-        return (wave.astype(np.float32) - 128) / 128
-    # Full scale is the most negative integer, so that no sample leaves [-1, 1].
-    scale = 1 if wave.dtype.kind == "f" else -float(np.iinfo(wave.dtype).min)
-    return (wave / scale).astype(np.float32)
+    facts["audio"] = "no sound track decodes" if survey.audio else "no audio track"

@@ -14,7 +14,8 @@ from fractions import Fraction
 from math import floor, inf
 from typing import NamedTuple
 
-from pave.media.container import Packet, Track, refuse
+from pave.media.container import refuse
+from pave.media.stamps import Packet, Track
 
 MAX_BYTES = 4 << 30  # of decoded pictures, and of decoded sound, in one clip
 
@@ -32,6 +33,8 @@ class Request:
     start: float | None = None  # seconds on the clip's clock
     end: float | None = None  # seconds, exclusive
     at: Sequence[float] | None = None  # seconds on the clip's clock, also outside the span
+    audio_track: int | None = None  # from 0 within its kind; None: the default one
+    video_track: int | None = None
 
 
 def check_window(request: Request) -> None:

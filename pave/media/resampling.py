@@ -22,7 +22,8 @@ from pave.errors import MediaError
 SINC_WIDTH = 6  # zero crossings on each side
 SINC_ROLLOFF = 0.99
 
-MAX_KERNEL = 1 << 25  # numbers: two rates with a small common divisor would need gigabytes of filters
+MAX_KERNEL = 1 << 25  # numbers of filters: two rates with a small common divisor would need gigabytes
+PHASES = 1024  # filters for such rates
 
 
 def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
@@ -36,23 +37,30 @@ def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
         raise MediaError(f"sound cannot be resampled from {from_rate} to {to_rate} Hz; rates are positive integers")
     if from_rate == to_rate or not audio.numel():
         return audio
-    common = math.gcd(from_rate, to_rate)
-    step, phases = from_rate // common, to_rate // common
-    kernel, reach = sinc_kernel(step, phases)
+    step, phases = lowest(from_rate, to_rate)
     length = audio.shape[-1]
+    count = math.ceil(length * phases / step)
+    if phases * (2 * reach_of(step, phases) + step) > MAX_KERNEL:
+        return between(audio.reshape(-1, length), step, phases, count).reshape(*audio.shape[:-1], -1)
+    kernel, reach = sinc_kernel(step, phases)
     flat = F.pad(audio.reshape(-1, 1, length), (reach, reach + step))
     waves = F.conv1d(flat, kernel.to(audio), stride=step)
-    waves = rearrange(waves, "b phase n -> b (n phase)")[:, : math.ceil(length * phases / step)]
+    waves = rearrange(waves, "b phase n -> b (n phase)")[:, :count]
     return waves.reshape(*audio.shape[:-1], -1)
+
+
+def lowest(from_rate: int, to_rate: int) -> tuple[int, int]:
+    """The ratio of two rates in lowest terms."""
+    common = math.gcd(from_rate, to_rate)
+    return from_rate // common, to_rate // common
 
 
 class Resampling:
     """`resample` of a stream of sound (c n)."""
 
     def __init__(self, from_rate: int, to_rate: int) -> None:
-        common = math.gcd(from_rate, to_rate)
-        self.rates, self.step, self.phases = (from_rate, to_rate), from_rate // common, to_rate // common
-        reach = 0 if from_rate == to_rate else sinc_kernel(self.step, self.phases)[1]
+        self.rates, (self.step, self.phases) = (from_rate, to_rate), lowest(from_rate, to_rate)
+        reach = 0 if from_rate == to_rate else reach_of(self.step, self.phases)
         self.around = (
             -(-(reach + self.step) // self.step) * self.step
         )  # samples on either side that a result depends on
@@ -71,14 +79,45 @@ class Resampling:
         return result
 
 
+def reach_of(step: int, phases: int) -> int:
+    """Samples on each side that a result depends on."""
+    return math.ceil(SINC_WIDTH * step / (min(step, phases) * SINC_ROLLOFF))
+
+
+def between(audio: Tensor, step: int, phases: int, count: int) -> Tensor:
+    """`count` samples (b m) of sound (b n) at the places m · step / phases, for ratios with too many phases for filters
+    of their own: weights are interpolated between those of PHASES filters, which is accurate to 1e-5."""
+    reach = reach_of(step, phases)
+    bank = bank_of(step, phases)
+    windows = F.pad(audio, (reach, reach + 1)).unfold(-1, 2 * reach + 1, 1)
+    waves = []
+    for places in torch.arange(count).split(max(1, MAX_KERNEL // 16 // (2 * reach + 1))):
+        whole, rest = places * step // phases, places * step % phases
+        filters = rest.double() * PHASES / phases
+        low = filters.long()
+        part = (filters - low).float()[:, None]
+        weights = torch.lerp(bank[low], bank[low + 1], part).to(audio)
+        waves.append(torch.einsum("bmk,mk->bm", windows[:, whole], weights))
+    return torch.cat(waves, 1)
+
+
+@lru_cache(maxsize=8)
+def bank_of(step: int, phases: int) -> Tensor:
+    """The filters (PHASES + 1, taps) for places at equal distances from one sample to the next."""
+    reach = reach_of(step, phases)
+    taps = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    shifts = torch.arange(PHASES + 1, dtype=torch.float64) / PHASES
+    cutoff = min(1.0, phases / step) * SINC_ROLLOFF
+    x = ((taps - shifts[:, None]) * cutoff).clamp(-SINC_WIDTH, SINC_WIDTH)  # in zero crossings of the sinc
+    window = torch.cos(x * math.pi / (2 * SINC_WIDTH)).square()
+    return (torch.special.sinc(x) * window * cutoff).float()
+
+
 @lru_cache(maxsize=8)
 def sinc_kernel(step: int, phases: int) -> tuple[Tensor, int]:
     """The filters (phase, 1, taps) of a ratio step:phases, computed in float64, and their reach in samples."""
     cutoff = min(step, phases) * SINC_ROLLOFF  # in units of common rate / 2
-    reach = math.ceil(SINC_WIDTH * step / cutoff)
-    if phases * (2 * reach + step) > MAX_KERNEL:
-        ratio = f"{step}:{phases} (in lowest terms)"
-        raise MediaError(f"the ratio of sampling rates {ratio} needs too large a filter; convert to 48000 Hz first")
+    reach = reach_of(step, phases)
     taps = torch.arange(-reach, reach + step, dtype=torch.float64) / step
     shifts = torch.arange(phases, dtype=torch.float64) / phases
     x = ((taps - shifts[:, None]) * cutoff).clamp(-SINC_WIDTH, SINC_WIDTH)  # in zero crossings of the sinc

@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from pave.errors import MediaError, SignalError, nearest
+from pave.files.atomic import opened
 from pave.media.arrays import pictures_of, tensor_of, times_of
 
 MILLIMETRES = 1000  # of a metre: the unit of depth in files
@@ -213,7 +214,7 @@ def _scan(source: str) -> Scan:
     if os.path.isdir(source):
         return _scannet(Path(source))
     file, _, scene = source.partition("#")
-    if not os.path.isfile(file):
+    if not os.path.exists(file):
         raise MediaError(f"{source}: no such folder or file; {LAYOUTS}")
     return _embodiedscan(Path(file), scene)
 
@@ -267,7 +268,7 @@ def _matrix(path: Path) -> Tensor:
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return file.read(MATRIX).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise MediaError(f"{path}: cannot be read ({error}); it must be a text file with 16 numbers") from None
@@ -308,9 +309,10 @@ def _embodiedscan(file: Path, scene: str) -> Scan:
 @lru_cache(maxsize=1)  # it takes seconds to read, and all scans of a training run are in the same one
 def _infos(file: Path, changed: int) -> dict[str, Any]:
     try:
-        if file.stat().st_size > INFOS:
-            raise ValueError(f"more than {INFOS:,} bytes")
-        infos = json.loads(file.read_bytes())
+        with opened(file) as content:
+            if os.fstat(content.fileno()).st_size > INFOS:
+                raise ValueError(f"more than {INFOS:,} bytes")
+            infos = json.loads(content.read())
     except (OSError, ValueError, RecursionError) as error:
         raise MediaError(f"{file}: cannot be read as JSON ({error}); {LAYOUTS}") from None
     if not isinstance(infos, dict):
@@ -349,7 +351,7 @@ def _stack(pictures: Sequence[Tensor], paths: Sequence[Path]) -> Tensor:
 def _pixels(path: Path, *, depth: bool) -> Tensor:
     """A PNG or JPEG as stored: poses and intrinsics refer to the stored pixels, so EXIF rotation is ignored."""
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        with opened(path) as file, Image.open(file, formats=("PNG", "JPEG")) as image:
             if image.width * image.height > LARGEST:
                 raise ValueError(f"{image.width}x{image.height}, more than {LARGEST:,} pixels")
             if not depth:

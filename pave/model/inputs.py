@@ -8,7 +8,7 @@ b rows, t key frames, s visual tokens per key frame, q d channels before and aft
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +30,8 @@ class ClipFeatures:
     sides: Mapping[str, SideTokens | None] = field(default_factory=dict)  # by the encoder's `spec.preprocessing`
     absent: Mapping[str, str] = field(default_factory=dict)  # the same key -> why the side channel is None
     deep: Tensor | None = None  # (t s k d), where the base has such features
+    # Raises an error if the tensors can no longer be read; None: they are in memory.
+    verify: Callable[[], None] | None = field(default=None, compare=False, repr=False)
 
     def to(self, device: torch.device | str) -> ClipFeatures:
         """The same clip on another device; side tokens are moved later, with their batch."""

@@ -33,7 +33,8 @@ def base_match(config: PatchConfig, host: Host, source: str, strict: bool) -> st
     recorded = config.base
     refuse_dimensions(recorded, host, source)
     if not recorded.fingerprint:
-        return "unknown: the patch does not record the weights of its base"
+        made = f"; it was made for {recorded.repo}" if recorded.repo not in ("", host.repo) else ""
+        return f"unknown: the patch does not record the weights of its base{made}"
     if recorded.fingerprint == host.fingerprint():
         return "exact"
     cause = f"was made for {_named(recorded)}, this base is {_named(host.facts())}: equal dimensions, different weights"

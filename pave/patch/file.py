@@ -102,14 +102,15 @@ class Patch:
         if bits not in (4, 8) or (rank is not None and rank < 1):
             raise PatchError(self.source, f"bits={bits}, rank={rank}", "use 4 or 8 bits, and a rank of 1 or more")
         config, tensors = self.config, self.weights()
-        if config.lora is not None and rank is not None and rank < config.lora.r:
+        if config.lora is not None and rank is not None:
             pairs = [name.removesuffix(".A") for name in tensors if name.startswith("lora.") and name.endswith(".A")]
-            for path in pairs:
+            wide = [path for path in pairs if len(tensors[f"{path}.A"]) > rank]
+            for path in wide:
                 a, b = shrink.truncated(tensors[f"{path}.A"], tensors[f"{path}.B"], rank)
                 tensors |= {f"{path}.A": a, f"{path}.B": b}
-            alpha = config.lora.scaling * (rank**0.5 if config.lora.use_rslora else rank)
-            lora = config.lora.model_copy(update={"r": rank, "lora_alpha": alpha})
-            config = config.model_copy(update={"lora": lora})
+            if wide:
+                lora = config.lora.truncated(rank, [path.removeprefix("lora.") for path in pairs])
+                config = config.model_copy(update={"lora": lora})
         return Patch(config, shrink.shrunk(tensors, bits), source=self.source)
 
     @of_patch()
@@ -262,8 +263,9 @@ def _lora_misfits(config: PatchConfig, shapes: Mapping[str, tuple[int, ...]]) ->
         path, _, leaf = name.rpartition(".")
         if leaf not in ("A", "B") or {f"{path}.A", f"{path}.B"} - shapes.keys():
             return f"{name} is not one of a pair A, B"
-        if len(shape) != 2 or shape["AB".index(leaf)] != config.lora.r:
-            return f"{name} is {shape}, expected rank {config.lora.r}"
+        rank = config.lora.rank(path.removeprefix("lora."))
+        if len(shape) != 2 or shape["AB".index(leaf)] != rank:
+            return f"{name} is {shape}, expected rank {rank}"
     return ""
 
 

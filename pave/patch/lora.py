@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import cached_property, partial
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import peft
 import torch
@@ -73,19 +73,23 @@ class Call:
 
     def _products_of(self, loras: tuple[Lora, ...], path: str, x: Tensor) -> Iterator[Product]:
         pairs = [lora.pairs[path] for lora in loras]
-        for assignment in self._assignments(loras, len(x), x.device):
+        scalings = tuple(pair.scaling for pair in pairs)
+        for assignment in self._assignments(loras, scalings, len(x), x.device):
             a = tuple(pairs[i].A.to(x).mT for i, _ in assignment.which)
             b = tuple((pairs[i].B.float() * factor).to(x).mT for i, factor in assignment.which)
             if assignment.chosen is None:
                 a, b = ((each.expand(len(x), -1, -1),) for (each,) in (a, b))
             yield Product(a, b, assignment, pairs[0].dropout if pairs[0].training else 0.0)
 
-    def _assignments(self, loras: tuple[Lora, ...], count: int, device: torch.device) -> list[Assignment]:
-        """LoRAs assigned to `count` rows: the i-th assignment has the i-th LoRA of each row. Made once for all layers,
-        since it synchronises with the GPU."""
-        key = loras, count, device
+    def _assignments(
+        self, loras: tuple[Lora, ...], scalings: tuple[float, ...], count: int, device: torch.device
+    ) -> list[Assignment]:
+        """LoRAs assigned to `count` rows: the i-th assignment has the i-th LoRA of each row. Made once for all layers
+        of equal scaling, since it synchronises with the GPU."""
+        key = loras, scalings, count, device
         if key not in self._assigned:
-            factors = torch.stack([self.gates[lora] * lora.config.scaling for lora in loras])  # (loras b)
+            weighted = [self.gates[lora] * scaling for lora, scaling in zip(loras, scalings, strict=True)]
+            factors = torch.stack(weighted)  # (loras b)
             factors = factors.repeat_interleave(count // factors.shape[1], 1)
             chosen = [[(i, factor) for i, factor in enumerate(row) if factor] for row in factors.T.tolist()]
             self._assigned[key] = [_assignment(rows, device) for rows in zip_longest(*chosen)]
@@ -107,10 +111,11 @@ _active: ContextVar[Call] = ContextVar("pave_lora", default=Call({}))  # noqa: B
 class Pair(nn.Module):
     """One layer's A (r in) and B (out r)."""
 
-    def __init__(self, config: LoraConfig, inputs: int, outputs: int) -> None:
+    def __init__(self, config: LoraConfig, path: str, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.A = nn.Parameter(torch.empty(config.r, inputs))
-        self.B = nn.Parameter(torch.zeros(outputs, config.r))
+        rank, self.scaling = config.rank(path), config.scaling_of(path)
+        self.A = nn.Parameter(torch.empty(rank, inputs))
+        self.B = nn.Parameter(torch.zeros(outputs, rank))
         self.dropout = config.lora_dropout
         nn.init.kaiming_uniform_(self.A, a=5**0.5)  # PEFT's initialisation: A as nn.Linear, B zero
 
@@ -133,7 +138,7 @@ class Lora(nn.Module):
                 if name not in module._modules:
                     module.add_module(name, nn.Module())
                 module = module._modules[name]  # type: ignore[assignment]
-            module.add_module(last, Pair(config, inputs, outputs))
+            module.add_module(last, Pair(config, path, inputs, outputs))
 
     @cached_property
     def pairs(self) -> dict[str, Pair]:
@@ -221,17 +226,23 @@ def recompute_context() -> tuple[AbstractContextManager[None], AbstractContextMa
 
 def to_peft(config: LoraConfig, prefix: str = "") -> peft.LoraConfig:
     """The config as peft.LoraConfig, which validates it. `prefix`: path of the language model in the whole model; the
-    targets become a regular expression, since vision towers have a q_proj too."""
-    targets: Any = list(config.target_modules)
-    if prefix:
-        targets = rf"{prefix}\.(?:.*\.)?(?:{'|'.join(target.replace('.', '[.]') for target in config.target_modules)})"
+    targets become a regular expression, since vision towers have a q_proj too, and its patterns must name whole paths
+    in the language model."""
+    names = list(config.target_modules)
+    inside = rf"{prefix}\.(?:.*\.)?(?:{'|'.join(name.replace('.', '[.]') for name in names)})"
+    ranks, alphas = (
+        {f"{prefix}.{layer}".replace(".", "[.]"): value for layer, value in pattern.items()}
+        for pattern in (config.rank_pattern, config.alpha_pattern)
+    )
     try:
         return peft.LoraConfig(
             r=config.r,
             lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT only divides it
             lora_dropout=config.lora_dropout,
             use_rslora=config.use_rslora,
-            target_modules=targets,
+            target_modules=inside if prefix else names,
+            rank_pattern=ranks,
+            alpha_pattern=alphas,
             bias="none",
             task_type="CAUSAL_LM",
         )
@@ -244,9 +255,18 @@ def targets(config: LoraConfig, language_model: nn.Module) -> Layers:
     peft_config = to_peft(config)
     linear = {name: layer for name, layer in language_model.named_modules() if isinstance(layer, nn.Linear)}
     found = [name for name in linear if check_target_module_exists(peft_config, name)]
-    unmatched = [each for each in config.target_modules if not any(f".{n}".endswith(f".{each}") for n in found)]
-    if unmatched or not found:
-        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-        named = ", ".join(unmatched[:3]) + (f" and {len(unmatched) - 3} more" if len(unmatched) > 3 else "")
-        raise RecipeError(f"lora.target_modules: no layer matches {named}; the language model has {known}")
+    ends = {end for name in found for end in _ends(name)}
+    for key in ("target_modules", "rank_pattern", "alpha_pattern"):
+        unmatched = [each for each in getattr(config, key) if each not in ends]
+        if unmatched or not found:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            named = ", ".join(unmatched[:3]) + (f" and {len(unmatched) - 3} more" if len(unmatched) > 3 else "")
+            raise RecipeError(f"lora.{key}: no layer matches {named}; the language model has {known}")
     return tuple((name, linear[name].in_features, linear[name].out_features) for name in found)
+
+
+def _ends(path: str) -> Iterator[str]:
+    """The names that match a layer: its path, and every end of it."""
+    while path:
+        yield path
+        path = path.partition(".")[2]

@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
@@ -27,10 +26,12 @@ from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts, parse
 from pave.encoder import EncoderSpec, OnBase, load_encoder, missing
 from pave.errors import FileError, PatchDamaged, PatchError, PatchFormatError, PatchMismatch, PatchNotFound
 from pave.files import json_text, pickled, tensorfile
+from pave.files.atomic import opened
+from pave.files.locks import scratch
 from pave.patch.file import AGAIN, Patch, of_patch, parsed, refuse_taken
-from pave.patch.filenames import HUB_NAME, OFFICIAL_BASE, PEFT_CONFIG, PEFT_WEIGHTS
+from pave.patch.filenames import OFFICIAL_BASE, PEFT_CONFIG, PEFT_WEIGHTS
 from pave.patch.filenames import OFFICIAL_FUSION as FUSION
-from pave.patch.peft import lora_config, name_of, named_pairs, plain_config
+from pave.patch.peft import lora_config, name_of, named_pairs, plain_config, repo_of
 from pave.prompt import CHATML
 
 LICENCE = "unlicensed: the authors' repository names no licence"
@@ -71,11 +72,9 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
         lora, pairs = _lora(folder, adapter, blocks)
         fusion = _fusion(folder / FUSION)
         shape, side, channels = _shape(folder / FUSION, fusion)
-    repo = adapter.get("base_model_name_or_path")
-    repo = repo if isinstance(repo, str) and HUB_NAME.fullmatch(repo) else ""  # not a folder of the training machine
-    base = {"model_type": OFFICIAL_BASE, "repo": repo, "frames": FRAMES, "tokens_per_frame": TOKENS}
+    base = {"model_type": OFFICIAL_BASE, "repo": repo_of(adapter), "frames": FRAMES, "tokens_per_frame": TOKENS}
     config = {
-        "name": name_of(name or source.resolve().name.removesuffix(".zip")),
+        "name": named(source, name),
         "description": "A checkpoint of PAVE's authors, converted.",
         "base": {**base, **channels, "fingerprint": ""},
         "newline": newline,
@@ -90,6 +89,11 @@ def convert(source: str | Path, sense: str, encoder: str | EncoderSpec, *, name:
     patch = Patch(parse(PatchConfig, config, source), tensors, source=str(source))
     patch.check()
     return patch
+
+
+def named(source: Path, name: str = "") -> str:
+    """The name of a converted patch: as given, or that of its source."""
+    return name_of(name or source.resolve().name.removesuffix(".zip"))
 
 
 def cached_name(name: str, file: str, sense: str, encoder: str | EncoderSpec) -> str:
@@ -149,14 +153,15 @@ def _lora(folder: Path, adapter: Mapping[str, Any], blocks: Any) -> tuple[LoraCo
         return match and match[1]
 
     pairs = named_pairs(path, tensors, inside)
-    layers = {name.rpartition(".")[0] for name in pairs}
+    layers = set(pairs.names)
     named = adapter.get("target_modules")
     if isinstance(named, list):
         targets = {str(each).removeprefix("model.") for each in named}
         if unmatched := sorted(_unmatched(targets, layers)):
             cause = f"{len(unmatched)} layers are only here or only in {PEFT_CONFIG}, the first is {unmatched[0]}"
             raise PatchDamaged(path, cause, AGAIN)
-    return lora_config(folder / PEFT_CONFIG, adapter, _targets(layers, blocks)), pairs
+    names = {layer: (stored,) for layer, stored in pairs.names.items()}
+    return lora_config(folder / PEFT_CONFIG, adapter, _targets(layers, blocks), names), pairs.tensors
 
 
 def _unmatched(targets: Collection[str], layers: Collection[str]) -> set[str]:
@@ -209,12 +214,12 @@ def _unpacked(source: Path) -> Iterator[Path]:
     elif not source.is_file():
         raise PatchFormatError(source, "is neither a file nor a folder", RELEASED)
     else:
-        with TemporaryDirectory(prefix="pave-") as folder:
-            _extract(source, Path(folder))
+        with scratch() as folder:
+            _extract(source, folder)
             try:
-                yield _holder(Path(folder), source)
+                yield _holder(folder, source)
             except FileError as error:
-                raise type(error)(error.file.replace(folder, str(source), 1), error.cause, error.remedy) from None
+                raise type(error)(error.file.replace(str(folder), str(source), 1), error.cause, error.remedy) from None
 
 
 def _holder(folder: Path, source: Path) -> Path:
@@ -230,7 +235,7 @@ def _holder(folder: Path, source: Path) -> Path:
 def _extract(source: Path, folder: Path) -> None:
     """Unpack the needed files of a zip after checking all its entries."""
     try:
-        with zipfile.ZipFile(source) as archive:
+        with opened(source) as file, zipfile.ZipFile(file) as archive:
             if cause := _suspicion(archive.infolist(), source.stat().st_size):
                 raise PatchDamaged(source, cause, "nothing was unpacked; download the official file")
             for member in archive.infolist():

@@ -5,8 +5,6 @@ In: a patch. Out: the question, and the answers with and without the patch.
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pave.errors import PatchError
@@ -19,18 +17,19 @@ def replay(patch: Patch, seed: int = 0) -> dict[str, Any]:
     """One question about a Playroom clip (reproducible from `seed` and `split`) that the patch answers correctly and
     the base does not, with both answers."""
     from pave.data import read_jsonl
+    from pave.files.locks import scratch
     from pave.model.patched import load
     from pave.playroom.writer import write_clips
 
     model = load("playroom")
     name = model.apply_patch(patch).name
-    with TemporaryDirectory() as folder:
+    with scratch() as folder:
         for attempt in range(seed, seed + 20):
-            examples = read_jsonl(write_clips(Path(folder) / str(attempt), 1, attempt, "test"))
+            examples = read_jsonl(write_clips(folder / str(attempt), 1, attempt, "test"))
             for example in examples:
                 base, patched = model.ask_batch([(example.video, example.question, asked) for asked in ([], [name])])
                 if patched == example.answer != base:
-                    video = example.video.relative_to(Path(folder) / str(attempt)).as_posix()
+                    video = example.video.relative_to(folder / str(attempt)).as_posix()
                     texts = {"question": example.question, "base": str(base), "patched": str(patched)}
                     return {"seed": attempt, "split": "test", "video": video, **texts}
     raise PatchError(patch.source, "is no better than the base in any of 20 clips", "push it without --example")

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 from zlib import crc32
 
@@ -20,6 +19,7 @@ import av
 import numpy as np
 
 from pave.errors import DataError
+from pave.files.atomic import creating, write_text
 from pave.playroom import distances, draw, events, matches, mixed, sound
 from pave.playroom.questions import CHANNELS, Question, draw_questions, optimum_without_sound
 from pave.playroom.senses import INSTEAD, SOUNDING, draw_more, draw_states
@@ -103,7 +103,7 @@ def write_clips(
     text = "".join(json.dumps(line) + "\n" for line in lines)
     if not replace and target.exists() and target.read_bytes() != text.encode():
         raise DataError(f"{target}: exists with other content; choose another folder, or delete it")
-    target.write_text(text)
+    write_text(target, text)
     return target
 
 
@@ -130,15 +130,9 @@ def _write(folder: Path, seed: int, split: Split, channels: Collection[str]) -> 
 
 def _new(target: Path) -> Iterator[Path]:
     """Yields a temporary path to write to, once, if `target` does not exist; renamed to `target` when complete."""
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part{target.suffix}")
-    try:
-        yield part
-        part.replace(target)
-    finally:
-        rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+    if not target.exists():
+        with creating(target) as part:
+            yield part
 
 
 def _views(folder: Path, scene: Scene, state: Script, seed: int) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from math import floor
 from typing import Annotated, Any
 
@@ -20,10 +21,8 @@ from torch import Tensor
 from pave.encoder import Number
 from pave.errors import EncoderError, MediaError
 from pave.fusion.clock import INSTANT
-from pave.media.arrays import size_of
 from pave.media.clip import Clip
 
-PART = 1 << 28  # bytes of frames in memory: an hour would take tens of gigabytes
 FASTEST = 1000.0  # frames per second
 # An option; a float, so that 2 and 2.0 share a cache.
 Rate = Annotated[
@@ -90,10 +89,9 @@ def spread(clip: Clip, rate: float, size: int) -> Tensor:
 
 def groups(clip: Clip, times: Tensor, size: int) -> Iterator[Tensor]:
     """The pictures on screen at these instants, in groups of `size`; the last may be smaller."""
-    height, width = size_of(clip.frames) or (1, 1)
-    part = size * max(1, PART // (size * 3 * height * width))
-    for instants in times.split(part):
-        yield from clip.at(instants.tolist()).split(size)
+    frames = clip.passing(times.tolist())
+    while group := list(islice(frames, size)):
+        yield torch.stack(group)
 
 
 def shorter(frames: Tensor) -> int:

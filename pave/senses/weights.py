@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pave.errors import EncoderError, PatchError, nearest, raised_as
 from pave.files import json_text, pickled
+from pave.files.atomic import read_bytes
 from pave.hub.locate import fetch
 from pave.patch.filenames import HUB_NAME
 
@@ -145,7 +146,7 @@ def _copies(file: safe_open, names: Mapping[str, str]) -> dict[str, Tensor]:
 
 def _shards(path: Path) -> dict[str, str]:
     """For each weight, the file beside the index that holds it."""
-    shards = json_text.parse_json(path, path.read_bytes(), "text").get("weight_map")
+    shards = json_text.parse_json(path, read_bytes(path), "text").get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(s, str) and SHARD.fullmatch(s) for s in shards.values()):
         raise EncoderError(f"{path}: its weight_map does not name safetensors files beside it; download it again")
     return shards

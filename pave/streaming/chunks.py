@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 from einops import rearrange
 from torch import Tensor
 
-from pave.media.container import Track, check_file, decoded, opened, refuse, stamped, track_of
-from pave.media.decode import Sound, upright
+from pave.media.container import Survey, check_file, heard, opened, refuse
+from pave.media.decode import shown, survey_of
 from pave.media.key_frames import Request
+from pave.media.sound import Sound
 
 
 class Chunk(NamedTuple):
@@ -38,16 +37,17 @@ def chunks_of(path: str) -> Generator[Chunk, None, None]:
     """The pictures of a file, one by one, each with the sound since the previous one; then the remaining sound, second
     by second."""
     check_file(path)
-    track, audio = tracks(path)
-    with opened(path) as film, opened(path) as noise:  # twice: pictures and sound are decoded at different positions
-        origin, size, reader, scaler, second = None, {}, None, VideoReformatter(), 0.0
-        for stamp, frame in stamped(film, track):
+    survey = survey_of(path)
+    if survey.video is None:
+        raise refuse(path, "has no pictures, and a base needs them", "give a video file")
+    with opened(path) as noise:
+        origin, reader, second = None, None, 0.0
+        for each in shown(path, survey):
             if origin is None:
-                origin, size = stamp, {"width": frame.width, "height": frame.height}
-                reader = None if audio is None else SoundReader(path, noise, audio, origin * track.base)
-            second = float((stamp - origin) * track.base)
-            picture = upright(scaler.reformat(frame, format="rgb24", **size).to_ndarray(), frame, path)
-            frames = rearrange(torch.from_numpy(np.ascontiguousarray(picture)), "y x c -> 1 c y x")
+                origin = each.stamp
+                reader = SoundReader(path, noise, survey, origin * survey.video.base) if survey.heard else None
+            second = float((each.stamp - origin) * survey.video.base)
+            frames = rearrange(torch.from_numpy(np.ascontiguousarray(each.pixels())), "y x c -> 1 c y x")
             sound = (None, 0, 0.0) if reader is None else reader.until(second)
             yield Chunk(frames, torch.tensor([second], dtype=torch.float64), *sound)
         if origin is None:
@@ -57,24 +57,18 @@ def chunks_of(path: str) -> Generator[Chunk, None, None]:
             yield Chunk(None, None, *reader.until(second))
 
 
-def tracks(path: str) -> tuple[Track, int | None]:
-    """The video track, and the index of the first audio track."""
-    with opened(path) as container:
-        films = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
-        if not films:
-            raise refuse(path, "has no pictures, and a base needs them", "give a video file")
-        sounds = [each.index for each in container.streams.audio if each.codec_context is not None]
-        return track_of(path, films[0], container.format.name), sounds[0] if sounds else None
-
-
 class SoundReader:
     """Decodes the sound of a file incrementally."""
 
-    def __init__(self, path: str, container: Any, index: int, origin: Fraction) -> None:
-        self.frames = decoded(container, container.streams[index])
+    def __init__(self, path: str, container: Any, survey: Survey, origin: Fraction) -> None:
+        self.frames = heard(container, survey.audio[survey.heard[0]], survey.shifts)
         self.sound = Sound(Request(path), origin)
         self.returned = 0  # samples so far
-        self.over = False  # at the end of the file
+
+    @property
+    def over(self) -> bool:
+        """Whether the file's sound has ended."""
+        return self.sound.over
 
     @property
     def second(self) -> float:
@@ -84,16 +78,11 @@ class SoundReader:
     def until(self, second: float) -> tuple[Tensor | None, int, float]:
         """New sound (1 n) up to about this second; its rate, and the second of the file's first sample."""
         sound, waves = self.sound, [np.zeros((1, 0), np.float32)]
-        while not self.over and self.second <= second:
+        while not sound.over and self.second <= second:
             frame = next(self.frames, None)
-            if frame is None or not sound.add(frame):
-                self.over = True
-                break
-            for place, wave in sound.pieces:
+            for place, wave in sound.finish() if frame is None else sound.add(frame):
                 waves += [np.zeros((1, place - self.returned), np.float32), wave]  # gaps are filled with silence
                 self.returned = place + wave.shape[1]
-            sound.pieces.clear()
-        if sound.rate is None:
+        if not sound.rate:
             return None, 0, 0.0
-        wave = np.nan_to_num(np.concatenate(waves, 1), nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1)
-        return torch.from_numpy(wave), sound.rate, sound.begin
+        return torch.from_numpy(np.concatenate(waves, 1)), sound.rate, sound.begin

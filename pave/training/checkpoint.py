@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pave.errors import FileError, TrainingError, raised_as
+from pave.errors import FileError, RecipeError, TrainingError, raised_as
 from pave.files import json_text, tensorfile
+from pave.files.locks import held
 from pave.patch.filenames import WEIGHTS
 
 NAME = "checkpoint.safetensors"
@@ -45,7 +47,25 @@ def write_checkpoint(
     return folder / NAME
 
 
-def refuse_begun(folder: Path, resume: bool) -> None:
+@contextmanager
+def owned(folder: Path, resume: bool) -> Iterator[None]:
+    """The output folder of a run, for the block: TrainingError if another process trains there, or if it holds a run
+    that is not to be resumed."""
+    refuse_a_file(folder)
+    with ExitStack() as stack:
+        with raised_as(TrainingError):
+            stack.enter_context(held(folder, "a training run"))
+        _refuse_begun(folder, resume)
+        yield
+
+
+def refuse_a_file(folder: Path) -> None:
+    """Refuse an output that is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"train.output={folder}: is a file; give a folder")
+
+
+def _refuse_begun(folder: Path, resume: bool) -> None:
     """Refuse to start in the folder of another run, unless there is a checkpoint to `resume`."""
     checkpoint, patch = folder / NAME, folder / WEIGHTS
     if checkpoint.is_file() and not resume:

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 
-from pave.errors import TrainingError
+from pave.errors import DataError, TrainingError
+from pave.files.atomic import write_text
 from pave.hub import catalogue
 from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
-from pave.training.checkpoint import Identity, read_checkpoint, write_checkpoint
+from pave.training.checkpoint import Identity, owned, read_checkpoint, write_checkpoint
 from pave.training.dataset import Dataset, TrainingClip, batch, read_dataset
 from pave.training.loss import answer_loss, token_accuracy
 from pave.training.setup import Setup
@@ -42,9 +43,13 @@ class Result:
 
 def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progress | None = None) -> Result:
     """Train a recipe (a Recipe, its file or folder, or a name of the catalogue) and write the patch;
-    `progress(step, steps, figures)` is called after every step."""
-    run = Run.begin(recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe))
-    return run.complete(resume, progress or (lambda step, steps, figures: None))
+    `progress(step, steps, figures)` is called after every step.
+
+    resume: go on from the checkpoint in `train.output`, if there is one; without it, TrainingError for a folder that
+    holds a run already. TrainingError also while another process trains there."""
+    recipe = recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe)
+    with owned(recipe.output, resume):
+        return Run.begin(recipe).complete(resume, progress or (lambda step, steps, figures: None))
 
 
 @dataclass
@@ -97,7 +102,10 @@ class Run:
     def step(self, step: int) -> float:
         """One optimiser step; returns the loss of the answers, without auxiliary losses."""
         options, model, trainee = self.setup.recipe.train, self.setup.model, self.trainee
-        inputs, labels = batch(model, self.clips_of(step), self.setup.names)
+        try:
+            inputs, labels = batch(model, self.clips_of(step), self.setup.names)
+        except DataError as error:  # its features were cut short meanwhile
+            raise DataError(f"step {step + 1}: {error}; {self.left()}") from None
         with training(trainee.attached):
             loss = answer_loss(model, inputs, labels)
             trainee.optimiser.zero_grad()
@@ -154,7 +162,7 @@ class Run:
             metrics["held_out"] = {key: {"base": base[key], "patched": patched[key]} for key in patched}
         folder = self.setup.recipe.output
         path = self.trainee.attached.export().save(folder / WEIGHTS)
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         return Result(path, metrics)
 
     def _identity(self) -> Identity:

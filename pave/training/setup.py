@@ -25,6 +25,7 @@ from pave.patch.base_match import base_match
 from pave.patch.file import Patch
 from pave.patch.report import PatchReport
 from pave.recipe import Recipe
+from pave.training.checkpoint import refuse_a_file
 
 # Recorded elsewhere in the patch, or without effect on its weights.
 UNRECORDED = {
@@ -54,8 +55,7 @@ class Setup:
     @classmethod
     def of(cls, recipe: Recipe) -> Setup:
         """Load what a recipe names."""
-        if recipe.output.exists() and not recipe.output.is_dir():
-            raise RecipeError(f"train.output={recipe.output}: is a file; give a folder")
+        refuse_a_file(recipe.output)
         for problem in filter(None, (missing(each.encoder) for each in recipe.senses.values())):
             raise EncoderError(problem)
         for file in filter(None, (recipe.data.train, recipe.data.val)):

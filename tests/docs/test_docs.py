@@ -55,7 +55,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("page", filter(runs, PAGES), ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if runs(page)], ids=name)
 def test_every_snippet_of_a_page_runs_and_prints_what_the_page_shows(page, results):
     assert not results[name(page)][1], results[name(page)][1]
 
@@ -110,8 +110,8 @@ def test_the_architecture_shows_the_wings_in_their_order():
     drawing = blocks(ROOT / "ARCHITECTURE.md")[0].text
     drawn = [re.split(r" {2,}", line.strip())[0] for line in drawing.splitlines() if line.strip("│ ")]
     names = [each.replace("/", "").replace(",", "") for each in drawn]
-    expected = [sorted(each.split()) for each in order[:-1]]
-    assert [sorted(each.split()) for each in names[:-1]] == expected and names[-1] == "vocabulary"
+    expected = ["vocabulary" if "recipe" in each.split() else each for each in order]
+    assert [sorted(each.split()) for each in names] == [sorted(each.split()) for each in expected]
 
 
 def test_files_that_the_architecture_names_exist():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -178,13 +179,12 @@ def test_tokens_depend_on_their_whole_window_and_no_other(encoder):
     assert (whole.x - other.x).abs().amax((1, 2, 3)).argmax() == 8  # the pair of frames 16 and 17
 
 
-def test_tokens_do_not_depend_on_the_number_of_frames_in_memory(tmp_path, encoder, monkeypatch):
+def test_frames_of_a_file_give_the_tokens_of_frames_in_memory(tmp_path, encoder):
     path = write_clip(tmp_path / "a.mp4", counting_frames(60), 10)
-    clip = Clip.read(path, frames=4, timeout=None)
-    whole = seen(encoder, clip)
-    monkeypatch.setattr("pave.senses.pictures.PART", 1)
-    parts = seen(encoder, clip)
-    assert len(whole.x) == 12 and torch.equal(whole.x, parts.x) and torch.equal(whole.times, parts.times)
+    clip, every = Clip.read(path, frames=4, timeout=None), Clip.read(path, frames=None, timeout=None)
+    whole, held = seen(encoder, clip), seen(encoder, replace(every, again=None))
+    assert len(whole.x) == 12
+    assert torch.equal(whole.x, held.x) and torch.equal(whole.times, held.times)
 
 
 def test_a_clip_without_pictures_is_absent(encoder):

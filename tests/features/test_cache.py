@@ -19,6 +19,7 @@ from pave.encoder import CONSENT, load_encoder
 from pave.errors import DataError, EncoderError, PatchMismatch
 from pave.features.cache import FeatureCache
 from pave.features.files import ClipEntry, FeatureKey, identity, write
+from pave.files import tensorfile
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
@@ -83,9 +84,10 @@ def test_cached_features_equal_fresh_ones_bit_for_bit(model: PatchedModel, films
 
 
 @pytest.mark.skipif(not MAPS.exists(), reason="only Linux lists the files that a process maps")
-def test_features_in_a_folder_are_mapped_and_not_held_in_memory(
-    model: PatchedModel, films: list[Source], tmp_path: Path
+def test_large_features_in_a_folder_are_mapped_and_not_held_in_memory(
+    model: PatchedModel, films: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tensorfile, "SMALL", 0)
     for _ in range(2):  # fresh ones, and those of another run
         found = store(model, tmp_path).read(films)
         assert found and all(file.name in MAPS.read_text() for file in cached(tmp_path))

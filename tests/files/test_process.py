@@ -17,7 +17,7 @@ import os, time
 from pave.files.process import answering
 def handle(request):
     time.sleep(request.get("sleep", 0))
-    return {"number": os.getpid(), "path": request["path"], "variable": os.environ.get("ECHO", "")}, {}
+    yield {"number": os.getpid(), "path": request["path"], "variable": os.environ.get("ECHO", "")}, {}
 def serve():
     answering(handle)
 """

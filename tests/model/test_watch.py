@@ -136,7 +136,7 @@ def test_a_file_is_read_no_further_than_it_is_watched(files: dict[str, Path]) ->
 def test_sound_after_the_last_picture_is_read_second_by_second(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "podcast.mp4", counting_frames(2), 2, tone(20, 48_000), 48_000)
     lengths = [0 if chunk.sound is None else chunk.sound.shape[1] / chunk.rate for chunk in chunks_of(str(path))]
-    assert sum(lengths) == pytest.approx(20, abs=0.1) and max(lengths) < 1.1
+    assert sum(lengths) == pytest.approx(20, abs=0.1) and max(lengths) < 1.6  # the sound is read half a second ahead
 
 
 def test_sound_that_begins_late_keeps_its_start_time(files: dict[str, Path]) -> None:

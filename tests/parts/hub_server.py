@@ -221,6 +221,6 @@ class HubServer(Hub):
         switches = {f"HF_HUB_DISABLE_{what}": "1" for what in ("XET", "TELEMETRY", "PROGRESS_BARS")}
         settings = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": "hf_test", **switches, **environment}
         command = [sys.executable, "-c", dedent(code)]
-        done = subprocess.run(command, env=inherited | settings, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=inherited | settings, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

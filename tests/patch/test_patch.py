@@ -203,7 +203,7 @@ def test_paths_without_a_patch_are_refused(tmp_path: Path) -> None:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return [name for name in os.listdir(folder) if name.endswith(".tmp")]
+    return [name for name in os.listdir(folder) if name.endswith(".part")]
 
 
 def another(patch: Patch) -> Patch:
@@ -248,15 +248,6 @@ def test_a_link_stays_a_link(patch: Patch, tmp_path: Path) -> None:
     patch.save(tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert same(Patch.load(tmp_path / "real.safetensors"), patch)
-
-
-def test_old_temporary_files_are_deleted_and_recent_ones_stay(patch: Patch, file: Path) -> None:
-    old, young = (file.with_name(f".{file.name}.{age}.tmp") for age in ("old", "young"))
-    for left in (old, young):
-        left.write_bytes(b"x")
-    os.utime(old, (0, 0))
-    patch.save(file)
-    assert leftovers(file.parent) == [young.name]
 
 
 def test_two_writers_leave_one_whole_file(patch: Patch, file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 
@@ -256,3 +257,13 @@ def test_captions_are_written_only_on_request(tmp_path):
     for channels, expected in ((CHANNELS, set()), ((*CHANNELS, CAPTION), {"told", "told-seen", "told-each"})):
         lines = write_clips(tmp_path, 2, split="train", channels=channels).read_text().splitlines()
         assert {json.loads(line)["kind"] for line in lines} & {"told", "told-seen", "told-each"} == expected
+
+
+def test_two_who_write_the_same_clips_at_once_both_succeed(tmp_path):
+    channels = ("audio", "imu", "views", "depth")
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(lambda _: write_clips(tmp_path / "both", 2, channels=channels), range(2))
+    assert one == two and not [file for file in one.parent.rglob("*") if "pave-" in file.name]
+    alone = write_clips(tmp_path / "alone", 2, channels=channels)
+    listed = [sorted(file.relative_to(jsonl.parent) for file in jsonl.parent.rglob("*")) for jsonl in (one, alone)]
+    assert listed[0] == listed[1] and one.read_bytes() == alone.read_bytes()

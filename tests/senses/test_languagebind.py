@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -289,14 +290,12 @@ def test_a_span_of_a_file_is_encoded_independently(tmp_path, encoder):
     assert (side.times[0].item(), side.times[-1].item()) == pytest.approx((1, 8.96))
 
 
-def test_tokens_do_not_depend_on_the_number_of_frames_in_memory(tmp_path, encoder, monkeypatch):
+def test_frames_of_a_file_give_the_tokens_of_frames_in_memory(tmp_path, encoder):
     path = write_clip(tmp_path / "a.mp4", counting_frames(120), 10)
-    clip = Clip.read(path, frames=4, timeout=None)
-    whole = encoder.encode(clip)
-    monkeypatch.setattr("pave.senses.pictures.PART", 1)
-    parts = encoder.encode(clip)
-    assert whole is not None and parts is not None and len(whole.x) == 24
-    assert torch.equal(whole.x, parts.x) and torch.equal(whole.times, parts.times)
+    clip, every = Clip.read(path, frames=4, timeout=None), Clip.read(path, frames=None, timeout=None)
+    whole, held = encoder.encode(clip), encoder.encode(replace(every, again=None))
+    assert whole is not None and held is not None and len(whole.x) == 24
+    assert torch.equal(whole.x, held.x) and torch.equal(whole.times, held.times)
 
 
 def test_tokens_depend_on_their_whole_group_and_no_other(encoder):

@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 from pave.errors import DataError, EncoderError, PatchMismatch, PatchNotFound, RecipeError, TrainingError
+from pave.files import tensorfile
 from pave.files.tensorfile import read_metadata
 from pave.hub import catalogue
 from pave.loading.base import load_base
@@ -139,7 +140,65 @@ def test_a_damaged_checkpoint_is_refused_and_the_run_can_start_again(recipe: Mak
     file.write_bytes(broken)
     with pytest.raises(TrainingError, match=r"is damaged.*; delete it and start without --resume"):
         train(recipe(*DROPOUT), resume=True)
+    file.unlink()
+    (file.parent / "patch.safetensors").unlink()
     assert train(recipe(*DROPOUT)).patch.read_bytes() == whole
+
+
+def test_a_finished_run_is_not_overwritten_from_python(recipe: Make) -> None:
+    output, short = recipe().output, ("train.steps=2",)
+    before = train(recipe(*short)).patch.stat()
+    for again in (recipe(*short), recipe("base=nothing/here")):
+        with pytest.raises(TrainingError, match=r"holds a checkpoint of step 2; go on with --resume, give another"):
+            train(again)
+    (output / NAME).unlink()
+    with pytest.raises(TrainingError, match=r"holds patch\.safetensors and no checkpoint"):
+        train(recipe(*short))
+    assert os.path.samestat((output / "patch.safetensors").stat(), before)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pave.files.locks import held
+with held(Path(sys.argv[1]), "a training run"):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a killed process is Unix here")
+def test_the_folder_of_a_living_run_is_refused_and_that_of_a_dead_one_is_not(recipe: Make, workshop: Path) -> None:
+    output = recipe().output
+    command = [sys.executable, "-c", HOLD, str(output)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            cause = rf"{output}: is in use by a training run \(process {process.pid} on .*, since .*\); wait for it"
+            for resume in (False, True):
+                with pytest.raises(TrainingError, match=cause):
+                    train(recipe("base=nothing/here"), resume=resume)
+        finally:
+            process.kill()
+    train(recipe("train.steps=1"))
+    assert not list(output.glob(".*"))
+
+
+def test_features_that_are_cut_short_during_a_run_end_it_with_an_error(
+    recipe: Make, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorfile, "SMALL", 0)  # only mapped files are in danger
+    output = tmp_path / "cut"
+    ours = read_recipe(workshop, [f"train.output={output}", "train.checkpoint_every=1"])
+
+    def cut(step: int, steps: int, figures: dict[str, float]) -> None:
+        for file in (output / "features").glob("*.safetensors"):
+            os.truncate(file, 100)
+
+    with pytest.raises(DataError, match=r"step 2: .* was cut short while it was in use.*of step 1, is in .*--resume"):
+        train(ours, progress=cut)
+    monkeypatch.undo()
+    assert train(ours, resume=True).patch.is_file(), "the clips are encoded again"
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(recipe: Make) -> None:
@@ -332,7 +391,7 @@ def test_a_patch_file_holds_no_path_and_no_time(recipe: Make, workshop: Path) ->
 @pytest.fixture
 def mixed(recipe: Make, workshop: Path) -> Callable[..., Recipe]:
     """A user's own file in which two of eight clips have no sound track: the first and the fourth line."""
-    return lambda *words: recipe(f"data.train={workshop / 'mixed.jsonl'}", "train.batch=8", *words)
+    return lambda *words, **place: recipe(f"data.train={workshop / 'mixed.jsonl'}", "train.batch=8", *words, **place)
 
 
 def soundless_rows(run: Run) -> Tensor:
@@ -378,7 +437,7 @@ def test_a_step_without_any_sound_changes_nothing(mixed: Make) -> None:
 def test_a_run_with_such_steps_can_be_resumed(mixed: Make) -> None:
     """One clip a step, so that some steps have no sound and AdamW counts fewer steps than the run."""
     words = ("train.batch=1", "train.steps=8")
-    bytes_ = train(mixed(*words)).patch.read_bytes()
+    bytes_ = train(mixed(*words, output="whole")).patch.read_bytes()
 
     def stop(step: int, steps: int, figures: dict[str, float]) -> None:
         if step == 4:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pave.encoder import known_encoders
 from pave.errors import EncoderError
+from pave.files.atomic import write_text
 
 # Parameters of PatchedModel.ask and Clip, and senses of PAVE itself: a signal with such a name could not be passed.
 TAKEN = {"audio", "video", "fast", "clip", "question", "patches", "max_new_tokens", "frames", "times", "rate"}
@@ -36,5 +37,5 @@ def write_encoder(name: str, folder: Path) -> list[Path]:
     for source, target in targets.items():
         text = Path(__file__).with_name(source).read_text("utf-8")
         text = text.replace("my-sense", name).replace("my_sense", word).replace("MySense", class_name)
-        target.write_text(text, "utf-8")
+        write_text(target, text)
     return list(targets.values())

@@ -13,15 +13,16 @@ Out: `rate` tokens per second, each with mean and standard deviation of its rows
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from pave.encoder import Encoder, EncoderSpec
-from pave.errors import EncoderError, SignalError
+from pave.errors import EncoderError, FileError, SignalError
+from pave.files.array_file import read_npy
 from pave.media import Clip, tensor_of
 from pave.sidechannel import SideTokens
 
@@ -61,8 +62,8 @@ class MySenseEncoder(Encoder):
         """The clip's rows as (n c), or an error that shows what was passed and the remedy."""
         path = isinstance(given, str | os.PathLike)
         try:
-            rows = tensor_of(np.load(given, allow_pickle=False) if path else given).float()
-        except (OSError, ValueError, EOFError, TypeError) as error:
+            rows = tensor_of(read_npy(Path(given)) if path else given).float()
+        except (FileError, ValueError, TypeError) as error:
             what = given if path else type(given).__name__
             raise SignalError(f"my_sense: {what} cannot be read ({error}); pass rows, or a .npy file of them") from None
         if rows.ndim != 2 or rows.shape[1] != self.dim or not rows.isfinite().all():
