@@ -71,7 +71,9 @@ class PatchFiles(Kind):
         steps = [lambda: patch_info(str(path)), lambda: Patch.load(path), lambda: self.asking(path)]
         if rng.random() < 0.2:
             steps += [lambda: patch_push(str(path), "user/repo", dry_run=True), lambda: profile("playroom", str(path))]
-        return Case(steps, (path.name, "prompt template", "views=", "encoder", "target_modules", *ENCODERS))
+        return Case(
+            steps, (path.name, "prompt template", "views=", "encoder", "target_modules", "resampler.", *ENCODERS)
+        )
 
     def changed(self, header: dict[str, Any], body: bytes, rng: Random) -> bytes:
         facts = dict(header["__metadata__"])
