@@ -71,7 +71,7 @@ def no_file(path: Path, rng: Random) -> None:
             path.write_bytes(b"")
         case 6:
             with path.open("wb") as file:
-                file.truncate(1 << 28)  # no block of it is on the disk
+                file.truncate(1 << 26)  # no block of it is on the disk
         case 7:
             with socket.socket(socket.AF_UNIX) as end:
                 place = os.getcwd()
