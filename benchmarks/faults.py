@@ -10,11 +10,16 @@ writers: two processes save to one file at the same time. cold: 16 processes req
 time. killed downloads: a process is killed at a random time of a download, and another requests the patch. broken
 downloads: the Hub's responses are corrupted at random, once or always; the patch must be right, or refused with a
 PatchError.
+
+strangers: patches, texts, bases, adapters, sensors: see `benchmarks/strangers`. Every case must be fine, or refused
+by a PaveError that names the file or the value, within 5 s of CPU time and 300 MB. Only on Linux. To reproduce BAD
+cases, look into `pave-strangers.bad.jsonl` in the folder of temporary files.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import resource
@@ -26,9 +31,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import torch
@@ -84,6 +90,7 @@ for line in sys.stdin:
     os._exit(0)
 """
 PATCH = "tester/small"
+BAD = "pave-strangers.bad.jsonl"
 
 
 def made(seed: int, width: int = 8, dim: int = 16) -> Patch:
@@ -260,6 +267,30 @@ def broken_downloads(tries: int, folder: Path) -> dict[str, Any]:
     return {"tries": tries, **counts(found)}
 
 
+class Strangers:
+    """A process that runs `benchmarks/strangers` for all its classes: its imports take seconds."""
+
+    def __init__(self) -> None:
+        settings = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [sys.executable, str(Path(__file__).with_name("strangers")), "serve"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=settings)
+        atexit.register(self.process.communicate)  # the end of its input ends it
+
+    def judge(self, kind: str, tries: int, bad: Path) -> dict[str, Any]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps([kind, 0, tries, str(bad)]) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+strangers = cache(Strangers)
+
+
+def of_strangers(kind: str) -> Callable[[int, Path], dict[str, Any]]:
+    return lambda tries, folder: strangers().judge(kind, tries, Path(gettempdir(), BAD))
+
+
 @contextmanager
 def hub_of_one(folder: Path) -> Iterator[tuple[HubServer, str]]:
     """A local Hub server with one patch of some megabytes, and the sha256 of the patch."""
@@ -340,6 +371,9 @@ PARTS: dict[str, tuple[Callable[[int, Path], dict[str, Any]], int, int]] = {  # 
     "killed downloads": (killed_downloads, 5, 200),
     "broken downloads": (broken_downloads, 20, 500),
 }
+if sys.platform == "linux":
+    for kind, few in {"patches": 40, "texts": 40, "bases": 30, "adapters": 30, "sensors": 40}.items():
+        PARTS[f"strangers: {kind}"] = (of_strangers(kind), few, 10_000)
 
 
 def main() -> None:

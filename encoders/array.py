@@ -90,7 +90,10 @@ class Array(Encoder):
             name = f"{name} ({value})"
             values, times = _read(Path(value))
         else:
-            values, times = tensor_of(value), None
+            try:
+                values, times = tensor_of(value), None
+            except SignalError as error:
+                raise SignalError(f"{name}: {error}; of files, one") from None
         if values.ndim != 2 or values.shape[1] != dim or values.is_complex():
             shape = f"shape {tuple(values.shape)} of {values.dtype}"
             raise SignalError(f"{name} has {shape}; pass (τ {dim}), real numbers, a row per instant")

@@ -118,8 +118,8 @@ def refuse_texts(file: str | Path, examples: Iterable[Example], refuse: Callable
 
 def refuse_no_file(path: Path) -> None:
     """Refuse a missing file or a folder."""
-    if path.is_dir() or not path.exists():
-        cause = "is a folder" if path.is_dir() else "no such file"
+    if os.path.isdir(path) or not os.path.exists(path):  # unlike Path's, they take names too long for a file system
+        cause = "is a folder" if os.path.isdir(path) else "no such file"
         raise DataError(f"{path}: {cause}; give a JSONL file whose lines have id, video and conversations")
 
 

@@ -6,6 +6,7 @@ remedy. Knows nothing of tensors and of the metadata of patch files.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from io import TextIOWrapper
 from pathlib import Path
@@ -189,7 +190,7 @@ def _patches(folder: Path, named: Any) -> Any:
     """Resolve patches against a folder if they exist there; catalogue and Hub names stay."""
     if isinstance(named, list):
         return [_patches(folder, each) for each in named]
-    return str(folder / named) if isinstance(named, str) and (folder / named).exists() else named
+    return str(folder / named) if isinstance(named, str) and os.path.exists(folder / named) else named
 
 
 def _beside(folder: Path, named: Any) -> Any:

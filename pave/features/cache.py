@@ -19,7 +19,7 @@ from pathlib import Path
 from pave.data import Source
 from pave.encoder import Encoder, consent, mixed
 from pave.errors import DataError, FileError, MediaError, PatchMismatch, SignalError, raised_as
-from pave.features.files import ROOM, FeatureFolder, identity
+from pave.features.files import ROOM, FeatureFolder, identity, inside
 from pave.files import atomic, tensorfile
 from pave.media.clip import Clip, decode_many
 from pave.media.decoding import Timeout
@@ -44,7 +44,8 @@ class FeatureCache:
         made: Sequence[Path] = (),
         timeout: Timeout = "auto",
     ) -> None:
-        self.model, self.folder, self.timeout = model, folder, timeout
+        self.model, self.folder = model, folder
+        self.timeout: Timeout = timeout
         self.refused: dict[Source, str] = {}  # unreadable clips, and why
         self.made: dict[str, tuple[Encoder, FeatureFolder]] = {}
         for features in map(FeatureFolder, made):
@@ -73,8 +74,8 @@ class FeatureCache:
         fresh = [source for source, features in found.items() if features is None]
         workers = min(MAX_WORKERS, os.cpu_count() or 1)
         files = [(source.video, source.options(self.hears)) for source in fresh]
-        reading = {"frames": self.model.host.frames, "mono": mixed(self.encoders)}
-        clips = decode_many(files, workers=workers, timeout=self.timeout, **reading)
+        frames, mono = self.model.host.frames, mixed(self.encoders)
+        clips = decode_many(files, workers=workers, timeout=self.timeout, frames=frames, mono=mono)
         for done, (source, clip) in enumerate(zip(fresh, clips, strict=True), len(found) - len(fresh) + 1):
             found[source] = self._encode(source, clip)
             if on_clip:
@@ -109,12 +110,13 @@ class FeatureCache:
 
     def _file(self, source: Source) -> Path | None:
         """The cache file of a clip, named by the paths, sizes and modification times of its files, the names of its
-        signals, the chosen tracks, and the networks. None without a folder, or if a file of the clip is missing."""
+        signals, the chosen tracks, and the networks. None without a folder, or if a file of the clip is missing, or a
+        folder no signal."""
         if self.folder is None:
             return None
         try:
             facts = [fact for file in source.files for fact in _facts(file)]
-        except OSError:
+        except (OSError, MediaError):
             return None
         chosen = [json.dumps(source.tracks)] if source.tracks else []
         # Earlier versions cached the clip's own sound under a name that has a signal `audio`.
@@ -186,6 +188,6 @@ def _encoder_of(model: PatchedModel, encoders: Sequence[Encoder], features: Feat
 
 def _facts(path: Path) -> list[str]:
     """Path, size and modification time of a file, or of all files in a folder."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = inside(path) if path.is_dir() else [path]
     stats = [(file, file.stat()) for file in files]
     return [str(path.resolve()), *(f"{file.name}|{stat.st_size}|{stat.st_mtime_ns}" for file, stat in stats)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 MAKE = "delete it, and make it again with `pave encode`"
 ROOM = "features cannot be saved there: make room on the disk, or fix its permissions"
 CHUNK = 1 << 20  # bytes of a media file per read
+SCAN = 100_000  # most files and folders in the folder of a scan; ScanNet's longest has some 20,000
 
 
 class FeatureKey(Config):
@@ -178,13 +180,24 @@ def identity(source: Source, sense: str) -> tuple[str, str]:
     return _sha256(source.video), signal
 
 
+def inside(folder: Path, most: int = SCAN) -> list[Path]:
+    """All files in a folder that is a signal, in order, and in the folders in it. MediaError if there are more than a
+    scan has: a line of a data file may name any folder, and looking through a whole disk would take hours."""
+    found, seen = [], 0
+    for place, folders, names in os.walk(folder):
+        seen += len(folders) + len(names)
+        if seen > most:
+            raise MediaError(f"{folder}: has more than {most:,} files and folders; give one file, or a scan")
+        found += [Path(place, name) for name in names]
+    return sorted(file for file in found if file.is_file())
+
+
 def _sha256(path: Path) -> str:
     """Of a file's bytes and the part of it that is named; of a folder, of the names and bytes of all files in it."""
     if (file := whole(path)) != path:
         return hashlib.sha256(f"{_sha256(file)} {path.name}".encode()).hexdigest()
     if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.is_file())
-        listing = "".join(f"{file.relative_to(path).as_posix()}\0{_sha256(file)}\0" for file in inside)
+        listing = "".join(f"{file.relative_to(path).as_posix()}\0{_sha256(file)}\0" for file in inside(path))
         return hashlib.sha256(listing.encode()).hexdigest()
     digest = hashlib.sha256()
     try:

@@ -102,6 +102,8 @@ def load_base(
         base.visual_ids([0.0], "none")  # fail now if the tokenizer lacks a special token around key frames
         if not 0 <= base.placeholder < model.get_input_embeddings().num_embeddings:
             raise ValueError(f"token {base.placeholder}, which marks pictures, is not in its vocabulary")
+        if min(base.size) < 1:
+            raise ValueError(f"its vision tower reads pictures of {base.size[1]}x{base.size[0]} pixels")
     if half or quantise or isinstance(where, dict):
         base.fingerprint()
     if kind != exact:
@@ -140,8 +142,8 @@ def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: in
             kind = config.dtype or config.get_text_config().dtype or torch.float32
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config).to(kind)
-        known = _local_tokenizer(place)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=known or Tokenizer(models.BPE()), eos_token="<|im_end|>")
+        known = _local_tokenizer(place) or Tokenizer(models.BPE())
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=known, eos_token="<|im_end|>")
     template = f"{VIDEO}{QUESTION}<|im_end|>"
     base = family(model, tokenizer, frames=_frames(source, place, frames), template=template, repo=_repo(source))
     base._fingerprint = ""

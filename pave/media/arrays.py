@@ -37,7 +37,12 @@ def one_channel(sound: Tensor, channel: Channel) -> Tensor:
 
 def tensor_of(values: Any) -> Tensor:
     """Values as a tensor; arrays are copied, since they may be read-only or change later."""
-    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    if isinstance(values, Tensor):
+        return values
+    try:
+        return torch.from_numpy(np.array(values))
+    except (TypeError, ValueError):  # texts, None, rows of several lengths
+        raise SignalError(f"{repr(values)[:80]} is no array of numbers; pass rows of equal length") from None
 
 
 def pictures_of(frames: Any) -> Tensor:

@@ -72,7 +72,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
             value = super().construct_object(node, deep)
-        except (ValueError, OverflowError):  # such as an integer of 5,000 digits
+        except (ValueError, OverflowError, LookupError, AttributeError):  # 5,000 digits, `!!bool maybe`, `!!int ''`
             raise _flaw(node, f"{quoted(node.value)} is not a number; put it in quotes") from None
         if type(value) is int and not -(2 ** (BITS - 1)) <= value < 2**BITS:
             raise _flaw(node, f"{quoted(node.value)} needs over {BITS} bits; use a smaller number, or put it in quotes")

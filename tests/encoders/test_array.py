@@ -83,6 +83,8 @@ def test_the_encoding_of_a_clip_without_the_signal_is_none() -> None:
         (ROWS.flatten(), r"shape \(40,\)"),
         (ROWS.to(torch.complex64), "complex64"),
         (ROWS.where(ROWS != 6, torch.nan), "1 of 20 rows have a value that is not finite"),
+        (["a.npy", "b.npy"], r"imu: \['a.npy', 'b.npy'\] is no array of numbers"),
+        ([[1, 2], [3]], "is no array of numbers; pass rows of equal length"),
     ],
 )
 def test_invalid_rows_are_refused(value, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from small import full_disk
 from pave.data import Files, Source
 from pave.encoder import load_encoder
 from pave.errors import DataError, MediaError, SignalError
-from pave.features.files import DTYPES, ClipEntry, FeatureFolder, FeatureKey, identity, read_header, write
+from pave.features.files import DTYPES, ClipEntry, FeatureFolder, FeatureKey, identity, inside, read_header, write
 from pave.files import tensorfile
 from pave.sidechannel import PARTS, SideTokens
 
@@ -201,6 +202,17 @@ def test_a_clip_is_identified_by_the_content_of_its_files_and_not_by_their_names
     assert named("a.mp4", ("imu", str(scan))) != before
     with pytest.raises(MediaError, match=r"gone\.mp4: cannot be read \(No such file"):
         named("gone.mp4")
+
+
+def test_a_folder_that_is_no_scan_is_refused_before_all_of_it_is_looked_through(tmp_path: Path) -> None:
+    (tmp_path / "color").mkdir()
+    for name in ("color/1.png", "0.png"):
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert inside(tmp_path, 5) == [tmp_path / "0.png", tmp_path / "color" / "1.png"]
+    with pytest.raises(MediaError, match="has more than 4 files and folders; give one file"):
+        inside(tmp_path, 4)
 
 
 def test_a_header_is_read_without_tokens(folder: Path) -> None:

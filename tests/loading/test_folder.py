@@ -112,6 +112,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda folder: changed(folder, part="text_config", vocab_size=10**9),
         "describes .* numbers, its safe",
     ),
+    "pictures of no size": (
+        lambda folder: changed(folder, part="vision_config", image_size=-56),
+        "its vision tower reads pictures of -56x-56 pixels",
+    ),
     "large pictures": (lambda folder: changed(folder, part="vision_config", image_size=10**6), "describes .* numbers"),
     "no such layer": (
         lambda folder: changed(folder, vision_feature_layer=9),
