@@ -74,8 +74,10 @@ class FeatureCache:
         fresh = [source for source, features in found.items() if features is None]
         workers = min(MAX_WORKERS, os.cpu_count() or 1)
         files = [(source.video, source.options(self.hears)) for source in fresh]
-        frames, mono = self.model.host.frames, mixed(self.encoders)
-        clips = decode_many(files, workers=workers, timeout=self.timeout, frames=frames, mono=mono)
+        host, encoders = self.model.host, self.encoders
+        size = host.size if all(encoder.hears for encoder in encoders) else None  # others may look at the pictures
+        options = {"frames": host.frames, "size": size, "mono": mixed(encoders)}
+        clips = decode_many(files, workers=workers, timeout=self.timeout, **options)
         for done, (source, clip) in enumerate(zip(fresh, clips, strict=True), len(found) - len(fresh) + 1):
             found[source] = self._encode(source, clip)
             if on_clip:

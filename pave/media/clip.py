@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral
 from operator import index
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -29,10 +29,14 @@ from pave.errors import MediaError, SignalError, UsageError
 from pave.media.arrays import pictures_of, size_of, sound_of, tensor_of, times_of
 from pave.media.decoding import Timeout
 from pave.media.key_frames import Request
+from pave.media.pixels import scaled
 from pave.media.resampling import resample
 from pave.text.shown import Lines
 
 Path = str | os.PathLike
+if TYPE_CHECKING:
+    from pave.media.decode import Part
+
 TIMEOUT: Timeout = "auto"  # limit of decoding a file: grows with its length
 
 
@@ -103,6 +107,7 @@ class Clip:
         start: float | None = None,
         end: float | None = None,
         at: Sequence[float] | None = None,
+        size: tuple[int, int] | None = None,
         audio_track: int | None = None,
         video_track: int | None = None,
         timeout: Timeout = TIMEOUT,
@@ -117,14 +122,15 @@ class Clip:
         mono: mix the channels to one, "stereo": to at most two, as FFmpeg weighs them; False: leave them as they are.
         start, end: seconds on the file's clock; times stay relative to the whole file.
         at: the pictures on screen at these seconds on the file's clock instead.
+        size: resize each frame to this height and width as it comes, as the vision tower of a base does (`preprocess`);
+            None keeps the file's. The report says the file's.
         audio_track, video_track: which track, counted from 0 within its kind, as FFmpeg's `0:a:1`; None: the file's
             default one. If that sound does not decode, the next one is read.
         timeout: seconds after which a worker process that decodes is killed; math.inf: never. "auto" allows more
             processor time the longer the file is, and does not count the time for which a busy machine lets it wait.
             None decodes in this process, without a limit.
         """
-        from pave.media.decode import decode, gathered
-        from pave.media.decoding import decode_within
+        from pave.media.decode import gathered
 
         # A worker keeps the working directory it was started in, so paths are made absolute (URLs are refused later).
         path = os.fsdecode(path)
@@ -134,7 +140,7 @@ class Clip:
         timeout = limit_of(timeout)
         instants = None if at is None else [float(second) for second in at]
         request = Request(full, count, fps, audio, mono, start, end, instants, sound_track, film_track)
-        result = gathered(decode(request)) if timeout is None else decode_within(request, timeout)
+        result = gathered(_parts(request, timeout), None if size is None else partial(_resized, size=size))
         pictures = None if result.frames is None else rearrange(torch.from_numpy(result.frames), "t y x c -> t c y x")
         sound, rate = None if result.audio is None else torch.from_numpy(result.audio), result.rate
         if sound is not None and rate and audio_rate is not None:
@@ -146,7 +152,7 @@ class Clip:
             audio=sound,
             rate=rate,
             audio_start=result.audio_start,
-            report=Report(source=path, size=size_of(pictures), **facts),
+            report=Report(source=path, size=result.size, **facts),
             again=partial(_again, request, timeout),
         )
 
@@ -229,14 +235,26 @@ class Clip:
             yield self.frames[place]
 
 
-def _again(request: Request, timeout: Timeout, seconds: Sequence[float]) -> Iterator[Tensor]:
-    """The pictures (3 y x) of a request's file on screen at these seconds."""
-    from pave.media.decode import decode, one_by_one
+def _parts(request: Request, timeout: Timeout) -> Iterator[Part]:
+    """What a file holds, decoded here or, within a limit, in a worker process."""
+    from pave.media.decode import decode
     from pave.media.decoding import parts_within
 
+    return decode(request) if timeout is None else parts_within(request, timeout)
+
+
+def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture (y x 3) at another size."""
+    frame = rearrange(torch.from_numpy(np.ascontiguousarray(picture)), "y x c -> 1 c y x").contiguous()
+    return rearrange(scaled(frame, size), "1 c y x -> y x c").numpy()
+
+
+def _again(request: Request, timeout: Timeout, seconds: Sequence[float]) -> Iterator[Tensor]:
+    """The pictures (3 y x) of a request's file on screen at these seconds."""
+    from pave.media.decode import one_by_one
+
     request = replace(request, at=[float(second) for second in seconds], audio=False, start=None, end=None)
-    parts = decode(request) if timeout is None else parts_within(request, timeout)
-    for picture in one_by_one(parts):
+    for picture in one_by_one(_parts(request, timeout)):
         yield rearrange(torch.from_numpy(np.ascontiguousarray(picture)), "y x c -> c y x").contiguous()
 
 

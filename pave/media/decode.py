@@ -48,6 +48,7 @@ class Decoded:
     audio: np.ndarray | None = None  # float32 (c n)
     rate: int | None = None
     audio_start: float = 0.0
+    size: tuple[int, int] | None = None  # y x of the file's pictures
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -94,15 +95,16 @@ def why_nothing(request: Request, survey: Survey) -> tuple[str, str]:
     return "nothing in it decodes", "the file is damaged: download or record it again"
 
 
-def gathered(parts: Iterable[Part]) -> Decoded:
-    """The arrays of all parts."""
+def gathered(parts: Iterable[Part], scale: Callable[[np.ndarray], np.ndarray] | None = None) -> Decoded:
+    """The arrays of all parts; `scale` is applied to each picture (y x 3) as it comes."""
     result, order, films, sounds = Decoded(), [], {}, []
     for values, array in parts:
         if "plan" in values:
             order, films = values["plan"], {}
             result.times = np.array(values["times"], np.float64) if order else None
-        elif "picture" in values:
-            films[values["picture"]] = array
+        elif "picture" in values and array is not None:
+            result.size = array.shape[:2]
+            films[values["picture"]] = scale(array) if scale else array
         elif "sound" in values:
             sounds.append((values["sound"], array))
         elif "facts" in values:

@@ -1,6 +1,6 @@
 """Decoding with limits of time and memory, in worker processes: a decoder that hangs can only be killed.
 
-In: a `Request` and a limit. Out: its parts or its `Decoded`, or a MediaError after the limit. A worker imports only
+In: a `Request` and a limit. Out: the parts of the clip, or a MediaError after the limit. A worker imports only
 PyAV and numpy, and sends every picture as it is decoded.
 """
 
@@ -16,7 +16,7 @@ from pave.errors import MediaError
 from pave.files.process import Pool, Reply, Stopped, answering, limit
 
 if TYPE_CHECKING:
-    from pave.media.decode import Decoded, Part
+    from pave.media.decode import Part
     from pave.media.key_frames import Request
 
 Timeout = float | Literal["auto"] | None
@@ -28,13 +28,6 @@ MEMORY = 1400 << 20  # bytes that a worker may allocate: PyAV and numpy take 60 
 LEAST, MOST = 30.0, 3600.0
 PATIENCE = 10.0  # times as long may pass on the clock: for a decoder that waits for something
 SETTING = "timeout= (--timeout on the command line, data.timeout in a recipe)"
-
-
-def decode_within(request: Request, timeout: float | Literal["auto"]) -> Decoded:
-    """`decode(request)` in a worker, which is killed at the limit."""
-    from pave.media.decode import gathered
-
-    return gathered(parts_within(request, timeout))
 
 
 def parts_within(request: Request, timeout: float | Literal["auto"]) -> Iterator[Part]:

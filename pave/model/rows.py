@@ -107,8 +107,12 @@ def _read(row: Row, calls: Calls, audio: bool, timeout: Timeout) -> Clip:
     if isinstance(row.clip, Clip):
         return row.clip
     if isinstance(row.clip, str | Path):
-        options = {"frames": calls.host.frames, "audio": audio, "mono": mixed(_encoders(calls)), "timeout": timeout}
-        return Clip.read(row.clip, **options, **row.tracks)
+        encoders = list(_encoders(calls))
+        size = (
+            calls.host.size if all(encoder.hears for encoder in encoders) else None
+        )  # others may look at the pictures
+        options = {"frames": calls.host.frames, "size": size, "audio": audio, "mono": mixed(encoders)}
+        return Clip.read(row.clip, **options, timeout=timeout, **row.tracks)
     return Clip.from_frames(row.clip)
 
 

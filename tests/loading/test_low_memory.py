@@ -287,7 +287,7 @@ def test_a_base_that_accelerate_has_dispatched_works_or_is_refused_in_words(whol
     with pytest.raises(BaseModelError, match=r"image_newline is offloaded, but .*keep it on a device: pave\.load"):
         wrapped(accelerate.cpu_offload(copy.deepcopy(whole.base), execution_device="cpu"))
     with pytest.raises(BaseModelError, match=r"weight of the base has no values \(meta device\); load it with pave"):
-        wrapped(copy.deepcopy(whole.base).to("meta")).apply_patch(patch)
+        wrapped(copy.deepcopy(whole.base).to("meta")).apply_patch(patch)  # pyright: ignore[reportArgumentType]
     for given in (whole.base, whole, None, 3):
         with pytest.raises(BaseModelError, match=f"got a {type(given).__name__}, not the name of a base"):
             load(given)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from torch import Tensor
 from pave.errors import MediaError, SignalError
 from pave.files.process import Stopped, Worker
 from pave.media.clip import Clip, Signal, decode_many
-from pave.media.decoding import WORKERS, decode_within
+from pave.media.decoding import WORKERS, parts_within
 from pave.media.key_frames import Request
 from pave.media.pixels import preprocess
 from pave.media.resampling import resample
@@ -482,7 +482,7 @@ def test_decoding_past_its_limit_is_killed_and_the_next_file_is_read(tmp_path, l
 def test_a_bug_in_pave_is_not_blamed_on_the_file(tmp_path):
     path = write_clip(tmp_path / "a.mp4", counting_frames(5))
     with pytest.raises(MediaError, match=r"a.mp4: TypeError: .* bug in PAVE, not in the file; please report it"):
-        decode_within(Request(str(path), frames="5"), 30)  # pyright: ignore[reportArgumentType]
+        list(parts_within(Request(str(path), frames="5"), 30))  # pyright: ignore[reportArgumentType]
     assert numbers(Clip.read(path, frames=np.int64(1), start=np.float32(0))) == [0]  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="integer"):
         Clip.read(path, frames=2.5)  # pyright: ignore[reportArgumentType]

@@ -14,6 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
+from av.stream import Disposition
 from clips import click, counting_frames, number, write_clip
 from PIL import Image
 from places import ROOT
@@ -24,6 +26,7 @@ from pave.media.clip import Clip
 from pave.media.container import walk
 from pave.media.decode import decode
 from pave.media.key_frames import Request
+from pave.media.pixels import scaled
 from pave.media.sound import mixing, waveform
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -212,7 +215,7 @@ def write_tracks(path: Path, flags: list[str]) -> Path:
         for stream in old.streams:
             tracks[stream.index] = new.add_stream_from_template(stream)
             wanted = flags[stream.index - 1] if stream.type == "audio" else "default"
-            tracks[stream.index].disposition = getattr(av.stream.Disposition, wanted) if wanted else 0
+            tracks[stream.index].disposition = Disposition[wanted] if wanted else 0
         for packet in old.demux():
             if packet.size:
                 packet.stream = tracks[packet.stream.index]
@@ -340,6 +343,14 @@ def test_the_worker_holds_one_picture_and_has_a_limit_of_memory(tmp_path: Path) 
     assert peak < 240, f"{peak:.0f} MB: all pictures were held"
     assert f"{decoding.MEMORY}" in limits.split("Max data size")[1].split()[0]
     assert resource.getrlimit(resource.RLIMIT_DATA)[0] != decoding.MEMORY  # the caller's own limit is not touched
+
+
+def test_pictures_resized_as_they_come_are_those_that_a_tower_resizes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = write_clip(tmp_path / "a.mp4", rng.integers(0, 256, (5, 96, 128, 3), dtype=np.uint8), 25)
+    whole, small = Clip.read(path), Clip.read(path, size=(42, 30))
+    assert whole.frames is not None and small.frames is not None
+    assert torch.equal(small.frames, scaled(whole.frames, (42, 30))) and small.report == whole.report
 
 
 def test_dense_pictures_are_read_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

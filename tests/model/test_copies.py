@@ -95,7 +95,8 @@ def test_a_copy_of_a_patched_base_is_the_base(one: PatchedModel) -> None:
     other = PatchedModel(one.host)
     bare = copy.deepcopy(one.base)
     hooks = [len(each._forward_hooks) for each in bare.modules()]
-    kept = one.base.get_decoder().layers[0].self_attn.v_proj.register_forward_hook(plain_hook)
+    layer: Any = one.base.get_decoder().get_submodule("layers.0.self_attn.v_proj")
+    kept = layer.register_forward_hook(plain_hook)
     hears(one)
     other.apply_patch(other_ears(one), name="more")
     file = io.BytesIO()

@@ -79,7 +79,7 @@ def test_tracks_are_chosen_by_number(one: PatchedModel, files: Path) -> None:
         ({"video_track": 1}, "two.mkv: has 1 video track, and video_track=1 was requested"),
     ):
         with pytest.raises(MediaError, match=cause):
-            one.ask(files / "two.mkv", WHAT, **more)
+            one.ask(files / "two.mkv", WHAT, **more)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_choice_that_would_be_ignored_is_refused(one: PatchedModel, files: Path) -> None:
