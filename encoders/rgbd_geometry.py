@@ -15,7 +15,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,9 @@ class Options(EncoderOptions):
     preset: Annotated[str, BeforeValidator(_preset)] = "base"
     # Views, at most.
     frames: Annotated[Count, Field(le=MOST, description=f"needs an integer number of frames up to {MOST}")] = 32
+    # For the preset llava3d, which views of a scan with more. steps: every (n // frames)-th from the first, as in
+    # LLaVA-3D, which never sees the last ones; even: equally spaced from the first to the last, as the preset base.
+    sampling: Annotated[Literal["steps", "even"], Field(description="samples views by steps or even")] = "steps"
     # Frame rate of the stream; the numbers in a scan's file names are frame indices. None: views have no times. A
     # float, so that 30 and 30.0 share a cache.
     fps: Annotated[
@@ -82,6 +85,10 @@ class Options(EncoderOptions):
     # default: PAVE_LLAVA3D and PAVE_CLIP_336, else the Hub, where the file with the MLP has 5 GB.
     weights: Weights = ""
     clip: Weights = ""
+
+    @property
+    def resolved(self) -> dict[str, Any]:  # hashes are older than `sampling`
+        return {key: value for key, value in super().resolved.items() if key != "sampling" or value != "steps"}
 
     @field_validator("mask_holes", mode="before")
     @classmethod
@@ -199,8 +206,9 @@ class Llava3D(Geometry):
         )
 
     def pick(self, count: int) -> Sequence[int]:
-        """Views at equal intervals from the first, as in LLaVA-3D: the last ones may never be used, and too few are
-        repeated."""
+        """Views at equal intervals; too few are repeated."""
+        if self.options.sampling == "even" and count > self.options.frames:
+            return evenly(self.options.frames)(count)
         return [i * max(1, count // self.options.frames) % count for i in range(self.options.frames)]
 
     def outline(self) -> Pass:

@@ -55,8 +55,9 @@ BUILT_IN = {
     "feat_combine_method": "add",
 }
 # Options of the encoders that made the authors' features, where a recipe's default is another. Channel 0 is what
-# torchaudio's fbank takes in tools/audio/extract_imagebind_audio_feature.py.
-FEATURES = {"imagebind-audio": {"channel": "first"}}
+# torchaudio's fbank takes in tools/audio/extract_imagebind_audio_feature.py. How the authors chose the views of a scan
+# is not published; LLaVA-3D's own rule would leave out half of a scan of 63 views.
+FEATURES = {"imagebind-audio": {"channel": "first"}, "rgbd-geometry": {"sampling": "even"}}
 NEWLINES = {"grid": "grid", "one_token": "end", "no_token": "none"}  # mm_newline_position -> `newline` of a patch
 RELEASED = "pass an official zip, or the folder in it"
 UNSAFE = re.compile(r"^/|^[A-Za-z]:|\\|\0|(^|/)\.\.(/|$)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from pave.encoder import CONSENT, Encoder, load_encoder
 from pave.errors import EncoderError
 from pave.media.unproject import at_corners
+from pave.patch.official import as_authors
 from pave.senses.languagebind import tower
 from pave.senses.weights import INDEX
 
@@ -107,6 +109,17 @@ def test_the_views_of_a_scan_are_those_of_the_authors(views: int, step: int, las
     """In LLaVA-3D, view i is i * (n // 32): whole steps from the first view on; what is left over is never seen."""
     chosen = load_encoder("rgbd-geometry", preset="llava3d").pick(views)  # type: ignore[attr-defined]
     assert chosen == list(range(0, last + 1, step)) and len(chosen) == 32
+
+
+@pytest.mark.parametrize("views", [40, 63, 1000])
+def test_a_converted_patch_sees_a_scan_evenly_to_its_last_view(views: int) -> None:
+    options = as_authors("rgbd-geometry", {"preset": "llava3d"})
+    encoder = load_encoder("rgbd-geometry", **options)
+    chosen = encoder.pick(views)  # type: ignore[attr-defined]
+    steps = {after - before for before, after in itertools.pairwise(chosen)}
+    assert len(chosen) == 32 and (chosen[0], chosen[-1]) == (0, views - 1) and max(steps) - min(steps) <= 1
+    plain = load_encoder("rgbd-geometry", preset="llava3d").spec
+    assert encoder.spec.preprocessing != plain.preprocessing and "sampling" not in plain.options
 
 
 def test_the_spec_needs_neither_weights_nor_a_base(playroom_host, llava3d):
