@@ -64,7 +64,7 @@ class Options(EncoderOptions):
 
     preset: Annotated[str, BeforeValidator(_preset)] = "base"
     # Views, at most.
-    frames: Annotated[Count, Field(le=MOST, description=f"needs an integer number of frames up to {MOST}")] = 32
+    frames: Annotated[Count, Field(le=MOST, description="needs an integer number of frames")] = 32
     # For the preset llava3d, which views of a scan with more. steps: every (n // frames)-th from the first, as in
     # LLaVA-3D, which never sees the last ones; even: equally spaced from the first to the last, as the preset base.
     sampling: Annotated[Literal["steps", "even"], Field(description="samples views by steps or even")] = "steps"

@@ -379,6 +379,10 @@ class Host(ABC):
         outside the language model."""
         config = {key: value for key, value in self.model.config.to_dict().items() if key.startswith("vision")}
         facts = json.dumps([self.frames, *self.size, *self.mean, *self.std, str(self.dtype), config], default=str)
+        return tensorfile.digest(facts, self._outside())
+
+    def _outside(self) -> dict[str, Tensor]:
+        """All tensors outside the language model."""
         whole = self.model.base_model
         decoder = next(name for name, module in whole.named_modules() if module is self.language_model)
         tensors = {name: each for name, each in whole.state_dict().items() if not name.startswith(f"{decoder}.")}
@@ -386,14 +390,15 @@ class Host(ABC):
             if tensor.is_meta:
                 cause = f"{name} is offloaded and cannot be hashed, which cached feature files need"
                 raise BaseModelError(f"{cause}; assign it a device in the device map, or cache features in memory only")
-        return tensorfile.digest(facts, tensors)
+        return tensors
 
     def identity(self) -> str:
         """sha256 of all weights and of what prepares pictures; computed once, since it takes seconds. Inputs of a base
         of equal identity are this base's own."""
         if self._identity is None:
-            facts = "".join((self.fingerprint(), self.vision_fingerprint()))
-            self._identity = hashlib.sha256(facts.encode()).hexdigest()
+            picked = [getattr(self.model.config, f"vision_feature_{key}", None) for key in ("layer", "select_strategy")]
+            facts = [self.fingerprint(), self.frames, *self.size, *self.mean, *self.std, *picked]
+            self._identity = tensorfile.digest(json.dumps(facts), self._outside())
         return self._identity
 
     eyes = vision_fingerprint  # its earlier name, for encoders of users

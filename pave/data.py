@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pave.errors import DataError, UsageError, raised_as
-from pave.files.atomic import opened
+from pave.files.atomic import reading
 from pave.text.shown import quoted
 from pave.text.values import json_value
 
@@ -92,7 +92,7 @@ def read_jsonl(path: str | Path) -> list[Example]:
     path = Path(path)
     refuse_no_file(path)
     examples: list[Example] = []
-    with raised_as(DataError), opened(path) as file:
+    with raised_as(DataError), reading(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
             if not examples and line.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
                 command = f"jq -c '.[]' {shlex.quote(str(path))} > {shlex.quote(str(path.with_suffix('.lines.jsonl')))}"

@@ -249,7 +249,7 @@ import pave
 model = pave.load("playroom", dtype="float32")
 report = model.apply_patch("audio-playroom")
 path = Path(sys.argv[1])
-model.export("audio-playroom").save(path / "größe.safetensors")
+model.export("audio-playroom").save(path / "written.safetensors")
 inputs = model.prepare([pave.Clip.read(path / "Ton ı.mp4", frames=8)], ["Ünlü ses?"])
 logits = model.forward(inputs).logits.detach()
 print(report.sha256, hashlib.sha256(logits.numpy().tobytes()).hexdigest())

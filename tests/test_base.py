@@ -178,7 +178,7 @@ def test_a_base_with_missing_or_damaged_files_is_refused(tmp_path: Path) -> None
         (
             "preprocessor_config.json",
             COLOURS % "[1, 1, NaN]",
-            r"its preprocessor_config\.json is not JSON \(NaN is not allowed\)",
+            r"its preprocessor_config\.json is not JSON \(NaN is not a finite number\)",
         ),
         ("processor_config.json", COLOURS % '"x"', "its processor_config.json has image_std='x'; it must be three"),
         ("processor_config.json", '{"image_mean": [true, 1, 1]}', r"image_mean=\[True, 1, 1\]; it must be three"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pave.cli.terminal import PLAIN, quiet, remark
+from pave.cli.terminal import PLAIN, quiet, remark, say
 from pave.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def weights_list() -> None:
 
     for name in fetch.NAMES:
         for release in fetch.releases(name):
-            print(f"{name}: {release.what}, {release.licence} [{'here' if release.present else release.size}]")
+            say(f"{name}: {release.what}, {release.licence} [{'here' if release.present else release.size}]")
 
 
 @app.command("path")
@@ -41,7 +41,7 @@ def weights_path(name: Annotated[str, typer.Argument(metavar="NAME", help="An en
     for release in fetch.releases(name):
         if release.lacking:
             raise EncoderError(release.lacking)
-        print(release.kept if release.kept and release.kept.is_file() else release.source)
+        say(release.kept if release.kept and release.kept.is_file() else release.source)
 
 
 @app.command("get")
@@ -68,7 +68,7 @@ def weights_get(
         _consent(release, yes)
         got = fetch.get(release, source=source if release.kept else "", again=again, progress=_progress())
         known = f", sha256 {got.sha256}" if got.sha256 else ""
-        print(f"{got.path}: {release.what}{known}; {f'{got.fetched:,} bytes fetched' if got.fetched else 'was here'}")
+        say(f"{got.path}: {release.what}{known}; {f'{got.fetched:,} bytes fetched' if got.fetched else 'was here'}")
 
 
 def _consent(release: Release, yes: bool) -> None:

@@ -90,7 +90,7 @@ def found(source: Path) -> tuple[list[tuple[str, Source]], dict[str, str]]:
 
 def some(left_out: Mapping[str, str], most: int = FEW) -> list[str]:
     """The first files that are left out, each with the reason, and the number of the others."""
-    lines = [f"{name} {why}" for name, why in list(left_out.items())[:most]]
+    lines = [f"{name}: {why}" for name, why in list(left_out.items())[:most]]
     return lines if len(left_out) <= most else [*lines, f"and {len(left_out) - most} more"]
 
 

@@ -195,7 +195,10 @@ def scratch(beside: Path | None = None) -> Iterator[Path]:
     while True:
         folder = parent / f"{name}{mark()}"
         folder.mkdir(mode=0o777 if beside else 0o700)
-        descriptor = None if sys.platform == "win32" else os.open(folder, os.O_RDONLY)
+        try:
+            descriptor = None if sys.platform == "win32" else os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # another process has just swept it
+            continue
         if descriptor is None or (lock(descriptor) is not False and _same(descriptor, folder)):
             break
         os.close(descriptor)  # another process has just taken it for a dead one's

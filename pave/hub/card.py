@@ -70,7 +70,7 @@ def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> s
         }
     described = " ".join(config.description.split()) or "A patch for a frozen video LLM."
     lines = ["---", yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).strip(), "---", OURS, ""]
-    lines += [f"# {config.name}", "", _plain(described), ""]
+    lines += [f"# {_plain(config.name)}", "", _plain(described), ""]
     lines += ["```python", "import pave", "", f"model = pave.load({_literal(base or BASE)})"]
     lines += [f"print(model.apply_patch({_literal(repo)}))", _ask(config.senses), "```", ""]
     if not base:
@@ -85,7 +85,7 @@ def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> s
         asked = shlex.quote(str(example["question"]))
         ask = f"pave ask clips/{example['video']} {asked} --patch {repo}"
         lines += ["", "## Replay it", "", "```sh", made, ask, "```", ""]
-        patched, alone = (shown(example[key]).replace("`", "'") for key in ("patched", "base"))
+        patched, alone = (_code(example[key]) for key in ("patched", "base"))
         lines += [f"The patched base answers `{patched}`, the base alone `{alone}`."]
     return "\n".join(lines) + "\n"
 
@@ -114,9 +114,9 @@ def public_base(base: BaseFacts) -> str:
 def base_facts(base: BaseFacts) -> str:
     """What a base that is not on the Hub must be like, as text."""
     return (
-        f"This patch was made on a base that is not on the Hub. It needs a `{shown(base.model_type)}` of {base.dim} "
+        f"This patch was made on a base that is not on the Hub. It needs a `{_code(base.model_type)}` of {base.dim} "
         f"channels ({base.vision_dim} before the projector) with {base.tokens_per_frame} visual tokens for each key "
-        f"frame, and a language model whose weights have the fingerprint `{shown(base.fingerprint) or 'not recorded'}`;"
+        f"frame, and a language model whose weights have the fingerprint `{_code(base.fingerprint) or 'not recorded'}`;"
         " `apply_patch` checks them."
     )
 
@@ -153,6 +153,11 @@ def _row(*cells: object) -> str:
 def _plain(value: object) -> str:
     """A value as plain text of one line: it begins no code, no table cell, no link and no tag."""
     return re.sub(r"[\\`|<>\[\]]", r"\\\g<0>", shown(value))
+
+
+def _code(value: object) -> str:
+    """A value on one line, to be set between backticks."""
+    return shown(value).replace("`", "'")
 
 
 def _literal(text: str) -> str:

@@ -232,7 +232,9 @@ def _generation(source: str | Path, place: str, config: PreTrainedConfig, origin
         return isinstance(token, int) and not isinstance(token, bool) and 0 <= token < text.vocab_size
 
     ids = {key: own.get(key, getattr(text, key, None)) for key in ("eos_token_id", "pad_token_id", "bos_token_id")}
-    ends = ids.pop("eos_token_id")
+    ends, named = ids.pop("eos_token_id"), "eos_token_id" in own
+    if not named and not known(ends):  # the default of a family, which a base with another vocabulary never emits
+        ends = [token for token in ends if known(token)] if isinstance(ends, list) else None
     if ends is not None and not all(map(known, ends if isinstance(ends, list) else [ends])):
         cause = f"eos_token_id={ends!r}, but its vocabulary has the ids 0 to {text.vocab_size - 1:,}"
         raise BaseModelError(f"{source}: {cause}; correct its {folder.GENERATION}")

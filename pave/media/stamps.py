@@ -284,8 +284,9 @@ def spread(packets: list[Packet], track: Track) -> tuple[list[Packet], Track, in
         return packets, track, 0
     if factor > MOST_SHARED:
         return [packet._replace(stamp=UNKNOWN) for packet in packets], track, len(packets)
-    following = dict(pairwise(sorted(groups)))
-    usual = max(round(track.gap / track.base), 1)
+    order = sorted(groups)
+    following = dict(pairwise(order))
+    usual = max(round(track.gap / track.base), 1) if len(order) < 2 else order[-1] - order[-2]
     finer = [p._replace(stamp=p.stamp * factor if p.stamp > UNKNOWN else UNKNOWN) for p in packets]
     for stamp, group in groups.items():
         room = (following.get(stamp, stamp + usual) - stamp) * factor

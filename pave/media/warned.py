@@ -7,8 +7,13 @@ the others. Knows nothing of files.
 from __future__ import annotations
 
 import os
+import sys
+import warnings as python
 from collections.abc import Mapping, Sequence
 
+from pave.errors import MediaWarning
+
+OURS = ("pave.", "contextlib", "torch.")  # modules between a warning and the user's line
 FEW = 5  # clips that are named; records of a run list all
 
 
@@ -17,3 +22,12 @@ def told(warnings: Mapping[str, Sequence[str]], most: int = FEW) -> list[str]:
     some = [(path, texts) for path, texts in warnings.items() if texts]
     lines = [f"{os.path.basename(path)}: {'; '.join(texts)}" for path, texts in some[:most]]
     return lines if len(some) <= most else [*lines, f"and {len(some) - most} more clips with warnings"]
+
+
+def warn(lines: Sequence[str]) -> None:
+    """Warn of these lines, at the line of the user that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(OURS):
+        level, frame = level + 1, frame.f_back
+    if lines:
+        python.warn("\n".join(lines), MediaWarning, stacklevel=level)

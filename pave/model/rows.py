@@ -7,7 +7,6 @@ Out: a `Prepared`, with the signals read in each row. The sound of a file is dec
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 from pave.ambient import neutral
 from pave.data import TRACKS
 from pave.encoder import Encoder, missing, mixed
-from pave.errors import MediaWarning, SignalError, UsageError, nearest
+from pave.errors import SignalError, UsageError, nearest
 from pave.media.clip import Clip, sound
 from pave.media.decoding import Timeout
-from pave.media.warned import told
+from pave.media.warned import told, warn
 from pave.model.answer import Prepared
 from pave.model.call import Calls, senses_of
 from pave.model.inputs import ClipFeatures, Inputs, Use
@@ -55,8 +54,7 @@ def prepared(calls: Calls, asked: Rows, timeout: Timeout) -> Prepared:
     clips = _clips(calls, rows, uses, timeout)
     read = time.perf_counter()
     files = {clip.report.source: clip.report.warnings for clip in clips if isinstance(clip, Clip) and clip.again}
-    if lines := told(files):
-        warnings.warn("\n".join(lines), MediaWarning, stacklevel=3)
+    warn(told(files))
     features = calls.perception.features(clips, senses_of(uses))
     encoded = time.perf_counter()
     layout = lay_out(calls.host, features, perceived(uses, features))

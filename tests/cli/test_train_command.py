@@ -91,7 +91,7 @@ def test_dry_run_shows_the_overrides_and_writes_nothing(
 def test_dry_run_names_clips_that_are_missing(command: Command, workshop: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(write_line("gone.mp4", "?", "a"))
     code, out, _ = command(workshop, f"data.train={tmp_path / 'a.jsonl'}", "--dry-run")
-    assert code == 0 and "1 files missing" in out and f"missing: {tmp_path / 'gone.mp4'}" in out
+    assert code == 0 and "1 file missing" in out and f"missing: {tmp_path / 'gone.mp4'}" in out
 
 
 def test_damaged_clips_are_named_at_every_run(command: Command, workshop: Path, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_options_are_resolved_and_distinguished(playroom_host):
         ({"preset": "clip"}, "known: base, llava3d"),
         ({"frames": 0}, "frames=0"),
         ({"frames": 2.5}, "frames=2.5"),
-        ({"frames": 10**9}, "up to 1024, got frames=1000000000"),
+        ({"frames": 10**9}, "frames, at most 1,024, got frames=1000000000"),
         ({"grid": [2]}, r"grid=\[2\]"),
         ({"grid": [2, True]}, r"grid=\[2, True\]"),
         ({"grid": [0, 2]}, r"grid=\[0, 2\]"),

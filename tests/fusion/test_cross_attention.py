@@ -303,7 +303,7 @@ def test_the_layout_affects_only_the_cost(config):
     cases: list[tuple[int, Rule]] = [(8, "index"), (11, "index"), (3, "time")]
     for steps, rule in cases:
         side = align([side_tokens(steps)], [keys(4)], rule)
-        careful = SideBatch(side.x, side.times, side.steps, side.index, side.mask, None, side.key_times)
+        careful = replace(side, layout="ragged", valid=None)
         assert torch.allclose(fusion(vision, tokens, side), fusion(vision, tokens, careful), rtol=0, atol=1e-9)
 
 

@@ -242,7 +242,7 @@ def test_a_hostile_text_cannot_break_the_card(patches: list[Patch]) -> None:
     text = card(Patch(config.model_copy(update=changes), patches[0].tensors), EARS, example)
     empty, front, body = text.split("---\n", 2)
     facts = yaml.safe_load(front)
-    assert not empty and facts["license"] == "unknown" and facts["pave_example"]["seed"] == 1
+    assert not empty and facts["license"] == "other" and facts["pave_example"]["seed"] == 1
     assert body.startswith("<!-- ") and body.count("\n```") == 4 and "\n---" not in body
     assert "\x1b" not in text and "\u202e" not in text
     assert not [
@@ -353,7 +353,7 @@ def test_the_card_has_the_held_out_figures_of_training_and_its_description(recip
     assert "Held-out" not in card(Patch(loaded.config, loaded.tensors), EARS)
     odd = {"held_out": {"x": {"base": 2, "patched": 0.5}, "y": 3, "a|b\n": {"base": 0, "patched": 1}}}
     text = card(Patch(loaded.config, loaded.tensors, odd), EARS)
-    assert "| a\\|b | 0.000 | 1.000 |" in text and "| y" not in text
+    assert "| a\\|b\\\\n | 0.000 | 1.000 |" in text and "| y" not in text
 
 
 ODD = 'x"); import os  # \n---\nlicense: mit\n| a | b |'

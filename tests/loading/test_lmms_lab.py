@@ -319,8 +319,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "pooling": (change_config(mm_spatial_pool_mode="average"), "its mm_spatial_pool_mode is 'average'.*bilinear"),
     "rows": (change_config(vocab_size=299), "has 300 tokens, its embedding 299 rows"),
     "size": (change_config(hidden_size="big"), "cannot be read .*hidden_size"),
-    "json": (lambda folder: (folder / "config.json").write_text("{"), "cannot be opened .*JSON"),
-    "list": (lambda folder: (folder / "config.json").write_text("[]"), "cannot be opened .*not a JSON object"),
+    "json": (lambda folder: (folder / "config.json").write_text("{"), "its config.json is not JSON"),
+    "list": (lambda folder: (folder / "config.json").write_text("[]"), "its config.json is not a JSON object"),
 }
 
 

@@ -250,7 +250,7 @@ DAMAGE: dict[str, tuple[type[PatchError], Callable[[bytes], bytes]]] = {
     "signed, another kind": (PatchMismatch, with_part("fusion", kind="official")),
     "signed, rank 0": (PatchDamaged, with_part("lora", r=0)),
     "signed, base of negative size": (PatchDamaged, with_part("base", dim=-4)),
-    "signed, base beyond 64 bits": (PatchDamaged, with_part("base", dim=2**70)),
+    "signed, base beyond 64 bits": (PatchFormatError, with_part("base", dim=2**70)),
     "signed, sense that is a path": (PatchDamaged, resigned(lambda config, tensors: rename(config, "../up"))),
     "signed, sense that is a method": (PatchDamaged, resigned(lambda config, tensors: rename(config, "__class__"))),
 }
