@@ -199,6 +199,12 @@ class Host(ABC):
         return getattr(self.model.config, f"{self.modality}_token_id")
 
     @property
+    def placeholders(self) -> set[int]:
+        """Token ids that mark rows of any medium in the prompt."""
+        named = (getattr(self.model.config, f"{medium}_token_id", None) for medium in ("image", "video", "audio"))
+        return {self.placeholder, *(each for each in named if isinstance(each, int))}
+
+    @property
     def newlines(self) -> tuple[Newline, ...]:
         """The newline layouts that the base supports, its default first."""
         return ("none",) if self.newline is None else ("end", "grid", "none")

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pave.errors import RecipeError, nearest
 from pave.text.shown import quoted
@@ -23,6 +33,26 @@ class Config(BaseModel):
     """Frozen, keyword-only, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """`yes` is no number, though Python's bool is an int, and a text is no truth value."""
+        kinds = set(_kinds(cls.model_fields[str(info.field_name)].annotation))
+        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+            raise ValueError(f"must be a number, got {str(value).lower()}")
+        if isinstance(value, str) and kinds == {bool}:
+            raise ValueError("must be true or false")
+        return value
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The types in an annotation, without those of the elements of a list or mapping."""
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        for inner in get_args(annotation)[: 1 if get_origin(annotation) is Annotated else None]:
+            yield from _kinds(inner)
+    else:
+        yield annotation
 
 
 RESAMPLED = "resampled"  # name of the only fusion of a patch with a resampler

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -68,14 +68,12 @@ class Prompter:
             return
         raise UsageError(f"the {what} has {length}, this base takes at most {most:,} tokens of it; shorten it")
 
-    def refuse_template(self, template: str, placeholder: int) -> None:
-        """BaseModelError for a template that this tokenizer cannot lay out around the video. placeholder: the id that
-        marks visual rows, which belongs to the video alone."""
-        if placeholder in [id for ids in self.prompt("", template) for id in ids]:
-            (name,) = [token for token, id in self.special.items() if id == placeholder] or [placeholder]
-            raise BaseModelError(
-                f"a prompt template must not contain {name}, which marks the video; use {VIDEO} for it"
-            )
+    def refuse_template(self, template: str, placeholders: Collection[int]) -> None:
+        """BaseModelError for a template that this tokenizer cannot lay out around the video. placeholders: the ids that
+        mark rows of media, which belong to the video alone."""
+        if found := [id for ids in self.prompt("", template) for id in ids if id in placeholders]:
+            (name,) = [token for token, id in self.special.items() if id == found[0]] or [found[0]]
+            raise BaseModelError(f"a prompt template must not contain {name}, which marks media; use {VIDEO} for it")
 
     def encode_special(self, text: str) -> list[int]:
         """Ids of a text that may contain special tokens: a base's own text, never a user's."""

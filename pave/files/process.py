@@ -21,7 +21,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from math import inf
 from typing import Any, TypeVar
 
 import numpy as np
@@ -100,7 +99,7 @@ class Worker:
 
     def within(self, seconds: float, work: Callable[..., T], *arguments: Any) -> T:
         """The result of some work; the process is killed if it takes longer."""
-        if seconds == inf:
+        if seconds > threading.TIMEOUT_MAX:
             return work(*arguments)
         timer = threading.Timer(seconds, self.expire)
         timer.daemon = True
@@ -230,7 +229,7 @@ def next_part(request: dict[str, Any], parts: Iterator[Reply], seconds: float) -
 
 def alarm(seconds: float) -> None:
     """Set or clear (0) the timer of SIGALRM, where the system has it."""
-    if hasattr(signal, "setitimer") and seconds < inf:
+    if hasattr(signal, "setitimer") and seconds < threading.TIMEOUT_MAX:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 

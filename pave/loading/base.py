@@ -35,6 +35,7 @@ from pave.files.atomic import refuse_odd_inside
 from pave.files.quiet import quiet_loading
 from pave.loading import folder, lmms_lab, low_memory
 from pave.prompt import QUESTION, VIDEO
+from pave.text.shown import quoted
 
 Device = str | int | torch.device
 UP_TO = f", up to {MOST_FRAMES:,}"
@@ -232,12 +233,13 @@ def _generation(source: str | Path, place: str, config: PreTrainedConfig, origin
         return isinstance(token, int) and not isinstance(token, bool) and 0 <= token < text.vocab_size
 
     ids = {key: own.get(key, getattr(text, key, None)) for key in ("eos_token_id", "pad_token_id", "bos_token_id")}
-    ends, named = ids.pop("eos_token_id"), "eos_token_id" in own
-    if not named and not known(ends):  # the default of a family, which a base with another vocabulary never emits
-        ends = [token for token in ends if known(token)] if isinstance(ends, list) else None
-    if ends is not None and not all(map(known, ends if isinstance(ends, list) else [ends])):
-        cause = f"eos_token_id={ends!r}, but its vocabulary has the ids 0 to {text.vocab_size - 1:,}"
+    ends = ids.pop("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if odd := [token for token in ends if not isinstance(token, int) or isinstance(token, bool)]:
+        cause = f"eos_token_id has {quoted(odd[0])}, which is no id of a token"
         raise BaseModelError(f"{source}: {cause}; correct its {folder.GENERATION}")
+    # An id beyond the vocabulary, as the default of a family has, ends nothing: the tokenizer's own end still does.
+    ends = [token for token in ends if known(token)]
     # Padding is masked, and prompts are complete: ids of these that do not exist are common, and do no harm.
     penalty = own.get("repetition_penalty")
     given = {key: token for key, token in ids.items() if known(token)}

@@ -135,7 +135,8 @@ class Clip:
         # A worker keeps the working directory it was started in, so paths are made absolute (URLs are refused later).
         path = os.fsdecode(path)
         full = path if "://" in path else os.path.abspath(path)
-        count, sound_track, film_track = (None if n is None else index(n) for n in (frames, audio_track, video_track))
+        count = None if frames is None else index(frames)
+        sound_track, film_track = track_of(audio_track, "audio_track"), track_of(video_track, "video_track")
         fps, start, end = (None if value is None else float(value) for value in (fps, start, end))
         timeout = limit_of(timeout)
         instants = None if at is None else [float(second) for second in at]
@@ -308,13 +309,20 @@ def decode_many(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def track_of(number: int | None, name: str) -> int | None:
+    """The number of a track, checked."""
+    if number is None or (isinstance(number, Integral) and not isinstance(number, bool)):
+        return None if number is None else index(number)
+    raise UsageError(f"{name}={number!r} is not a whole number; tracks are counted from 0")
+
+
 def limit_of(timeout: Timeout) -> Timeout:
     """A limit of decoding, checked."""
     if timeout is None or timeout == "auto":
         return timeout
     try:
         seconds = float(timeout)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not seconds > 0:
         raise UsageError(f"timeout={timeout!r} is not a limit; pass seconds above 0, math.inf, 'auto' or None")

@@ -179,6 +179,7 @@ def settle_pictures(survey: Survey, track: Track) -> None:
         told = "pictures repeat the time stamp of another: they are spread evenly up to the next stamp"
         survey.warnings.append(f"{count} {told}")
     elif count:
+        survey.promised = None  # nothing is known about their end
         survey.warnings.append(f"the {count} pictures share few time stamps: they are shown at the frame rate")
 
 

@@ -67,7 +67,7 @@ class Attached(nn.Module):
         patch.check()
         try:
             if patch.config.prompt:
-                host.prompter.refuse_template(patch.config.prompt, host.placeholder)
+                host.prompter.refuse_template(patch.config.prompt, host.placeholders)
             attached = cls(patch.config, host, blank=True)
         except (RecipeError, BaseModelError) as error:
             cause = f"does not fit this base: {error}"

@@ -37,7 +37,7 @@ from pave.fusion.cross_attention import blank_fusion, build_fusion
 from pave.fusion.qformer import Resampler, blank_resampler, build_resampler
 from pave.patch import shrink
 from pave.patch.filenames import WEIGHTS
-from pave.text.shown import counted
+from pave.text.shown import counted, quoted
 from pave.text.values import plain
 
 FORMAT = 1
@@ -295,9 +295,9 @@ def config_of(path: Path, metadata: Mapping[str, str]) -> PatchConfig:
     if version is None:
         raise PatchFormatError(path, "is safetensors without PAVE metadata", "pass a file written by PAVE")
     if version != str(FORMAT):
-        newer = version.isdecimal() and int(version) > FORMAT
+        newer = version.isdecimal() and len(version) < 10 and int(version) > FORMAT
         remedy = "update pave" if newer else AGAIN
-        raise PatchFormatError(path, f"has format {version!r}, this version of PAVE reads {FORMAT}", remedy)
+        raise PatchFormatError(path, f"has format {quoted(version)}, this version of PAVE reads {FORMAT}", remedy)
     try:
         facts = json_text.parse_json(path, metadata.get("pave.config", ""), "config", DEEPEST)
         plain(facts, VALUES, DEEPEST)

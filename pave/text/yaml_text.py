@@ -37,6 +37,8 @@ def yaml_value(text: str) -> Any:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ValueError(f"line {line}: not YAML (the character {quoted(chr(error.character))}); remove it") from None
+    except OverflowError:  # such as "\\UFFFFFFFF", which is no character
+        raise ValueError("line 1: not YAML (an escape beyond the characters of Unicode); remove it") from None
     except RecursionError:
         raise ValueError(f"line 1: {TOO_DEEP}") from None
 

@@ -143,8 +143,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "an adapter beside": (lambda folder: changed(folder, "adapter_config.json", r=4), "an adapter of PEFT lies beside"),
     "pictures marked by no word": (lambda folder: changed(folder, video_token_index=10**6), "not in its vocabulary"),
     "ends": (
-        lambda folder: changed(folder, "generation_config.json", eos_token_id=[2, 10**6]),
-        "eos_token_id=.*the ids",
+        lambda folder: changed(folder, "generation_config.json", eos_token_id=[2, "x"]),
+        "eos_token_id has .x., which is no id",
     ),
     "a word twice": (
         lambda folder: write(
