@@ -20,5 +20,5 @@ def test_pictures_and_sound_are_where_a_player_shows_them(case: Case, tmp_path: 
 
 @pytest.mark.parametrize("case", [case for case in hostile() if case.small], ids=lambda case: case.name)
 def test_hostile_files_cost_no_more_than_their_limit(case: Hostile, tmp_path: Path) -> None:
-    figures = endure(case, tmp_path)
+    figures = endure(case, tmp_path, limit=5)
     assert not figures["faults"], figures
