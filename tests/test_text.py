@@ -145,7 +145,7 @@ def test_a_question_of_half_the_context_is_taken_and_a_line_names_its_number(one
     ("prompt", "message"),
     [
         ("<|turn|>{video}{question}", r"the tokenizer lacks <\|turn\|>"),
-        ("<video>{video}{question}", "must not contain <video>, which marks the video"),
+        ("<video>{video}{question}", "must not contain <video>, which marks media"),
     ],
 )
 def test_a_patch_whose_prompt_the_base_cannot_lay_out_is_refused_when_applied(

@@ -74,6 +74,7 @@ def load_base(
         config = lmms_lab.config_of(described, source) if original else _config(place)
         _refuse_oversized(source, place, config)
         _refuse_odd_layers(source, config)
+        _refuse_odd_rope(source, config)
         tokenizer, pixels = _tokenizer(source, place, config), _pixels(source, place)
         options: dict[str, Any] = lmms_lab.options(config, tokenizer, source) if original else {}  # pyright: ignore[reportArgumentType]
         options |= {"config": config, "generation_config": _generation(source, place, config, original)}
@@ -222,6 +223,19 @@ def _refuse_odd_layers(source: str | Path, config: PreTrainedConfig) -> None:
         if depth is not None and layer is not None and not 1 <= abs(layer) <= depth:
             cause = f"its config.json has vision_feature_layer={layers!r}, but its vision tower {depth} layers"
             raise BaseModelError(f"{source}: {cause}; download it again")
+
+
+def _refuse_odd_rope(source: str | Path, config: PreTrainedConfig) -> None:
+    """Raise if rotary sections of pictures take more than a head has."""
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None)
+    sections = rope.get("mrope_section") if isinstance(rope, Mapping) else None
+    if sections is None:
+        return
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if not (isinstance(sections, list) and 2 * sum(sections) <= head):
+        cause = f"its config.json has mrope_section={quoted(sections)}, but heads of {head}"
+        raise BaseModelError(f"{source}: {cause}; download it again")
 
 
 def _generation(source: str | Path, place: str, config: PreTrainedConfig, original: bool) -> GenerationConfig:
