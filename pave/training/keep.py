@@ -13,58 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pave.base import Host
-from pave.errors import DataError, UsageError
-from pave.files.atomic import opened
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.training.dataset import Turn, packed
 from pave.training.loss import scores
 
-LONGEST = 24  # tokens of the base's answers
+LONGEST = 16  # tokens of the base's answers
 SHARE = 4  # one of so many clips of a step is asked
 ASKED = 2  # questions about such a clip; they share its prefill
-TOGETHER = 16  # questions whose answers are generated in one batch; with others, near ties could end differently
-LARGEST = 1_000_000  # bytes of a list
+BLOCK = 16  # questions that are answered at once, at most
+TOKENS = 16_384  # visual tokens of a batch that answers
 
 
-@cache
-def built_in(name: str) -> tuple[str, ...]:
-    """A list of this folder: "kept", for training, or "retention", which training never sees."""
-    return tuple(files("pave.training").joinpath("questions", f"{name}.txt").read_text("utf-8").splitlines())
-
-
-def read_questions(file: Path, host: Host) -> tuple[str, ...]:
-    """A list of questions, one a line; empty lines are skipped. DataError for a file without questions, with one that
-    the base cannot read, or with one of those that measure what is kept."""
-    try:
-        with opened(file) as content:
-            raw = content.read(LARGEST + 1)
-        text = raw.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); give a UTF-8 text file") from None
-    if len(raw) > LARGEST:
-        raise DataError(f"{file}: is larger than {LARGEST:,} bytes; give fewer questions")
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if not lines:
-        raise DataError(f"{file}: has no questions; write one a line")
-    measured = {question.lower() for question in built_in("retention")}
-    for number, question in lines:
-        try:
-            host.refuse_text(question)
-        except UsageError as error:
-            raise DataError(f"{file}, line {number}: {error}") from None
-        if question.lower() in measured:
-            cause = f"{question!r} is one of the questions that measure what the base keeps"
-            raise DataError(f"{file}, line {number}: {cause}; delete the line")
-    return tuple(question for _, question in lines)
+def rows_together(clips: Sequence[ClipFeatures]) -> int:
+    """How many rows of such clips answer in one batch."""
+    return max(1, TOKENS // max(clip.tokens.shape[:2].numel() for clip in clips))
 
 
 def own_answers(
@@ -73,7 +40,8 @@ def own_answers(
     """The ids of the greedy answers to a question about each clip, at most LONGEST, with the end of the turn where it
     was reached."""
     inputs = model.prepare(clips, questions, patches=[patches] * len(clips))
-    ids = model.generate(inputs, max_new_tokens=LONGEST, do_sample=False, num_beams=1)
+    media = sorted(model.host.placeholders)  # a row with one of these in its answer could not be laid out
+    ids = model.generate(inputs, max_new_tokens=LONGEST, do_sample=False, num_beams=1, suppress_tokens=media)
     stops = set(model.host.stops)
     answers = []
     for row in ids[:, inputs.input_ids.shape[1] :].tolist():
@@ -87,7 +55,7 @@ class Keep:
     """What a training run asks besides its own questions."""
 
     model: PatchedModel
-    questions: Sequence[str]
+    questions: tuple[str, ...]
     clips: Sequence[ClipFeatures]  # the base's answers are about these, in turn
     patches: Sequence[str]  # the model without the patch in training
     seed: int
@@ -95,6 +63,7 @@ class Keep:
 
     def __post_init__(self) -> None:
         self.order = torch.randperm(len(self.questions), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        self.block = min(BLOCK, rows_together(self.clips))
 
     def turns(self, step: int, acting: Sequence[bool]) -> list[list[Turn]]:
         """Turns for each clip of a step, none for most and for clips on which the patch does not act."""
@@ -113,7 +82,9 @@ class Keep:
 
     def _turn(self, place: int) -> Turn:
         if place not in self.known:
-            block = range(place - place % TOGETHER, min(place - place % TOGETHER + TOGETHER, len(self.order)))
+            # Always the same ones in a batch, also in a resumed run: beside others, near ties could end differently.
+            first = place - place % self.block
+            block = range(first, min(first + self.block, len(self.order)))
             clips = [self.clips[each % len(self.clips)] for each in block]
             questions = [self.questions[self.order[each]] for each in block]
             self.known |= zip(block, own_answers(self.model, clips, questions, self.patches), strict=True)

@@ -19,7 +19,8 @@ from torch import Tensor
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.training.dataset import Turn, packed
-from pave.training.keep import built_in, own_answers
+from pave.training.general import built_in
+from pave.training.keep import own_answers, rows_together
 from pave.training.loss import divergence, scores
 
 CLIPS = 10  # the questions are spread over so many
@@ -58,6 +59,7 @@ class Probe:
         chosen = [clips[place * len(clips) // count] for place in range(count)]
         questions = built_in("retention")
         asked = [questions[place::count] for place in range(count)]
+        size = rows_together(chosen)
         answers = generated(model, chosen, asked, patches, size)
         turns = [[(model.host.prompt(question)[1], next(answers)) for question in questions] for questions in asked]
         return cls(chosen, asked, turns, tuple(patches), size)

@@ -30,7 +30,7 @@ from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
 from pave.training.checkpoint import Identity, owned, read_checkpoint, write_checkpoint
 from pave.training.dataset import Dataset, TrainingClip, batch, read_dataset
-from pave.training.keep import Keep, built_in, read_questions
+from pave.training.keep import Keep
 from pave.training.loss import answers, cross_entropy, divergence, mean, scores, token_accuracy
 from pave.training.retention import Probe
 from pave.training.setup import Setup
@@ -150,21 +150,17 @@ class Run:
     @cached_property
     def keep(self) -> Keep | None:
         """Questions that need no sense, and the base's own answers; None if none are asked."""
-        setup, options = self.setup, self.setup.recipe.train
-        if not options.keep:
+        setup = self.setup
+        if not setup.general:
             return None
-        file = setup.recipe.data.keep
-        questions = read_questions(file, setup.model.host) if file else built_in("kept")
         clips = [clip.features for clip in self.dataset.train if self.acts(clip)]
-        return Keep(setup.model, questions, clips, setup.names[:-1], options.seed)
+        return Keep(setup.model, setup.general, clips, setup.names[:-1], setup.recipe.train.seed)
 
     @cached_property
     def probe(self) -> Probe:
         """The general questions that training never sees, about held-out clips on which the patch acts, if any."""
         parts = ([clip.features for clip in part if self.acts(clip)] for part in (self.dataset.val, self.dataset.train))
-        return Probe.of(
-            self.setup.model, next(filter(None, parts)), self.setup.names[:-1], self.setup.recipe.train.batch
-        )
+        return Probe.of(self.setup.model, next(filter(None, parts)), self.setup.names[:-1])
 
     def acts(self, clip: TrainingClip) -> bool:
         """Whether the patch acts on a clip."""
@@ -223,8 +219,7 @@ class Run:
         """What identifies this run: its config and every question, in order."""
         clips = self.dataset.train
         turns = [(e.video.name, e.question, e.answer) for clip in clips for e in clip.examples]
-        kept = [[*self.keep.questions]] if self.keep else []
-        questions = hashlib.sha256(json.dumps([*turns, *kept]).encode()).hexdigest()
+        questions = hashlib.sha256(json.dumps([*turns, *self.setup.general]).encode()).hexdigest()
         return {**self.trainee.attached.config.model_dump(mode="json"), "questions": questions[:12]}
 
 
