@@ -111,7 +111,7 @@ class TrainConfig(Config):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # fraction of the steps
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    # Weight of the divergence from the base on its own answers to questions that need no sense; 0: not asked.
+    # Weight of a question that needs no sense, on which the base is kept, beside one of the data; 0: none is asked.
     keep: Annotated[float, Field(ge=0, le=1000)] = 1.0
     mean_over: Literal["questions", "tokens"] = "questions"  # tokens: a long answer weighs more than a short one
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

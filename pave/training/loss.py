@@ -39,10 +39,11 @@ def answers(labels: Tensor) -> Tensor:
     return (begins.flatten().cumsum(0) - 1)[real.flatten()]
 
 
-def mean(values: Tensor, group: Tensor) -> Tensor:
-    """The mean over groups of the mean over a group's tokens; values and the number of each one's group (k,)."""
+def total(values: Tensor, group: Tensor) -> tuple[Tensor, int]:
+    """The sum over groups of the mean of a group's values, and how many groups there are; values and the number of each
+    one's group (k,)."""
     _, place, tokens = group.unique_consecutive(return_inverse=True, return_counts=True)
-    return (values / tokens[place].to(values.device)).sum() / len(tokens)
+    return (values / tokens[place].to(values.device)).sum(), len(tokens)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

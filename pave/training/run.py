@@ -31,7 +31,7 @@ from pave.recipe import Recipe
 from pave.training.checkpoint import Identity, owned, read_checkpoint, write_checkpoint
 from pave.training.dataset import Dataset, TrainingClip, batch, read_dataset
 from pave.training.keep import Keep
-from pave.training.loss import answers, cross_entropy, divergence, mean, scores, token_accuracy
+from pave.training.loss import answers, cross_entropy, divergence, scores, token_accuracy, total
 from pave.training.retention import Probe
 from pave.training.setup import Setup
 from pave.training.trainee import Trainee, training
@@ -130,7 +130,8 @@ class Run:
         return loss.item()
 
     def losses_of(self, step: int) -> tuple[Tensor, Tensor | float]:
-        """The loss of the answers, and the mean divergence from the base on its own answers, if it is asked."""
+        """The loss of the answers; and the divergence from the base on its own answers, if it is asked, in which a
+        question (or token, as in train.mean_over) weighs as much as in the loss."""
         options, model = self.setup.recipe.train, self.setup.model
         clips = self.clips_of(step)
         more = self.keep.turns(step, [self.acts(clip) for clip in clips]) if self.keep else [[] for _ in clips]
@@ -138,14 +139,15 @@ class Run:
         with training(self.trainee.attached):
             logits, targets = scores(model, inputs, labels)
         answer = answers(labels)
-        each = answer if options.mean_over == "questions" else torch.zeros_like(answer)
+        each = answer if options.mean_over == "questions" else torch.arange(len(answer))
         own = [[True] * len(clip.turns) + [False] * len(others) for clip, others in zip(clips, more, strict=True)]
         learned = torch.tensor([*chain(*own)])[answer]
-        loss = mean(cross_entropy(logits[learned], targets[learned]), each[learned])
+        losses, count = total(cross_entropy(logits[learned], targets[learned]), each[learned])
         if self.keep is None or learned.all():
-            return loss, 0.0
+            return losses / count, 0.0
         teacher = self.keep.teacher([clip.features for clip in clips], more)
-        return loss, mean(divergence(logits[~learned], teacher), each[~learned])
+        kept, _ = total(divergence(logits[~learned], teacher), each[~learned])
+        return losses / count, kept / count
 
     @cached_property
     def keep(self) -> Keep | None:

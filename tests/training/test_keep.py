@@ -21,7 +21,7 @@ from pave.patch.file import Patch
 from pave.recipe import Recipe
 from pave.training.general import built_in
 from pave.training.keep import LONGEST, own_answers
-from pave.training.loss import answers, divergence, mean
+from pave.training.loss import answers, divergence, total
 from pave.training.run import Run, train
 
 Make = Callable[..., Recipe]
@@ -52,13 +52,12 @@ def alone(model: PatchedModel, clip: ClipFeatures, question: str, ids: Sequence[
 # The loss
 
 
-def test_means_over_questions_and_over_tokens() -> None:
+def test_a_question_weighs_the_mean_of_its_tokens() -> None:
     labels = torch.tensor([[IGNORE, 3, 4, IGNORE, 5, IGNORE], [IGNORE, IGNORE, 6, 7, 8, 9]])
     numbers = answers(labels)
     assert numbers.tolist() == [0, 0, 1, 2, 2, 2, 2]
     values = torch.tensor([1.0, 3.0, 5.0, 0.0, 0.0, 4.0, 8.0])
-    assert mean(values, numbers) == (2 + 5 + 3) / 3
-    assert mean(values, torch.zeros_like(numbers)) == 3
+    assert total(values, numbers) == (2 + 5 + 3, 3)
 
 
 @pytest.mark.parametrize("mean_over", ["questions", "tokens"])
@@ -90,18 +89,15 @@ def test_what_is_kept_is_the_divergence_of_each_question_asked_alone(run: Run) -
     clips = run.clips_of(0)
     turns = keep.turns(0, [run.acts(clip) for clip in clips])
     order = iter(keep.order)
-    each = []
+    each: list[Tensor] = []
     for clip, asked in zip(clips, turns, strict=True):
         for _, ids in asked:
             question = keep.questions[next(order)]
             base, own = (alone(model, clip.features, question, ids, names) for names in ((), run.setup.names))
             each.append(divergence(own, base).mean())
     loss, kept = run.losses_of(0)
-    assert (
-        isinstance(kept, Tensor)
-        and len(each) == 4
-        and kept.item() == pytest.approx(float(torch.stack(each).mean()), rel=1e-4)
-    )
+    wanted = torch.stack(each).sum().item() / sum(len(clip.turns) for clip in clips)
+    assert isinstance(kept, Tensor) and len(each) == 4 and kept.item() == pytest.approx(wanted, rel=1e-4)
     assert not torch.equal(loss, untrained)
 
 
