@@ -39,11 +39,11 @@ class TrainingClip:
     features: ClipFeatures
     examples: tuple[Example, ...]
     turns: tuple[Turn, ...]  # one per example
+    present: frozenset[str]  # encoders of which it has side tokens, by their `spec.preprocessing`
 
     def has(self, encoder: Encoder) -> bool:
         """Whether the clip has side tokens of an encoder."""
-        side = self.features.sides[encoder.spec.preprocessing]
-        return side is not None and side.present
+        return encoder.spec.preprocessing in self.present
 
     def outside(self, encoder: Encoder) -> int:
         """How many of its time steps are before or after the clip."""
@@ -174,7 +174,8 @@ def training_clip(host: Host, features: ClipFeatures, examples: Iterable[Example
     turns = tuple(
         (host.prompt(example.question)[1], [*host.encode_text(example.answer), host.end]) for example in examples
     )
-    return TrainingClip(features, examples, turns)
+    present = frozenset(key for key, side in features.sides.items() if side is not None and side.present)
+    return TrainingClip(features, examples, turns, present)
 
 
 def batch(
