@@ -185,7 +185,9 @@ def large_pictures() -> list[Hostile]:
         bytes_of("16384x16384.gif", lambda: image("GIF", (16384, 16384))),
         bytes_of("4096x4096-200-pictures.gif", lambda: image("GIF", (4096, 4096), 40)),
         bytes_of("65535x65535.gif", lambda: b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\2D\1\0;"),
-        bytes_of("16383x16383.webp", lambda: image("WEBP", (16383, 16383), mode="RGB", quality=1, method=0)),
+        bytes_of(
+            "16383x16383.webp", lambda: image("WEBP", (16383, 16383), mode="RGB", lossless=True, quality=0, method=0)
+        ),
         bytes_of(
             "2048x2048-60-pictures.webp", lambda: image("WEBP", (2048, 2048), 60, mode="RGB", lossless=True, method=0)
         ),

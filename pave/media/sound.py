@@ -129,19 +129,23 @@ class Sound:
             self._first = second - self._nominal / self.rate
             if self.origin is not None:
                 self.begin = self._first - float(self.origin)
+        while self._drifts and self._drifts[0][0] < self._nominal - 4 * HALF_WINDOW * self.rate:
+            self._drifts.popleft()
         self._drifts.append((self._nominal, second - self._first - self._nominal / self.rate))
 
     def _drift(self, nominal: int) -> float:
         """The median drift around a place; the applied one if that is within TOLERANCE of it."""
-        reach, applied = HALF_WINDOW * self.rate, self._applied
-        while self._drifts and self._drifts[0][0] < nominal - reach:
-            self._drifts.popleft()
-        near = [drift for place, drift in self._drifts if place <= nominal + reach]
+        applied, near = self._applied, self._near(nominal)
         allowed = 0 if self._following else TOLERANCE
         if 2 * sum(abs(drift - applied) > allowed for drift in near) <= len(near):
             return applied  # so is the median: nothing to compute
         middle = median(near)
         return middle if abs(middle - applied) > allowed else applied
+
+    def _near(self, nominal: int) -> list[float]:
+        """The drifts within HALF_WINDOW of a place."""
+        reach = HALF_WINDOW * self.rate
+        return [drift for place, drift in self._drifts if abs(place - nominal) <= reach]
 
     def _put(self, frame: Frame) -> list[Piece]:
         """Place a frame on the clock."""
@@ -151,7 +155,7 @@ class Sound:
             self._begun, self._applied, self._at_begin = True, drift, drift
             self.begin += drift
         change = drift - self._applied
-        if abs(change) > 1.5 * TOLERANCE + STEADY * length:
+        if abs(change) > 1.5 * TOLERANCE + STEADY * length or (change and self._sudden(frame, drift)):
             if change > LONGEST_HOLE:
                 left = f"sound after a hole of {change:.0f} s at {self.begin + self.seconds:.2f} s is left out"
                 self.warnings.append(f"{left}: request it with start=")
@@ -175,6 +179,12 @@ class Sound:
         if late < 0:
             self._place -= late
         return self._kept(wave[:, max(late, 0) :])
+
+    def _sudden(self, frame: Frame, drift: float) -> bool:
+        """Whether the drift is new with this frame: a piece was lost before it."""
+        length = frame.wave.shape[1]
+        before = self._near(frame.nominal - length)
+        return bool(before) and abs(drift - median(before)) > length / self.rate / 2
 
     def _due(self, nominal: int) -> int:
         """The place of a sample under the applied drift."""
