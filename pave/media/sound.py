@@ -33,6 +33,7 @@ HALF_WINDOW = 1.0  # seconds
 TOLERANCE = 0.015  # seconds of drift that are left alone: rounding and jitter of time stamps
 STEADY = 0.15  # of a frame's length: the drift of a clock grows by less, a hole or an overlap by more
 LONGEST_HOLE = 600.0  # seconds; sound after a longer one is left out
+CATCH_UP = 0.5  # seconds over which a drift found late is made up for, so that the pitch is not bent
 TAPS = 8  # samples on each side that a resampled one is computed from
 PLANES = 7
 
@@ -155,7 +156,8 @@ class Sound:
             self._begun, self._applied, self._at_begin = True, drift, drift
             self.begin += drift
         change = drift - self._applied
-        if abs(change) > 1.5 * TOLERANCE + STEADY * length or (change and self._sudden(frame, drift)):
+        step = self._step(frame, drift) if change else 0.0
+        if abs(change) > 1.5 * TOLERANCE + STEADY * length or abs(step) > length / 2:  # a piece was lost before it
             if change > LONGEST_HOLE:
                 left = f"sound after a hole of {change:.0f} s at {self.begin + self.seconds:.2f} s is left out"
                 self.warnings.append(f"{left}: request it with start=")
@@ -166,7 +168,8 @@ class Sound:
             self._applied = drift
         elif change:
             self._following = True
-            turn = min(max(change, -STEADY * length), STEADY * length)
+            turn = step + (change - step) * min(length / CATCH_UP, 1)
+            turn = min(max(turn, -STEADY * length), STEADY * length)
             self._turned += turn
             self._applied += turn
             end = self._due(frame.nominal + wave.shape[1])
@@ -180,11 +183,10 @@ class Sound:
             self._place -= late
         return self._kept(wave[:, max(late, 0) :])
 
-    def _sudden(self, frame: Frame, drift: float) -> bool:
-        """Whether the drift is new with this frame: a piece was lost before it."""
-        length = frame.wave.shape[1]
-        before = self._near(frame.nominal - length)
-        return bool(before) and abs(drift - median(before)) > length / self.rate / 2
+    def _step(self, frame: Frame, drift: float) -> float:
+        """By how much the drift grows with this frame."""
+        before = self._near(frame.nominal - frame.wave.shape[1])
+        return drift - median(before) if before else 0.0
 
     def _due(self, nominal: int) -> int:
         """The place of a sample under the applied drift."""

@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from math import inf
 from typing import Any, NamedTuple
 
@@ -143,16 +143,23 @@ class Clock:
         self.shifts = {track: summed(moves[track], lane.base) for track, lane in self.lanes.items()}
 
     def _counted(self, lane: Lane) -> list[tuple[int, float]]:
-        """Moves that put the pieces of sound one after another, if they share few stamps; the stamps of the lane then
+        """Moves that put pieces of sound with one stamp one after another, where many share it; the lane's stamps then
         say so."""
-        if lane.pictures or len(lane.stamps) <= MOST_SHARED * len(set(lane.stamps)) or not all(lane.lengths):
-            return []
-        dues = [lane.stamps[0] + before for before in accumulate(lane.lengths[:-1], initial=0.0)]
-        moves = [due - stamp for due, stamp in zip(dues, lane.stamps, strict=True)]
-        lane.stamps, self.counted = dues, self.counted + len(dues)
-        lane.shown = [shown + move for shown, move in zip(lane.shown, moves, strict=True)]
-        steps = (move - before for before, move in pairwise([0.0, *moves]))
-        return list(zip(lane.numbers, steps, strict=True))
+        moves: list[tuple[int, float]] = []
+        ends = accumulate(len(list(run)) for _, run in groupby(list(lane.stamps)))
+        for begin, end in pairwise([0, *ends] if not lane.pictures else ()):
+            if end - begin <= MOST_SHARED or not all(lane.lengths[begin:end]):
+                continue
+            whole = 0.0
+            for k in range(begin + 1, end):
+                length = lane.lengths[k - 1]
+                whole += length
+                moves.append((lane.numbers[k], length))
+                lane.stamps[k] += whole
+                lane.shown[k] += whole
+            moves.append((lane.numbers[end - 1] + 1, -whole))
+            self.counted += end - begin
+        return moves
 
     def _found(self, track: int, lane: Lane, moves: list[tuple[int, float]]) -> Iterator[Break]:
         """The possible breaks of a track; packets that stray are noted in `moves`."""
@@ -174,9 +181,10 @@ class Clock:
             if sure:
                 start = min(lane.shown[k : k + NEAR])
                 if lane.pictures and self.restarts:
-                    end = max(end, last + max(lengths[k - 1], min(steps)) + delay_of(lane, first))
-                    if lane.shown[k - 1] in lane.shown[max(k - NEAR, first) : k - 1]:  # the parser had to guess it
-                        move = end - max(lengths[k - 1], min(steps)) - lane.shown[k - 1]
+                    recent, length = lane.shown[max(k - NEAR, first) : k], max(lengths[k - 1], min(steps))
+                    end = max(end, max(recent) + length, last + length + delay_of(lane, first))
+                    if recent[-1] in recent[:-1]:  # the parser had to guess it
+                        move = end - length - recent[-1]
                         moves += [(lane.numbers[k - 1], move), (lane.numbers[k - 1] + 1, -move)]
                 yield Break(lane.places[k], track, lane.numbers[k], end, start, True)
                 end, first, steps = -inf, k, (0.0, 0.0)
