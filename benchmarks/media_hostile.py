@@ -214,7 +214,7 @@ def large_pictures() -> list[Hostile]:
             lambda: b"BM" + struct.pack("<IHHIIiiHHIIiiII", 1000, 0, 0, 54, 40, 30000, 30000, 1, 24, 0, 0, 0, 0, 0, 0),
         ),
         bytes_of("header-16384x16384.y4m", lambda: b"YUV4MPEG2 W16384 H16384 F25:1 C444p16\nFRAME\n" + bytes(1000)),
-        Hostile("cover-16384x16384.mp3", large_cover, command=True),
+        Hostile("cover-16000x16000.mp3", large_cover, command=True),
     ]
 
 
@@ -223,7 +223,7 @@ def large_cover(path: Path) -> None:
 
     sound, cover = path.with_suffix(".wav"), path.with_suffix(".png")
     write(sound, codec=None, sound="pcm_s16le")
-    cover.write_bytes(png(16384, 16384, 1, 0, 1))
+    cover.write_bytes(png(16000, 16000, 1, 0, 1))  # this command refuses 16384x16384
     ffmpeg("-i", sound, "-i", cover, "-map", 0, "-map", 1, "-c:v", "copy", "-disposition:v", "attached_pic", path)
 
 
