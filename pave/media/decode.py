@@ -33,6 +33,7 @@ from pave.media.stamps import UNKNOWN
 
 ORIENTATION = 0x0112  # tag of EXIF 2.32
 MOST_HELD = 50e6  # pixels of frames that Python has not freed: in PyAV, a frame and its side data refer to each other
+MAX_RATE = 1 << 20  # Hz: above all real sound; resampling from damaged rates takes the caller's memory
 SLOWEST = 20e6  # pixels that a core decodes per second, at the least
 
 # What a part is, and its array: "plan": for each requested instant the number of its picture, and "times" (what came
@@ -283,12 +284,14 @@ def sound_of(
             context = container.streams[survey.audio[number]].codec_context
             name, pieces, failed = context.name if context else "unknown codec", 0, []
             sound = Sound(request, origin, counted=survey.counted)
-            if context is not None:
+            rate = context.sample_rate if context else 0
+            if context is not None and rate <= MAX_RATE:
                 for place, wave in sound.read(heard(container, survey.audio[number], survey.shifts, failed)):
                     pieces += 1
                     yield {"sound": place}, wave
         if not sound.rate:
-            survey.warnings.append(f"sound track {number} ({name}) does not decode")
+            why = f"claims {rate} samples a second" if rate > MAX_RATE else "does not decode"
+            survey.warnings.append(f"sound track {number} ({name}) {why}")
             continue
         survey.warnings += [f"damaged: {len(failed)} of the coded pieces of sound do not decode"] if failed else []
         survey.warnings += sound.warnings

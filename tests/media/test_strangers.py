@@ -406,6 +406,14 @@ def test_an_error_behind_the_last_picture_is_no_loss(tmp_path: Path) -> None:
     assert numbers(clip) == list(range(10)) and clip.report.warnings == ()
 
 
+def test_an_absurd_rate_of_sound_is_refused(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, (1 << 30) - 1, 0, "NONE", ""))
+        file.writeframes(bytes(2000))
+    with pytest.raises(MediaError, match=r"a\.wav: nothing in it decodes"):
+        read(tmp_path / "a.wav")
+
+
 # ---------------------------------------------------------------- limits
 
 
