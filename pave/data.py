@@ -37,7 +37,7 @@ Files = str | None | tuple[str | None, ...]  # of one signal: a file or folder, 
 
 def whole(path: Path) -> Path:
     """The file of a signal, without the part that `infos.json#scene` names."""
-    return path if path.exists() else Path(str(path).partition("#")[0])
+    return path if os.path.exists(path) else Path(str(path).partition("#")[0])
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def ask(job: Job, key: FeatureKey, source: Source) -> Reply:
 
 def size_of(source: Source) -> int:
     """Bytes of all files of a clip that exist."""
-    return sum(file.stat().st_size for file in source.files if file.is_file())
+    return sum(file.stat().st_size for file in source.files if os.path.isfile(file))
 
 
 def borrow(job: Job) -> tuple[Worker, FeatureKey]:

@@ -307,12 +307,12 @@ def _place(source: str | Path) -> str:
 
 def _repo(source: str | Path) -> str:
     """The origin of a base for patch files; empty for a folder, whose path is private."""
-    return "" if source != "playroom" and Path(source).is_dir() else str(source)
+    return "" if source != "playroom" and os.path.isdir(source) else str(source)
 
 
 def _revision(place: str) -> str:
     """The commit of a base from the Hub."""
-    return "" if Path(place).is_dir() else extract_commit_hash(cached_file(place, "config.json"), None) or ""
+    return "" if os.path.isdir(place) else extract_commit_hash(cached_file(place, "config.json"), None) or ""
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -76,8 +76,10 @@ class Signal:
         if self.values.ndim != 2 or self.times.shape != self.values.shape[:1]:
             shapes = f"values {tuple(self.values.shape)} and times {tuple(self.times.shape)}"
             raise SignalError(f"a signal needs values (τ c) and times (τ,), got {shapes}")
-        if not (self.values.isfinite().all() and self.times.isfinite().all()):
-            raise SignalError("a signal holds values or times that are not finite; drop those steps")
+        odd = ~(self.values.isfinite().all(1) & self.times.isfinite())
+        if odd.any():
+            cause = f"{int(odd.sum())} of {len(odd)} steps have a value or time that is not finite"
+            raise SignalError(f"a signal of values {tuple(self.values.shape)}: {cause}; drop those steps")
 
 
 @dataclass(frozen=True)

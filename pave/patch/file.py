@@ -8,6 +8,7 @@ The file's `__metadata__` holds `pave.format`, `pave.config`, `pave.sha256` and 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -127,7 +128,7 @@ class Patch:
     def save(self, path: str | Path) -> Path:
         """Write the file atomically: on any error the old file stays. In a folder, write `patch.safetensors`."""
         path = Path(path)
-        path = path / WEIGHTS if path.is_dir() else path
+        path = path / WEIGHTS if os.path.isdir(path) else path
         check_tensors(self.config, self.tensors, path)
         tensorfile.write(path, self.tensors, self._metadata(tensorfile.digest(self.text, self.tensors)))
         return path
@@ -184,10 +185,10 @@ def read_config(path: str | Path) -> PatchConfig:
 def file_of(path: str | Path) -> Path:
     """The patch file, from its own path or that of its folder."""
     path = Path(path)
-    found = path / WEIGHTS if path.is_dir() and path.name != WEIGHTS else path
-    if not found.exists():
+    found = path / WEIGHTS if os.path.isdir(path) and path.name != WEIGHTS else path
+    if not os.path.exists(found):
         raise PatchNotFound(found, "file not found", "pass a patch file, its folder, or a catalogue name")
-    if not found.is_file():
+    if not os.path.isfile(found):
         raise PatchDamaged(found, "is not a regular file", "pass a patch file or its folder")
     return found
 

@@ -7,6 +7,7 @@ in silence. Pickles are never opened.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -122,7 +123,7 @@ def load_peft(folder: str | Path, host: Host) -> Patch:
     """A plain PEFT LoRA as a patch for this base. PEFT records no hash of the base's weights, so `base_match` is
     "unknown"."""
     folder = Path(folder)
-    if (folder / OFFICIAL_FUSION).exists():
+    if os.path.exists(folder / OFFICIAL_FUSION):
         raise PatchFormatError(folder, f"is not a plain LoRA: {OFFICIAL_FUSION} holds a fusion", CONVERT)
     adapter, path, prefix = plain_config(folder / PEFT_CONFIG), weights_of(folder), prefix_of(host)
     layers = {name for name, module in host.language_model.named_modules() if isinstance(module, nn.Linear)}
@@ -169,7 +170,7 @@ def repo_of(adapter: Mapping[str, Any]) -> str:
 def weights_of(folder: Path) -> Path:
     """The file of the weights."""
     path = folder / PEFT_WEIGHTS
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     if (folder / "adapter_model.bin").exists():
         remedy = "pickles are never opened: load it with PEFT and save it again, which writes safetensors"
