@@ -75,6 +75,7 @@ def load_base(
         _refuse_oversized(source, place, config)
         _refuse_odd_layers(source, config)
         _refuse_odd_rope(source, config)
+        _refuse_odd_parts(source, config)
         tokenizer, pixels = _tokenizer(source, place, config), _pixels(source, place)
         options: dict[str, Any] = lmms_lab.options(config, tokenizer, source) if original else {}  # pyright: ignore[reportArgumentType]
         options |= {"config": config, "generation_config": _generation(source, place, config, original)}
@@ -89,6 +90,7 @@ def load_base(
         )
         model, loaded = outputs
     _refuse_misfits(source, loaded, lmms_lab.UNUSED if original else re.compile(""))
+    _refuse_odd_sections(source, model)
     if original:
         model._weight_conversions = None  # else save_pretrained would restore the original names
     with _readable(source, described):
@@ -102,6 +104,7 @@ def load_base(
             revision=_revision(place),
         )
         base.visual_ids([0.0], "none")  # fail now if the tokenizer lacks a special token around key frames
+        base.prompt("")  # or finds one in the plain text of the prompt
         if not 0 <= base.placeholder < model.get_input_embeddings().num_embeddings:
             raise ValueError(f"token {base.placeholder}, which marks pictures, is not in its vocabulary")
         if min(base.size) < 1:
@@ -233,9 +236,27 @@ def _refuse_odd_rope(source: str | Path, config: PreTrainedConfig) -> None:
     if sections is None:
         return
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    if not (isinstance(sections, list) and 2 * sum(sections) <= head):
+    counts = isinstance(sections, list) and all(type(each) is int and each >= 0 for each in sections)
+    if not counts or len(sections) != 3 or 2 * sum(sections) > head:
         cause = f"its config.json has mrope_section={quoted(sections)}, but heads of {head}"
         raise BaseModelError(f"{source}: {cause}; download it again")
+
+
+def _refuse_odd_parts(source: str | Path, config: PreTrainedConfig) -> None:
+    """Raise where a config.json has a value in place of the config of a part of the model, which a cache would read."""
+    for decoder in (None, True, False):
+        if not isinstance(part := config.get_text_config(decoder=decoder), PreTrainedConfig):  # pyright: ignore
+            cause = f"its config.json has {quoted(part)} where the config of its decoder belongs"
+            raise BaseModelError(f"{source}: {cause}; download it again")
+
+
+def _refuse_odd_sections(source: str | Path, model: torch.nn.Module) -> None:
+    """Raise unless the rotary sections of a model share out its frequencies, whoever has set them."""
+    for module in model.modules():
+        sections, frequencies = getattr(module, "mrope_section", None), getattr(module, "inv_freq", None)
+        if isinstance(sections, list | tuple) and frequencies is not None and sum(sections) != len(frequencies):
+            cause = f"its rotary sections {quoted(list(sections))} do not add up to {len(frequencies)}, half of a head"
+            raise BaseModelError(f"{source}: {cause}; correct head sizes or mrope_section in its config.json")
 
 
 def _generation(source: str | Path, place: str, config: PreTrainedConfig, original: bool) -> GenerationConfig:
@@ -268,6 +289,9 @@ def _readable(source: str | Path, described: Mapping[str, Any] | None = None) ->
     try:
         with quiet_loading(downloads=not os.path.isdir(source) and source != "playroom"):
             yield
+    except BaseModelError as error:
+        named = str(error).startswith(f"{source}: ")
+        raise error if named else BaseModelError(f"{source}: {error}") from None
     except PaveError:
         raise
     except BaseException as error:  # a damaged file can fail anywhere, with any exception; Rust's are no Exception

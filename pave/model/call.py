@@ -121,7 +121,7 @@ class Calls:
         options = self._checked(inputs, options)
         positions = self._positions(inputs)
         _warn_of_length(self.host, int(positions.max()) + 1)
-        with self._running(inputs):
+        with self._running(inputs), self.host.running("language model"):
             base: Any = self.host.model
             return base.generate(
                 input_ids=inputs.input_ids.to(self.host.device),
