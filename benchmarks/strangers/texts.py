@@ -97,9 +97,8 @@ class Texts(Kind):
         value = json_text(extreme(rng), rng, 0.1) if rng.random() < 0.5 else words(rng, "a")
         text = rng.choice((f"{key}={value}", words(rng, f"{key}={value}"), key))
         steps = (lambda: overridden([text]), lambda: train(str(self.own), [text], False, True, False))
-        return Case(
-            steps, (text[:20], key[:20], repr(text)[1:10], value[:10], repr(value)[1:8], *_parts(key), self.own.name)
-        )
+        named = (text[:20], key[:20], repr(text)[1:10], value[:10], value.strip('"')[:10], repr(value)[1:8])
+        return Case(steps, (*filter(None, named), *_parts(key), self.own.name))
 
     def line(self, rng: Random, place: Path) -> Case:
         lines = list(self.lines)

@@ -75,7 +75,6 @@ def load_base(
         _refuse_oversized(source, place, config)
         _refuse_odd_layers(source, config)
         _refuse_odd_rope(source, config)
-        _refuse_odd_parts(source, config)
         tokenizer, pixels = _tokenizer(source, place, config), _pixels(source, place)
         options: dict[str, Any] = lmms_lab.options(config, tokenizer, source) if original else {}  # pyright: ignore[reportArgumentType]
         options |= {"config": config, "generation_config": _generation(source, place, config, original)}
@@ -240,14 +239,6 @@ def _refuse_odd_rope(source: str | Path, config: PreTrainedConfig) -> None:
     if not counts or len(sections) != 3 or 2 * sum(sections) > head:
         cause = f"its config.json has mrope_section={quoted(sections)}, but heads of {head}"
         raise BaseModelError(f"{source}: {cause}; download it again")
-
-
-def _refuse_odd_parts(source: str | Path, config: PreTrainedConfig) -> None:
-    """Raise where a config.json has a value in place of the config of a part of the model, which a cache would read."""
-    for decoder in (None, True, False):
-        if not isinstance(part := config.get_text_config(decoder=decoder), PreTrainedConfig):  # pyright: ignore
-            cause = f"its config.json has {quoted(part)} where the config of its decoder belongs"
-            raise BaseModelError(f"{source}: {cause}; download it again")
 
 
 def _refuse_odd_sections(source: str | Path, model: torch.nn.Module) -> None:
