@@ -33,6 +33,7 @@ from pave.ambient import neutral
 from pave.config import BaseFacts
 from pave.errors import BaseModelError, MediaError
 from pave.files import tensorfile
+from pave.files.copied import guard_captures
 from pave.media.clip import Clip
 from pave.media.pixels import preprocess
 from pave.prompt import CHATML, Prompter
@@ -208,8 +209,12 @@ class Host(ABC):
         self._ran.add(part)
 
     def _look(self, pixels: Tensor) -> Seen:
+        new = "vision tower" not in self._ran
         with self.running("vision tower"):
-            return self.look(pixels)
+            seen = self.look(pixels)
+        if new:
+            guard_captures(self.model)
+        return seen
 
     @property
     def dim(self) -> int:
