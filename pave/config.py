@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -59,7 +60,8 @@ RESAMPLED = "resampled"  # name of the only fusion of a patch with a resampler
 
 # Bounds of everything that a patch file or a recipe may say, checked before anything is built from it. They are far
 # beyond real values: the widest language models have 18,432 channels.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=96)]  # of a patch
+NAMED = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=96)]  # of a patch; the same as NAMED
 SenseName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 EncoderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 ModelType = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)]

@@ -151,7 +151,7 @@ class ClipEncoder:
         hears, mono = self.encoder.hears, mixed([self.encoder])
         frames = 0 if self.encoder.spec.sense == "audio" else self.frames
         clip = Clip.read(source.video, frames=frames, mono=mono, **source.options(hears), timeout=None)
-        return clip.beside(source.beside(hears), timeout=None)
+        return clip.beside(source.beside(hears), timeout=None).opened([self.encoder.spec.sense])
 
     @torch.no_grad()
     def _tokens(self, source: Source, clip: Clip) -> SideTokens | None:

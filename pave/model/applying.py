@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pave.ambient import neutral
 from pave.base import Host
-from pave.config import PatchConfig
-from pave.encoder import missing
+from pave.config import PatchConfig, SenseFacts
+from pave.encoder import EncoderSpec, missing
 from pave.errors import EncoderError, PatchMismatch
 from pave.hub.locate import locate, refuse_revision
 from pave.model.applied import Applied, checked_weight
@@ -27,6 +27,9 @@ from pave.patch.file import Patch
 from pave.patch.filenames import is_peft
 from pave.patch.peft import load_peft
 from pave.patch.report import PatchReport
+from pave.text.shown import quoted
+
+MISSING = "none"  # of an option that a patch does not name
 
 
 @neutral()
@@ -97,6 +100,19 @@ def built(
     return attached.ready(trainable=trainable)
 
 
+def _differences(facts: SenseFacts, spec: EncoderSpec) -> list[str]:
+    """What an encoder has another value of than the one that a patch was trained with."""
+    keys = [key for key in spec.options if facts.options.get(key, MISSING) != spec.options[key]]
+    found = [("option " + key, facts.options.get(key, MISSING), spec.options[key]) for key in keys]
+    found += [(key, getattr(facts, key), getattr(spec, key)) for key in ("revision", "dim", "grid")]
+    told = [f"{key} {quoted(there)} there, {quoted(here)} here" for key, there, here in found if there != here]
+    if told and spec.preprocessing == facts.preprocessing:  # an option that is left out has its default
+        told = [text for text in told if not text.startswith("option ")]
+    if not told and spec.preprocessing != facts.preprocessing:
+        told = [f"preprocessing {facts.preprocessing[:12]} there, {spec.preprocessing[:12]} here"]
+    return told
+
+
 def _remarks(
     config: PatchConfig, source: str, perception: Perception, applied: Mapping[str, PatchReport]
 ) -> tuple[str, ...]:
@@ -115,10 +131,9 @@ def _remarks(
         if chosen := facts.options.keys() - spec.options.keys():
             cause = f"its {sense} sets {', '.join(sorted(chosen))} of {facts.encoder}, which only its user may"
             raise PatchMismatch(source, cause, "do not use this patch, or remove the option from its config")
-        if spec.dim != facts.dim or spec.preprocessing != facts.preprocessing:
-            cause = f"its {sense} was trained on {facts.encoder} {facts.revision} ({facts.dim} channels)"
-            remedy = f"this one is {spec.revision} ({spec.dim} channels); use the version of PAVE that trained it"
-            raise PatchMismatch(source, cause, remedy)
+        if differences := _differences(facts, spec):
+            cause = f"its {sense} was trained on another {facts.encoder}: {'; '.join(differences)}"
+            raise PatchMismatch(source, cause, "use the version of PAVE that trained it, or train it again")
         remarks += perception.encoder(facts).lacking()
     frames = perception.host.frames
     if config.base.frames != frames:

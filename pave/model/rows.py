@@ -57,6 +57,9 @@ def prepared(calls: Calls, asked: Rows, timeout: Timeout) -> Prepared:
     warn(told(files))
     features = calls.perception.features(clips, senses_of(uses))
     encoded = time.perf_counter()
+    pairs = [(clip, own) for clip, own in zip(clips, features, strict=True) if isinstance(clip, Clip)]
+    later = [text for clip, own in pairs for text in own.warnings[len(clip.report.warnings) :]]
+    warn(list(dict.fromkeys(later)))  # of files that were opened for an encoder
     layout = lay_out(calls.host, features, perceived(uses, features))
     inputs = calls.around(layout, [row.question for row in rows])
     signals = [_signals(inputs, clip, i) for i, clip in enumerate(features)]

@@ -194,8 +194,8 @@ def test_info_reads_the_header_only(server: HubServer, api: HfApi, patches: list
     server.create(
         EARS, {WEIGHTS: data[0] + bytes(3_000_000)}
     )  # tensors are not downloaded, so their size is not checked
-    config, place = info(EARS)
-    assert config == patches[0].config and place.commit == server.repos[EARS].branches["main"]
+    header, place = info(EARS)
+    assert header.config == patches[0].config and place.commit == server.repos[EARS].branches["main"]
     assert sum(request.sent for request in server.asked("GET", f"*{WEIGHTS}")) < 200_000
     assert not list(Path(constants.HF_HUB_CACHE).rglob(WEIGHTS)), "nothing is cached"
 
