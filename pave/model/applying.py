@@ -29,8 +29,6 @@ from pave.patch.peft import load_peft
 from pave.patch.report import PatchReport
 from pave.text.shown import quoted
 
-MISSING = "none"  # of an option that a patch does not name
-
 
 @neutral()
 def apply(
@@ -102,15 +100,13 @@ def built(
 
 def _differences(facts: SenseFacts, spec: EncoderSpec) -> list[str]:
     """What an encoder has another value of than the one that a patch was trained with."""
-    keys = [key for key in spec.options if facts.options.get(key, MISSING) != spec.options[key]]
-    found = [("option " + key, facts.options.get(key, MISSING), spec.options[key]) for key in keys]
-    found += [(key, getattr(facts, key), getattr(spec, key)) for key in ("revision", "dim", "grid")]
-    told = [f"{key} {quoted(there)} there, {quoted(here)} here" for key, there, here in found if there != here]
-    if told and spec.preprocessing == facts.preprocessing:  # an option that is left out has its default
-        told = [text for text in told if not text.startswith("option ")]
-    if not told and spec.preprocessing != facts.preprocessing:
-        told = [f"preprocessing {facts.preprocessing[:12]} there, {spec.preprocessing[:12]} here"]
-    return told
+    found = [(key, getattr(facts, key), getattr(spec, key)) for key in ("dim", "grid")]
+    if spec.preprocessing != facts.preprocessing:  # of equal ones, a patch may leave out what is by default
+        found += [(f"option {key}", facts.options.get(key, "none"), value) for key, value in spec.options.items()]
+        found += [("revision", facts.revision, spec.revision)]
+        different = any(there != here for _, there, here in found)
+        found += [] if different else [("preprocessing", facts.preprocessing[:12], spec.preprocessing[:12])]
+    return [f"{key} {quoted(there)} there, {quoted(here)} here" for key, there, here in found if there != here]
 
 
 def _remarks(
