@@ -127,6 +127,8 @@ def _checked(calls: Calls, row: Row) -> Mapping[str, Any]:
     named = ["audio"] * ("audio_track" in row.tracks) + [*row.signals]
     read = {encoder.spec.sense for encoder in _encoders(calls)} if named else set()
     for name in named:
+        if name == "signals" and isinstance(row.signals[name], Mapping):
+            raise SignalError("signals= is no signal; pass each by its own name: ask(clip, question, imu=...)")
         if name not in read:
             raise SignalError(f"no applied patch reads the signal {name!r}; {nearest(name, read)}")
     return row.signals
