@@ -431,14 +431,14 @@ EXPECTED = {
     "finite_number": "must be a finite number",
     "int_parsing_size": "is too large",
     "string_pattern_mismatch": "must match {pattern}",
-    "greater_than": "must be above {gt:,}",
-    "greater_than_equal": "must be {ge:,} or more",
-    "less_than": "must be below {lt:,}",
-    "less_than_equal": "must be {le:,} or less",
-    "string_too_long": "has too many characters: at most {max_length:,}",
-    "string_too_short": "must have {min_length:,} or more characters",
-    "too_long": "has {actual_length} entries: at most {max_length:,}",
-    "too_short": "has {actual_length} entries: {min_length:,} or more are needed",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be {le} or less",
+    "string_too_long": "has too many characters: at most {max_length}",
+    "string_too_short": "must have {min_length} or more characters",
+    "too_long": "has {actual_length} entries: at most {max_length}",
+    "too_short": "has {actual_length} entries: {min_length} or more are needed",
     "literal_error": "must be {expected}",
 }
 
@@ -451,12 +451,18 @@ def _message(kind: type[Config], error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: missing; add it"
     expected = EXPECTED.get(error["type"], error["msg"].removeprefix("Value error, "))
-    expected = expected.format(**error["ctx"]) if error["type"] in EXPECTED and "ctx" in error else expected
+    if error["type"] in EXPECTED and "ctx" in error:
+        expected = expected.format(**{key: _limit(value) for key, value in error["ctx"].items()})
     if error["type"] == "value_error" and isinstance(error["input"], Mapping | Config):
         return f"{where}: {expected}"  # which names the keys
     if error["type"] == "model_type":
         expected = f"write a mapping: {{{', '.join(f'{key}: ...' for key in _keys(kind, error['loc'])[:2])}}}"
     return f"{where}={quoted(error['input'])}: {expected}"
+
+
+def _limit(value: Any) -> str:
+    """A bound in a message."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _keys(kind: type[Config], parents: Iterable[Any]) -> list[str]:

@@ -290,7 +290,9 @@ def test_rotary_sections_that_do_not_fit_a_head_are_refused(
     if sections is not None:  # else the default of the family, which is for heads of 128
         config["text_config"]["rope_parameters"]["mrope_section"] = sections
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BaseModelError, match=rf"^{tmp_path}: its .*(mrope_section=|rotary sections \[16, 24, 24\])"):
+    with pytest.raises(
+        BaseModelError, match=rf"^{tmp_path}: its .*(mrope_section=|rotary sections \[[\d, ]+\] do not add up to 8)"
+    ):
         load_base(tmp_path)
 
 
@@ -301,9 +303,7 @@ def test_a_network_that_cannot_run_is_named_and_one_that_has_run_is_not_blamed(
     base.repo, pixels = "user/base", base.pixels(make_clip())
     first: Any = base.model.get_submodule("model.vision_tower").get_submodule("encoder.layers.0.self_attn")
     heads, first.head_dim = first.head_dim, 7
-    with pytest.raises(
-        BaseModelError, match=r"^user/base: its vision tower does not run \(.*; its config\.json contra"
-    ):
+    with pytest.raises(BaseModelError, match=r"^user/base: its vision tower does not run \(.*; its config\.json "):
         base.encode([pixels])
     first.head_dim = heads
     base.encode([pixels])

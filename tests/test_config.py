@@ -151,8 +151,8 @@ def test_every_recipe_of_the_catalogue_is_valid_and_named_like_its_folder():
     [
         ({"r": 0}, "x: r=0: must be 1 or more"),
         ({"r": 10**9}, "x: r=1000000000: must be 16,384 or less"),
-        ({"lora_dropout": 1}, "x: lora_dropout=1: must be below 1.0"),
-        ({"lora_alpha": -1}, "x: lora_alpha=-1: must be above 0.0"),
+        ({"lora_dropout": 1}, "x: lora_dropout=1: must be below 1"),
+        ({"lora_alpha": -1}, "x: lora_alpha=-1: must be above 0"),
         ({"target_modules": []}, "x: target_modules=[]: has 0 entries: 1 or more are needed"),
         ({"rank_pattern": {"q" * 300: 1}}, "has too many characters: at most 256"),
         ({"rank_pattern": {"-x": 1}}, "must match ^"),

@@ -72,7 +72,7 @@ class Texts(Kind):
         data = text.encode("utf-8", "surrogatepass")
         path.write_bytes(mutated_bytes(data, rng) if rng.random() < 0.03 else data)
         # A recipe that is right may name a base, patch or file that is not here: then the message names that.
-        names = (path.name, str(place), "'': not a local folder", *_named(path))
+        names = (path.name, str(place), ": not a local folder", *_named(path))
         return Case((lambda: read_recipe(path), lambda: train(str(path), None, False, True, False)), names)
 
     @staticmethod
