@@ -110,6 +110,8 @@ def load_base(
         base.prompt("")  # or finds one in the plain text of the prompt
         if not 0 <= base.placeholder < model.get_input_embeddings().num_embeddings:
             raise ValueError(f"token {base.placeholder}, which marks pictures, is not in its vocabulary")
+        if base.context is not None and not _is_positive(base.context):
+            raise ValueError(f"its language model has max_position_embeddings={quoted(base.context)}")
         if min(base.size) < 1:
             raise ValueError(f"its vision tower reads pictures of {base.size[1]}x{base.size[0]} pixels")
     if half or quantise or isinstance(where, dict):
@@ -213,7 +215,11 @@ def _frames(source: str | Path, place: str, frames: int | None) -> int | None:
 
 
 def _is_count(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MOST_FRAMES
+    return _is_positive(number) and number <= MOST_FRAMES
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
 def _config(place: str) -> PreTrainedConfig:

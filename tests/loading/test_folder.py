@@ -127,6 +127,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda folder: changed(folder, vision_feature_layer=9),
         "vision_feature_layer=9, but .* 2 layers",
     ),
+    "positions below 0": (
+        lambda folder: changed(folder, part="text_config", max_position_embeddings=-1024),
+        "its language model has max_position_embeddings=-1024",
+    ),
     "no heads": (
         lambda folder: changed(folder, part="text_config", num_attention_heads=0),
         "its config.json cannot be read .one of its numbers is 0, and must not be",
