@@ -127,6 +127,12 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda folder: changed(folder, vision_feature_layer=9),
         "vision_feature_layer=9, but .* 2 layers",
     ),
+    "an enormous id": (
+        lambda folder: write(
+            folder, "tokenizer.json", (folder / "tokenizer.json").read_text().replace('": 299', '": 4000000000', 1)
+        ),
+        "its tokenizer.json has the number 4000000000, too large for the id of a token",
+    ),
     "positions below 0": (
         lambda folder: changed(folder, part="text_config", max_position_embeddings=-1024),
         "its language model has max_position_embeddings=-1024",
