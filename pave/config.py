@@ -450,8 +450,10 @@ def _message(kind: type[Config], error: Any) -> str:
         return f"{where}: unknown key; {nearest(str(key), _keys(kind, parents))}"
     if error["type"] == "missing":
         return f"{where}: missing; add it"
-    expected: str = EXPECTED.get(error["type"], error["msg"].removeprefix("Value error, "))
-    if error["type"] in EXPECTED and "ctx" in error:
+    expected = EXPECTED.get(error["type"])
+    if expected is None:
+        expected = error["msg"].removeprefix("Value error, ")
+    elif "ctx" in error:
         expected = expected.format(**{key: _limit(value) for key, value in error["ctx"].items()})
     if error["type"] == "value_error" and isinstance(error["input"], Mapping | Config):
         return f"{where}: {expected}"  # which names the keys

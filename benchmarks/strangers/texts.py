@@ -98,7 +98,7 @@ class Texts(Kind):
         text = rng.choice((f"{key}={value}", words(rng, f"{key}={value}"), key))
         steps = (lambda: overridden([text]), lambda: train(str(self.own), [text], False, True, False))
         named = (text[:20], key[:20], repr(text)[1:10], value[:10], value.strip('"')[:10], repr(value)[1:8])
-        return Case(steps, (*filter(None, named), *_parts(key), self.own.name))
+        return Case(steps, (*filter(None, named), *_parts(key), self.own.name, ": not a local folder"))
 
     def line(self, rng: Random, place: Path) -> Case:
         lines = list(self.lines)

@@ -209,7 +209,7 @@ def _side(patch: Patch, host: Host, frames: int, steps: Sequence[int]) -> dict[s
             )
             raise SignalError(f"{cause}; name its folder in PAVE_ENCODERS")
         if not steps:
-            cause = f"{unknown[0]} is not installed, so its number of side tokens is unknown"
+            cause = f"{patch.source}: its encoder {unknown[0]} is not installed, so the number of its tokens is unknown"
             raise SignalError(f"{cause}; pass --side-steps")
     if not steps:
         rates = [load_encoder(facts.encoder, **facts.options).on(host).spec.rate for facts in senses.values()]

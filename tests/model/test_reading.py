@@ -177,7 +177,8 @@ def test_files_of_further_pictures_keep_the_limit_and_their_warnings(one: Patche
         spec = load_encoder("base-tower", sense=sense, grid=[1, 1]).on(one.host).spec
         facts = {sense: spec.facts("time")}
         one.attach(f"eyes-{sense}", make_config(one.host, senses=facts), trainable=False)
-    for signals in ({"fast": files / "half.mp4"}, {"views": [str(files / "half.mp4")]}):
+    each: tuple[dict[str, Any], ...] = ({"fast": files / "half.mp4"}, {"views": [str(files / "half.mp4")]})
+    for signals in each:
         with pytest.warns(MediaWarning, match=r"half\.mp4: cut short"):
             answer = one.ask(files / "two.mkv", WHAT, max_new_tokens=1, **signals)
         assert any(text.startswith("half.mp4: cut short") for text in answer.warnings)
