@@ -57,7 +57,7 @@ def patch_info(
 
 
 def _describe(patch: Patch, file: str) -> None:
-    from pave.hub.card import held_out
+    from pave.hub.card import RETENTION, held_out
 
     config = patch.config
     base, fusion = config.base, config.fusion
@@ -78,6 +78,9 @@ def _describe(patch: Patch, file: str) -> None:
         say(f"  trained  {key}: {_listed(value)}")
     for key, (before, after) in held_out(patch).items():
         say(f"  held out {key}: {after:.3f} right with the patch, {before:.3f} without")
+    for name, value in patch.retention.items():
+        if name in RETENTION:
+            say(f"  kept     {RETENTION[name]}: {value:.3f}")
 
 
 def _listed(value: object) -> str:
