@@ -51,9 +51,7 @@ class Probe:
     size: int  # rows of a batch
 
     @classmethod
-    def of(
-        cls, model: PatchedModel, clips: Sequence[ClipFeatures], patches: Sequence[str] = (), size: int = 8
-    ) -> Probe:
+    def of(cls, model: PatchedModel, clips: Sequence[ClipFeatures], patches: Sequence[str] = ()) -> Probe:
         """Ask the base, or the model with `patches`, about at most CLIPS clips, evenly taken from all."""
         count = min(len(clips), CLIPS)
         chosen = [clips[place * len(clips) // count] for place in range(count)]
