@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pave.errors import BaseModelError, FileDamaged
 from pave.files import json_text
+from pave.text.values import DEEPEST
 
 CONFIG, GENERATION, INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
 ADAPTER, TOKENIZER = "adapter_config.json", "tokenizer.json"
@@ -27,7 +27,7 @@ PARSED = {
     **dict.fromkeys((INDEX, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"), 4 << 20),
 }
 READ = (".json", ".jinja", ".txt", ".model")  # endings of further files that transformers reads whole
-LARGEST, DEEPEST = 1 << 26, 32  # bytes of those; levels of a parsed file
+LARGEST = 1 << 26  # bytes of those
 AGAIN = "download it again"
 # Numbers that a model is built from, by their keys. The deepest models have some 130 layers.
 LAYERS, MANY_LAYERS = re.compile(r"(?:.*_)?(?:layers|depth|blocks)"), 512
@@ -38,9 +38,10 @@ NO_CODE = "PAVE never runs code of a base; use its conversion for transformers, 
 
 
 def judge(source: object, place: str) -> None:
-    """Raise unless every file of a folder is a regular one of reasonable size, and every text what it claims to be."""
+    """Raise unless every file of a folder, which holds plain files only (`refuse_odd_inside`), has a reasonable size,
+    and every text is what it claims to be."""
     for path in _entries(Path(place)):
-        _refuse_odd(source, path)
+        _refuse_large(source, path)
     _refuse_huge_ids(source, Path(place, TOKENIZER))
     parsed = {name: read(source, Path(place, name)) for name in PARSED}
     if parsed[ADAPTER] and parsed[CONFIG]:
@@ -63,16 +64,12 @@ def read(source: object, path: Path) -> dict[str, Any]:
         if len(text) > PARSED[path.name]:
             cause = f"has more than {PARSED[path.name]:,} bytes, which such a file never has"
             raise BaseModelError(f"{source}: its {path.name} {cause}; {AGAIN}")
-        parsed = json_text.parse_json(path, text, path.name)
+        return json_text.parse_json(path, text, path.name)
     except FileDamaged as error:
         raise BaseModelError(f"{source}: {error.cause}; {AGAIN}") from None
     except OSError as error:
         cause = f"its {path.name} cannot be read ({error.strerror or error})"
         raise BaseModelError(f"{source}: {cause}; check the permissions") from None
-    for keys, _ in _leaves(parsed):
-        if len(keys) > DEEPEST:
-            raise BaseModelError(f"{source}: its {path.name} has more than {DEEPEST} levels; {AGAIN}")
-    return parsed
 
 
 def refuse_odd_config(source: object, described: Mapping[str, Any]) -> None:
@@ -102,14 +99,12 @@ def _entries(folder: Path) -> Iterator[Path]:
             yield from (path for path in place.iterdir() if path.suffix in (*READ, ".safetensors"))
 
 
-def _refuse_odd(source: object, path: Path) -> None:
+def _refuse_large(source: object, path: Path) -> None:
     try:
         found = os.stat(path)
     except OSError as error:
         cause = f"its {path.name} cannot be read ({error.strerror or error})"
         raise BaseModelError(f"{source}: {cause}; {AGAIN}") from None
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-        raise BaseModelError(f"{source}: its {path.name} is not a regular file; {AGAIN}")
     if path.suffix in READ and found.st_size > LARGEST:
         cause = f"its {path.name} has {found.st_size:,} bytes, and such a file at most {LARGEST:,}"
         raise BaseModelError(f"{source}: {cause}; {AGAIN}")
