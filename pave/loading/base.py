@@ -106,14 +106,7 @@ def load_base(
             repo=_repo(source),
             revision=_revision(place),
         )
-        base.visual_ids([0.0], "none")  # fail now if the tokenizer lacks a special token around key frames
-        base.prompt("")  # or finds one in the plain text of the prompt
-        if not 0 <= base.placeholder < model.get_input_embeddings().num_embeddings:
-            raise ValueError(f"token {base.placeholder}, which marks pictures, is not in its vocabulary")
-        if base.context is not None and not _is_positive(base.context):
-            raise ValueError(f"its language model has max_position_embeddings={quoted(base.context)}")
-        if min(base.size) < 1:
-            raise ValueError(f"its vision tower reads pictures of {base.size[1]}x{base.size[0]} pixels")
+        _refuse_contradictions(base)
     if half or quantise or isinstance(where, dict):
         base.fingerprint()
     if kind != exact:
@@ -126,6 +119,19 @@ def load_base(
     else:
         model.to(where)
     return base
+
+
+def _refuse_contradictions(base: Host) -> None:
+    """ValueError for a base whose parts do not fit each other."""
+    base.visual_ids([0.0], "none")  # fail now if the tokenizer lacks a special token around key frames
+    base.prompt("")  # or finds one in the plain text of the prompt
+    embedding: Any = base.model.get_input_embeddings()
+    if not 0 <= base.placeholder < embedding.num_embeddings:
+        raise ValueError(f"token {base.placeholder}, which marks pictures, is not in its vocabulary")
+    if base.context is not None and not _is_count(base.context):
+        raise ValueError(f"its language model has max_position_embeddings={quoted(base.context)}")
+    if min(base.size) < 1:
+        raise ValueError(f"its vision tower reads pictures of {base.size[1]}x{base.size[0]} pixels")
 
 
 def _refuse_misfits(source: str | Path, loaded: Mapping[str, Any], unused: re.Pattern[str]) -> None:
@@ -204,22 +210,18 @@ def _refuse_unknown_quantisation(source: str | Path, described: Mapping[str, Any
 
 def _frames(source: str | Path, place: str, frames: int | None) -> int | None:
     """Number of key frames: as requested, or as the base was trained; None if unknown."""
-    if frames is not None and not _is_count(frames):
+    if frames is not None and not _is_count(frames, MOST_FRAMES):
         raise BaseModelError(f"frames={frames!r}: must be a whole number, 1 or more{UP_TO}")
     with _readable(source):
         known = _json(source, place, "pave.json").get("frames")
-    if known is not None and not _is_count(known):
+    if known is not None and not _is_count(known, MOST_FRAMES):
         cause = f"its pave.json has frames={known!r}"
         raise BaseModelError(f"{source}: {cause}; it must be a whole number, 1 or more{UP_TO}")
     return frames or known
 
 
-def _is_count(number: Any) -> bool:
-    return _is_positive(number) and number <= MOST_FRAMES
-
-
-def _is_positive(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+def _is_count(number: Any, most: float = math.inf) -> bool:
+    return type(number) is int and 1 <= number <= most  # bool is another type
 
 
 def _config(place: str) -> PreTrainedConfig:
@@ -279,12 +281,12 @@ def _generation(source: str | Path, place: str, config: PreTrainedConfig, origin
     text, own = config.get_text_config(), {} if original else _json(source, place, folder.GENERATION)
 
     def known(token: Any) -> bool:
-        return isinstance(token, int) and not isinstance(token, bool) and 0 <= token < text.vocab_size
+        return type(token) is int and 0 <= token < text.vocab_size
 
     ids = {key: own.get(key, getattr(text, key, None)) for key in ("eos_token_id", "pad_token_id", "bos_token_id")}
     ends = ids.pop("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if odd := [token for token in ends if not isinstance(token, int) or isinstance(token, bool)]:
+    if odd := [token for token in ends if type(token) is not int]:
         cause = f"eos_token_id has {quoted(odd[0])}, which is no id of a token"
         raise BaseModelError(f"{source}: {cause}; correct its {folder.GENERATION}")
     # An id beyond the vocabulary, as the default of a family has, ends nothing: the tokenizer's own end still does.
