@@ -82,6 +82,11 @@ SCALING = 1e-6, 1e3  # smallest and largest factor of LoRA's B·A
 VIDEO, QUESTION = "{video}", "{question}"  # placeholders of a prompt template
 
 
+def commercial(licence: str) -> bool:
+    """Whether a licence allows commercial use, by its SPDX identifier."""
+    return "NC" not in licence.upper().split("-")
+
+
 class SenseConfig(Config):
     """One side channel of a patch: its encoder, and how its tokens are aligned with key frames."""
 

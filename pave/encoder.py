@@ -27,7 +27,7 @@ from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 
 from pave.ambient import neutral
-from pave.config import Config, SenseFacts
+from pave.config import Config, SenseFacts, commercial
 from pave.errors import EncoderError, nearest
 from pave.files import tensorfile
 from pave.files.atomic import replacing
@@ -134,7 +134,7 @@ class EncoderSpec:
     @property
     def commercial(self) -> bool:
         """Whether the licence of the weights allows commercial use."""
-        return "NC" not in self.licence.upper().split("-")
+        return commercial(self.licence)
 
     @property
     def preprocessing(self) -> str:

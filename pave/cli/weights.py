@@ -1,5 +1,8 @@
-"""The `pave weights` commands: get the published weights of encoders, once, with the consent said. Each imports what it
-needs when it runs."""
+"""The `pave weights` commands: get the published weights of encoders, once, after consent to their licence.
+
+In: the name of an encoder. Out: its weights on this machine, or where they are. Each command imports what it needs when
+it runs. Knows nothing of how they are fetched (pave/senses/fetch.py).
+"""
 
 from __future__ import annotations
 
@@ -77,11 +80,12 @@ def _state(release: Release) -> str:
 
 def _consent(release: Release, yes: bool) -> None:
     """Ask once for the consent to a licence, and remember it."""
+    from pave.config import commercial
     from pave.encoder import agreed, remember
 
-    name, noncommercial = release.encoder, "NC" in release.licence.split("-")
+    name, limits = release.encoder, "" if commercial(release.licence) else ": research only, not for commercial use"
     remark(f"{name}: {release.what}")
-    remark(f"  licence  {release.licence}{': research only, not for commercial use' if noncommercial else ''}")
+    remark(f"  licence  {release.licence}{limits}")
     remark(f"  from     {release.given or release.address or release.repo}")
     remark(f"  size     {release.size}")
     remark(f"  sha256   {release.sha256 or 'none is published; that of what arrives is recorded'}")

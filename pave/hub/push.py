@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of httpx or httpx2, as the client's version has it
 )
 
+from pave.config import commercial
 from pave.errors import PatchError
 from pave.files.locks import scratch
 from pave.hub.card import COMMON, LICENCES, OURS, base_facts, card, public_base, refuse_private
@@ -113,15 +114,11 @@ def _warnings(patch: Patch) -> Iterator[str]:
     if not public_base(patch.config.base):
         yield f"{base_facts(patch.config.base)} Publish the base too, or say in the card where it is"
     for sense, facts in patch.config.senses.items():
-        if _commercial(patch.config.licence) and not _commercial(facts.licence):
+        if commercial(patch.config.licence) and not commercial(facts.licence):
             yield (
                 f"the licence {patch.config.licence} allows commercial use, but the weights of {facts.encoder}, which "
                 f"its sense {sense} was trained on, are under {facts.licence}"
             )
-
-
-def _commercial(licence: str) -> bool:
-    return "NC" not in licence.upper().split("-")
 
 
 def _foreign_card(repo: str, head: Any) -> bool:
