@@ -62,7 +62,7 @@ def encode(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from pave.features import extract, worker
+    from pave.features import extract, files, worker
     from pave.media.warned import told
     from pave.recipe import overridden
 
@@ -92,7 +92,7 @@ def encode(
             remark("", f"stopped; finished shards are in {out}; run the same command again to continue")
             raise SystemExit(130) from None
     if left_out or (out / "left-out.jsonl").exists():
-        extract.write_list(out / "left-out.jsonl", [{"file": name, "why": why} for name, why in left_out.items()])
+        files.write_list(out / "left-out.jsonl", [{"file": name, "why": why} for name, why in left_out.items()])
     for line in extract.some(left_out):
         remark(f"left out: {line}")
     for line in told(tally.warnings):

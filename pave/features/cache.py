@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 
 from pave.data import Source
-from pave.encoder import Encoder, consent, mixed
+from pave.encoder import Encoder, consent
 from pave.errors import DataError, FileError, MediaError, PatchMismatch, SignalError, raised_as
-from pave.features.files import ROOM, FeatureFolder, identity, inside, text_digest
-from pave.files import atomic, tensorfile
+from pave.features.files import ROOM, FeatureFolder, identity, inside, text_digest, write_list
+from pave.files import tensorfile
 from pave.media.clip import Clip, decode_many
 from pave.media.decoding import Timeout
 from pave.model.inputs import ClipFeatures
@@ -73,9 +73,7 @@ class FeatureCache:
         fresh = [source for source, features in found.items() if features is None]
         workers = min(MAX_WORKERS, os.cpu_count() or 1)
         files = [(source.video, source.options(self.hears)) for source in fresh]
-        host, encoders = self.model.host, self.encoders
-        size = host.size if all(encoder.hears for encoder in encoders) else None  # others may look at the pictures
-        options = {"frames": host.frames, "size": size, "mono": mixed(encoders)}
+        options = self.model.perception.reading(self.encoders)
         clips = decode_many(files, workers=workers, timeout=self.timeout, **options)
         for done, (source, clip) in enumerate(zip(fresh, clips, strict=True), len(found) - len(fresh) + 1):
             found[source] = self._encode(source, clip)
@@ -83,8 +81,8 @@ class FeatureCache:
                 on_clip(done, len(found))
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps({"file": str(source), "why": why}) for source, why in self.refused.items()]
-            atomic.write_text(self.folder / "quarantine.jsonl", "".join(f"{line}\n" for line in lines))
+            refused = [{"file": str(source), "why": why} for source, why in self.refused.items()]
+            write_list(self.folder / "quarantine.jsonl", refused)
         return {source: features for source, features in found.items() if features is not None}
 
     def _encode(self, source: Source, clip: Clip | MediaError) -> ClipFeatures | None:

@@ -25,9 +25,8 @@ import torch
 from pave.data import Source, read_jsonl
 from pave.encoder import consent
 from pave.errors import DataError, raised_as
-from pave.features.files import DTYPES, ClipEntry, FeatureKey, files, read_header, write
+from pave.features.files import DTYPES, ClipEntry, FeatureKey, files, read_header, write, write_list
 from pave.features.worker import WORKERS, Job, ask, borrow, size_of
-from pave.files import atomic
 from pave.files.locks import held
 from pave.media.headers import why_not_media
 from pave.media.warned import FEW
@@ -185,12 +184,6 @@ def _tally(out: Path, shards: Sequence[Shard], existing: Mapping[Path, Sequence[
         write_list(out / "warnings.jsonl", [{"file": name, "warnings": texts} for name, texts in warnings.items()])
     absent, size = sum(bool(entry.absent) for entry in entries), sum(path.stat().st_size for path in existing)
     return Tally(len(entries), absent, refused, warnings, len(existing), size)
-
-
-def write_list(path: Path, facts: Sequence[Mapping[str, object]]) -> None:
-    """One line of JSON each."""
-    with raised_as(DataError):
-        atomic.write_text(path, "".join(f"{json.dumps(each)}\n" for each in facts))
 
 
 def _in_threads(work: Callable[[Shard], Path], shards: Sequence[Shard], workers: int) -> Iterator[Path]:

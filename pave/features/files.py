@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from pave.data import Source, whole
 from pave.encoder import Encoder
 from pave.errors import DataError, MediaError, RecipeError, SignalError, raised_as
 from pave.files import json_text, tensorfile
-from pave.files.atomic import opened
+from pave.files.atomic import opened, write_text
 from pave.sidechannel import PARTS, SideTokens
 
 FORMAT = "1"
@@ -120,6 +120,11 @@ def read_header(path: Path) -> Contents:
         return parse(Contents, contents, path)
     except RecipeError as error:
         raise DataError(f"{error}; {MAKE}") from None
+
+
+def write_list(path: Path, facts: Iterable[Mapping[str, object]]) -> None:
+    """Write what is said of clips, one line of JSON each."""
+    write_text(path, "".join(f"{json.dumps(each)}\n" for each in facts))
 
 
 def files(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from pave.ambient import neutral
 from pave.base import Host
 from pave.config import SenseConfig
-from pave.encoder import Encoder, load_encoder
+from pave.encoder import Encoder, load_encoder, mixed
 from pave.errors import SignalError
 from pave.media.clip import Clip
 from pave.model.inputs import ClipFeatures
@@ -46,6 +47,12 @@ class Perception:
     def hears(self, senses: Iterable[SenseConfig | Encoder]) -> bool:
         """Whether one of the senses reads sound; otherwise the sound of files is not decoded."""
         return any(encoder.hears for encoder in self.encoders(senses).values())
+
+    def reading(self, encoders: Iterable[Encoder]) -> dict[str, Any]:
+        """Options of `Clip.read` for the key frames of the base, and for what these encoders read."""
+        encoders = list(encoders)
+        size = self.host.size if all(encoder.hears for encoder in encoders) else None  # others may look at the pictures
+        return {"frames": self.host.frames, "size": size, "mono": mixed(encoders)}
 
     @neutral()
     @torch.no_grad()

@@ -14,7 +14,7 @@ from typing import Any
 
 from pave.ambient import neutral
 from pave.data import TRACKS
-from pave.encoder import Encoder, missing, mixed
+from pave.encoder import Encoder, missing
 from pave.errors import SignalError, UsageError, nearest
 from pave.media.clip import Clip, sound
 from pave.media.decoding import Timeout
@@ -108,12 +108,8 @@ def _read(row: Row, calls: Calls, audio: bool, timeout: Timeout) -> Clip:
     if isinstance(row.clip, Clip):
         return row.clip
     if isinstance(row.clip, str | Path):
-        encoders = list(_encoders(calls))
-        size = (
-            calls.host.size if all(encoder.hears for encoder in encoders) else None
-        )  # others may look at the pictures
-        options = {"frames": calls.host.frames, "size": size, "audio": audio, "mono": mixed(encoders)}
-        return Clip.read(row.clip, **options, timeout=timeout, **row.tracks)
+        options = calls.perception.reading(_encoders(calls))
+        return Clip.read(row.clip, **options, audio=audio, timeout=timeout, **row.tracks)
     return Clip.from_frames(row.clip)
 
 
