@@ -152,14 +152,12 @@ def _of_shard(release: Release, progress: Count) -> tuple[dict[str, Tensor], dic
     names = weights if isinstance(weights, dict) else {}
     shards = {str(shard) for name, shard in names.items() if release.inside in name} or {WHOLE[0]}
     tensors: dict[str, Tensor] = {}
-    fetched = 0
     for shard in sorted(shards):
         address = hf_hub_url(release.repo, shard, revision=commit)
         remote = Remote(address, {key: str(text) for key, text in build_hf_headers(library_name="pave").items()})
         tensors |= _of_safetensors(remote, release.inside, progress)
-        fetched += sum(tensor.nbytes for tensor in tensors.values())
     facts = {"from": f"{release.repo}@{commit}", "version": commit}
-    return _some(tensors, release.repo, release), facts, fetched
+    return _some(tensors, release.repo, release), facts, sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _of_safetensors(remote: Remote, inside: str, progress: Count) -> dict[str, Tensor]:

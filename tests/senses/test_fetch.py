@@ -203,15 +203,19 @@ def test_the_mlp_of_llava3d_is_fetched_by_ranges_from_the_hub(tmp_path: Path) ->
     prefix, head = "weights.positional_embedding.position_embedding_head.", geometry.HEADS[0]
     golden = load_file(GOLDEN / "llava3d_geometry.safetensors")
     mlp = {head + name.removeprefix(prefix): each for name, each in golden.items() if name.startswith(prefix)}
-    save_file({**mlp, "model.layers.0.weight": torch.ones(3_000_000)}, tmp_path / "b.safetensors")
-    index = {"weight_map": {**dict.fromkeys(mlp, "b.safetensors"), "model.x": "a.safetensors"}}
+    first, *rest = sorted(mlp)
+    part = {name: mlp[name] for name in rest}
+    save_file({**part, "model.layers.0.weight": torch.ones(3_000_000)}, tmp_path / "b.safetensors")
+    index = {"weight_map": {first: "a.safetensors", **dict.fromkeys(rest, "b.safetensors"), "model.x": "c.safetensors"}}
     files = {INDEX: json.dumps(index).encode(), "b.safetensors": (tmp_path / "b.safetensors").read_bytes()}
+    files["a.safetensors"] = save({first: mlp[first]})
     release, clip = fetch.releases("rgbd-geometry")
     with HubServer() as server, server.client(tmp_path / "cache"):
         server.create(geometry.LLAVA_3D, files)
         got = fetch.get(release)
         assert sum(one.sent for one in server.asked("GET", "*")) < 6_000_000 < len(files["b.safetensors"])
         assert got.path == release.kept and release.present and not clip.present
+        assert got.fetched == sum(tensor.nbytes for tensor in mlp.values()), "each shard's bytes count once"
         assert "CLIP's ViT-L/14 at 336 pixels, for rgbd-geometry, are not on this machine: MIT" in clip.lacking
         assert torch.equal(geometry.position("")[3].weight, mlp[f"{head}3.weight"].float())
         server.create(geometry.CLIP, {"model.safetensors": save({"x": torch.zeros(2)})})
