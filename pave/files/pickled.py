@@ -32,6 +32,7 @@ REWRITE = "from pave.files.pickled import rewrite; rewrite()"
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # what an interpreter may need to start
 FENCED = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.spawn", "os.posix_spawn", "os.startfile")
 UNWRITTEN = 3  # exit code of the child if the disk is at fault, not the file
+HARM = "would call {} when opened, which no tensor needs: it may do harm"
 REMEDY = "download it again; PAVE never opens such a file in an unsafe way"
 
 
@@ -129,6 +130,6 @@ def _flaw(content: Any, size: int) -> str:
 def _cause(error: Exception) -> str:
     call = re.search(r"GLOBAL ([\w.]+)", str(error))
     if isinstance(error, UnpicklingError) and call:
-        return f"would call {call[1]} when opened, which no tensor needs: it may do harm"
+        return HARM.format(call[1])
     lines = str(error).splitlines() or [""]
     return f"is cut short, or not a file of torch.save ({type(error).__name__}: {lines[0][:120]})"

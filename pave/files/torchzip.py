@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pave.errors import FileDamaged
+from pave.files.pickled import HARM, REMEDY
 
 STEPS, VALUES = 2_000_000, 2**40  # most instructions of a pickle, and numbers of a tensor
 STORAGES = {
@@ -32,7 +33,6 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-REMEDY = "download it again; PAVE never opens such a file in an unsafe way"
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _built(call: _Name, arguments: Any) -> Any:
             if not plain or math.prod(shape) > VALUES:
                 raise ValueError("a tensor whose shape, strides or offset are no counts")
             return Entry(record, dtype, offset, tuple(shape), tuple(stride))
-    raise ValueError(f"would call {call.path.replace(' ', '.')} when opened, which no tensor needs: it may do harm")
+    raise ValueError(HARM.format(call.path.replace(" ", ".")))
 
 
 def part_of(entries: Mapping[str, Entry], inside: str) -> Iterator[tuple[str, list[str]]]:
