@@ -6,7 +6,6 @@ names the key, the value and the remedy. Knows nothing of tensors; dimensions of
 
 from __future__ import annotations
 
-import json
 import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +25,7 @@ from pydantic import (
 )
 
 from pave.errors import RecipeError, nearest
+from pave.files.json_text import canonical
 from pave.text.shown import quoted
 from pave.text.values import plain
 
@@ -403,7 +403,7 @@ class PatchConfig(Config):
         """The canonical JSON of this config: sorted keys, no spaces. The key of an absent resampler is omitted, so that
         patches older than resamplers keep their bytes."""
         facts = self.model_dump(mode="json", exclude={"resampler"} if self.resampler is None else None)
-        return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return canonical(facts)
 
 
 C = TypeVar("C", bound=Config)
@@ -425,14 +425,12 @@ def parse(kind: type[C], data: Mapping[str, Any], source: str | Path) -> C:
 # Replace pydantic's messages, which name Python types instead of YAML values.
 EXPECTED = {
     "dict_type": "write a mapping: {NAME: ...}",
-    "tuple_type": "write a list: [...]",
+    **dict.fromkeys(("list_type", "tuple_type"), "write a list: [...]"),
     "string_type": "must be text",
     "path_type": "must be a path",
-    "bool_parsing": "must be true or false",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
-    "bool_type": "must be true or false",
-    "list_type": "write a list: [...]",
     "finite_number": "must be a finite number",
     "int_parsing_size": "is too large",
     "string_pattern_mismatch": "must match {pattern}",
