@@ -237,8 +237,10 @@ class Clip:
 
         for name in self.signals.keys() & set(names) & set(PICTURED):
             each = signals[name]
-            several = name != "fast" and isinstance(each, list | tuple)
-            signals[name] = [read(stream) for stream in each] if several else read(each) if name == "fast" else each
+            if name == "fast":
+                signals[name] = read(each)
+            elif isinstance(each, list | tuple):
+                signals[name] = [read(stream) for stream in each]
         return replace(self, signals=signals, report=replace(self.report, warnings=tuple(warnings)))
 
     @neutral()

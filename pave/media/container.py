@@ -317,7 +317,7 @@ def decoded(
             number += bool(packet.size)  # the empty packet at the end flushes the decoder
             if packet.size and feed is not None and not feed[number]:
                 if dirty:
-                    yield from tried(context, None)
+                    yield from rest_of(context)
                     context.flush_buffers()
                 dirty = False
             elif packet.size or dirty:
@@ -330,12 +330,12 @@ def decoded(
                     frames = failed.append(number) if failed is not None else None
                 yield from frames or ()
     except (FFmpegError, IndexError):  # the survey has recorded this
-        yield from tried(context, None) if dirty else ()
+        yield from rest_of(context) if dirty else ()
 
 
-def tried(context: Any, packet: Any) -> list[Any]:
-    """Frames of one packet; none if it is damaged."""
+def rest_of(context: Any) -> list[Any]:
+    """The frames that a decoder still holds; none if it fails."""
     try:
-        return context.decode(packet)
+        return context.decode(None)
     except FFmpegError:
         return []

@@ -28,11 +28,11 @@ from einops import rearrange
 
 from pave.media.container import refuse
 from pave.media.key_frames import MAX_BYTES, Mono, Request
+from pave.media.stamps import LONGEST_HOLE
 
 HALF_WINDOW = 1.0  # seconds
 TOLERANCE = 0.015  # seconds of drift that are left alone: rounding and jitter of time stamps
 STEADY = 0.15  # of a frame's length: the drift of a clock grows by less, a hole or an overlap by more
-LONGEST_HOLE = 600.0  # seconds; sound after a longer one is left out
 CATCH_UP = 0.5  # seconds over which a drift found late is made up for, so that the pitch is not bent
 TAPS = 8  # samples on each side that a resampled one is computed from
 PLANES = 7

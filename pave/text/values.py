@@ -70,12 +70,9 @@ def _finite(number: str) -> float:
 def depth(value: Any, most: int) -> int:
     """How deep lists and mappings are inside each other; counted up to `most` + 1."""
     deep, level = 0, [value]
-    while level and deep <= most:
-        nested = [each for each in level if isinstance(each, dict | list | tuple)]
+    while deep <= most and (nested := [each for each in level if isinstance(each, dict | list | tuple)]):
         level = [child for each in nested for child in (each.values() if isinstance(each, dict) else each)]
-        deep += bool(nested)
-        if not nested:
-            break
+        deep += 1
     return deep
 
 
