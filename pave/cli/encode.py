@@ -1,4 +1,8 @@
-"""The `pave encode` command: options, progress, summary. The extraction itself is in pave/features/extract.py."""
+"""The `pave encode` command.
+
+In: an encoder, clips and options. Out: a folder of feature files; progress on stderr, a summary on stdout. The
+extraction itself is in pave/features/extract.py.
+"""
 
 from __future__ import annotations
 

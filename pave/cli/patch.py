@@ -1,4 +1,8 @@
-"""The `pave patch` commands: inspect, shrink and share patches. Each imports what it needs when it runs."""
+"""The `pave patch` commands: inspect, convert, shrink and share patches.
+
+In: the name, folder, file or Hub repo of a patch. Out: facts on stdout, or a new patch file. Each command imports what
+it needs when it runs.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Shared by the commands: plain help, one way of printing, and exit code 2 for errors.
 
-Everything that a command prints passes `say` or `remark`: what comes from a file, from the Hub or from a model is shown
-with its control characters, bidi controls and line breaks escaped (pave/text/shown.py).
+In: lines of any text. Out: lines on stdout (`say`) or stderr (`remark`), through which everything passes that a command
+prints. What comes from a file, from the Hub or from a model is shown with its control characters, bidi controls and
+line breaks escaped (pave/text/shown.py).
 """
 
 from __future__ import annotations
