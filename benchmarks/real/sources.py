@@ -76,6 +76,16 @@ SOURCES = (
         "telephone prompts, one human voice",
     ),
     Source(
+        "asterisk-core-sounds-en",
+        "apt",
+        "1.6.1-1",
+        "asterisk-core-sounds-en_1.6.1-1_all.deb",
+        "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
+        22_844,
+        "CC-BY-SA-3.0",
+        "what the prompts say",
+    ),
+    Source(
         "flite",
         "apt",
         "2.2-5",

@@ -14,7 +14,7 @@ STAMPS = "usr/share/tuxpaint/stamps"
 # Signs and letters name no thing; of flags and planets the name is knowledge, not sight.
 LEFT_OUT = ("symbols", "town/flags", "town/roadsigns", "space/planets", "military", "people")
 ARTICLE = re.compile(r"^(a|an|the|some) ")
-MOST = 100  # kinds: what a small tower learns in half an hour
+MOST = 50  # kinds: what a small tower learns in some minutes
 # Where the caption says more than the name, or something else.
 SAID = {
     "hobbies/music/percussion/drumkit": "a drum kit",

@@ -1,7 +1,8 @@
 """Spoken words: synthetic voices to learn from, human voices for the test.
 
-In: the packages, voices. Out: a folder with `train.jsonl` and `test.jsonl`. The pictures show a thing that has nothing to
-do with the word. Humans: the speaker of Asterisk's prompts (8 kHz, telephone), and for digits two speakers of tuxpaint.
+In: the packages, voices. Out: a folder with `train.jsonl` and `test.jsonl`. The pictures show a thing that has nothing
+to do with the word. Humans: the speaker of Asterisk's prompts (8 kHz, telephone), and for digits two speakers of
+tuxpaint.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from sounds import VOICES, Voices, samples
 from stamps import STAMPS, things
 
 PROMPTS = "usr/share/asterisk/sounds/en_US_f_Allison"
-QUESTION = "Which word is said?"
+# Asked so that the language model repeats what it reads: if the visual tokens are the embedding of a digit, this one
+# finds the digit more likely by four nats than others, and by three and a half after "Which word is said?".
+QUESTION = "Repeat the word that is said."
 SECONDS = 1.6  # of a clip; the longest word takes 1.4
 FRAMES = 2
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -70,7 +73,9 @@ def make(packages: Mapping[str, Path], words: Sequence[str], voices: int, folder
     def clip(name: str, word: str, sound: np.ndarray, speaker: str) -> Clip:
         scene = draw([kinds[rng.integers(len(kinds))]], rng)
         heard = placed(sound, SECONDS, rng)
-        return Clip(name, film(scene, FRAMES, rng), heard, ((QUESTION, word),), {"channel": "words", "speaker": speaker})
+        return Clip(
+            name, film(scene, FRAMES, rng), heard, ((QUESTION, word),), {"channel": "words", "speaker": speaker}
+        )
 
     def synthetic() -> Iterator[Clip]:
         chosen = [VOICES[number % len(VOICES)] for number in rng.permutation(len(VOICES))[:voices]]
