@@ -3,7 +3,9 @@
 import json
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ import lines
 import page
 import scenes
 import sentences
+import sight
 import stamps
 import tower
 import trainings
@@ -31,6 +34,7 @@ from whole import written
 import pave
 from pave.errors import DataError
 
+TOKENIZER = make_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>", base.IMAGE, base.VIDEO])
 VISION = {**tower.VISION, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -80,10 +84,12 @@ def ctranslate2(model: WhisperForConditionalGeneration, file: Path) -> None:
 
 def test_a_whisper_of_ctranslate2_is_the_same_network(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 24))}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    ids = dict.fromkeys(("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id"), 19)
-    places = {"max_source_positions": 10, "max_target_positions": 8}
+    sizes: dict[str, Any] = {
+        f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 24))
+    }
+    heads: dict[str, Any] = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    ids: dict[str, Any] = dict.fromkeys(("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id"), 19)
+    places: dict[str, Any] = {"max_source_positions": 10, "max_target_positions": 8}
     config = WhisperConfig(vocab_size=20, d_model=16, num_mel_bins=8, **sizes, **heads, **ids, **places)
     model = WhisperForConditionalGeneration(config).eval()
     ctranslate2(model, tmp_path / "model.bin")
@@ -126,28 +132,39 @@ def test_stamps_become_things_with_one_picture_if_they_sound(package: Path) -> N
     assert found["kettle"].called == "some kettle" and found["kettle"].sound is None
 
 
-def test_a_base_is_built_around_a_language_model_and_opens(package: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def language() -> LlamaForCausalLM:
+    """A small language model."""
     torch.manual_seed(0)
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", base.IMAGE, base.VIDEO]
-    tokenizer = make_tokenizer(special)
-    language = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            tie_word_embeddings=True,
-        )
-    )
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(TOKENIZER), tie_word_embeddings=True, **sizes))
+
+
+@pytest.fixture
+def made_base(package: Path, tmp_path: Path, language: Any) -> Path:
+    """A base around it, whose eyes have learned for two steps."""
     kinds = stamps.things(package)
-    eyes = tower.Eyes(base.config(language, tokenizer, VISION))
-    words = base.words(language, tokenizer, [kind.name for kind in kinds])
-    right = tower.train(eyes, kinds, *words, tower.Budget(steps=2, batch=2), workers=0)
-    assert 0 <= right <= 1
-    base.assemble(language, tokenizer, eyes, tmp_path / "base")
-    model = pave.load(tmp_path / "base", dtype="bfloat16")
+    eyes = tower.Eyes(base.config(language, TOKENIZER, VISION))
+    words = base.words(language, TOKENIZER, [kind.name for kind in kinds])
+    assert 0 <= tower.train(eyes, kinds, *words, tower.Budget(steps=2, batch=2), workers=0) <= 1
+    base.assemble(language, TOKENIZER, eyes, tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_a_base_is_built_around_a_language_model_and_opens(
+    made_base: Path, package: Path, tmp_path: Path, language: Any
+) -> None:
+    kinds = stamps.things(package)
+    model = pave.load(made_base, dtype="bfloat16")
     assert model.host.frames == base.FRAMES and model.host.grid == (3, 3)
+    seen = sight.measure(made_base, kinds, 4)
+    assert (seen["pictures"], seen["choices"], len(seen["in_its_own_words"])) == (4, 3, 4)
+    assert 0 <= seen["top1"] <= seen["top5"] == 1
     own = model.base.state_dict()["model.language_model.layers.0.mlp.up_proj.weight"]
     assert torch.equal(own, language.model.layers[0].mlp.up_proj.weight.bfloat16())
     rng = np.random.default_rng(0)
@@ -159,6 +176,24 @@ def test_a_base_is_built_around_a_language_model_and_opens(package: Path, tmp_pa
     trainings.silence(tmp_path / "data/test.jsonl", tmp_path / "data/silent.jsonl")
     assert json.loads((tmp_path / "data/silent.jsonl").read_text().splitlines()[0])["signals"] == {"audio": None}
     assert trainings.figures(found)["asked"] == 2
+
+
+def test_names_are_as_likely_as_in_a_pass_of_their_own(made_base: Path, package: Path) -> None:
+    model, rng = pave.load(made_base, dtype="float32"), np.random.default_rng(0)
+    frames = scenes.film(scenes.draw(stamps.things(package)[:1], rng), 2, rng)
+    names = [model.host.encode_text(name) for name in (" frog", " a", " long name")]
+    together = sight.likelihoods(model, frames, names)
+    alone = [sight.likelihoods(model, frames, [name])[0] for name in names]
+    torch.testing.assert_close(together, torch.stack(alone))
+    clip = pave.Clip.from_frames(torch.from_numpy(frames.copy()).permute(0, 3, 1, 2), torch.arange(2.0).double())
+    inputs = model.prepare(model.encode([clip]), [sight.QUESTION], patches=())
+    rest = [*model.host.encode_text(sight.OPENING), *names[2]]
+    ids = torch.cat([inputs.input_ids, torch.tensor([rest])], 1)
+    whole = replace(inputs, input_ids=ids, attention_mask=torch.ones_like(ids))
+    with torch.no_grad():
+        logits = model.forward(whole).logits[0, -len(names[2]) - 1 : -1].log_softmax(-1)
+    each = logits[range(len(names[2])), names[2]]
+    torch.testing.assert_close(together[2], each.mean(), rtol=1e-4, atol=1e-4)
 
 
 def test_two_things_stand_side_by_side_and_cover_their_patches(package: Path) -> None:
