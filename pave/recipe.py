@@ -81,6 +81,8 @@ class DataConfig(Config):
     val: Path | None = None
     playroom: PlayroomData | None = None
     features: tuple[Path, ...] = ()  # folders of feature files from `pave encode`, used instead of encoding
+    # Text file, one question a line, for `train.keep`; None: the built-in list. Omitted from older recipes likewise.
+    keep: Annotated[Path | None, Field(exclude_if=lambda file: file is None)] = None
     timeout: Limit = "auto"  # seconds to decode a clip; auto: by its length
 
     @model_validator(mode="after")
@@ -109,6 +111,9 @@ class TrainConfig(Config):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # fraction of the steps
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    # Weight of a question that needs no sense, on which the base is kept, beside one of the data; 0: none is asked.
+    keep: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    mean_over: Literal["questions", "tokens"] = "questions"  # tokens: a long answer weighs more than a short one
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen base; the patch itself always trains in float32
     eval_every: Annotated[int, Field(ge=1)] = 100  # steps between evaluations on the held-out questions
@@ -147,6 +152,12 @@ class Recipe(Config):
     released: tuple[Released, ...] = ()  # what `apply_patch` downloads and converts; not used in training
 
     _resamples = model_validator(mode="after")(resampler_fits)
+
+    @model_validator(mode="after")
+    def _keeps(self) -> Recipe:
+        if self.data.keep and not self.train.keep:
+            raise ValueError("data.keep has questions, and train.keep=0 asks none; remove one of them")
+        return self
 
     @property
     def output(self) -> Path:

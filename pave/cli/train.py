@@ -65,6 +65,8 @@ def summary(result: Result) -> list[str]:
     if held_out:
         lines.append(f"{'held-out questions':20} {'base':>6} {'patched':>8}")
         lines += [f"{key:20} {each['base']:6.3f} {each['patched']:8.3f}" for key, each in held_out.items()]
+    kept: Any = result.metrics["retention"]
+    lines.append(f"the base keeps {kept['tokens']:.1%} of what it says where no sense is needed (KL {kept['kl']:.3f})")
     unreadable: Any = result.metrics["unreadable"]
     if unreadable:
         listed = result.patch.parent / "features" / "quarantine.jsonl"
@@ -110,8 +112,9 @@ def _train(recipe: Recipe, resume: bool) -> Result:
             loss = f"loss {figures['loss']:.3f}"
             bar.start_task(steps)
             bar.update(steps, completed=step, note=loss)
-            if "held-out" in figures:
-                remark(f"step {step}/{total}  {loss}  held-out {figures['held-out']:.3f}")
+            looked = [f"{name} {figures[name]:.3f}" for name in ("held-out", "retention") if name in figures]
+            if looked:
+                remark("  ".join([f"step {step}/{total}", loss, *looked]))
             elif not sys.stderr.isatty() and (step % 50 == 0 or step == total):
                 remark(f"step {step}/{total}  {loss}")
 

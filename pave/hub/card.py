@@ -48,6 +48,12 @@ openrail++ osl-3.0 pddl postgresql unknown unlicense wtfpl zlib
 """
 LICENCES = frozenset((*COMMON, *OTHERS.split()))
 
+# Figures of `Patch.retention`, as text.
+RETENTION = {
+    "tokens": "share of tokens that stay the most likely",
+    "kl": "mean KL divergence from the base, nats per token",
+    "answers": "share of whole answers that stay",
+}
 OURS = "<!-- This card was written by PAVE. Without this line, the next push leaves the card alone. -->"
 # Private data: absolute paths, and prefixes of common access tokens.
 PRIVATE = re.compile(
@@ -80,6 +86,15 @@ def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> s
         lines += ["", "## Held-out questions", "", "Share answered correctly under teacher forcing, of questions that"]
         lines += ["training did not see.", "", "| questions | base | with the patch |", "|---|---|---|"]
         lines += [_row(key, f"{before:.3f}", f"{after:.3f}") for key, (before, after) in figures.items()]
+    if kept := patch.retention:
+        lines += [
+            "",
+            "## What the base keeps",
+            "",
+            "Its own answers to questions that need no sense, asked about clips",
+        ]
+        lines += ["with the sense, with the patch and without.", "", "| | |", "|---|---|"]
+        lines += [_row(RETENTION[name], f"{value:.3f}") for name, value in kept.items() if name in RETENTION]
     if example:
         made = f"pave playroom clips --clips 1 --seed {example['seed']} --split {example['split']}"
         asked = shlex.quote(str(example["question"]))

@@ -6,7 +6,7 @@ applied patch; or a PatchError, before anything has changed. Knows nothing of cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from pave.patch.file import Patch
 from pave.patch.filenames import is_peft
 from pave.patch.peft import load_peft
 from pave.patch.report import PatchReport
+
+RETAINED = 0.9  # of a patch's retention: below, it says so
 
 
 @neutral()
@@ -81,9 +83,18 @@ def _fitted(
     base = perception.host
     attached = Attached.of(patch, base)
     match = base_match(patch.config, base, patch.source, strict)
-    remarks = (*([remark] if remark else []), *_remarks(patch.config, patch.source, perception, applied))
+    remarks = [*filter(None, [remark]), *_remarks(patch.config, patch.source, perception, applied), *_forgets(patch)]
     facts = {"source": patch.source, "sha256": patch.sha256, "bytes": patch.nbytes}
-    return attached, {"base_match": match, "remarks": remarks, **facts}
+    return attached, {"base_match": match, "remarks": tuple(remarks), **facts}
+
+
+def _forgets(patch: Patch) -> Iterator[str]:
+    """A remark on a patch that changes too many answers that it should not."""
+    if (tokens := patch.retention.get("tokens", 1.0)) < RETAINED:
+        yield (
+            f"it keeps only {tokens:.0%} of what the base says where no sense is needed (share of tokens); ask such "
+            "questions with patches=(), or train the patch again with train.keep=1"
+        )
 
 
 @neutral()

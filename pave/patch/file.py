@@ -93,6 +93,14 @@ class Patch:
         check_tensors(self.config, self.tensors, self.source)
 
     @property
+    def retention(self) -> dict[str, float]:
+        """How much of the base's own answers to questions that need no sense stays, if training measured it: `tokens`,
+        the share that is still the most likely; `kl`, nats per token; `answers`, the share of unchanged ones."""
+        found = (self.certificate or {}).get("retention")
+        figures = found.items() if isinstance(found, Mapping) else ()
+        return {str(name): value for name, value in figures if type(value) in (int, float) and value >= 0}
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors as stored."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

@@ -39,11 +39,11 @@ class TrainingClip:
     features: ClipFeatures
     examples: tuple[Example, ...]
     turns: tuple[Turn, ...]  # one per example
+    present: frozenset[str]  # encoders of which it has side tokens, by their `spec.preprocessing`
 
     def has(self, encoder: Encoder) -> bool:
         """Whether the clip has side tokens of an encoder."""
-        side = self.features.sides[encoder.spec.preprocessing]
-        return side is not None and side.present
+        return encoder.spec.preprocessing in self.present
 
     def outside(self, encoder: Encoder) -> int:
         """How many of its time steps are before or after the clip."""
@@ -174,15 +174,26 @@ def training_clip(host: Host, features: ClipFeatures, examples: Iterable[Example
     turns = tuple(
         (host.prompt(example.question)[1], [*host.encode_text(example.answer), host.end]) for example in examples
     )
-    return TrainingClip(features, examples, turns)
+    present = frozenset(key for key, side in features.sides.items() if side is not None and side.present)
+    return TrainingClip(features, examples, turns, present)
 
 
-def batch(model: PatchedModel, clips: Sequence[TrainingClip], patches: Names) -> tuple[Inputs, Tensor]:
+def batch(
+    model: PatchedModel, clips: Sequence[TrainingClip], patches: Names, more: Sequence[Sequence[Turn]] = ()
+) -> tuple[Inputs, Tensor]:
     """A batch with one row per clip, which has all its questions, and labels (b l). `patches`: names for all, or per
-    clip."""
-    layout = model.lay_out([clip.features for clip in clips], patches)
+    clip; `more`: further turns of each clip, after its own."""
+    turns = [[*clip.turns, *others] for clip, others in zip(clips, more or [()] * len(clips), strict=True)]
+    return packed(model, [clip.features for clip in clips], turns, patches)
+
+
+def packed(
+    model: PatchedModel, clips: Sequence[ClipFeatures], turns: Sequence[Sequence[Turn]], patches: Names
+) -> tuple[Inputs, Tensor]:
+    """A batch with one row per clip, which has all its turns, and labels (b l)."""
+    layout = model.lay_out(clips, patches)
     before = model.host.prompter.prefix
-    rows = [pack([*before, *visual], clip.turns) for clip, visual in zip(clips, layout.visual, strict=True)]
+    rows = [pack([*before, *visual], each) for each, visual in zip(turns, layout.visual, strict=True)]
     tokens = collate(rows, model.host.pad)
     labels = tokens.pop("labels")
     return layout.inputs(**tokens), labels

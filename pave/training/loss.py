@@ -1,7 +1,7 @@
 """The loss of a step, and teacher-forced accuracy, both of the answers' tokens.
 
-In: rows with labels. Out: logits at the positions that predict an answer's token, their cross-entropy, and the share of
-answers that are entirely right.
+In: rows with labels. Out: logits at the positions that predict an answer's token, their cross-entropy, their divergence
+from those of another model, and the share of answers that are entirely right.
 
 b rows, l tokens of a row, k tokens of all answers
 """
@@ -31,10 +31,30 @@ def scores(model: PatchedModel, inputs: Inputs, labels: Tensor) -> tuple[Tensor,
     return logits[targets != IGNORE], targets[targets != IGNORE]
 
 
-def answer_loss(model: PatchedModel, inputs: Inputs, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the answers' tokens."""
-    logits, targets = scores(model, inputs, labels)
-    return F.cross_entropy(logits.float(), targets)
+def answers(labels: Tensor) -> Tensor:
+    """The number of the answer, counted over all rows from 0, that each label of `scores` belongs to (k,). Between two
+    answers of a row is a question, which has no labels."""
+    real = labels[:, 1:] != IGNORE
+    begins = real & ~F.pad(real, (1, 0))[:, :-1]
+    return (begins.flatten().cumsum(0) - 1)[real.flatten()]
+
+
+def total(values: Tensor, group: Tensor) -> tuple[Tensor, int]:
+    """The sum over groups of the mean of a group's values, and how many groups there are; values and the number of each
+    one's group (k,)."""
+    _, place, tokens = group.unique_consecutive(return_inverse=True, return_counts=True)
+    return (values / tokens[place].to(values.device)).sum(), len(tokens)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of each token (k,), from logits (k vocabulary) and targets (k,)."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || model) in nats of each token (k,), from logits (k vocabulary)."""
+    own, wanted = logits.float().log_softmax(-1), teacher.float().log_softmax(-1)
+    return F.kl_div(own, wanted, log_target=True, reduction="none").sum(-1)
 
 
 @torch.no_grad()

@@ -15,9 +15,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pave.ambient import neutral
 from pave.errors import DataError, TrainingError
@@ -27,7 +30,9 @@ from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
 from pave.training.checkpoint import Identity, owned, read_checkpoint, write_checkpoint
 from pave.training.dataset import Dataset, TrainingClip, batch, read_dataset
-from pave.training.loss import answer_loss, token_accuracy
+from pave.training.keep import Keep
+from pave.training.loss import answers, cross_entropy, divergence, scores, token_accuracy, total
+from pave.training.retention import Probe
 from pave.training.setup import Setup
 from pave.training.trainee import Trainee, training
 
@@ -96,25 +101,25 @@ class Run:
             self.seconds += time.perf_counter() - begin
             figures = {"loss": self.losses[-1], "rate": rate}
             figures |= {name: value.item() for name, value in self.trainee.attached.aux_losses.items()}
-            if (step + 1) % options.eval_every == 0 and self.dataset.val and step + 1 < options.steps:
-                accuracy = token_accuracy(model, self.dataset.val, self.setup.names, options.batch)
-                figures["held-out"] = accuracy["all"]
+            if (step + 1) % options.eval_every == 0 and step + 1 < options.steps:
+                if self.dataset.val:
+                    accuracy = token_accuracy(model, self.dataset.val, self.setup.names, options.batch)
+                    figures["held-out"] = accuracy["all"]
+                figures["retention"] = self.probe.measure(model, self.setup.names).tokens
             if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps:
                 self.save(step + 1)
             progress(step + 1, options.steps, figures)
 
     def step(self, step: int) -> float:
         """One optimiser step; returns the loss of the answers, without auxiliary losses."""
-        options, model, trainee = self.setup.recipe.train, self.setup.model, self.trainee
+        options, trainee = self.setup.recipe.train, self.trainee
         try:
-            inputs, labels = batch(model, self.clips_of(step), self.setup.names)
+            loss, kept = self.losses_of(step)
         except DataError as error:  # its features were cut short meanwhile
             raise DataError(f"step {step + 1}: {error}; {self.left()}") from None
-        with training(trainee.attached):
-            loss = answer_loss(model, inputs, labels)
-            trainee.optimiser.zero_grad()
-            if loss.requires_grad:  # False if all clips of the step lack the sense: only the frozen base runs
-                sum(trainee.attached.aux_losses.values(), loss).backward()
+        trainee.optimiser.zero_grad()
+        if loss.requires_grad:  # False if all clips of the step lack the sense: only the frozen base runs
+            sum(trainee.attached.aux_losses.values(), loss + options.keep * kept).backward()
         norm = trainee.clip_gradients(options.max_grad_norm)
         if not (loss.isfinite() and norm.isfinite()):
             parts = ["fusion", "lora", *(["resampler"] if self.setup.recipe.resampler else [])]
@@ -123,6 +128,46 @@ class Run:
             raise TrainingError(f"step {step + 1}: {cause}; lower {rates}; {self.left()}")
         trainee.optimiser.step()
         return loss.item()
+
+    def losses_of(self, step: int) -> tuple[Tensor, Tensor | float]:
+        """The loss of the answers; and the divergence from the base on its own answers, if it is asked, in which a
+        question (or token, as in train.mean_over) weighs as much as in the loss."""
+        options, model = self.setup.recipe.train, self.setup.model
+        clips = self.clips_of(step)
+        more = self.keep.turns(step, [self.acts(clip) for clip in clips]) if self.keep else [[] for _ in clips]
+        inputs, labels = batch(model, clips, self.setup.names, more)
+        with training(self.trainee.attached):
+            logits, targets = scores(model, inputs, labels)
+        answer = answers(labels)
+        each = answer if options.mean_over == "questions" else torch.arange(len(answer))
+        own = [[True] * len(clip.turns) + [False] * len(others) for clip, others in zip(clips, more, strict=True)]
+        learned = torch.tensor([*chain(*own)])[answer]
+        losses, count = total(cross_entropy(logits[learned], targets[learned]), each[learned])
+        if self.keep is None or learned.all():
+            return losses / count, 0.0
+        teacher = self.keep.teacher([clip.features for clip in clips], more)
+        kept, _ = total(divergence(logits[~learned], teacher), each[~learned])
+        return losses / count, kept / count
+
+    @cached_property
+    def keep(self) -> Keep | None:
+        """Questions that need no sense, and the base's own answers; None if none are asked."""
+        setup = self.setup
+        if not setup.general:
+            return None
+        clips = [clip.features for clip in self.dataset.train if self.acts(clip)]
+        return Keep(setup.model, setup.general, clips, setup.names[:-1], setup.recipe.train.seed)
+
+    @cached_property
+    def probe(self) -> Probe:
+        """The general questions that training never sees, about held-out clips on which the patch acts, if any."""
+        parts = ([clip.features for clip in part if self.acts(clip)] for part in (self.dataset.val, self.dataset.train))
+        return Probe.of(self.setup.model, next(filter(None, parts)), self.setup.names[:-1])
+
+    def acts(self, clip: TrainingClip) -> bool:
+        """Whether the patch acts on a clip."""
+        always = self.setup.recipe.train.keep_lora_when_absent
+        return always or any(clip.has(encoder) for encoder in self.setup.senses.values())
 
     def clips_of(self, step: int) -> list[TrainingClip]:
         """The clips of a step; each epoch is a permutation of all clips that depends on seed and epoch alone."""
@@ -165,8 +210,9 @@ class Run:
         if held_out := self.dataset.val:
             base, patched = (token_accuracy(model, held_out, each, options.batch) for each in (names[:-1], names))
             metrics["held_out"] = {key: {"base": base[key], "patched": patched[key]} for key in patched}
+        metrics["retention"] = self.probe.measure(model, names, whole=True).facts()
         folder = self.setup.recipe.output
-        measured = {"held_out": metrics["held_out"]} if held_out else None
+        measured = {key: metrics[key] for key in ("held_out", "retention") if key in metrics}
         path = replace(self.trainee.attached.export(), certificate=measured).save(folder / WEIGHTS)
         write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         return Result(path, metrics)
@@ -175,7 +221,7 @@ class Run:
         """What identifies this run: its config and every question, in order."""
         clips = self.dataset.train
         turns = [(e.video.name, e.question, e.answer) for clip in clips for e in clip.examples]
-        questions = hashlib.sha256(json.dumps(turns).encode()).hexdigest()
+        questions = hashlib.sha256(json.dumps([*turns, *self.setup.general]).encode()).hexdigest()
         return {**self.trainee.attached.config.model_dump(mode="json"), "questions": questions[:12]}
 
 

@@ -26,6 +26,7 @@ from pave.patch.file import Patch
 from pave.patch.report import PatchReport
 from pave.recipe import Recipe
 from pave.training.checkpoint import refuse_a_file
+from pave.training.general import built_in, read_questions
 
 # Recorded elsewhere in the patch, or without effect on its weights.
 UNRECORDED = {
@@ -51,6 +52,7 @@ class Setup:
     senses: Mapping[str, Encoder]
     store: FeatureCache
     start: Patch | None  # the patch of train.start_from
+    general: tuple[str, ...]  # questions that need no sense, for train.keep
 
     @classmethod
     def of(cls, recipe: Recipe) -> Setup:
@@ -66,8 +68,9 @@ class Setup:
         encoders = {each.spec.preprocessing: each for each in (*model.encoders(), *senses.values())}
         folder, data = recipe.output / "features", recipe.data
         store = FeatureCache(model, list(encoders.values()), folder, data.features, data.timeout)
-        start = _start(recipe, model, senses)
-        setup = cls(recipe, model, below, senses, store, start)
+        start, kept = _start(recipe, model, senses), recipe.data.keep
+        general = read_questions(kept, model.host) if kept else built_in("kept") if recipe.train.keep else ()
+        setup = cls(recipe, model, below, senses, store, start, general)
         with torch.device("meta"):  # build the patch without memory, so that errors come before any clip is read
             refuse_apart(model.host, [*model.attached(), Attached(setup.config(), model.host)])
         return setup

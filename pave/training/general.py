@@ -1,0 +1,48 @@
+"""Lists of questions that need no sense.
+
+In: nothing, or a text file. Out: questions; or a DataError that names file, line and remedy.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from pave.base import Host
+from pave.errors import DataError, UsageError
+from pave.files.atomic import opened
+
+LARGEST = 1_000_000  # bytes of a list
+
+
+@cache
+def built_in(name: str) -> tuple[str, ...]:
+    """A list of this folder: "kept", for training, or "retention", which training never sees."""
+    return tuple((files("pave.training") / "questions" / f"{name}.txt").read_text("utf-8").splitlines())
+
+
+def read_questions(file: Path, host: Host) -> tuple[str, ...]:
+    """A list of questions, one a line; empty lines are skipped. DataError for a file without questions, with one that
+    the base cannot read, or with one of those that measure what is kept."""
+    try:
+        with opened(file) as content:
+            raw = content.read(LARGEST + 1)
+        text = raw.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); give a UTF-8 text file") from None
+    if len(raw) > LARGEST:
+        raise DataError(f"{file}: is larger than {LARGEST:,} bytes; give fewer questions")
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise DataError(f"{file}: has no questions; write one a line")
+    measured = {question.lower() for question in built_in("retention")}
+    for number, question in lines:
+        try:
+            host.refuse_text(question)
+        except UsageError as error:
+            raise DataError(f"{file}, line {number}: {error}") from None
+        if question.lower() in measured:
+            cause = f"{question!r} is one of the questions that measure what the base keeps"
+            raise DataError(f"{file}, line {number}: {cause}; delete the line")
+    return tuple(question for _, question in lines)

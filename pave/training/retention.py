@@ -1,0 +1,100 @@
+"""Retention: how much of what the base answers to questions that need no sense stays, with a patch acting.
+
+Measured on the base's own greedy answers, under teacher forcing: one different word changes all that follow it, so
+that whole answers are too harsh to steer by.
+
+In: a model, and clips that have the sense. Out: a `Retention`. Knows nothing of recipes and files.
+
+k tokens of all answers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pave.model.inputs import ClipFeatures
+from pave.model.patched import PatchedModel
+from pave.training.dataset import Turn, packed
+from pave.training.general import built_in
+from pave.training.keep import own_answers, rows_together
+from pave.training.loss import divergence, scores
+
+CLIPS = 10  # the questions are spread over so many
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Figures over all tokens of the base's answers."""
+
+    tokens: float  # share that is still the most likely one
+    kl: float  # mean KL(base || patched) in nats
+    answers: float | None  # share of greedy answers that are unchanged, if asked for
+
+    def facts(self) -> dict[str, float]:
+        """Figures by name, for files."""
+        named = {"tokens": self.tokens, "kl": self.kl, "answers": self.answers}
+        return {name: round(value, 5) for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The base's own answers to the general questions, each about one of some clips."""
+
+    clips: Sequence[ClipFeatures]
+    asked: Sequence[Sequence[str]]  # questions about each clip
+    turns: Sequence[Sequence[Turn]]  # the same with the base's answers
+    patches: Sequence[str]  # the model that is to be kept: none, or patches below
+    size: int  # rows of a batch
+
+    @classmethod
+    def of(
+        cls, model: PatchedModel, clips: Sequence[ClipFeatures], patches: Sequence[str] = (), size: int = 8
+    ) -> Probe:
+        """Ask the base, or the model with `patches`, about at most CLIPS clips, evenly taken from all."""
+        count = min(len(clips), CLIPS)
+        chosen = [clips[place * len(clips) // count] for place in range(count)]
+        questions = built_in("retention")
+        asked = [questions[place::count] for place in range(count)]
+        size = rows_together(chosen)
+        answers = generated(model, chosen, asked, patches, size)
+        turns = [[(model.host.prompt(question)[1], next(answers)) for question in questions] for questions in asked]
+        return cls(chosen, asked, turns, tuple(patches), size)
+
+    def measure(self, model: PatchedModel, patches: Sequence[str], whole: bool = False) -> Retention:
+        """The retention of the model with `patches`; whole: generate answers, too."""
+        kept, total, nats = 0, 0, 0.0
+        for first in range(0, len(self.clips), self.size):
+            part = slice(first, first + self.size)
+            base, own = (self._logits(model, part, names) for names in (self.patches, patches))
+            kept += int((own.argmax(-1) == base.argmax(-1)).sum())
+            nats += divergence(own, base).sum().item()
+            total += len(own)
+        answers = None
+        if whole:
+            again = list(generated(model, self.clips, self.asked, patches, self.size))
+            before = [answer for turns in self.turns for _, answer in turns]
+            answers = sum(one == other for one, other in zip(again, before, strict=True)) / len(before)
+        return Retention(kept / total, nats / total, answers)
+
+    @torch.no_grad()
+    def _logits(self, model: PatchedModel, part: slice, patches: Sequence[str]) -> Tensor:
+        clips = self.clips[part]
+        return scores(model, *packed(model, clips, self.turns[part], [patches] * len(clips)))[0]
+
+
+def generated(
+    model: PatchedModel,
+    clips: Sequence[ClipFeatures],
+    asked: Sequence[Sequence[str]],
+    patches: Sequence[str],
+    size: int,
+) -> Iterator[list[int]]:
+    """Ids of the greedy answers to all questions about each clip, in order."""
+    pairs = [(clip, question) for clip, questions in zip(clips, asked, strict=True) for question in questions]
+    for first in range(0, len(pairs), size):
+        part = pairs[first : first + size]
+        yield from own_answers(model, [clip for clip, _ in part], [question for _, question in part], patches)

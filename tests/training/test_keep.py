@@ -1,0 +1,208 @@
+"""What a patch must not make the base forget: questions that need no sense, asked in training and measured after it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pave.data import IGNORE
+from pave.errors import DataError, RecipeError
+from pave.hub.card import card
+from pave.model.inputs import ClipFeatures
+from pave.model.patched import PatchedModel, load
+from pave.patch.file import Patch
+from pave.recipe import Recipe
+from pave.training.general import built_in
+from pave.training.keep import LONGEST, own_answers
+from pave.training.loss import answers, divergence, total
+from pave.training.run import Run, train
+
+Make = Callable[..., Recipe]
+
+
+@pytest.fixture
+def run(recipe: Make, workshop: Path) -> Run:
+    """A run over six clips with sound and two without, at its start."""
+    return Run.begin(recipe(f"data.train={workshop / 'mixed.jsonl'}", "train.batch=8"))
+
+
+def disturb(run: Run, size: float = 0.3) -> None:
+    """Give the untrained patch an effect."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in run.trainee.parameters["lora"].values():
+        parameter.data.normal_(std=size, generator=generator)
+
+
+@torch.no_grad()
+def alone(model: PatchedModel, clip: ClipFeatures, question: str, ids: Sequence[int], patches: Sequence[str]) -> Tensor:
+    """Logits (k vocabulary) that predict an answer's ids, from a row of its own."""
+    inputs = model.prepare([clip], [question], patches=patches)
+    whole = torch.cat([inputs.input_ids, torch.tensor([ids])], 1)
+    inputs = replace(inputs, input_ids=whole, attention_mask=torch.ones_like(whole))
+    return model.forward(inputs).logits[0, -len(ids) - 1 : -1]
+
+
+# The loss
+
+
+def test_a_question_weighs_the_mean_of_its_tokens() -> None:
+    labels = torch.tensor([[IGNORE, 3, 4, IGNORE, 5, IGNORE], [IGNORE, IGNORE, 6, 7, 8, 9]])
+    numbers = answers(labels)
+    assert numbers.tolist() == [0, 0, 1, 2, 2, 2, 2]
+    values = torch.tensor([1.0, 3.0, 5.0, 0.0, 0.0, 4.0, 8.0])
+    assert total(values, numbers) == (2 + 5 + 3, 3)
+
+
+@pytest.mark.parametrize("mean_over", ["questions", "tokens"])
+def test_the_loss_of_a_step_weighs_questions_or_tokens(recipe: Make, mean_over: str) -> None:
+    run = Run.begin(recipe(f"train.mean_over={mean_over}", "train.keep=0"))
+    clips, model = run.clips_of(0), run.setup.model
+    losses = [
+        F.cross_entropy(
+            alone(model, clip.features, example.question, ids, run.setup.names), torch.tensor(ids), reduction="none"
+        )
+        for clip in clips
+        for example, (_, ids) in zip(clip.examples, clip.turns, strict=True)
+    ]
+    assert len({len(each) for each in losses}) > 1
+    wanted = (
+        torch.stack([each.mean() for each in losses]).mean() if mean_over == "questions" else torch.cat(losses).mean()
+    )
+    loss, kept = run.losses_of(0)
+    assert kept == 0.0 and torch.allclose(loss, wanted, rtol=1e-5)
+
+
+def test_what_is_kept_is_the_divergence_of_each_question_asked_alone(run: Run) -> None:
+    model, keep = run.setup.model, run.keep
+    assert keep is not None
+    untrained, nothing = run.losses_of(0)
+    assert isinstance(nothing, Tensor)
+    assert nothing.item() == pytest.approx(0, abs=1e-6), "an untrained patch changes nothing"
+    disturb(run)
+    clips = run.clips_of(0)
+    turns = keep.turns(0, [run.acts(clip) for clip in clips])
+    order = iter(keep.order)
+    each: list[Tensor] = []
+    for clip, asked in zip(clips, turns, strict=True):
+        for _, ids in asked:
+            question = keep.questions[next(order)]
+            base, own = (alone(model, clip.features, question, ids, names) for names in ((), run.setup.names))
+            each.append(divergence(own, base).mean())
+    loss, kept = run.losses_of(0)
+    wanted = torch.stack(each).sum().item() / sum(len(clip.turns) for clip in clips)
+    assert isinstance(kept, Tensor) and len(each) == 4 and kept.item() == pytest.approx(wanted, rel=1e-4)
+    assert not torch.equal(loss, untrained)
+
+
+def test_only_clips_on_which_the_patch_acts_are_asked(run: Run) -> None:
+    keep, clips = run.keep, run.clips_of(0)
+    assert keep is not None
+    acting = [run.acts(clip) for clip in clips]
+    assert sorted(acting) == [False] * 2 + [True] * 6
+    asked = [bool(turns) for turns in keep.turns(0, acting)]
+    assert sum(asked) == 2 and all(acts for acts, turns in zip(acting, asked, strict=True) if turns)
+    assert not any(keep.turns(0, [False] * 8))
+
+
+def test_answers_are_the_greedy_ones_of_the_base(run: Run) -> None:
+    model, clip = run.setup.model, run.dataset.train[0].features
+    disturb(run)
+    (ids,) = own_answers(model, [clip], ["What is a circle?"], ())
+    logits = alone(model, clip, "What is a circle?", ids, ())
+    logits[:, sorted(model.host.placeholders)] = -torch.inf
+    assert 0 < len(ids) <= LONGEST and logits.argmax(-1).tolist() == ids
+
+
+def test_no_question_that_measures_is_asked_in_training() -> None:
+    kept, measured = ({each.lower() for each in built_in(name)} for name in ("kept", "retention"))
+    assert len(measured) == len(built_in("retention")) == 50
+    assert len(kept) == len(built_in("kept")) > 300 and kept.isdisjoint(measured)
+
+
+# Questions of one's own
+
+
+def test_questions_of_a_file_are_asked(recipe: Make, workshop: Path) -> None:
+    (workshop / "mine.txt").write_text("\ufeffWho are you?\n\n  What is a boat?  \n")
+    run = Run.begin(recipe(f"data.keep={workshop / 'mine.txt'}"))
+    assert run.keep is not None and run.keep.questions == ("Who are you?", "What is a boat?")
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b" \n\n", "has no questions"),
+        (b"Why?\nWHAT IS THE CAPITAL OF FRANCE?\n", "line 2: 'WHAT IS THE CAPITAL OF FRANCE?' is one of the questions"),
+        (b"\xff\xfe\xfd", "cannot be read"),
+        (b"a" * 2_000_000, "is larger than 1,000,000 bytes"),
+        (b"why " * 5_000, "line 1: the question has"),
+        (None, "cannot be read"),
+    ],
+)
+def test_bad_files_of_questions_are_refused(recipe: Make, tmp_path: Path, content: bytes | None, cause: str) -> None:
+    file = tmp_path / "mine.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=f"^[^:]*mine.txt.*{re.escape(cause)}"):
+        train(recipe(f"data.keep={file}"))
+
+
+def test_questions_that_nobody_asks_are_refused(recipe: Make, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"train\.keep=0 asks none"):
+        recipe(f"data.keep={tmp_path / 'mine.txt'}", "train.keep=0")
+
+
+# Retention
+
+
+def test_retention_is_that_of_each_question_asked_alone(run: Run) -> None:
+    model, names = run.setup.model, run.setup.names
+    probe = run.probe
+    untouched = probe.measure(model, names, whole=True)
+    assert (untouched.tokens, untouched.answers) == (1, 1) and untouched.kl == pytest.approx(0, abs=1e-6)
+    disturb(run)
+    found = probe.measure(model, names, whole=True)
+    same, nats, unchanged = [], [], []
+    for clip, questions, turns in zip(probe.clips, probe.asked, probe.turns, strict=True):
+        for question, (_, ids) in list(zip(questions, turns, strict=True))[:2]:
+            base, own = (alone(model, clip, question, ids, each) for each in ((), names))
+            same += (base.argmax(-1) == own.argmax(-1)).tolist()
+            nats += divergence(own, base).tolist()
+            unchanged.append(own_answers(model, [clip], [question], names)[0] == ids)
+    few = replace(probe, asked=[each[:2] for each in probe.asked], turns=[each[:2] for each in probe.turns])
+    part = few.measure(model, names, whole=True)
+    assert part.tokens == pytest.approx(sum(same) / len(same)) and part.kl == pytest.approx(
+        sum(nats) / len(nats), rel=1e-4
+    )
+    assert part.answers == sum(unchanged) / len(unchanged)
+    assert found.tokens < 0.9 and found.kl > 0.1
+    assert sum(map(len, probe.asked)) == 50 and len(probe.clips) == 6, "about clips with the sense only"
+
+
+def test_keep_makes_a_patch_forget_less(recipe: Make) -> None:
+    rates = ("train.fusion_lr=0.03", "train.lora_lr=0.03", "train.steps=12")
+    off, on = (
+        train(recipe(*rates, f"train.keep={keep}", output=f"keep-{keep}")).metrics["retention"] for keep in (0, 3)
+    )
+    assert isinstance(off, dict) and isinstance(on, dict)
+    assert on["kl"] < 0.5 * off["kl"], (off, on)
+
+
+def test_retention_goes_into_the_patch_its_card_and_its_report(recipe: Make, workshop: Path) -> None:
+    result = train(recipe())
+    patch = Patch.load(result.patch)
+    assert patch.retention == result.metrics["retention"] and patch.retention.keys() == {"tokens", "kl", "answers"}
+    assert f"| share of tokens that stay the most likely | {patch.retention['tokens']:.3f} |" in card(patch, "me/ears")
+    assert card(replace(patch, certificate=None), "me/ears").count("What the base keeps") == 0
+    model = load(workshop / "base")
+    for tokens, warned in ((0.28, True), (0.95, False)):
+        rated = replace(patch, certificate={"retention": {"tokens": tokens}})
+        report = model.apply_patch(rated, name=f"rated-{tokens}")
+        assert any("keeps only 28%" in each for each in report.remarks) == warned
