@@ -53,8 +53,10 @@ HEARD = {
     "conf-locked": "this conference is locked",
 }
 PICTURES = 100  # for the test of what the base sees
+DIGITS = ("name=real-digits", "train.steps=120")
 TRAININGS = {
-    "digits, folded": Training("words", "digits", ("name=real-digits", "train.steps=150")),
+    "digits, folded": Training("words", "digits", DIGITS),
+    "digits, folded, keep off": Training("words", "digits", (*DIGITS, "train.keep=0")),
     "words, folded": Training("words", "words"),
     "things, folded": Training("things", "things"),
     "sentences, folded": Training("sentences", "sentences", controls=False),

@@ -50,7 +50,7 @@ def cost(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     lines = ["| training | steps × clips | minutes | file | token agreement with the base |", "|---|---|---|---|---|"]
     for name, runs in found.items():
         minutes = mean(run["seconds"] for run in runs) / 60
-        kept = [run["retention"]["agreement"] for run in runs if "agreement" in run.get("retention", {})]
+        kept = [run["retention"]["tokens"] for run in runs]
         size = f"{runs[0]['patch_bytes'] / 1e6:.1f} MB"
         steps = f"{runs[0]['steps']} × {runs[0]['batch']}"
         lines.append(f"| {name} | {steps} | {minutes:.1f} | {size} | {spread(kept) if kept else ''} |")
