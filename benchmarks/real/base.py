@@ -49,6 +49,11 @@ def words(language: LlamaForCausalLM, tokenizer: Any, names: list[str]) -> tuple
     return torch.stack([table[each].mean(0) for each in ids]), table.mean(0)
 
 
+def line(language: LlamaForCausalLM, tokenizer: Any) -> Tensor:
+    """The embedding of a line's end (d), which closes the visual tokens."""
+    return language.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids(LINE)].detach()
+
+
 def assemble(language: LlamaForCausalLM, tokenizer: Any, eyes: Eyes, folder: Path) -> None:
     """Write the folder, in bfloat16."""
     model: Any = LlavaOnevisionForConditionalGeneration(eyes.config)
@@ -56,8 +61,7 @@ def assemble(language: LlamaForCausalLM, tokenizer: Any, eyes: Eyes, folder: Pat
     model.model.language_model.load_state_dict(language.model.state_dict())
     model.model.vision_tower.load_state_dict(eyes.tower.state_dict())
     model.model.multi_modal_projector.load_state_dict(eyes.projector.state_dict())
-    line = language.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids(LINE)]
-    model.model.image_newline.data.copy_(line.detach())
+    model.model.image_newline.data.copy_(line(language, tokenizer))
     model.tie_weights()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

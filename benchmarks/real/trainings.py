@@ -95,6 +95,7 @@ def run(name: str, training: Training, seed: int, place: Path) -> dict[str, Any]
         "batch": recipe.train.batch,
         "seconds": round(seconds, 1),
         "seconds_by_part": metrics["seconds"],
+        "base_fingerprint": pave.Patch.load(result.patch).config.base.fingerprint[:12],
         "patch_bytes": result.patch.stat().st_size,
         "last_loss": round(sum(metrics["loss"][-10:]) / len(metrics["loss"][-10:]), 4),
         "keep": recipe.train.keep,

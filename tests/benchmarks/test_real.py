@@ -23,6 +23,7 @@ import page
 import scenes
 import sentences
 import sight
+import speech
 import stamps
 import tower
 import trainings
@@ -152,6 +153,11 @@ def made_base(package: Path, tmp_path: Path, language: Any) -> Path:
     eyes = tower.Eyes(base.config(language, TOKENIZER, VISION))
     words = base.words(language, TOKENIZER, [kind.name for kind in kinds])
     assert 0 <= tower.train(eyes, kinds, *words, tower.Budget(steps=2, batch=2), workers=0) <= 1
+    line = base.line(language, TOKENIZER)
+    speaker = speech.Speaker(language, TOKENIZER, line)
+    before = [each.clone() for each in language.parameters()]
+    speech.teach(eyes, speaker, kinds, *words, tower.Budget(steps=2, batch=2), workers=0)
+    assert all(torch.equal(now, then) for now, then in zip(language.parameters(), before, strict=True))
     base.assemble(language, TOKENIZER, eyes, tmp_path / "base")
     return tmp_path / "base"
 
@@ -182,6 +188,12 @@ def test_names_are_as_likely_as_in_a_pass_of_their_own(made_base: Path, package:
     model, rng = pave.load(made_base, dtype="float32"), np.random.default_rng(0)
     frames = scenes.film(scenes.draw(stamps.things(package)[:1], rng), 2, rng)
     names = [model.host.encode_text(name) for name in (" frog", " a", " long name")]
+    network: Any = model.base
+    pixels = tower.scaled(torch.from_numpy(frames.copy()).permute(0, 3, 1, 2))
+    states = network.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
+    tokens = speech.pooled(network.model.multi_modal_projector(states))
+    seen = network.model.get_video_features(pixels[None], return_dict=True).pooler_output[0, :-1]
+    torch.testing.assert_close(tokens.flatten(0, 1), seen)  # what the projector was taught with is what the model reads
     together = sight.likelihoods(model, frames, names)
     alone = [sight.likelihoods(model, frames, [name])[0] for name in names]
     torch.testing.assert_close(together, torch.stack(alone))
