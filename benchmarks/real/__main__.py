@@ -107,7 +107,7 @@ def bases(packages: Mapping[str, Path], place: Path) -> None:
         eyes = Eyes(base.config(language, tokenizer))
         eyes.load_state_dict(load_file(place / "eyes.safetensors"))
         names = base.words(language, tokenizer, [kind.name for kind in kinds])
-        speaker = Speaker(language.to(torch.bfloat16), tokenizer, base.line(language, tokenizer))
+        speaker = Speaker(language, tokenizer, base.line(language, tokenizer))
         teach(eyes, speaker, kinds, *names, SPEECH)
         base.assemble(language, tokenizer, eyes, folder)
 

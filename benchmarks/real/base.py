@@ -69,5 +69,5 @@ def assemble(language: LlamaForCausalLM, tokenizer: Any, eyes: Eyes, folder: Pat
 
 
 def opened(folder: Path) -> tuple[LlamaForCausalLM, Any]:
-    """A language model in float32, and its tokenizer."""
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
+    """A language model in bfloat16, as it is stored, and its tokenizer."""
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval(), AutoTokenizer.from_pretrained(folder)

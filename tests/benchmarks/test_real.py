@@ -256,3 +256,39 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
     low, high = trainings.interval(8, 10)
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943)  # Newcombe 1998, method 3
     assert page.spread([0.5, 0.25]) == "0.250 to 0.500"
+
+
+RECIPE = """
+name: tiny
+base: unset
+frames: 1
+senses: {audio: {encoder: logmel, options: {bands: 8, rate: 5}}}
+fusion: {kind: folded, width: 16, heads: 2}
+lora: {r: 1, lora_alpha: 1}
+data: {train: unset}
+train: {steps: 2, batch: 2}
+"""
+
+
+def test_a_training_is_measured_with_its_controls(made_base: Path, package: Path, tmp_path: Path) -> None:
+    rng, kinds = np.random.default_rng(0), stamps.things(package)[:2]
+    clips = [
+        lines.Clip(
+            str(number),
+            scenes.film(scenes.draw(kinds, rng), 1, rng),
+            films.placed(rng.normal(0, 1, 4000), 0.5, rng),
+            (("Which?", kinds[number % 2].name),),
+            {"pair": str(number // 2)},
+        )
+        for number in range(4)
+    ]
+    for split in ("train", "test"):
+        lines.write(tmp_path / "pairs", split, clips)
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    training = trainings.Training(str(tmp_path / "tiny"), "pairs", ("train.keep=0",))
+    found = trainings.run("tiny, pairs", training, 0, tmp_path)
+    assert found["off"] == found["base"], "without sound, the answers are the base's"
+    assert all(found[control]["pairs"] == 2 for control in page.CONTROLS)
+    assert 0 <= found["retention"]["tokens"] <= 1 and found["steps"] == 2
+    table = "\n".join(page.table({"tiny": [found]}, "strict_pairs") + page.cost({"tiny": [found]}))
+    assert "| tiny | 1 |" in table and "2 × 2" in table
