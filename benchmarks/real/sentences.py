@@ -32,16 +32,21 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"[a-z']+", text.lower()))
 
 
-def prompts(packages: Mapping[str, Path]) -> dict[Path, str]:
-    """Prompts of a few words, with what they say; one prompt of each text."""
+def recording(packages: Mapping[str, Path], prompt: str) -> Path:
+    """The file of a prompt."""
+    return packages["asterisk-core-sounds-en-wav"] / PROMPTS / f"{prompt}.wav"
+
+
+def prompts(packages: Mapping[str, Path]) -> dict[str, str]:
+    """Names of prompts of a few words, with what they say; one prompt of each text."""
     listed = packages["asterisk-core-sounds-en"] / "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
-    found: dict[Path, str] = {}
+    found: dict[str, str] = {}
     for line in gzip.decompress(listed.read_bytes()).decode("utf-8").splitlines():
         name, _, said = line.partition(": ")
-        file, text = packages["asterisk-core-sounds-en-wav"] / PROMPTS / f"{name}.wav", plain(said)
+        file, text = recording(packages, name), plain(said)
         spoken = FEWEST <= len(text.split()) <= MOST and not re.search(r"[\[\d]", said)
         if spoken and file.is_file() and text not in found.values() and len(samples(file)) <= LONGEST * RATE:
-            found[file] = text
+            found[name] = text
     return found
 
 
@@ -50,28 +55,24 @@ def make(packages: Mapping[str, Path], voices: int, folder: Path, seed: int = 0)
     speaking, kinds = Voices(packages), things(packages["tuxpaint-stamps-default"])
     rng = np.random.default_rng(seed)
     said = prompts(packages)
-    files = list(said)
-    order = rng.permutation(len(files))
-    held_out = {files[number] for number in order[: len(files) // HELD_OUT]}
+    order = [list(said)[number] for number in rng.permutation(len(said))]
+    held_out, learned = order[: len(said) // HELD_OUT], order[len(said) // HELD_OUT :]
 
-    def clip(name: str, sound: np.ndarray, text: str, speaker: str) -> Clip:
+    def clip(prompt: str, speaker: str, sound: np.ndarray) -> Clip:
         frames = film(draw([kinds[rng.integers(len(kinds))]], rng), FRAMES, rng)
         seconds = max(len(sound) / RATE + 0.1, 2.0)
-        facts = {"channel": "sentences", "speaker": speaker}
-        return Clip(name, frames, placed(sound, seconds, rng), ((QUESTION, text),), facts)
+        facts = {"channel": "sentences", "speaker": speaker, "prompt": prompt}
+        name = f"{prompt}-{speaker}".replace("/", "-").replace(":", "-")
+        return Clip(name, frames, placed(sound, seconds, rng), ((QUESTION, said[prompt]),), facts)
 
     def training() -> Iterator[Clip]:
-        for number in order:
-            file = files[number]
-            if file in held_out:
-                continue
-            yield clip(f"{file.stem}-human", varied(samples(file), rng), said[file], "asterisk")
+        for prompt in learned:
+            yield clip(prompt, "asterisk", varied(samples(recording(packages, prompt)), rng))
             for voice in rng.permutation(len(VOICES))[:voices]:
-                sound = varied(speaking.say(said[file], VOICES[voice]), rng)
-                yield clip(f"{file.stem}-{VOICES[voice].replace(':', '-')}", sound, said[file], VOICES[voice])
+                yield clip(prompt, VOICES[voice], varied(speaking.say(said[prompt], VOICES[voice]), rng))
 
     write(folder, "train", training())
-    write(folder, "test", (clip(file.stem, samples(file), said[file], "asterisk") for file in sorted(held_out)))
+    write(folder, "test", (clip(each, "asterisk", samples(recording(packages, each))) for each in sorted(held_out)))
 
 
 def errors(wanted: Sequence[str], given: Sequence[str]) -> int:
