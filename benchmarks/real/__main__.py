@@ -54,7 +54,7 @@ HEARD = {
     "pls-hold-while-try": "please hold while we try to connect you",
     "conf-locked": "this conference is locked",
 }
-SPEECH = Budget(steps=90, batch=8, rate=1e-3)  # of the projector, through the language model
+SPEECH = Budget(steps=200, batch=8, rate=1e-3)  # of the projector, through the language model
 PICTURES = 100  # for the test of what the base sees
 DIGITS = ("name=real-digits", "train.steps=80")
 TRAININGS = {

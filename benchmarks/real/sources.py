@@ -1,7 +1,8 @@
 """Everything that is fetched, in one table. Nothing of it is committed or shipped.
 
 Weights are Apache-2.0 or MIT. Pictures and sounds of tuxpaint are GPL-2, the prompts of Asterisk CC-BY-SA 3.0: what is
-made from them stays on the machine that made it.
+made from them stays on the machine that made it, the tower included, which learned from GPL-2 pictures: nobody has said
+what licence such weights have.
 """
 
 from __future__ import annotations
