@@ -13,6 +13,7 @@ from study import RESULTS, Study
 from trainings import interval
 
 CONTROLS = ("base", "without", "off", "shuffled", "patched")
+EARLIER = "before speech"
 PAGE, PLOT = RESULTS / "real.md", RESULTS / "real.png"
 
 
@@ -61,6 +62,8 @@ def write(seeing: Study, trained: Study) -> None:
     """Write the page and the plot of what has been measured so far."""
     found = rows(trained)
     text = ["# Real weights, real recordings", "", "Written by `make real`; every figure is in `real_*.json`.", ""]
+    if any(EARLIER in key for key in (*seeing.runs, *trained.runs)):
+        text += [f"Where it says “{EARLIER}”, the projector had not learned through the language model yet.", ""]
     for name, run in seeing.runs.items():
         if "top1" in run:
             text += [
