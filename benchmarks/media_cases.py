@@ -202,7 +202,15 @@ def streams() -> list[Case]:
         ),
         joint("ts-equal-other-size.ts", one, {"size": (128, 96)}),
         joint("ts-equal-other-codec.ts", one, mpeg2, pictures=None, slack=8),
-        joint("ts-equal-hevc-then-h264.ts", {"codec": "hevc"}, one, pictures=None, slack=8),
+        # a decoder opened for HEVC reads no H.264, ffmpeg's neither: no flashes in the second part
+        joint(
+            "ts-equal-hevc-then-h264.ts",
+            {"codec": "hevc"},
+            one,
+            pictures=None,
+            slack=8,
+            heard=(((1.0, 3.0), TWICE[0]),),
+        ),
         joint("ts-equal-mpeg2.ts", mpeg2, mpeg2),
         joint("ts-equal-other-rate.ts", one, {"rate": 44100}),
         joint("ts-equal-other-fps.ts", one, {"fps": 50}, pictures=300),
@@ -622,7 +630,7 @@ def others() -> list[Case]:
             1,
             joined(fragments, fragments),
             heard=(TWICE, PLAIN),
-            pictures=None,
+            pictures=200,  # FFmpeg's demuxer marks 25 as cut off by an edit list, and there is none
             warns=None,
             as_ffmpeg=True,
         ),
@@ -645,7 +653,18 @@ def others() -> list[Case]:
             warns=None,
             as_ffmpeg=True,
         ),
-        Case("ogv-chained.ogv", 1, chained, heard=(TWICE,), pictures=None, warns=None, as_ffmpeg=True, command=True),
+        # FFmpeg's demuxer stamps the headers of the second part as pictures before it: sound and pictures begin 0.12 s
+        # late, together. The command ffmpeg shows no picture of the second part; a part has 92 that are not repeated.
+        Case(
+            "ogv-chained.ogv",
+            1,
+            chained,
+            heard=(TWICE, both(1.0, 3.0, 5.12, 7.12)),
+            pictures=184,
+            warns=None,
+            as_ffmpeg=True,
+            command=True,
+        ),
         Case("ogg-chained.ogg", 1, chained, heard=(((), TWICE[0]),), pictures=0, warns=None, command=True),
         Case(
             "opus-chained.ogg",

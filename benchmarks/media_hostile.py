@@ -185,7 +185,9 @@ def large_pictures() -> list[Hostile]:
         bytes_of("16384x16384.gif", lambda: image("GIF", (16384, 16384))),
         bytes_of("4096x4096-200-pictures.gif", lambda: image("GIF", (4096, 4096), 40)),
         bytes_of("65535x65535.gif", lambda: b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\2D\1\0;"),
-        bytes_of("16383x16383.webp", lambda: image("WEBP", (16383, 16383), mode="RGB", quality=1, method=0)),
+        bytes_of(
+            "16383x16383.webp", lambda: image("WEBP", (16383, 16383), mode="RGB", lossless=True, quality=0, method=0)
+        ),
         bytes_of(
             "2048x2048-60-pictures.webp", lambda: image("WEBP", (2048, 2048), 60, mode="RGB", lossless=True, method=0)
         ),
@@ -212,7 +214,7 @@ def large_pictures() -> list[Hostile]:
             lambda: b"BM" + struct.pack("<IHHIIiiHHIIiiII", 1000, 0, 0, 54, 40, 30000, 30000, 1, 24, 0, 0, 0, 0, 0, 0),
         ),
         bytes_of("header-16384x16384.y4m", lambda: b"YUV4MPEG2 W16384 H16384 F25:1 C444p16\nFRAME\n" + bytes(1000)),
-        Hostile("cover-16384x16384.mp3", large_cover, command=True),
+        Hostile("cover-16000x16000.mp3", large_cover, command=True),
     ]
 
 
@@ -221,7 +223,7 @@ def large_cover(path: Path) -> None:
 
     sound, cover = path.with_suffix(".wav"), path.with_suffix(".png")
     write(sound, codec=None, sound="pcm_s16le")
-    cover.write_bytes(png(16384, 16384, 1, 0, 1))
+    cover.write_bytes(png(16000, 16000, 1, 0, 1))  # this command refuses 16384x16384
     ffmpeg("-i", sound, "-i", cover, "-map", 0, "-map", 1, "-c:v", "copy", "-disposition:v", "attached_pic", path)
 
 

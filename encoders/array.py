@@ -99,12 +99,14 @@ class Array(Encoder):
             raise SignalError(f"{name} has {shape}; pass (τ {dim}), real numbers, a row per instant")
         if times is None:
             times = (torch.arange(len(values), dtype=torch.float64) + 0.5) / self.options.rate
+        values = values.float()  # before the check: 1e300 is infinite there
         if not values.isfinite().all():
             bad = int((~values.isfinite()).any(1).sum())
-            raise SignalError(f"{name}: {bad} of {len(values)} rows have a value that is not finite; fix or drop them")
+            cause = f"{bad} of {len(values)} rows have a value that is not finite in float32"
+            raise SignalError(f"{name}: {cause}; fix or drop them")
         if times.shape != values.shape[:1] or not times.isfinite().all() or (times.diff() < 0).any():
             raise SignalError(f"{name}: needs a time for each of {len(values)} rows, finite and in increasing order")
-        return Signal(values.float(), times.double())
+        return Signal(values, times.double())
 
 
 def _read(path: Path) -> tuple[torch.Tensor, torch.Tensor | None]:

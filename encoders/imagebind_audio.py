@@ -11,6 +11,7 @@ b windows, n samples, t frames of the spectrum, m mel bands, p patches, c channe
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -238,7 +239,7 @@ def _read(source: str, release: Release) -> dict[str, Tensor]:
 
 
 def _locate(source: str) -> Path:
-    if Path(source).is_file():
+    if os.path.isfile(source):
         return Path(source)
     name = ON_HUB.fullmatch(source)
     if name is None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +33,7 @@ from pave.ambient import neutral
 from pave.config import BaseFacts
 from pave.errors import BaseModelError, MediaError
 from pave.files import tensorfile
+from pave.files.copied import guard_captures
 from pave.media.clip import Clip
 from pave.media.pixels import preprocess
 from pave.prompt import CHATML, Prompter
@@ -113,6 +116,7 @@ class Host(ABC):
         self.frames, self.mean, self.std = frames or self.FRAMES, tuple(mean or self.MEAN), tuple(std or self.STD)
         self.repo, self.revision = repo, revision
         self.prompter = Prompter(tokenizer, template or self.own_template())
+        self._ran: set[str] = set()
         self._fingerprint: str | None = None
         self._identity: str | None = None
         for path in self.read_apart:  # accelerate loads a weight only while its module is called
@@ -187,6 +191,30 @@ class Host(ABC):
     def language_model(self) -> nn.Module:
         """The decoder, which LoRA may adapt."""
         return self.model.get_decoder()
+
+    @contextmanager
+    def running(self, part: str) -> Iterator[None]:
+        """Within the block, a part of the network computes. If it has never done so and fails, which a config.json that
+        contradicts itself causes, a BaseModelError."""
+        try:
+            yield
+        except (RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
+            foreign = isinstance(error, torch.OutOfMemoryError) or re.search("memory|CUDA|HIP|MPS", str(error))
+            if part in self._ran or foreign:
+                raise
+            cause = " ".join(str(error).split())
+            named = self.repo or self.model.name_or_path or self.model_type
+            remedy = "its config.json contradicts itself or its weights: download it again"
+            raise BaseModelError(f"{named}: its {part} does not run ({cause}); {remedy}") from error
+        self._ran.add(part)
+
+    def _look(self, pixels: Tensor) -> Seen:
+        new = "vision tower" not in self._ran
+        with self.running("vision tower"):
+            seen = self.look(pixels)
+        if new:
+            guard_captures(self.model)
+        return seen
 
     @property
     def dim(self) -> int:
@@ -282,7 +310,7 @@ class Host(ABC):
         clocks = [last_again(clock.to(torch.float64), self.pair).view(-1, self.pair).mean(1) for clock in times]
         frames = torch.cat(even).to(self.device, self.dtype)
         limit = len(frames) if chunk is None else max(1, chunk // self.pair) * self.pair
-        seen = [self.look(part) for part in frames.split(limit)]
+        seen = [self._look(part) for part in frames.split(limit)]
         whole = (
             torch.cat(parts).split(steps)
             for parts in zip(*([part for part in each if part is not None] for each in seen), strict=True)
@@ -296,7 +324,7 @@ class Host(ABC):
         the base merges pairs. A class token, which would come first, is left out."""
         steps, (y, x) = -(-len(frames) // self.pair), self.grid
         pixels = last_again(self.pixels(Clip(frames)), PASS).to(self.device, self.dtype)
-        seen = torch.cat([self.look(part).vision.float().cpu() for part in pixels.split(PASS)])
+        seen = torch.cat([self._look(part).vision.float().cpu() for part in pixels.split(PASS)])
         return rearrange(seen[:steps, -y * x :], "t (y x) q -> t y x q", y=y)
 
     def rows_of(self, frames: int, newline: Newline) -> int:

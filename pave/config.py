@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -59,7 +60,8 @@ RESAMPLED = "resampled"  # name of the only fusion of a patch with a resampler
 
 # Bounds of everything that a patch file or a recipe may say, checked before anything is built from it. They are far
 # beyond real values: the widest language models have 18,432 channels.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=96)]  # of a patch
+NAMED = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=96)]  # of a patch; the same as NAMED
 SenseName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 EncoderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 ModelType = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)]
@@ -424,6 +426,20 @@ EXPECTED = {
     "bool_parsing": "must be true or false",
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    "bool_type": "must be true or false",
+    "list_type": "write a list: [...]",
+    "finite_number": "must be a finite number",
+    "int_parsing_size": "is too large",
+    "string_pattern_mismatch": "must match {pattern}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be {le} or less",
+    "string_too_long": "has too many characters: at most {max_length}",
+    "string_too_short": "must have {min_length} or more characters",
+    "too_long": "has {actual_length} entries: at most {max_length}",
+    "too_short": "has {actual_length} entries: {min_length} or more are needed",
+    "literal_error": "must be {expected}",
 }
 
 
@@ -434,10 +450,21 @@ def _message(kind: type[Config], error: Any) -> str:
         return f"{where}: unknown key; {nearest(str(key), _keys(kind, parents))}"
     if error["type"] == "missing":
         return f"{where}: missing; add it"
-    expected = EXPECTED.get(error["type"], error["msg"].removeprefix("Value error, "))
+    expected = EXPECTED.get(error["type"])
+    if expected is None:
+        expected = error["msg"].removeprefix("Value error, ")
+    elif "ctx" in error:
+        expected = expected.format(**{key: _limit(value) for key, value in error["ctx"].items()})
+    if error["type"] == "value_error" and isinstance(error["input"], Mapping | Config):
+        return f"{where}: {expected}"  # which names the keys
     if error["type"] == "model_type":
         expected = f"write a mapping: {{{', '.join(f'{key}: ...' for key in _keys(kind, error['loc'])[:2])}}}"
     return f"{where}={quoted(error['input'])}: {expected}"
+
+
+def _limit(value: Any) -> str:
+    """A bound in a message."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _keys(kind: type[Config], parents: Iterable[Any]) -> list[str]:

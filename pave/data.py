@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pave.errors import DataError, UsageError, raised_as
 from pave.files.atomic import reading
-from pave.text.shown import quoted
+from pave.text.shown import counted, quoted
 from pave.text.values import json_value
 
 LONGEST = 4 << 20  # bytes of a line: reading one takes up to thirty times as much memory
@@ -37,7 +37,7 @@ Files = str | None | tuple[str | None, ...]  # of one signal: a file or folder, 
 
 def whole(path: Path) -> Path:
     """The file of a signal, without the part that `infos.json#scene` names."""
-    return path if path.exists() else Path(str(path).partition("#")[0])
+    return path if os.path.exists(path) else Path(str(path).partition("#")[0])
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
     if not _nameable(video):
         raise broken(f"'video' is {quoted(video)}, which is not a valid file name")
     if not isinstance(turns, list) or not turns or len(turns) % 2:
-        actual = f"{len(turns)} turns" if isinstance(turns, list) else type(turns).__name__
+        actual = counted(len(turns), "turn") if isinstance(turns, list) else type(turns).__name__
         raise broken(f"needs 'conversations', a list of alternating questions and answers, has {actual}")
     signals = line.get("signals", {})
     if not isinstance(signals, dict):

@@ -314,7 +314,7 @@ def name_of(kind: type) -> str:
 
 
 @neutral()
-def load_encoder(name: str, **options: Any) -> Encoder:
+def load_encoder(name: str, /, **options: Any) -> Encoder:
     """Build the encoder called `name`, for example `load_encoder("logmel", bands=32)`."""
     if problem := missing(name):
         raise EncoderError(problem)

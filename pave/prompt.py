@@ -71,6 +71,8 @@ class Prompter:
     def refuse_template(self, template: str, placeholders: Collection[int]) -> None:
         """BaseModelError for a template that this tokenizer cannot lay out around the video. placeholders: the ids that
         mark rows of media, which belong to the video alone."""
+        if lacking := [token for part in template.split(VIDEO) for token in self._lacking(part)]:
+            raise BaseModelError(f"its prompt template has {', '.join(lacking)}, which this tokenizer lacks")
         if found := [id for ids in self.prompt("", template) for id in ids if id in placeholders]:
             (name,) = [token for token, id in self.special.items() if id == found[0]] or [found[0]]
             raise BaseModelError(f"a prompt template must not contain {name}, which marks media; use {VIDEO} for it")
@@ -113,14 +115,19 @@ class Prompter:
 
     def _known(self, text: str) -> list[str]:
         """A text split at its special tokens; anything that looks like one must be one."""
-        special = "|".join(re.escape(token) for token in sorted(self.special, key=len, reverse=True))
-        pieces = [piece for piece in re.split(f"({special})", text) if piece]
-        plain = [piece for piece in pieces if piece not in self.special]
-        missing = sorted({word for piece in plain for word in re.findall(r"<[^\s<>]+>|\[gMASK\]", piece)})
-        if missing:
-            cause = f"the tokenizer lacks {', '.join(missing)}, which its prompt template contains"
+        if lacking := self._lacking(text):
+            cause = f"the tokenizer lacks {', '.join(lacking)}, which its prompt template contains"
             raise BaseModelError(f"{cause}; use the tokenizer of this base")
-        return pieces
+        return self._split(text)
+
+    def _split(self, text: str) -> list[str]:
+        special = "|".join(re.escape(token) for token in sorted(self.special, key=len, reverse=True))
+        return [piece for piece in re.split(f"({special})", text) if piece]
+
+    def _lacking(self, text: str) -> list[str]:
+        """What looks like a special token in a text, and is none."""
+        plain = [piece for piece in self._split(text) if piece not in self.special]
+        return sorted({word for piece in plain for word in re.findall(r"<[^\s<>]+>|\[gMASK\]", piece)})
 
 
 def _without_added_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:

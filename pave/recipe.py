@@ -169,7 +169,7 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read `patch.yaml`, then apply `key.sub=value` overrides (values are YAML). Relative paths in the
     recipe are resolved against its folder; those in overrides against the working directory."""
     path = Path(path)
-    path = path / "patch.yaml" if path.is_dir() else path
+    path = path / "patch.yaml" if os.path.isdir(path) else path
     try:
         data = yaml_value(_text(path))
     except FileNotFoundError:

@@ -275,3 +275,38 @@ def test_a_clip_without_frames_is_refused(base: Host) -> None:
     with pytest.raises(MediaError, match="the clip has no frames"):
         base.pixels(Clip(audio=torch.zeros(1, 16), rate=16_000))
     assert base.pixels(make_clip()).shape == (FRAMES, 3, *base.size)
+
+
+@pytest.mark.parametrize("sections", [[2, 3], [2, 2, 3], [True, 3, 4], [2, 3, 300], None])
+def test_rotary_sections_that_do_not_fit_a_head_are_refused(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, sections: Any
+) -> None:
+    base = make_base(tokenizer, family="qwen2_5_vl")
+    base.model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    rope = config["text_config"]["rope_parameters"]
+    config["text_config"]["rope_parameters"] = {key: each for key, each in rope.items() if key != "mrope_section"}
+    if sections is not None:  # else the default of the family, which is for heads of 128
+        config["text_config"]["rope_parameters"]["mrope_section"] = sections
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        BaseModelError, match=rf"^{tmp_path}: its .*(mrope_section=|rotary sections \[[\d, ]+\] do not add up to 8)"
+    ):
+        load_base(tmp_path)
+
+
+def test_a_network_that_cannot_run_is_named_and_one_that_has_run_is_not_blamed(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    base = make_base(tokenizer)
+    base.repo, pixels = "user/base", base.pixels(make_clip())
+    first: Any = base.model.get_submodule("model.vision_tower").get_submodule("encoder.layers.0.self_attn")
+    heads, first.head_dim = first.head_dim, 7
+    with pytest.raises(BaseModelError, match=r"^user/base: its vision tower does not run \(.*; its config\.json "):
+        base.encode([pixels])
+    first.head_dim = heads
+    base.encode([pixels])
+    first.head_dim = 7
+    with pytest.raises(RuntimeError):
+        base.encode([pixels])

@@ -55,7 +55,7 @@ def test_an_override_changes_one_value_and_no_other(recipe):
         ("train.gradient_checkpointing=maybe", "='maybe': must be true or false"),
         ("train=3", "train=3: write a mapping: {steps: ..., batch: ...}"),
         ("train.fusion_lr=.nan", "train.fusion_lr="),
-        ("train.lora_lr=2", "less than or equal to 1"),
+        ("train.lora_lr=2", "train.lora_lr=2: must be 1 or less"),
         ("fusion.heads=3", "width=512 is not a multiple of heads=3"),
         ("fusion.head=norm", "kind: folded has no head: norm; use kind: official"),
         ("newline=both", "'end', 'grid' or 'none'"),
@@ -144,3 +144,23 @@ def test_every_recipe_of_the_catalogue_is_valid_and_named_like_its_folder():
     assert list_patches()
     for entry in list_patches():
         assert entry.recipe.name == entry.name and entry.recipe.description and (entry.folder / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"r": 0}, "x: r=0: must be 1 or more"),
+        ({"r": 10**9}, "x: r=1000000000: must be 16,384 or less"),
+        ({"lora_dropout": 1}, "x: lora_dropout=1: must be below 1"),
+        ({"lora_alpha": -1}, "x: lora_alpha=-1: must be above 0"),
+        ({"target_modules": []}, "x: target_modules=[]: has 0 entries: 1 or more are needed"),
+        ({"rank_pattern": {"q" * 300: 1}}, "has too many characters: at most 256"),
+        ({"rank_pattern": {"-x": 1}}, "must match ^"),
+        ({"lora_alpha": 1e9}, "x: loraconfig: lora_alpha=1e+09 with r=16 scales LoRA by 6.25e+07; use a factor from"),
+    ],
+)
+def test_bounds_and_patterns_are_told_in_our_words(values: dict, message: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        parse(LoraConfig, values, "x")
+    assert message in str(refused.value)
+    assert not any(word in str(refused.value) for word in ("String should", "Input should", "target_modules': ("))

@@ -144,7 +144,7 @@ def test_a_question_of_half_the_context_is_taken_and_a_line_names_its_number(one
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("<|turn|>{video}{question}", r"the tokenizer lacks <\|turn\|>"),
+        ("<|turn|>{video}{question}", r"its prompt template has <\|turn\|>, which this tokenizer lacks"),
         ("<video>{video}{question}", "must not contain <video>, which marks media"),
     ],
 )

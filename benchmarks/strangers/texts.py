@@ -72,7 +72,7 @@ class Texts(Kind):
         data = text.encode("utf-8", "surrogatepass")
         path.write_bytes(mutated_bytes(data, rng) if rng.random() < 0.03 else data)
         # A recipe that is right may name a base, patch or file that is not here: then the message names that.
-        names = (path.name, str(place), "'': not a local folder", *_named(path))
+        names = (path.name, str(place), ": not a local folder", *_named(path))
         return Case((lambda: read_recipe(path), lambda: train(str(path), None, False, True, False)), names)
 
     @staticmethod
@@ -97,9 +97,8 @@ class Texts(Kind):
         value = json_text(extreme(rng), rng, 0.1) if rng.random() < 0.5 else words(rng, "a")
         text = rng.choice((f"{key}={value}", words(rng, f"{key}={value}"), key))
         steps = (lambda: overridden([text]), lambda: train(str(self.own), [text], False, True, False))
-        return Case(
-            steps, (text[:20], key[:20], repr(text)[1:10], value[:10], repr(value)[1:8], *_parts(key), self.own.name)
-        )
+        named = (text[:20], key[:20], repr(text)[1:10], value[:10], value.strip('"')[:10], repr(value)[1:8])
+        return Case(steps, (*filter(None, named), *_parts(key), self.own.name, ": not a local folder"))
 
     def line(self, rng: Random, place: Path) -> Case:
         lines = list(self.lines)

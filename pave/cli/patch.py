@@ -13,7 +13,7 @@ from pave.errors import PatchError
 from pave.patch.filenames import WEIGHTS
 
 if TYPE_CHECKING:
-    from pave.config import PatchConfig
+    from pave.patch.file import Patch
 
 Dim = Annotated[
     int | None,
@@ -49,14 +49,17 @@ def patch_info(
     quiet()
     from pave.hub.locate import info
 
-    config, place = info(source, dim=dim)
+    patch, place = info(source, dim=dim)
     size = f" ({place.path.stat().st_size:,} bytes)" if place.path.is_file() else ""
-    _describe(config, f"{place.path if not place.repo else place.source}{size}")
+    _describe(patch, f"{place.path if not place.repo else place.source}{size}")
     if place.remark:
         remark(place.remark)
 
 
-def _describe(config: PatchConfig, file: str) -> None:
+def _describe(patch: Patch, file: str) -> None:
+    from pave.hub.card import RETENTION, held_out
+
+    config = patch.config
     base, fusion = config.base, config.fusion
     layers = f", {fusion.layers} layers" if fusion.kind == "official" else ""
     say(f"{config.name}: {' '.join(config.description.split())}")
@@ -73,6 +76,11 @@ def _describe(config: PatchConfig, file: str) -> None:
     say(f"  licence  {config.licence or 'none stated'}")
     for key, value in config.training.items():
         say(f"  trained  {key}: {_listed(value)}")
+    for key, (before, after) in held_out(patch).items():
+        say(f"  held out {key}: {after:.3f} right with the patch, {before:.3f} without")
+    for name, value in patch.retention.items():
+        if name in RETENTION:
+            say(f"  kept     {RETENTION[name]}: {value:.3f}")
 
 
 def _listed(value: object) -> str:
@@ -116,7 +124,7 @@ def patch_convert(
     with held(out, "pave patch convert", is_file=True):
         patch = convert(source, sense, encoder, name=name, **overridden(option or []))
         written = patch.save(out)
-    _describe(patch.config, f"{written} ({written.stat().st_size:,} bytes)")
+    _describe(patch, f"{written} ({written.stat().st_size:,} bytes)")
     if reason := missing(encoder):
         remark(f"until {encoder} is installed, pass precomputed features: {reason}")
 

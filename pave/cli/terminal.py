@@ -62,17 +62,28 @@ def warned(message: Warning | str, *_: object, **__: object) -> None:
     remark(f"warning: {message}")
 
 
-def _ended(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
+class _Ended(SystemExit):
+    """SIGTERM has come. As Ctrl-C, it ends the blocks that hold temporary files and workers."""
+
+    come = False
+
+    @classmethod
+    def signalled(cls, number: int, frame: object) -> None:
+        cls.come = True
+        raise cls(128 + number)
 
 
 def run_command(command: typer.Typer, name: str) -> None:
     """Run a command; errors of PAVE and of the system (a full disk) become one line and exit code 2."""
-    before = signal.signal(signal.SIGTERM, _ended)  # as Ctrl-C: temporary files and workers are cleared away
+    before = signal.signal(signal.SIGTERM, _Ended.signalled)
     warnings.showwarning = warned
     try:
         command(prog_name=name)
-    except (PaveError, OSError) as error:
+    except BaseException as error:
+        if _Ended.come:  # an import that it ends may raise something else, or hide it
+            raise SystemExit(128 + signal.SIGTERM) from None
+        if not isinstance(error, PaveError | OSError):
+            raise
         if os.environ.get("PAVE_TRACEBACK"):
             raise
         remark(f"{name}: {error}")

@@ -8,6 +8,7 @@ In: a recipe (a file, its folder, or a catalogue name) and overrides. Out: the f
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -180,7 +181,7 @@ def _show(recipe: Recipe) -> None:
     held_out = read_jsonl(recipe.data.val) if recipe.data.val else []
     sources = {example.source for example in examples}
     files = {file for source in sources for file in source.files}
-    missing = sorted(str(file) for file in files if not file.exists())
+    missing = sorted(str(file) for file in files if not os.path.exists(file))
     asked = f"{counted(len(examples), 'question')} about {counted(len(sources), 'clip')}"
     say("", f"{recipe.data.train}: {asked}, {counted(len(missing), 'file')} missing")
     say(*(f"  missing: {file}" for file in missing[:5]))

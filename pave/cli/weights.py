@@ -29,7 +29,7 @@ def weights_list() -> None:
 
     for name in fetch.NAMES:
         for release in fetch.releases(name):
-            say(f"{name}: {release.what}, {release.licence} [{'here' if release.present else release.size}]")
+            say(f"{name}: {release.what}, {release.licence} [{_state(release)}]")
 
 
 @app.command("path")
@@ -69,6 +69,10 @@ def weights_get(
         got = fetch.get(release, source=source if release.kept else "", again=again, progress=_progress())
         known = f", sha256 {got.sha256}" if got.sha256 else ""
         say(f"{got.path}: {release.what}{known}; {f'{got.fetched:,} bytes fetched' if got.fetched else 'was here'}")
+
+
+def _state(release: Release) -> str:
+    return "on this machine" if release.present else f"not on this machine, {release.size}"
 
 
 def _consent(release: Release, yes: bool) -> None:

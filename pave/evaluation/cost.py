@@ -10,6 +10,7 @@ t key frames, s visual tokens per key frame, k side tokens of a key frame's segm
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -208,7 +209,7 @@ def _side(patch: Patch, host: Host, frames: int, steps: Sequence[int]) -> dict[s
             )
             raise SignalError(f"{cause}; name its folder in PAVE_ENCODERS")
         if not steps:
-            cause = f"{unknown[0]} is not installed, so its number of side tokens is unknown"
+            cause = f"{patch.source}: its encoder {unknown[0]} is not installed, so the number of its tokens is unknown"
             raise SignalError(f"{cause}; pass --side-steps")
     if not steps:
         rates = [load_encoder(facts.encoder, **facts.options).on(host).spec.rate for facts in senses.values()]
@@ -284,6 +285,6 @@ def _untrained(source: str | Path) -> bool:
     """Whether this is a recipe: a YAML file, or a folder or name with a recipe and no patch file. An official
     checkpoint need not be downloaded: its recipe determines the cost."""
     folder = catalogue.folder_of(str(source)) if catalogue.named(source) else Path(source)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return (folder / "patch.yaml").is_file() and not (folder / filenames.WEIGHTS).exists()
     return folder.suffix in (".yaml", ".yml")

@@ -8,7 +8,6 @@ checksum is right.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from pave.data import Source
 from pave.encoder import Encoder, consent, mixed
 from pave.errors import DataError, FileError, MediaError, PatchMismatch, SignalError, raised_as
-from pave.features.files import ROOM, FeatureFolder, identity, inside
+from pave.features.files import ROOM, FeatureFolder, identity, inside, text_digest
 from pave.files import atomic, tensorfile
 from pave.media.clip import Clip, decode_many
 from pave.media.decoding import Timeout
@@ -124,7 +123,7 @@ class FeatureCache:
         # Earlier versions cached the clip's own sound under a name that has a signal `audio`.
         chosen += ["audio replaced"] if "audio" in dict(source.signals) else []
         key = "|".join([*facts, json.dumps(source.signals), *chosen, self._networks])
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+        return self.folder / f"{text_digest(key)[:32]}.safetensors"
 
     def _write(self, target: Path, features: ClipFeatures) -> None:
         tensors = {"vision": features.vision, "tokens": features.tokens, "times": features.times}
@@ -190,6 +189,6 @@ def _encoder_of(model: PatchedModel, encoders: Sequence[Encoder], features: Feat
 
 def _facts(path: Path) -> list[str]:
     """Path, size and modification time of a file, or of all files in a folder."""
-    files = inside(path) if path.is_dir() else [path]
+    files = inside(path) if os.path.isdir(path) else [path]
     stats = [(file, file.stat()) for file in files]
     return [str(path.resolve()), *(f"{file.name}|{stat.st_size}|{stat.st_mtime_ns}" for file, stat in stats)]

@@ -69,7 +69,7 @@ def found(source: Path) -> tuple[list[tuple[str, Source]], dict[str, str]]:
     """The clips of a source, as in `listed`, and the other files of a folder, with the reason; hidden files and folders
     are skipped."""
     source = source.absolute()  # workers may have another working directory
-    if not source.is_dir():
+    if not os.path.isdir(source):
         asked = dict.fromkeys(example.source for example in read_jsonl(source))
         return [(os.path.relpath(clip.video, source.parent), clip) for clip in asked], {}
     clips, left_out = [], {}

@@ -176,7 +176,7 @@ def identity(source: Source, sense: str) -> tuple[str, str]:
     parts += [f"{name}={number}" for name, number in source.tracks.items()]
     # An earlier version stored the clip's own sound under the bare hash of a signal `audio`.
     parts += ["replaced"] if sense == "audio" and sense in signals else []
-    signal = parts[0] if len(parts) == 1 else hashlib.sha256("|".join(parts).encode()).hexdigest()
+    signal = parts[0] if len(parts) == 1 else text_digest("|".join(parts))
     return _sha256(source.video), signal
 
 
@@ -195,10 +195,9 @@ def inside(folder: Path, most: int = SCAN) -> list[Path]:
 def _sha256(path: Path) -> str:
     """Of a file's bytes and the part of it that is named; of a folder, of the names and bytes of all files in it."""
     if (file := whole(path)) != path:
-        return hashlib.sha256(f"{_sha256(file)} {path.name}".encode()).hexdigest()
-    if path.is_dir():
-        listing = "".join(f"{file.relative_to(path).as_posix()}\0{_sha256(file)}\0" for file in inside(path))
-        return hashlib.sha256(listing.encode()).hexdigest()
+        return text_digest(f"{_sha256(file)} {path.name}")
+    if os.path.isdir(path):
+        return text_digest("".join(f"{file.relative_to(path).as_posix()}\0{_sha256(file)}\0" for file in inside(path)))
     digest = hashlib.sha256()
     try:
         with opened(path) as file:
@@ -207,3 +206,8 @@ def _sha256(path: Path) -> str:
     except OSError as error:
         raise MediaError(f"{path}: cannot be read ({error.strerror or error}); fix its path or permissions") from None
     return digest.hexdigest()
+
+
+def text_digest(text: str) -> str:
+    """sha256 of a text with file names in it, which need not be UTF-8."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

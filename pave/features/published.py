@@ -9,6 +9,7 @@ whose number of tokens does not fit its clip is refused. Pickles are opened by p
 
 from __future__ import annotations
 
+import os
 from math import floor
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def _file(folder: Path, media: Path) -> Path:
     """The file of a clip: `<name>.pt`, or of a scan `<name>/video_features.pt`."""
     places = [folder / f"{media.stem}.pt", folder / media.stem / "video_features.pt"]
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):
             return place
     raise SignalError(f"{media}: has no published features; neither {places[0]} nor {places[1]} exists")
 

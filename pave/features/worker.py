@@ -69,7 +69,7 @@ def ask(job: Job, key: FeatureKey, source: Source) -> Reply:
 
 def size_of(source: Source) -> int:
     """Bytes of all files of a clip that exist."""
-    return sum(file.stat().st_size for file in source.files if file.is_file())
+    return sum(file.stat().st_size for file in source.files if os.path.isfile(file))
 
 
 def borrow(job: Job) -> tuple[Worker, FeatureKey]:
@@ -151,7 +151,7 @@ class ClipEncoder:
         hears, mono = self.encoder.hears, mixed([self.encoder])
         frames = 0 if self.encoder.spec.sense == "audio" else self.frames
         clip = Clip.read(source.video, frames=frames, mono=mono, **source.options(hears), timeout=None)
-        return clip.beside(source.beside(hears), timeout=None)
+        return clip.beside(source.beside(hears), timeout=None).opened([self.encoder.spec.sense])
 
     @torch.no_grad()
     def _tokens(self, source: Source, clip: Clip) -> SideTokens | None:

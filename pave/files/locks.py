@@ -105,8 +105,8 @@ def held(place: Path, doing: str, shared: str = "", is_file: bool = False) -> It
 
     doing: what this process does there, for the errors of others. shared: processes that name the same work may do it
     together. is_file: the place is a file if it does not exist yet."""
-    file = place / LOCK if not is_file or place.is_dir() else place.with_name(f".{place.name}{LOCK}")
-    new = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
+    file = place / LOCK if not is_file or os.path.isdir(place) else place.with_name(f".{place.name}{LOCK}")
+    new = [folder for folder in (file.parent, *file.parent.parents) if not os.path.exists(folder)]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquired(place, file, doing, shared)

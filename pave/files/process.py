@@ -136,12 +136,7 @@ class Worker:
 
     def kill(self) -> None:
         """Kill the process and wait for it, so that no zombie and no open pipe is left."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe:
-                with suppress(OSError):  # flushing a request that the dead process never read
-                    pipe.close()
+        end(self.process, self.owner)
 
 
 class Pool:
@@ -182,10 +177,17 @@ def fill(pipe: Any, array: np.ndarray) -> None:
 
 
 def end(process: subprocess.Popen, owner: int) -> None:
-    """Kill a worker whose owner exits or dropped it; a forked copy of the owner leaves it running."""
-    if owner == os.getpid() and process.poll() is None:
+    """Kill a worker whose owner exits or dropped it, so that no zombie and no open pipe is left; a forked copy of the
+    owner leaves it running."""
+    if owner != os.getpid():
+        return
+    if process.poll() is None:
         process.kill()
         process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe:
+            with suppress(OSError):  # flushing a request that the dead process never read
+                pipe.close()
 
 
 def answering(handle: Callable[[dict[str, Any]], Iterable[Reply]]) -> None:

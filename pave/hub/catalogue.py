@@ -77,7 +77,7 @@ def file_of(source: str | Path) -> Path:
                 source, "the catalogue has only its recipe, no trained file", f"train it: pave-train {source}"
             )
         return file
-    if path.exists():
+    if os.path.exists(path):
         return path / WEIGHTS if path.is_dir() and path.name != WEIGHTS else path
     remedy = nearest(str(source), names(), "pass a folder or a file")
     raise PatchNotFound(source, "no patch, folder or file with this name", remedy)

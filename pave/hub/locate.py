@@ -24,7 +24,6 @@ from pave.patch import filenames
 from pave.patch.filenames import HUB_NAME, OFFICIAL_BASE, PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS
 
 if TYPE_CHECKING:  # torch is imported when a patch is opened, not when its name is resolved
-    from pave.config import PatchConfig
     from pave.patch.file import Patch
     from pave.recipe import Recipe
 
@@ -76,6 +75,10 @@ def locate(
     if text and os.path.exists(text):  # unlike Path.exists, False for names too long for a file system
         refuse_revision(text, "is a local path", revision)
         path = catalogue.file_of(Path(text))
+        if not os.path.exists(path) and filenames.is_half_peft(path.parent):
+            cause = f"file not found, though {PEFT_WEIGHTS} or its pickle is there"
+            remedy = "copy it beside the weights, or save the adapter again with PEFT's save_pretrained"
+            raise PatchNotFound(path.parent / PEFT_CONFIG, cause, remedy)
         return PatchLocation(path.parent if not path.exists() and filenames.is_peft(path.parent) else path, text)
     repo, version = repo_of(text, [*catalogue.names(), *aliases()])
     return pull(repo, revision or version)
@@ -148,21 +151,21 @@ def fetch(repo: str, name: str, revision: str | None = None) -> Path:
     return Path(download(repo, name, commit))
 
 
-def info(source: str | Path, revision: str | None = None, dim: int | None = None) -> tuple[PatchConfig, PatchLocation]:
-    """The config and location of a patch. From the Hub, only the header is downloaded. dim: as in `locate`."""
-    from pave.patch.file import config_of, read_config
+def info(source: str | Path, revision: str | None = None, dim: int | None = None) -> tuple[Patch, PatchLocation]:
+    """A patch without its tensors, and its location. From the Hub, only the header comes. dim: as in `locate`."""
+    from pave.patch.file import facts_of, read_facts
 
     text = aliases().get(str(source), str(source))
     name = HUB_NAME.fullmatch(text)
     if name is None or text in catalogue.names() or os.path.exists(text):
         place = locate(source, revision, dim)
-        return read_config(place.path), place
+        return read_facts(place.path), place
     repo = name["repo"]
     commit, remark = commit_of(repo, revision or name["revision"])
     place = PatchLocation(Path(repo) / WEIGHTS, f"{repo}@{commit[:12]}", remark, repo, commit)
     cached = try_to_load_from_cache(repo, WEIGHTS, revision=commit)
     if isinstance(cached, str):
-        return read_config(cached), replace(place, path=Path(cached))
+        return read_facts(cached), replace(place, path=Path(cached))
     with hub_errors(repo, commit):
         try:
             found = retried(
@@ -172,7 +175,7 @@ def info(source: str | Path, revision: str | None = None, dim: int | None = None
             raise PatchDamaged(
                 place.source, f"its header cannot be read ({first_line(error)})", "report it to its owner"
             ) from None
-    return config_of(Path(place.source), found.metadata), place
+    return facts_of(Path(place.source), found.metadata), place
 
 
 def search(words: str = "", *, sense: str = "", base: str = "", limit: int = 20) -> list[dict[str, Any]]:

@@ -6,8 +6,9 @@ In: a patch and the name of a repo. Out: a `Pushed`, with the commit.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ from huggingface_hub.errors import (
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of httpx or httpx2, as the client's version has it
 )
 
-from pave.errors import PatchError, nearest
+from pave.errors import PatchError
 from pave.files.locks import scratch
 from pave.hub.card import COMMON, LICENCES, OURS, base_facts, card, public_base, refuse_private
 from pave.hub.client import TIMEOUT, download, hub_errors
 from pave.hub.locate import PatchLocation, locate
 from pave.patch.filenames import HUB_NAME, WEIGHTS
+from pave.text.shown import quoted
 
 if TYPE_CHECKING:  # torch is imported when a patch is opened, not when its name is resolved
     from pave.patch.file import Patch
@@ -64,7 +66,7 @@ def push(
     text = card(patch, repo, example)
     with scratch() as folder:
         data = patch.save(folder / WEIGHTS).read_bytes()
-    refuse_private(text + patch.text + json.dumps(patch.certificate), repo)
+    refuse_private(text + patch.text + json.dumps(patch.certificate), patch.source)
     files = {CARD: len(text.encode()), WEIGHTS: len(data)}
     if dry_run:
         return Pushed(repo, "", files, text, warnings=warnings)
@@ -90,15 +92,21 @@ def push(
 
 def licensed(patch: Patch, licence: str) -> Patch:
     """The patch with a licence: the given one, or its own. Nothing is assumed."""
+    named = patch.config.name if patch.source == "memory" else patch.source
     if licence and licence.lower() not in LICENCES:
-        cause = f"--license {licence} is no licence that the Hub knows"
-        raise PatchError(patch.config.name, cause, f"{nearest(licence.lower(), LICENCES)}; or `other`")
+        near = get_close_matches(licence.lower(), sorted(LICENCES), n=3) or COMMON
+        cause = f"--license {quoted(licence)} is no licence that the Hub knows"
+        raise PatchError(named, cause, f"{_choice(near)}; or `other`")
     if not licence and not patch.config.licence.strip():
         cause = "says no licence, and only its owner can choose one"
-        raise PatchError(patch.config.name, cause, f"pass --license ID; common: {', '.join(COMMON)}")
+        raise PatchError(named, cause, f"pass --license ID; common: {', '.join(COMMON)}")
     if not licence or licence.lower() == patch.config.licence:
         return patch
     return replace(patch, config=patch.config.model_copy(update={"licence": licence.lower()}))
+
+
+def _choice(near: Sequence[str]) -> str:
+    return f"common: {', '.join(near)}" if near is COMMON else f"did you mean {' or '.join(near)}?"
 
 
 def _warnings(patch: Patch) -> Iterator[str]:

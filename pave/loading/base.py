@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from pave.ambient import neutral
@@ -35,7 +36,7 @@ from pave.files.atomic import refuse_odd_inside
 from pave.files.quiet import quiet_loading
 from pave.loading import folder, lmms_lab, low_memory
 from pave.prompt import QUESTION, VIDEO
-from pave.text.shown import quoted
+from pave.text.shown import quoted, shortened
 
 Device = str | int | torch.device
 UP_TO = f", up to {MOST_FRAMES:,}"
@@ -70,12 +71,15 @@ def load_base(
     frames = _frames(source, place, frames)
     half = kind == torch.float16  # rounds bfloat16 weights, which would change the fingerprint
     exact = "auto" if half or original else kind
-    with _readable(source, described):
+    with _readable(source, described, "config.json"):
         config = lmms_lab.config_of(described, source) if original else _config(place)
         _refuse_oversized(source, place, config)
         _refuse_odd_layers(source, config)
         _refuse_odd_rope(source, config)
-        tokenizer, pixels = _tokenizer(source, place, config), _pixels(source, place)
+    with _readable(source, described, "tokenizer"):
+        tokenizer = _tokenizer(source, place, config)
+    with _readable(source, described):
+        pixels = _pixels(source, place)
         options: dict[str, Any] = lmms_lab.options(config, tokenizer, source) if original else {}  # pyright: ignore[reportArgumentType]
         options |= {"config": config, "generation_config": _generation(source, place, config, original)}
         outputs: Any = AutoModelForImageTextToText.from_pretrained(
@@ -89,6 +93,7 @@ def load_base(
         )
         model, loaded = outputs
     _refuse_misfits(source, loaded, lmms_lab.UNUSED if original else re.compile(""))
+    _refuse_odd_sections(source, model)
     if original:
         model._weight_conversions = None  # else save_pretrained would restore the original names
     with _readable(source, described):
@@ -102,8 +107,11 @@ def load_base(
             revision=_revision(place),
         )
         base.visual_ids([0.0], "none")  # fail now if the tokenizer lacks a special token around key frames
+        base.prompt("")  # or finds one in the plain text of the prompt
         if not 0 <= base.placeholder < model.get_input_embeddings().num_embeddings:
             raise ValueError(f"token {base.placeholder}, which marks pictures, is not in its vocabulary")
+        if base.context is not None and not _is_positive(base.context):
+            raise ValueError(f"its language model has max_position_embeddings={quoted(base.context)}")
         if min(base.size) < 1:
             raise ValueError(f"its vision tower reads pictures of {base.size[1]}x{base.size[0]} pixels")
     if half or quantise or isinstance(where, dict):
@@ -138,12 +146,13 @@ def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: in
     vocabulary is empty unless the tokenizer is available locally."""
     kind, place = _dtype(dtype), _place(source)
     described, family, original = _described(source, place)
-    with _readable(source, described):
+    with _readable(source, described, "config.json"):
         config = lmms_lab.config_of(described, source) if original else _config(place)
         if kind == "auto":
             kind = config.dtype or config.get_text_config().dtype or torch.float32
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config).to(kind)
+    with _readable(source, described, "tokenizer"):
         known = _local_tokenizer(place) or Tokenizer(models.BPE())
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=known, eos_token="<|im_end|>")
     template = f"{VIDEO}{QUESTION}<|im_end|>"
@@ -168,6 +177,7 @@ def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Hos
             message = f"{source}: not a local folder, and not available on the Hub ({cause}); {remedy}"
         raise BaseModelError(message) from None
     folder.refuse_odd_config(source, described)
+    _refuse_unknown_quantisation(source, described)
     named = described.get("architectures")
     original = isinstance(named, list) and lmms_lab.ARCHITECTURE in named
     name = lmms_lab.FAMILY if original else described.get("model_type")
@@ -179,6 +189,17 @@ def _described(source: str | Path, place: str) -> tuple[dict[str, Any], type[Hos
         add = f"or add pave/bases/{name}.py, whose BASE is a subclass of pave.base.Host"
         raise BaseModelError(f"{source}: unsupported model_type {name!r}; {known}; {add}")
     return described, import_module(f"pave.bases.{name}").BASE, original
+
+
+def _refuse_unknown_quantisation(source: str | Path, described: Mapping[str, Any]) -> None:
+    """Raise for a quantisation that transformers does not know: it would ignore it, and read weights as they lie."""
+    facts = described.get("quantization_config")
+    method = facts.get("quant_method") if isinstance(facts, Mapping) else facts
+    known = {str(getattr(name, "value", name)) for name in AUTO_QUANTIZATION_CONFIG_MAPPING}
+    legacy = isinstance(facts, Mapping) and (facts.get("load_in_8bit") or facts.get("load_in_4bit"))
+    if facts and not legacy and not (isinstance(method, str) and method in known):
+        cause = f"its config.json has quantization_config with quant_method={quoted(method)}, which is unknown"
+        raise BaseModelError(f"{source}: {cause}; load the base that is not quantised, with quantize='int8' or 'nf4'")
 
 
 def _frames(source: str | Path, place: str, frames: int | None) -> int | None:
@@ -194,7 +215,11 @@ def _frames(source: str | Path, place: str, frames: int | None) -> int | None:
 
 
 def _is_count(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MOST_FRAMES
+    return _is_positive(number) and number <= MOST_FRAMES
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
 def _config(place: str) -> PreTrainedConfig:
@@ -233,9 +258,19 @@ def _refuse_odd_rope(source: str | Path, config: PreTrainedConfig) -> None:
     if sections is None:
         return
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    if not (isinstance(sections, list) and 2 * sum(sections) <= head):
+    counts = isinstance(sections, list) and all(type(each) is int and each >= 0 for each in sections)
+    if not counts or len(sections) != 3 or 2 * sum(sections) > head:
         cause = f"its config.json has mrope_section={quoted(sections)}, but heads of {head}"
         raise BaseModelError(f"{source}: {cause}; download it again")
+
+
+def _refuse_odd_sections(source: str | Path, model: torch.nn.Module) -> None:
+    """Raise unless the rotary sections of a model share out its frequencies, whoever has set them."""
+    for module in model.modules():
+        sections, frequencies = getattr(module, "mrope_section", None), getattr(module, "inv_freq", None)
+        if isinstance(sections, list | tuple) and frequencies is not None and sum(sections) != len(frequencies):
+            cause = f"its rotary sections {quoted(list(sections))} do not add up to {len(frequencies)}, half of a head"
+            raise BaseModelError(f"{source}: {cause}; correct head sizes or mrope_section in its config.json")
 
 
 def _generation(source: str | Path, place: str, config: PreTrainedConfig, original: bool) -> GenerationConfig:
@@ -263,25 +298,39 @@ def _generation(source: str | Path, place: str, config: PreTrainedConfig, origin
 
 
 @contextmanager
-def _readable(source: str | Path, described: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Quietly, and any failure of the block as a BaseModelError; `described`: the config.json, if it has been read."""
+def _readable(source: str | Path, described: Mapping[str, Any] | None = None, part: str = "") -> Iterator[None]:
+    """Quietly, and any failure of the block as a BaseModelError; `described`: the config.json, if it has been read;
+    `part`: what the block reads."""
     try:
         with quiet_loading(downloads=not os.path.isdir(source) and source != "playroom"):
             yield
+    except BaseModelError as error:
+        named = str(error).startswith(f"{source}: ")
+        raise error if named else BaseModelError(f"{source}: {error}") from None
     except PaveError:
         raise
     except BaseException as error:  # a damaged file can fail anywhere, with any exception; Rust's are no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        cause = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
-        remedy = "download it again, as safetensors"
+        cause, remedy = _cause_of(error), f"download it again{'' if part else ', as safetensors'}"
         if "trust_remote_code" in str(error):
             cause, remedy = "it needs code of its own", folder.NO_CODE
         elif (described or {}).get("quantization_config") is not None:
             cause = f"its weights are quantised, and cannot be opened here: {cause}"
             remedy = "load the base that is not quantised, with quantize='int8' or 'nf4' to save memory"
-        raise BaseModelError(f"{source}: cannot be read ({cause}); {remedy}") from error
+        raise BaseModelError(f"{source}: {f'its {part} ' if part else ''}cannot be read ({cause}); {remedy}") from error
+
+
+def _cause_of(error: BaseException) -> str:
+    """Why a library has failed, in one short line."""
+    if isinstance(error, KeyError):
+        return f"{quoted(error.args[0] if error.args else '')} is not known to transformers"
+    if isinstance(error, ZeroDivisionError):
+        return "one of its numbers is 0, and must not be"
+    if isinstance(error, RecursionError) or "recursion limit" in str(error):
+        return "it is nested too deep"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return shortened(" ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]), 300)
 
 
 def _place(source: str | Path) -> str:
@@ -307,12 +356,12 @@ def _place(source: str | Path) -> str:
 
 def _repo(source: str | Path) -> str:
     """The origin of a base for patch files; empty for a folder, whose path is private."""
-    return "" if source != "playroom" and Path(source).is_dir() else str(source)
+    return "" if source != "playroom" and os.path.isdir(source) else str(source)
 
 
 def _revision(place: str) -> str:
     """The commit of a base from the Hub."""
-    return "" if Path(place).is_dir() else extract_commit_hash(cached_file(place, "config.json"), None) or ""
+    return "" if os.path.isdir(place) else extract_commit_hash(cached_file(place, "config.json"), None) or ""
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

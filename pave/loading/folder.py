@@ -17,7 +17,8 @@ from pave.errors import BaseModelError, FileDamaged
 from pave.files import json_text
 
 CONFIG, GENERATION, INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"
+ADAPTER, TOKENIZER = "adapter_config.json", "tokenizer.json"
+HUGE_ID = re.compile(rb'":\s*([1-9]\d{8,})\s*[,}]')  # a number of nine digits or more, as the value of a key
 # Files that are parsed in Python, and their largest size in bytes: parsing takes up to thirty times as much memory. An
 # index names every expert of a large mixture, a tokenizer_config.json thousands of reserved tokens.
 PARSED = {
@@ -40,6 +41,7 @@ def judge(source: object, place: str) -> None:
     """Raise unless every file of a folder is a regular one of reasonable size, and every text what it claims to be."""
     for path in _entries(Path(place)):
         _refuse_odd(source, path)
+    _refuse_huge_ids(source, Path(place, TOKENIZER))
     parsed = {name: read(source, Path(place, name)) for name in PARSED}
     if parsed[ADAPTER] and parsed[CONFIG]:
         cause = f"{ADAPTER}: an adapter of PEFT lies beside the base, and would be loaded into it"
@@ -110,6 +112,13 @@ def _refuse_odd(source: object, path: Path) -> None:
         raise BaseModelError(f"{source}: its {path.name} is not a regular file; {AGAIN}")
     if path.suffix in READ and found.st_size > LARGEST:
         cause = f"its {path.name} has {found.st_size:,} bytes, and such a file at most {LARGEST:,}"
+        raise BaseModelError(f"{source}: {cause}; {AGAIN}")
+
+
+def _refuse_huge_ids(source: object, path: Path) -> None:
+    """Raise for a tokenizer.json with an enormous id of a token: copying it counts up to there, for minutes."""
+    if path.is_file() and (found := HUGE_ID.search(path.read_bytes())):
+        cause = f"its {TOKENIZER} has the number {found[1][:30].decode()}, too large for the id of a token"
         raise BaseModelError(f"{source}: {cause}; {AGAIN}")
 
 

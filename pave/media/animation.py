@@ -49,7 +49,7 @@ def survey_of(path: str) -> Survey:
         raise refuse(path, cause, "scale it down first")
     stamps = [0, *accumulate(lengths)]
     gap = Fraction((lengths or [0])[-1], 1000)
-    survey = Survey(KIND, Track(0, Fraction(1, 1000), gap, size, False), reached=stamps[-1] / 1000)
+    survey = Survey(KIND, video=Track(0, Fraction(1, 1000), gap, size, False), reached=stamps[-1] / 1000)
     survey.packets = [Packet(stamp, True, True) for stamp in stamps[:-1]]
     survey.warnings += ["cut short: the file is smaller than its header says"] if cut else []
     return survey

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pave.media.decode import Part
 
 TIMEOUT: Timeout = "auto"  # limit of decoding a file: grows with its length
+PICTURED = ("fast", "views")  # signals that are pictures, or a list of them
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,10 @@ class Signal:
         if self.values.ndim != 2 or self.times.shape != self.values.shape[:1]:
             shapes = f"values {tuple(self.values.shape)} and times {tuple(self.times.shape)}"
             raise SignalError(f"a signal needs values (τ c) and times (τ,), got {shapes}")
-        if not (self.values.isfinite().all() and self.times.isfinite().all()):
-            raise SignalError("a signal holds values or times that are not finite; drop those steps")
+        odd = ~(self.values.isfinite().all(1) & self.times.isfinite())
+        if odd.any():
+            cause = f"{int(odd.sum())} of {len(odd)} steps have a value or time that is not finite"
+            raise SignalError(f"a signal of values {tuple(self.values.shape)}: {cause}; drop those steps")
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Clip:
     signals: Mapping[str, Any] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
     again: Callable[[Sequence[float]], Iterator[Tensor]] | None = None  # other pictures of the same file, one by one
+    timeout: Timeout = TIMEOUT  # limit of decoding the files of its signals
 
     @classmethod
     @neutral()
@@ -155,6 +159,7 @@ class Clip:
             audio_start=result.audio_start,
             report=Report(source=path, size=result.size, **facts),
             again=partial(_again, request, timeout),
+            timeout=timeout,
         )
 
     @classmethod
@@ -207,16 +212,34 @@ class Clip:
         """This clip with further streams, by name, as in `from_frames`. `audio` replaces the clip's own sound, see
         `sound`; None drops it."""
         others = {name: value for name, value in signals.items() if name != "audio"}
-        clip = replace(self, signals={**self.signals, **signals_of(others)})
+        clip = replace(self, signals={**self.signals, **signals_of(others)}, timeout=limit_of(timeout))
         if "audio" not in signals:
             return clip
         if signals["audio"] is None:
             report = replace(self.report, audio="left out by the caller")
             return replace(clip, audio=None, rate=None, audio_start=0.0, report=report)
         own = sound(signals["audio"], timeout)
-        named = (f"{os.path.basename(own.report.source)}: {text}" for text in own.report.warnings)
-        report = replace(self.report, audio=own.report.audio, warnings=(*self.report.warnings, *named))
+        report = replace(self.report, audio=own.report.audio, warnings=(*self.report.warnings, *_named(own)))
         return replace(clip, audio=own.audio, rate=own.rate, audio_start=own.audio_start, report=report)
+
+    @neutral()
+    def opened(self, names: Iterable[str]) -> Clip:
+        """This clip with the files of these signals opened, where they are pictures (`fast`, and a list: `views`):
+        within its own limit of time, and with their warnings in its report."""
+        signals, warnings = dict(self.signals), [*self.report.warnings]
+
+        def read(stream: Any) -> Any:
+            if not isinstance(stream, str | os.PathLike):
+                return stream
+            clip = Clip.read(stream, frames=1, audio=False, timeout=self.timeout)
+            warnings.extend(_named(clip))
+            return clip
+
+        for name in self.signals.keys() & set(names) & set(PICTURED):
+            each = signals[name]
+            several = name != "fast" and isinstance(each, list | tuple)
+            signals[name] = [read(stream) for stream in each] if several else read(each) if name == "fast" else each
+        return replace(self, signals=signals, report=replace(self.report, warnings=tuple(warnings)))
 
     @neutral()
     def at(self, seconds: Sequence[float]) -> Tensor:
@@ -234,6 +257,11 @@ class Clip:
         instants = torch.tensor(seconds, dtype=torch.float64) + 1e-6  # absorbs rounding errors, as `exact` for files
         for place in (torch.searchsorted(self.times, instants, right=True) - 1).clamp(min=0):
             yield self.frames[place]
+
+
+def _named(clip: Clip) -> Iterator[str]:
+    """The warnings of a file beside a clip, with its name."""
+    return (f"{os.path.basename(clip.report.source)}: {text}" for text in clip.report.warnings)
 
 
 def _parts(request: Request, timeout: Timeout) -> Iterator[Part]:

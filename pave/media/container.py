@@ -23,11 +23,15 @@ from av.stream import Disposition
 
 from pave.errors import MediaError
 from pave.files import atomic
+from pave.media import announced
 from pave.media.stamps import FAR, JUMP, UNKNOWN, Clock, Packet, Shifts, Track, moved_at, spread
 
+MAX_PIXELS = 1 << 28  # FFmpeg decodes no more, counted with a border (libavutil/imgutils.c, av_image_check_size2)
 MAX_SIDE = 16384  # pixels: larger pictures are damaged headers or attacks, not video
 RAW_SOUND = ("mp3", "aac", "ac3", "eac3")  # no header: FFmpeg estimates the length from the bit rate
-COUNTED = (*RAW_SOUND, "flac", "wav", "w64", "aiff", "au", "dts", "amr", "tta", "wv", "ape")  # samples are the clock
+COUNTED = (*RAW_SOUND, "wav", "w64", "aiff", "au", "dts", "amr", "tta", "wv", "ape")  # samples are the clock
+SHORT = 0.9  # of the announced length: less present, and the report warns that the file is cut short
+TRAILER = 256  # bytes after the last packet that may be no packet: an error there loses nothing
 THREADS_FROM = 640 * 360  # pixels: for smaller pictures, threads cost more than they save
 THREADS_TO = 8192 * 4320  # pixels: each thread holds pictures of its own
 MOST_THREADS = 4
@@ -40,6 +44,7 @@ class Survey:
     """What a file holds, from a pass over its packets."""
 
     kind: str
+    counted: bool = False  # samples are the clock of its sound, not stamps
     video: Track | None = None
     audio: list[int] = field(default_factory=list)  # sound tracks, in the file's order
     heard: list[int] = field(default_factory=list)  # their indices, the one to read first, then those to try instead
@@ -50,6 +55,7 @@ class Survey:
     reached: float = 0.0  # seconds that packets cover
     frames: int = 0  # pictures that the header announces, 0 if it does not
     cut: int = 0  # pictures that an edit list cuts off
+    missing: str = ""  # what the file lacks at its end, by its header, in words
     encrypted: bool = False
     warnings: list[str] = field(default_factory=list)
 
@@ -57,6 +63,13 @@ class Survey:
     def stamps(self) -> list[int]:
         """Those of the coded pictures, in the file's order."""
         return [packet.stamp for packet in self.packets]
+
+    @property
+    def cut_short(self) -> list[str]:
+        """The warning of a file that holds less than its header announces."""
+        if self.promised and self.reached < SHORT * self.promised:
+            return [f"cut short: {self.reached:.2f} s of the announced {self.promised:.2f} s are present"]
+        return [self.missing] if self.missing else []
 
 
 def refuse(path: str, cause: str, remedy: str) -> MediaError:
@@ -132,7 +145,8 @@ def walk(path: str, video_track: int | None = None, audio_track: int | None = No
     with opened(path) as container:
         pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         sounds = list(container.streams.audio)
-        survey = Survey(container.format.name, audio=[s.index for s in sounds])
+        survey = Survey(container.format.name, container.format.name in COUNTED, audio=[s.index for s in sounds])
+        survey.missing = announced.cut_short(path)
         if not pictures and not sounds:
             kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
             raise refuse(path, f"holds neither pictures nor sound (only {kinds})", "pass a video, sound or image file")
@@ -147,15 +161,20 @@ def walk(path: str, video_track: int | None = None, audio_track: int | None = No
             survey.promised = container.duration / av.time_base
         begin = (container.start_time or 0) / av.time_base
         clock = Clock(bool(container.format.flags & Flags.ts_discont.value))
+        end = 0
         try:
             for packet in container.demux():
+                end = max(end, (packet.pos or 0) + packet.size)
                 note(packet, survey, clock)
         except FFmpegError as error:
-            survey.warnings.append(f"reading stopped after {len(survey.packets)} pictures: {error.strerror}")
+            if os.path.getsize(path) - end > TRAILER:
+                survey.warnings.append(f"reading stopped after {len(survey.packets)} pictures: {error.strerror}")
         except IndexError:
             survey.warnings.append("a track that begins in the middle of the file is left out")  # PyAV 18 raises this
-    if survey.kind not in COUNTED:
+    if not survey.counted:
         clock.settle()
+    if survey.kind == "flac" and clock.breaks:  # joined: the piece at the join has no stamp
+        survey.counted, clock.shifts = True, {}
     survey.shifts, survey.reached = clock.shifts, clock.reached() - begin
     if survey.promised and "mp4" in survey.kind and survey.promised > begin > 0:
         survey.promised -= begin  # fragments that begin late: their header counts from 0
@@ -204,15 +223,30 @@ def note(packet: Any, survey: Survey, clock: Clock) -> None:
             setattr(packet, name, None)
     if None not in (packet.dts, packet.pts) and abs(packet.pts - packet.dts) * packet.time_base > JUMP:
         packet.pts, clock.strays = packet.dts, clock.strays + 1
-    clock.see(packet, stream)
+    cut = packet.is_discard and not fragmented(survey.kind, stream)
+    clock.see(packet, stream, cut)
     survey.encrypted |= packet.has_sidedata("encryption_info")
     if survey.video is not None and stream.index == survey.video.index:
-        survey.cut += packet.is_discard
-        shown = not packet.is_discard  # one that is flagged as corrupt may decode well: the last before a join
+        survey.cut += cut
+        shown = not cut  # one that is flagged as corrupt may decode well: the last before a join
         usable = UNKNOWN if packet.pts is None or survey.video.unsorted else packet.pts
         survey.packets.append(Packet(usable, packet.is_keyframe, shown))
     elif stream.type == "audio":
         survey.sounds += 1
+
+
+def fragmented(kind: str, stream: Any) -> bool:
+    """Whether a track is an MP4's whose header lists no samples. FFmpeg marks those of a fragment that goes back in
+    time as if an edit list had cut them off."""
+    return "mp4" in kind and not stream.frames
+
+
+def uncut(packet: Any) -> Any:
+    """The packet without the mark of an edit list, which makes decoders drop its pictures."""
+    whole = av.Packet(bytes(packet))
+    whole.pts, whole.dts, whole.time_base, whole.duration = packet.pts, packet.dts, packet.time_base, packet.duration
+    whole.is_keyframe = packet.is_keyframe
+    return whole
 
 
 def track_of(path: str, stream: Any, kind: str) -> Track:
@@ -220,8 +254,9 @@ def track_of(path: str, stream: Any, kind: str) -> Track:
     context = stream.codec_context
     if context is None:
         raise refuse(path, "its video track has a codec that this FFmpeg does not know", "re-encode it as H.264")
-    if max(context.width, context.height) > MAX_SIDE:
+    if max(context.width, context.height) > MAX_SIDE or (context.width + 128) * (context.height + 128) >= MAX_PIXELS:
         cause = f"its pictures are {context.width}x{context.height} pixels, more than {MAX_SIDE} a side"
+        cause += f" or {MAX_PIXELS >> 20} M in all"
         raise refuse(path, cause, "scale it down first")
     pace = stream.average_rate or stream.guessed_rate
     gap, size = 1 / pace if pace else Fraction(0), (context.height, context.width)
@@ -254,23 +289,29 @@ def stamped(
         yield stamp, frame
 
 
-def heard(container: Any, index: int, shifts: Shifts) -> Iterator[Any]:
-    """Decoded pieces of a sound track, stamped on the clip's clock."""
+def heard(container: Any, index: int, shifts: Shifts, failed: list[int] | None = None) -> Iterator[Any]:
+    """Decoded pieces of a sound track, stamped on the clip's clock. `failed` gets the numbers of those that do not
+    decode."""
     places = shifts.get(index, [])
 
     def place(number: int, packet: Any) -> None:
         if packet.pts is not None:
             packet.pts += moved_at(places, number)
 
-    yield from decoded(container, container.streams[index], place)
+    yield from decoded(container, container.streams[index], place, failed=failed)
 
 
 def decoded(
-    container: Any, stream: Any, place: Callable[[int, Any], None], feed: Sequence[bool] | None = None
+    container: Any,
+    stream: Any,
+    place: Callable[[int, Any], None],
+    feed: Sequence[bool] | None = None,
+    failed: list[int] | None = None,
 ) -> Iterator[Any]:
-    """Every frame that decodes, or only those of the packets that `feed` marks; damaged packets are skipped. `place`
-    sets the stamp of each packet."""
+    """Every frame that decodes, or only those of the packets that `feed` marks; damaged packets are skipped, and their
+    numbers noted in `failed`. `place` sets the stamp of each packet."""
     context, number, dirty = stream.codec_context, -1, False
+    whole = fragmented(container.format.name, stream)
     try:
         for packet in container.demux(stream):
             number += bool(packet.size)  # the empty packet at the end flushes the decoder
@@ -283,7 +324,11 @@ def decoded(
                 dirty = True
                 if packet.size:
                     place(number, packet)
-                yield from tried(context, packet)
+                try:
+                    frames = context.decode(uncut(packet) if packet.is_discard and whole else packet)
+                except FFmpegError:
+                    frames = failed.append(number) if failed is not None else None
+                yield from frames or ()
     except (FFmpegError, IndexError):  # the survey has recorded this
         yield from tried(context, None) if dirty else ()
 

@@ -13,6 +13,7 @@ Legend: t pictures, y x pixels, c channels, n samples. A stamp is a presentation
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -25,14 +26,15 @@ from av.video.reformatter import VideoReformatter
 from einops import rearrange
 
 from pave.media import animation
-from pave.media.container import COUNTED, Survey, check_file, decoder, heard, opened, refuse, stamped, walk
+from pave.media.container import Survey, check_file, decoder, heard, opened, refuse, stamped, walk
 from pave.media.key_frames import Picks, Request, check_window, needed, pick
 from pave.media.sound import Sound, joined
 from pave.media.stamps import UNKNOWN
 
 ORIENTATION = 0x0112  # tag of EXIF 2.32
+MOST_HELD = 50e6  # pixels of frames that Python has not freed: in PyAV, a frame and its side data refer to each other
+MAX_RATE = 1 << 20  # Hz: above all real sound; resampling from damaged rates takes the caller's memory
 SLOWEST = 20e6  # pixels that a core decodes per second, at the least
-SHORT = 0.9  # decoded below this share of the announced length: the report warns that the file is cut short
 
 # What a part is, and its array: "plan": for each requested instant the number of its picture, and "times" (what came
 # before is void); "picture": its number (y x c); "sound": the place of its first sample (c n); "facts" at the end.
@@ -68,11 +70,7 @@ def decode(request: Request) -> Iterator[Part]:
         facts["audio"] = "not requested"
     if origin is None and "rate" not in facts:
         raise refuse(request.path, *why_nothing(request, survey))
-    if survey.promised and survey.reached < SHORT * survey.promised:
-        survey.warnings.insert(
-            0, f"cut short: {survey.reached:.2f} s of the announced {survey.promised:.2f} s are present"
-        )
-    yield {"facts": facts | {"decoder": decoder(), "warnings": survey.warnings}}, None
+    yield {"facts": facts | {"decoder": decoder(), "warnings": [*survey.cut_short, *survey.warnings]}}, None
 
 
 def survey_of(path: str, video_track: int | None = None, audio_track: int | None = None) -> Survey:
@@ -211,8 +209,14 @@ def shown(path: str, survey: Survey, feed: list[bool] | None = None) -> Iterator
             yield Shown(stamp, True, False, partial(np.asarray, picture))
         return
     size, scaler = {}, VideoReformatter()  # one for all pictures: its setup costs more than a small picture
+    held = 0
 
     def pixels(frame: Any) -> np.ndarray:
+        nonlocal held
+        held += frame.width * frame.height
+        if held > MOST_HELD:
+            gc.collect()
+            held = 0
         size.update({} if size else {"width": frame.width, "height": frame.height})
         return upright(scaler.reformat(frame, format="rgb24", **size).to_ndarray(), frame, path)
 
@@ -278,15 +282,18 @@ def sound_of(
     for number in survey.heard:
         with opened(request.path) as container:
             context = container.streams[survey.audio[number]].codec_context
-            name, pieces = context.name if context else "unknown codec", 0
-            sound = Sound(request, origin, counted=survey.kind in COUNTED)
-            if context is not None:
-                for place, wave in sound.read(heard(container, survey.audio[number], survey.shifts)):
+            name, pieces, failed = context.name if context else "unknown codec", 0, []
+            sound = Sound(request, origin, counted=survey.counted)
+            rate = context.sample_rate if context else 0
+            if context is not None and rate <= MAX_RATE:
+                for place, wave in sound.read(heard(container, survey.audio[number], survey.shifts, failed)):
                     pieces += 1
                     yield {"sound": place}, wave
         if not sound.rate:
-            survey.warnings.append(f"sound track {number} ({name}) does not decode")
+            why = f"claims {rate} samples a second" if rate > MAX_RATE else "does not decode"
+            survey.warnings.append(f"sound track {number} ({name}) {why}")
             continue
+        survey.warnings += [f"damaged: {len(failed)} of the coded pieces of sound do not decode"] if failed else []
         survey.warnings += sound.warnings
         if not pieces and origin is None:
             raise refuse(

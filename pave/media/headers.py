@@ -50,4 +50,5 @@ def check_header(path: str) -> None:
         known = [stream.codec_context for stream in container.streams if stream.codec_context is not None]
         if not any(getattr(each, "width", 0) or getattr(each, "sample_rate", 0) for each in known):
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-            raise refuse(path, f"holds neither pictures nor sound (only {kinds})", "give a video, sound or image file")
+            cause = f"holds neither pictures nor sound that can be read ({kinds})"
+            raise refuse(path, cause, "give a video, sound or image file")

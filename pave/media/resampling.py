@@ -24,6 +24,8 @@ SINC_ROLLOFF = 0.99
 
 MAX_KERNEL = 1 << 25  # numbers of filters: two rates with a small common divisor would need gigabytes
 PHASES = 1024  # filters for such rates
+BANK = 1 << 22  # numbers of those filters: for rates further apart they are as smooth with fewer
+MAX_TAPS = 1 << 22  # samples that one result may depend on: of rates 350,000 times apart
 
 
 def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
@@ -88,12 +90,15 @@ def between(audio: Tensor, step: int, phases: int, count: int) -> Tensor:
     """`count` samples (b m) of sound (b n) at the places m · step / phases, for ratios with too many phases for filters
     of their own: weights are interpolated between those of PHASES filters, which is accurate to 1e-5."""
     reach = reach_of(step, phases)
+    if 2 * reach + 1 > MAX_TAPS:
+        raise MediaError(f"sound cannot be resampled at a ratio of {step:,}:{phases:,}; correct its rate")
     bank = bank_of(step, phases)
+    fine = len(bank) - 1
     windows = F.pad(audio, (reach, reach + 1)).unfold(-1, 2 * reach + 1, 1)
     waves = []
     for places in torch.arange(count).split(max(1, MAX_KERNEL // 16 // (2 * reach + 1))):
         whole, rest = places * step // phases, places * step % phases
-        filters = rest.double() * PHASES / phases
+        filters = rest.double() * fine / phases
         low = filters.long()
         part = (filters - low).float()[:, None]
         weights = torch.lerp(bank[low], bank[low + 1], part).to(audio)
@@ -103,10 +108,11 @@ def between(audio: Tensor, step: int, phases: int, count: int) -> Tensor:
 
 @lru_cache(maxsize=8)
 def bank_of(step: int, phases: int) -> Tensor:
-    """The filters (PHASES + 1, taps) for places at equal distances from one sample to the next."""
+    """The filters (up to PHASES + 1, taps) for places at equal distances from one sample to the next."""
     reach = reach_of(step, phases)
     taps = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    shifts = torch.arange(PHASES + 1, dtype=torch.float64) / PHASES
+    fine = max(1, min(PHASES, BANK // len(taps)))
+    shifts = torch.arange(fine + 1, dtype=torch.float64) / fine
     cutoff = min(1.0, phases / step) * SINC_ROLLOFF
     x = ((taps - shifts[:, None]) * cutoff).clamp(-SINC_WIDTH, SINC_WIDTH)  # in zero crossings of the sinc
     window = torch.cos(x * math.pi / (2 * SINC_WIDTH)).square()

@@ -33,6 +33,7 @@ HALF_WINDOW = 1.0  # seconds
 TOLERANCE = 0.015  # seconds of drift that are left alone: rounding and jitter of time stamps
 STEADY = 0.15  # of a frame's length: the drift of a clock grows by less, a hole or an overlap by more
 LONGEST_HOLE = 600.0  # seconds; sound after a longer one is left out
+CATCH_UP = 0.5  # seconds over which a drift found late is made up for, so that the pitch is not bent
 TAPS = 8  # samples on each side that a resampled one is computed from
 PLANES = 7
 
@@ -129,19 +130,23 @@ class Sound:
             self._first = second - self._nominal / self.rate
             if self.origin is not None:
                 self.begin = self._first - float(self.origin)
+        while self._drifts and self._drifts[0][0] < self._nominal - 4 * HALF_WINDOW * self.rate:
+            self._drifts.popleft()
         self._drifts.append((self._nominal, second - self._first - self._nominal / self.rate))
 
     def _drift(self, nominal: int) -> float:
         """The median drift around a place; the applied one if that is within TOLERANCE of it."""
-        reach, applied = HALF_WINDOW * self.rate, self._applied
-        while self._drifts and self._drifts[0][0] < nominal - reach:
-            self._drifts.popleft()
-        near = [drift for place, drift in self._drifts if place <= nominal + reach]
+        applied, near = self._applied, self._near(nominal)
         allowed = 0 if self._following else TOLERANCE
         if 2 * sum(abs(drift - applied) > allowed for drift in near) <= len(near):
             return applied  # so is the median: nothing to compute
         middle = median(near)
         return middle if abs(middle - applied) > allowed else applied
+
+    def _near(self, nominal: int) -> list[float]:
+        """The drifts within HALF_WINDOW of a place."""
+        reach = HALF_WINDOW * self.rate
+        return [drift for place, drift in self._drifts if abs(place - nominal) <= reach]
 
     def _put(self, frame: Frame) -> list[Piece]:
         """Place a frame on the clock."""
@@ -151,7 +156,8 @@ class Sound:
             self._begun, self._applied, self._at_begin = True, drift, drift
             self.begin += drift
         change = drift - self._applied
-        if abs(change) > 1.5 * TOLERANCE + STEADY * length:
+        step = self._step(frame, drift) if change else 0.0
+        if abs(change) > 1.5 * TOLERANCE + STEADY * length or abs(step) > length / 2:  # a piece was lost before it
             if change > LONGEST_HOLE:
                 left = f"sound after a hole of {change:.0f} s at {self.begin + self.seconds:.2f} s is left out"
                 self.warnings.append(f"{left}: request it with start=")
@@ -162,7 +168,8 @@ class Sound:
             self._applied = drift
         elif change:
             self._following = True
-            turn = min(max(change, -STEADY * length), STEADY * length)
+            turn = step + (change - step) * min(length / CATCH_UP, 1)
+            turn = min(max(turn, -STEADY * length), STEADY * length)
             self._turned += turn
             self._applied += turn
             end = self._due(frame.nominal + wave.shape[1])
@@ -175,6 +182,11 @@ class Sound:
         if late < 0:
             self._place -= late
         return self._kept(wave[:, max(late, 0) :])
+
+    def _step(self, frame: Frame, drift: float) -> float:
+        """By how much the drift grows with this frame."""
+        before = self._near(frame.nominal - frame.wave.shape[1])
+        return drift - median(before) if before else 0.0
 
     def _due(self, nominal: int) -> int:
         """The place of a sample under the applied drift."""

@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import pairwise
+from itertools import accumulate, groupby, pairwise
 from math import inf
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ SLIGHT = 0.02  # seconds of a jump that may belong to a break of another track
 STRAYS = 3  # packets in a row that may leave the clock
 NEAR = 16  # packets after a break among which its first picture is
 BEGINNING = 1.0  # seconds before a break in which a track of the part after it may begin
-MOST_SHARED = 8  # pictures with one stamp: more are the stamps of a file that has none
+MOST_SHARED = 8  # packets with one stamp: more are the stamps of a file that has none
 Shifts = dict[int, list[tuple[int, int]]]  # by track: from this packet on, add these ticks
 
 
@@ -98,13 +98,14 @@ class Clock:
     shifts: Shifts = field(default_factory=dict)
     breaks: list[Break] = field(default_factory=list)
     strays: int = 0  # packets moved to where they are due
+    counted: int = 0  # pieces of sound whose stamps say nothing
     hole: float = 0.0  # the longest time without a picture
     count: int = 0
 
-    def see(self, packet: Any, stream: Any) -> None:
-        """Record the next packet of the file."""
+    def see(self, packet: Any, stream: Any, cut: bool) -> None:
+        """Record the next packet of the file. One that an edit list cuts off may overlap what is shown."""
         lane = self.lanes.setdefault(stream.index, Lane(packet.time_base, stream.type == "video"))
-        if packet.dts is not None and not packet.is_discard:  # what an edit list cuts off may overlap what is shown
+        if packet.dts is not None and not cut:
             base = float(lane.base)
             lane.places.append(self.count)
             lane.numbers.append(lane.count)
@@ -117,7 +118,7 @@ class Clock:
 
     def settle(self) -> None:
         """Find the breaks, and what each track adds to its stamps after them."""
-        moves: dict[int, list[tuple[int, float]]] = {track: [] for track in self.lanes}
+        moves = {track: self._counted(lane) for track, lane in self.lanes.items()}
         found = [each for track, lane in self.lanes.items() for each in self._found(track, lane, moves[track])]
         crossed: dict[tuple[int, int], Break] = {}  # by break of the file, and track
         for each in sorted((each for each in found if each.sure), key=lambda each: each.place):
@@ -141,10 +142,30 @@ class Clock:
                 moves[track].append((0, -self._apart(lane)))
         self.shifts = {track: summed(moves[track], lane.base) for track, lane in self.lanes.items()}
 
+    def _counted(self, lane: Lane) -> list[tuple[int, float]]:
+        """Moves that put pieces of sound with one stamp one after another, where many share it; the lane's stamps then
+        say so."""
+        moves: list[tuple[int, float]] = []
+        ends = accumulate(len(list(run)) for _, run in groupby(list(lane.stamps)))
+        for begin, end in pairwise([0, *ends] if not lane.pictures else ()):
+            if end - begin <= MOST_SHARED or not all(lane.lengths[begin:end]):
+                continue
+            whole = 0.0
+            for k in range(begin + 1, end):
+                length = lane.lengths[k - 1]
+                whole += length
+                moves.append((lane.numbers[k], length))
+                lane.stamps[k] += whole
+                lane.shown[k] += whole
+            moves.append((lane.numbers[end - 1] + 1, -whole))
+            self.counted += end - begin
+        return moves
+
     def _found(self, track: int, lane: Lane, moves: list[tuple[int, float]]) -> Iterator[Break]:
         """The possible breaks of a track; packets that stray are noted in `moves`."""
         stamps, lengths = lane.stamps, lane.lengths
         due, end, last, k = inf, -inf, -inf, 0
+        first, steps = 0, (0.0, 0.0)  # of the part
         while k < len(stamps):
             ahead, back = stamps[k] - due, last - stamps[k]
             sure = self._sure(lane, ahead, back, lengths[k])
@@ -159,10 +180,17 @@ class Clock:
                 continue
             if sure:
                 start = min(lane.shown[k : k + NEAR])
+                if lane.pictures and self.restarts:
+                    recent, length = lane.shown[max(k - NEAR, first) : k], max(lengths[k - 1], min(steps))
+                    end = max(end, max(recent) + length, last + length + delay_of(lane, first))
+                    if recent[-1] in recent[:-1]:  # the parser had to guess it
+                        move = end - length - recent[-1]
+                        moves += [(lane.numbers[k - 1], move), (lane.numbers[k - 1] + 1, -move)]
                 yield Break(lane.places[k], track, lane.numbers[k], end, start, True)
-                end = -inf
+                end, first, steps = -inf, k, (0.0, 0.0)
             elif back > SLIGHT or ahead > JUMP:
                 yield Break(lane.places[k], track, lane.numbers[k], due, stamps[k], False)
+            steps = steps[1], stamps[k] - last if last > -inf else 0.0
             last, due, end = stamps[k], stamps[k] + lengths[k], max(end, lane.shown[k] + lengths[k])
             k += 1
 
@@ -208,6 +236,8 @@ class Clock:
             told.append(f"its time stamps jump ({', '.join(places[:3])}{more}): the parts are read one after another")
         if self.strays:
             told.append(f"{self.strays} packets have stamps far from their neighbours: they are read in between")
+        if self.counted:
+            told.append(f"{self.counted} pieces of sound share few time stamps: they are read one after another")
         if self.hole > LONGEST_HOLE:
             told.append(f"it has no picture for {self.hole:.0f} s")
         return told
@@ -233,6 +263,12 @@ def strays(stamps: list[float], k: int, due: float, length: float) -> int:
         if back < min(on, BACK):
             return away
     return 0
+
+
+def delay_of(lane: Lane, first: int) -> float:
+    """Seconds from when the picture `first` of a part is decoded to when the part's first one is shown. As many later
+    than the last one is decoded, its last one is shown: also where the stamp of that one is lost."""
+    return max(min(lane.shown[first : first + NEAR]) - lane.stamps[first], 0.0)
 
 
 def reordered(lane: Lane, own: Break, jump: float) -> list[tuple[int, float]]:
@@ -265,8 +301,13 @@ def moved_at(places: list[tuple[int, int]], number: int) -> int:
 
 def seconds_of(packet: Any, stream: Any) -> float:
     """How long a packet lasts."""
-    if packet.duration:
-        return float(packet.duration * packet.time_base)
+    length = float(packet.duration * packet.time_base) if packet.duration else 0.0
+    context = stream.codec_context
+    if stream.type == "audio" and context is not None and context.frame_size and context.sample_rate:
+        exact = context.frame_size / context.sample_rate  # containers round it
+        return exact if abs(exact - length) <= packet.time_base else length
+    if length:
+        return length
     pace = stream.average_rate if stream.type == "video" else None
     return float(1 / pace) if pace else 0.0
 

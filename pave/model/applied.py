@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pave.config import PatchConfig
+from pave.config import NAMED, PatchConfig
 from pave.errors import PatchError, PatchNotFound, UsageError, nearest
 from pave.model.inputs import Use
 from pave.patch.attached import Attached
 from pave.patch.lora import Loras
 from pave.patch.report import PatchReport
+from pave.text.shown import quoted
 
 Names = str | Sequence[str] | Sequence[str | Sequence[str] | None] | None
 
@@ -79,7 +80,10 @@ class Applied:
             self.change(name, weight=checked_weight(self.module(name).config, name, weight))
 
     def refuse_taken(self, name: str) -> None:
-        """Raise PatchError if a patch of this name is applied."""
+        """Raise PatchError if no patch may have this name, or if one of this name is applied."""
+        if not (isinstance(name, str) and NAMED.fullmatch(name)):
+            remedy = "use up to 96 lower-case letters, digits, dots, dashes and underscores, a letter or digit first"
+            raise PatchError(quoted(name), "cannot be the name of a patch", remedy)
         if name in self._held:
             raise PatchError(name, "a patch of this name is already applied", "remove it, or pass another name=")
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pave.ambient import neutral
 from pave.base import Host
-from pave.config import PatchConfig
-from pave.encoder import missing
+from pave.config import PatchConfig, SenseFacts
+from pave.encoder import EncoderSpec, missing
 from pave.errors import EncoderError, PatchMismatch
 from pave.hub.locate import locate, refuse_revision
 from pave.model.applied import Applied, checked_weight
@@ -27,6 +27,7 @@ from pave.patch.file import Patch
 from pave.patch.filenames import is_peft
 from pave.patch.peft import load_peft
 from pave.patch.report import PatchReport
+from pave.text.shown import quoted
 
 RETAINED = 0.9  # of a patch's retention: below, it says so
 
@@ -108,6 +109,17 @@ def built(
     return attached.ready(trainable=trainable)
 
 
+def _differences(facts: SenseFacts, spec: EncoderSpec) -> list[str]:
+    """What an encoder has another value of than the one that a patch was trained with."""
+    found = [(key, getattr(facts, key), getattr(spec, key)) for key in ("dim", "grid")]
+    if spec.preprocessing != facts.preprocessing:  # of equal ones, a patch may leave out what is by default
+        found += [(f"option {key}", facts.options.get(key, "none"), value) for key, value in spec.options.items()]
+        found += [("revision", facts.revision, spec.revision)]
+        different = any(there != here for _, there, here in found)
+        found += [] if different else [("preprocessing", facts.preprocessing[:12], spec.preprocessing[:12])]
+    return [f"{key} {quoted(there)} there, {quoted(here)} here" for key, there, here in found if there != here]
+
+
 def _remarks(
     config: PatchConfig, source: str, perception: Perception, applied: Mapping[str, PatchReport]
 ) -> tuple[str, ...]:
@@ -126,10 +138,9 @@ def _remarks(
         if chosen := facts.options.keys() - spec.options.keys():
             cause = f"its {sense} sets {', '.join(sorted(chosen))} of {facts.encoder}, which only its user may"
             raise PatchMismatch(source, cause, "do not use this patch, or remove the option from its config")
-        if spec.dim != facts.dim or spec.preprocessing != facts.preprocessing:
-            cause = f"its {sense} was trained on {facts.encoder} {facts.revision} ({facts.dim} channels)"
-            remedy = f"this one is {spec.revision} ({spec.dim} channels); use the version of PAVE that trained it"
-            raise PatchMismatch(source, cause, remedy)
+        if differences := _differences(facts, spec):
+            cause = f"its {sense} was trained on another {facts.encoder}: {'; '.join(differences)}"
+            raise PatchMismatch(source, cause, "use the version of PAVE that trained it, or train it again")
         remarks += perception.encoder(facts).lacking()
     frames = perception.host.frames
     if config.base.frames != frames:

@@ -23,6 +23,7 @@ from pave.ambient import neutral
 from pave.base import Host, Newline
 from pave.config import SenseConfig
 from pave.errors import UsageError
+from pave.files.copied import guard_captures
 from pave.media.clip import Clip
 from pave.model.applied import Applied, Names
 from pave.model.inputs import ClipFeatures, Inputs, Use
@@ -105,6 +106,8 @@ class Calls:
                 **{"use_cache": False, **wanted, "return_dict": True},
                 **self._on_device(self.host.beyond(inputs.input_ids)),
             )
+        if any(wanted.values()):
+            guard_captures(self.host.model)
         refuse_ignored(wanted, outputs)
         cut = isinstance(logits_to_keep, Tensor) or logits_to_keep
         if cut and outputs.logits.shape[1] == inputs.input_ids.shape[1]:  # VideoLLaMA 3 ignores logits_to_keep
@@ -121,9 +124,9 @@ class Calls:
         options = self._checked(inputs, options)
         positions = self._positions(inputs)
         _warn_of_length(self.host, int(positions.max()) + 1)
-        with self._running(inputs):
+        with self._running(inputs), self.host.running("language model"):
             base: Any = self.host.model
-            return base.generate(
+            generated = base.generate(
                 input_ids=inputs.input_ids.to(self.host.device),
                 attention_mask=inputs.attention_mask.to(self.host.device),
                 position_ids=positions,
@@ -131,6 +134,9 @@ class Calls:
                 **self._on_device(self.host.beyond(inputs.input_ids)),
                 **options,
             )
+        if any(options.get(f"output_{what}") for what in ("hidden_states", "attentions")):
+            guard_captures(self.host.model)
+        return generated
 
     def _checked(self, inputs: Inputs, options: dict[str, Any]) -> dict[str, Any]:
         """Options of generate() with the base's defaults; UsageError for inputs and options it cannot handle."""

@@ -58,6 +58,8 @@ class Perception:
             if not isinstance(clip, Clip):
                 raise SignalError(f"got {clip!r} as a clip; pass Clip.read(path), or Clip.from_frames(frames)")
         encoders = self.encoders(senses)
+        read = {encoder.spec.sense for encoder in encoders.values()}
+        clips = [clip.opened(read) for clip in clips]
         visual = self.host.encode([self.host.pixels(clip) for clip in clips], [_times(clip) for clip in clips], chunk)
         features, sensors = [], frozenset(key for key, encoder in encoders.items() if not encoder.hears)
         for i, clip in enumerate(clips):

@@ -57,6 +57,9 @@ def prepared(calls: Calls, asked: Rows, timeout: Timeout) -> Prepared:
     warn(told(files))
     features = calls.perception.features(clips, senses_of(uses))
     encoded = time.perf_counter()
+    pairs = [(clip, own) for clip, own in zip(clips, features, strict=True) if isinstance(clip, Clip)]
+    later = [text for clip, own in pairs for text in own.warnings[len(clip.report.warnings) :]]
+    warn(list(dict.fromkeys(later)))  # of files that were opened for an encoder
     layout = lay_out(calls.host, features, perceived(uses, features))
     inputs = calls.around(layout, [row.question for row in rows])
     signals = [_signals(inputs, clip, i) for i, clip in enumerate(features)]
@@ -124,6 +127,8 @@ def _checked(calls: Calls, row: Row) -> Mapping[str, Any]:
     named = ["audio"] * ("audio_track" in row.tracks) + [*row.signals]
     read = {encoder.spec.sense for encoder in _encoders(calls)} if named else set()
     for name in named:
+        if name == "signals" and isinstance(row.signals[name], Mapping):
+            raise SignalError("signals= is no signal; pass each by its own name: ask(clip, question, imu=...)")
         if name not in read:
             raise SignalError(f"no applied patch reads the signal {name!r}; {nearest(name, read)}")
     return row.signals

@@ -71,7 +71,7 @@ class Attached(nn.Module):
             attached = cls(patch.config, host, blank=True)
         except (RecipeError, BaseModelError) as error:
             cause = f"does not fit this base: {error}"
-            raise PatchMismatch(patch.source, cause, load_its_base(patch.config.base)) from None
+            raise PatchMismatch(patch.source, cause, load_its_base(patch.config.base, host)) from None
         stored = host.dtype if patch.config.fusion.precision == "base" else torch.float32
         attached.load(patch.weights(stored), patch.source)
         return attached.ready(trainable=False)
@@ -157,7 +157,9 @@ class Attached(nn.Module):
         wrong = misfits(self.state_dict(), {name: tuple(value.shape) for name, value in tensors.items()})
         if wrong:
             part = "LoRA does" if wrong.startswith("lora.") else "tensors do"
-            raise PatchMismatch(source, f"its {part} not fit this base: {wrong}", load_its_base(self.config.base))
+            raise PatchMismatch(
+                source, f"its {part} not fit this base: {wrong}", load_its_base(self.config.base, self.host)
+            )
         modules = dict(self.named_modules())
         for name, value in tensors.items():  # like load_state_dict(assign=True), which takes three times as long
             path, _, leaf = name.rpartition(".")

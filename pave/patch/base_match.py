@@ -15,15 +15,17 @@ def refuse_dimensions(recorded: BaseFacts, host: Host, source: str) -> None:
     for key in ("model_type", "dim", "vision_dim", "tokens_per_frame"):
         if getattr(recorded, key) != getattr(host, key):
             cause = f"was made for {_named(recorded)} with {key}={getattr(recorded, key)}"
-            raise PatchMismatch(source, f"{cause}, this base has {getattr(host, key)}", load_its_base(recorded))
+            raise PatchMismatch(source, f"{cause}, this base has {getattr(host, key)}", load_its_base(recorded, host))
 
 
 def _named(facts: BaseFacts) -> str:
     return (facts.repo or facts.model_type) + (f" ({facts.fingerprint[:12]})" if facts.fingerprint else "")
 
 
-def load_its_base(recorded: BaseFacts) -> str:
+def load_its_base(recorded: BaseFacts, host: Host) -> str:
     """The remedy for a base that does not fit."""
+    if recorded.repo and recorded.repo == host.repo:
+        return "it was made for this very base, so the patch itself is at fault: download or train it again"
     return f"load {recorded.repo or 'the base it was made for'} and apply it there"
 
 

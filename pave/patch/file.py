@@ -8,6 +8,7 @@ The file's `__metadata__` holds `pave.format`, `pave.config`, `pave.sha256` and 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -135,7 +136,7 @@ class Patch:
     def save(self, path: str | Path) -> Path:
         """Write the file atomically: on any error the old file stays. In a folder, write `patch.safetensors`."""
         path = Path(path)
-        path = path / WEIGHTS if path.is_dir() else path
+        path = path / WEIGHTS if os.path.isdir(path) else path
         check_tensors(self.config, self.tensors, path)
         tensorfile.write(path, self.tensors, self._metadata(tensorfile.digest(self.text, self.tensors)))
         return path
@@ -159,8 +160,7 @@ class Patch:
         and errors, if not the path."""
         path = file_of(path)
         tensors, metadata = tensorfile.read(path)
-        config, certificate = config_of(path, metadata), metadata.get("pave.certificate")
-        measured = None if certificate is None else json_text.parse_json(path, certificate, "certificate")
+        config, measured = config_of(path, metadata), _certificate(path, metadata)
         patch = cls(config, tensors, measured, source or str(path), metadata["pave.config"])
         recorded = metadata.get("pave.sha256", "")
         if patch.sha256 != recorded:
@@ -182,20 +182,36 @@ def outline(path: str | Path, source: str = "") -> Patch:
     return patch
 
 
-@of_patch()
 def read_config(path: str | Path) -> PatchConfig:
     """The config of a patch from its header; tensors are neither read nor checked."""
+    return read_facts(path).config
+
+
+@of_patch()
+def read_facts(path: str | Path) -> Patch:
+    """A patch without its tensors, from its header: config and certificate."""
     path = file_of(path)
-    return config_of(path, tensorfile.read_metadata(path))
+    return facts_of(path, tensorfile.read_metadata(path))
+
+
+@of_patch()
+def facts_of(path: Path, metadata: Mapping[str, str]) -> Patch:
+    """A patch without its tensors, from a header's metadata."""
+    return Patch(config_of(path, metadata), {}, _certificate(path, metadata), str(path), metadata["pave.config"])
+
+
+def _certificate(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
+    text = metadata.get("pave.certificate")
+    return None if text is None else json_text.parse_json(path, text, "certificate")
 
 
 def file_of(path: str | Path) -> Path:
     """The patch file, from its own path or that of its folder."""
     path = Path(path)
-    found = path / WEIGHTS if path.is_dir() and path.name != WEIGHTS else path
-    if not found.exists():
+    found = path / WEIGHTS if os.path.isdir(path) and path.name != WEIGHTS else path
+    if not os.path.exists(found):
         raise PatchNotFound(found, "file not found", "pass a patch file, its folder, or a catalogue name")
-    if not found.is_file():
+    if not os.path.isfile(found):
         raise PatchDamaged(found, "is not a regular file", "pass a patch file or its folder")
     return found
 
@@ -265,10 +281,13 @@ def check_tensors(config: PatchConfig, tensors: Mapping[str, Tensor], source: st
     # Before any module is built: its layers cost memory even on the meta device.
     parts = len(config.read) * (config.fusion.layers if config.fusion.kind == "official" else 1)
     parts += config.resampler.layers if config.resampler else 0
-    if parts > min(max(len(fusion), FEW_PARTS), MOST_PARTS) or not (config.senses or config.lora):
+    if not (config.senses or config.lora):
+        raise PatchDamaged(source, "its config has neither a sense nor LoRA", AGAIN)
+    most = min(max(len(fusion), FEW_PARTS), MOST_PARTS)
+    if parts > most:
         cause = f"its config has {counted(parts, 'layer')} for {counted(len(config.senses), 'sense')}"
-        cause += f", and {counted(len(fusion), 'tensor')} for them; at most {MOST_PARTS} layers are supported"
-        raise PatchDamaged(source, cause, AGAIN)
+        limit = f"at most {most:,} are possible with {counted(len(fusion), 'tensor')} for them"
+        raise PatchDamaged(source, f"{cause}; {limit}", AGAIN)
     try:
         refuse_taken(config.senses)
         expected = tensors_of(config)

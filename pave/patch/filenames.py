@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -18,4 +19,10 @@ OFFICIAL_FUSION = "non_lora_trainables.bin"  # next to PEFT's files in an offici
 
 def is_peft(folder: Path) -> bool:
     """Whether a folder holds a PEFT adapter and no patch."""
-    return (folder / PEFT_CONFIG).is_file() and not (folder / WEIGHTS).exists()
+    return os.path.isfile(folder / PEFT_CONFIG) and not os.path.exists(folder / WEIGHTS)
+
+
+def is_half_peft(folder: Path) -> bool:
+    """Whether a folder holds the weights of a PEFT adapter without its config."""
+    weights = any(os.path.exists(folder / name) for name in (PEFT_WEIGHTS, "adapter_model.bin"))
+    return weights and not os.path.exists(folder / PEFT_CONFIG)

@@ -11,13 +11,12 @@ b rows of a call, B rows inside the base (b, or b times the beams), l tokens, r 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from functools import cached_property, partial
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import peft
 import torch
@@ -28,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pave.config import LoraConfig
 from pave.errors import RecipeError
+from pave.files.copied import OURS, guard, release
 from pave.fusion.meta import Blank
 
 Layers = tuple[tuple[str, int, int], ...]  # module path inside the language model, channels in and out
@@ -166,7 +166,7 @@ class Loras:
             for path in lora.pairs.keys() - self._hooks.keys():
                 layer = self._layers.get_submodule(path)
                 self._hooks[path] = layer.register_forward_hook(partial(_hook, self, path))
-                vars(layer)["__reduce_ex__"] = partial(_reduced, layer)
+                guard(layer)
 
     def remove(self, lora: Lora) -> None:
         """Unregister a LoRA and remove the hooks that no other needs."""
@@ -175,9 +175,7 @@ class Loras:
             needed = {path for each in self._inside for path in each.pairs}
             for path in self._hooks.keys() - needed:
                 self._hooks.pop(path).remove()
-                layer = self._layers.get_submodule(path)
-                if not any(map(_is_ours, layer._forward_hooks.values())):
-                    vars(layer).pop("__reduce_ex__", None)
+                release(self._layers.get_submodule(path))
 
     def acting(self, path: str) -> list[Lora]:
         """The LoRAs of the current call that have a pair for this layer."""
@@ -195,18 +193,7 @@ def _hook(loras: Loras, path: str, layer: nn.Module, inputs: tuple[Tensor, ...],
     )
 
 
-def _is_ours(hook: object) -> bool:
-    return isinstance(hook, partial) and hook.func is _hook
-
-
-def _reduced(layer: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    """What copy and pickle make a layer from: the layer of the base, without hooks that belong to this model."""
-    reduced: Any = type(layer).__reduce_ex__(layer, protocol)
-    make, arguments, state, *rest = reduced
-    state = {name: value for name, value in state.items() if name != "__reduce_ex__"}
-    hooks = layer._forward_hooks.items()
-    state["_forward_hooks"] = OrderedDict((key, hook) for key, hook in hooks if not _is_ours(hook))
-    return make, arguments, state, *rest
+OURS.add(_hook)
 
 
 def updated(x: Tensor, out: Tensor, products: Sequence[Product]) -> Tensor:

@@ -221,11 +221,11 @@ def _shape(path: Path, fusion: Mapping[str, Tensor]) -> tuple[FusionConfig, int,
 @contextmanager
 def _unpacked(source: Path) -> Iterator[Path]:
     """The folder of the files: the source, the only fitting one below it, or a temporary copy for the block."""
-    if source.is_dir():
+    if os.path.isdir(source):
         yield _holder(source)
-    elif not source.exists():
+    elif not os.path.exists(source):
         raise PatchNotFound(source, "file or folder not found", RELEASED)
-    elif not source.is_file():
+    elif not os.path.isfile(source):
         raise PatchFormatError(source, "is neither a file nor a folder", RELEASED)
     else:
         with scratch() as folder:

@@ -7,7 +7,9 @@ in silence. Pickles are never opened.
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -21,6 +23,8 @@ from pave.base import Host
 from pave.config import BaseFacts, FusionConfig, LoraConfig, PatchConfig
 from pave.errors import PatchDamaged, PatchFormatError, PatchMismatch, PatchNotFound
 from pave.files import json_text, tensorfile
+from pave.files.atomic import replacing
+from pave.files.locks import scratch
 from pave.patch.file import CONVERT, Patch, of_patch, parsed
 from pave.patch.filenames import HUB_NAME, OFFICIAL_FUSION, PEFT_CONFIG, PEFT_WEIGHTS
 from pave.patch.lora import to_peft
@@ -89,18 +93,21 @@ def save_peft(
     """Write `<path>.{A,B}` tensors as the two files of PeftModel.from_pretrained; `prefix`: path of the language model
     in the base; `base`: where PEFT finds it."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     renamed = {}
     for name, tensor in tensors.items():
         path, _, leaf = name.rpartition(".")
         renamed[f"base_model.model.{prefix}.{path}.lora_{leaf}.weight"] = tensor.detach().cpu().contiguous()
-    save_file(renamed, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
     layers = sorted({name.rpartition(".")[0] for name in tensors})
     ranks, alphas = {layer: config.rank(layer) for layer in layers}, {layer: config.alpha(layer) for layer in layers}
     # By full path: PEFT takes the first pattern that matches, and its file sorts them.
     adapter = to_peft(config.with_layers(ranks, alphas), prefix)
     adapter.base_model_name_or_path = base or None
-    adapter.save_pretrained(str(folder))
+    with scratch() as made:
+        save_file(renamed, made / PEFT_WEIGHTS, metadata={"format": "pt"})
+        adapter.save_pretrained(str(made))
+        for name in (PEFT_WEIGHTS, PEFT_CONFIG):
+            with (made / name).open("rb") as whole, replacing(folder / name) as file:
+                shutil.copyfileobj(whole, file)
 
 
 def export_peft(patch: Patch, host: Host, folder: str | Path) -> None:
@@ -122,7 +129,7 @@ def load_peft(folder: str | Path, host: Host) -> Patch:
     """A plain PEFT LoRA as a patch for this base. PEFT records no hash of the base's weights, so `base_match` is
     "unknown"."""
     folder = Path(folder)
-    if (folder / OFFICIAL_FUSION).exists():
+    if os.path.exists(folder / OFFICIAL_FUSION):
         raise PatchFormatError(folder, f"is not a plain LoRA: {OFFICIAL_FUSION} holds a fusion", CONVERT)
     adapter, path, prefix = plain_config(folder / PEFT_CONFIG), weights_of(folder), prefix_of(host)
     layers = {name for name, module in host.language_model.named_modules() if isinstance(module, nn.Linear)}
@@ -169,7 +176,7 @@ def repo_of(adapter: Mapping[str, Any]) -> str:
 def weights_of(folder: Path) -> Path:
     """The file of the weights."""
     path = folder / PEFT_WEIGHTS
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     if (folder / "adapter_model.bin").exists():
         remedy = "pickles are never opened: load it with PEFT and save it again, which writes safetensors"

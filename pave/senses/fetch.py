@@ -22,7 +22,7 @@ from huggingface_hub import hf_hub_url
 from huggingface_hub.utils import build_hf_headers
 from torch import Tensor
 
-from pave.encoder import load_encoder
+from pave.encoder import load_encoder, missing
 from pave.errors import EncoderError, FileDamaged, FileError, PatchNotFound, nearest
 from pave.files import json_text, pickled, tensorfile, torchzip
 from pave.files.atomic import reading, replacing
@@ -54,9 +54,10 @@ class Got:
 
 def releases(name: str) -> tuple[Release, ...]:
     """The published weights of an encoder."""
-    found = load_encoder(name, **NAMES.get(name, {})).releases
+    found = () if missing(name) else load_encoder(name, **NAMES.get(name, {})).releases
     if not found:
-        raise EncoderError(f"{name} has no weights to get; {nearest(name, NAMES)}")
+        cause = "is no encoder" if missing(name) else "has no weights to get"
+        raise EncoderError(f"{name} {cause}; {nearest(name, NAMES)}")
     return found
 
 

@@ -91,9 +91,9 @@ class Release:
     def find(self, *names: str) -> Path:
         """The first of these files that exists; the source may be a file itself."""
         source, path = self.source, Path(self.source)
-        if path.is_file():
+        if os.path.isfile(path):
             return path
-        if path.is_dir():
+        if os.path.isdir(path):
             existing = [path / name for name in names if (path / name).is_file()]
             if not existing:
                 raise EncoderError(f"{source}: holds no {' or '.join(names)}; {self.remedy}")
@@ -110,7 +110,7 @@ class Release:
     def beside(self, name: str) -> Path:
         """Another file of the release; if the source is a file, from its folder."""
         path = Path(self.source)
-        return replace(self, given=str(path.parent)).find(name) if path.is_file() else self.find(name)
+        return replace(self, given=str(path.parent)).find(name) if os.path.isfile(path) else self.find(name)
 
 
 def one_of(releases: Mapping[str, object]) -> BeforeValidator:

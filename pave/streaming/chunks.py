@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pave.media.container import Survey, check_file, heard, opened, refuse
-from pave.media.decode import SHORT, shown, survey_of
+from pave.media.decode import shown, survey_of
 from pave.media.key_frames import Mono, Request
 from pave.media.sound import Sound
 
@@ -45,7 +45,7 @@ def chunks_of(
     by second. Without `audio`, no sound is decoded; tracks and `mono` as in `Clip.read`."""
     check_file(path)
     survey = survey_of(path, video_track, audio_track)
-    told = [*cut_short(survey), *survey.warnings]
+    told = [*survey.cut_short, *survey.warnings]
     if audio and len(survey.audio) > 1 and audio_track is None:
         told.append(f"{len(survey.audio)} sound tracks: audio_track={survey.heard[0]} is used")
     if survey.video is None:
@@ -66,13 +66,6 @@ def chunks_of(
         while reader is not None and not reader.over:
             second = max(second, reader.second) + 1
             yield Chunk(None, None, *reader.until(second), fresh(told, reader))
-
-
-def cut_short(survey: Survey) -> list[str]:
-    """The warning of a file that holds less than its header announces, as `Clip.read` gives it."""
-    if not survey.promised or survey.reached >= SHORT * survey.promised:
-        return []
-    return [f"cut short: {survey.reached:.2f} s of the announced {survey.promised:.2f} s are present"]
 
 
 def fresh(told: list[str], reader: SoundReader | None) -> tuple[str, ...]:

@@ -37,7 +37,8 @@ def json_value(text: str | bytes, deepest: int = DEEPEST) -> Any:
         raise ValueError(f"not UTF-8 (byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise ValueError(f"not JSON ({error.msg} at {line}column {error.colno})") from None
+        cause = error.msg.removesuffix(" at")  # "Unterminated string starting at"
+        raise ValueError(f"not JSON ({cause} at {line}column {error.colno})") from None
     except RecursionError:
         raise TooDeep(f"nested over {deepest} deep") from None
     if depth(value, deepest) > deepest:

@@ -59,7 +59,7 @@ class Keep:
     clips: Sequence[ClipFeatures]  # the base's answers are about these, in turn
     patches: Sequence[str]  # the model without the patch in training
     seed: int
-    known: dict[int, list[int]] = field(default_factory=dict)  # answers by place in the order of asking
+    known: dict[int, Turn] = field(default_factory=dict)  # by place in the order of asking
 
     def __post_init__(self) -> None:
         self.order = torch.randperm(len(self.questions), generator=torch.Generator().manual_seed(self.seed)).tolist()
@@ -87,5 +87,7 @@ class Keep:
             block = range(first, min(first + self.block, len(self.order)))
             clips = [self.clips[each % len(self.clips)] for each in block]
             questions = [self.questions[self.order[each]] for each in block]
-            self.known |= zip(block, own_answers(self.model, clips, questions, self.patches), strict=True)
-        return self.model.host.prompt(self.questions[self.order[place]])[1], self.known[place]
+            prompts = [self.model.host.prompt(question)[1] for question in questions]
+            turns = zip(prompts, own_answers(self.model, clips, questions, self.patches), strict=True)
+            self.known |= zip(block, turns, strict=True)
+        return self.known[place]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from pave.errors import DataError, EncoderError, MediaError, SignalError
 from pave.features.cache import FeatureCache
 from pave.features.files import identity
 from pave.files.tensorfile import write
-from pave.media.clip import Clip
+from pave.media.clip import Clip, Signal
 from pave.model.patched import PatchedModel
 
 ROWS = torch.arange(40, dtype=torch.float32).reshape(20, 2)
@@ -198,3 +200,27 @@ def test_the_identity_of_a_part_of_a_file_includes_the_file(tmp_path: Path) -> N
     assert identity(one, "depth")[1] != identity(other, "depth")[1]
     with pytest.raises(MediaError, match=r"gone\.json"):
         identity(none, "depth")
+
+
+@pytest.mark.parametrize("scene", ["<" * 300, "\udfff", "a/" * 3000])
+def test_a_part_of_a_file_may_have_a_name_that_no_file_can_have(tmp_path: Path, scene: str) -> None:
+    (tmp_path / "infos.json").write_text("{}")
+    (tmp_path / "1.mp4").write_bytes(b"film")
+    one, other = (Source(tmp_path / "1.mp4", (("depth", f"{tmp_path}/infos.json#{name}"),)) for name in (scene, "a"))
+    assert identity(one, "depth") != identity(other, "depth") and one.files == other.files
+    folder = tmp_path / "scan"
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    assert len(identity(Source(tmp_path / "1.mp4", (("depth", str(folder)),)), "depth")[1]) == 64
+
+
+def test_values_beyond_float32_are_refused_with_the_name_of_the_file(tmp_path: Path) -> None:
+    rows = np.zeros((20, 2))
+    rows[3] = 1e300
+    np.save(tmp_path / "imu.npy", rows)
+    encoder = load_encoder("array", signal="imu", dim=2, rate=10)
+    for value, name in ((tmp_path / "imu.npy", r"imu \(.*imu\.npy\)"), (rows, "imu")):
+        with pytest.raises(SignalError, match=rf"{name}: 1 of 20 rows have a value that is not finite in float32"):
+            encoder.encode(Clip.from_frames(imu=value))
+    with pytest.raises(SignalError, match=r"values \(3, 2\): 2 of 3 steps have a value or time that is not finite"):
+        Signal(torch.tensor([[0, math.nan], [0, 0], [0, 0]]), torch.tensor([0.0, 1.0, math.inf]))

@@ -63,6 +63,15 @@ def work():
 sys.argv[1:] = []
 run_command(app, 'work')
 """
+HIDING = COMMAND.replace(
+    "        wait()",
+    """
+        try:
+            wait()
+        except BaseException:  # as the lazy imports of transformers do
+            raise ModuleNotFoundError('Could not import module')
+""",
+)
 HEAD = """
 import os, sys, tempfile, time
 from pathlib import Path
@@ -210,8 +219,9 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_stays(
     assert left(tmp_path) == ["x"]
 
 
-def test_sigterm_ends_a_command_and_leaves_nothing(tmp_path: Path) -> None:
-    with other(COMMAND, tmp_path) as process:
+@pytest.mark.parametrize("code", [COMMAND, HIDING], ids=["at work", "in an import"])
+def test_sigterm_ends_a_command_and_leaves_nothing(tmp_path: Path, code: str) -> None:
+    with other(code, tmp_path) as process:
         assert len(left(tmp_path)) == 1
         assert kill(process, signal.SIGTERM) == 128 + signal.SIGTERM
         assert left(tmp_path) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,3 +83,12 @@ def test_a_start_is_limited_in_time_and_leaves_nothing_behind(pool: Pool):
 def test_a_module_that_does_not_serve_is_named():
     with pytest.raises(MediaError, match=r"the worker process of pave.nowhere did not start .*; run `pave doctor`"):
         Pool("pave.nowhere").lend()
+
+
+def test_a_worker_that_is_dropped_leaves_no_open_pipe(pool: Pool) -> None:
+    worker = pool.lend()
+    process = worker.process
+    del worker
+    gc.collect()
+    assert process.stdin and process.stdout
+    assert process.poll() is not None and process.stdin.closed and process.stdout.closed

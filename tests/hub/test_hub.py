@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,8 @@ def test_info_reads_the_header_only(server: HubServer, api: HfApi, patches: list
     server.create(
         EARS, {WEIGHTS: data[0] + bytes(3_000_000)}
     )  # tensors are not downloaded, so their size is not checked
-    config, place = info(EARS)
-    assert config == patches[0].config and place.commit == server.repos[EARS].branches["main"]
+    header, place = info(EARS)
+    assert header.config == patches[0].config and place.commit == server.repos[EARS].branches["main"]
     assert sum(request.sent for request in server.asked("GET", f"*{WEIGHTS}")) < 200_000
     assert not list(Path(constants.HF_HUB_CACHE).rglob(WEIGHTS)), "nothing is cached"
 
@@ -298,9 +299,10 @@ def test_a_licence_is_asked_for_and_never_assumed(
     bare = changed(patches[0], licence=licence)
     with pytest.raises(PatchError, match=r"ears: says no licence.*; pass --license ID; common: apache-2.0, mit, "):
         push(bare, EARS)
-    for wrong, remedy in (("apache2", "did you mean 'apache-2.0'"), ("My own terms", "or `other`"), ("none", "other")):
-        with pytest.raises(PatchError, match=remedy):
+    for wrong, remedy in (("apache2", r"did you mean apache-2\.0"), ("My own terms", "or `other`"), ("none", "other")):
+        with pytest.raises(PatchError, match=remedy) as refused:
             push(bare, EARS, licence=wrong)
+        assert len(str(refused.value)) < 250, "not all seventy-five"
     file = bare.save(tmp_path / "bare.safetensors")
     assert command("patch", "push", file, EARS)[0] == 2 and not server.log
     code, out, err = command("patch", "push", file, EARS, "--license", "MIT", "--dry-run")
@@ -572,3 +574,10 @@ def test_the_command_line_pulls_and_shows_patches(
     assert Patch.load(tmp_path / "out").sha256 == patches[0].sha256
     assert json.dumps(found).count(commit) == 1
     assert f"mine: alias of {EARS}\n{EARS}@{commit[:12]}: downloaded from the Hub [{len(data[0]):,} bytes]" in found[-1]
+
+
+def test_info_shows_held_out_figures(patches: list[Patch], tmp_path: Path, command: Any) -> None:
+    measured = {"held_out": {"sound": {"base": 0.25, "patched": 0.875}}}
+    file = replace(patches[0], certificate=measured).save(tmp_path / "ears.safetensors")
+    code, out, _ = command("patch", "info", file)
+    assert code == 0 and "  held out sound: 0.875 right with the patch, 0.250 without" in out

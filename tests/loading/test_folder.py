@@ -127,6 +127,35 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda folder: changed(folder, vision_feature_layer=9),
         "vision_feature_layer=9, but .* 2 layers",
     ),
+    "an enormous id": (
+        lambda folder: write(
+            folder, "tokenizer.json", (folder / "tokenizer.json").read_text().replace('": 299', '": 4000000000', 1)
+        ),
+        "its tokenizer.json has the number 4000000000, too large for the id of a token",
+    ),
+    "positions below 0": (
+        lambda folder: changed(folder, part="text_config", max_position_embeddings=-1024),
+        "its language model has max_position_embeddings=-1024",
+    ),
+    "no heads": (
+        lambda folder: changed(folder, part="text_config", num_attention_heads=0),
+        "its config.json cannot be read .one of its numbers is 0, and must not be",
+    ),
+    "unknown activation": (
+        lambda folder: changed(folder, part="text_config", hidden_act="evil"),
+        "its config.json cannot be read .'evil' is not known to transformers",
+    ),
+    "a deep tokenizer": (
+        lambda folder: write(folder, "tokenizer.json", '{"model": ' + "[" * 5000 + "]" * 5000 + "}"),
+        "its tokenizer cannot be read .it is nested too deep",
+    ),
+    **{
+        f"quantised by {facts}": (
+            lambda folder, facts=facts: changed(folder, quantization_config=facts),
+            "has quantization_config with quant_method=.*, which is unknown; load the base that is not",
+        )
+        for facts in ({"quant_method": "evil"}, {"bits": 4}, {"quant_method": "bitsandbytes"}, "evil")
+    },
     "another width": (lambda folder: changed(folder, part="text_config", intermediate_size=64), "do not fit"),
     "shapes": (reshaped, "do not fit"),
     "kernels": (lambda folder: changed(folder, attn_implementation="evil/kernel"), "code of its own; PAVE never runs"),

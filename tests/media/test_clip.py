@@ -31,7 +31,7 @@ from pave.media.clip import Clip, Signal, decode_many
 from pave.media.decoding import WORKERS, parts_within
 from pave.media.key_frames import Request
 from pave.media.pixels import preprocess
-from pave.media.resampling import resample
+from pave.media.resampling import bank_of, lowest, resample
 from pave.media.sound import waveform
 
 GOLDEN = GOLDEN_FOLDER / "pixels_llava_onevision.safetensors"
@@ -304,6 +304,14 @@ def test_sound_can_be_read_from_a_span_without_pictures(tmp_path):
     path = write_clip(tmp_path / "a.mp4", counting_frames(25), audio=click(4, 3.0))
     late = read(path, frames=0, start=2, end=3.9)
     assert late.frames is None and click_second(late) == pytest.approx(3.0, abs=0.01)
+
+
+@pytest.mark.parametrize("rate", [11_289_601, 2**31 - 1, 2**32 - 1])
+def test_sound_at_an_absurd_rate_takes_little_memory(rate: int) -> None:
+    assert bank_of(*lowest(rate, 16_000)).numel() < 10 * 2**20
+    assert resample(torch.zeros(1, 1000), rate, 16_000).shape == (1, math.ceil(16_000_000 / rate))
+    with pytest.raises(MediaError, match="cannot be resampled at a ratio of 62,500,000,000,000:1; correct its rate"):
+        resample(torch.zeros(1, 1000), 10**18, 16_000)
 
 
 def slow_resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:

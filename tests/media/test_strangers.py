@@ -30,7 +30,7 @@ from pave.media.pixels import scaled
 from pave.media.sound import mixing, waveform
 
 sys.path.append(str(ROOT / "benchmarks"))
-from media_files import restamp_mkv
+from media_files import restamp_fragments, restamp_mkv, shifted, write
 
 RATE = 16000
 
@@ -144,6 +144,28 @@ def test_pictures_that_share_stamps_are_all_read(tmp_path: Path) -> None:
     assert "share few time stamps" in none.report.warnings[0]
 
 
+def test_a_fragment_that_goes_back_loses_no_picture(tmp_path: Path) -> None:
+    moved = {"movflags": "frag_keyframe+delay_moov+default_base_moof"}
+    path = write_film(tmp_path / "a.mp4", container_options=moved)
+    assert read(path).report.warnings == ()
+    restamp_fragments(path, lambda track, number: -1.0 * (number >= 2))
+    clip = read(path)
+    assert clip.report.pictures == 100 and flashes(clip) == pytest.approx([1, 3], abs=0.02) == tones(clip)
+    assert clip.report.warnings[0].startswith("its time stamps jump (-1.00 s at ")
+
+
+def test_a_part_ends_where_its_last_picture_does_although_that_ones_stamp_is_lost(tmp_path: Path) -> None:
+    """In an MPEG program stream, FFmpeg stamps the last picture before a join as if it had none behind it."""
+    parts = [
+        write(tmp_path / f"{start}.mpg", codec="mpeg2video", sound="mp2", clock=shifted(start))
+        for start in (0.0, 300.0)
+    ]
+    (tmp_path / "both.mpg").write_bytes(b"".join(part.read_bytes() for part in parts))
+    clip = read(tmp_path / "both.mpg")
+    assert clip.report.pictures == 200 and flashes(clip) == pytest.approx([1, 3, 5, 7], abs=0.01)
+    assert tones(clip) == pytest.approx([1, 3, 5, 7], abs=0.02)
+
+
 # ---------------------------------------------------------------- the sound's clock
 
 
@@ -180,6 +202,17 @@ def test_a_clock_that_runs_slower_or_faster_than_the_samples_is_followed(tmp_pat
     assert any("the sound was resampled to its clock" in text for text in clip.report.warnings)
 
 
+def test_following_a_clock_does_not_bend_the_pitch(tmp_path: Path) -> None:
+    """When the drift is found it is 15 ms; at 1 s here, in the middle of the tone."""
+    clip = read(write_sound(tmp_path / "a.mkv", lambda number, second: second * 0.985, seconds=6, at=0.9))
+    assert clip.audio is not None
+    first = round((0.93 - clip.audio_start) * RATE)
+    tone = clip.audio[0, first : first + RATE // 3].numpy()
+    crossings = np.flatnonzero((tone[:-1] < 0) & (tone[1:] >= 0)) / RATE
+    pitch = 25 / (crossings[25:] - crossings[:-25])  # Hz, over 25 periods
+    assert np.abs(pitch / 1000 - 1).max() < 0.08, pitch
+
+
 def test_sound_on_its_clock_is_not_touched(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     jitter = random.uniform(-0.025, 0.025, 2000)
@@ -196,6 +229,39 @@ def test_holes_become_silence_and_overlaps_are_cut(tmp_path: Path, slip: float, 
     clip = read(restamped(tmp_path / "a.mkv", plain, lambda kind, s: s + slip * (kind == "audio" and s > 4.99)))
     assert tones(clip) == pytest.approx([15 + slip], abs=0.02)
     assert clip.report.warnings == (f"{told}{' and are cut' if slip < 0 else ''} at 5.00 s",)
+
+
+def test_lost_pieces_of_sound_become_silence_of_their_length(tmp_path: Path) -> None:
+    """A hole of one piece is not followed by resampling, which bends the pitch."""
+    path = write_film(tmp_path / "a.mkv")
+    lost = (1.5, 1.82, 2.2, 2.5)
+    restamp_mkv(path, lambda track, s: s, lambda track, s: track == 2 and any(a <= s < a + 0.021 for a in lost))
+    clip = read(path)
+    assert tones(clip) == pytest.approx([1, 3], abs=0.01)
+    told = clip.report.warnings
+    assert told and all("0.02 s of sound are missing" in text for text in told), told
+
+
+@pytest.mark.parametrize("since", [0.0, 2.0])
+def test_sound_without_stamps_is_counted(tmp_path: Path, since: float) -> None:
+    def move(kind: str, second: float) -> float:
+        return 0.0 if kind == "audio" and second >= since else second
+
+    clip = read(restamped(tmp_path / "a.mkv", write_film(tmp_path / "whole.mkv"), move))
+    assert flashes(clip) == pytest.approx([1, 3], abs=0.01) and tones(clip) == pytest.approx([1, 3], abs=0.01)
+    assert any("pieces of sound share few time stamps" in text for text in clip.report.warnings)
+
+
+def test_sound_after_damaged_pieces_is_where_it_belongs(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, 3 * 48000).astype(np.float32)
+    noise[-24000:] = click(0.5, 0.0)
+    path = write_clip(tmp_path / "a.flac", None, audio=noise, audio_codec="flac")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 30000] = bytes(30000)
+    path.write_bytes(data)
+    clip = read(path)
+    assert tones(clip)[-1] == pytest.approx(2.5, abs=0.01)
+    assert any("of sound are missing" in text for text in clip.report.warnings)
 
 
 # ---------------------------------------------------------------- tracks, layouts, formats
@@ -309,6 +375,45 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         read(tmp_path / "empty.wav")
 
 
+ENDS = ["wav", "avi", "mp3", "mkv", "flv", "mp4", "asf", "aiff"]
+
+
+@pytest.mark.parametrize("ending", ENDS)
+def test_a_file_without_its_last_bytes_says_so(tmp_path: Path, ending: str) -> None:
+    """Also where too little is missing to show in its seconds, or FFmpeg estimates these from the bytes."""
+    alone = {"wav": "pcm_s16le", "mp3": "mp3", "aiff": "pcm_s16be"}
+    codecs = {"avi": ("mpeg4", "pcm_s16le"), "flv": ("flv", "aac"), "asf": ("wmv2", "mp3")}
+    name, wave = tmp_path / f"a.{ending}", click(2, 1.0)
+    options = {"movflags": "faststart"} if ending == "mp4" else {}
+    if ending in alone:
+        path = write_clip(name, None, audio=wave, audio_codec=alone[ending])
+    else:
+        codec, sound = codecs.get(ending, ("h264", "aac"))
+        rng = np.random.default_rng(0)
+        pictures = rng.integers(0, 256, (50, 48, 64, 3), dtype=np.uint8)
+        path = write_clip(name, pictures, 25, wave, codec=codec, audio_codec=sound, container_options=options)
+    assert read(path).report.warnings == ()
+    data = path.read_bytes()
+    lost = max(len(data) // 14, 1100)
+    path.write_bytes(data[:-lost])
+    told = f"cut short: {len(data) - lost} of the announced {len(data)} bytes"
+    assert any(text.startswith(told) for text in read(path).report.warnings), read(path).report.warnings
+
+
+def test_an_error_behind_the_last_picture_is_no_loss(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.mpjpeg", counting_frames(10), 25, codec="mjpeg", format="mpjpeg")
+    clip = read(tmp_path / "a.mpjpeg")
+    assert numbers(clip) == list(range(10)) and clip.report.warnings == ()
+
+
+def test_an_absurd_rate_of_sound_is_refused(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, (1 << 30) - 1, 0, "NONE", ""))
+        file.writeframes(bytes(2000))
+    with pytest.raises(MediaError, match=r"a\.wav: nothing in it decodes"):
+        read(tmp_path / "a.wav")
+
+
 # ---------------------------------------------------------------- limits
 
 
@@ -343,6 +448,18 @@ def test_the_worker_holds_one_picture_and_has_a_limit_of_memory(tmp_path: Path) 
     assert peak < 240, f"{peak:.0f} MB: all pictures were held"
     assert f"{decoding.MEMORY}" in limits.split("Max data size")[1].split()[0]
     assert resource.getrlimit(resource.RLIMIT_DATA)[0] != decoding.MEMORY  # the caller's own limit is not touched
+
+
+def test_pictures_of_a_large_gif_do_not_pile_up(tmp_path: Path) -> None:
+    """A frame of PyAV whose side data was read is freed by the garbage collector alone."""
+    first, *rest = (Image.new("P", (2048, 2048), n) for n in range(40))
+    first.save(tmp_path / "a.gif", append_images=rest, save_all=True, duration=40)
+    decoding.WORKERS.clear()
+    assert sum(1 for _ in Clip.read(tmp_path / "a.gif", frames=2).passing([n / 25 for n in range(40)])) == 40
+    worker = decoding.WORKERS.lend()
+    peak = int(Path(f"/proc/{worker.process.pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    worker.kill()
+    assert peak < 450, f"{peak:.0f} MB: frames were held"  # 40 frames take 640
 
 
 def test_pictures_resized_as_they_come_are_those_that_a_tower_resizes(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from families import make_base
 from patched import QUESTIONS, alike, clips, hears, logits, other_ears, portrait
-from small import awaken, make_config, write_base
+from small import awaken, make_clip, make_config, write_base
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
@@ -114,6 +114,24 @@ def test_a_copy_of_a_patched_base_is_the_base(one: PatchedModel) -> None:
     assert any("__reduce_ex__" in vars(each) for each in one.base.modules())
     one.remove_patch("ears")
     assert not any("__reduce_ex__" in vars(each) for each in one.base.modules())
+
+
+def test_a_base_that_has_seen_a_clip_can_be_pickled() -> None:
+    model = load("playroom")  # its vision tower captures hidden states with hooks of transformers
+    clip = make_clip()
+    expected = model.ask(clip, "What do you hear?", max_new_tokens=2)
+    for patched in (False, True):
+        if patched:
+            model.apply_patch("audio-playroom")
+            model.forward(model.prepare([clip], ["What?"]), output_hidden_states=True)
+        copied = pickle.loads(pickle.dumps(model.base)), copy.deepcopy(model.base)
+        for base in copied:
+            assert alike(dict(base.state_dict()), dict(model.base_state_dict()))
+            host: Any = type(model.host)(base, model.host.tokenizer, frames=model.host.frames)
+            assert PatchedModel(host).ask(clip, "What do you hear?", max_new_tokens=2) == expected
+            assert PatchedModel(host).ask(clip, "What do you hear?", max_new_tokens=2) == expected
+        pickle.dumps(model.base.get_submodule("model.vision_tower"))
+    torch.save(model.base, io.BytesIO())
 
 
 def plain_hook(*_: Any) -> None:

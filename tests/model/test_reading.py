@@ -12,7 +12,7 @@ import pytest
 import torch
 from clips import click, counting_frames, write_clip
 from patched import hears
-from small import make_clip
+from small import make_clip, make_config
 
 from pave.config import SenseFacts
 from pave.encoder import load_encoder
@@ -170,3 +170,22 @@ def test_the_command_prints_warnings_and_what_the_embedded_base_knows(
     assert code == 2 and "has 2 audio tracks" in err
     code, _, err = command(*words, "--video-track", 1)
     assert code == 2 and "has 1 video track" in err
+
+
+def test_files_of_further_pictures_keep_the_limit_and_their_warnings(one: PatchedModel, files: Path) -> None:
+    for sense in ("fast", "views"):
+        spec = load_encoder("base-tower", sense=sense, grid=[1, 1]).on(one.host).spec
+        facts = {sense: spec.facts("time")}
+        one.attach(f"eyes-{sense}", make_config(one.host, senses=facts), trainable=False)
+    each: tuple[dict[str, Any], ...] = ({"fast": files / "half.mp4"}, {"views": [str(files / "half.mp4")]})
+    for signals in each:
+        with pytest.warns(MediaWarning, match=r"half\.mp4: cut short"):
+            answer = one.ask(files / "two.mkv", WHAT, max_new_tokens=1, **signals)
+        assert any(text.startswith("half.mp4: cut short") for text in answer.warnings)
+        with pytest.raises(MediaError, match=r"two\.mkv.*0\.0001 s"):
+            one.ask(make_clip(), WHAT, timeout=1e-4, **{name: _other(value, files) for name, value in signals.items()})
+
+
+def _other(value: Any, files: Path) -> Any:
+    path = files / "two.mkv"
+    return [path] if isinstance(value, list) else path

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from families import make_base
+from patched import hears
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 from peft.utils.other import get_pattern_key
@@ -19,7 +20,7 @@ from small import awaken, make_clip, make_config
 from transformers import PreTrainedTokenizerFast
 
 from pave.config import LoraConfig
-from pave.errors import PatchError
+from pave.errors import FileError, PatchError
 from pave.model.patched import PatchedModel
 from pave.patch import peft
 from pave.patch.filenames import PEFT_CONFIG as CONFIG
@@ -318,3 +319,17 @@ def test_a_lora_with_ranks_by_layer_is_shrunk(one: PatchedModel) -> None:
     for layer in (name[5:-2] for name in patch.tensors if name.startswith("lora.") and name.endswith(".A")):
         assert small.config.lora.rank(layer) == 2
         assert small.config.lora.scaling_of(layer) == pytest.approx(BY_LAYER.scaling_of(layer), rel=1e-15)
+
+
+def test_an_export_that_fails_leaves_the_old_files(one: PatchedModel, tmp_path: Path) -> None:
+    hears(one)
+    patch = one.export("ears")
+    export_peft(patch, one.host, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert sorted(before) == [CONFIG, "adapter_model.safetensors"]
+    (tmp_path / CONFIG).unlink()
+    (tmp_path / CONFIG).mkdir()  # cannot be replaced by a file
+    with pytest.raises(FileError, match="cannot be written"):
+        export_peft(patch, one.host, tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == before["adapter_model.safetensors"]
+    assert len(list(tmp_path.iterdir())) == 2, "nothing temporary"

@@ -237,7 +237,10 @@ def test_the_command_asks_for_consent_once(web: Web, command: Answer) -> None:
     assert "was here" in command("weights", "get", "imagebind-audio")[1]
     assert command("weights", "path", "imagebind-audio")[1].strip().endswith("imagebind-audio.safetensors")
     listed = command("weights", "list")[1]
-    assert "imagebind-audio: ImageBind's audio branch, CC-BY-NC-SA-4.0 [here]" in listed and "rgbd-geometry" in listed
+    assert (
+        "imagebind-audio: ImageBind's audio branch, CC-BY-NC-SA-4.0 [on this machine]" in listed
+        and "rgbd-geometry" in listed
+    )
 
 
 def test_the_environment_still_says_yes_or_no(monkeypatch: pytest.MonkeyPatch, command: Answer, web: Web) -> None:

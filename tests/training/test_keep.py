@@ -11,7 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typer.testing import CliRunner
 
+from pave.cli.main import app
 from pave.data import IGNORE
 from pave.errors import DataError, RecipeError
 from pave.hub.card import card
@@ -201,6 +203,8 @@ def test_retention_goes_into_the_patch_its_card_and_its_report(recipe: Make, wor
     assert patch.retention == result.metrics["retention"] and patch.retention.keys() == {"tokens", "kl", "answers"}
     assert f"| share of tokens that stay the most likely | {patch.retention['tokens']:.3f} |" in card(patch, "me/ears")
     assert card(replace(patch, certificate=None), "me/ears").count("What the base keeps") == 0
+    told = CliRunner().invoke(app, ["patch", "info", str(result.patch)]).output
+    assert f"kept     share of tokens that stay the most likely: {patch.retention['tokens']:.3f}" in told
     model = load(workshop / "base")
     for tokens, warned in ((0.28, True), (0.95, False)):
         rated = replace(patch, certificate={"retention": {"tokens": tokens}})
