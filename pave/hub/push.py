@@ -67,7 +67,7 @@ def push(
     text = card(patch, repo, example)
     with scratch() as folder:
         data = patch.save(folder / WEIGHTS).read_bytes()
-    refuse_private(text + patch.text + json.dumps(patch.certificate), repo)
+    refuse_private(text + patch.text + json.dumps(patch.certificate), patch.source)
     files = {CARD: len(text.encode()), WEIGHTS: len(data)}
     if dry_run:
         return Pushed(repo, "", files, text, warnings=warnings)
