@@ -27,6 +27,7 @@ from pave.text.shown import counted, quoted
 from pave.text.values import json_value
 
 LONGEST = 4 << 20  # bytes of a line: reading one takes up to thirty times as much memory
+CHANNEL = 100  # characters of the name of a group of questions
 IGNORE = -100  # the label that cross-entropy skips (torch's default `ignore_index`)
 TAGS = ("<video>", "<image>")
 TRACKS = ("audio_track", "video_track")
@@ -159,6 +160,10 @@ def _examples(path: Path, number: int, raw: bytes) -> Iterator[Example]:
     beside = tuple((name, _beside(path.parent, each)) for name, each in signals.items())
     source = Source(path.parent / video, beside, *tracks)
     facts = {key: value for key, value in line.items() if key not in ("video", "signals", "conversations", *TRACKS)}
+    channel = str(facts.get("channel", ""))
+    if len(channel) > CHANNEL or not channel.isprintable():
+        cause = f"'channel' names a group of figures: at most {CHANNEL} printable characters"
+        raise broken(f"{cause}, got {quoted(channel)}")
     for asked, answered in zip(turns[::2], turns[1::2], strict=True):
         for turn, speaker in ((asked, "human"), (answered, "gpt")):
             if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):

@@ -86,6 +86,8 @@ HUMAN, GPT = GOOD["conversations"]
         (GOOD | {"video_track": True}, "'video_track' must be a whole number.*got True"),
         (GOOD | {"signals": {"audio": ["a.wav"]}}, "signal 'audio' must be one path, or null"),
         (GOOD | {"signals": {"audio": None}, "audio_track": 0}, "the signal 'audio' replaces it; give one"),
+        (GOOD | {"channel": "\ud800"}, "'channel' names a group of figures: at most 100 printable characters"),
+        (GOOD | {"channel": "c" * 101}, "'channel' names a group"),
         (GOOD | {"conversations": []}, "has 0 turns"),
         (GOOD | {"conversations": [HUMAN, GPT, HUMAN]}, "has 3 turns"),
         (GOOD | {"conversations": [GPT, HUMAN]}, "'from': 'human'.*got"),

@@ -32,7 +32,10 @@ class NotPlain(OSError):
 
 def opened(path: str | Path) -> BufferedReader:
     """A plain file, open for reading. OSError for anything else, at once: every file from outside is opened here."""
-    _refuse_odd(os.stat(path))  # before it is opened, which has an effect on some devices
+    try:
+        _refuse_odd(os.stat(path))  # before it is opened, which has an effect on some devices
+    except ValueError as error:  # a null character, or what is no Unicode
+        raise OSError(errno.EINVAL, f"no file can have this name ({error})") from None
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         info = os.fstat(descriptor)

@@ -110,9 +110,9 @@ def held(place: Path, doing: str, shared: str = "", is_file: bool = False) -> It
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquired(place, file, doing, shared)
-    except OSError as error:
-        cause = f"cannot be written ({error.strerror or error})"
-        raise FileError(place, cause, "free disk space or fix the permissions") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in its name
+        cause = f"cannot be written ({getattr(error, 'strerror', None) or error})"
+        raise FileError(place, cause, "free disk space, fix the permissions, or choose another name") from None
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from pave.ambient import neutral
@@ -124,7 +124,7 @@ class Calls:
         options = self._checked(inputs, options)
         positions = self._positions(inputs)
         _warn_of_length(self.host, int(positions.max()) + 1)
-        with self._running(inputs), self.host.running("language model"):
+        with self._running(inputs), self.host.running("language model"), answering(self.host.language_model):
             base: Any = self.host.model
             generated = base.generate(
                 input_ids=inputs.input_ids.to(self.host.device),
@@ -222,6 +222,20 @@ class _Bound(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         zeros = (torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.shapes)
         return (*gradients, *zeros)
+
+
+@contextmanager
+def answering(language_model: nn.Module) -> Iterator[None]:
+    """Within the block the language model is in eval mode. Where activations are recomputed it is in training mode, in
+    which transformers' layers keep no keys and values, so that generate() would see the last token alone."""
+    modules = [module for module in language_model.modules() if module.training]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = True
 
 
 def bound(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ and the dropout of a step depend on seed and step alone, so no random generator 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -61,7 +62,7 @@ def owned(folder: Path, resume: bool) -> Iterator[None]:
 
 def refuse_a_file(folder: Path) -> None:
     """Refuse an output that is a file."""
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):  # unlike Path's, they take any text as a name
         raise RecipeError(f"train.output={folder}: is a file; give a folder")
 
 

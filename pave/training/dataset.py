@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from pave.playroom.writer import write_clips
 from pave.recipe import DataConfig
 from pave.training.setup import Setup
 
+TURNS = 4_096  # tokens of questions and answers in one row
 Turn = tuple[list[int], list[int]]  # ids of the prompt after the video, and of the answer with the end of the turn
 
 
@@ -61,6 +62,11 @@ class Dataset:
     unread: list[str]  # warnings about signals of clips that no encoder reads
     seconds: dict[str, float]  # of each stage
     timed: frozenset[str] = frozenset()  # senses that are aligned by time
+
+    @property
+    def clips(self) -> int:
+        """The number of clips for training; one with very many questions is several rows of `train`."""
+        return len({id(clip.features) for clip in self.train})
 
     @property
     def questions(self) -> int:
@@ -165,7 +171,20 @@ def _training_clips(
     encoded = store.read(sources, on_clip)
     if not encoded:
         raise DataError(f"{file}: none of its {len(sources)} clips can be read; the first: {store.refused[sources[0]]}")
-    return [training_clip(setup.model.host, features, by_clip[source]) for source, features in encoded.items()]
+    host = setup.model.host
+    return [part for source, features in encoded.items() for part in _rows(host, features, by_clip[source])]
+
+
+def _rows(host: Host, features: ClipFeatures, examples: Sequence[Example]) -> Iterator[TrainingClip]:
+    """A clip with all its questions; in parts if they are too many for one row, whose mask is quadratic."""
+    clip = training_clip(host, features, examples)
+    first, length = 0, 0
+    for place, turn in enumerate(clip.turns):
+        length += len(turn[0]) + len(turn[1])
+        if length > TURNS and place > first:
+            yield replace(clip, examples=clip.examples[first:place], turns=clip.turns[first:place])
+            first, length = place, len(turn[0]) + len(turn[1])
+    yield replace(clip, examples=clip.examples[first:], turns=clip.turns[first:])
 
 
 def training_clip(host: Host, features: ClipFeatures, examples: Iterable[Example]) -> TrainingClip:

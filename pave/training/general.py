@@ -5,6 +5,7 @@ In: nothing, or a text file. Out: questions; or a DataError that names file, lin
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -36,13 +37,17 @@ def read_questions(file: Path, host: Host) -> tuple[str, ...]:
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise DataError(f"{file}: has no questions; write one a line")
-    measured = {question.lower() for question in built_in("retention")}
+    measured = {_words(question) for question in built_in("retention")}
     for number, question in lines:
         try:
             host.refuse_text(question)
         except UsageError as error:
             raise DataError(f"{file}, line {number}: {error}") from None
-        if question.lower() in measured:
+        if _words(question) in measured:
             cause = f"{question!r} is one of the questions that measure what the base keeps"
             raise DataError(f"{file}, line {number}: {cause}; delete the line")
     return tuple(question for _, question in lines)
+
+
+def _words(question: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+", question.casefold()))

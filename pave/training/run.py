@@ -113,13 +113,14 @@ class Run:
     def step(self, step: int) -> float:
         """One optimiser step; returns the loss of the answers, without auxiliary losses."""
         options, trainee = self.setup.recipe.train, self.trainee
-        try:
-            loss, kept = self.losses_of(step)
-        except DataError as error:  # its features were cut short meanwhile
-            raise DataError(f"step {step + 1}: {error}; {self.left()}") from None
-        trainee.optimiser.zero_grad()
-        if loss.requires_grad:  # False if all clips of the step lack the sense: only the frozen base runs
-            sum(trainee.attached.aux_losses.values(), loss + options.keep * kept).backward()
+        with training(trainee.attached):  # also while activations are recomputed
+            try:
+                loss, kept = self.losses_of(step)
+            except DataError as error:  # its features were cut short meanwhile
+                raise DataError(f"step {step + 1}: {error}; {self.left()}") from None
+            trainee.optimiser.zero_grad()
+            if loss.requires_grad:  # False if all clips of the step lack the sense: only the frozen base runs
+                sum(trainee.attached.aux_losses.values(), loss + options.keep * kept).backward()
         norm = trainee.clip_gradients(options.max_grad_norm)
         if not (loss.isfinite() and norm.isfinite()):
             parts = ["fusion", "lora", *(["resampler"] if self.setup.recipe.resampler else [])]
@@ -136,8 +137,7 @@ class Run:
         clips = self.clips_of(step)
         more = self.keep.turns(step, [self.acts(clip) for clip in clips]) if self.keep else [[] for _ in clips]
         inputs, labels = batch(model, clips, self.setup.names, more)
-        with training(self.trainee.attached):
-            logits, targets = scores(model, inputs, labels)
+        logits, targets = scores(model, inputs, labels)
         answer = answers(labels)
         each = answer if options.mean_over == "questions" else torch.arange(len(answer))
         own = [[True] * len(clip.turns) + [False] * len(others) for clip, others in zip(clips, more, strict=True)]

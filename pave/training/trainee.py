@@ -42,7 +42,7 @@ class Trainee:
         recipe, model, options = setup.recipe, setup.model, setup.recipe.train
         torch.manual_seed(options.seed)
         tensors = None if setup.start is None else setup.start.weights()
-        config = setup.config(len(dataset.train), dataset.questions)
+        config = setup.config(dataset.clips, dataset.questions)
         attached = model.attach(recipe.name, config, tensors, trainable=True)
         if tensors is None:
             clips = dataset.sensing() or dataset.train

@@ -142,6 +142,7 @@ def test_questions_of_a_file_are_asked(recipe: Make, workshop: Path) -> None:
     [
         (b" \n\n", "has no questions"),
         (b"Why?\nWHAT IS THE CAPITAL OF FRANCE?\n", "line 2: 'WHAT IS THE CAPITAL OF FRANCE?' is one of the questions"),
+        (b"what  is the Capital of france ??\n", "line 1: 'what  is the Capital of france ??' is one of the questions"),
         (b"\xff\xfe\xfd", "cannot be read"),
         (b"a" * 2_000_000, "is larger than 1,000,000 bytes"),
         (b"why " * 5_000, "line 1: the question has"),
@@ -154,6 +155,11 @@ def test_bad_files_of_questions_are_refused(recipe: Make, tmp_path: Path, conten
         file.write_bytes(content)
     with pytest.raises(DataError, match=f"^[^:]*mine.txt.*{re.escape(cause)}"):
         train(recipe(f"data.keep={file}"))
+
+
+def test_a_file_of_questions_that_cannot_be_is_refused(recipe: Make) -> None:
+    with pytest.raises(DataError, match=r"cannot be read .*no file can have this name"):
+        train(recipe('data.keep="a\\0b"'))
 
 
 def test_questions_that_nobody_asks_are_refused(recipe: Make, tmp_path: Path) -> None:

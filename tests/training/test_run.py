@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -35,11 +35,11 @@ from pave.model.patched import PatchedModel
 from pave.patch.file import Patch, read_config
 from pave.recipe import Recipe, read_recipe
 from pave.training.checkpoint import NAME
-from pave.training.dataset import TrainingClip, batch, read_dataset
+from pave.training.dataset import TURNS, TrainingClip, batch, read_dataset
 from pave.training.loss import scores, token_accuracy
 from pave.training.run import Run, train
 from pave.training.setup import Setup
-from pave.training.trainee import training
+from pave.training.trainee import checkpoint_activations, training
 
 Make = Callable[..., Recipe]
 DROPOUT = ("fusion.dropout=0.2", "lora.lora_dropout=0.2")
@@ -596,3 +596,43 @@ def test_a_step_builds_its_layout_once_and_tokenises_nothing(recipe: Make, keep:
         sys.setprofile(None)
     lays = 3 * layouts  # the method of the model, that of its calls, and the function
     assert dict(calls) == {"align": 4, "lay_out": lays, "wanted": layouts}
+
+
+@pytest.mark.parametrize("words", [("lora.lora_dropout=0.4",), ("train.keep=0", "lora.lora_dropout=0.4"), ()])
+def test_recomputed_activations_give_the_same_steps(recipe: Make, words: Sequence[str]) -> None:
+    """With dropout, the recomputation drops the same; and the base's answers are those that it gives otherwise."""
+    plain, recomputed = (
+        train(recipe("train.steps=2", f"train.gradient_checkpointing={on}", *words, output=f"recomputed-{on}"))
+        for on in ("false", "true")
+    )
+    assert plain.metrics["retention"] == recomputed.metrics["retention"]
+    one, other = (Patch.load(result.patch).tensors for result in (plain, recomputed))
+    assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
+
+
+def test_generating_while_activations_are_recomputed_gives_the_same_answers(recipe: Make) -> None:
+    run = Run.begin(recipe())
+    model, clips = run.setup.model, [clip.features for clip in run.dataset.train[:2]]
+    inputs = model.prepare(clips, ["what is it?"] * 2)
+    wanted = model.generate(inputs, max_new_tokens=6)
+    checkpoint_activations(model)
+    assert torch.equal(model.generate(inputs, max_new_tokens=6), wanted)
+    assert model.host.language_model.training, "as before"
+
+
+def test_very_many_questions_about_a_clip_are_several_rows(recipe: Make, workshop: Path) -> None:
+    line = json.loads((workshop / "train.jsonl").read_text().splitlines()[0])
+    line["conversations"] = [*line["conversations"][:2] * 700]
+    (workshop / "many.jsonl").write_text(json.dumps(line) + "\n")
+    run = Run.begin(recipe(f"data.train={workshop / 'many.jsonl'}"))
+    lengths = [sum(len(before) + len(answer) for before, answer in clip.turns) for clip in run.dataset.train]
+    assert len(lengths) > 1 and max(lengths) <= TURNS and sum(len(clip.turns) for clip in run.dataset.train) == 700
+    assert all(len(clip.examples) == len(clip.turns) for clip in run.dataset.train)
+    training = run.trainee.attached.config.training
+    assert (training["clips"], training["questions"]) == (1, 700)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "k" * 5000])
+def test_folders_that_cannot_be_are_refused(recipe: Make, name: str) -> None:
+    with pytest.raises(TrainingError, match="cannot be written"):
+        train(recipe().model_copy(update={"train": recipe().train.model_copy(update={"output": Path(name)})}))
