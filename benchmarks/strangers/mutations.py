@@ -177,11 +177,16 @@ CHANGES: tuple[Callable[[Any, Any, Any, Random], None], ...] = (
 )
 
 
+LARGEST = 2 << 20  # characters of a text
+
+
 def json_text(tree: Any, rng: Random, harm: float = 0.2) -> str:
     """A tree as JSON; some of the texts are damaged, too."""
     text = json.dumps(tree, ensure_ascii=rng.random() < 0.8, indent=rng.choice((None, None, 1)))
     for mark, raw in RAW.items():
         text = text.replace(f'"{mark}"', raw)
+    if len(text) > LARGEST:  # many copies of many copies
+        return text[:LARGEST]
     return harmed(text, rng) if rng.random() < harm else text
 
 
