@@ -4,7 +4,7 @@
 
 In: a recipe. Out: `patch.safetensors` and `metrics.json` in the recipe's `train.output`. The base never gets a
 gradient; its vision tower and the encoders run once per clip, and all questions of a clip share one prefill.
-Same seed, versions and thread count on a CPU give the same file, resumed or not, unless other code in the process lowers
+Same seed, versions and thread count on a CPU give the same file, resumed or not, unless the process lowers
 torch.set_float32_matmul_precision: that choice of the user holds here, too.
 """
 
