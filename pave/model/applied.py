@@ -81,8 +81,8 @@ class Applied:
 
     def refuse_taken(self, name: str) -> None:
         """Raise PatchError if no patch may have this name, or if one of this name is applied."""
-        if not (isinstance(name, str) and NAMED.fullmatch(name)):
-            remedy = "use up to 96 lower-case letters, digits, dots, dashes and underscores, a letter or digit first"
+        if not (isinstance(name, str) and NAMED.fullmatch(name.lower())):
+            remedy = "use up to 96 letters a to z, digits, dots, dashes and underscores, a letter or digit first"
             raise PatchError(quoted(name), "cannot be the name of a patch", remedy)
         if name in self._held:
             raise PatchError(name, "a patch of this name is already applied", "remove it, or pass another name=")

@@ -71,7 +71,8 @@ def test_held_out_accuracy_is_shown_only_at_the_step_where_it_was_measured(
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     second, fourth = (f"loss {metrics['loss'][i]:.3f}" for i in (1, 3))
     assert code == 0 and out.startswith("held-out questions")
-    assert shown == [f"step 2/4  {second}  held-out 0.000", f"step 4/4  {fourth}"]
+    assert shown[1:] == [f"step 4/4  {fourth}"]
+    assert re.fullmatch(rf"step 2/4  {second}  held-out 0\.000  retention [01]\.\d{{3}}", shown[0])
 
 
 def test_dry_run_shows_the_overrides_and_writes_nothing(

@@ -15,11 +15,11 @@ from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
 
 
-@pytest.mark.parametrize("name", ["A", "a b", "\x1b[31m", "x" * 97, "-x", 5, ("a",)])
+@pytest.mark.parametrize("name", ["a b", "\x1b[31m", "x" * 97, "-x", 5, ("a",)])
 def test_a_patch_is_applied_only_under_a_name_that_patches_may_have(one: PatchedModel, name: Any) -> None:
     patch = other_ears(one)
     for change in (lambda: one.apply_patch(patch, name=name), lambda: one.attach(name, patch.config)):
-        with pytest.raises(PatchError, match="cannot be the name of a patch; use up to 96 lower-case letters"):
+        with pytest.raises(PatchError, match="cannot be the name of a patch; use up to 96 letters"):
             change()
     assert not one.patches
 
