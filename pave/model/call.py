@@ -27,7 +27,7 @@ from pave.files.copied import guard_captures
 from pave.media.clip import Clip
 from pave.model.applied import Applied, Names
 from pave.model.inputs import ClipFeatures, Inputs, Use
-from pave.model.layout import Layout, inserted, lay_out, perceived, refuse_questions, tokenise
+from pave.model.layout import Layout, inserted, lay_out, perceived, refuse_questions, refuse_uneven, tokenise
 from pave.model.options import checked_forward, checked_generate, refuse_ignored
 from pave.model.perception import Perception
 from pave.patch.lora import Call, running
@@ -46,10 +46,7 @@ class Calls:
     @neutral()
     def prepare(self, clips: Sequence[ClipFeatures | Clip], questions: Sequence[str], patches: Names) -> Inputs:
         """Rows of one batch, each a question about a clip."""
-        if len(clips) != len(questions) or not clips or isinstance(questions, str):
-            raise UsageError(
-                f"got {len(clips)} clips and {len(questions)} questions; pass one question (a str) per clip"
-            )
+        refuse_uneven(clip=clips, question=questions)
         refuse_questions(self.host, questions)  # `tokenise` refuses them too, but after the clips have been encoded
         uses = self.applied.uses(patches, len(clips))
         features = self.perception.features(clips, senses_of(uses))

@@ -157,7 +157,7 @@ def test_what_cannot_be_trained_is_refused_in_words(one: PatchedModel, module: P
         pave.patch_module(one, "eers")
     with pytest.raises(UsageError, match=r"do not use the patch ears \(they use frozen\); enable it"):
         module(one.prepare([make_clip(0)], QUESTIONS[:1], patches=["frozen"]))
-    with pytest.raises(UsageError, match="1 clips, 2 questions and 2 answers"):
+    with pytest.raises(UsageError, match="1 clip, 2 questions and 2 answers"):
         module.batch([make_clip(0)], QUESTIONS, ANSWERS)
     inputs, labels = module.batch([make_clip(0)], QUESTIONS[:1], ANSWERS[:1])
     with pytest.raises(UsageError, match="the patch ears is on meta, its base on cpu"):
