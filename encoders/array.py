@@ -93,7 +93,8 @@ class Array(Encoder):
             try:
                 values, times = tensor_of(value), None
             except SignalError as error:
-                raise SignalError(f"{name}: {error}; of files, one") from None
+                files = isinstance(value, list | tuple) and any(isinstance(each, str | os.PathLike) for each in value)
+                raise SignalError(f"{name}: {error}{'; of files, one' if files else ''}") from None
         if values.ndim != 2 or values.shape[1] != dim or values.is_complex():
             shape = f"shape {tuple(values.shape)} of {values.dtype}"
             raise SignalError(f"{name} has {shape}; pass (τ {dim}), real numbers, a row per instant")

@@ -15,6 +15,7 @@ from pave.errors import DataError, EncoderError, PatchMismatch, RecipeError, Usa
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
 from pave.recipe import read_recipe
+from pave.text.yaml_text import yaml_value
 
 RECIPE = "name: x\nsenses: {audio: {encoder: logmel}}\ndata: {playroom: {clips: 8}}\n"
 
@@ -35,7 +36,12 @@ TENFOLD = ",".join(["*{old}"] * 10)
         (f"frames: {'9' * 5000}", "line 4: '999"),
         (f"frames: 0x{'f' * 5000}", "line 4: '0xfff"),
         ("frames: 18446744073709551616", "line 4: '18446744073709551616' needs over 64 bits"),
-        (f"frames: 1{':59' * 5000}", "needs over 64 bits"),
+        ("frames: 1:30", "line 4: '1:30' reads as a number to the base 60; write it as usual, or in quotes"),
+        ("train: {fusion_lr: 1:30.5}", "line 4: '1:30.5' reads as a number to the base 60"),
+        (f"frames: 1{':59' * 5000}", "reads as a number to the base 60"),
+        ("frames: 010", "line 4: '010' reads as a number to the base 8; write it as usual, or in quotes"),
+        ("frames: -0_7", "line 4: '-0_7' reads as a number to the base 8"),
+        ("frames: !!int '010'", "line 4: '010' reads as a number to the base 8"),
         (f"description: {'[' * 3000}{']' * 3000}", "line 4: nested over 32 deep"),
         ("description:\n" + "\n".join(f"{' ' * i}-" for i in range(1, 99)), "line 37: nested over 32 deep"),
         (aliases("[x]", f"{{new}}: &{{new}} [{TENFOLD}]\n"), "line 8: aliases make it more than 10,000 values"),
@@ -67,6 +73,12 @@ def test_yaml_that_is_no_plain_data_or_too_much_is_refused_with_its_line(
         read_recipe(file)
     assert str(refused.value).startswith(f"{file}, line ") and message in str(refused.value)
     assert len(str(refused.value)) < 1000
+
+
+def test_numbers_that_can_mean_one_thing_only_are_read() -> None:
+    written = {"0": 0, "1_000": 1000, "0b11": 3, "0x1f": 31, "-0": 0, "010.5": 10.5, "0.5": 0.5, "'010'": "010"}
+    assert {text: yaml_value(text) for text in (*written, "'1:30'")} == {**written, "'1:30'": "1:30"}
+    assert yaml_value("a: cuda:0") == {"a": "cuda:0"}
 
 
 def test_aliases_and_merges_within_bounds_are_read(tmp_path: Path) -> None:

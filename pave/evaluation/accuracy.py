@@ -19,7 +19,7 @@ from pave.errors import DataError, UsageError
 from pave.features.cache import FeatureCache
 from pave.media.decoding import Timeout
 from pave.media.warned import told
-from pave.model.answer import texts
+from pave.model.answer import most_of, texts
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.text.shown import Lines
@@ -105,6 +105,8 @@ def evaluate(
     """
     if side not in get_args(Side):
         raise UsageError(f"side={side!r}: use one of {', '.join(get_args(Side))}")
+    if max_new_tokens is not None:
+        max_new_tokens = most_of(max_new_tokens)
     examples = read_jsonl(data) if isinstance(data, str | Path) else list(data)
     refuse_texts(data if isinstance(data, str | Path) else "examples", examples, model.host.refuse_text)
     sources = list(dict.fromkeys(example.source for example in examples))

@@ -1,6 +1,7 @@
 """Users' arrays as tensors in one form: frames, their times, sound.
 
-In: numpy arrays, PIL images, tensors, lists. Out: checked tensors, or a MediaError that says what was passed.
+In: numpy arrays, PIL images, tensors, lists. Out: checked tensors, or a MediaError or SignalError that says what was
+passed.
 
 t pictures, c channels, n samples, y x pixels
 """
@@ -8,7 +9,7 @@ t pictures, c channels, n samples, y x pixels
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any, Literal
 
@@ -18,9 +19,16 @@ from einops import rearrange
 from torch import Tensor
 
 from pave.errors import MediaError, SignalError
+from pave.text.shown import counted
 
 Channel = Literal["mean", "first"]  # what is heard of a sound with several channels
 CHANNELS = 8  # most channels that are recognised on either axis of an array
+KINDS: dict[str, tuple[Callable[[Tensor], bool], str]] = {  # of tensors that are not read, and how to make them plain
+    "nested": (lambda x: x.is_nested, "pass one tensor, of rows of equal length"),
+    "on the device meta, which holds no values": (lambda x: x.is_meta, "pass a tensor with values"),
+    "quantised": (lambda x: x.is_quantized, "pass tensor.dequantize()"),
+    "sparse": (lambda x: x.layout != torch.strided, "pass tensor.to_dense()"),
+}
 LOUDEST = 16.0  # times full scale, far above any overshoot: louder sound is in another unit
 
 
@@ -36,13 +44,33 @@ def one_channel(sound: Tensor, channel: Channel) -> Tensor:
 
 
 def tensor_of(values: Any) -> Tensor:
-    """Values as a tensor; arrays are copied, since they may be read-only or change later."""
+    """Values as a tensor; arrays are copied, since they may be read-only or change later. SignalError for values that
+    are not numbers in memory, or of which some are masked."""
+    _refuse(values)
     if isinstance(values, Tensor):
         return values
     try:
-        return torch.from_numpy(np.array(values))
-    except (TypeError, ValueError):  # texts, None, rows of several lengths
+        array = np.array(values)
+        if array.dtype.names:
+            cause = f"the array has {counted(len(array.dtype.names), 'named field')} ({', '.join(array.dtype.names)})"
+            raise SignalError(f"{cause}; pass one field, or numpy.lib.recfunctions.structured_to_unstructured(array)")
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    except (TypeError, ValueError, RuntimeError):  # texts, None, rows of several lengths, tensors with a gradient
         raise SignalError(f"{repr(values)[:80]} is no array of numbers; pass rows of equal length") from None
+
+
+def _refuse(values: Any) -> None:
+    """SignalError for a mask, which would be lost, and for a tensor whose values are not in plain memory."""
+    if isinstance(values, list | tuple):
+        for each in values:
+            _refuse(each)
+    elif isinstance(values, np.ma.MaskedArray) and not values.dtype.names and np.ma.is_masked(values):
+        cause = f"{np.ma.count_masked(values):,} of {values.size:,} values are masked"
+        raise SignalError(f"{cause}; fill them (array.filled(0)), or drop those steps")
+    elif isinstance(values, Tensor):
+        for kind, (found, remedy) in KINDS.items():
+            if found(values):
+                raise SignalError(f"the tensor is {kind}; {remedy}")
 
 
 def pictures_of(frames: Any) -> Tensor:

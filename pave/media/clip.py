@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from operator import index
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -348,11 +348,11 @@ def track_of(number: int | None, name: str) -> int | None:
 
 def limit_of(timeout: Timeout) -> Timeout:
     """A limit of decoding, checked."""
-    if timeout is None or timeout == "auto":
+    if timeout is None or (isinstance(timeout, str) and timeout == "auto"):
         return timeout
     try:
-        seconds = float(timeout)
-    except (TypeError, ValueError, OverflowError):
+        seconds = float(timeout) if isinstance(timeout, Real) and not isinstance(timeout, bool) else math.nan
+    except OverflowError:
         seconds = math.nan
     if not seconds > 0:
         raise UsageError(f"timeout={timeout!r} is not a limit; pass seconds above 0, math.inf, 'auto' or None")

@@ -12,6 +12,7 @@ import warnings as python
 from collections.abc import Mapping, Sequence
 
 from pave.errors import MediaWarning
+from pave.text.shown import counted
 
 OURS = ("pave.", "contextlib", "torch.")  # modules between a warning and the user's line
 FEW = 5  # clips that are named; records of a run list all
@@ -21,7 +22,7 @@ def told(warnings: Mapping[str, Sequence[str]], most: int = FEW) -> list[str]:
     """Lines such as "half.mp4: cut short: 1.25 s of the announced 3.80 s are present", by the path of the clip."""
     some = [(path, texts) for path, texts in warnings.items() if texts]
     lines = [f"{os.path.basename(path)}: {'; '.join(texts)}" for path, texts in some[:most]]
-    return lines if len(some) <= most else [*lines, f"and {len(some) - most} more clips with warnings"]
+    return lines if len(some) <= most else [*lines, f"and {counted(len(some) - most, 'more clip')} with warnings"]
 
 
 def warn(lines: Sequence[str]) -> None:

@@ -9,14 +9,18 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from pave.errors import UsageError
 from pave.model.call import Calls
 from pave.model.inputs import Inputs
+from pave.text.shown import quoted
 
 
 class Answer(str):
@@ -52,12 +56,22 @@ class Prepared:
     signals: Sequence[Mapping[str, str]]  # of each row, as in `Answer`
     warnings: Sequence[Sequence[str]]
     timings: Mapping[str, float]  # seconds of each step so far
+    most: int  # tokens of an answer
 
 
-def answers(calls: Calls, prepared: Prepared, max_new_tokens: int) -> list[Answer]:
+def most_of(max_new_tokens: object) -> int:
+    """The most tokens of an answer, checked."""
+    if isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool) and max_new_tokens >= 1:
+        return index(max_new_tokens)
+    raise UsageError(
+        f"max_new_tokens={quoted(max_new_tokens)} is no length of an answer; pass a whole number, 1 or more"
+    )
+
+
+def answers(calls: Calls, prepared: Prepared) -> list[Answer]:
     """The answers to all rows, decoded greedily."""
     begin = time.perf_counter()
-    generated = texts(calls, prepared.inputs, max_new_tokens)
+    generated = texts(calls, prepared.inputs, prepared.most)
     timings = {**prepared.timings, "generate": time.perf_counter() - begin}
     return [
         Answer(text.strip(), tuple(use.name for use in prepared.inputs.uses if use.rows[i]), signals, timings, warnings)
@@ -71,7 +85,7 @@ def texts(calls: Calls, inputs: Inputs, max_new_tokens: int) -> list[str]:
     return calls.host.tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
 
 
-def pieces(calls: Calls, inputs: Inputs, max_new_tokens: int) -> Iterator[str]:
+def pieces(calls: Calls, prepared: Prepared) -> Iterator[str]:
     """The answer to one row, streamed as it is generated. Closing the iterator stops the generation."""
     streamer = TextIteratorStreamer(calls.host.tokenizer, skip_prompt=True, skip_special_tokens=True)
     closed, failures = threading.Event(), []
@@ -79,8 +93,8 @@ def pieces(calls: Calls, inputs: Inputs, max_new_tokens: int) -> Iterator[str]:
     def work() -> None:
         try:
             stop = StoppingCriteriaList([_Closed(closed)])
-            options = {"max_new_tokens": max_new_tokens, "do_sample": False, "stopping_criteria": stop}
-            calls.generate(inputs, streamer=streamer, **options)
+            options = {"max_new_tokens": prepared.most, "do_sample": False, "stopping_criteria": stop}
+            calls.generate(prepared.inputs, streamer=streamer, **options)
         except BaseException as error:  # raised again in the thread that reads the stream
             failures.append(error)
             streamer.end()  # unblocks the reader

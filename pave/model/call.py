@@ -26,8 +26,8 @@ from pave.errors import UsageError
 from pave.files.copied import guard_captures
 from pave.media.clip import Clip
 from pave.model.applied import Applied, Names
-from pave.model.inputs import ClipFeatures, Inputs, Use
-from pave.model.layout import Layout, inserted, lay_out, perceived, refuse_questions, tokenise
+from pave.model.inputs import ClipFeatures, Inputs, Use, refuse_labels, refuse_other
+from pave.model.layout import Layout, inserted, lay_out, perceived, refuse_questions, refuse_uneven, tokenise
 from pave.model.options import checked_forward, checked_generate, refuse_ignored
 from pave.model.perception import Perception
 from pave.patch.lora import Call, running
@@ -46,10 +46,7 @@ class Calls:
     @neutral()
     def prepare(self, clips: Sequence[ClipFeatures | Clip], questions: Sequence[str], patches: Names) -> Inputs:
         """Rows of one batch, each a question about a clip."""
-        if len(clips) != len(questions) or not clips or isinstance(questions, str):
-            raise UsageError(
-                f"got {len(clips)} clips and {len(questions)} questions; pass one question (a str) per clip"
-            )
+        refuse_uneven(clip=clips, question=questions)
         refuse_questions(self.host, questions)  # `tokenise` refuses them too, but after the clips have been encoded
         uses = self.applied.uses(patches, len(clips))
         features = self.perception.features(clips, senses_of(uses))
@@ -91,6 +88,10 @@ class Calls:
         self, inputs: Inputs, labels: Tensor | None, logits_to_keep: int | Tensor, **options: bool | None
     ) -> Any:
         """One pass of the base with its patches: a Hugging Face output with `logits` (b l vocabulary)."""
+        refuse_other(inputs)
+        if labels is not None:
+            cut = isinstance(logits_to_keep, Tensor) or logits_to_keep
+            refuse_labels(labels, None if cut else tuple(inputs.input_ids.shape))
         wanted = checked_forward(options)
         as_tuple = wanted.pop("return_dict", None) is False
         mask = self.host.attention(inputs.attention_mask, inputs.input_ids, inputs.positions())
@@ -140,6 +141,7 @@ class Calls:
 
     def _checked(self, inputs: Inputs, options: dict[str, Any]) -> dict[str, Any]:
         """Options of generate() with the base's defaults; UsageError for inputs and options it cannot handle."""
+        refuse_other(inputs)
         checked_generate(options, self.host)
         if inputs.attention_mask.dim() != 2:
             shape = tuple(inputs.attention_mask.shape)

@@ -127,6 +127,21 @@ class Inputs:
         return (self.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def refuse_other(inputs: object) -> None:
+    """UsageError for what is no `Inputs`."""
+    if not isinstance(inputs, Inputs):
+        raise UsageError(f"the inputs are a {type(inputs).__name__}; pass what model.prepare(clips, questions) returns")
+
+
+def refuse_labels(labels: object, shape: tuple[int, ...] | None) -> None:
+    """UsageError unless labels are int64 of this shape; None: of any."""
+    if isinstance(labels, Tensor) and labels.dtype == torch.int64 and shape in (None, tuple(labels.shape)):
+        return
+    got = f"{tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
+    wanted = "(b l)" if shape is None else f"{shape}, as input_ids,"
+    raise UsageError(f"labels are {got}; pass a tensor {wanted} of torch.int64, -100 where no token is learned")
+
+
 def stack(clips: Sequence[ClipFeatures]) -> Visual:
     """Clips as one padded batch."""
     return Visual.stack([Seen(clip.vision, clip.tokens, clip.deep) for clip in clips], [clip.times for clip in clips])

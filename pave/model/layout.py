@@ -8,7 +8,7 @@ b rows, n side tokens inserted before a key frame, d channels, l tokens of a row
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from pave.base import Host, Newline
 from pave.config import SenseFacts
-from pave.errors import PatchMismatch, SignalError
+from pave.errors import PatchMismatch, SignalError, UsageError
 from pave.fusion.align import align
 from pave.model.inputs import ClipFeatures, Inputs, Use, stack
 from pave.patch.attached import Attached
 from pave.sidechannel import SideBatch
+from pave.text.shown import counted
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,18 @@ def inserted(uses: Sequence[Use], rows: int) -> list[list[list[Tensor]]]:
                     tokens, real = fusion(side.to(use.attached.device))
                     groups[i].append([group[mask] for group, mask in zip(tokens[0], real[0], strict=True)])
     return groups
+
+
+def refuse_uneven(**lists: object) -> None:
+    """UsageError unless these lists, by what they hold, have one entry or more each, and equally many."""
+    counts = {}
+    for what, values in lists.items():
+        if isinstance(values, str) or not isinstance(values, Collection):
+            raise UsageError(f"the {what}s are a {type(values).__name__}; pass a list, with one {what} per row")
+        counts[what] = len(values)
+    if len({*counts.values()}) > 1 or 0 in counts.values():
+        *some, last = (counted(count, what) for what, count in counts.items())
+        raise UsageError(f"got {', '.join(some)} and {last}; pass equally many, one or more of each")
 
 
 def refuse_questions(host: Host, questions: Iterable[object]) -> None:

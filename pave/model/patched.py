@@ -10,7 +10,7 @@ patches (applied.py), the frozen networks (perception.py), and the calls (call.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
@@ -113,12 +113,14 @@ class PatchedModel:
         """
         row = {"clip": clip, "question": question, "patches": patches, **signals}
         row |= {"audio_track": audio_track, "video_track": video_track}
-        return answers(self.calls, prepared(self.calls, [row], timeout), max_new_tokens)[0]
+        return answers(self.calls, prepared(self.calls, [row], timeout, max_new_tokens))[0]
 
     def ask_batch(self, rows: Rows, *, max_new_tokens: int = 32, timeout: Timeout = "auto") -> list[Answer]:
         """Ask many questions in one batch: (clip, question), (clip, question, patches), or a mapping of clip, question,
         patches, audio_track, video_track and signals. Rows may name different patches. timeout: of each file."""
-        return answers(self.calls, prepared(self.calls, rows, timeout), max_new_tokens) if len(rows) else []
+        if isinstance(rows, Collection) and not len(rows):
+            return []
+        return answers(self.calls, prepared(self.calls, rows, timeout, max_new_tokens))
 
     def stream(
         self,
@@ -135,7 +137,7 @@ class PatchedModel:
         """`ask`, but stream the answer as it is generated. Closing the iterator stops the generation."""
         row = {"clip": clip, "question": question, "patches": patches, **signals}
         row |= {"audio_track": audio_track, "video_track": video_track}
-        return pieces(self.calls, prepared(self.calls, [row], timeout).inputs, max_new_tokens)
+        return pieces(self.calls, prepared(self.calls, [row], timeout, max_new_tokens))
 
     def watch(
         self,

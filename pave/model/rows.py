@@ -7,7 +7,7 @@ Out: a `Prepared`, with the signals read in each row. The sound of a file is dec
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from pave.ambient import neutral
 from pave.data import TRACKS
 from pave.encoder import Encoder, missing
 from pave.errors import SignalError, UsageError, nearest
-from pave.media.clip import Clip, sound
+from pave.media.clip import Clip, limit_of, sound
 from pave.media.decoding import Timeout
 from pave.media.warned import told, warn
-from pave.model.answer import Prepared
+from pave.model.answer import Prepared, most_of
 from pave.model.call import Calls, senses_of
 from pave.model.inputs import ClipFeatures, Inputs, Use
 from pave.model.layout import lay_out, perceived, refuse_questions
@@ -44,9 +44,12 @@ class Row:
 
 
 @neutral()
-def prepared(calls: Calls, asked: Rows, timeout: Timeout) -> Prepared:
+def prepared(calls: Calls, asked: Rows, timeout: Timeout, max_new_tokens: int) -> Prepared:
     """Read, encode and lay out. A clip of several rows is read once, and encoded once unless signals are passed with
     it. Warns of what is wrong with their files."""
+    if not isinstance(asked, Collection):
+        raise UsageError(f"the rows are a {type(asked).__name__}; pass a list of rows, each (clip, question)")
+    most, timeout = most_of(max_new_tokens), limit_of(timeout)
     rows = [_row(row) for row in asked]
     refuse_questions(calls.host, [row.question for row in rows])  # before any clip is read
     uses = calls.applied.uses([row.patches for row in rows], len(rows))
@@ -64,7 +67,7 @@ def prepared(calls: Calls, asked: Rows, timeout: Timeout) -> Prepared:
     inputs = calls.around(layout, [row.question for row in rows])
     signals = [_signals(inputs, clip, i) for i, clip in enumerate(features)]
     seconds = {"read": read - begin, "encode": encoded - read, "prepare": time.perf_counter() - encoded}
-    return Prepared(inputs, signals, [clip.warnings for clip in features], seconds)
+    return Prepared(inputs, signals, [clip.warnings for clip in features], seconds, most)
 
 
 def _row(row: Sequence[Any] | Mapping[str, Any]) -> Row:

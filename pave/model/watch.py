@@ -30,7 +30,7 @@ from pave.fusion.clock import APART, INSTANT
 from pave.media.arrays import pictures_of, sound_of, tensor_of, times_of
 from pave.media.clip import Clip
 from pave.media.pixels import scaled
-from pave.model.answer import Answer, Prepared, answers
+from pave.model.answer import Answer, Prepared, answers, most_of
 from pave.model.call import Calls
 from pave.model.inputs import ClipFeatures, Use
 from pave.model.layout import lay_out, perceived, refuse_questions
@@ -129,6 +129,7 @@ class Show:
         """Ask about everything so far. patches: names; None means those passed to watch(), or else all that were
         applied by then and are enabled."""
         refuse_questions(self.calls.host, [question])
+        most = most_of(max_new_tokens)
         names = self.names if patches is None else self.calls.applied.wanted(patches, 1)[0]
         if patches is None and not self.named:
             enabled = self.calls.applied.wanted(None, 1)[0]
@@ -155,7 +156,7 @@ class Show:
                 if count := late[attached, sense]:
                     signals[sense] += f"; {count} steps arrived over {PATIENCE:g} s late and were skipped"
         seconds = {"encode": encoded - begin, "prepare": time.perf_counter() - encoded}
-        return answers(self.calls, Prepared(inputs, [signals], [told], seconds), max_new_tokens)[0]
+        return answers(self.calls, Prepared(inputs, [signals], [told], seconds, most))[0]
 
     def _perceived(
         self, use: Use, features: ClipFeatures, made: Mapping[Attached, tuple[Tensor, Tensor] | None]

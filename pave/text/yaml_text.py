@@ -7,6 +7,7 @@ that begins with the line. Knows nothing of recipes and files.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import yaml
@@ -21,6 +22,7 @@ TOO_DEEP = f"nested over {DEEPEST} deep; use fewer levels"
 TAG = "tag:yaml.org,2002:"
 KINDS = {TAG + kind for kind in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
 DATE = TAG + "timestamp"
+LEADING_ZERO = re.compile("[-+]?0[0-9_]+")
 
 
 def yaml_value(text: str) -> Any:
@@ -103,9 +105,18 @@ def _weigh(node: Node, known: dict[int, tuple[int, int]], above: set[int]) -> tu
     return known[id(node)]
 
 
+def _base(node: Node) -> int | None:
+    """The base to which YAML 1.1 reads what looks like a time of day or a decimal number (yaml.org/type/int.html)."""
+    if ":" in node.value:
+        return 60
+    return 8 if node.tag == TAG + "int" and LEADING_ZERO.fullmatch(str(node.value)) else None
+
+
 def _check(node: Node) -> None:
     if node.tag == DATE:
         raise _flaw(node, f"{quoted(node.value)} reads as a date; put it in quotes")
+    if node.tag in (TAG + "int", TAG + "float") and (base := _base(node)):
+        raise _flaw(node, f"{quoted(node.value)} reads as a number to the base {base}; write it as usual, or in quotes")
     if node.tag not in KINDS:
         raise _flaw(
             node, f"not YAML of plain data (the tag {quoted(node.tag.removeprefix(TAG))}); write text or numbers"

@@ -18,7 +18,8 @@ from pave.data import collate, pack
 from pave.errors import UsageError
 from pave.media.clip import Clip
 from pave.model.call import bound
-from pave.model.inputs import ClipFeatures, Inputs
+from pave.model.inputs import ClipFeatures, Inputs, refuse_other
+from pave.model.layout import refuse_questions, refuse_uneven
 from pave.model.patched import PatchedModel
 from pave.patch.attached import Attached
 from pave.training.trainee import calibrate, checkpoint_activations
@@ -30,7 +31,9 @@ def patch_module(model: PatchedModel, name: str) -> PatchModule:
     """The patch `name` of a model as a module to train. Its parameters, and the names in its `state_dict`, are those of
     the patch file; the base is not part of it, and its `to()` does not move the base.
 
-    UsageError for a patch whose weights are frozen, as after apply_patch."""
+    UsageError for a patch whose weights are frozen, as after apply_patch, and for a model that is not of pave.load."""
+    if not isinstance(model, PatchedModel):
+        raise UsageError(f"the model is a {type(model).__name__}; pass the one that pave.load returned")
     attached = model.applied.module(name)
     if not any(each.requires_grad for each in attached.parameters()):
         remedy = "apply it with model.attach(name, patch.config, patch.weights()), or without weights to start anew"
@@ -58,12 +61,14 @@ class PatchModule(nn.Module):
         self, clips: Sequence[Clip | ClipFeatures], questions: Sequence[str], answers: Sequence[str]
     ) -> tuple[Inputs, Tensor]:
         """Rows of clips with a question and its answer each, and labels (b l): the answers' tokens and the end of the
-        turn. Encode clips once with model.encode, not in every epoch."""
-        if not len(clips) == len(questions) == len(answers):
-            counts = f"{len(clips)} clips, {len(questions)} questions and {len(answers)} answers"
-            raise UsageError(f"got {counts}; pass one question and one answer per clip")
-        host, layout = self.model.host, self.model.lay_out(self.encoded(clips))
-        rows = []
+        turn. Encode clips once with model.encode, not in every epoch. UsageError for a text that the base does not
+        take."""
+        host, rows = self.model.host, []
+        refuse_uneven(clip=clips, question=questions, answer=answers)
+        refuse_questions(host, questions)  # before the clips are encoded
+        for answer in answers:
+            host.refuse_text(answer, "answer")
+        layout = self.model.lay_out(self.encoded(clips))
         for visual, template, question, answer in zip(layout.visual, layout.templates, questions, answers, strict=True):
             before, after = host.prompt(question, template)
             rows.append(pack([*before, *visual], [(after, [*host.encode_text(answer), host.end])]))
@@ -84,6 +89,7 @@ class PatchModule(nn.Module):
         """Hugging Face's output for rows prepared with this patch: `logits` (b l vocabulary), and with `labels` (b l)
         the `loss`, auxiliary losses of a resampler included. Both give every parameter a gradient, zero
         where no row has the sense. UsageError for inputs that do not use the patch."""
+        refuse_other(inputs)
         if self.name not in (use.name for use in inputs.uses):
             used = ", ".join(use.name for use in inputs.uses) or "none"
             cause = f"these inputs do not use the patch {self.name} (they use {used})"

@@ -11,6 +11,7 @@ import threading
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from pave.errors import MediaError, SignalError
 from pave.files.process import Stopped, Worker
+from pave.media.arrays import pictures_of, sound_of, tensor_of, times_of
 from pave.media.clip import Clip, Signal, decode_many
 from pave.media.decoding import WORKERS, parts_within
 from pave.media.key_frames import Request
@@ -606,3 +608,50 @@ def test_arrays_that_cannot_be_a_clip_are_refused_with_the_numbers():
     for arguments, error, cause in wrong:
         with pytest.raises(error, match=cause):
             Clip.from_frames(**arguments)
+
+
+MASKED = np.ma.masked_equal([[1.0, -9999.0]], -9999.0)
+FIELDS = np.zeros(2, [("x", "<f4"), ("y", ">f4")])
+ROW = torch.ones(2)
+
+
+def quantised() -> Tensor:
+    return torch.quantize_per_tensor(ROW, 0.1, 0, torch.qint8)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, about kinds of tensors that may change
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: MASKED, r"1 of 2 values are masked; fill them \(array\.filled\(0\)\), or drop those steps"),
+        (lambda: [MASKED[0], MASKED[0]], "1 of 2 values are masked"),
+        (lambda: [1.0, np.ma.masked], "1 of 1 values are masked"),
+        (lambda: FIELDS, r"the array has 2 named fields \(x, y\); pass one field"),
+        (lambda: np.ma.array(FIELDS, mask=[(True, False)] * 2), "has 2 named fields"),
+        (lambda: torch.eye(2).to_sparse(), r"the tensor is sparse; pass tensor\.to_dense\(\)"),
+        (lambda: torch.eye(2).to_sparse_csr(), "the tensor is sparse"),
+        (lambda: [ROW.to_sparse(), ROW.to_sparse()], "the tensor is sparse"),
+        (lambda: ROW.to("meta"), "the tensor is on the device meta, which holds no values; pass a tensor with values"),
+        (quantised, r"the tensor is quantised; pass tensor\.dequantize\(\)"),
+        (lambda: torch.nested.nested_tensor([ROW, ROW[:1]]), "the tensor is nested; pass one tensor"),
+        (lambda: torch.nested.nested_tensor([ROW, ROW[:1]], layout=torch.jagged), "the tensor is nested"),
+        (lambda: [ROW.clone().requires_grad_()], "is no array of numbers"),
+    ],
+)
+def test_values_that_are_not_plain_numbers_are_refused_wherever_arrays_are_read(made: Any, message: str) -> None:
+    pictures = [] if isinstance(made(), list) else [pictures_of]  # which reads a list entry by entry
+    for read in (tensor_of, lambda x: times_of(x, 2), lambda x: sound_of(x, 8000), _as_signal, *pictures):
+        with pytest.raises(SignalError, match=message):
+            read(made())
+
+
+def _as_signal(values: Any) -> Clip:
+    return Clip.from_frames(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), imu=(values, [0.0, 1.0]))
+
+
+def test_arrays_without_a_masked_value_and_of_either_byte_order_are_read() -> None:
+    assert tensor_of(np.ma.masked_equal([[1.0, 2.0]], -9999.0)).tolist() == [[1.0, 2.0]]
+    for order in ("<", ">"):
+        assert tensor_of(np.array([1, -2], f"{order}f4")).tolist() == [1.0, -2.0]
+        assert sound_of(np.array([256, -512] * 9, f"{order}i2"), 8000)[0, :2].tolist() == [1 / 128, -1 / 64]
+        assert times_of(np.array([0.0, 1.5], f"{order}f8")[::-1][::-1], 2).tolist() == [0.0, 1.5]

@@ -84,7 +84,7 @@ def test_wrong_counts_are_errors(one: PatchedModel) -> None:
     fewer[fewer == one.host.placeholder] = one.host.pad
     with pytest.raises(ValueError, match="placeholders"):
         one.forward(Inputs(fewer, inputs.attention_mask, inputs.visual))
-    with pytest.raises(ValueError, match="2 clips and 1 questions"):
+    with pytest.raises(ValueError, match="got 2 clips and 1 question; pass equally many"):
         one.prepare(clips(), QUESTIONS[:1])
     with pytest.raises(ValueError, match="position_ids"):
         one.forward(Inputs(inputs.input_ids, inputs.attention_mask[:, None, None], inputs.visual))
@@ -201,7 +201,7 @@ def test_frames_are_spread_over_the_sound_passed_with_them(one: PatchedModel) ->
     together = one.ask(Clip.from_frames(clip.frames, audio=clip.audio, rate=16000), QUESTIONS[0])
     assert "".join(apart).strip() == together
     heard = [
-        prepared(one.calls, [{"clip": given, "question": "?", **signals}], "auto").inputs.uses[0].sides["audio"]
+        prepared(one.calls, [{"clip": given, "question": "?", **signals}], "auto", 1).inputs.uses[0].sides["audio"]
         for given, signals in (
             (clip.frames, {"audio": (clip.audio, 16000)}),
             (Clip.from_frames(clip.frames, audio=clip.audio, rate=16000), {}),

@@ -18,6 +18,7 @@ from pave.config import SenseFacts
 from pave.encoder import load_encoder
 from pave.errors import MediaError, MediaWarning, SignalError, UsageError
 from pave.media.clip import Clip
+from pave.media.warned import told
 from pave.model.answer import Answer
 from pave.model.patched import PatchedModel
 from pave.model.rows import _clips, _row
@@ -189,3 +190,8 @@ def test_files_of_further_pictures_keep_the_limit_and_their_warnings(one: Patche
 def _other(value: Any, files: Path) -> Any:
     path = files / "two.mkv"
     return [path] if isinstance(value, list) else path
+
+
+@pytest.mark.parametrize(("count", "last"), [(1, "1: cut"), (2, "and 1 more clip with"), (3, "and 2 more clips with")])
+def test_clips_beyond_the_first_are_counted(count: int, last: str) -> None:
+    assert told({str(i + 1): ["cut"] for i in range(count)}, most=1)[-1].startswith(last)

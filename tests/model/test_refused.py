@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from patched import clips, other_ears
+from small import make_clip
 
 from pave.config import ResamplerConfig
-from pave.errors import PatchDamaged, PatchError, PatchMismatch, PatchNotFound, SignalError
+from pave.errors import PatchDamaged, PatchError, PatchMismatch, PatchNotFound, SignalError, UsageError
+from pave.evaluation.accuracy import evaluate
 from pave.hub.catalogue import file_of
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
@@ -71,3 +74,48 @@ def test_signals_are_passed_by_their_own_names(one: PatchedModel) -> None:
     one.apply_patch(other_ears(one))
     with pytest.raises(SignalError, match=r"pass each by its own name: ask\(clip, question, imu=\.\.\.\)"):
         one.ask(clips()[0], "What?", signals={"imu": [1]})
+
+
+GONE = "gone.mp4"  # reading it would be a MediaError
+
+
+@pytest.mark.parametrize("most", [True, 2.5, 0, -1, None, "8"])
+def test_the_length_of_an_answer_is_refused_before_its_clip_is_read(one: PatchedModel, most: Any) -> None:
+    asked = {
+        "ask": lambda: one.ask(GONE, "What?", max_new_tokens=most),
+        "ask_batch": lambda: one.ask_batch([(GONE, "What?")], max_new_tokens=most),
+        "stream": lambda: one.stream(GONE, "What?", max_new_tokens=most),
+        "watch": lambda: one.watch(iter(())).ask("What?", max_new_tokens=most),
+        "evaluate": lambda: evaluate(one, GONE, max_new_tokens=most),
+    }
+    if most is None:
+        del asked["evaluate"]  # which chooses it
+    for ask in asked.values():
+        with pytest.raises(UsageError, match=r"max_new_tokens=.* is no length of an answer; pass a whole number, 1 or"):
+            ask()
+
+
+@pytest.mark.parametrize("limit", [True, "5", [1], -1])
+def test_a_limit_is_checked_though_no_file_is_read(one: PatchedModel, limit: Any) -> None:
+    for ask in (one.ask, one.stream):
+        with pytest.raises(UsageError, match="is not a limit; pass seconds"):
+            ask(make_clip(), "What?", timeout=limit)
+
+
+def test_numbers_of_numpy_are_lengths_and_limits(one: PatchedModel) -> None:
+    options = {"max_new_tokens": np.int64(2), "timeout": np.float32(9)}
+    assert one.ask(make_clip(), "What?", **options) == one.ask(make_clip(), "What?", max_new_tokens=2)
+
+
+def test_rows_that_are_no_list_are_refused(one: PatchedModel) -> None:
+    clip = make_clip()
+    rows: tuple[Any, ...] = (((clip, "What?") for _ in range(1)), None, 5)
+    for asked in rows:
+        with pytest.raises(UsageError, match=r"the rows are a \w+; pass a list of rows"):
+            one.ask_batch(asked)
+    pairs: tuple[Any, ...] = (([clip], None), ([clip], "What?"), (clip, ["What?"]), ([clip], iter(["What?"])))
+    for some, questions in pairs:
+        with pytest.raises(UsageError, match=r"the (clip|question)s are a \w+; pass a list"):
+            one.prepare(some, questions)
+    with pytest.raises(UsageError, match="got 0 clips and 0 questions"):
+        one.prepare([], [])

@@ -157,11 +157,58 @@ def test_what_cannot_be_trained_is_refused_in_words(one: PatchedModel, module: P
         pave.patch_module(one, "eers")
     with pytest.raises(UsageError, match=r"do not use the patch ears \(they use frozen\); enable it"):
         module(one.prepare([make_clip(0)], QUESTIONS[:1], patches=["frozen"]))
-    with pytest.raises(UsageError, match="1 clips, 2 questions and 2 answers"):
+    with pytest.raises(UsageError, match="1 clip, 2 questions and 2 answers"):
         module.batch([make_clip(0)], QUESTIONS, ANSWERS)
     inputs, labels = module.batch([make_clip(0)], QUESTIONS[:1], ANSWERS[:1])
     with pytest.raises(UsageError, match="the patch ears is on meta, its base on cpu"):
         module.to("meta")(inputs, labels)
+
+
+CLIP = [make_clip(0)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((CLIP, "What?", ["no"]), "the questions are a str; pass a list"),
+        ((CLIP, ["What?"], "n"), "the answers are a str; pass a list"),
+        ((CLIP, None, ["no"]), "the questions are a NoneType"),
+        ((CLIP[0], ["What?"], ["no"]), "the clips are a Clip"),
+        (([], [], []), "got 0 clips, 0 questions and 0 answers"),
+        ((CLIP, [5], ["no"]), "the question is a int"),
+        ((CLIP, ["What?"], [None]), "the answer is a NoneType"),
+        ((CLIP, [" "], ["no"]), "the question is empty"),
+        ((CLIP, ["What?"], [""]), "the answer is empty"),
+        ((CLIP, ["é" * 50_000], ["no"]), "the question has .* shorten it"),
+        ((CLIP, ["What?"], ["é" * 50_000]), "the answer has .* shorten it"),
+    ],
+)
+def test_texts_of_a_batch_are_refused_in_words(module: PatchModule, rows: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        module.batch(*rows)
+
+
+def test_inputs_labels_and_models_of_another_kind_are_refused(one: PatchedModel, module: PatchModule) -> None:
+    inputs, labels = module.batch(CLIP, QUESTIONS[:1], ANSWERS[:1])
+    for call in (module, one.forward, one.generate):
+        with pytest.raises(UsageError, match=r"the inputs are a NoneType; pass what model\.prepare"):
+            call(None)  # type: ignore[arg-type]
+    others: tuple[Any, ...] = (
+        labels.tolist(),
+        labels.float(),
+        labels.int(),
+        labels[:, 1:],
+        labels[0],
+        labels.repeat(2, 1),
+    )
+    for other in others:
+        for call in (module, one.forward):
+            with pytest.raises(
+                UsageError, match=r"labels are .*; pass a tensor \(1, \d+\), as input_ids, of torch\.int64"
+            ):
+                call(inputs, labels=other)
+    with pytest.raises(UsageError, match="pass the one that pave"):
+        pave.patch_module(one.base, "ears")  # type: ignore[arg-type]
 
 
 def test_two_processes_train_together_though_one_has_no_row_with_the_sense(tmp_path: Path) -> None:
