@@ -61,7 +61,7 @@ class Prepared:
 
 def most_of(max_new_tokens: object) -> int:
     """The most tokens of an answer, checked."""
-    if isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool) and max_new_tokens >= 1:
+    if isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool) and index(max_new_tokens) >= 1:
         return index(max_new_tokens)
     raise UsageError(
         f"max_new_tokens={quoted(max_new_tokens)} is no length of an answer; pass a whole number, 1 or more"
