@@ -379,10 +379,13 @@ if sys.platform == "linux":
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a few tries of each; writes no result")
-    small = parser.parse_args().small
+    parser.add_argument("--part", choices=PARTS, action="append", help="this part alone; may be repeated")
+    options = parser.parse_args()
+    small = options.small
     torch.set_num_threads(1)
     study, bad = Study("faults"), False
-    for key, (part, few, many) in PARTS.items():
+    for key in options.part or PARTS:
+        part, few, many = PARTS[key]
         if small or key not in study:
             with TemporaryDirectory() as folder:
                 figures = part(few if small else many, Path(folder))
