@@ -479,13 +479,13 @@ def test_a_worker_reads_the_same_clip_and_is_used_again(tmp_path):
 
 
 def test_decoding_past_its_limit_is_killed_and_the_next_file_is_read(tmp_path, long_clip):
-    with pytest.raises(MediaError, match=r"long\.mp4: decoding took longer than 0\.02 s"):
-        Clip.read(long_clip, timeout=0.02)
+    with pytest.raises(MediaError, match=r"long\.mp4: decoding took longer than 1e-06 s"):
+        Clip.read(long_clip, timeout=1e-6)
     worker, request = Worker("pave.media.decoding"), vars(Request(str(long_clip), frames=None))
     worker.call(request, 600)
     with pytest.raises(Stopped, match="killed"):
-        worker.call(request, 0.02)
-    assert worker.process.returncode == -9  # it was killed before it finished
+        worker.call(request, 1e-6)
+    assert worker.process.returncode == -9
     assert numbers(Clip.read(write_clip(tmp_path / "a.mp4", counting_frames(5)), frames=1)) == [0]
 
 
