@@ -44,8 +44,8 @@ from tower import Budget, Eyes, train
 from trainings import Training, run
 from whole import written
 
-from pave.data import read_jsonl
 from pave.errors import DataError, PaveError
+from pave.readers.questions import read_data
 
 SEEDS = (0, 1, 2)
 # What a prompt says, word for word, if encoder and decoder are converted rightly.
@@ -129,7 +129,7 @@ def yardsticks(packages: Mapping[str, Path], place: Path, study: Study) -> None:
         kinds = kinds_of(packages["tuxpaint-stamps-default"])
         study.add("the base sees", sight.measure(place / "base", kinds, PICTURES))
     if "Whisper tiny.en itself" not in study:
-        listener, asked = whisper.Transcriber(place / "whisper-tiny.en"), read_jsonl(place / "sentences/test.jsonl")
+        listener, asked = whisper.Transcriber(place / "whisper-tiny.en"), read_data(place / "sentences/test.jsonl")
         files = (sentences.recording(packages, example.facts["prompt"]) for example in asked)
         pairs = [(e.answer, listener.text(samples(file))) for e, file in zip(asked, files, strict=True)]
         study.add(

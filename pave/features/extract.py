@@ -22,7 +22,7 @@ from typing import Literal
 
 import torch
 
-from pave.data import Source, read_jsonl
+from pave.data import Source
 from pave.encoder import consent
 from pave.errors import DataError, raised_as
 from pave.features.files import DTYPES, ClipEntry, FeatureKey, files, read_header, write, write_list
@@ -30,6 +30,7 @@ from pave.features.worker import WORKERS, Job, ask, borrow, size_of
 from pave.files.locks import held
 from pave.media.headers import why_not_media
 from pave.media.warned import FEW
+from pave.readers.questions import read_data
 from pave.sidechannel import PARTS, SideTokens
 
 # Endings that promise media: such a file is a clip even if it cannot be opened, so that it keeps its place in its
@@ -69,7 +70,7 @@ def found(source: Path) -> tuple[list[tuple[str, Source]], dict[str, str]]:
     are skipped."""
     source = source.absolute()  # workers may have another working directory
     if not os.path.isdir(source):
-        asked = dict.fromkeys(example.source for example in read_jsonl(source))
+        asked = dict.fromkeys(example.source for example in read_data(source))
         return [(os.path.relpath(clip.video, source.parent), clip) for clip in asked], {}
     clips, left_out = [], {}
     for file in sorted(source.rglob("*")):

@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pave.base import Host
-from pave.data import Example, Source, collate, pack, read_jsonl, refuse_texts
+from pave.data import Example, Source, collate, pack
 from pave.encoder import Encoder
 from pave.errors import DataError, nearest
 from pave.features.cache import FeatureCache, OnClip
@@ -26,7 +26,8 @@ from pave.model.applied import Names
 from pave.model.inputs import ClipFeatures, Inputs
 from pave.model.patched import PatchedModel
 from pave.playroom.writer import write_clips
-from pave.recipe import DataConfig
+from pave.readers.questions import names_of, read_data
+from pave.recipe import DataConfig, Sets
 from pave.training.setup import Setup
 
 TURNS = 4_096  # tokens of questions and answers in one row
@@ -109,14 +110,12 @@ def read_dataset(setup: Setup, clips: int | None = None, on_clip: OnClip | None 
     """Read the questions, then encode every clip once; `clips`: how many to use, None: all."""
     setup.recipe.output.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    train_file, val_file = data_files(setup.recipe.data, setup.recipe.output)
+    train_data, val_data = data_of(setup.recipe.data, setup.recipe.output)
     written = time.perf_counter()
-    host = setup.model.host
-    examples = [read_jsonl(file) for file in (train_file, val_file) if file]  # both, so that bad files fail early
-    for file, lines in zip((train_file, val_file), examples, strict=False):
-        refuse_texts(file or "", lines, host.refuse_text)
-    train = _training_clips(setup, train_file, examples[0], clips, on_clip)
-    val = _training_clips(setup, val_file, examples[1], clips, on_clip) if val_file else []
+    refuse = setup.model.host.refuse_text
+    examples = [read_data(data, refuse) for data in (train_data, val_data) if data]  # both, so that bad ones fail early
+    train = _training_clips(setup, names_of(train_data), examples[0], clips, on_clip)
+    val = _training_clips(setup, names_of(val_data), examples[1], clips, on_clip) if val_data else []
     seconds = {"clips": written - begin, "features": time.perf_counter() - written}
     unused = unread(chain(*examples), setup.streams)
     timed = frozenset(sense for sense, config in setup.recipe.senses.items() if config.align == "time")
@@ -124,8 +123,8 @@ def read_dataset(setup: Setup, clips: int | None = None, on_clip: OnClip | None 
     if not setup.recipe.train.keep_lora_when_absent and not dataset.sensing():
         why = "; ".join(sorted({why for clip in train for why in clip.features.absent.values()})[:3])
         raise DataError(
-            f"{train_file}: none of its {len(train)} clips has {' or '.join(setup.senses)} ({why}), so there is "
-            f"nothing to learn from; {'; '.join(unused) or 'use clips that have it'}"
+            f"{names_of(train_data)}: none of its {len(train)} clips has {' or '.join(setup.senses)} ({why}), so there "
+            f"is nothing to learn from; {'; '.join(unused) or 'use clips that have it'}"
         )
     return dataset
 
@@ -145,8 +144,8 @@ def unread(examples: Iterable[Example], read: Collection[str]) -> list[str]:
     return lines
 
 
-def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:
-    """The JSONL files of a recipe; Playroom clips are written first."""
+def data_of(data: DataConfig, folder: Path) -> tuple[Sets, Sets | None]:
+    """The data sets of a recipe; Playroom clips are written first."""
     if data.playroom is None:
         assert data.train is not None  # guaranteed by the config
         return data.train, data.val
@@ -160,7 +159,7 @@ def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:
 
 
 def _training_clips(
-    setup: Setup, file: Path, examples: Sequence[Example], limit: int | None, on_clip: OnClip | None
+    setup: Setup, file: str, examples: Sequence[Example], limit: int | None, on_clip: OnClip | None
 ) -> list[TrainingClip]:
     """Every readable clip, with its questions."""
     by_clip: dict[Source, list[Example]] = {}
