@@ -21,12 +21,16 @@ class Media:
 
     def __init__(self, folder: Path, unpacks: bool = True) -> None:
         self.folder, self.unpacks = folder, unpacks
+        self.packed: set[Path] = set()  # media that were not unpacked
 
     def path(self, name: str | Packed, ending: str | None = None) -> Path:
         """The path of a medium. With `ending`, `name` may lack its folder and its ending: it is looked for, and if it
         is nowhere, that ending is taken."""
         if not isinstance(name, str):
-            return name.unpack(self.folder) if self.unpacks else self.folder / str(name)
+            if self.unpacks:
+                return name.unpack(self.folder)
+            self.packed.add(self.folder / str(name))
+            return self.folder / str(name)
         path = self.folder / name
         if ending is None or os.path.exists(path):
             return path

@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from glob import glob
 from importlib import import_module
@@ -49,7 +49,8 @@ def read_data(data: Data, refuse: Refuse | None = None) -> list[Example]:
     data = Path(data) if isinstance(data, str) else data
     if not isinstance(data, Path | DataSet) and not _are_sets(data):
         given = isinstance(data, list | tuple) and all(isinstance(each, Example) for each in data)
-        examples = list(data) if given else list(Reading(DataSet(file=Path("rows")), rows=data).examples())
+        rows = data if hasattr(data, "__len__") else list(data)  # which are gone through twice
+        examples = list(data) if given else list(Reading(DataSet(file=Path("rows")), rows=rows).examples())
         if refuse:
             refuse_texts("examples", examples, refuse)
         return examples
@@ -82,11 +83,21 @@ def formats() -> list[str]:
     return sorted(file.stem.replace("_", "-") for file in (Path(__file__).parent / "formats").glob("[!_]*.py"))
 
 
+def described() -> dict[str, str]:
+    """What each format is, by its name: the first sentence of its file."""
+    heads = {name: str(import_module(_module(name)).__doc__).partition("\n\n")[0] for name in formats()}
+    return {name: " ".join(head.split()) for name, head in heads.items()}
+
+
+def _module(name: str) -> str:
+    return f"pave.readers.formats.{name.replace('-', '_')}"
+
+
 def format_of(name: str) -> type[Format]:
     """The reader of a format."""
     if name not in formats():
         raise DataError(f"no format {name!r}; {nearest(name, formats())}")
-    return import_module(f"pave.readers.formats.{name.replace('-', '_')}").READER
+    return import_module(_module(name)).READER
 
 
 def shards(file: Path) -> list[Path]:
@@ -122,6 +133,7 @@ class Reading:
     rows: Iterable[Any] | None = None  # instead of a file
     records: int = 0  # so far
     left_out: int = 0  # records beyond `per_clip`
+    packed: set[Path] = field(default_factory=set)  # paths of media that were not unpacked
 
     def examples(self) -> Iterator[Example]:
         """All questions; DataError for the first broken record."""
@@ -138,6 +150,7 @@ class Reading:
             if self.records >= most:
                 return
             self.records += 1
+            media.packed = self.packed
             try:
                 found = self._understood(record, media)
             except Broken as broken:
@@ -164,7 +177,8 @@ class Reading:
         if max(fits.values()) and len(best) == 1:
             return best[0]
         cause = f"could be {' or '.join(best)}" if max(fits.values()) else f"is in no known format ({_likest(keys)})"
-        raise DataError(f"{self.options.file}, {first.place}: {cause}; name it with format: or --format: {formats()}")
+        remedy = f"name it with format: or --format, one of {', '.join(formats())}"
+        raise DataError(f"{self.options.file}, {first.place}: {cause}; {remedy}")
 
     @cached_property
     def reader(self) -> Format:

@@ -151,7 +151,7 @@ class _Text:
         while True:
             try:
                 value, end = json_first(self.ahead, self.at)
-                if end < len(self.ahead) or self.ended:  # a number may go on behind what has been read
+                if end - self.at <= LONGEST and (end < len(self.ahead) or self.ended):  # a number may go on behind it
                     self.at = end
                     return value
             except ValueError:

@@ -43,6 +43,11 @@ class TrainingClip:
     turns: tuple[Turn, ...]  # one per example
     present: frozenset[str]  # encoders of which it has side tokens, by their `spec.preprocessing`
 
+    @property
+    def weight(self) -> float:
+        """How often it comes in an epoch."""
+        return self.examples[0].weight
+
     def has(self, encoder: Encoder) -> bool:
         """Whether the clip has side tokens of an encoder."""
         return encoder.spec.preprocessing in self.present
@@ -162,16 +167,17 @@ def _training_clips(
     setup: Setup, file: str, examples: Sequence[Example], limit: int | None, on_clip: OnClip | None
 ) -> list[TrainingClip]:
     """Every readable clip, with its questions."""
-    by_clip: dict[Source, list[Example]] = {}
+    by_clip: dict[Source, dict[float, list[Example]]] = {}  # a clip of two data sets may have two weights
     for example in examples:
-        by_clip.setdefault(example.source, []).append(example)
+        by_clip.setdefault(example.source, {}).setdefault(example.weight, []).append(example)
     sources = list(by_clip)[:limit]
     store: FeatureCache = setup.store
     encoded = store.read(sources, on_clip)
     if not encoded:
         raise DataError(f"{file}: none of its {len(sources)} clips can be read; the first: {store.refused[sources[0]]}")
     host = setup.model.host
-    return [part for source, features in encoded.items() for part in _rows(host, features, by_clip[source])]
+    asked = ((features, own) for source, features in encoded.items() for own in by_clip[source].values())
+    return [part for features, own in asked for part in _rows(host, features, own)]
 
 
 def _rows(host: Host, features: ClipFeatures, examples: Sequence[Example]) -> Iterator[TrainingClip]:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -171,12 +171,14 @@ class Run:
         return always or any(clip.has(encoder) for encoder in self.setup.senses.values())
 
     def clips_of(self, step: int) -> list[TrainingClip]:
-        """The clips of a step; each epoch is a permutation of all clips that depends on seed and epoch alone."""
+        """The clips of a step; each epoch is a random order of all clips that depends on seed and epoch alone."""
         clips, options = self.dataset.train, self.setup.recipe.train
+        weights = [clip.weight for clip in clips]
+        length = len(_order(weights, options.seed, 0))
         indices = range(step * options.batch, (step + 1) * options.batch)
-        epochs = {index // len(clips) for index in indices}
-        orders = {epoch: _order(len(clips), options.seed, epoch) for epoch in epochs}
-        return [clips[orders[index // len(clips)][index % len(clips)]] for index in indices]
+        epochs = {index // length for index in indices}
+        orders = {epoch: _order(weights, options.seed, epoch) for epoch in epochs}
+        return [clips[orders[index // length][index % length]] for index in indices]
 
     def save(self, step: int) -> None:
         """Write the checkpoint atomically; after an error, the previous one is intact."""
@@ -221,13 +223,28 @@ class Run:
     def _identity(self) -> Identity:
         """What identifies this run: its config and every question, in order."""
         clips = self.dataset.train
-        turns = [(e.video.name, e.question, e.answer) for clip in clips for e in clip.examples]
+        turns = [
+            (e.video.name, e.question, e.answer, *([e.weight] if e.weight != 1 else []))
+            for clip in clips
+            for e in clip.examples
+        ]
         questions = hashlib.sha256(json.dumps([*turns, *self.setup.general]).encode()).hexdigest()
         return {**self.trainee.attached.config.model_dump(mode="json"), "questions": questions[:12]}
 
 
-def _order(count: int, seed: int, epoch: int) -> list[int]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(_mix(seed, epoch))).tolist()
+def _order(weights: Sequence[float], seed: int, epoch: int) -> list[int]:
+    """The places of clips in an epoch, in random order. Of n clips with weight w, w n places, whole turns of all of
+    them first: every epoch has as many."""
+    draw = torch.Generator().manual_seed(_mix(seed, epoch))
+    places: list[int] = []
+    for weight in dict.fromkeys(weights):
+        group = [place for place, each in enumerate(weights) if each == weight]
+        count = max(1, round(weight * len(group)))
+        turns = (torch.randperm(len(group), generator=draw).tolist() for _ in range(0, count, len(group)))
+        places += [group[each] for each in chain(*turns)][:count]
+    if len(places) == len(weights) and len(set(weights)) == 1:
+        return places  # as before there were weights, so that runs of earlier versions can be resumed
+    return [places[each] for each in torch.randperm(len(places), generator=draw).tolist()]
 
 
 def _mix(seed: int, index: int) -> int:

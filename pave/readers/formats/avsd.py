@@ -12,6 +12,8 @@ from pave.readers.records import Record
 from pave.readers.sample import Broken, Format, Sample, needs, others, text_of
 from pave.text.shown import quoted
 
+UNDISCLOSED = "__UNDISCLOSED__"  # the last answers of the challenge's test file
+
 
 class Avsd(Format):
     NEEDS = needs("image_id dialog", "data")
@@ -23,6 +25,8 @@ class Avsd(Format):
         turns = value.get(key)
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
             raise Broken(f"needs {key!r}, a list of {{'question': ..., 'answer': ...}}, got {quoted(turns)}")
+        if any(turn.get("answer") == UNDISCLOSED for turn in turns):
+            raise Broken(f"an answer is {UNDISCLOSED}; take the copy with answers")
         pairs = [(text_of(turn, "question"), text_of(turn, "answer")) for turn in turns]
         yield Sample(video, pairs, facts=others(value, "image_id", key), ending=".mp4")
 

@@ -18,9 +18,11 @@ class Scanqa(Format):
 
     def samples(self, record: Record) -> Iterator[Sample]:
         value = record.value
-        question = text_of(value, "question" if "question" in value else "text")
+        question = text_of(value, "text" if "text" in value else "question")
         turns = [(question, texts_of(value, "answers")[0])]
-        yield Sample(text_of(value, "scene_id"), turns, facts=others(value, "scene_id", "question", "text"), ending="")
+        yield Sample(
+            text_of(value, "scene_id"), turns, facts=others(value, "scene_id", "video", "question", "text"), ending=""
+        )
 
 
 READER = Scanqa
