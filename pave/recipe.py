@@ -75,9 +75,9 @@ Limit = Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], Field(exclude
 
 
 class DataSet(Config):
-    """Questions in one file (or in shards: a pattern such as part-*.tar), and how to read them."""
+    """Questions in a file and how they are read, in data.train and data.val. Paths in it are relative to its folder."""
 
-    file: Path
+    file: Path  # in any format of `pave data formats`; a pattern, as part-*.tar, names several
     format: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)] | None = None  # None: by its content
     media: Path | None = None  # folder of the media; None: the file's own
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0  # how often each clip comes in an epoch
@@ -112,10 +112,8 @@ def data_sets(given: Sets | None) -> tuple[DataSet, ...]:
 class DataConfig(Config):
     """Either your own files, or clips of the Playroom."""
 
-    # A file in any format that PAVE reads, or {file: ..., format: ..., media: ...}, or a list of these. Paths in a file
-    # are relative to its folder.
-    train: Sets | None = None
-    val: Sets | None = None
+    train: Sets | None = None  # a file, {file: ..., format: ..., ...}, or a list of these
+    val: Sets | None = None  # held-out questions, likewise
     playroom: PlayroomData | None = None
     features: tuple[Path, ...] = ()  # folders of feature files from `pave encode`, used instead of encoding
     # Text file, one question a line, for `train.keep`; None: the built-in list. Omitted from older recipes likewise.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -177,10 +178,11 @@ def _show(recipe: Recipe) -> None:
     if recipe.data.train is None:
         say("", "the clips of this recipe are generated when training starts")
         return
-    examples = read_data(recipe.data.train)
-    held_out = read_data(recipe.data.val) if recipe.data.val else []
+    packed: set[Path] = set()
+    examples = read_data(recipe.data.train, packed=packed)
+    held_out = read_data(recipe.data.val, packed=packed) if recipe.data.val else []
     sources = {example.source for example in examples}
-    files = {file for source in sources for file in source.files}
+    files = {file for source in sources for file in source.files} - packed
     missing = sorted(str(file) for file in files if not os.path.exists(file))
     asked = f"{counted(len(examples), 'question')} about {counted(len(sources), 'clip')}"
     say("", f"{names_of(recipe.data.train)}: {asked}, {counted(len(missing), 'file')} missing")

@@ -43,9 +43,10 @@ Data = Sets | str | Iterable[Any]  # a file, data sets, rows (a `datasets.Datase
 Refuse = Callable[[str, str], object]  # raises UsageError for a text that a base does not take; with the text's name
 
 
-def read_data(data: Data, refuse: Refuse | None = None) -> list[Example]:
+def read_data(data: Data, refuse: Refuse | None = None, packed: set[Path] | None = None) -> list[Example]:
     """All questions of some data. DataError with file and place for the first that is broken, that `refuse` does not
-    take, or for a data set without a question."""
+    take, or for a data set without a question. Media in shards and tables are written to files, unless `packed` is
+    given, to which the paths of these files are added."""
     data = Path(data) if isinstance(data, str) else data
     if not isinstance(data, Path | DataSet) and not _are_sets(data):
         given = isinstance(data, list | tuple) and all(isinstance(each, Example) for each in data)
@@ -56,13 +57,15 @@ def read_data(data: Data, refuse: Refuse | None = None) -> list[Example]:
         return examples
     found: list[Example] = []
     for each in data_sets(data):  # type: ignore[arg-type]
-        reading = Reading(each)
+        reading = Reading(each, packed is None)
         own = list(reading.examples())
         if not own:
             raise empty(each.file, reading.records)
         if refuse:
             refuse_texts(each.file, own, refuse)
         found += own
+        if packed is not None:
+            packed |= reading.packed
     return found
 
 
