@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +74,7 @@ class Example:
     facts: dict[str, Any] = field(default_factory=dict)
     unit: str = "line"  # what `line` counts: lines of a file, items of a list, rows of a table
     weight: float = 1.0  # how often its clip comes in an epoch
+    history: tuple[tuple[str, str], ...] = ()  # questions and answers before it, in its dialogue
 
     @property
     def video(self) -> Path:
@@ -89,34 +90,47 @@ def refuse_texts(file: str | Path, examples: Iterable[Example], refuse: Callable
     """DataError, with its place, for the first question or answer that `refuse` (a text, its name) does not take."""
     for example in examples:
         try:
-            refuse(example.question, "question")
-            refuse(example.answer, "answer")
+            for asked, answered in (*example.history, (example.question, example.answer)):
+                refuse(asked, "question")
+                refuse(answered, "answer")
         except UsageError as error:
             raise DataError(f"{file}, {example.place}: {error}") from None
 
 
+class Turn(NamedTuple):
+    """A question and its answer as ids."""
+
+    prompt: Sequence[int]  # after the video, or behind the end of the answer before
+    answer: Sequence[int]  # with the end of the turn
+    follows: bool = False  # whether it goes on in the dialogue of the turn before, and attends to that
+
+
 @dataclass(frozen=True)
 class Row:
-    """One clip's tokens: a prefix, then turns that each attend to the prefix and themselves."""
+    """One clip's tokens: a prefix, then dialogues of one or more turns, which attend to the prefix and themselves."""
 
     ids: Tensor  # int64 (l)
-    positions: Tensor  # int64 (l): every turn continues where the prefix ends
-    turns: Tensor  # int64 (l): 0 for the prefix, then 1, 2, ...
+    positions: Tensor  # int64 (l): every dialogue continues where the prefix ends
+    turns: Tensor  # int64 (l): 0 for the prefix, then 1, 2, ... for each dialogue
     labels: Tensor  # int64 (l): IGNORE except for the answers
 
 
-def pack(prefix: Sequence[int], turns: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Row:
-    """Pack turns (question ids, answer ids) after one prefix.
+def pack(prefix: Sequence[int], turns: Sequence[Turn | tuple[Sequence[int], Sequence[int]]]) -> Row:
+    """Pack turns after one prefix; a mere pair of a turn's ids begins a dialogue.
 
     The visual tokens are by far the longest part of a row; packing computes them once for all questions of a clip. With
     the mask of `collate` every answer attends to exactly the tokens that it would have in a separate row.
     """
     ids, positions, owners, labels = list(prefix), list(range(len(prefix))), [0] * len(prefix), [IGNORE] * len(prefix)
-    for owner, (question, answer) in enumerate(turns, 1):
-        ids += [*question, *answer]
-        positions += range(len(prefix), len(prefix) + len(question) + len(answer))
-        owners += [owner] * (len(question) + len(answer))
-        labels += [IGNORE] * len(question) + list(answer)
+    owner, position = 0, len(prefix)
+    for prompt, answer, follows in (turn if isinstance(turn, Turn) else Turn(*turn) for turn in turns):
+        owner, position = (owner, position) if follows else (owner + 1, len(prefix))
+        length = len(prompt) + len(answer)
+        ids += [*prompt, *answer]
+        positions += range(position, position + length)
+        owners += [owner] * length
+        labels += [IGNORE] * len(prompt) + list(answer)
+        position += length
     return Row(*(torch.tensor(values, dtype=torch.int64) for values in (ids, positions, owners, labels)))
 
 

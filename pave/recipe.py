@@ -82,6 +82,7 @@ class DataSet(Config):
     media: Path | None = None  # folder of the media; None: the file's own
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0  # how often each clip comes in an epoch
     per_clip: Annotated[int, Field(ge=1)] | None = None  # use only the first entries of each clip
+    turns: Literal["separate", "dialogue", "last"] | None = None  # what a turn sees; null: as the format is made for
     question: Annotated[str, Field(min_length=1, max_length=4_096)] | None = None  # asked where the data has none
     columns: Mapping[str, Short] = Field(default={})  # your names of columns: {question: prompt, answer: reply}
     maps: Mapping[str, Path] = Field(default={})  # further files of a format, by its names for them

@@ -126,7 +126,8 @@ def evaluate(
     samples: list[Sample] = []
     for part in _batches(examples, batch):
         clips = [features[example.source] for example in part]
-        inputs = model.prepare(clips, [example.question for example in part], patches=patches)
+        questions, histories = [example.question for example in part], [example.history for example in part]
+        inputs = model.prepare(clips, questions, patches=patches, histories=histories)
         answers = texts(model.calls, inputs, max_new_tokens)
         samples += [Sample(example, answer) for example, answer in zip(part, answers, strict=True)]
     return Evaluation(tuple(samples), refused, flawed)

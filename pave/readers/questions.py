@@ -235,13 +235,25 @@ class Reading:
         if len(channel) > CHANNEL or not channel.isprintable():
             cause = f"'channel' names a group of figures: at most {CHANNEL} printable characters"
             raise Broken(f"{cause}, got {quoted(channel)}")
+        turns = []
         for asked, answer in sample.turns:
             for tag in TAGS:
                 asked = asked.replace(tag, "")
             if not asked.strip() or not answer.strip():
                 raise Broken("question and answer must not be empty")
-            place = record.number, facts, record.unit, self.options.weight
-            yield Example(source, asked.strip(), answer.strip(), *place)
+            turns.append((asked.strip(), answer.strip()))
+        for place, (question, answer) in enumerate(turns):
+            if self.options.turns == "last" and place < len(turns) - 1:
+                continue
+            history = tuple(turns[self._begin(place) : place])
+            yield Example(source, question, answer, record.number, facts, record.unit, self.options.weight, history)
+
+    def _begin(self, place: int) -> int:
+        """The first turn that a turn sees, itself if none."""
+        kind, length = self.options.turns or self.reader.TURNS, self.reader.DIALOGUE
+        if kind == "separate":
+            return place
+        return place - place % length if length and kind == "dialogue" else 0
 
 
 def _likest(keys: frozenset[str]) -> str:

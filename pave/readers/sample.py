@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pave.readers.records import Packed, Record
 from pave.recipe import DataSet
@@ -40,6 +40,8 @@ class Format:
     """A published layout of questions. `NEEDS`: sets of keys, one of which the records of this format have."""
 
     NEEDS: ClassVar[tuple[frozenset[str], ...]] = ()
+    TURNS: ClassVar[Literal["separate", "dialogue"]] = "separate"  # of a record, unless the data set says
+    DIALOGUE: ClassVar[int] = 0  # turns of one dialogue, into which a longer one is cut for training; 0: it is not
 
     def __init__(self, options: DataSet) -> None:
         self.options = options

@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pave.base import Host
-from pave.data import Example, Source, collate, pack
+from pave.data import Example, Source, Turn, collate, pack
 from pave.encoder import Encoder
 from pave.errors import DataError, nearest
 from pave.features.cache import FeatureCache, OnClip
@@ -31,7 +31,6 @@ from pave.recipe import DataConfig, Sets
 from pave.training.setup import Setup
 
 TURNS = 4_096  # tokens of questions and answers in one row
-Turn = tuple[list[int], list[int]]  # ids of the prompt after the video, and of the answer with the end of the turn
 
 
 @dataclass(frozen=True)
@@ -183,23 +182,30 @@ def _training_clips(
 def _rows(host: Host, features: ClipFeatures, examples: Sequence[Example]) -> Iterator[TrainingClip]:
     """A clip with all its questions; in parts if they are too many for one row, whose mask is quadratic."""
     clip = training_clip(host, features, examples)
+    begins = [place for place, turn in enumerate(clip.turns) if not turn.follows]  # a dialogue stays whole
     first, length = 0, 0
-    for place, turn in enumerate(clip.turns):
-        length += len(turn[0]) + len(turn[1])
-        if length > TURNS and place > first:
-            yield replace(clip, examples=clip.examples[first:place], turns=clip.turns[first:place])
-            first, length = place, len(turn[0]) + len(turn[1])
+    for begin, end in zip(begins, [*begins[1:], len(clip.turns)], strict=True):
+        more = sum(len(turn.prompt) + len(turn.answer) for turn in clip.turns[begin:end])
+        length += more
+        if length > TURNS and begin > first:
+            yield replace(clip, examples=clip.examples[first:begin], turns=clip.turns[first:begin])
+            first, length = begin, more
     yield replace(clip, examples=clip.examples[first:], turns=clip.turns[first:])
 
 
 def training_clip(host: Host, features: ClipFeatures, examples: Iterable[Example]) -> TrainingClip:
     """A clip with its questions, tokenised once for all steps."""
     examples = tuple(examples)
-    turns = tuple(
-        (host.prompt(example.question)[1], [*host.encode_text(example.answer), host.end]) for example in examples
-    )
+    turns = tuple(_turn(host, *pair) for pair in zip((None, *examples), examples, strict=False))
     present = frozenset(key for key, side in features.sides.items() if side is not None and side.present)
     return TrainingClip(features, examples, turns, present)
+
+
+def _turn(host: Host, before: Example | None, example: Example) -> Turn:
+    """A question and its answer; if the example before it is the end of its history, the turn follows that."""
+    follows = before is not None and example.history == (*before.history, (before.question, before.answer))
+    prompt = host.following(example.question) if follows else host.prompt(example.question, "", example.history)[1]
+    return Turn(prompt, [*host.encode_text(example.answer), host.end], follows)
 
 
 def batch(

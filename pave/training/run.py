@@ -224,7 +224,7 @@ class Run:
         """What identifies this run: its config and every question, in order."""
         clips = self.dataset.train
         turns = [
-            (e.video.name, e.question, e.answer, *([e.weight] if e.weight != 1 else []))
+            (e.video.name, e.question, e.answer, *([e.weight] if e.weight != 1 else []), *e.history)
             for clip in clips
             for e in clip.examples
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,11 +102,12 @@ def test_colours_without_poses_are_pictures_too(tmp_path: Path) -> None:
 
 def test_folders_that_are_no_clip_are_refused(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "a", 3)
-    for options, cause in (
+    given: list[tuple[dict[str, Any], str]] = [
         ({"audio_track": 0}, "which has no audio_track"),
         ({"start": 3}, "has 3 pictures, a second each, and none in the span"),
         ({"frames": -1}, "negative"),
-    ):
+    ]
+    for options, cause in given:
         with pytest.raises(MediaError, match=rf"a: .*{cause}.*; "):
             Clip.read(folder, **options)
     (folder / "frame1.png").write_bytes(b"no picture")

@@ -136,7 +136,8 @@ def test_sound_that_a_line_drops_is_dropped_as_in_ask(recipe: Make, workshop: Pa
     (encoder,) = run.setup.senses.values()
     assert own.has(encoder) and not without.has(encoder) and replaced.has(encoder)
     key = encoder.spec.preprocessing
-    for row, given in ((own, {}), (without, {"audio": None}), (replaced, {"audio": other})):
+    signals: list[dict[str, Any]] = [{}, {"audio": None}, {"audio": other}]
+    for row, given in zip((own, without, replaced), signals, strict=True):
         state, side = run.setup.model.ask(clip, "?", **given).signals["audio"], row.features.sides[key]
         assert state == (
             row.features.absent[key] if side is None else f"present: {len(side.x)} steps from {side.times[0]:.2f} s"

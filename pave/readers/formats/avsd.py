@@ -1,7 +1,9 @@
 """AVSD, audio-visual scene-aware dialogues about Charades videos (DSTC7).
 
 Both of its layouts: `{"dialogs": [{"image_id", "dialog": [{"question", "answer"}, ...]}]}` of the challenge, and
-`{video: {"data": [{"question", "answer"}, ...]}}`. A dialogue has ten questions about one video.
+`{video: {"data": [{"question", "answer"}, ...]}}`. A dialogue has ten questions about one video. As the PAVE authors
+train on it (tools/audio/avsd/convert_annotation_to_training_format.py), it is cut into two of five turns; as they
+evaluate, `turns: last`, the last question is asked after nine turns with their true answers.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ UNDISCLOSED = "__UNDISCLOSED__"  # the last answers of the challenge's test file
 
 class Avsd(Format):
     NEEDS = needs("image_id dialog", "data")
+    TURNS, DIALOGUE = "dialogue", 5
 
     def samples(self, record: Record) -> Iterator[Sample]:
         value = record.value
