@@ -32,6 +32,7 @@ import torch
 
 from pave.cli.terminal import remark
 from pave.errors import PaveError
+from pave.text.shown import shown
 
 SECONDS, MEMORY = 5.0, 300 << 20  # CPU time and growth of a process within which a case must be judged
 STILL = 4.0  # seconds in which all processes of a case sleep, after which it hangs
@@ -199,7 +200,7 @@ def judged(case: Case) -> tuple[str, str, str]:
                 before = shown.tell()
                 remark(error)
                 refused = refused or str(error)
-                if not any(name in str(error) for name in case.names):
+                if not any(shown(name) in str(error) for name in case.names):
                     return "BAD: refused without a name", str(error), _place(error)
                 if shown.tell() - before > TALK:
                     return f"BAD: a message of over {TALK:,} characters", str(error), _place(error)
