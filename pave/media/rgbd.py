@@ -301,7 +301,7 @@ def _embodiedscan(file: Path, scene: str) -> Scan:
             raise ValueError("it names no images")
         matrices = (_nested(info[key]) for key in ("depth_intrinsic", "intrinsic", "axis_align_matrix"))
         return Scan(sorted(views, key=lambda view: view.number), *matrices)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise MediaError(
             f"{file}: {scene} is not in EmbodiedScan's format ({what}); it needs depth_intrinsic, intrinsic, "
