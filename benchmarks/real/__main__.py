@@ -54,12 +54,12 @@ HEARD = {
     "pls-hold-while-try": "please hold while we try to connect you",
     "conf-locked": "this conference is locked",
 }
-SPEECH = Budget(steps=200, batch=8, rate=1e-3)  # of the projector, through the language model
+SPEECH = Budget(steps=300, batch=8, rate=1e-3)  # of the projector, through the language model
 PICTURES = 100  # for the test of what the base sees
 DIGITS = ("name=real-digits", "train.steps=80")
 TRAININGS = {
     "digits, folded": Training("words", "digits", DIGITS),
-    "digits, folded, keep off": Training("words", "digits", (*DIGITS, "train.keep=0")),
+    "digits, folded, keep off": Training("words", "digits", (*DIGITS, "train.keep=0", "train.gate=false")),
     "words, folded": Training("words", "words"),
     "things, folded": Training("things", "things"),
     "sentences, folded": Training("sentences", "sentences", controls=False),
