@@ -31,6 +31,7 @@ import sight
 import smollm
 import things
 import torch
+import upset
 import whisper
 import words
 from fetch import fetch
@@ -54,7 +55,7 @@ HEARD = {
     "pls-hold-while-try": "please hold while we try to connect you",
     "conf-locked": "this conference is locked",
 }
-SPEECH = Budget(steps=300, batch=8, rate=1e-3)  # of the projector, through the language model
+SPEECH = Budget(steps=200, batch=8, rate=1e-3)  # of the projector, through the language model
 PICTURES = 100  # for the test of what the base sees
 DIGITS = ("name=real-digits", "train.steps=80")
 TRAININGS = {
@@ -128,6 +129,9 @@ def yardsticks(packages: Mapping[str, Path], place: Path, study: Study) -> None:
     if "the base sees" not in study:
         kinds = kinds_of(packages["tuxpaint-stamps-default"])
         study.add("the base sees", sight.measure(place / "base", kinds, PICTURES))
+    for dtype in ("float32", "bfloat16"):
+        if (key := f"what a picture changes, {dtype}") not in study:
+            study.add(key, upset.measure(place / "base", place / "digits/test.jsonl", dtype))
     if "Whisper tiny.en itself" not in study:
         listener, asked = whisper.Transcriber(place / "whisper-tiny.en"), read_jsonl(place / "sentences/test.jsonl")
         files = (sentences.recording(packages, example.facts["prompt"]) for example in asked)
