@@ -347,7 +347,7 @@ def _place(source: str | Path) -> str:
         return str(EMBEDDED)
     if source and os.path.isdir(source):  # unlike Path.is_dir, False for names too long for a file system
         place = str(Path(source).resolve())
-        with raised_as(BaseModelError):
+        with raised_as(BaseModelError, source):
             refuse_odd_inside(place)
         return place
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):

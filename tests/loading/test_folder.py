@@ -187,7 +187,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         f"FIFO {name}": (fifo(name), "it is a named pipe, not a file")
         for name in ("config.json", "tokenizer.json", "more.json")
     },
-    "FIFO of weights": (fifo("model.safetensors"), "model.safetensors: cannot be read .it is a named pipe"),
+    "FIFO of weights": (
+        fifo("model.safetensors"),
+        "base: holds model.safetensors, which cannot be read .it is a named pipe",
+    ),
 }
 
 
