@@ -75,9 +75,9 @@ class Probe:
             stays.append(own.argmax(-1) == base.argmax(-1))
             nats.append(divergence(own, base))
             for questions, turns in zip(self.asked[part], self.turns[part], strict=True):
-                for question, (_, answer) in zip(questions, turns, strict=True):
+                for question, turn in zip(questions, turns, strict=True):
                     closed = gate is not None and not gate.opens(model.perception.reads(question))
-                    left.append(torch.full((len(answer),), closed))
+                    left.append(torch.full((len(turn.answer),), closed))
         same, kl, asked = torch.cat(stays).cpu(), torch.cat(nats).cpu(), ~torch.cat(left)
         tokens, answers = (same | ~asked).double().mean().item(), None
         if whole:

@@ -221,7 +221,7 @@ def test_evaluation_asks_after_the_history(listener: PatchedModel, tmp_path: Pat
     first, second = evaluate(listener, [plain, after], features=seen, max_new_tokens=8).samples
     inputs = listener.prepare([seen[source]], ["Where?"], histories=[history])
     told = listener.generate(inputs, max_new_tokens=8, do_sample=False)[0, inputs.input_ids.shape[1] :]
-    assert second.answer == listener.host.tokenizer.decode(told, skip_special_tokens=True).strip()
+    assert second.answer == str(listener.host.tokenizer.decode(told, skip_special_tokens=True)).strip()
     assert first.answer != second.answer
 
 

@@ -16,13 +16,14 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from pave.cli.main import app
-from pave.data import IGNORE, read_jsonl
+from pave.data import IGNORE
 from pave.errors import DataError, RecipeError
 from pave.hub.card import card
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel, load
 from pave.model.rows import UNASKED
 from pave.patch.file import Patch
+from pave.readers.questions import read_data
 from pave.recipe import Recipe
 from pave.training.general import built_in
 from pave.training.keep import LONGEST, own_answers
@@ -218,7 +219,7 @@ def test_training_fits_a_gate(recipe: Make, workshop: Path) -> None:
     model = load(workshop / "base")
     model.apply_patch(patch, name="ears")
     clip = make_clip(0)
-    asked = [(clip, question) for question in (read_jsonl(workshop / "train.jsonl")[0].question, *built_in("kept"))]
+    asked = [(clip, question) for question in (read_data(workshop / "train.jsonl")[0].question, *built_in("kept"))]
     answers_of = model.ask_batch(asked[:40], max_new_tokens=1)
     assert answers_of[0].signals["audio"] != UNASKED, "the data's own questions are for the patch"
     assert sum(each.signals["audio"] == UNASKED for each in answers_of[1:]) > 0
