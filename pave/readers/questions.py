@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from glob import glob
@@ -23,7 +23,7 @@ from typing import Any
 from pave.data import TRACKS, Example, Files, Source, refuse_texts
 from pave.errors import DataError, nearest, raised_as
 from pave.readers.media import Media
-from pave.readers.records import Record, empty, json_records
+from pave.readers.records import Packed, Record, empty, json_records
 from pave.readers.sample import TAGS, Broken, Format, Sample
 from pave.readers.shards import ENDINGS, tar_records
 from pave.readers.tables import csv_records, is_saved, parquet_records, rows_of, saved_records
@@ -47,8 +47,11 @@ def read_data(data: Data, refuse: Refuse | None = None, packed: set[Path] | None
     """All questions of some data. DataError with file and place for the first that is broken, that `refuse` does not
     take, or for a data set without a question. Media in shards and tables are written to files, unless `packed` is
     given, to which the paths of these files are added."""
-    data = Path(data) if isinstance(data, str) else data
-    if not isinstance(data, Path | DataSet) and not _are_sets(data):
+    if isinstance(data, str):
+        data = Path(data)
+    elif isinstance(data, list | tuple) and data and all(isinstance(each, str | Path | DataSet) for each in data):
+        data = tuple(each if isinstance(each, DataSet) else Path(each) for each in data)
+    elif not isinstance(data, Path | DataSet):
         given = isinstance(data, list | tuple) and all(isinstance(each, Example) for each in data)
         rows = data if hasattr(data, "__len__") else list(data)  # which are gone through twice
         examples = list(data) if given else list(Reading(DataSet(file=Path("rows")), rows=rows).examples())
@@ -56,7 +59,7 @@ def read_data(data: Data, refuse: Refuse | None = None, packed: set[Path] | None
             refuse_texts("examples", examples, refuse)
         return examples
     found: list[Example] = []
-    for each in data_sets(data):  # type: ignore[arg-type]
+    for each in data_sets(data):
         reading = Reading(each, packed is None)
         own = list(reading.examples())
         if not own:
@@ -67,10 +70,6 @@ def read_data(data: Data, refuse: Refuse | None = None, packed: set[Path] | None
         if packed is not None:
             packed |= reading.packed
     return found
-
-
-def _are_sets(data: Any) -> bool:
-    return isinstance(data, tuple | list) and bool(data) and all(isinstance(each, Path | DataSet) for each in data)
 
 
 def refuse_no_data(data: Sets | None) -> None:
@@ -299,7 +298,7 @@ def _beside(media: Media, named: Any) -> Files:
 def _nameable(path: Any) -> bool:
     """Whether an operating system can have a file of this name."""
     try:
-        name = os.fsencode(str(path)) if path and not isinstance(path, int | float | list | Mapping) else b""
+        name = os.fsencode(str(path)) if isinstance(path, str | Packed) else b""
         return bool(name) and b"\0" not in name and len(name) < 4096 and max(map(len, name.split(b"/"))) < 256
     except UnicodeEncodeError:
         return False

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pave.errors import DataError
 from pave.files.atomic import reading
@@ -27,6 +27,7 @@ HOLDERS = ("dialogs", "questions", "annotations", "data")  # keys under which pu
 SPACE = " \t\r\n"
 
 
+@runtime_checkable
 class Packed(Protocol):
     """A media file that is not on the disk yet: inside a shard or a table."""
 

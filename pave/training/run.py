@@ -174,13 +174,17 @@ class Run:
 
     def clips_of(self, step: int) -> list[TrainingClip]:
         """The clips of a step; each epoch is a random order of all clips that depends on seed and epoch alone."""
-        clips, options = self.dataset.train, self.setup.recipe.train
-        weights = [clip.weight for clip in clips]
-        length = len(_order(weights, options.seed, 0))
+        clips, options, length = self.dataset.train, self.setup.recipe.train, self.epoch
         indices = range(step * options.batch, (step + 1) * options.batch)
         epochs = {index // length for index in indices}
+        weights = [clip.weight for clip in clips]
         orders = {epoch: _order(weights, options.seed, epoch) for epoch in epochs}
         return [clips[orders[index // length][index % length]] for index in indices]
+
+    @cached_property
+    def epoch(self) -> int:
+        """Clips of an epoch, those of a larger weight several times."""
+        return len(_order([clip.weight for clip in self.dataset.train], 0, 0))
 
     def save(self, step: int) -> None:
         """Write the checkpoint atomically; after an error, the previous one is intact."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from excerpts import EXCERPTS, LLAVA, spoken, write_excerpt
+from excerpts import LLAVA, spoken, write_excerpt
 from small import write_line
 
 from pave.data import Example
@@ -189,8 +189,12 @@ def test_rows_in_memory_are_read_as_those_of_a_table() -> None:
     assert read_data(examples) == examples
     with pytest.raises(DataError, match="rows, row 2: needs 'answer'"):
         read_data([{"video": "a.mp4", "question": "?", "answer": a} for a in ("x", None)])
-    with pytest.raises(DataError, match="rows, row 1: expected a mapping of columns, got str"):
-        read_data(["a.mp4"])
+    with pytest.raises(DataError, match="rows, row 1: expected a mapping of columns, got tuple"):
+        read_data([("a.mp4", "?", "x")])
+    with pytest.raises(DataError, match=r"rows, row 1: 'video' is <object .*, which is not a valid file name"):
+        read_data([{"video": object(), "question": "?", "answer": "x"}])
+    with pytest.raises(DataError, match=r"a\.jsonl: no such file"):
+        read_data(["a.jsonl", Path("b.jsonl")])
 
 
 # Shards
@@ -339,9 +343,3 @@ def test_a_check_goes_on_behind_broken_lines(tmp_path: Path) -> None:
     assert (found.records, found.questions, found.clips, found.missing) == (4, 2, 1, ())
     assert [each.partition(":")[0] for each in found.broken] == ["line 2", "line 3"] and not found.ok
     assert check(DataSet(file=tmp_path / "a.jsonl"), 1).ok
-
-
-def test_excerpts_are_not_taken_for_one_another() -> None:
-    """Detection by keys is safe: no two formats share the keys of an excerpt equally."""
-    for excerpt in EXCERPTS.values():
-        assert excerpt.format

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from excerpts import TEN, spoken, write_excerpt
+from excerpts import TEN, write_excerpt
 from families import FAMILIES, make_base
 from runs import trained
 from small import awaken, make_clip, make_config, write_line
@@ -223,9 +223,3 @@ def test_evaluation_asks_after_the_history(listener: PatchedModel, tmp_path: Pat
     told = listener.generate(inputs, max_new_tokens=8, do_sample=False)[0, inputs.input_ids.shape[1] :]
     assert second.answer == str(listener.host.tokenizer.decode(told, skip_special_tokens=True)).strip()
     assert first.answer != second.answer
-
-
-def test_turns_are_a_key_of_a_data_set() -> None:
-    assert spoken("?", "x")  # as a format writes them
-    with pytest.raises(ValueError, match="turns"):
-        DataSet(file=Path("a"), turns="never")  # type: ignore[arg-type]
