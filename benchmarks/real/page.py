@@ -38,7 +38,8 @@ def table(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -> list
     for name, runs in found.items():
         if figure not in runs[0]["patched"]:
             continue
-        cells = [spread([run[c][figure] for run in runs]) if c in runs[0] else "" for c in CONTROLS]
+        sides = [[run[control][figure] for run in runs if control in run] for control in CONTROLS]
+        cells = [spread(side) if side else "" for side in sides]
         asked = runs[0]["patched"]["pairs" if figure == "strict_pairs" else "asked"]
         low, high = interval(round(runs[0]["patched"][figure] * asked), asked)
         wide = "" if figure == "word_error_rate" else f"{low:.3f} to {high:.3f} of {asked}"

@@ -36,6 +36,13 @@ def sorted_out(own: Sequence[str], kept: Sequence[str]) -> tuple[list[str], list
     return [*chosen, *about], [question for question in kept if question not in others]
 
 
+def balanced(kept: Sequence[str]) -> tuple[str, ...]:
+    """The kept questions, of which every second is about a clip: with a gate, only these reach the patch."""
+    about = {*built_in("about")}
+    seen, others = ([each for each in kept if (each in about) == wanted] for wanted in (True, False))
+    return (*others, *seen * max(1, len(others) // len(seen))) if seen else tuple(kept)
+
+
 def fitted(
     read: Callable[[str], Tensor], own: Sequence[str], kept: Sequence[str]
 ) -> tuple[dict[str, Tensor], dict[str, float]]:

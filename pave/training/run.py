@@ -31,7 +31,7 @@ from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
 from pave.training.checkpoint import Identity, owned, read_checkpoint, write_checkpoint
 from pave.training.dataset import Dataset, TrainingClip, batch, read_dataset
-from pave.training.gate import fitted
+from pave.training.gate import balanced, fitted
 from pave.training.general import built_in
 from pave.training.keep import Keep
 from pave.training.loss import answers, cross_entropy, divergence, scores, token_accuracy, total
@@ -159,7 +159,8 @@ class Run:
         if not setup.general:
             return None
         clips = [clip.features for clip in self.dataset.train if self.acts(clip)]
-        return Keep(setup.model, setup.general, clips, setup.names[:-1], setup.recipe.train.seed)
+        questions = balanced(setup.general) if setup.recipe.train.gate else setup.general
+        return Keep(setup.model, questions, clips, setup.names[:-1], setup.recipe.train.seed)
 
     @cached_property
     def probe(self) -> Probe:

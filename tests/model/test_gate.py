@@ -16,7 +16,7 @@ from pave.errors import PatchDamaged, PatchMismatch
 from pave.model.patched import PatchedModel
 from pave.model.rows import UNASKED
 from pave.patch.file import Patch
-from pave.training.gate import fitted, sorted_out
+from pave.training.gate import balanced, fitted, sorted_out
 from pave.training.general import built_in
 
 ABOUT, ALONE = "What do you hear?", "What is the capital of France?"
@@ -139,5 +139,8 @@ def test_no_question_is_on_both_sides() -> None:
     assert not {*opens} & {*closes} and {*about, kept[0]} <= {*opens}
     assert len(closes) == len({*kept} - {*about}) - 1 > 250
     assert not {*about} & {*built_in("retention")}, "the questions that measure are in no list"
+    often = balanced(kept)
+    assert {*often} == {*kept} and 0.45 < sum(each in about for each in often) / len(often) < 0.55
+    assert balanced(closes) == tuple(closes)
     many = [f"question {number}" for number in range(2_000)]
     assert len(sorted_out(many, kept)[0]) == 500 + len(about)
