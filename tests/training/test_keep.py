@@ -75,7 +75,7 @@ def test_the_loss_of_a_step_weighs_questions_or_tokens(recipe: Make, mean_over: 
             alone(model, clip.features, example.question, ids, run.setup.names), torch.tensor(ids), reduction="none"
         )
         for clip in clips
-        for example, (_, ids) in zip(clip.examples, clip.turns, strict=True)
+        for example, (_, ids, _) in zip(clip.examples, clip.turns, strict=True)
     ]
     assert len({len(each) for each in losses}) > 1
     wanted = (
@@ -97,7 +97,7 @@ def test_what_is_kept_is_the_divergence_of_each_question_asked_alone(run: Run) -
     order = iter(keep.order)
     each: list[Tensor] = []
     for clip, asked in zip(clips, turns, strict=True):
-        for _, ids in asked:
+        for _, ids, _ in asked:
             question = keep.questions[next(order)]
             base, own = (alone(model, clip.features, question, ids, names) for names in ((), run.setup.names))
             each.append(divergence(own, base).mean())
@@ -183,7 +183,7 @@ def test_retention_is_that_of_each_question_asked_alone(run: Run) -> None:
     found = probe.measure(model, names, whole=True)
     same, nats, unchanged = [], [], []
     for clip, questions, turns in zip(probe.clips, probe.asked, probe.turns, strict=True):
-        for question, (_, ids) in list(zip(questions, turns, strict=True))[:2]:
+        for question, (_, ids, _) in list(zip(questions, turns, strict=True))[:2]:
             base, own = (alone(model, clip, question, ids, each) for each in ((), names))
             same += (base.argmax(-1) == own.argmax(-1)).tolist()
             nats += divergence(own, base).tolist()
