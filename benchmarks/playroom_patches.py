@@ -42,7 +42,7 @@ from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
 from pave.playroom.writer import write_clips
 from pave.readers.questions import read_data
-from pave.recipe import Recipe, read_recipe
+from pave.recipe import Recipe, Sets, read_recipe
 from pave.training.dataset import Dataset, TrainingClip, data_of
 from pave.training.run import Run
 from pave.training.setup import Setup
@@ -104,7 +104,7 @@ def held_out(recipe: Recipe, folder: Path, clips: int) -> list[Example]:
     return read_data(write_clips(folder / "test", clips, 0, "test", asked))
 
 
-def text_only(train_file: Path, examples: Sequence[Example]) -> Evaluation:
+def text_only(train_file: Sets, examples: Sequence[Example]) -> Evaluation:
     """The most frequent answer to the same question, or to questions of the same kind."""
     known: dict[str, Counter[str]] = defaultdict(Counter)
     for example in read_data(train_file):

@@ -26,12 +26,13 @@ CLEAR = 1.0  # log odds that the data's own questions have at least
 STEPS = 200
 
 
-def sorted_out(own: Sequence[str], kept: Sequence[str]) -> tuple[list[str], list[str]]:
+def sorted_out(own: Sequence[str], kept: Sequence[str], hears: bool) -> tuple[list[str], list[str]]:
     """Questions for the patch and for the base: those of the data (at most OWN, evenly over all) and the built-in ones
-    about clips; and the kept ones that are about none."""
+    about clips; and the kept ones. Kept questions about a picture are for the base if all that the patch does is hear,
+    and otherwise for the patch."""
     distinct = list(dict.fromkeys(own))
     chosen = [distinct[place * len(distinct) // OWN] for place in range(OWN)] if len(distinct) > OWN else distinct
-    about = built_in("about")
+    about = [question for question in built_in("about") if not (hears and question in {*kept})]
     others = {*distinct, *about}
     return [*chosen, *about], [question for question in kept if question not in others]
 
@@ -44,12 +45,12 @@ def balanced(kept: Sequence[str]) -> tuple[str, ...]:
 
 
 def fitted(
-    read: Callable[[str], Tensor], own: Sequence[str], kept: Sequence[str]
+    read: Callable[[str], Tensor], own: Sequence[str], kept: Sequence[str], hears: bool
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The gate's tensors, and the share of the kept questions that it leaves to the base. `read`: a question as the
-    base reads it (d,)."""
-    opens, closes = sorted_out(own, kept)
-    ours = len(opens) - len(built_in("about"))
+    base reads it (d,); `hears`: whether all senses are sound."""
+    opens, closes = sorted_out(own, kept, hears)
+    ours = min(len({*own}), OWN)
     x = torch.stack([read(question) for question in [*opens, *closes]]).double()
     wanted = torch.tensor([1.0] * len(opens) + [0.0] * len(closes), dtype=torch.float64)
     share = torch.cat(

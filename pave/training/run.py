@@ -237,7 +237,8 @@ class Run:
             return {}
         read = setup.model.perception.reads
         asked, held_out = ([e.question for clip in part for e in clip.examples] for part in (data.train, data.val))
-        tensors, shares = fitted(read, asked, setup.general or built_in("kept"))
+        hears = all(encoder.hears for encoder in setup.senses.values())
+        tensors, shares = fitted(read, asked, setup.general or built_in("kept"), hears)
         gate.load_state_dict(tensors)
         opens = [gate.opens(read(question)) for question in dict.fromkeys(held_out)]
         return {**shares, **({"held_out_opens": round(sum(opens) / len(opens), 4)} if opens else {})}

@@ -123,24 +123,27 @@ def test_fitting_separates_what_the_base_tells_apart() -> None:
         return places.setdefault(question, torch.randn(24, generator=draw) + centre)
 
     kept = {f"fact {number}" for number in range(40)}
-    tensors, shares = fitted(read, ["own"], sorted(kept))
+    tensors, shares = fitted(read, ["own"], sorted(kept), False)
     odds = {name: (place @ tensors["weight"] + tensors["bias"]).item() for name, place in places.items()}
     assert all((odds[name] <= 0) == (name in kept) for name in places) and shares == {"left_to_base": 1.0}
     assert odds["own"] >= 1
     places["odd"] = read("fact 3")  # a question of the data that the base does not tell from one of the kept
-    tensors, shares = fitted(read, ["own", "odd"], sorted(kept))
+    tensors, shares = fitted(read, ["own", "odd"], sorted(kept), False)
     assert (places["odd"] @ tensors["weight"] + tensors["bias"]).item() >= 1 - 1e-4
     assert shares["left_to_base"] <= 39 / 40
 
 
 def test_no_question_is_on_both_sides() -> None:
     about, kept = built_in("about"), built_in("kept")
-    opens, closes = sorted_out(["Is it loud?", kept[0]], kept)
+    opens, closes = sorted_out(["Is it loud?", kept[0]], kept, False)
     assert not {*opens} & {*closes} and {*about, kept[0]} <= {*opens}
     assert len(closes) == len({*kept} - {*about}) - 1 > 250
     assert not {*about} & {*built_in("retention")}, "the questions that measure are in no list"
+    opens, closes = sorted_out([], kept, True)  # sound does not help to see
+    assert {*closes} == {*kept} and {*opens} == {*about} - {*kept}
+    closes = sorted_out([], kept, False)[1]
     often = balanced(kept)
     assert {*often} == {*kept} and 0.45 < sum(each in about for each in often) / len(often) < 0.55
     assert balanced(closes) == tuple(closes)
     many = [f"question {number}" for number in range(2_000)]
-    assert len(sorted_out(many, kept)[0]) == 500 + len(about)
+    assert len(sorted_out(many, kept, False)[0]) == 500 + len(about)
