@@ -35,7 +35,7 @@ from pave.errors import BaseModelError, MediaError
 from pave.files import tensorfile
 from pave.files.copied import guard_captures
 from pave.media.clip import Clip
-from pave.media.pixels import preprocess
+from pave.media.pixels import preprocess, scaled
 from pave.prompt import CHATML, Prompter
 
 Newline = Literal["end", "grid", "none"]
@@ -289,12 +289,21 @@ class Host(ABC):
         return self._embedding.dtype
 
     @neutral()
-    def pixels(self, clip: Clip) -> Tensor:
-        """A clip's key frames as input of the vision tower, float32 (t 3 y x)."""
+    def pictures(self, clip: Clip) -> Tensor:
+        """A clip's key frames at the size that the vision tower reads, uint8 (t 3 y x)."""
         if clip.frames is None or not len(clip.frames):
             cause = f"{clip.report.source}: the clip has no frames, but this base needs key frames"
             raise MediaError(f"{cause}; pass a clip with a video track")
-        return preprocess(clip.frames, self.size, self.mean, self.std)
+        return scaled(clip.frames, self.size)
+
+    @neutral()
+    def pixels(self, clip: Clip) -> Tensor:
+        """A clip's key frames as input of the vision tower, float32 (t 3 y x)."""
+        return preprocess(self.pictures(clip), self.size, self.mean, self.std)
+
+    def clock(self, times: Tensor) -> Tensor:
+        """Seconds of the steps of the vision tower, float64, of key frames at these seconds (t,)."""
+        return last_again(times.to(torch.float64), self.pair).view(-1, self.pair).mean(1)
 
     @neutral()
     @torch.no_grad()
@@ -307,7 +316,7 @@ class Host(ABC):
             times = [torch.arange(len(clip), dtype=torch.float64) for clip in pixels]
         steps = [-(-len(clip) // self.pair) for clip in pixels]
         even = [last_again(clip, self.pair) for clip in pixels]
-        clocks = [last_again(clock.to(torch.float64), self.pair).view(-1, self.pair).mean(1) for clock in times]
+        clocks = [self.clock(clock) for clock in times]
         frames = torch.cat(even).to(self.device, self.dtype)
         limit = len(frames) if chunk is None else max(1, chunk // self.pair) * self.pair
         seen = [self._look(part) for part in frames.split(limit)]

@@ -84,6 +84,10 @@ class DataConfig(Config):
     # Text file, one question a line, for `train.keep`; None: the built-in list. Omitted from older recipes likewise.
     keep: Annotated[Path | None, Field(exclude_if=lambda file: file is None)] = None
     timeout: Limit = "auto"  # seconds to decode a clip; auto: by its length
+    # keep: features of the vision tower are cached; none: its pictures are, and it runs in every step, which takes a
+    # tenth of the disk and gives the same patch; auto: keep if they fit. Omitted from older recipes likewise.
+    cache: Annotated[Literal["auto", "keep", "none"], Field(exclude_if=lambda cache: cache == "auto")] = "auto"
+    budget: Annotated[float | None, Field(gt=0, exclude_if=lambda budget: budget is None)] = None  # GB for features
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -97,6 +101,7 @@ class DataConfig(Config):
         return self
 
 
+FILES = ("train", "val", "features", "keep")  # keys of `data` that name files
 PATCHES = ("on_top_of", "start_from")  # keys of `train` that name patches
 
 
@@ -182,7 +187,7 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: a recipe must be a mapping of keys, got {type(data).__name__}")
     files = data.get("data")
     if isinstance(files, dict):
-        data["data"] = {k: v if k in ("playroom", "timeout") else _beside(path.parent, v) for k, v in files.items()}
+        data["data"] = {k: _beside(path.parent, v) if k in FILES else v for k, v in files.items()}
     train = data.get("train")
     if isinstance(train, dict):
         data["train"] = {k: _patches(path.parent, v) if k in PATCHES else v for k, v in train.items()}

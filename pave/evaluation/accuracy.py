@@ -8,7 +8,7 @@ A side channel can be `own`, `shuffled` between clips (a control: accuracy must 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -17,6 +17,7 @@ from typing import Literal, get_args
 from pave.data import Example, Source, read_jsonl, refuse_texts
 from pave.errors import DataError, UsageError
 from pave.features.cache import FeatureCache
+from pave.features.stored import Features
 from pave.media.decoding import Timeout
 from pave.media.warned import told
 from pave.model.answer import most_of, texts
@@ -89,7 +90,7 @@ def evaluate(
     *,
     patches: Sequence[str] | None = None,
     side: Side = "own",
-    features: dict[Source, ClipFeatures] | None = None,
+    features: Mapping[Source, ClipFeatures] | None = None,
     cache: Path | None = None,
     made: Sequence[Path] = (),
     batch: int = 32,
@@ -118,30 +119,33 @@ def evaluate(
     if not examples:
         reason = next(iter(refused.values()), "no features were passed for it")
         raise DataError(f"none of the {len(sources)} clips can be read; the first: {reason}")
-    flawed = {source: clip.warnings for source in sources if (clip := features.get(source)) and clip.warnings}
-    features = _change(features, side, seed)
+    stored = features.stored if isinstance(features, Features) else features
+    flawed = {source: clip.warnings for source in sources if (clip := stored.get(source)) and clip.warnings}
+    changed = _change(features, side, seed)
     if max_new_tokens is None:
         max_new_tokens = 1 + max(len(model.host.encode_text(example.answer)) for example in examples)
     samples: list[Sample] = []
     for part in _batches(examples, batch):
-        clips = [features[example.source] for example in part]
+        read = {source: changed(source) for source in dict.fromkeys(example.source for example in part)}
+        clips = [read[example.source] for example in part]
         inputs = model.prepare(clips, [example.question for example in part], patches=patches)
         answers = texts(model.calls, inputs, max_new_tokens)
         samples += [Sample(example, answer) for example, answer in zip(part, answers, strict=True)]
     return Evaluation(tuple(samples), refused, flawed)
 
 
-def _change(features: dict[Source, ClipFeatures], side: Side, seed: int) -> dict[Source, ClipFeatures]:
+def _change(features: Mapping[Source, ClipFeatures], side: Side, seed: int) -> Callable[[Source], ClipFeatures]:
+    """What reads the features of a clip, with the side channel that is asked for."""
     if side == "own":
-        return features
+        return features.__getitem__
     if side == "off":
-        return {source: replace(clip, sides=dict.fromkeys(clip.sides)) for source, clip in features.items()}
+        return lambda source: replace(clip := features[source], sides=dict.fromkeys(clip.sides))
     sources = list(features)
     if len(sources) < 2:
         raise DataError("side='shuffled' needs two clips or more, got one; add clips")
     Random(seed).shuffle(sources)
     donors = dict(zip(sources, [*sources[1:], sources[0]], strict=True))  # one cycle: no clip keeps its own
-    return {source: replace(clip, sides=features[donors[source]].sides) for source, clip in features.items()}
+    return lambda source: replace(features[source], sides=features[donors[source]].sides)
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:

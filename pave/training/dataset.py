@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from pave.data import Example, Source, collate, pack, read_jsonl, refuse_texts
 from pave.encoder import Encoder
 from pave.errors import DataError, nearest
 from pave.features.cache import FeatureCache, OnClip
+from pave.features.stored import Stored
 from pave.media.warned import told
 from pave.model.applied import Names
 from pave.model.inputs import ClipFeatures, Inputs
@@ -37,18 +38,22 @@ Turn = tuple[list[int], list[int]]  # ids of the prompt after the video, and of 
 class TrainingClip:
     """One clip and all questions about it."""
 
-    features: ClipFeatures
+    stored: Stored
     examples: tuple[Example, ...]
     turns: tuple[Turn, ...]  # one per example
-    present: frozenset[str]  # encoders of which it has side tokens, by their `spec.preprocessing`
+
+    @property
+    def features(self) -> ClipFeatures:
+        """Read now, at every access."""
+        return self.stored.features
 
     def has(self, encoder: Encoder) -> bool:
         """Whether the clip has side tokens of an encoder."""
-        return encoder.spec.preprocessing in self.present
+        return encoder.spec.preprocessing in self.stored.present
 
     def outside(self, encoder: Encoder) -> int:
         """How many of its time steps are before or after the clip."""
-        return self.features.side(encoder.spec.preprocessing, "time")[1]
+        return self.stored.outside.get(encoder.spec.preprocessing, 0)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Dataset:
     @property
     def clips(self) -> int:
         """The number of clips for training; one with very many questions is several rows of `train`."""
-        return len({id(clip.features) for clip in self.train})
+        return len({id(clip.stored) for clip in self.train})
 
     @property
     def questions(self) -> int:
@@ -77,7 +82,7 @@ class Dataset:
     def warnings(self) -> dict[str, tuple[str, ...]]:
         """What is wrong with clips that were read nevertheless, by their path."""
         clips = (*self.train, *self.val)
-        return {str(clip.examples[0].source): clip.features.warnings for clip in clips if clip.features.warnings}
+        return {str(clip.examples[0].source): clip.stored.warnings for clip in clips if clip.stored.warnings}
 
     def remarks(self) -> list[str]:
         """Warnings: clips that lack a sense, signals that no encoder reads, and what is wrong with files."""
@@ -93,7 +98,7 @@ class Dataset:
         """For every sense of the patch: the reasons of all clips that lack it."""
         return {
             sense: [
-                clip.features.absent.get(encoder.spec.preprocessing, "absent: nothing in it can be read")
+                clip.stored.absent.get(encoder.spec.preprocessing, "absent: nothing in it can be read")
                 for clip in (*self.train, *self.val)
                 if not clip.has(encoder)
             ]
@@ -105,8 +110,14 @@ class Dataset:
         return [clip for clip in self.train if any(clip.has(encoder) for encoder in self.senses.values())]
 
 
-def read_dataset(setup: Setup, clips: int | None = None, on_clip: OnClip | None = None) -> Dataset:
-    """Read the questions, then encode every clip once; `clips`: how many to use, None: all."""
+def read_dataset(
+    setup: Setup,
+    clips: int | None = None,
+    on_clip: OnClip | None = None,
+    tell: Callable[[str], object] = lambda line: None,
+) -> Dataset:
+    """Read the questions, then encode every clip once; `clips`: how many of a file to use, None: all. `tell` is called
+    with what is kept of the clips and why, before the first is read."""
     setup.recipe.output.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     train_file, val_file = data_files(setup.recipe.data, setup.recipe.output)
@@ -115,14 +126,17 @@ def read_dataset(setup: Setup, clips: int | None = None, on_clip: OnClip | None 
     examples = [read_jsonl(file) for file in (train_file, val_file) if file]  # both, so that bad files fail early
     for file, lines in zip((train_file, val_file), examples, strict=False):
         refuse_texts(file or "", lines, host.refuse_text)
-    train = _training_clips(setup, train_file, examples[0], clips, on_clip)
-    val = _training_clips(setup, val_file, examples[1], clips, on_clip) if val_file else []
+    asked = [_by_clip(lines, clips) for lines in examples]
+    for line in setup.store.plan(list(dict.fromkeys(chain(*asked)))):
+        tell(line)
+    train = _training_clips(setup, train_file, asked[0], on_clip)
+    val = _training_clips(setup, val_file, asked[1], on_clip) if val_file else []
     seconds = {"clips": written - begin, "features": time.perf_counter() - written}
     unused = unread(chain(*examples), setup.streams)
     timed = frozenset(sense for sense, config in setup.recipe.senses.items() if config.align == "time")
     dataset = Dataset(train, val, dict(setup.senses), setup.store.refused, unused, seconds, timed)
     if not setup.recipe.train.keep_lora_when_absent and not dataset.sensing():
-        why = "; ".join(sorted({why for clip in train for why in clip.features.absent.values()})[:3])
+        why = "; ".join(sorted({why for clip in train for why in clip.stored.absent.values()})[:3])
         raise DataError(
             f"{train_file}: none of its {len(train)} clips has {' or '.join(setup.senses)} ({why}), so there is "
             f"nothing to learn from; {'; '.join(unused) or 'use clips that have it'}"
@@ -159,25 +173,30 @@ def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:
     )
 
 
+def _by_clip(examples: Iterable[Example], limit: int | None) -> dict[Source, list[Example]]:
+    """The questions about each clip, of the first `limit` clips."""
+    found: dict[Source, list[Example]] = {}
+    for example in examples:
+        found.setdefault(example.source, []).append(example)
+    return dict(islice(found.items(), limit))
+
+
 def _training_clips(
-    setup: Setup, file: Path, examples: Sequence[Example], limit: int | None, on_clip: OnClip | None
+    setup: Setup, file: Path, asked: Mapping[Source, Sequence[Example]], on_clip: OnClip | None
 ) -> list[TrainingClip]:
     """Every readable clip, with its questions."""
-    by_clip: dict[Source, list[Example]] = {}
-    for example in examples:
-        by_clip.setdefault(example.source, []).append(example)
-    sources = list(by_clip)[:limit]
     store: FeatureCache = setup.store
-    encoded = store.read(sources, on_clip)
+    encoded = store.read(list(asked), on_clip).stored
     if not encoded:
-        raise DataError(f"{file}: none of its {len(sources)} clips can be read; the first: {store.refused[sources[0]]}")
+        why = store.refused[next(iter(asked))]
+        raise DataError(f"{file}: none of its {len(asked)} clips can be read; the first: {why}")
     host = setup.model.host
-    return [part for source, features in encoded.items() for part in _rows(host, features, by_clip[source])]
+    return [part for source, stored in encoded.items() for part in _rows(host, stored, asked[source])]
 
 
-def _rows(host: Host, features: ClipFeatures, examples: Sequence[Example]) -> Iterator[TrainingClip]:
+def _rows(host: Host, stored: Stored, examples: Sequence[Example]) -> Iterator[TrainingClip]:
     """A clip with all its questions; in parts if they are too many for one row, whose mask is quadratic."""
-    clip = training_clip(host, features, examples)
+    clip = training_clip(host, stored, examples)
     first, length = 0, 0
     for place, turn in enumerate(clip.turns):
         length += len(turn[0]) + len(turn[1])
@@ -187,23 +206,21 @@ def _rows(host: Host, features: ClipFeatures, examples: Sequence[Example]) -> It
     yield replace(clip, examples=clip.examples[first:], turns=clip.turns[first:])
 
 
-def training_clip(host: Host, features: ClipFeatures, examples: Iterable[Example]) -> TrainingClip:
+def training_clip(host: Host, stored: Stored, examples: Iterable[Example]) -> TrainingClip:
     """A clip with its questions, tokenised once for all steps."""
     examples = tuple(examples)
     turns = tuple(
         (host.prompt(example.question)[1], [*host.encode_text(example.answer), host.end]) for example in examples
     )
-    present = frozenset(key for key, side in features.sides.items() if side is not None and side.present)
-    return TrainingClip(features, examples, turns, present)
+    return TrainingClip(stored, examples, turns)
 
 
 def batch(
-    model: PatchedModel, clips: Sequence[TrainingClip], patches: Names, more: Sequence[Sequence[Turn]] = ()
+    model: PatchedModel, clips: Sequence[TrainingClip], patches: Names
 ) -> tuple[Inputs, Tensor]:
     """A batch with one row per clip, which has all its questions, and labels (b l). `patches`: names for all, or per
-    clip; `more`: further turns of each clip, after its own."""
-    turns = [[*clip.turns, *others] for clip, others in zip(clips, more or [()] * len(clips), strict=True)]
-    return packed(model, [clip.features for clip in clips], turns, patches)
+    clip."""
+    return packed(model, [clip.features for clip in clips], [clip.turns for clip in clips], patches)
 
 
 def packed(

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -25,12 +25,13 @@ from torch import Tensor
 
 from pave.ambient import neutral
 from pave.errors import DataError, TrainingError
+from pave.features.stored import Ahead
 from pave.files.atomic import write_text
 from pave.hub import catalogue
 from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
 from pave.training.checkpoint import Identity, owned, read_checkpoint, write_checkpoint
-from pave.training.dataset import Dataset, TrainingClip, batch, read_dataset
+from pave.training.dataset import Dataset, TrainingClip, packed, read_dataset
 from pave.training.keep import Keep
 from pave.training.loss import answers, cross_entropy, divergence, scores, token_accuracy, total
 from pave.training.retention import Probe
@@ -72,6 +73,7 @@ class Run:
     losses: list[float] = field(default_factory=list)  # of all steps so far
     kept: int = 0  # step of the last checkpoint
     seconds: float = 0.0  # spent in steps
+    ahead: Ahead = field(default_factory=Ahead)
 
     @classmethod
     def begin(cls, recipe: Recipe) -> Run:
@@ -117,7 +119,7 @@ class Run:
         with training(trainee.attached):  # also while activations are recomputed
             try:
                 loss, kept = self.losses_of(step)
-            except DataError as error:  # its features were cut short meanwhile
+            except DataError as error:  # its features are damaged, and its file has changed
                 raise DataError(f"step {step + 1}: {error}; {self.left()}") from None
             trainee.optimiser.zero_grad()
             if loss.requires_grad:  # False if all clips of the step lack the sense: only the frozen base runs
@@ -135,9 +137,12 @@ class Run:
         """The loss of the answers; and the divergence from the base on its own answers, if it is asked, in which a
         question (or token, as in train.mean_over) weighs as much as in the loss."""
         options, model = self.setup.recipe.train, self.setup.model
-        clips = self.clips_of(step)
+        clips, last = self.clips_of(step), step + 1 == options.steps
+        following = [] if last else [clip.stored for clip in self.clips_of(step + 1)]
+        features = self.ahead.features([clip.stored for clip in clips], following)
         more = self.keep.turns(step, [self.acts(clip) for clip in clips]) if self.keep else [[] for _ in clips]
-        inputs, labels = batch(model, clips, self.setup.names, more)
+        turns = [[*clip.turns, *others] for clip, others in zip(clips, more, strict=True)]
+        inputs, labels = packed(model, features, turns, self.setup.names)
         logits, targets = scores(model, inputs, labels)
         answer = answers(labels)
         each = answer if options.mean_over == "questions" else torch.arange(len(answer))
@@ -146,7 +151,7 @@ class Run:
         losses, count = total(cross_entropy(logits[learned], targets[learned]), each[learned])
         if self.keep is None or learned.all():
             return losses / count, 0.0
-        teacher = self.keep.teacher([clip.features for clip in clips], more)
+        teacher = self.keep.teacher(features, more)
         kept, _ = total(divergence(logits[~learned], teacher), each[~learned])
         return losses / count, kept / count
 
@@ -156,13 +161,13 @@ class Run:
         setup = self.setup
         if not setup.general:
             return None
-        clips = [clip.features for clip in self.dataset.train if self.acts(clip)]
+        clips = [clip.stored for clip in self.dataset.train if self.acts(clip)]
         return Keep(setup.model, setup.general, clips, setup.names[:-1], setup.recipe.train.seed)
 
     @cached_property
     def probe(self) -> Probe:
         """The general questions that training never sees, about held-out clips on which the patch acts, if any."""
-        parts = ([clip.features for clip in part if self.acts(clip)] for part in (self.dataset.val, self.dataset.train))
+        parts = ([clip.stored for clip in part if self.acts(clip)] for part in (self.dataset.val, self.dataset.train))
         return Probe.of(self.setup.model, next(filter(None, parts)), self.setup.names[:-1])
 
     def acts(self, clip: TrainingClip) -> bool:
@@ -174,9 +179,8 @@ class Run:
         """The clips of a step; each epoch is a permutation of all clips that depends on seed and epoch alone."""
         clips, options = self.dataset.train, self.setup.recipe.train
         indices = range(step * options.batch, (step + 1) * options.batch)
-        epochs = {index // len(clips) for index in indices}
-        orders = {epoch: _order(len(clips), options.seed, epoch) for epoch in epochs}
-        return [clips[orders[index // len(clips)][index % len(clips)]] for index in indices]
+        orders = [_order(len(clips), options.seed, index // len(clips)) for index in indices]
+        return [clips[order[index % len(clips)]] for order, index in zip(orders, indices, strict=True)]
 
     def save(self, step: int) -> None:
         """Write the checkpoint atomically; after an error, the previous one is intact."""
@@ -226,6 +230,7 @@ class Run:
         return {**self.trainee.attached.config.model_dump(mode="json"), "questions": questions[:12]}
 
 
+@lru_cache(2)  # a step may have clips of two epochs
 def _order(count: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(_mix(seed, epoch))).tolist()
 
