@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -263,7 +264,7 @@ class Host(ABC):
         in the error."""
         self.prompter.refuse_text(text, self.context, what)
 
-    @property
+    @cached_property
     def context(self) -> int | None:
         """The positions that the language model supports; None: it does not say."""
         return getattr(getattr(self.language_model, "config", None), "max_position_embeddings", None)

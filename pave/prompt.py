@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -79,11 +79,12 @@ class Prompter:
 
     def encode_special(self, text: str) -> list[int]:
         """Ids of a text that may contain special tokens: a base's own text, never a user's."""
-        return self._ids(self._known(text), "")
+        return self._ids(self._fixed(self._known(text)), "")
 
     def prompt(self, question: str, template: str = "") -> tuple[list[int], list[int]]:
         """Ids before and after the visual rows; an empty template means the base's own."""
-        before, after = self._pieces(template or self.template)
+        own = template in ("", self.template)
+        before, after = self._own if own else map(self._fixed, self._pieces(template))
         return self._ids(before, question), self._ids(after, question)
 
     @cached_property
@@ -97,11 +98,21 @@ class Prompter:
         _, after = self._pieces(self.template)
         return next((self.special[piece] for piece in after if piece in self.special), self._eos)
 
-    def _ids(self, pieces: Sequence[str], question: str) -> list[int]:
+    @cached_property
+    def _own(self) -> tuple[list[str | list[int]], list[str | list[int]]]:
+        """The base's own template; a training asks for it with every question."""
+        before, after = self._pieces(self.template)
+        return self._fixed(before), self._fixed(after)
+
+    def _fixed(self, pieces: Iterable[str]) -> list[str | list[int]]:
+        """Pieces of a template: ids, or a text that holds the question."""
+        ids = ((piece, [self.special[piece]] if piece in self.special else None) for piece in pieces)
+        return [own or (piece if QUESTION in piece else self.encode_text(piece)) for piece, own in ids]
+
+    def _ids(self, pieces: Iterable[str | list[int]], question: str) -> list[int]:
         ids: list[int] = []
         for piece in pieces:
-            special = self.special.get(piece)
-            ids += self.encode_text(piece.replace(QUESTION, question)) if special is None else [special]
+            ids += self.encode_text(piece.replace(QUESTION, question)) if isinstance(piece, str) else piece
         return ids
 
     def _pieces(self, template: str) -> tuple[list[str], list[str]]:

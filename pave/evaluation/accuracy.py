@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Literal, get_args
@@ -17,7 +18,7 @@ from typing import Literal, get_args
 from pave.data import Example, Source, read_jsonl, refuse_texts
 from pave.errors import DataError, UsageError
 from pave.features.cache import FeatureCache
-from pave.features.stored import Features
+from pave.features.stored import Features, Stored
 from pave.media.decoding import Timeout
 from pave.media.warned import told
 from pave.model.answer import most_of, texts
@@ -121,12 +122,12 @@ def evaluate(
         raise DataError(f"none of the {len(sources)} clips can be read; the first: {reason}")
     stored = features.stored if isinstance(features, Features) else features
     flawed = {source: clip.warnings for source in sources if (clip := stored.get(source)) and clip.warnings}
-    changed = _change(features, side, seed)
+    features = _change(features, side, seed)
     if max_new_tokens is None:
         max_new_tokens = 1 + max(len(model.host.encode_text(example.answer)) for example in examples)
     samples: list[Sample] = []
     for part in _batches(examples, batch):
-        read = {source: changed(source) for source in dict.fromkeys(example.source for example in part)}
+        read = {source: features[source] for source in dict.fromkeys(example.source for example in part)}
         clips = [read[example.source] for example in part]
         inputs = model.prepare(clips, [example.question for example in part], patches=patches)
         answers = texts(model.calls, inputs, max_new_tokens)
@@ -134,18 +135,28 @@ def evaluate(
     return Evaluation(tuple(samples), refused, flawed)
 
 
-def _change(features: Mapping[Source, ClipFeatures], side: Side, seed: int) -> Callable[[Source], ClipFeatures]:
-    """What reads the features of a clip, with the side channel that is asked for."""
+def _change(features: Mapping[Source, ClipFeatures], side: Side, seed: int) -> Mapping[Source, ClipFeatures]:
     if side == "own":
-        return features.__getitem__
+        return features
     if side == "off":
-        return lambda source: replace(clip := features[source], sides=dict.fromkeys(clip.sides))
+        return _each(features, lambda source, clip: replace(clip, sides=dict.fromkeys(clip.sides)))
     sources = list(features)
     if len(sources) < 2:
         raise DataError("side='shuffled' needs two clips or more, got one; add clips")
     Random(seed).shuffle(sources)
     donors = dict(zip(sources, [*sources[1:], sources[0]], strict=True))  # one cycle: no clip keeps its own
-    return lambda source: replace(features[source], sides=features[donors[source]].sides)
+    return _each(features, lambda source, clip: replace(clip, sides=features[donors[source]].sides))
+
+
+def _each(
+    features: Mapping[Source, ClipFeatures], change: Callable[[Source, ClipFeatures], ClipFeatures]
+) -> Mapping[Source, ClipFeatures]:
+    """The same clips, each changed when it is read."""
+
+    def read(source: Source) -> ClipFeatures:
+        return change(source, features[source])
+
+    return Features({source: Stored(partial(partial, read, source)) for source in features})
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:

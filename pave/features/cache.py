@@ -5,15 +5,16 @@ Out: the `Stored` clips, by file; their tensors are read when they are asked for
 quarantine list with the reason, and the run goes on without it. Cached features are reused only for the same file,
 vision tower, key frames and encoders, and only if their checksum is right; damaged ones are encoded again.
 
-What is kept of the pictures (`data.cache`): "keep", the features of the vision tower; "none", the pictures themselves, at
-the size that the tower reads and without loss, so that the tower runs whenever a clip is asked for and gives the same
-bits; "auto", the former if they fit (pave/features/room.py). Side tokens are small, and always kept.
+What is kept of the pictures (`data.cache`): "keep", the features of the vision tower; "none", the pictures themselves,
+without loss and at the size that the tower reads, so that the tower runs whenever a clip is asked for, and gives the
+same bits; "auto", the former if they fit (pave/features/room.py). Side tokens are small, and always kept.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -63,6 +64,8 @@ class FeatureCache:
         self.budget = budget
         self.keeps = folder is None or mode != "none"  # features of the vision tower, or else pictures
         self.shards = None if folder is None else Shards(folder)
+        self._planned: dict[Source, str | None] = {}  # keys
+        self._folders: dict[str, str] = {}  # real paths of folders of files
         self.refused: dict[Source, str] = {}  # unreadable clips, and why
         self.made: dict[str, tuple[Encoder, FeatureFolder]] = {}
         for features in map(FeatureFolder, made):
@@ -90,7 +93,8 @@ class FeatureCache:
         if self.folder is None or self.shards is None:
             return []
         self.shards.refresh()
-        missing = sum(self._key(source) not in self.shards.entries for source in sources)
+        self._planned = {source: self._key(source) for source in sources}
+        missing = sum(key not in self.shards.entries for key in self._planned.values())
         chosen = room.room(self.model.host, self.mode, self.budget, self.folder, len(sources), missing)
         self.keeps = chosen.features
         left = f"{self.folder}: {self.shards.others:,} files of an earlier version are not used; delete them"
@@ -100,7 +104,8 @@ class FeatureCache:
         """All readable clips, in the given order; `on_clip` is called after each that is encoded."""
         if self.shards:
             self.shards.refresh()
-        keys = {source: self._key(source) for source in sources}  # before a file is read: it may change meanwhile
+        # Before a file is read, which may change meanwhile; those of `plan` once only.
+        keys = {s: self._planned.pop(s) if s in self._planned else self._key(s) for s in sources}
         found = {source: self._stored(source, key) for source, key in keys.items()}
         fresh = [source for source, stored in found.items() if stored is None]
         with self.shards.filling() if self.shards else nullcontext():
@@ -158,13 +163,25 @@ class FeatureCache:
         if self.folder is None:
             return None
         try:
-            facts = [fact for file in source.files for fact in _facts(file)]
+            facts = [fact for file in source.files for fact in self._facts(file)]
         except (OSError, MediaError):
             return None
         chosen = [json.dumps(source.tracks)] if source.tracks else []
         # Earlier versions cached the clip's own sound under a name that has a signal `audio`.
         chosen += ["audio replaced"] if "audio" in dict(source.signals) else []
         return text_digest("|".join([*facts, json.dumps(source.signals), *chosen, self._networks]))[:32]
+
+    def _facts(self, path: Path) -> list[str]:
+        """Real path, size and modification time of a file, or of all files in a folder."""
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        info = os.lstat(path)
+        if stat.S_ISREG(info.st_mode):  # of which a training has very many: no more than one look at each
+            return [os.path.join(self._folders[folder], name), f"{name}|{info.st_size}|{info.st_mtime_ns}"]
+        files = inside(path) if path.is_dir() else [path]
+        stats = [(file, file.stat()) for file in files]
+        return [str(path.resolve()), *(f"{file.name}|{each.st_size}|{each.st_mtime_ns}" for file, each in stats)]
 
     def _stored(self, source: Source, key: str | None) -> Stored | None:
         """The clip as it is in the folder; None if it must be encoded."""
@@ -248,10 +265,3 @@ def _encoder_of(model: PatchedModel, encoders: Sequence[Encoder], features: Feat
                 cause = f"was trained with features of weights {facts.weights[:12]}, {features.folder} is of"
                 raise PatchMismatch(attached.config.name, f"{cause} {key.weights[:12]}", "encode with its weights")
     return encoder
-
-
-def _facts(path: Path) -> list[str]:
-    """Path, size and modification time of a file, or of all files in a folder."""
-    files = inside(path) if os.path.isdir(path) else [path]
-    stats = [(file, file.stat()) for file in files]
-    return [str(path.resolve()), *(f"{file.name}|{stat.st_size}|{stat.st_mtime_ns}" for file, stat in stats)]

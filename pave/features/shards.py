@@ -5,10 +5,11 @@ asked for: its bytes are read, nothing is memory-mapped, and its sha256 is check
 of models and media.
 
 Layout of a folder: `*.safetensors`, each with one uint8 tensor a clip, which is a sealed safetensors file itself
-(pave/files/tensorfile.py), and in the metadata what is known of its clips; and `index`, with one line a shard: a sha256,
-and in JSON the size of the shard and, of each of its clips, the place of its bytes and what is known. The shards alone
-hold everything: the index saves opening them, and a shard that it lacks, since a process was killed in between, is
-opened. So no lock is needed: several processes may fill a folder, and whenever one is killed, the rest is whole.
+(pave/files/tensorfile.py), and in the metadata what is known of its clips; and `index`, with one line a shard: a
+sha256, and in JSON the size of the shard and, of each of its clips, the place of its bytes and what is known. The
+shards alone hold everything: the index saves opening them, and a shard that it lacks, since a process was killed in
+between, is opened. So no lock is needed: several processes may fill a folder, and whenever one is killed, the rest is
+whole.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,7 @@ class Shards:
         self.others = 0  # safetensors files of earlier versions, which are not used
         self._new: dict[str, tuple[Tensor, Mapping[str, Any]]] = {}  # sealed records
         self._bytes, self._since = 0, 0.0  # of the new ones: all of them, and when the first one came
+        self._late: list[bytes] = []  # lines that the index lacks
         self._checked: set[str] = set()  # keys of records whose sha256 was right
 
     @classmethod
@@ -71,7 +73,7 @@ class Shards:
                 self._enter(line)
         for name in sorted(left):
             with suppress(FileError):  # if it is damaged, its clips are encoded again
-                self._open(name)
+                self._late += self._open(name)
 
     def add(self, key: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str], known: Mapping[str, Any]) -> None:
         """Add a record, which `entries` has after the next `flush`. DataError if a full shard cannot be written."""
@@ -91,6 +93,9 @@ class Shards:
 
     def flush(self) -> None:
         """Write what has been added. DataError if that fails; it is lost then."""
+        with suppress(FileError):  # others may only read this folder
+            self._append(self._late)
+        self._late = []
         new, self._new, self._bytes = self._new, {}, 0
         if not new:
             return
@@ -100,7 +105,7 @@ class Shards:
         name = f"{tensorfile.digest(facts, records)[:32]}.safetensors"
         with raised_as(DataError, self.folder / name, ROOM):
             tensorfile.write(self.folder / name, records, facts | {"sha256": tensorfile.digest(facts, {})})
-            self._open(name)
+            self._append(self._open(name))
 
     def read(self, key: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The tensors and facts of a record; FileError if it is damaged, or no longer there."""
@@ -125,19 +130,23 @@ class Shards:
                 if digest == _digest(text):
                     yield json.loads(text)
 
-    def _open(self, name: str) -> None:
-        """Enter the clips of a shard that the index lacks, and add it there."""
+    def _open(self, name: str) -> list[bytes]:
+        """Enter the clips of a shard that the index lacks; its line there, if it is a shard."""
         places, facts = tensorfile.places(self.folder / name)
         digest = facts.pop("sha256", "")
         if facts.get("pave.cache") != FORMAT or digest != tensorfile.digest(facts, {}):
             self.others += 1
-            return
+            return []
         known = json.loads(facts["clips"])
         clips = {key: (*place, known[key]) for key, place in places.items()}
         line = {"shard": name, "size": os.path.getsize(self.folder / name), "clips": clips}
         self._enter(line)
         text = json.dumps(line, separators=(",", ":")).encode()
-        append(self.index, b"%b %b\n" % (_digest(text), text))
+        return [b"%b %b\n" % (_digest(text), text)]
+
+    def _append(self, lines: Sequence[bytes]) -> None:
+        if lines:
+            append(self.index, b"".join(lines))
 
     def _enter(self, line: Mapping[str, Any]) -> None:
         clips = line["clips"].items()

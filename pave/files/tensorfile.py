@@ -156,7 +156,9 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return _unsealed(path, *read(path))
 
 
-def _unsealed(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _unsealed(
+    path: Path, tensors: dict[str, Tensor], facts: dict[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     if facts.pop("sha256", "") != digest(facts, tensors):
         raise FileDamaged(path, "is damaged: its content does not match its sha256", AGAIN)
     return tensors, facts
@@ -169,9 +171,7 @@ def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> Tensor:
     return torch.frombuffer(inner.getbuffer(), dtype=torch.uint8)
 
 
-def read_inner(
-    path: Path, begin: int, size: int, *, known: bool = False
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_inner(path: Path, begin: int, size: int, *, known: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What was `sealed`, from these bytes of a file; FileDamaged as in `read_sealed`. known: its sha256 has been
     checked before, so that only the structure is."""
     with reading(path) as file:

@@ -215,9 +215,7 @@ def training_clip(host: Host, stored: Stored, examples: Iterable[Example]) -> Tr
     return TrainingClip(stored, examples, turns)
 
 
-def batch(
-    model: PatchedModel, clips: Sequence[TrainingClip], patches: Names
-) -> tuple[Inputs, Tensor]:
+def batch(model: PatchedModel, clips: Sequence[TrainingClip], patches: Names) -> tuple[Inputs, Tensor]:
     """A batch with one row per clip, which has all its questions, and labels (b l). `patches`: names for all, or per
     clip."""
     return packed(model, [clip.features for clip in clips], [clip.turns for clip in clips], patches)

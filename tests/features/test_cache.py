@@ -219,7 +219,7 @@ def test_a_clip_that_changed_and_whose_features_are_damaged_ends_the_run(
     rewrite(film, films[0].video.read_bytes(), seconds=-1)
     film.chmod(0)
     if not os.access(film, os.R_OK):  # root may read it
-        with pytest.raises(DataError, match="cannot be encoded again: .*film"):
+        with pytest.raises(DataError, match=r"cannot be encoded again: .*film"):
             found[Source(film)]
 
 

@@ -24,9 +24,9 @@ from pave.config import PatchConfig, ResamplerConfig
 from pave.data import IGNORE
 from pave.errors import PatchMismatch, RecipeError, SignalError
 from pave.evaluation.cost import cost_of
+from pave.features.stored import Stored
 from pave.hub import catalogue
 from pave.hub.card import card
-from pave.features.stored import Stored
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
