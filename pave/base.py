@@ -302,7 +302,7 @@ class Host(ABC):
         """A clip's key frames as input of the vision tower, float32 (t 3 y x)."""
         return preprocess(self.pictures(clip), self.size, self.mean, self.std)
 
-    def clock(self, times: Tensor) -> Tensor:
+    def merged(self, times: Tensor) -> Tensor:
         """Seconds of the steps of the vision tower, float64, of key frames at these seconds (t,)."""
         return last_again(times.to(torch.float64), self.pair).view(-1, self.pair).mean(1)
 
@@ -317,7 +317,7 @@ class Host(ABC):
             times = [torch.arange(len(clip), dtype=torch.float64) for clip in pixels]
         steps = [-(-len(clip) // self.pair) for clip in pixels]
         even = [last_again(clip, self.pair) for clip in pixels]
-        clocks = [self.clock(clock) for clock in times]
+        clocks = [self.merged(clock) for clock in times]
         frames = torch.cat(even).to(self.device, self.dtype)
         limit = len(frames) if chunk is None else max(1, chunk // self.pair) * self.pair
         seen = [self._look(part) for part in frames.split(limit)]

@@ -78,7 +78,7 @@ class Perception:
         clip = _opened(clip, encoders)
         sides = {key: encoder.encode(clip) for key, encoder in encoders.items()}
         absent = {key: encoders[key].lacks(clip) for key, side in sides.items() if side is None}
-        times = self.host.clock(_times(clip))
+        times = self.host.merged(_times(clip))
         nothing = torch.zeros(len(times), self.host.tokens_per_frame, 0)
         sensors = frozenset(key for key, encoder in encoders.items() if not encoder.hears)
         return ClipFeatures(nothing, nothing, times, sides, absent, None, clip.report.warnings, sensors)
