@@ -1,15 +1,18 @@
-"""Does a training of 100,000 clips start, resume and end as one of 1,000 does, clip by clip?
+"""Does a training of 100,000 clips start, resume and end as one of 1,000 does, clip by clip? Is it whole when killed?
 
-    python benchmarks/scale.py            # 1,000, 10,000 and 100,000 clips; writes benchmarks/results/scale.json; an hour
-    python benchmarks/scale.py --clips 10000   # one of them
-    python benchmarks/scale.py --small    # 300 clips; writes nothing
+    python benchmarks/scale.py            # all; writes benchmarks/results/scale.json; an hour
+    python benchmarks/scale.py 1000 keep  # some parts: 1000, 10000 and 100000 clips, keep and none
+    python benchmarks/scale.py --small    # 300 clips, and three kills; writes nothing
 
-Every clip is a file of its own with one question and synthetic features (random numbers in the cache, as if it had been
-encoded), read by a base of two layers: so time goes into what there is per clip, not into networks. One epoch of
-`pave.train` in a process of its own, which is killed with SIGKILL half-way and resumed in another one: seconds from the
-start of a process to the end of its first step, seconds of a step per clip, memory, and the most lines that
-/proc/self/maps ever had. The targets, of 100,000 clips: start and resume below 60 s, fewer than 1,000 maps, and at most
-1.2 times the time per clip that 1,000 clips take.
+A number: every clip is a file of its own with one question and synthetic features (random numbers in the cache, as if
+it had been encoded), read by a base of two layers: so time goes into what there is per clip, not into networks. One
+epoch of `pave.train` in a process of its own, which is killed with SIGKILL half-way and resumed in another one: seconds
+from the start of a process to the end of its first step, seconds of a step per clip, memory, and the most lines that
+/proc/self/maps ever had. Targets for 100,000 clips: start and resume below 60 s, no map of features, and at most 1.2
+times the time per clip that 1,000 clips take.
+
+keep, none: runs of 60 steps on real clips with this `data.cache`, each killed with SIGKILL at a random instant of its
+start, its encoding or its steps, and resumed: the patch file must be that of an uninterrupted run with `keep`.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -31,20 +36,22 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "parts"))
-from clips import counting_frames, write_clip  # noqa: E402
-from small import make_tokenizer, write_base, write_line  # noqa: E402
-from study import Study  # noqa: E402
+from clips import counting_frames, write_clip
+from small import make_tokenizer, write_base, write_line
+from study import Study
 
-from pave.data import Source  # noqa: E402
-from pave.features.cache import _record  # noqa: E402
-from pave.features.stored import known  # noqa: E402
-from pave.model.inputs import ClipFeatures  # noqa: E402
-from pave.recipe import read_recipe  # noqa: E402
-from pave.sidechannel import SideTokens  # noqa: E402
-from pave.training.run import train  # noqa: E402
-from pave.training.setup import Setup  # noqa: E402
+from pave.data import Source
+from pave.features.cache import record
+from pave.features.stored import known
+from pave.model.inputs import ClipFeatures
+from pave.playroom.writer import write_clips
+from pave.recipe import read_recipe
+from pave.sidechannel import SideTokens
+from pave.training.run import train
+from pave.training.setup import Setup
 
-SIZES, SMALL, BATCH, LOOKS = (1_000, 10_000, 100_000), 300, 50, 20
+PARTS, SMALL = ("1000", "10000", "100000", "keep", "none"), ("300", "keep", "none")
+BATCH, LOOKS, KILLS = 50, 20, 20
 MAPS = Path("/proc/self/maps")
 
 
@@ -69,7 +76,7 @@ senses:
 fusion: {{width: 32, heads: 2}}
 lora: {{r: 4}}
 data: {{train: train.jsonl}}
-train: {{steps: {steps}, batch: {BATCH}, output: {folder / "out"}, eval_every: {clips}, checkpoint_every: {every}, keep: 0}}
+train: {{steps: {steps}, batch: {BATCH}, keep: 0, checkpoint_every: {every}, eval_every: 1000000, output: {folder / "out"}}}
 """)
     store = Setup.of(read_recipe(folder)).store
     host, (encoder,), shards = store.model.host, store.encoders, store.shards
@@ -85,9 +92,9 @@ train: {{steps: {steps}, batch: {BATCH}, output: {folder / "out"}, eval_every: {
             heard = SideTokens.regular(torch.randn(5, 16, generator=draw), rate=5)
             times = torch.arange(host.frames, dtype=torch.float64)
             features = ClipFeatures(vision, tokens, times, {encoder.spec.preprocessing: heard})
-            key = store._key(Source(media / f"{number}.mp4"))
+            key = store.key(Source(media / f"{number}.mp4"))
             assert key
-            shards.add(key, *_record(features, {}), known(features))
+            shards.add(key, *record(features, {}), known(features))
     return time.perf_counter() - begin
 
 
@@ -99,8 +106,8 @@ def run(folder: Path, resume: bool) -> None:
         begun.append(step)
         if (step - begun[0]) % max(1, steps // LOOKS) == 0 or step == steps:
             maps = MAPS.read_text().splitlines() if MAPS.exists() else []
-            ours = sum(str(folder) in line for line in maps)
-            told = {"step": step, "clock": time.monotonic(), "maps": len(maps), "maps of the data": ours}
+            ours = sum(str(folder / "out") in line for line in maps)
+            told = {"step": step, "clock": time.monotonic(), "maps": len(maps), "maps of features": ours}
             print(json.dumps(told), flush=True)
 
     train(folder, resume=resume, progress=tell)
@@ -138,7 +145,7 @@ def measure(clips: int) -> dict[str, Any]:
     told = [line for line in (*before, *after) if "step" in line]
     each = [
         (b["clock"] - a["clock"]) / (b["step"] - a["step"]) / BATCH
-        for a, b in zip(told, told[1:], strict=False)
+        for a, b in pairwise(told)
         if b["step"] > a["step"] and a is not before[-1]
     ]
     return {
@@ -148,17 +155,61 @@ def measure(clips: int) -> dict[str, Any]:
         "resume, s": round(resume, 1),
         "writing features per clip, ms": round(1000 * filling / clips, 3),
         "step per clip, ms": round(1000 * median(each), 3),
-        **{f"{name}, at most": max(line[name] for line in told) for name in ("maps", "maps of the data")},
+        **{f"{name}, at most": max(line[name] for line in told) for name in ("maps", "maps of features")},
         "memory, MB": round(after[-1]["memory"] / 1000),
         "files of features": len(files),
         "bytes of features per clip": size // clips,
     }
 
 
+def begun(folder: Path, out: str, cache: str, resume: bool = False) -> int:
+    """A forked process that trains; it saves the seconds of importing everything again."""
+    if child := os.fork():
+        return child
+    try:
+        train(read_recipe(folder, [f"train.output={folder / out}", f"data.cache={cache}"]), resume=resume)
+    finally:
+        os._exit(0)
+
+
+def killed(cache: str, kills: int) -> dict[str, int]:
+    """Counts of runs that were killed at a random instant and resumed; none may be BAD."""
+    draw = random.Random(cache)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        base = write_base(folder / "base", make_tokenizer())
+        file = write_clips(folder, 12, split="train", channels=("audio",))
+        (folder / "patch.yaml").write_text(f"""\
+name: ears
+base: {base}
+senses:
+  audio: {{encoder: logmel, options: {{bands: 16, rate: 5}}}}
+fusion: {{width: 32, heads: 2, dropout: 0.1}}
+lora: {{r: 4}}
+data: {{train: {file}}}
+train: {{steps: 60, batch: 4, checkpoint_every: 5}}
+""")
+        begin = time.monotonic()
+        os.waitpid(begun(folder, "whole", "keep"), 0)
+        seconds, whole = time.monotonic() - begin, (folder / "whole" / "patch.safetensors").read_bytes()
+        found = {"killed before a checkpoint": 0, "killed later": 0, "equal": 0, "BAD: different": 0}
+        for number in range(kills):
+            out = folder / f"{number}"
+            process = begun(folder, out.name, cache)
+            time.sleep(draw.random() * seconds)
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            found["killed later" if (out / "checkpoint.safetensors").exists() else "killed before a checkpoint"] += 1
+            if not (out / "patch.safetensors").exists():
+                os.waitpid(begun(folder, out.name, cache, resume=True), 0)
+            found["equal" if (out / "patch.safetensors").read_bytes() == whole else "BAD: different"] += 1
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help=f"{SMALL} clips; writes no result")
-    parser.add_argument("--clips", type=int, metavar="N", help="one size")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: {' '.join(PARTS)}")
+    parser.add_argument("--small", action="store_true", help="little of all; writes no result")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -166,12 +217,14 @@ def main() -> None:
         run(options.run, options.resume)
         return
     study = Study("scale")
-    for clips in [SMALL] if options.small else [options.clips] if options.clips else SIZES:
-        if options.small or f"{clips}" not in study:
-            figures = measure(clips)
-            print(json.dumps(figures), flush=True)
+    for part in SMALL if options.small else options.parts or PARTS:
+        if options.small or part not in study:
+            figures = measure(int(part)) if part.isdigit() else killed(part, 3 if options.small else KILLS)
+            print(part, json.dumps(figures), flush=True)
+            if any(name.startswith("BAD") and count for name, count in figures.items()):
+                raise SystemExit(1)
             if not options.small:
-                study.add(f"{clips}", figures)
+                study.add(part, figures)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ class FeatureCache:
         if self.folder is None or self.shards is None:
             return []
         self.shards.refresh()
-        self._planned = {source: self._key(source) for source in sources}
+        self._planned = {source: self.key(source) for source in sources}
         missing = sum(key not in self.shards.entries for key in self._planned.values())
         chosen = room.room(self.model.host, self.mode, self.budget, self.folder, len(sources), missing)
         self.keeps = chosen.features
@@ -105,7 +105,7 @@ class FeatureCache:
         if self.shards:
             self.shards.refresh()
         # Before a file is read, which may change meanwhile; those of `plan` once only.
-        keys = {s: self._planned.pop(s) if s in self._planned else self._key(s) for s in sources}
+        keys = {s: self._planned.pop(s) if s in self._planned else self.key(s) for s in sources}
         found = {source: self._stored(source, key) for source, key in keys.items()}
         fresh = [source for source, stored in found.items() if stored is None]
         with self.shards.filling() if self.shards else nullcontext():
@@ -146,7 +146,7 @@ class FeatureCache:
         if self.shards is None or key is None:
             return Stored.of(features)
         key, facts = f"{key}{PICTURES}" if pictures else key, known(features)
-        self.shards.add(key, *_record(features, pictures), facts)
+        self.shards.add(key, *record(features, pictures), facts)
         return Stored.told(partial(self._fetch, source, key), facts)
 
     def _perceived(self, clip: Clip) -> tuple[ClipFeatures, dict[str, Tensor]]:
@@ -156,7 +156,7 @@ class FeatureCache:
         pictures = packed(self.model.host.pictures(clip)) | {"stamps": clip.times}
         return self.model.perception.sense(clip, self.encoders).to("cpu"), pictures
 
-    def _key(self, source: Source) -> str | None:
+    def key(self, source: Source) -> str | None:
         """The key of a clip in the folder: a digest of the paths, sizes and modification times of its files, the names
         of its signals, the chosen tracks, and the networks. None without a folder, or if a file of the clip is missing,
         or a folder no signal."""
@@ -209,7 +209,7 @@ class FeatureCache:
     def _again(self, source: Source, key: str, damage: FileError) -> ClipFeatures:
         """Encode a clip whose features are damaged. DataError if that is not possible."""
         assert self.shards is not None
-        cause, own = f"{damage.file}: {damage.cause}", self._key(source)
+        cause, own = f"{damage.file}: {damage.cause}", self.key(source)
         if own != key.removesuffix(PICTURES):
             raise DataError(f"{cause}; {source} has changed meanwhile, so it cannot be encoded again: start a new run")
         (clip,) = self._decoded([source])
@@ -221,7 +221,7 @@ class FeatureCache:
         return stored.features
 
 
-def _record(features: ClipFeatures, pictures: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def record(features: ClipFeatures, pictures: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What is written of a clip: tensors and texts."""
     tensors = {"vision": features.vision, "tokens": features.tokens, "times": features.times, **pictures}
     tensors |= {} if features.deep is None else {"deep": features.deep}

@@ -103,7 +103,7 @@ class Shards:
         records = {key: record for key, (record, _) in new.items()}
         facts = {"pave.cache": FORMAT, "clips": json.dumps({key: known for key, (_, known) in new.items()})}
         name = f"{tensorfile.digest(facts, records)[:32]}.safetensors"
-        with raised_as(DataError, self.folder / name, ROOM):
+        with raised_as(DataError, remedy=ROOM):
             tensorfile.write(self.folder / name, records, facts | {"sha256": tensorfile.digest(facts, {})})
             self._append(self._open(name))
 

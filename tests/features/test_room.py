@@ -52,7 +52,8 @@ def test_features_of_kept_pictures_are_those_of_the_files_bit_for_bit(
     for film in films:
         for name in ("vision", "tokens", "times", "deep"):
             one, other = getattr(fresh[film], name), getattr(kept[film], name)
-            assert (one is other is None) or (one.dtype == other.dtype and torch.equal(one, other)), name
+            assert (one is None) == (other is None), name
+            assert one is None or (one.dtype == other.dtype and torch.equal(one, other)), name
         for key, side in fresh[film].sides.items():
             twin = kept[film].sides[key]
             assert side and twin and all(torch.equal(getattr(side, part), getattr(twin, part)) for part in PARTS)
@@ -61,8 +62,11 @@ def test_features_of_kept_pictures_are_those_of_the_files_bit_for_bit(
 
 
 def test_pictures_are_packed_without_loss() -> None:
-    pictures = torch.cat([make_clip().frames, torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)])  # noise and nothing
-    assert torch.equal(unpacked(packed(pictures)), pictures)
+    noise = make_clip().frames
+    assert noise is not None
+    pictures = torch.cat([noise, torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)])
+    again = unpacked(packed(pictures))
+    assert again is not None and torch.equal(again, pictures)
     assert unpacked({"vision": torch.zeros(1)}) is None
 
 

@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 from pave.errors import DataError, EncoderError, PatchMismatch, PatchNotFound, RecipeError, TrainingError
+from pave.features.shards import Shards
 from pave.files.tensorfile import read_metadata
 from pave.hub import catalogue
 from pave.loading.base import load_base
@@ -99,16 +100,20 @@ train(read_recipe(sys.argv[1], sys.argv[2:]), progress=progress)
 """
 
 
+@pytest.mark.parametrize("cache", ["keep", "none"])
 def test_a_killed_and_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
-    recipe: Make, workshop: Path, whole: bytes
+    workshop: Path, tmp_path: Path, whole: bytes, cache: str
 ) -> None:
-    output = recipe().output
-    words = [str(workshop), f"train.output={output}", *DROPOUT]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *words], cwd=ROOT, capture_output=True, timeout=300)
+    output = tmp_path / "killed"
+    words = [f"train.output={output}", f"data.cache={cache}", *DROPOUT]
+    command = [sys.executable, "-c", KILLED, str(workshop), *words]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert (output / NAME).is_file() and not (output / "patch.safetensors").exists()
+    pictures = [key.endswith("-pictures") for key in Shards.of(output / "features").entries]
+    assert len(pictures) == 6 and pictures == [cache == "none"] * 6
     steps = []
-    result = train(recipe(*DROPOUT), resume=True, progress=lambda step, *_: steps.append(step))
+    result = train(read_recipe(workshop, words), resume=True, progress=lambda step, *_: steps.append(step))
     assert steps == [3, 4], "the checkpoint of step 2 is used"
     assert result.patch.read_bytes() == whole
     assert isinstance(result.metrics["loss"], list) and len(result.metrics["loss"]) == 4
