@@ -74,6 +74,10 @@ class PlayroomData(Config):
 Limit = Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], Field(exclude_if=lambda limit: limit == "auto")]
 
 
+Cache = Annotated[Literal["auto", "keep", "none"], Field(exclude_if=lambda cache: cache == "auto")]
+Budget = Annotated[Annotated[float, Field(gt=0)] | None, Field(exclude_if=lambda budget: budget is None)]
+
+
 class DataConfig(Config):
     """Either your own JSONL files, or clips of the Playroom."""
 
@@ -84,10 +88,9 @@ class DataConfig(Config):
     # Text file, one question a line, for `train.keep`; None: the built-in list. Omitted from older recipes likewise.
     keep: Annotated[Path | None, Field(exclude_if=lambda file: file is None)] = None
     timeout: Limit = "auto"  # seconds to decode a clip; auto: by its length
-    # keep: features of the vision tower are cached; none: its pictures are, and it runs in every step, which takes a
-    # tenth of the disk and gives the same patch; auto: keep if they fit. Omitted from older recipes likewise.
-    cache: Annotated[Literal["auto", "keep", "none"], Field(exclude_if=lambda cache: cache == "auto")] = "auto"
-    budget: Annotated[float | None, Field(gt=0, exclude_if=lambda budget: budget is None)] = None  # GB for features
+    # What is cached of the pictures. Both are omitted from older recipes likewise.
+    cache: Cache = "auto"  # keep: features of the vision tower; none: what it reads; auto: keep if that fits
+    budget: Budget = None  # GB on disk for features of the vision tower; None: nine tenths of what is free
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:

@@ -63,7 +63,7 @@ def bytes_of_features(host: Host) -> int:
 
 
 def bytes_of_pictures(host: Host) -> int:
-    """Of the key frames of one clip, at most: those of films take about half."""
+    """Of the key frames of one clip, at most: of four films, the pictures took 17 to 46 % of it."""
     return host.frames * 3 * host.size[0] * host.size[1]
 
 

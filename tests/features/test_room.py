@@ -44,10 +44,8 @@ def test_features_of_kept_pictures_are_those_of_the_files_bit_for_bit(
 ) -> None:
     model = PatchedModel(make_base(tokenizer, family=family))
     encoders = [load_encoder("logmel", bands=16, rate=5), load_encoder("base-tower").on(model.host)]
-    fresh, kept = (
-        FeatureCache(model, encoders, folder, mode=mode).read(films)
-        for folder, mode in ((None, "keep"), (tmp_path, "none"))
-    )
+    fresh = FeatureCache(model, encoders).read(films)
+    kept = FeatureCache(model, encoders, tmp_path, mode="none").read(films)
     assert all(key.endswith("-pictures") for key in Shards.of(tmp_path).entries)
     for film in films:
         for name in ("vision", "tokens", "times", "deep"):
