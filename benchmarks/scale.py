@@ -8,8 +8,8 @@ A number: every clip is a file of its own with one question and synthetic featur
 it had been encoded), read by a base of two layers: so time goes into what there is per clip, not into networks. One
 epoch of `pave.train` in a process of its own, which is killed with SIGKILL half-way and resumed in another one: seconds
 from the start of a process to the end of its first step, seconds of a step per clip, memory, and the most lines that
-/proc/self/maps ever had. Seconds of a core do not count what other processes of the machine take. Targets for 100,000 clips: start and resume below 60 s, no map of features, and at most 1.2
-times the time per clip that 1,000 clips take.
+/proc/self/maps ever had. Seconds of a core do not count what other processes of the machine take. Targets for 100,000
+clips: start and resume below 60 s, no map of features, and at most 1.2 times the time per clip that 1,000 clips take.
 
 keep, none: runs of 60 steps on real clips with this `data.cache`, each killed with SIGKILL at a random instant of its
 start, its encoding or its steps, and resumed: the patch file must be that of an uninterrupted run with `keep`.
@@ -56,7 +56,7 @@ MAPS = Path("/proc/self/maps")
 
 
 def made(folder: Path, clips: int) -> float:
-    """A base, clips, questions, a recipe and features in a folder; returns the seconds of a core that writing features took."""
+    """A base, clips, questions, a recipe and features in a folder; returns the seconds of a core of writing features."""
     steps = clips // BATCH
     every = max(1, steps // LOOKS)
     base = write_base(folder / "base", make_tokenizer())
