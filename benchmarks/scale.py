@@ -56,7 +56,7 @@ MAPS = Path("/proc/self/maps")
 
 
 def made(folder: Path, clips: int) -> float:
-    """A base, clips, questions, a recipe and features in a folder; returns the seconds of a core of writing features."""
+    """A base, clips, questions, a recipe and features in a folder; returns a core's seconds of writing features."""
     steps = clips // BATCH
     every = max(1, steps // LOOKS)
     base = write_base(folder / "base", make_tokenizer())
