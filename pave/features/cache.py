@@ -94,8 +94,12 @@ class FeatureCache:
             return []
         self.shards.refresh()
         self._planned = {source: self.key(source) for source in sources}
-        missing = sum(key not in self.shards.entries for key in self._planned.values())
-        chosen = room.room(self.model.host, self.mode, self.budget, self.folder, len(sources), missing)
+        entries, keys = self.shards.entries, self._planned.values()
+        missing = sum(key not in entries for key in keys)
+        pictured = sum(f"{key}{PICTURES}" in entries and key not in entries for key in keys)
+        # Most pictures are there already: a resumed run goes on as it began, even if there is more room by now.
+        mode = "none" if self.mode == "auto" and 2 * pictured > len(sources) else self.mode
+        chosen = room.room(self.model.host, mode, self.budget, self.folder, len(sources), missing)
         self.keeps = chosen.features
         left = f"{self.folder}: {self.shards.others:,} files of an earlier version are not used; delete them"
         return [chosen.why, *([left] if self.shards.others else [])]

@@ -124,6 +124,12 @@ def test_a_run_says_what_it_keeps_before_it_reads_a_clip(recipe: Make, tmp_path:
     assert all(clip.features.tokens.any() for clip in dataset.train)
     told.clear()
     read_dataset(Setup.of(recipe(place)), tell=told.append)
+    assert told[0].startswith("data.cache: none; the pictures are kept instead"), "a resumed run goes on as it began"
+    told.clear()
+    read_dataset(Setup.of(recipe(place, "data.cache=keep")), tell=told.append)
+    assert told[0].startswith("data.cache: keep; ")
+    told.clear()
+    read_dataset(Setup.of(recipe(place)), tell=told.append)
     assert told[0].startswith("data.cache: keep; ")
     (tmp_path / "fresh" / "features" / "old.safetensors").write_bytes(b"")
     told.clear()
