@@ -388,6 +388,9 @@ class PatchConfig(Config):
     lora: LoraConfig | None = None
     licence: Short = ""  # as its owner chose it; empty: nobody has
     keep_lora_when_absent: bool = False
+    # Whether it has a gate, which leaves questions that are not about the clip to the base. Omitted if False, so that
+    # older files keep their bytes.
+    gate: Annotated[bool, Field(exclude_if=operator.not_)] = False
     training: Annotated[Facts, AfterValidator(_trained)] = {}
 
     _resamples = model_validator(mode="after")(resampler_fits)

@@ -121,6 +121,7 @@ class TrainConfig(Config):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     # Weight of a question that needs no sense, on which the base is kept, beside one of the data; 0: none is asked.
     keep: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    gate: bool = True  # fit a gate, which leaves questions that are not about the clip to the base
     mean_over: Literal["questions", "tokens"] = "questions"  # tokens: a long answer weighs more than a short one
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen base; the patch itself always trains in float32

@@ -31,6 +31,7 @@ import sight
 import smollm
 import things
 import torch
+import upset
 import whisper
 import words
 from fetch import fetch
@@ -59,7 +60,7 @@ PICTURES = 100  # for the test of what the base sees
 DIGITS = ("name=real-digits", "train.steps=80")
 TRAININGS = {
     "digits, folded": Training("words", "digits", DIGITS),
-    "digits, folded, keep off": Training("words", "digits", (*DIGITS, "train.keep=0")),
+    "digits, folded, keep off": Training("words", "digits", (*DIGITS, "train.keep=0", "train.gate=false")),
     "words, folded": Training("words", "words"),
     "things, folded": Training("things", "things"),
     "sentences, folded": Training("sentences", "sentences", controls=False),
@@ -128,6 +129,9 @@ def yardsticks(packages: Mapping[str, Path], place: Path, study: Study) -> None:
     if "the base sees" not in study:
         kinds = kinds_of(packages["tuxpaint-stamps-default"])
         study.add("the base sees", sight.measure(place / "base", kinds, PICTURES))
+    for dtype in ("float32", "bfloat16"):
+        if (key := f"what a picture changes, {dtype}") not in study:
+            study.add(key, upset.measure(place / "base", place / "digits/test.jsonl", dtype))
     if "Whisper tiny.en itself" not in study:
         listener, asked = whisper.Transcriber(place / "whisper-tiny.en"), read_jsonl(place / "sentences/test.jsonl")
         files = (sentences.recording(packages, example.facts["prompt"]) for example in asked)

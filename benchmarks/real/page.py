@@ -13,7 +13,6 @@ from study import RESULTS, Study
 from trainings import interval
 
 CONTROLS = ("base", "without", "off", "shuffled", "patched")
-EARLIER = "before speech"
 PAGE, PLOT = RESULTS / "real.md", RESULTS / "real.png"
 
 
@@ -39,7 +38,8 @@ def table(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -> list
     for name, runs in found.items():
         if figure not in runs[0]["patched"]:
             continue
-        cells = [spread([run[c][figure] for run in runs]) if c in runs[0] else "" for c in CONTROLS]
+        sides = [[run[control][figure] for run in runs if control in run] for control in CONTROLS]
+        cells = [spread(side) if side else "" for side in sides]
         asked = runs[0]["patched"]["pairs" if figure == "strict_pairs" else "asked"]
         low, high = interval(round(runs[0]["patched"][figure] * asked), asked)
         wide = "" if figure == "word_error_rate" else f"{low:.3f} to {high:.3f} of {asked}"
@@ -48,13 +48,17 @@ def table(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -> list
 
 
 def cost(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    lines = ["| training | steps × clips | minutes | file | token agreement with the base |", "|---|---|---|---|---|"]
+    lines = ["| training | steps × clips | minutes | file | base's tokens kept | without the gate | KL |"]
+    lines += ["|---" * 7 + "|"]
     for name, runs in found.items():
         minutes = mean(run["seconds"] for run in runs) / 60
-        kept = [run["retention"]["tokens"] for run in runs]
+        retained = [run["retention"] for run in runs]
+        kept = spread([each["tokens"] for each in retained])
+        ungated = spread([each.get("ungated", each["tokens"]) for each in retained])
+        nats = spread([each["kl"] for each in retained])
         size = f"{runs[0]['patch_bytes'] / 1e6:.1f} MB"
         steps = f"{runs[0]['steps']} × {runs[0]['batch']}"
-        lines.append(f"| {name} | {steps} | {minutes:.1f} | {size} | {spread(kept) if kept else ''} |")
+        lines.append(f"| {name} | {steps} | {minutes:.1f} | {size} | {kept} | {ungated} | {nats} |")
     return [*lines, ""]
 
 
@@ -62,8 +66,6 @@ def write(seeing: Study, trained: Study) -> None:
     """Write the page and the plot of what has been measured so far."""
     found = rows(trained)
     text = ["# Real weights, real recordings", "", "Written by `make real`; every figure is in `real_*.json`.", ""]
-    if any(EARLIER in key for key in (*seeing.runs, *trained.runs)):
-        text += [f"Where it says “{EARLIER}”, the projector had not learned through the language model yet.", ""]
     for name, run in seeing.runs.items():
         if "top1" in run:
             text += [
@@ -75,6 +77,11 @@ def write(seeing: Study, trained: Study) -> None:
             ]
         elif "word_error_rate" in run:
             text += [f"**{name}**: word error rate {run['word_error_rate']:.3f} on {run['asked']} prompts.", ""]
+        elif "another clip" in run:
+            changes = {key: each for key, each in run.items() if isinstance(each, dict)}
+            text += [f"**{name}**: how many tokens of the base's answers to general questions stay the most likely", ""]
+            text += [f"- {key}: {each['tokens']:.3f} (KL {each['kl']:.4f})" for key, each in changes.items()]
+            text += [""]
     for title, figure in (
         ("Share of right answers", "accuracy"),
         ("Strict pairs: both sounds with the same frames", "strict_pairs"),

@@ -45,7 +45,7 @@ FLOOR = 0.02  # of the mean variance: components that are mostly noise are not b
 class Budget:
     """One run of AdamW with a warm-up and a cosine."""
 
-    steps: int = 1600
+    steps: int = 5000
     batch: int = 32
     rate: float = 1.2e-3
 

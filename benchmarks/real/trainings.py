@@ -38,7 +38,7 @@ class Training:
     recipe: str  # of this folder
     data: str  # folder of clips
     overrides: tuple[str, ...] = ()
-    controls: bool = True
+    controls: bool = True  # train `without`, too, for seed 0
 
 
 def encode(data: Path, recipe: Recipe) -> Path:
@@ -104,7 +104,7 @@ def run(name: str, training: Training, seed: int, place: Path) -> dict[str, Any]
         "patched": measured(),
         "shuffled": measured("shuffled"),
         "off": measured("off"),
-        **({"without": without(training, seed, place, runs)} if training.controls else {}),
+        **({"without": without(training, seed, place, runs)} if training.controls and not seed else {}),
     }
 
 

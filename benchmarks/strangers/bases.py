@@ -45,7 +45,7 @@ class Bases(Kind):
             model = load(path)
             model.ask(self.clip, QUESTION, max_new_tokens=1)
 
-        return Case((lambda: outline(path), asking), (path.name,))
+        return Case((lambda: outline(path), asking), (path.name, "this base takes at most"))
 
     def change(self, path: Path, rng: Random) -> None:
         names = {file.name: file for file in path.iterdir() if file.is_file()}

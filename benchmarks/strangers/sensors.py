@@ -182,7 +182,7 @@ class Sensors(Kind):
             elif file.suffix == ".png":
                 file.write_bytes(png(data, rng))
             else:
-                file.write_bytes(numbers(data.decode(), rng))
+                file.write_bytes(numbers(data.decode("utf-8", "replace"), rng))
         return self.judging("depth", str(path), (path.name,), how=rng.choice(("depth", "clocked")))
 
     def infos(self, rng: Random, place: Path) -> Case:

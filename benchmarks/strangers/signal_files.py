@@ -148,4 +148,4 @@ def numbers(text: str, rng: Random) -> bytes:
             words(rng, text),
         )
     )
-    return text.encode("utf-8", "surrogatepass") if rng.random() < 0.95 else text.encode("utf-16")
+    return text.encode("utf-8", "surrogatepass") if rng.random() < 0.95 else text.encode("utf-16", "surrogatepass")

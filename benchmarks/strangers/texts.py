@@ -97,7 +97,15 @@ class Texts(Kind):
         value = json_text(extreme(rng), rng, 0.1) if rng.random() < 0.5 else words(rng, "a")
         text = rng.choice((f"{key}={value}", words(rng, f"{key}={value}"), key))
         steps = (lambda: overridden([text]), lambda: train(str(self.own), [text], False, True, False))
-        named = (text[:20], key[:20], repr(text)[1:10], value[:10], value.strip('"')[:10], repr(value)[1:8])
+        named = (
+            text[:20],
+            key[:20],
+            repr(text)[1:10],
+            value[:10],
+            value.strip('" \n')[:6],
+            repr(value)[1:8],
+            text.partition("=")[2].strip('" \n')[:6],
+        )
         return Case(steps, (*filter(None, named), *_parts(key), self.own.name, ": not a local folder"))
 
     def line(self, rng: Random, place: Path) -> Case:
@@ -162,7 +170,7 @@ def _named(path: Path) -> list[str]:
     text = path.read_bytes().decode("utf-8", "replace")
     keys = "base|encoder|train|val|features|output|name|on_top_of|start_from"
     values = re.findall(rf"(?:{keys})\W+([^\n]+)", text)[:500]
-    return [part[:20] for value in values for part in (value, *re.split(r"[\s,'\"]+", value)) if len(part) > 2]
+    return [part[:12] for value in values for part in (value, *re.split(r"[\s,'\"]+", value)) if len(part) > 2]
 
 
 def _parts(key: str) -> list[str]:

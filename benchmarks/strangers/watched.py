@@ -32,6 +32,7 @@ import torch
 
 from pave.cli.terminal import remark
 from pave.errors import PaveError
+from pave.text.shown import shown
 
 SECONDS, MEMORY = 5.0, 300 << 20  # CPU time and growth of a process within which a case must be judged
 STILL = 4.0  # seconds in which all processes of a case sleep, after which it hangs
@@ -190,24 +191,24 @@ def tried(number: int, case: Callable[[int], Case]) -> Verdict:
 
 def judged(case: Case) -> tuple[str, str, str]:
     """Kind, message and place of a case's result."""
-    shown, refused = io.StringIO(), ""
-    with redirect_stdout(shown), redirect_stderr(shown):
+    printed, refused = io.StringIO(), ""
+    with redirect_stdout(printed), redirect_stderr(printed):
         for step in case.steps:
             try:
                 step()
             except PaveError as error:
-                before = shown.tell()
+                before = printed.tell()
                 remark(error)
                 refused = refused or str(error)
-                if not any(name in str(error) for name in case.names):
+                if not any(shown(name) in str(error) for name in case.names):
                     return "BAD: refused without a name", str(error), _place(error)
-                if shown.tell() - before > TALK:
+                if printed.tell() - before > TALK:
                     return f"BAD: a message of over {TALK:,} characters", str(error), _place(error)
             except Asked as error:
                 return "BAD: a question is asked", str(error), _place(error)
             except (Exception, SystemExit) as error:
                 return f"BAD: raw {type(error).__name__}", str(error), _place(error)
-    text = shown.getvalue()
+    text = printed.getvalue()
     if wild := {
         hex(ord(each)) for each in text if each in BIDI or (unicodedata.category(each) == "Cc" and each not in "\n\t\r")
     }:

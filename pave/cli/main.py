@@ -72,6 +72,9 @@ def ask(
         str, typer.Option(metavar="DTYPE", help="'auto', 'float32', 'bfloat16', 'float16' or 'float64'.")
     ] = "auto",
     device: Annotated[str, typer.Option(metavar="DEVICE", help="'auto', 'cpu', 'cuda', ...")] = "auto",
+    gate: Annotated[
+        bool, typer.Option(help="Let a patch leave questions that are not about VIDEO to the base, if it has a gate.")
+    ] = True,
 ) -> None:
     """Ask a frozen video LLM about VIDEO."""
     quiet()
@@ -80,7 +83,7 @@ def ask(
     signals = _signals(signal or [], timeout)
     model = load(base, dtype=dtype, device=device, frames=frames)
     for source in patch or []:
-        remark(*lines_of(model.apply_patch(source)))
+        remark(*lines_of(model.apply_patch(source, gate=gate)))
     answer = model.ask(
         video,
         question,

@@ -68,6 +68,12 @@ def summary(result: Result) -> list[str]:
         lines += [f"{key:20} {each['base']:6.3f} {each['patched']:8.3f}" for key, each in held_out.items()]
     kept: Any = result.metrics["retention"]
     lines.append(f"the base keeps {kept['tokens']:.1%} of what it says where no sense is needed (KL {kept['kl']:.3f})")
+    gate: Any = result.metrics.get("gate", {})
+    if gate.get("held_out_opens", 1) < 1:
+        lines.append(
+            f"its gate leaves {1 - gate['held_out_opens']:.1%} of the held-out questions to the base, as not about the "
+            "clip; add questions like them to the training data, or train with train.gate=false"
+        )
     unreadable: Any = result.metrics["unreadable"]
     if unreadable:
         listed = result.patch.parent / "features" / "quarantine.jsonl"

@@ -84,7 +84,8 @@ def refuse_odd_inside(folder: str | Path) -> None:
             try:
                 _refuse_odd(os.stat(path))
             except NotPlain as error:
-                raise FileError(path, f"cannot be read ({error.strerror})", "take it out of the folder") from None
+                cause = f"holds {os.path.relpath(path, folder)}, which cannot be read ({error.strerror})"
+                raise FileError(folder, cause, "take it out of the folder") from None
             except OSError:  # a link to nothing is as good as no file
                 continue
 

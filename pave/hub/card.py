@@ -53,6 +53,8 @@ RETENTION = {
     "tokens": "share of tokens that stay the most likely",
     "kl": "mean KL divergence from the base, nats per token",
     "answers": "share of whole answers that stay",
+    "left": "share of these questions that its gate leaves to the base",
+    "ungated": "share of tokens that stay the most likely without the gate",
 }
 OURS = "<!-- This card was written by PAVE. Without this line, the next push leaves the card alone. -->"
 # Private data: absolute paths, and prefixes of common access tokens.

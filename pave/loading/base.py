@@ -124,10 +124,12 @@ def load_base(
 def _refuse_contradictions(base: Host) -> None:
     """ValueError for a base whose parts do not fit each other."""
     base.visual_ids([0.0], "none")  # fail now if the tokenizer lacks a special token around key frames
-    base.prompt("")  # or finds one in the plain text of the prompt
+    before, after = base.prompt("")  # or finds one in the plain text of the prompt
     embedding: Any = base.model.get_input_embeddings()
     if not 0 <= base.placeholder < embedding.num_embeddings:
         raise ValueError(f"token {base.placeholder}, which marks pictures, is not in its vocabulary")
+    if base.placeholder in (*before, *after) or base.placeholder not in base.prompter.special.values():
+        raise ValueError(f"token {base.placeholder}, which marks pictures, is one of its prompts or an ordinary word")
     if base.context is not None and not _is_count(base.context):
         raise ValueError(f"its language model has max_position_embeddings={quoted(base.context)}")
     if min(base.size) < 1:
@@ -347,7 +349,7 @@ def _place(source: str | Path) -> str:
         return str(EMBEDDED)
     if source and os.path.isdir(source):  # unlike Path.is_dir, False for names too long for a file system
         place = str(Path(source).resolve())
-        with raised_as(BaseModelError):
+        with raised_as(BaseModelError, source):
             refuse_odd_inside(place)
         return place
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):

@@ -112,7 +112,12 @@ def _refuse_large(source: object, path: Path) -> None:
 
 def _refuse_huge_ids(source: object, path: Path) -> None:
     """Raise for a tokenizer.json with an enormous id of a token: copying it counts up to there, for minutes."""
-    if path.is_file() and (found := HUGE_ID.search(path.read_bytes())):
+    try:
+        found = HUGE_ID.search(path.read_bytes()) if path.is_file() else None
+    except OSError as error:
+        cause = f"its {path.name} cannot be read ({error.strerror or error})"
+        raise BaseModelError(f"{source}: {cause}; {AGAIN}") from None
+    if found:
         cause = f"its {TOKENIZER} has the number {found[1][:30].decode()}, too large for the id of a token"
         raise BaseModelError(f"{source}: {cause}; {AGAIN}")
 

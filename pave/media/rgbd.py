@@ -301,7 +301,7 @@ def _embodiedscan(file: Path, scene: str) -> Scan:
             raise ValueError("it names no images")
         matrices = (_nested(info[key]) for key in ("depth_intrinsic", "intrinsic", "axis_align_matrix"))
         return Scan(sorted(views, key=lambda view: view.number), *matrices)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise MediaError(
             f"{file}: {scene} is not in EmbodiedScan's format ({what}); it needs depth_intrinsic, intrinsic, "
@@ -347,7 +347,7 @@ def _stack(pictures: Sequence[Tensor], paths: Sequence[Path]) -> Tensor:
     for path, picture in zip(paths, pictures, strict=True):
         if picture.shape != pictures[0].shape:
             sizes = " and ".join(f"{each.shape[1]}x{each.shape[0]}" for each in (picture, pictures[0]))
-            raise MediaError(f"{path} and {paths[0].name} are {sizes}; all views of a scan must have the same size")
+            raise SignalError(f"{path} and {paths[0].name} are {sizes}; all views of a scan must have the same size")
     return torch.stack(list(pictures))
 
 
@@ -363,4 +363,4 @@ def _pixels(path: Path, *, depth: bool) -> Tensor:
                 raise ValueError(f"its pixels have mode {image.mode}, but depth has 16 bits")
             return torch.from_numpy(np.array(image, dtype=np.int32))
     except (*FAILURES, Image.DecompressionBombError) as error:
-        raise MediaError(f"{path}: cannot be read ({error}); give a PNG or JPEG, and a 16-bit PNG for depth") from None
+        raise SignalError(f"{path}: cannot be read ({error}); give a PNG or JPEG, and a 16-bit PNG for depth") from None

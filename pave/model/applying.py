@@ -41,6 +41,7 @@ def apply(
     revision: str | None,
     weight: float,
     strict: bool,
+    gate: bool,
 ) -> PatchReport:
     """Apply a patch under `name`, or under its own; see `PatchedModel.apply_patch`."""
     patch, remark = find_patch(source, revision, perception.host)
@@ -48,6 +49,7 @@ def apply(
     weight = checked_weight(patch.config, name, weight)
     applied.refuse_taken(name)  # again in `enter`, under the lock; here before the base is hashed
     attached, facts = _fitted(patch, remark, perception, applied.reports, strict)
+    attached.gated = attached.gated and gate
     return applied.enter(name, attached, weight=weight, **facts)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,9 +48,21 @@ class Calls:
         """Rows of one batch, each a question about a clip."""
         refuse_uneven(clip=clips, question=questions)
         refuse_questions(self.host, questions)  # `tokenise` refuses them too, but after the clips have been encoded
-        uses = self.applied.uses(patches, len(clips))
+        uses = self.open(self.applied.uses(patches, len(clips)), questions)
         features = self.perception.features(clips, senses_of(uses))
         return self.around(lay_out(self.host, features, perceived(uses, features)), questions)
+
+    def open(self, uses: Sequence[Use], questions: Sequence[str]) -> list[Use]:
+        """The uses without the rows, one per question, that the gate of their patch leaves to the base."""
+        found = []
+        for use in uses:
+            gate = use.attached.gate if use.attached.gated else None
+            if gate is not None:
+                asked = zip(questions, use.rows.tolist(), strict=True)
+                opens = [requested and gate.opens(self.perception.reads(question)) for question, requested in asked]
+                use = replace(use, rows=torch.tensor(opens))
+            found += [use] if use.rows.any() else []
+        return found
 
     @neutral()
     def around(self, layout: Layout, questions: Sequence[str]) -> Inputs:

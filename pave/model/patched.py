@@ -192,19 +192,21 @@ class PatchedModel:
         revision: str | None = None,
         weight: float = 1.0,
         strict: bool = True,
+        gate: bool = True,
     ) -> PatchReport:
         """Apply a patch: a name of the catalogue, `user/repo` on the Hub, a folder, a file, or a `Patch`.
 
         revision: branch, tag or commit on the Hub, as in `user/repo@revision`.
         strict: refuse a patch that was trained on other weights of the same dimensions.
+        gate: whether its gate, if it has one, leaves questions that are not about the clip to the base.
         """
-        return apply(self.applied, self.perception, source, name, revision, weight, strict)
+        return apply(self.applied, self.perception, source, name, revision, weight, strict, gate)
 
     def swap_patch(
         self, name: str, source: str | Path | Patch, *, revision: str | None = None, strict: bool = True
     ) -> PatchReport:
-        """Replace the patch `name`; the new one takes over its weight and whether it is enabled. Prepared questions
-        finish with the old version; a compiled base is not recompiled for equal shapes."""
+        """Replace the patch `name`; the new one takes over its weight, whether it is enabled, and whether its gate is
+        used. Prepared questions finish with the old version; a compiled base is not recompiled for equal shapes."""
         return swap(self.applied, self.perception, name, source, revision, strict)
 
     def find_patch(self, source: str | Path | Patch, revision: str | None = None) -> tuple[Patch, str]:

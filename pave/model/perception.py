@@ -1,8 +1,8 @@
 """The frozen networks: the vision tower of a base, and side-channel encoders, each built once.
 
-In: clips. Out: `ClipFeatures`. Knows nothing of patches, files and questions.
+In: clips; questions alone. Out: `ClipFeatures`; what the base makes of a question. Knows nothing of patches and files.
 
-t key frames
+t key frames, d channels of a visual token in the language model
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pave.errors import SignalError
 from pave.media.clip import Clip
 from pave.model.inputs import ClipFeatures
 
+QUESTIONS = 512  # remembered at once
+
 
 class Perception:
     """A base's vision tower, and the encoders that have been used so far."""
@@ -30,6 +32,7 @@ class Perception:
     def __init__(self, host: Host) -> None:
         self.host = host
         self._built: dict[str, Encoder] = {}
+        self._questions: dict[str, Tensor] = {}
         self._lock = threading.Lock()  # threads that need the same encoder build it once
 
     def encoder(self, sense: SenseConfig) -> Encoder:
@@ -89,6 +92,22 @@ class Perception:
         """The features of `sense` with those of the vision tower, of `Host.pictures` (t 3 y x) at these seconds (t,).
         Together they are the bits of `encode`."""
         return _seeing(features, self.host.encode([self.host.pixels(Clip(pictures))], [times]), 0)
+
+    @neutral()
+    @torch.no_grad()
+    def reads(self, question: str) -> Tensor:
+        """What the base alone makes of a question, before any clip: the mean of its last hidden states (d,), float32 on
+        the CPU. The last questions are remembered."""
+        found = self._questions.get(question)
+        if found is None:
+            ids = torch.tensor([self.host.encode_text(question)], device=self.host.device)
+            with self.host.running("language model"):
+                found = self.host.language_model(input_ids=ids, use_cache=False).last_hidden_state[0].float().mean(0)
+            found = found.cpu()
+            if len(self._questions) >= QUESTIONS:
+                self._questions.clear()
+            self._questions[question] = found
+        return found
 
     def features(
         self, clips: Sequence[ClipFeatures | Clip], senses: Iterable[SenseConfig | Encoder]

@@ -24,6 +24,7 @@ from pave.model.call import Calls, senses_of
 from pave.model.inputs import ClipFeatures, Inputs, Use
 from pave.model.layout import lay_out, perceived, refuse_questions
 
+UNASKED = "not read: the question is not about the clip, so the base answers alone"
 Rows = Sequence[Sequence[Any] | Mapping[str, Any]]
 
 
@@ -52,7 +53,8 @@ def prepared(calls: Calls, asked: Rows, timeout: Timeout, max_new_tokens: int) -
     most, timeout = most_of(max_new_tokens), limit_of(timeout)
     rows = [_row(row) for row in asked]
     refuse_questions(calls.host, [row.question for row in rows])  # before any clip is read
-    uses = calls.applied.uses([row.patches for row in rows], len(rows))
+    requested = calls.applied.uses([row.patches for row in rows], len(rows))
+    uses = calls.open(requested, [row.question for row in rows])
     begin = time.perf_counter()
     clips = _clips(calls, rows, uses, timeout)
     read = time.perf_counter()
@@ -65,7 +67,7 @@ def prepared(calls: Calls, asked: Rows, timeout: Timeout, max_new_tokens: int) -
     warn(list(dict.fromkeys(later)))  # of files that were opened for an encoder
     layout = lay_out(calls.host, features, perceived(uses, features))
     inputs = calls.around(layout, [row.question for row in rows])
-    signals = [_signals(inputs, clip, i) for i, clip in enumerate(features)]
+    signals = [{**unasked(requested, uses, i), **_signals(inputs, clip, i)} for i, clip in enumerate(features)]
     seconds = {"read": read - begin, "encode": encoded - read, "prepare": time.perf_counter() - encoded}
     return Prepared(inputs, signals, [clip.warnings for clip in features], seconds, most)
 
@@ -144,6 +146,13 @@ def _from_frames(frames: Any, signals: Mapping[str, Any], timeout: Timeout) -> C
     others = {name: value for name, value in signals.items() if name != "audio"}
     own = Clip() if signals.get("audio") is None else sound(signals["audio"], timeout)
     return Clip.from_frames(frames, audio=own.audio, rate=own.rate, **others)
+
+
+def unasked(requested: Sequence[Use], uses: Sequence[Use], row: int) -> dict[str, str]:
+    """For every sense of a row's patches whose gate left the question to the base: that it did."""
+    opened = {use.name for use in uses if use.rows[row]}
+    left = [use.attached for use in requested if use.rows[row] and use.name not in opened]
+    return {sense: UNASKED for attached in left for sense in attached.config.senses}
 
 
 def _signals(inputs: Inputs, clip: ClipFeatures, row: int) -> dict[str, str]:

@@ -34,6 +34,7 @@ from pave.model.answer import Answer, Prepared, answers, most_of
 from pave.model.call import Calls
 from pave.model.inputs import ClipFeatures, Use
 from pave.model.layout import lay_out, perceived, refuse_questions
+from pave.model.rows import unasked
 from pave.patch.attached import Attached
 from pave.sidechannel import SideTokens
 from pave.streaming.chunks import Chunk, chunks_of
@@ -141,6 +142,7 @@ class Show:
                 raise PatchNotFound(
                     use.name, "watch() was called without it", "apply it and name it before you call watch()"
                 )
+        requested, uses = uses, self.calls.open(uses, [question])
         begin = time.perf_counter()
         with self._lock:
             clip, sides, made, summaries, late = self._remembered()
@@ -149,7 +151,7 @@ class Show:
         encoded = time.perf_counter()
         laid = [self._perceived(use, features, made) for use in uses]
         inputs = self.calls.around(lay_out(self.calls.host, [features], laid), [question])
-        signals = {}
+        signals = unasked(requested, uses, 0)
         for attached in (use.attached for use in uses):
             for sense, facts in attached.config.senses.items():
                 signals[sense] = summaries[facts.preprocessing]

@@ -23,6 +23,7 @@ from pave.config import RESAMPLED, PatchConfig
 from pave.errors import BaseModelError, PatchMismatch, PatchNotFound, RecipeError, UsageError
 from pave.patch.base_match import load_its_base, refuse_dimensions
 from pave.patch.file import Patch, fusion_of, misfits, refuse_taken, resampler_of
+from pave.patch.gate import Gate
 from pave.patch.lora import Lora, Loras, blank_lora, targets
 from pave.sidechannel import SideBatch
 
@@ -49,6 +50,8 @@ class Attached(nn.Module):
         self.lora = None
         if config.lora:
             self.lora = (blank_lora if blank else Lora)(config.lora, targets(config.lora, host.language_model))
+        self.gate = Gate(config.base.dim) if config.gate else None
+        self.gated = config.gate  # False: the gate is kept open
         self.device, self.dtype = host.device, host.dtype  # of the base and of LoRA
         self.precision = host.dtype  # of the fusion and the resampler
         if config.fusion.precision == "float32":
@@ -101,6 +104,7 @@ class Attached(nn.Module):
             its.requires_grad_(mine.requires_grad)
         if host is None:
             twin.place, twin._loras = "replaced", self._loras
+        twin.gated = self.gated
         return twin.train(self.training)
 
     def __reduce_ex__(self, protocol: Any) -> Any:

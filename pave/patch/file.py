@@ -38,6 +38,7 @@ from pave.fusion.cross_attention import blank_fusion, build_fusion
 from pave.fusion.qformer import Resampler, blank_resampler, build_resampler
 from pave.patch import shrink
 from pave.patch.filenames import WEIGHTS
+from pave.patch.gate import Gate
 from pave.text.shown import counted, quoted
 from pave.text.values import plain
 
@@ -96,7 +97,9 @@ class Patch:
     @property
     def retention(self) -> dict[str, float]:
         """How much of the base's own answers to questions that need no sense stays, if training measured it: `tokens`,
-        the share that is still the most likely; `kl`, nats per token; `answers`, the share of unchanged ones."""
+        the share that is still the most likely; `kl`, nats per token; `answers`, the share of unchanged ones. With a
+        gate also `left`, the share of these questions that it leaves to the base, and `ungated`, `tokens` without it.
+        """
         found = (self.certificate or {}).get("retention")
         figures = found.items() if isinstance(found, Mapping) else ()
         return {str(name): value for name, value in figures if type(value) in (int, float) and value >= 0}
@@ -232,6 +235,8 @@ def tensors_of(config: PatchConfig) -> dict[str, Tensor]:
     parts = {f"fusion.{name}": blank_fusion.outline(config.fusion, **_sizes(config, name)) for name in config.read}
     if config.resampler is not None:
         parts["resampler"] = blank_resampler.outline(*_senses(config))
+    if config.gate:
+        parts["gate"] = Gate(config.base.dim).to("meta").state_dict()
     return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 

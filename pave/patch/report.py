@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pave.patch.attached import Attached
 from pave.text.shown import Lines
+
+GATE = {
+    "on": "questions that are not about the clip are left to the base",
+    "off": "the patch acts on every question",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,7 @@ class PatchReport(Lines):
     base_match: str  # "exact", or the difference as text
     weight: float = 1.0
     enabled: bool = True
+    gate: Literal["none", "on", "off"] = "none"  # on: questions that are not about the clip are left to the base
     remarks: tuple[str, ...] = ()
 
     @classmethod
@@ -38,6 +44,7 @@ class PatchReport(Lines):
         known = {
             "sha256": "",
             "bytes": sum(value.nbytes for value in attached.state_dict().values()),
+            "gate": ("on" if attached.gated else "off") if attached.gate else "none",
             "senses": {sense: each.encoder for sense, each in attached.config.senses.items()},
         }
         parts = {f"{part}_params": sizes[part] for part in ("resampler", "fusion", "lora")}
@@ -58,6 +65,7 @@ class PatchReport(Lines):
             f"  from {self.source}, sha256 {self.sha256[:16] or 'none yet'}",
             f"  {self.params:,} parameters ({resampler}{self.fusion_params:,} fusion, {self.lora_params:,} LoRA)"
             f", {self.bytes:,} bytes",
+            *([f"  gate {self.gate}: {GATE[self.gate]}"] if self.gate != "none" else []),
             f"  base match: {self.base_match}",
             *(f"  note: {remark}" for remark in self.remarks),
         ]

@@ -11,7 +11,7 @@ k tokens of all answers
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -33,11 +33,12 @@ class Retention:
     tokens: float  # share that is still the most likely one
     kl: float  # mean KL(base || patched) in nats
     answers: float | None  # share of greedy answers that are unchanged, if asked for
+    left: float | None = None  # share of questions that the gate of the patch leaves to the base, if it has one
+    ungated: float | None = None  # `tokens` without the gate
 
     def facts(self) -> dict[str, float]:
         """Figures by name, for files."""
-        named = {"tokens": self.tokens, "kl": self.kl, "answers": self.answers}
-        return {name: round(value, 5) for name, value in named.items() if value is not None}
+        return {name: round(value, 5) for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,30 @@ class Probe:
         return cls(chosen, asked, turns, tuple(patches), size)
 
     def measure(self, model: PatchedModel, patches: Sequence[str], whole: bool = False) -> Retention:
-        """The retention of the model with `patches`; whole: generate answers, too."""
-        kept, total, nats = 0, 0, 0.0
+        """The retention of the model with `patches`, the last of which is the one in question; whole: generate answers,
+        too."""
+        gate = model.applied.module(patches[-1]).gate if patches else None
+        stays, nats, left = [], [], []
         for first in range(0, len(self.clips), self.size):
             part = slice(first, first + self.size)
             base, own = (self._logits(model, part, names) for names in (self.patches, patches))
-            kept += int((own.argmax(-1) == base.argmax(-1)).sum())
-            nats += divergence(own, base).sum().item()
-            total += len(own)
-        answers = None
+            stays.append(own.argmax(-1) == base.argmax(-1))
+            nats.append(divergence(own, base))
+            for questions, turns in zip(self.asked[part], self.turns[part], strict=True):
+                for question, (_, answer) in zip(questions, turns, strict=True):
+                    closed = gate is not None and not gate.opens(model.perception.reads(question))
+                    left.append(torch.full((len(answer),), closed))
+        same, kl, asked = torch.cat(stays).cpu(), torch.cat(nats).cpu(), ~torch.cat(left)
+        tokens, answers = (same | ~asked).double().mean().item(), None
         if whole:
             again = list(generated(model, self.clips, self.asked, patches, self.size))
             before = [answer for turns in self.turns for _, answer in turns]
             answers = sum(one == other for one, other in zip(again, before, strict=True)) / len(before)
-        return Retention(kept / total, nats / total, answers)
+        shares: dict[str, float] = {}
+        if gate is not None:
+            closed = [bool(each[0]) for each in left]
+            shares = {"left": sum(closed) / len(closed), "ungated": same.double().mean().item()}
+        return Retention(tokens, (kl * asked).mean().item(), answers, **shares)
 
     @torch.no_grad()
     def _logits(self, model: PatchedModel, part: slice, patches: Sequence[str]) -> Tensor:

@@ -32,6 +32,8 @@ from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
 from pave.training.checkpoint import Identity, owned, read_checkpoint, write_checkpoint
 from pave.training.dataset import Dataset, TrainingClip, packed, read_dataset
+from pave.training.gate import balanced, fitted
+from pave.training.general import built_in
 from pave.training.keep import Keep
 from pave.training.loss import answers, cross_entropy, divergence, scores, token_accuracy, total
 from pave.training.retention import Probe
@@ -162,7 +164,8 @@ class Run:
         if not setup.general:
             return None
         clips = [clip.stored for clip in self.dataset.train if self.acts(clip)]
-        return Keep(setup.model, setup.general, clips, setup.names[:-1], setup.recipe.train.seed)
+        questions = balanced(setup.general) if setup.recipe.train.gate else setup.general
+        return Keep(setup.model, questions, clips, setup.names[:-1], setup.recipe.train.seed)
 
     @cached_property
     def probe(self) -> Probe:
@@ -203,6 +206,7 @@ class Run:
     def finish(self) -> Result:
         """Export the patch and write the metrics."""
         model, names, options = self.setup.model, self.setup.names, self.setup.recipe.train
+        gate = self.close()
         seconds = {**self.dataset.seconds, "steps": self.seconds}
         metrics: dict[str, object] = {
             "steps": options.steps,
@@ -215,12 +219,26 @@ class Run:
         if held_out := self.dataset.val:
             base, patched = (token_accuracy(model, held_out, each, options.batch) for each in (names[:-1], names))
             metrics["held_out"] = {key: {"base": base[key], "patched": patched[key]} for key in patched}
+        metrics |= {"gate": gate} if gate else {}
         metrics["retention"] = self.probe.measure(model, names, whole=True).facts()
         folder = self.setup.recipe.output
         measured = {key: metrics[key] for key in ("held_out", "retention") if key in metrics}
         path = replace(self.trainee.attached.export(), certificate=measured).save(folder / WEIGHTS)
         write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         return Result(path, metrics)
+
+    def close(self) -> dict[str, float]:
+        """Fit the gate of the patch, if it has one; the shares of the kept questions that it leaves to the base, and of
+        the held-out ones for which it opens."""
+        gate, setup, data = self.trainee.attached.gate, self.setup, self.dataset
+        if gate is None:
+            return {}
+        read = setup.model.perception.reads
+        asked, held_out = ([e.question for clip in part for e in clip.examples] for part in (data.train, data.val))
+        tensors, shares = fitted(read, asked, setup.general or built_in("kept"))
+        gate.load_state_dict(tensors)
+        opens = [gate.opens(read(question)) for question in dict.fromkeys(held_out)]
+        return {**shares, **({"held_out_opens": round(sum(opens) / len(opens), 4)} if opens else {})}
 
     def _identity(self) -> Identity:
         """What identifies this run: its config and every question, in order."""

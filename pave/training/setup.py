@@ -32,6 +32,7 @@ from pave.training.general import built_in, read_questions
 UNRECORDED = {
     "output",
     "keep_lora_when_absent",
+    "gate",
     "eval_every",
     "checkpoint_every",
     "gradient_checkpointing",
@@ -120,6 +121,7 @@ def patch_config(recipe: Recipe, host: Host, encoders: Mapping[str, Encoder]) ->
         # Recorded only if the recipe says it: a default would be a choice that nobody made.
         licence=recipe.licence if "licence" in recipe.model_fields_set else "",
         keep_lora_when_absent=recipe.train.keep_lora_when_absent,
+        gate=recipe.train.gate,
         training=recipe.train.model_dump(mode="json", exclude=UNRECORDED),
     )
 

@@ -7,18 +7,20 @@ t key frames, s visual tokens per key frame, d channels
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
+from pave.config import PatchConfig
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.patch.attached import Attached
+from pave.patch.gate import Gate
 from pave.patch.lora import recompute_context
 from pave.training.dataset import Dataset
 from pave.training.setup import Setup
@@ -41,8 +43,8 @@ class Trainee:
         """Attach an untrained patch, or that of train.start_from, to the model, and create its optimiser."""
         recipe, model, options = setup.recipe, setup.model, setup.recipe.train
         torch.manual_seed(options.seed)
-        tensors = None if setup.start is None else setup.start.weights()
         config = setup.config(dataset.clips, dataset.questions)
+        tensors = None if setup.start is None else _ungated(setup.start.weights(), config)
         attached = model.attach(recipe.name, config, tensors, trainable=True)
         if tensors is None:
             clips = dataset.sensing() or dataset.train
@@ -64,6 +66,12 @@ class Trainee:
         """Clip the gradient of all parameters to `max_norm`; returns the norm before."""
         parts = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         return torch.nn.utils.clip_grad_norm_(parts, max_norm)
+
+
+def _ungated(tensors: Mapping[str, Tensor], config: PatchConfig) -> dict[str, Tensor]:
+    """The tensors of a patch to start from; a gate is fitted anew."""
+    fresh = {f"gate.{name}": value for name, value in Gate(config.base.dim).state_dict().items()} if config.gate else {}
+    return {**{name: value for name, value in tensors.items() if not name.startswith("gate.")}, **fresh}
 
 
 def trainable(attached: Attached) -> dict[str, dict[str, nn.Parameter]]:

@@ -431,6 +431,15 @@ def test_a_clip_without_sound_gets_the_answer_of_the_base(one: PatchedModel) -> 
     assert torch.equal(forward(one, inputs), logits) and torch.equal(greedy(one, inputs), answer)
 
 
+def test_it_reads_a_question_alone(one: PatchedModel) -> None:
+    heard, known, again = (one.perception.reads(text) for text in (*QUESTIONS, QUESTIONS[0]))
+    assert heard.shape == (one.host.dim,) and heard.dtype == torch.float32 and heard.isfinite().all()
+    assert torch.equal(heard, again) and not torch.equal(heard, known)
+    hears(one, gate=True)
+    one.perception._questions.clear()
+    assert torch.equal(one.perception.reads(QUESTIONS[0]), heard), "patches have no part in it"
+
+
 def test_rows_of_one_batch_have_their_own_patches(one: PatchedModel) -> None:
     hears(one)
     hears(one, "more", seed=7)

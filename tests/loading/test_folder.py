@@ -72,6 +72,12 @@ def reshaped(folder: Path) -> None:
     save_file(tensors | {name: tensors[name].T.contiguous()}, folder / "model.safetensors", {"format": "pt"})
 
 
+def special(folder: Path, name: str) -> int:
+    """The id of a special token."""
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    return next(each["id"] for each in added if each["content"] == name)
+
+
 def fifo(name: str) -> Change:
     def make(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -137,6 +143,14 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda folder: changed(folder, part="text_config", max_position_embeddings=-1024),
         "its language model has max_position_embeddings=-1024",
     ),
+    "pictures marked by a token of its prompts": (
+        lambda folder: changed(folder, video_token_index=special(folder, "<|im_start|>")),
+        "token .*, which marks pictures, is one of its prompts or an ordinary word",
+    ),
+    "pictures marked by a word": (
+        lambda folder: changed(folder, video_token_index=200),
+        "token 200, which marks pictures, is one of its prompts or an ordinary word",
+    ),
     "no heads": (
         lambda folder: changed(folder, part="text_config", num_attention_heads=0),
         "its config.json cannot be read .one of its numbers is 0, and must not be",
@@ -187,7 +201,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         f"FIFO {name}": (fifo(name), "it is a named pipe, not a file")
         for name in ("config.json", "tokenizer.json", "more.json")
     },
-    "FIFO of weights": (fifo("model.safetensors"), "model.safetensors: cannot be read .it is a named pipe"),
+    "FIFO of weights": (
+        fifo("model.safetensors"),
+        "base: holds model.safetensors, which cannot be read .it is a named pipe",
+    ),
 }
 
 

@@ -145,8 +145,14 @@ def test_a_damaged_scan_is_refused(damage: Damage, message: str | None, tmp_path
         (lambda info: info.pop("depth_intrinsic"), None, "KeyError: 'depth_intrinsic'"),
         (lambda info: info.update(intrinsic=[[1]]), None, r"a matrix has shape \(1, 1\)"),
         (lambda info: info.update(intrinsic="x"), None, "is not in EmbodiedScan's format"),
+        (lambda info: info.update(intrinsic=[[10**400] * 4] * 4), None, "int too large"),
         (lambda info: info.update({"a/x.jpg": {"pose": [], "depth": "a"}}), None, "is not in EmbodiedScan's format"),
         (lambda info: [info.pop(key) for key in list(info) if "/" in key], None, "it names no images"),
+        (
+            lambda info: [view.update(depth="/dev/null") for view in info.values() if "depth" in view],
+            None,
+            r"infos\.json#scannet/scene0000_00: /dev/null: cannot be read",
+        ),
     ],
 )
 def test_damaged_infos_are_refused(damage, scene, message, tmp_path):

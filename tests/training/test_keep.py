@@ -6,19 +6,22 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small import make_clip
 from torch import Tensor
 from typer.testing import CliRunner
 
 from pave.cli.main import app
-from pave.data import IGNORE
+from pave.data import IGNORE, read_jsonl
 from pave.errors import DataError, RecipeError
 from pave.hub.card import card
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel, load
+from pave.model.rows import UNASKED
 from pave.patch.file import Patch
 from pave.recipe import Recipe
 from pave.training.general import built_in
@@ -203,10 +206,39 @@ def test_keep_makes_a_patch_forget_less(recipe: Make) -> None:
     assert on["kl"] < 0.5 * off["kl"], (off, on)
 
 
+def test_training_fits_a_gate(recipe: Make, workshop: Path) -> None:
+    rates = ("train.fusion_lr=0.03", "train.lora_lr=0.03", "train.steps=12", "train.keep=0")
+    result, plain = train(recipe(*rates)), train(recipe(*rates, "train.gate=false", output="plain"))
+    patch, kept = Patch.load(result.patch), result.metrics["retention"]
+    assert (
+        isinstance(kept, dict) and kept["ungated"] < kept["tokens"] and kept["left"] > 0
+    )  # a base of random weights tells little apart
+    assert Patch.load(plain.patch).retention["tokens"] == kept["ungated"], "the gate changes no weight"
+    assert "gate" not in plain.metrics and not any(n.startswith("gate.") for n in Patch.load(plain.patch).tensors)
+    model = load(workshop / "base")
+    model.apply_patch(patch, name="ears")
+    clip = make_clip(0)
+    asked = [(clip, question) for question in (read_jsonl(workshop / "train.jsonl")[0].question, *built_in("kept"))]
+    answers_of = model.ask_batch(asked[:40], max_new_tokens=1)
+    assert answers_of[0].signals["audio"] != UNASKED, "the data's own questions are for the patch"
+    assert sum(each.signals["audio"] == UNASKED for each in answers_of[1:]) > 0
+    shares: Any = result.metrics["gate"]
+    assert shares["left_to_base"] > 0
+
+
+def test_a_run_that_starts_from_a_patch_fits_the_gate_anew(recipe: Make, tmp_path: Path) -> None:
+    first = train(recipe(output="first")).patch
+    for gate in (True, False):
+        words = (f"train.start_from={first}", f"train.gate={str(gate).lower()}", "train.steps=1")
+        again = Patch.load(train(recipe(*words, output=f"again-{gate}")).patch)
+        assert again.config.gate == gate == ("gate.weight" in again.tensors)
+
+
 def test_retention_goes_into_the_patch_its_card_and_its_report(recipe: Make, workshop: Path) -> None:
     result = train(recipe())
     patch = Patch.load(result.patch)
-    assert patch.retention == result.metrics["retention"] and patch.retention.keys() == {"tokens", "kl", "answers"}
+    assert patch.retention == result.metrics["retention"]
+    assert patch.retention.keys() == {"tokens", "kl", "answers", "left", "ungated"}
     assert f"| share of tokens that stay the most likely | {patch.retention['tokens']:.3f} |" in card(patch, "me/ears")
     assert card(replace(patch, certificate=None), "me/ears").count("What the base keeps") == 0
     told = CliRunner().invoke(app, ["patch", "info", str(result.patch)]).output

@@ -1,0 +1,146 @@
+"""Claims about the gate of a patch: questions that are not about the clip are the base's, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from clips import click, counting_frames, write_clip
+from patched import hears
+from small import make_clip
+
+from pave.errors import PatchDamaged, PatchMismatch
+from pave.model.patched import PatchedModel
+from pave.model.rows import UNASKED
+from pave.patch.file import Patch
+from pave.training.gate import balanced, fitted, sorted_out
+from pave.training.general import built_in
+
+ABOUT, ALONE = "What do you hear?", "What is the capital of France?"
+
+
+def close(model: PatchedModel, question: str = ALONE, name: str = "ears") -> None:
+    """Fit the gate by hand: open to all questions but this one."""
+    read, gate = model.perception.reads, model.applied.module(name).gate
+    assert gate is not None
+    gate.weight, gate.bias = read(ABOUT) - read(question), torch.zeros(1)
+    middle = (read(ABOUT) + read(question)) / 2
+    gate.bias = -(gate.weight.double() @ middle.double()).float()[None]
+
+
+@pytest.fixture
+def gated(one: PatchedModel) -> PatchedModel:
+    hears(one, gate=True)
+    close(one)
+    return one
+
+
+def logits(model: PatchedModel, question: str, **how: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.forward(model.prepare([make_clip(0)], [question], **how)).logits
+
+
+def test_an_untrained_gate_is_open(one: PatchedModel) -> None:
+    base = logits(one, ALONE)
+    hears(one, gate=True)
+    assert not torch.equal(logits(one, ALONE), base)
+
+
+def test_a_question_that_is_not_about_the_clip_is_the_bases_bit_for_bit(gated: PatchedModel) -> None:
+    assert torch.equal(logits(gated, ALONE), logits(gated, ALONE, patches=()))
+    assert not torch.equal(logits(gated, ABOUT), logits(gated, ABOUT, patches=()))
+    clip = make_clip(0)
+    own, base = gated.ask_batch([(clip, ABOUT), (clip, ALONE)]), gated.ask_batch([(clip, ABOUT, ()), (clip, ALONE, ())])
+    assert own[1] == base[1] and own[1].signals == {"audio": UNASKED}
+    assert own[0].signals["audio"].startswith("present")
+
+
+def test_its_sound_is_not_even_decoded(gated: PatchedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    film = write_clip(tmp_path / "film.mp4", counting_frames(20), 10, click(2, 0.5))
+    encoder, heard = gated.encoders()[0], []
+    monkeypatch.setattr(encoder, "encode", lambda clip, run=encoder.encode: heard.append(clip) or run(clip))
+    assert gated.ask(film, ALONE).signals == {"audio": UNASKED} and not heard
+    assert gated.ask(film, ABOUT).signals["audio"].startswith("present") and len(heard) == 1
+
+
+def test_watching_asks_the_gate(gated: PatchedModel, tmp_path: Path) -> None:
+    film = write_clip(tmp_path / "film.mp4", counting_frames(20), 10, click(2, 0.5))
+    with gated.watch(film) as show:
+        show.see()
+        left, asked = show.ask(ALONE), show.ask(ABOUT)
+    assert left.signals == {"audio": UNASKED} and asked.signals["audio"] != UNASKED
+    assert left == gated.ask(film, ALONE, patches=())
+
+
+def test_two_patches_have_a_gate_each(gated: PatchedModel) -> None:
+    hears(gated, "others")
+    only = logits(gated, ALONE, patches=["others"])
+    assert torch.equal(logits(gated, ALONE), only) and not torch.equal(
+        logits(gated, ABOUT), logits(gated, ABOUT, patches=["others"])
+    )
+
+
+def test_it_is_in_the_file_and_in_the_report_and_may_be_kept_open(gated: PatchedModel, tmp_path: Path) -> None:
+    patch, base = gated.export("ears"), logits(gated, ALONE, patches=())
+    assert {"gate.weight", "gate.bias"} <= patch.tensors.keys()
+    for each in (Patch.load(patch.save(tmp_path / "whole")), Patch.load(patch.shrink().save(tmp_path / "small"))):
+        gated.remove_patch("ears")
+        assert "gate on" in str(gated.apply_patch(each, name="ears"))
+        assert torch.equal(logits(gated, ALONE), base)
+    gated.remove_patch("ears")
+    assert "gate off" in str(gated.apply_patch(patch, name="ears", gate=False))
+    assert not torch.equal(logits(gated, ALONE), base)
+    assert "gate off" in str(gated.swap_patch("ears", replace(patch, source="newer"))), "a swap keeps the choice"
+    assert not torch.equal(logits(gated, ALONE), base)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"gate.weight": None}, "gate.weight is missing"),
+        ({"gate.weight": torch.zeros(3)}, r"gate.weight is \(3,\)"),
+        ({"gate.bias": torch.full((1,), float("nan"))}, "gate.bias"),
+        ({"gate.more": torch.zeros(1)}, "gate.more is unexpected"),
+    ],
+)
+def test_a_wrong_gate_is_refused(gated: PatchedModel, change: dict[str, Any], cause: str, tmp_path: Path) -> None:
+    patch = gated.export("ears")
+    tensors = {name: value for name, value in {**patch.tensors, **change}.items() if value is not None}
+    with pytest.raises((PatchMismatch, PatchDamaged), match=cause):
+        replace(patch, tensors=tensors).save(tmp_path / "file")
+
+
+def test_fitting_separates_what_the_base_tells_apart() -> None:
+    """Two clouds in 24 dimensions: all that is far from both goes to the patch, as do the data's own questions."""
+    draw = torch.Generator().manual_seed(0)
+    places: dict[str, torch.Tensor] = {}
+
+    def read(question: str) -> torch.Tensor:
+        centre = -2.0 if question in kept else 2.0
+        return places.setdefault(question, torch.randn(24, generator=draw) + centre)
+
+    kept = {f"fact {number}" for number in range(40)}
+    tensors, shares = fitted(read, ["own"], sorted(kept))
+    odds = {name: (place @ tensors["weight"] + tensors["bias"]).item() for name, place in places.items()}
+    assert all((odds[name] <= 0) == (name in kept) for name in places) and shares == {"left_to_base": 1.0}
+    assert odds["own"] >= 1
+    places["odd"] = read("fact 3")  # a question of the data that the base does not tell from one of the kept
+    tensors, shares = fitted(read, ["own", "odd"], sorted(kept))
+    assert (places["odd"] @ tensors["weight"] + tensors["bias"]).item() >= 1 - 1e-4
+    assert shares["left_to_base"] <= 39 / 40
+
+
+def test_no_question_is_on_both_sides() -> None:
+    about, kept = built_in("about"), built_in("kept")
+    opens, closes = sorted_out(["Is it loud?", kept[0]], kept)
+    assert not {*opens} & {*closes} and {*about, kept[0]} <= {*opens}
+    assert len(closes) == len({*kept} - {*about}) - 1 > 250
+    assert not {*about} & {*built_in("retention")}, "the questions that measure are in no list"
+    often = balanced(kept)
+    assert {*often} == {*kept} and 0.45 < sum(each in about for each in often) / len(often) < 0.55
+    assert balanced(closes) == tuple(closes)
+    many = [f"question {number}" for number in range(2_000)]
+    assert len(sorted_out(many, kept)[0]) == 500 + len(about)
