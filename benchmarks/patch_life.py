@@ -29,7 +29,6 @@ from peft.utils.hotswap import hotswap_adapter
 from study import Study
 
 from pave.config import FusionConfig
-from pave.data import read_jsonl
 from pave.files.tensorfile import digest
 from pave.hub.catalogue import folder_of
 from pave.media.clip import Clip
@@ -37,6 +36,7 @@ from pave.model.patched import PatchedModel, load
 from pave.patch.file import Patch
 from pave.patch.peft import export_peft
 from pave.playroom.writer import write_clips
+from pave.readers.questions import read_data
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -120,7 +120,7 @@ def rows_of_sixteen(patch: Patch, rounds: int, folder: Path) -> dict[str, Any]:
     model = load("playroom")
     for number in range(16):
         model.apply_patch(patch, name=f"{number}")
-    examples = {each.video: each for each in read_jsonl(write_clips(folder / "16", 16, 0, "test"))}
+    examples = {each.video: each for each in read_data(write_clips(folder / "16", 16, 0, "test"))}
     seen = model.encode([Clip.read(path, frames=model.host.frames) for path in examples])
     questions = [each.question for each in examples.values()]
     ways: dict[str, list[list[str]]] = {
@@ -144,7 +144,7 @@ def changes(count: int, folder: Path) -> dict[str, Any]:
     """Random changes with real questions between them."""
     model, patch = load("playroom"), Patch.load(folder_of("audio-playroom"))
     patches = [patch, patch.shrink(), patch.shrink(8, 2)]
-    example = read_jsonl(write_clips(folder, 1, 0, "test", ("audio",)))[0]
+    example = read_data(write_clips(folder, 1, 0, "test", ("audio",)))[0]
     seen = model.encode([Clip.read(example.video, frames=model.host.frames)], list(patch.config.senses.values()))
 
     def ask() -> torch.Tensor:

@@ -23,7 +23,7 @@ from large import empty_model, random_patch
 from study import RESULTS, Study
 
 from pave.config import FusionConfig
-from pave.data import Example, Source, read_jsonl
+from pave.data import Example, Source
 from pave.evaluation.accuracy import Evaluation, evaluate
 from pave.features.cache import FeatureCache
 from pave.hub.catalogue import folder_of
@@ -31,6 +31,7 @@ from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel, load
 from pave.patch.file import Patch
 from pave.playroom.writer import write_clips
+from pave.readers.questions import read_data
 from pave.recipe import read_recipe
 from pave.training.run import train
 
@@ -150,7 +151,7 @@ def main() -> None:
                 print(key, study.runs[key], flush=True)
     folder = options.folder / "small" if options.small else options.folder
     test = folder / "test-small"
-    asked = read_jsonl(write_clips(test, 8 if options.small else 150, 0, "test"))
+    asked = read_data(write_clips(test, 8 if options.small else 150, 0, "test"))
     model = load("playroom")
     for seed in SEEDS[:1] if options.small else SEEDS[: options.seeds]:
         key = f"playroom, seed {seed}"

@@ -32,7 +32,7 @@ from typing import Any
 
 from study import Study
 
-from pave.data import Example, read_jsonl
+from pave.data import Example
 from pave.errors import TrainingError
 from pave.evaluation.accuracy import Evaluation, Sample, evaluate
 from pave.features.cache import FeatureCache
@@ -42,8 +42,9 @@ from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
 from pave.playroom.writer import write_clips
+from pave.readers.questions import read_data
 from pave.recipe import Recipe, read_recipe
-from pave.training.dataset import Dataset, TrainingClip, data_files
+from pave.training.dataset import Dataset, TrainingClip, data_of
 from pave.training.run import Run
 from pave.training.setup import Setup
 
@@ -101,13 +102,13 @@ def held_out(recipe: Recipe, folder: Path, clips: int) -> list[Example]:
     """The held-out questions, on scenes that no training clip shares."""
     assert recipe.data.playroom
     asked = [channel for channel in recipe.data.playroom.channels if channel != "caption"]
-    return read_jsonl(write_clips(folder / "test", clips, 0, "test", asked))
+    return read_data(write_clips(folder / "test", clips, 0, "test", asked))
 
 
 def text_only(train_file: Path, examples: Sequence[Example]) -> Evaluation:
     """The most frequent answer to the same question, or to questions of the same kind."""
     known: dict[str, Counter[str]] = defaultdict(Counter)
-    for example in read_jsonl(train_file):
+    for example in read_data(train_file):
         known[example.question][example.answer] += 1
         known[example.facts["kind"]][example.answer] += 1
     guess = [known.get(example.question) or known[example.facts["kind"]] for example in examples]
@@ -119,7 +120,7 @@ def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_
     output = folder / f"seed-{seed}"
     words = [*overrides, f"data.playroom.seed={seed}", f"train.seed={seed}", f"train.output={output}"]
     recipe = read_recipe(folder_of(name), words)
-    train_file, _ = data_files(recipe.data, output)  # written first, so that the training time excludes it
+    train_file, _ = data_of(recipe.data, output)  # written first, so that the training time excludes it
     begin = time.perf_counter()
     run = Run.begin(recipe)
     resumed = fit(run)

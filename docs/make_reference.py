@@ -115,12 +115,14 @@ def recipe_page() -> str:
 
 
 def _kinds(kind: type[Config], place: str) -> Iterator[tuple[str, type[Config]]]:
-    """The configs inside a config, each with the place of its keys."""
+    """The configs inside a config, each once, with the place of its keys."""
     yield place, kind
+    known = set()
     for key, field in kind.model_fields.items():
         nested = _nested(field.annotation)
         inside = {"senses": "senses.NAME"}.get(key, key)
-        if nested:
+        if nested and nested not in known:
+            known.add(nested)
             yield from _kinds(nested, f"{place}.{inside}".lstrip("."))
 
 
@@ -132,8 +134,8 @@ def _nested(annotation: Any) -> type[Config] | None:
 
 def _values(part: dict[str, Any]) -> str:
     """The values of a key as text, from its JSON schema."""
-    if "anyOf" in part:
-        return " or ".join(dict.fromkeys(_values(each) for each in part["anyOf"]))
+    if choices := part.get("anyOf", part.get("oneOf")):
+        return " or ".join(dict.fromkeys(map(_values, choices)))
     if "$ref" in part:
         return "mapping"
     if "enum" in part:

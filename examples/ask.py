@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 import pave
-from pave.data import read_jsonl
 from pave.playroom.writer import write_clips
+from pave.readers.questions import read_data
 
 
 def main(clip: str | Path, question: str) -> None:
@@ -33,6 +33,6 @@ if __name__ == "__main__":
         main(sys.argv[1], sys.argv[2])
     else:
         with tempfile.TemporaryDirectory() as folder:
-            first = read_jsonl(write_clips(folder, clips=4, split="test", channels=["audio"]))[-1]
+            first = read_data(write_clips(folder, clips=4, split="test", channels=["audio"]))[-1]
             print(f"correct answer: {first.answer}\n")
             main(first.video, first.question)

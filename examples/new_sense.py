@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pave
-from pave.data import read_jsonl
 from pave.playroom.writer import write_clips
+from pave.readers.questions import read_data
 from pave.recipe import read_recipe
 
 RECIPE = """\
@@ -44,7 +44,7 @@ def main(folder: Path, clips: int = 160, overrides: Sequence[str] = ()) -> None:
 
     model = pave.load("playroom")
     print(f"\n{model.apply_patch(result.patch)}\n")
-    example = read_jsonl(val)[0]
+    example = read_data(val)[0]
     rows = dict(example.source.signals)["imu"]  # a path; an array works too
     print(f"{example.question}\n  truth    {example.answer}")
     print(f"  patched  {model.ask(example.video, example.question, imu=rows)}")

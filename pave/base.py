@@ -93,6 +93,8 @@ class Host(ABC):
     """A frozen video LLM. The constructor sets requires_grad=False and eval mode."""
 
     TEMPLATE, FRAMES = CHATML, 32  # defaults, unless a checkpoint or the caller sets others
+    CLOSING = ""  # special token that ends an answer; empty: the first one after the question, or the end of a sequence
+    AGAIN = ""  # text between the end of an answer and a further question; empty: as in ChatML, if that is the template
     modality: Literal["video", "image"] = "video"  # input under which the model takes key frames
     on_a_grid = False  # whether visual tokens have 3D positions: time, height, width
     read_apart: tuple[str, ...] = ()  # weights that the model reads without calling their module
@@ -116,7 +118,7 @@ class Host(ABC):
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
         self.frames, self.mean, self.std = frames or self.FRAMES, tuple(mean or self.MEAN), tuple(std or self.STD)
         self.repo, self.revision = repo, revision
-        self.prompter = Prompter(tokenizer, template or self.own_template())
+        self.prompter = Prompter(tokenizer, template or self.own_template(), self.AGAIN, self.CLOSING)
         self._ran: set[str] = set()
         self._fingerprint: str | None = None
         self._identity: str | None = None
@@ -255,9 +257,16 @@ class Host(ABC):
         """Ids of plain text; special tokens in user text stay text."""
         return self.prompter.encode_text(text)
 
-    def prompt(self, question: str, template: str = "") -> tuple[list[int], list[int]]:
-        """Ids before and after the visual rows; an empty template selects the base's default."""
-        return self.prompter.prompt(question, template)
+    def prompt(
+        self, question: str, template: str = "", history: Sequence[tuple[str, str]] = ()
+    ) -> tuple[list[int], list[int]]:
+        """Ids before and after the visual rows; an empty template selects the base's default. `history`: earlier
+        questions with their answers."""
+        return self.prompter.prompt(question, template, history)
+
+    def following(self, question: str) -> list[int]:
+        """Ids of a further question, behind the end of an answer."""
+        return self.prompter.following(question)
 
     def refuse_text(self, text: object, what: str = "question") -> None:
         """UsageError for a question that is no text, is empty, or is too long for this base. what: the name of the text

@@ -450,9 +450,10 @@ EXPECTED = {
 
 
 def _message(kind: type[Config], error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or kind.__name__.lower()
+    loc = [part for part in error["loc"] if not str(part).startswith("(")]  # tags of unions, which nobody has written
+    where = ".".join(map(str, loc)) or kind.__name__.lower()
     if error["type"] == "extra_forbidden":
-        *parents, key = error["loc"]
+        *parents, key = loc
         return f"{where}: unknown key; {nearest(str(key), _keys(kind, parents))}"
     if error["type"] == "missing":
         return f"{where}: missing; add it"
@@ -464,7 +465,7 @@ def _message(kind: type[Config], error: Any) -> str:
     if error["type"] == "value_error" and isinstance(error["input"], Mapping | Config):
         return f"{where}: {expected}"  # which names the keys
     if error["type"] == "model_type":
-        expected = f"write a mapping: {{{', '.join(f'{key}: ...' for key in _keys(kind, error['loc'])[:2])}}}"
+        expected = f"write a mapping: {{{', '.join(f'{key}: ...' for key in _keys(kind, loc)[:2])}}}"
     return f"{where}={quoted(error['input'])}: {expected}"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ CHATML = (
     f"<|im_start|>user\n{VIDEO}\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 )
 
+OPENING = "<|im_start|>user\n"  # of a user's turn in ChatML
 LONGEST = 4_096  # tokens of a question, on any base
 WORDY = 16  # characters of a token, at most, in a text that is worth counting
 SHARE = 2  # a question takes at most this part of a base's context: one in two tokens
@@ -34,8 +35,10 @@ SHARE = 2  # a question takes at most this part of a base's context: one in two 
 class Prompter:
     """Templates and plain text as token ids."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: str = CHATML) -> None:
-        self.template = template
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, template: str = CHATML, again: str = "", closing: str = ""
+    ) -> None:
+        self.template, self.again, self.closing = template, again, closing
         self.special: dict[str, int] = tokenizer.get_added_vocab()
         self._reserved = set(self.special.values())
         self._eos: Any = tokenizer.eos_token_id
@@ -81,11 +84,28 @@ class Prompter:
         """Ids of a text that may contain special tokens: a base's own text, never a user's."""
         return self._ids(self._fixed(self._known(text)), "")
 
-    def prompt(self, question: str, template: str = "") -> tuple[list[int], list[int]]:
-        """Ids before and after the visual rows; an empty template means the base's own."""
+    def prompt(
+        self, question: str, template: str = "", history: Sequence[tuple[str, str]] = ()
+    ) -> tuple[list[int], list[int]]:
+        """Ids before and after the visual rows; an empty template means the base's own. `history`: earlier questions
+        with their answers, the first of which is asked where the template has the question."""
+        first, *later = [*(asked for asked, _ in history), question]
         own = template in ("", self.template)
         before, after = self._own if own else map(self._fixed, self._pieces(template))
-        return self._ids(before, question), self._ids(after, question)
+        ids = self._ids(after, first)
+        for (_, answer), asked in zip(history, later, strict=True):
+            ids += [*self.encode_text(answer), self.end, *self.following(asked, template)]
+        return self._ids(before, first), ids
+
+    def following(self, question: str, template: str = "") -> list[int]:
+        """Ids of a further question, behind the end of an answer. BaseModelError if it is not known how this base
+        writes one."""
+        before, after = (template or self.template).split(VIDEO)
+        again = self.again or (f"\n{OPENING}" if OPENING in before else "")
+        if not again:
+            cause = "this base has no known form of a prompt with a second question"
+            raise BaseModelError(f"{cause}; ask one at a time (in training: turns: separate)")
+        return self._ids(self._fixed(self._known(f"{again}{QUESTION}{after.partition(QUESTION)[2]}")), question)
 
     @cached_property
     def prefix(self) -> list[int]:
@@ -95,7 +115,7 @@ class Prompter:
     @cached_property
     def end(self) -> int:
         """The id that ends a turn: the first special token after the question, or the end-of-sequence token."""
-        _, after = self._pieces(self.template)
+        after = self._known(self.closing or self.template.partition(QUESTION)[2])
         return next((self.special[piece] for piece in after if piece in self.special), self._eos)
 
     @cached_property

@@ -7,12 +7,12 @@ remedy. Knows nothing of tensors and of the metadata of patch files.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from pave.config import (
     SENSES,
@@ -78,11 +78,47 @@ Cache = Annotated[Literal["auto", "keep", "none"], Field(exclude_if=lambda cache
 Budget = Annotated[Annotated[float, Field(gt=0)] | None, Field(exclude_if=lambda budget: budget is None)]
 
 
-class DataConfig(Config):
-    """Either your own JSONL files, or clips of the Playroom."""
+class DataSet(Config):
+    """Questions in a file and how they are read, in data.train and data.val. Paths in it are relative to its folder."""
 
-    train: Path | None = None  # JSONL; media paths are relative to its folder
-    val: Path | None = None
+    file: Path  # in any format of `pave data formats`; a pattern, as part-*.tar, names several
+    format: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)] | None = None  # None: by its content
+    media: Path | None = None  # folder of the media; None: the file's own
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0  # how often each clip comes in an epoch
+    per_clip: Annotated[int, Field(ge=1)] | None = None  # use only the first entries of each clip
+    turns: Literal["separate", "dialogue", "last"] | None = None  # what a turn sees; null: as the format is made for
+    question: Annotated[str, Field(min_length=1, max_length=4_096)] | None = None  # asked where the data has none
+    columns: Mapping[str, Short] = Field(default={})  # your names of columns: {question: prompt, answer: reply}
+    maps: Mapping[str, Path] = Field(default={})  # further files of a format, by its names for them
+
+
+def _shape(value: Any) -> str:
+    """Which of the forms of `Sets` a value has."""
+    return (
+        "(set)" if isinstance(value, Mapping | DataSet) else "(sets)" if isinstance(value, list | tuple) else "(file)"
+    )
+
+
+FileOrSet = Annotated[Annotated[Path, Tag("(file)")] | Annotated[DataSet, Tag("(set)")], Discriminator(_shape)]
+Sets = Annotated[
+    Annotated[Path, Tag("(file)")]
+    | Annotated[DataSet, Tag("(set)")]
+    | Annotated[tuple[FileOrSet, ...], Field(min_length=1), Tag("(sets)")],
+    Discriminator(_shape),
+]
+
+
+def data_sets(given: Sets | None) -> tuple[DataSet, ...]:
+    """The data sets that a recipe names in one of three forms: a file, a mapping with `file`, a list of these."""
+    each = given if isinstance(given, tuple) else () if given is None else (given,)
+    return tuple(one if isinstance(one, DataSet) else DataSet(file=one) for one in each)
+
+
+class DataConfig(Config):
+    """Either your own files, or clips of the Playroom."""
+
+    train: Sets | None = None  # a file, {file: ..., format: ..., ...}, or a list of these
+    val: Sets | None = None  # held-out questions, likewise
     playroom: PlayroomData | None = None
     features: tuple[Path, ...] = ()  # folders of feature files from `pave encode`, used instead of encoding
     # Text file, one question a line, for `train.keep`; None: the built-in list. Omitted from older recipes likewise.
@@ -96,8 +132,7 @@ class DataConfig(Config):
     def _one_source(self) -> DataConfig:
         if (self.train is None) == (self.playroom is None):
             raise ValueError(
-                "data needs exactly one of train: FILE.jsonl and playroom: {...}; "
-                "data.playroom=null disables the Playroom"
+                "data needs exactly one of train: FILE and playroom: {...}; data.playroom=null disables the Playroom"
             )
         if self.playroom and self.val:
             raise ValueError("data.playroom generates its own held-out questions; remove val")
@@ -214,9 +249,14 @@ def _patches(folder: Path, named: Any) -> Any:
 
 
 def _beside(folder: Path, named: Any) -> Any:
-    """Resolve paths against a folder."""
+    """Resolve paths against a folder; in a data set, those of its files."""
     if isinstance(named, list):
         return [_beside(folder, each) for each in named]
+    if isinstance(named, dict):
+        maps = named.get("maps")
+        placed = {key: _beside(folder, named[key]) for key in ("file", "media") if key in named}
+        placed |= {"maps": {key: _beside(folder, each) for key, each in maps.items()}} if isinstance(maps, dict) else {}
+        return named | placed
     return str(folder / named) if isinstance(named, str) else named
 
 

@@ -14,10 +14,11 @@ from small import awaken, make_clip, make_config, write_line
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pave.data import IGNORE, Row, collate, pack, read_jsonl
+from pave.data import IGNORE, Row, collate, pack
 from pave.errors import DataError
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
+from pave.readers.questions import read_data
 
 QUESTIONS = (("What do you hear?", "a horn"), ("How often?", "three times or four"), ("Is there a bell?", "no"))
 
@@ -27,7 +28,7 @@ def test_a_line_is_one_question_with_its_facts(tmp_path: Path) -> None:
     file.write_text(
         write_line("clips/1.mp4", "<video>\n What do you hear? ", " a horn\n", channel="audio", optimum=0.5)
     )
-    (example,) = read_jsonl(file)
+    (example,) = read_data(file)
     assert (example.question, example.answer) == ("What do you hear?", "a horn")
     assert example.video == tmp_path / "clips/1.mp4"
     assert example.facts == {"id": "clips/1.mp4", "channel": "audio", "optimum": 0.5}
@@ -38,7 +39,7 @@ def test_a_line_of_several_turns_is_several_questions(tmp_path: Path) -> None:
     file.write_text(
         "\n" + write_line("1.mp4", "<video>\none?", "1", "two?", "2") + "\n" + write_line("2.mp4", "?", "3")
     )
-    found = [(example.question, example.answer, example.line) for example in read_jsonl(file)]
+    found = [(example.question, example.answer, example.line) for example in read_data(file)]
     assert found == [("one?", "1", 2), ("two?", "2", 2), ("?", "3", 4)]
 
 
@@ -46,13 +47,13 @@ def test_paths_are_relative_to_the_file_or_absolute(tmp_path: Path, monkeypatch:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.jsonl").write_text(write_line("1.mp4", "?", "a") + write_line("/else/2.mp4", "?", "a"))
     monkeypatch.chdir(tmp_path)
-    assert [example.video for example in read_jsonl("set/a.jsonl")] == [Path("set/1.mp4"), Path("/else/2.mp4")]
+    assert [example.video for example in read_data("set/a.jsonl")] == [Path("set/1.mp4"), Path("/else/2.mp4")]
 
 
 def test_a_line_chooses_tracks_and_sound(tmp_path: Path) -> None:
     lines: list[dict[str, object]] = [{"audio_track": 1, "video_track": None}, {"signals": {"audio": "a.wav"}}, {}]
     (tmp_path / "a.jsonl").write_text("".join(write_line("1.mkv", "?", "a", **line) for line in lines))
-    chosen, replaced, plain = (example.source for example in read_jsonl(tmp_path / "a.jsonl"))
+    chosen, replaced, plain = (example.source for example in read_data(tmp_path / "a.jsonl"))
     assert chosen.options(hears=True) == {"audio": True, "audio_track": 1}
     assert replaced.options(hears=True) == {"audio": False}
     assert replaced.beside(hears=True) == {"audio": str(tmp_path / "a.wav")} and replaced.beside(hears=False) == {}
@@ -62,7 +63,7 @@ def test_a_line_chooses_tracks_and_sound(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("\ufeff" + write_line("1.mp4", "Grüße?", "ja"), "utf-8")
-    assert read_jsonl(file)[0].question == "Grüße?"
+    assert read_data(file)[0].question == "Grüße?"
 
 
 GOOD = {"video": "1.mp4", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a"}]}
@@ -80,7 +81,8 @@ HUMAN, GPT = GOOD["conversations"]
         ("7", "expected a JSON object, got int"),
         (GOOD | {"video": None}, r"needs 'video'.*\['conversations', 'video'\]"),
         (GOOD | {"video": ""}, "needs 'video'"),
-        ({"image": "1.png"}, r"needs 'video'.*\['image'\]"),
+        ({"clip": "1.mp4"}, r"needs 'video'.*\['clip'\]"),
+        (GOOD | {"image": "1.png"}, "has 'video' and 'image', but an entry is about one clip"),
         ({"video": "1.mp4"}, "needs 'conversations'.*has NoneType"),
         (GOOD | {"audio_track": -1}, "'audio_track' must be a whole number, counted from 0, got -1"),
         (GOOD | {"video_track": True}, "'video_track' must be a whole number.*got True"),
@@ -103,25 +105,17 @@ def test_the_error_of_a_broken_line_has_its_number_and_a_remedy(tmp_path: Path, 
     raw = line if isinstance(line, bytes) else (line if isinstance(line, str) else json.dumps(line)).encode()
     file.write_bytes(write_line("1.mp4", "?", "a").encode() + b"\n" + raw + b"\n")
     with pytest.raises(DataError, match=f"(?s)a.jsonl, line 3: .*{cause}.*fix or delete"):
-        read_jsonl(file)
+        read_data(file)
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_an_empty_file_and_a_missing_one_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "empty.jsonl").write_text(text)
     with pytest.raises(DataError, match=r"empty.jsonl: contains no question; write"):
-        read_jsonl(tmp_path / "empty.jsonl")
+        read_data(tmp_path / "empty.jsonl")
     for missing, cause in ((tmp_path / "no.jsonl", "no such file"), (tmp_path, "is a folder")):
-        with pytest.raises(DataError, match=f"{cause}; give a JSONL file"):
-            read_jsonl(missing)
-
-
-@pytest.mark.parametrize("indent", [None, 1])
-def test_a_json_list_is_refused_with_the_command_that_makes_lines_of_it(tmp_path: Path, indent: int | None) -> None:
-    file = tmp_path / "llava.json"
-    file.write_text(json.dumps([GOOD], indent=indent), "utf-8-sig")
-    with pytest.raises(DataError, match=r"is a JSON list; .*: jq -c '.\[\]' \S+llava.json > \S+llava.lines.jsonl"):
-        read_jsonl(file)
+        with pytest.raises(DataError, match=f"{cause}; give a file of questions"):
+            read_data(missing)
 
 
 # Packed rows

@@ -36,6 +36,7 @@ ORDER = (
     "encoder base",  # the contracts of the two kinds of plug-in
     "fusion",
     "media",
+    "readers",
     "data prompt recipe sidechannel config",  # the vocabulary
     "files",
     "errors ambient",

@@ -9,11 +9,13 @@ from families import make_base
 from small import make_clip, make_config, write_line
 from transformers import PreTrainedTokenizerFast
 
-from pave.data import LONGEST, Example, Source, read_jsonl, refuse_texts
+from pave.data import Example, Source, refuse_texts
 from pave.encoder import load_encoder
 from pave.errors import DataError, EncoderError, PatchMismatch, RecipeError, UsageError
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
+from pave.readers.questions import read_data
+from pave.readers.records import LONGEST
 from pave.recipe import read_recipe
 from pave.text.yaml_text import yaml_value
 
@@ -114,7 +116,7 @@ def test_a_broken_line_is_refused_with_its_number(tmp_path: Path, facts: str, me
     line = write_line("a.mp4", "what?", "this")
     (tmp_path / "a.jsonl").write_text(line + line.rstrip()[:-1] + f", {facts}}}\n")
     with pytest.raises(DataError) as refused:
-        read_jsonl(tmp_path / "a.jsonl")
+        read_data(tmp_path / "a.jsonl")
     assert message in str(refused.value) and len(str(refused.value)) < 1000
 
 

@@ -45,8 +45,8 @@ from tower import Budget, Eyes, train
 from trainings import Training, run
 from whole import written
 
-from pave.data import read_jsonl
 from pave.errors import DataError, PaveError
+from pave.readers.questions import read_data
 
 SEEDS = (0, 1, 2)
 # What a prompt says, word for word, if encoder and decoder are converted rightly.
@@ -133,7 +133,7 @@ def yardsticks(packages: Mapping[str, Path], place: Path, study: Study) -> None:
         if (key := f"what a picture changes, {dtype}") not in study:
             study.add(key, upset.measure(place / "base", place / "digits/test.jsonl", dtype))
     if "Whisper tiny.en itself" not in study:
-        listener, asked = whisper.Transcriber(place / "whisper-tiny.en"), read_jsonl(place / "sentences/test.jsonl")
+        listener, asked = whisper.Transcriber(place / "whisper-tiny.en"), read_data(place / "sentences/test.jsonl")
         files = (sentences.recording(packages, example.facts["prompt"]) for example in asked)
         pairs = [(e.answer, listener.text(samples(file))) for e, file in zip(asked, files, strict=True)]
         study.add(

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import pave
-from pave.data import read_jsonl
 from pave.media import Clip
 from pave.model.inputs import ClipFeatures
+from pave.readers.questions import read_data
 from pave.training.dataset import packed
 from pave.training.loss import divergence, scores
 from pave.training.retention import CLIPS, Probe
@@ -28,7 +28,7 @@ NOISE = (0.01, 0.1, 1.0)  # of the standard deviation of a visual token's channe
 def measure(base: Path, file: Path, dtype: str) -> dict[str, Any]:
     """Token agreement and KL divergence, in nats per token, on the general questions of `Probe`."""
     model = pave.load(base, frames=1, dtype=dtype)
-    examples = read_jsonl(file)
+    examples = read_data(file)
     chosen = [examples[place * len(examples) // CLIPS] for place in range(CLIPS)]
     clips = [model.encode_clip(Clip.read(each.video, frames=1, audio=False), ()) for each in chosen]
     probe = Probe.of(model, clips)

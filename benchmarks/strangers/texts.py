@@ -20,11 +20,11 @@ from watched import Case
 from pave.cli.patch import patch_info
 from pave.cli.terminal import remark
 from pave.cli.train import train
-from pave.data import read_jsonl
 from pave.hub import catalogue
 from pave.hub.aliases import aliases
 from pave.hub.locate import locate
 from pave.prompt import CHATML, Prompter
+from pave.readers.questions import read_data
 from pave.recipe import overridden, read_recipe
 from pave.training.dataset import read_dataset
 from pave.training.setup import Setup
@@ -128,7 +128,7 @@ class Texts(Kind):
             for text in dataset.remarks():
                 remark(text)
 
-        return Case((lambda: read_jsonl(path), training), (path.name,))
+        return Case((lambda: read_data(path), training), (path.name,))
 
     def setup(self) -> Setup:
         if not hasattr(self, "_setup"):

@@ -19,6 +19,7 @@ from pave.errors import BaseModelError
 
 class Gemma4(Host):
     TEMPLATE = "<bos><|turn>user\n{video}{question}<turn|>\n<|turn>model\n"
+    AGAIN = "\n<|turn>user\n"
     MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     listed = True
     read_apart = ("model.language_model.embed_tokens.weight",)

@@ -13,6 +13,7 @@ from pave.bases.qwen2_vl import Qwen2VL
 
 class Glm4v(Qwen2VL):
     TEMPLATE = "[gMASK]<sop><|user|>\n<|begin_of_video|>{video}<|end_of_video|>{question}<|assistant|>\n"
+    CLOSING, AGAIN = "<|user|>", "\n"  # an answer ends where the user's turn begins
     beams = False  # generate() would expand inputs by counting video markers, which these prompts lack
     read_apart = ("model.visual.embeddings.position_embedding.weight",)
 

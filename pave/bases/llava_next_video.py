@@ -17,6 +17,7 @@ from pave.bases.llava_onevision import Llava
 class LlavaNextVideo(Llava):
     MEAN, STD = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
     TEMPLATE = "<s>USER: {video}\n{question} ASSISTANT:"
+    AGAIN = "USER: "
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -23,6 +23,7 @@ TENS = [f"{stem}ty" for stem in ["twen", "thir", "for", "fif", "six", "seven", "
 
 class SmolVLM(Host):
     TEMPLATE = "<|im_start|>User: {video}\n\n{question}<end_of_utterance>\nAssistant:"
+    AGAIN = "\nUser: "
     modality = "image"
 
     @property

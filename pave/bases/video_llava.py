@@ -12,6 +12,7 @@ from pave.bases.llava_onevision import Llava
 class VideoLlava(Llava):
     MEAN, STD = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
     TEMPLATE, FRAMES = "<s>USER: {video}\n{question} ASSISTANT:", 8
+    AGAIN = "USER: "
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pave.cli.data import FORMAT, MEDIA, data_set
 from pave.cli.terminal import quiet, remark, say
 from pave.text.shown import counted
 
@@ -25,8 +26,10 @@ MANY = 8  # most workers by default: each holds a copy of the encoder's network
 
 def encode(
     encoder: Annotated[str, typer.Argument(metavar="ENCODER", help="For example logmel or imagebind-audio.")],
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of media, or JSONL as for training.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of media, or a file of questions.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the feature files.")],
+    format: Annotated[str | None, FORMAT] = None,
+    media: Annotated[Path | None, MEDIA] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Option of the encoder, as in a recipe; may be repeated."),
@@ -57,10 +60,11 @@ def encode(
 ) -> None:
     """Encode the clips of SOURCE once, for any number of trainings.
 
-    In a folder, a file is a clip if PyAV can open it; hidden files are skipped. Clips that cannot be read, or exceed
-    the time or memory limit, are listed in OUT/quarantine.jsonl; damaged ones that were read, in OUT/warnings.jsonl;
-    files of the folder that are not media, in OUT/left-out.jsonl. If interrupted, run the same command again to
-    continue. Under torchrun, each process encodes its share.
+    A file of questions may have any format of `pave data formats`. In a folder, a file is a clip if PyAV can open it;
+    hidden files are skipped. Clips that cannot be read, or exceed the time or memory limit, are listed in
+    OUT/quarantine.jsonl; damaged ones that were read, in OUT/warnings.jsonl; files of the folder that are not media, in
+    OUT/left-out.jsonl. If interrupted, run the same command again to continue. Under torchrun, each process encodes its
+    share.
     """
     quiet()
     from rich.console import Console
@@ -73,7 +77,7 @@ def encode(
     begin, options = time.perf_counter(), overridden(option or [])
     folder = str(published.absolute()) if published else ""
     job = worker.Job(encoder, options, dtype, base, folder, timeout, memory)
-    clips, left_out = extract.found(source)
+    clips, left_out = extract.found(data_set(source, format, media))
     workers = workers or min(MANY, os.cpu_count() or 1)
     remark(f"{encoder}: {counted(len(clips), 'clip')}, {counted(workers, 'worker')}")
     console, done = Console(stderr=True), 0

@@ -1,7 +1,8 @@
 """The `pave` command. In: command-line arguments. Out: results on stdout, remarks on stderr, and an exit code.
 
-0: done. 1: a check failed (`doctor`, `patch verify`). 2: an error; one line gives the cause and the remedy
-(PAVE_TRACEBACK=1 shows the traceback). Each command imports what it needs when it runs, to keep `pave --help` fast.
+0: done. 1: a check failed (`doctor`, `data check`, `patch verify`). 2: an error; one line gives the cause and the
+remedy (PAVE_TRACEBACK=1 shows the traceback). Each command imports what it needs when it runs, to keep `pave --help`
+fast.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from pave.cli import encode, patch, recipe, weights
+from pave.cli import data, encode, patch, recipe, weights
 from pave.cli.terminal import PLAIN, lines_of, quiet, remark, run_command, say
 
 Split = Literal["train", "val", "test"]
@@ -23,6 +24,7 @@ TOY = (
 )
 
 app = typer.Typer(help="Give a frozen video LLM a new sense.", **PLAIN)
+app.add_typer(data.app, name="data")
 app.add_typer(patch.app, name="patch")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(weights.app, name="weights")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -173,7 +174,7 @@ def _show(recipe: Recipe) -> None:
     """Print the resolved recipe and a summary of the data files; nothing is written."""
     import yaml
 
-    from pave.data import read_jsonl
+    from pave.readers.questions import names_of, read_data
     from pave.training.dataset import unread
     from pave.training.setup import Setup
 
@@ -183,13 +184,14 @@ def _show(recipe: Recipe) -> None:
     if recipe.data.train is None:
         say("", "the clips of this recipe are generated when training starts")
         return
-    examples = read_jsonl(recipe.data.train)
-    held_out = read_jsonl(recipe.data.val) if recipe.data.val else []
+    packed: set[Path] = set()
+    examples = read_data(recipe.data.train, packed=packed)
+    held_out = read_data(recipe.data.val, packed=packed) if recipe.data.val else []
     sources = {example.source for example in examples}
-    files = {file for source in sources for file in source.files}
+    files = {file for source in sources for file in source.files} - packed
     missing = sorted(str(file) for file in files if not os.path.exists(file))
     asked = f"{counted(len(examples), 'question')} about {counted(len(sources), 'clip')}"
-    say("", f"{recipe.data.train}: {asked}, {counted(len(missing), 'file')} missing")
+    say("", f"{names_of(recipe.data.train)}: {asked}, {counted(len(missing), 'file')} missing")
     say(*(f"  missing: {file}" for file in missing[:5]))
     say(*(f"  {line}" for line in unread([*examples, *held_out], setup.streams)))
     say(*(f"  {line}" for line in setup.store.plan(list(dict.fromkeys(e.source for e in [*examples, *held_out])))))
@@ -197,7 +199,7 @@ def _show(recipe: Recipe) -> None:
     before, behind = host.prompt(first.question)
     learned = [*host.encode_text(first.answer), host.end]
     rows = len(host.visual_ids(range(0, host.frames, host.pair), recipe.newline or host.newlines[0]))
-    say("", f"line {first.line} as the loss sees it ({len(before) + rows + len(behind) + len(learned)} tokens):")
+    say("", f"{first.place} as the loss sees it ({len(before) + rows + len(behind) + len(learned)} tokens):")
     say(f"  not learned: {host.tokenizer.decode(before)!r} + {rows} visual tokens + {host.tokenizer.decode(behind)!r}")
     say(f"  learned:     {host.tokenizer.decode(learned)!r}")
 

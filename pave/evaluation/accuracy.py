@@ -1,7 +1,7 @@
 """Accuracy of a model with and without its patches, and with the sense removed.
 
-In: a model and a JSONL file. Out: an `Evaluation`: accuracy by channel, and the best score possible without the sense
-where the file gives it (`optimum`). Answers are generated greedily.
+In: a model and a file of questions. Out: an `Evaluation`: accuracy by channel, and the best score possible without the
+sense where the file gives it (`optimum`). Answers are generated greedily.
 
 A side channel can be `own`, `shuffled` between clips (a control: accuracy must drop) or `off` (absent in all clips).
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal, get_args
 
-from pave.data import Example, Source, read_jsonl, refuse_texts
+from pave.data import Example, Source
 from pave.errors import DataError, UsageError
 from pave.features.cache import FeatureCache
 from pave.features.stored import Features, Stored
@@ -24,6 +24,7 @@ from pave.media.warned import told
 from pave.model.answer import most_of, texts
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
+from pave.readers.questions import Data, read_data
 from pave.text.shown import Lines
 
 Side = Literal["own", "shuffled", "off"]
@@ -87,7 +88,7 @@ class Evaluation(Lines):
 
 def evaluate(
     model: PatchedModel,
-    data: str | Path | Sequence[Example],
+    data: Data,
     *,
     patches: Sequence[str] | None = None,
     side: Side = "own",
@@ -99,7 +100,8 @@ def evaluate(
     seed: int = 0,
     timeout: Timeout = "auto",
 ) -> Evaluation:
-    """Ask every question of `data` (a JSONL file or examples); `patches=()` asks the base, None all enabled patches.
+    """Ask every question of `data` (a file in a format that training reads, a `datasets.Dataset`, or examples);
+    `patches=()` asks the base, None all enabled patches.
 
     `features` (or the folder `cache`) avoids encoding clips again; `made` names folders of feature files.
     Unreadable clips are left out.
@@ -109,8 +111,7 @@ def evaluate(
         raise UsageError(f"side={side!r}: use one of {', '.join(get_args(Side))}")
     if max_new_tokens is not None:
         max_new_tokens = most_of(max_new_tokens)
-    examples = read_jsonl(data) if isinstance(data, str | Path) else list(data)
-    refuse_texts(data if isinstance(data, str | Path) else "examples", examples, model.host.refuse_text)
+    examples = read_data(data, model.host.refuse_text)
     sources = list(dict.fromkeys(example.source for example in examples))
     refused: dict[Source, str] = {}
     if features is None:
@@ -129,7 +130,8 @@ def evaluate(
     for part in _batches(examples, batch):
         read = {source: features[source] for source in dict.fromkeys(example.source for example in part)}
         clips = [read[example.source] for example in part]
-        inputs = model.prepare(clips, [example.question for example in part], patches=patches)
+        questions, histories = [example.question for example in part], [example.history for example in part]
+        inputs = model.prepare(clips, questions, patches=patches, histories=histories)
         answers = texts(model.calls, inputs, max_new_tokens)
         samples += [Sample(example, answer) for example, answer in zip(part, answers, strict=True)]
     return Evaluation(tuple(samples), refused, flawed)

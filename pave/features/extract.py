@@ -22,7 +22,7 @@ from typing import Literal
 
 import torch
 
-from pave.data import Source, read_jsonl
+from pave.data import Source
 from pave.encoder import consent
 from pave.errors import DataError, raised_as
 from pave.features.files import DTYPES, ClipEntry, FeatureKey, files, read_header, write, write_list
@@ -30,6 +30,9 @@ from pave.features.worker import WORKERS, Job, ask, borrow, size_of
 from pave.files.locks import held
 from pave.media.headers import why_not_media
 from pave.media.warned import FEW
+from pave.readers.questions import read_data
+from pave.readers.tables import is_saved
+from pave.recipe import DataSet
 from pave.sidechannel import PARTS, SideTokens
 
 # Endings that promise media: such a file is a clip even if it cannot be opened, so that it keeps its place in its
@@ -59,18 +62,21 @@ class Tally:
     bytes: int
 
 
-def listed(source: Path) -> list[tuple[str, Source]]:
-    """The clips of a JSONL file, each once, or all media files in a folder; with names relative to it."""
+def listed(source: Path | DataSet) -> list[tuple[str, Source]]:
+    """The clips of a data set, each once, or all media files in a folder; with names relative to it."""
     return found(source)[0]
 
 
-def found(source: Path) -> tuple[list[tuple[str, Source]], dict[str, str]]:
+def found(source: Path | DataSet) -> tuple[list[tuple[str, Source]], dict[str, str]]:
     """The clips of a source, as in `listed`, and the other files of a folder, with the reason; hidden files and folders
     are skipped."""
-    source = source.absolute()  # workers may have another working directory
-    if not os.path.isdir(source):
-        asked = dict.fromkeys(example.source for example in read_jsonl(source))
-        return [(os.path.relpath(clip.video, source.parent), clip) for clip in asked], {}
+    data = source if isinstance(source, DataSet) else DataSet(file=source)
+    source = data.file.absolute()  # workers may have another working directory
+    if data.format or not os.path.isdir(source) or is_saved(source):
+        media = data.media and data.media.absolute()
+        asked = read_data(data.model_copy(update={"file": source, "media": media}))
+        clips = dict.fromkeys(example.source for example in asked)
+        return [(os.path.relpath(clip.video, source.parent), clip) for clip in clips], {}
     clips, left_out = [], {}
     for file in sorted(source.rglob("*")):
         name = file.relative_to(source).as_posix()
@@ -83,7 +89,7 @@ def found(source: Path) -> tuple[list[tuple[str, Source]], dict[str, str]]:
             clips.append((name, Source(file)))
     if not clips:
         others = "; ".join(some(left_out)) or "it is empty"
-        raise DataError(f"{source}: contains no media file ({others}); give another folder, or a JSONL file")
+        raise DataError(f"{source}: contains no media file ({others}); give another folder, or a file of questions")
     return clips, left_out
 
 

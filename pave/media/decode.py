@@ -14,6 +14,7 @@ Legend: t pictures, y x pixels, c channels, n samples. A stamp is a presentation
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -56,6 +57,11 @@ class Decoded:
 
 def decode(request: Request) -> Iterator[Part]:
     """Read what is requested, or raise a MediaError that says what is wrong with the file."""
+    if os.path.isdir(request.path):
+        from pave.media import folder  # Pillow is rarely needed; keeps the worker's start fast
+
+        yield from folder.parts(request)
+        return
     check_window(request)
     check_file(request.path)
     survey = survey_of(request.path, request.video_track, request.audio_track)

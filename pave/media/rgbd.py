@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from struct import error as StructError
 from typing import Any
@@ -30,6 +30,7 @@ from pave.ambient import neutral
 from pave.errors import MediaError, SignalError, nearest
 from pave.files.atomic import opened
 from pave.media.arrays import pictures_of, tensor_of, times_of
+from pave.media.folder import evenly as spaced
 
 MILLIMETRES = 1000  # of a metre: the unit of depth in files
 LARGEST = 1 << 26  # pixels of one image: larger ones are damaged or decompression bombs
@@ -134,10 +135,7 @@ class RGBD:
 def evenly(frames: int) -> Pick:
     """At most this many views, equally spaced, including the first and the last."""
 
-    def pick(count: int) -> Sequence[int]:
-        return range(count) if count <= frames else torch.linspace(0, count - 1, frames).round().int().tolist()
-
-    return pick
+    return partial(spaced, most=frames)
 
 
 # ---------------------------------------------------------------- checks

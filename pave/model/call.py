@@ -27,7 +27,7 @@ from pave.files.copied import guard_captures
 from pave.media.clip import Clip
 from pave.model.applied import Applied, Names
 from pave.model.inputs import ClipFeatures, Inputs, Use, refuse_labels, refuse_other
-from pave.model.layout import Layout, inserted, lay_out, perceived, refuse_questions, refuse_uneven, tokenise
+from pave.model.layout import History, Layout, inserted, lay_out, perceived, refuse_questions, refuse_uneven, tokenise
 from pave.model.options import checked_forward, checked_generate, refuse_ignored
 from pave.model.perception import Perception
 from pave.patch.lora import Call, running
@@ -44,13 +44,19 @@ class Calls:
     # From clips and questions to tensors
 
     @neutral()
-    def prepare(self, clips: Sequence[ClipFeatures | Clip], questions: Sequence[str], patches: Names) -> Inputs:
-        """Rows of one batch, each a question about a clip."""
-        refuse_uneven(clip=clips, question=questions)
+    def prepare(
+        self,
+        clips: Sequence[ClipFeatures | Clip],
+        questions: Sequence[str],
+        patches: Names,
+        histories: Sequence[History] = (),
+    ) -> Inputs:
+        """Rows of one batch, each a question about a clip, after the earlier turns in `histories`."""
+        refuse_uneven(clip=clips, question=questions, **({"dialogue": histories} if histories else {}))
         refuse_questions(self.host, questions)  # `tokenise` refuses them too, but after the clips have been encoded
         uses = self.open(self.applied.uses(patches, len(clips)), questions)
         features = self.perception.features(clips, senses_of(uses))
-        return self.around(lay_out(self.host, features, perceived(uses, features)), questions)
+        return self.around(lay_out(self.host, features, perceived(uses, features)), questions, histories)
 
     def open(self, uses: Sequence[Use], questions: Sequence[str]) -> list[Use]:
         """The uses without the rows, one per question, that the gate of their patch leaves to the base."""
@@ -65,9 +71,9 @@ class Calls:
         return found
 
     @neutral()
-    def around(self, layout: Layout, questions: Sequence[str]) -> Inputs:
-        """One question for each row of a layout."""
-        return layout.inputs(*tokenise(self.host, questions, layout))
+    def around(self, layout: Layout, questions: Sequence[str], histories: Sequence[History] = ()) -> Inputs:
+        """One question for each row of a layout, after the earlier turns in `histories`."""
+        return layout.inputs(*tokenise(self.host, questions, layout, histories))
 
     @neutral()
     def lay_out(self, clips: Sequence[ClipFeatures], patches: Names) -> Layout:

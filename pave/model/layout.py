@@ -23,6 +23,8 @@ from pave.patch.attached import Attached
 from pave.sidechannel import SideBatch
 from pave.text.shown import counted
 
+History = Sequence[tuple[str, str]]  # questions and answers before a question, in the same dialogue
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -123,18 +125,21 @@ def refuse_questions(host: Host, questions: Iterable[object]) -> None:
         host.refuse_text(question)
 
 
-def tokenise(host: Host, questions: Sequence[str], layout: Layout) -> tuple[Tensor, Tensor]:
-    """Ids and mask (b l) of one question per row behind its visual ids, padded on the left.
+def tokenise(
+    host: Host, questions: Sequence[str], layout: Layout, histories: Sequence[History] = ()
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask (b l) of one question per row behind its visual ids and earlier turns, padded on the left.
 
     Ragged rows get the same number of placeholders: Hugging Face's beam search splits visual features by counting
     them, and silently mixes up rows otherwise. Spare ones are in the left padding, are masked out, and read zeros.
     """
-    refuse_questions(host, questions)
+    histories = histories or [()] * len(questions)
+    refuse_questions(host, [*questions, *(text for history in histories for turn in history for text in turn)])
     counts = [row.count(host.placeholder) for row in layout.visual]
     spare = [max(counts) - count for count in counts]
     rows = []
-    for question, template, visual in zip(questions, layout.templates, layout.visual, strict=True):
-        before, after = host.prompt(question, template)
+    for question, template, visual, history in zip(questions, layout.templates, layout.visual, histories, strict=True):
+        before, after = host.prompt(question, template, history)
         rows.append([*before, *visual, *after])
     length = max(len(row) + more for row, more in zip(rows, spare, strict=True))
     ids = torch.full((len(rows), length), host.pad)

@@ -31,7 +31,7 @@ from pave.model.applied import Applied, Names
 from pave.model.applying import apply, built, find_patch, swap
 from pave.model.call import Calls
 from pave.model.inputs import ClipFeatures, Inputs
-from pave.model.layout import Layout
+from pave.model.layout import History, Layout
 from pave.model.perception import Perception
 from pave.model.rows import Rows, prepared
 from pave.model.watch import MEMORY, Show
@@ -285,11 +285,17 @@ class PatchedModel:
         return self.encode([clip], senses)[0].to("cpu")
 
     def prepare(
-        self, clips: Sequence[ClipFeatures | Clip], questions: Sequence[str], *, patches: Names = None
+        self,
+        clips: Sequence[ClipFeatures | Clip],
+        questions: Sequence[str],
+        *,
+        patches: Names = None,
+        histories: Sequence[History] = (),
     ) -> Inputs:
         """Rows of one batch, each a question about a clip. `patches`: names for all rows, or one list per row; None:
-        all that are enabled. Later changes of patches and weights do not affect the result."""
-        return self.calls.prepare(clips, questions, patches)
+        all that are enabled. `histories`: for each row, the questions and answers before its question. Later changes of
+        patches and weights do not affect the result."""
+        return self.calls.prepare(clips, questions, patches, histories)
 
     def lay_out(self, clips: Sequence[ClipFeatures], patches: Names = None) -> Layout:
         """Rows without texts: add token ids around `layout.visual` and pass them to `layout.inputs`. `patches` as in

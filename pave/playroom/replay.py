@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 def replay(patch: Patch, seed: int = 0) -> dict[str, Any]:
     """One question about a Playroom clip (reproducible from `seed` and `split`) that the patch answers correctly and
     the base does not, with both answers."""
-    from pave.data import read_jsonl
     from pave.files.locks import scratch
     from pave.model.patched import load
     from pave.playroom.writer import write_clips
+    from pave.readers.questions import read_data
 
     model = load("playroom")
     name = model.apply_patch(patch).name
     with scratch() as folder:
         for attempt in range(seed, seed + 20):
-            examples = read_jsonl(write_clips(folder / str(attempt), 1, attempt, "test"))
+            examples = read_data(write_clips(folder / str(attempt), 1, attempt, "test"))
             for example in examples:
                 base, patched = model.ask_batch([(example.video, example.question, asked) for asked in ([], [name])])
                 if patched == example.answer != base:

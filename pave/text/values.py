@@ -18,6 +18,7 @@ from pave.text.shown import quoted
 DEEPEST = 32  # lists and mappings inside each other, in a text from outside
 BITS = 64  # of an integer in a config
 DIGITS = 64  # of an integer in JSON: files of Hugging Face have 1000000000000000019884624838656 for "no limit"
+SPACE = " \t\n\r"  # of JSON
 FEW, DEEP, WORDY = 1_000, 8, 4_096  # values, levels, and characters of a text, where no config declares a mapping
 
 
@@ -30,20 +31,31 @@ def json_value(text: str | bytes, deepest: int = DEEPEST) -> Any:
     number that is not finite, an integer of over 64 digits, nesting beyond `deepest`."""
     try:
         text = text if isinstance(text, str) else text.decode("utf-8")
-        value = json.loads(
-            text, object_pairs_hook=_once, parse_constant=_finite, parse_int=_integer, parse_float=_finite
-        )
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start + 1})") from None
+    value, end = json_first(text, len(text) - len(text.lstrip(SPACE)), deepest)
+    if rest := text[end:].lstrip(SPACE):
+        raise _not_json("Extra data", text, len(text) - len(rest))
+    return value
+
+
+def json_first(text: str, at: int, deepest: int = DEEPEST) -> tuple[Any, int]:
+    """The JSON value that begins at a place in a text, and the place behind it. Refused as in `json_value`."""
+    try:
+        value, end = PARSER.raw_decode(text, at)
     except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        cause = error.msg.removesuffix(" at")  # "Unterminated string starting at"
-        raise ValueError(f"not JSON ({cause} at {line}column {error.colno})") from None
+        raise _not_json(error.msg, text, error.pos) from None
     except RecursionError:
         raise TooDeep(f"nested over {deepest} deep") from None
     if depth(value, deepest) > deepest:
         raise TooDeep(f"nested over {deepest} deep")
-    return value
+    return value, end
+
+
+def _not_json(cause: str, text: str, at: int) -> ValueError:
+    error = json.JSONDecodeError(cause, text, at)
+    line = f"line {error.lineno}, " if error.lineno > 1 else ""
+    return ValueError(f"not JSON ({cause.removesuffix(' at')} at {line}column {error.colno})")  # "Unterminated … at"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -65,6 +77,9 @@ def _finite(number: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{quoted(number)[1:-1]} is not a finite number")
     return value
+
+
+PARSER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_finite, parse_int=_integer, parse_float=_finite)
 
 
 def depth(value: Any, most: int) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pave.base import Host
-from pave.data import Example, Source, collate, pack, read_jsonl, refuse_texts
+from pave.data import Example, Source, Turn, collate, pack
 from pave.encoder import Encoder
 from pave.errors import DataError, nearest
 from pave.features.cache import FeatureCache, OnClip
@@ -27,11 +27,11 @@ from pave.model.applied import Names
 from pave.model.inputs import ClipFeatures, Inputs
 from pave.model.patched import PatchedModel
 from pave.playroom.writer import write_clips
-from pave.recipe import DataConfig
+from pave.readers.questions import names_of, read_data
+from pave.recipe import DataConfig, Sets
 from pave.training.setup import Setup
 
 TURNS = 4_096  # tokens of questions and answers in one row
-Turn = tuple[list[int], list[int]]  # ids of the prompt after the video, and of the answer with the end of the turn
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class TrainingClip:
     def features(self) -> ClipFeatures:
         """Read now, at every access."""
         return self.stored.features
+
+    @property
+    def weight(self) -> float:
+        """How often it comes in an epoch."""
+        return self.examples[0].weight
 
     def has(self, encoder: Encoder) -> bool:
         """Whether the clip has side tokens of an encoder."""
@@ -120,17 +125,15 @@ def read_dataset(
     with what is kept of the clips and why, before the first is read."""
     setup.recipe.output.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    train_file, val_file = data_files(setup.recipe.data, setup.recipe.output)
+    train_data, val_data = data_of(setup.recipe.data, setup.recipe.output)
     written = time.perf_counter()
-    host = setup.model.host
-    examples = [read_jsonl(file) for file in (train_file, val_file) if file]  # both, so that bad files fail early
-    for file, lines in zip((train_file, val_file), examples, strict=False):
-        refuse_texts(file or "", lines, host.refuse_text)
-    asked = [_by_clip(lines, clips) for lines in examples]
+    refuse = setup.model.host.refuse_text
+    examples = [read_data(data, refuse) for data in (train_data, val_data) if data]  # both, so that bad ones fail early
+    asked = [_by_clip(each, clips) for each in examples]
     for line in setup.store.plan(list(dict.fromkeys(chain(*asked)))):
         tell(line)
-    train = _training_clips(setup, train_file, asked[0], on_clip)
-    val = _training_clips(setup, val_file, asked[1], on_clip) if val_file else []
+    train = _training_clips(setup, names_of(train_data), asked[0], on_clip)
+    val = _training_clips(setup, names_of(val_data), asked[1], on_clip) if val_data else []
     seconds = {"clips": written - begin, "features": time.perf_counter() - written}
     unused = unread(chain(*examples), setup.streams)
     timed = frozenset(sense for sense, config in setup.recipe.senses.items() if config.align == "time")
@@ -138,8 +141,8 @@ def read_dataset(
     if not setup.recipe.train.keep_lora_when_absent and not dataset.sensing():
         why = "; ".join(sorted({why for clip in train for why in clip.stored.absent.values()})[:3])
         raise DataError(
-            f"{train_file}: none of its {len(train)} clips has {' or '.join(setup.senses)} ({why}), so there is "
-            f"nothing to learn from; {'; '.join(unused) or 'use clips that have it'}"
+            f"{names_of(train_data)}: none of its {len(train)} clips has {' or '.join(setup.senses)} ({why}), so there "
+            f"is nothing to learn from; {'; '.join(unused) or 'use clips that have it'}"
         )
     return dataset
 
@@ -159,8 +162,8 @@ def unread(examples: Iterable[Example], read: Collection[str]) -> list[str]:
     return lines
 
 
-def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:
-    """The JSONL files of a recipe; Playroom clips are written first."""
+def data_of(data: DataConfig, folder: Path) -> tuple[Sets, Sets | None]:
+    """The data sets of a recipe; Playroom clips are written first."""
     if data.playroom is None:
         assert data.train is not None  # guaranteed by the config
         return data.train, data.val
@@ -173,16 +176,16 @@ def data_files(data: DataConfig, folder: Path) -> tuple[Path, Path | None]:
     )
 
 
-def _by_clip(examples: Iterable[Example], limit: int | None) -> dict[Source, list[Example]]:
-    """The questions about each clip, of the first `limit` clips."""
-    found: dict[Source, list[Example]] = {}
+def _by_clip(examples: Iterable[Example], limit: int | None) -> dict[Source, dict[float, list[Example]]]:
+    """The questions about each clip, of the first `limit` clips; a clip of two data sets may have two weights."""
+    found: dict[Source, dict[float, list[Example]]] = {}
     for example in examples:
-        found.setdefault(example.source, []).append(example)
+        found.setdefault(example.source, {}).setdefault(example.weight, []).append(example)
     return dict(islice(found.items(), limit))
 
 
 def _training_clips(
-    setup: Setup, file: Path, asked: Mapping[Source, Sequence[Example]], on_clip: OnClip | None
+    setup: Setup, file: str, asked: Mapping[Source, Mapping[float, Sequence[Example]]], on_clip: OnClip | None
 ) -> list[TrainingClip]:
     """Every readable clip, with its questions."""
     store: FeatureCache = setup.store
@@ -191,28 +194,36 @@ def _training_clips(
         why = store.refused[next(iter(asked))]
         raise DataError(f"{file}: none of its {len(asked)} clips can be read; the first: {why}")
     host = setup.model.host
-    return [part for source, stored in encoded.items() for part in _rows(host, stored, asked[source])]
+    parts = ((stored, own) for source, stored in encoded.items() for own in asked[source].values())
+    return [part for stored, own in parts for part in _rows(host, stored, own)]
 
 
 def _rows(host: Host, stored: Stored, examples: Sequence[Example]) -> Iterator[TrainingClip]:
     """A clip with all its questions; in parts if they are too many for one row, whose mask is quadratic."""
     clip = training_clip(host, stored, examples)
+    begins = [place for place, turn in enumerate(clip.turns) if not turn.follows]  # a dialogue stays whole
     first, length = 0, 0
-    for place, turn in enumerate(clip.turns):
-        length += len(turn[0]) + len(turn[1])
-        if length > TURNS and place > first:
-            yield replace(clip, examples=clip.examples[first:place], turns=clip.turns[first:place])
-            first, length = place, len(turn[0]) + len(turn[1])
+    for begin, end in zip(begins, [*begins[1:], len(clip.turns)], strict=True):
+        more = sum(len(turn.prompt) + len(turn.answer) for turn in clip.turns[begin:end])
+        length += more
+        if length > TURNS and begin > first:
+            yield replace(clip, examples=clip.examples[first:begin], turns=clip.turns[first:begin])
+            first, length = begin, more
     yield replace(clip, examples=clip.examples[first:], turns=clip.turns[first:])
 
 
 def training_clip(host: Host, stored: Stored, examples: Iterable[Example]) -> TrainingClip:
     """A clip with its questions, tokenised once for all steps."""
     examples = tuple(examples)
-    turns = tuple(
-        (host.prompt(example.question)[1], [*host.encode_text(example.answer), host.end]) for example in examples
-    )
+    turns = tuple(_turn(host, *pair) for pair in zip((None, *examples), examples, strict=False))
     return TrainingClip(stored, examples, turns)
+
+
+def _turn(host: Host, before: Example | None, example: Example) -> Turn:
+    """A question and its answer; if the example before it is the end of its history, the turn follows that."""
+    follows = before is not None and example.history == (*before.history, (before.question, before.answer))
+    prompt = host.following(example.question) if follows else host.prompt(example.question, "", example.history)[1]
+    return Turn(prompt, [*host.encode_text(example.answer), host.end], follows)
 
 
 def batch(model: PatchedModel, clips: Sequence[TrainingClip], patches: Names) -> tuple[Inputs, Tensor]:

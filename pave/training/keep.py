@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pave.data import Turn
 from pave.features.stored import Stored
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
-from pave.training.dataset import Turn, packed
+from pave.training.dataset import packed
 from pave.training.loss import scores
 
 LONGEST = 16  # tokens of the base's answers
@@ -89,6 +90,6 @@ class Keep:
             clips = [self.clips[each % len(self.clips)].features for each in block]
             questions = [self.questions[self.order[each]] for each in block]
             prompts = [self.model.host.prompt(question)[1] for question in questions]
-            turns = zip(prompts, own_answers(self.model, clips, questions, self.patches), strict=True)
+            turns = map(Turn, prompts, own_answers(self.model, clips, questions, self.patches))
             self.known |= zip(block, turns, strict=True)
         return self.known[place]

@@ -69,8 +69,8 @@ def token_accuracy(model: PatchedModel, clips: Sequence[TrainingClip], patches: 
         logits, targets = scores(model, *packed(model, features, [clip.turns for clip in part], patches))
         hits = iter((logits.argmax(-1) == targets).tolist())
         for clip in part:
-            for example, (_, answer) in zip(clip.examples, clip.turns, strict=True):
-                right = all(tuple(islice(hits, len(answer))))  # tuple: consumes all hits, even after a miss
+            for example, turn in zip(clip.examples, clip.turns, strict=True):
+                right = all(tuple(islice(hits, len(turn.answer))))  # tuple: consumes all hits, even after a miss
                 for key in {"all", str(example.facts.get("channel", "all"))}:
                     tally.setdefault(key, []).append(right)
     return {key: sum(hits) / len(hits) for key, hits in tally.items()}

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pave.data import collate, pack
+from pave.data import Turn, collate, pack
 from pave.errors import UsageError
 from pave.media.clip import Clip
 from pave.model.call import bound
@@ -71,7 +71,7 @@ class PatchModule(nn.Module):
         layout = self.model.lay_out(self.encoded(clips))
         for visual, template, question, answer in zip(layout.visual, layout.templates, questions, answers, strict=True):
             before, after = host.prompt(question, template)
-            rows.append(pack([*before, *visual], [(after, [*host.encode_text(answer), host.end])]))
+            rows.append(pack([*before, *visual], [Turn(after, [*host.encode_text(answer), host.end])]))
         tokens = collate(rows, host.pad)
         labels = tokens.pop("labels")
         return layout.inputs(**tokens), labels

@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from pave.data import Turn
 from pave.features.stored import Stored
 from pave.model.patched import PatchedModel
-from pave.training.dataset import Turn, packed
+from pave.training.dataset import packed
 from pave.training.general import built_in
 from pave.training.keep import own_answers, rows_together
 from pave.training.loss import divergence, scores
@@ -60,7 +61,7 @@ class Probe:
         asked = [questions[place::count] for place in range(count)]
         size = rows_together(chosen)
         answers = generated(model, chosen, asked, patches, size)
-        turns = [[(model.host.prompt(question)[1], next(answers)) for question in questions] for questions in asked]
+        turns = [[Turn(model.host.prompt(each)[1], next(answers)) for each in questions] for questions in asked]
         return cls(chosen, asked, turns, tuple(patches), size)
 
     def measure(self, model: PatchedModel, patches: Sequence[str], whole: bool = False) -> Retention:
@@ -74,14 +75,14 @@ class Probe:
             stays.append(own.argmax(-1) == base.argmax(-1))
             nats.append(divergence(own, base))
             for questions, turns in zip(self.asked[part], self.turns[part], strict=True):
-                for question, (_, answer) in zip(questions, turns, strict=True):
+                for question, turn in zip(questions, turns, strict=True):
                     closed = gate is not None and not gate.opens(model.perception.reads(question))
-                    left.append(torch.full((len(answer),), closed))
+                    left.append(torch.full((len(turn.answer),), closed))
         same, kl, asked = torch.cat(stays).cpu(), torch.cat(nats).cpu(), ~torch.cat(left)
         tokens, answers = (same | ~asked).double().mean().item(), None
         if whole:
             again = list(generated(model, self.clips, self.asked, patches, self.size))
-            before = [answer for turns in self.turns for _, answer in turns]
+            before = [turn.answer for turns in self.turns for turn in turns]
             answers = sum(one == other for one, other in zip(again, before, strict=True)) / len(before)
         shares: dict[str, float] = {}
         if gate is not None:

@@ -14,9 +14,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -76,6 +76,7 @@ class Run:
     kept: int = 0  # step of the last checkpoint
     seconds: float = 0.0  # spent in steps
     ahead: Ahead = field(default_factory=Ahead)
+    orders: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # of the last epochs
 
     @classmethod
     def begin(cls, recipe: Recipe) -> Run:
@@ -179,11 +180,23 @@ class Run:
         return always or any(clip.has(encoder) for encoder in self.setup.senses.values())
 
     def clips_of(self, step: int) -> list[TrainingClip]:
-        """The clips of a step; each epoch is a permutation of all clips that depends on seed and epoch alone."""
-        clips, options = self.dataset.train, self.setup.recipe.train
+        """The clips of a step; each epoch is a random order of all clips that depends on seed and epoch alone."""
+        clips, options, length = self.dataset.train, self.setup.recipe.train, self.epoch
         indices = range(step * options.batch, (step + 1) * options.batch)
-        orders = [_order(len(clips), options.seed, index // len(clips)) for index in indices]
-        return [clips[order[index % len(clips)]] for order, index in zip(orders, indices, strict=True)]
+        return [clips[self._order(index // length)[index % length]] for index in indices]
+
+    def _order(self, epoch: int) -> list[int]:
+        """The order of an epoch, drawn once; a step may have clips of two."""
+        key = (len(self.dataset.train), epoch)
+        if key not in self.orders:
+            drawn = _order([clip.weight for clip in self.dataset.train], self.setup.recipe.train.seed, epoch)
+            self.orders = {**dict([*self.orders.items()][-1:]), key: drawn}
+        return self.orders[key]
+
+    @cached_property
+    def epoch(self) -> int:
+        """Clips of an epoch, those of a larger weight several times."""
+        return len(_order([clip.weight for clip in self.dataset.train], 0, 0))
 
     def save(self, step: int) -> None:
         """Write the checkpoint atomically; after an error, the previous one is intact."""
@@ -243,14 +256,28 @@ class Run:
     def _identity(self) -> Identity:
         """What identifies this run: its config and every question, in order."""
         clips = self.dataset.train
-        turns = [(e.video.name, e.question, e.answer) for clip in clips for e in clip.examples]
+        turns = [
+            (e.video.name, e.question, e.answer, *([e.weight] if e.weight != 1 else []), *e.history)
+            for clip in clips
+            for e in clip.examples
+        ]
         questions = hashlib.sha256(json.dumps([*turns, *self.setup.general]).encode()).hexdigest()
         return {**self.trainee.attached.config.model_dump(mode="json"), "questions": questions[:12]}
 
 
-@lru_cache(2)  # a step may have clips of two epochs
-def _order(count: int, seed: int, epoch: int) -> list[int]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(_mix(seed, epoch))).tolist()
+def _order(weights: Sequence[float], seed: int, epoch: int) -> list[int]:
+    """The places of clips in an epoch, in random order. Of n clips with weight w, w n places, whole turns of all of
+    them first: every epoch has as many."""
+    draw = torch.Generator().manual_seed(_mix(seed, epoch))
+    places: list[int] = []
+    for weight in dict.fromkeys(weights):
+        group = [place for place, each in enumerate(weights) if each == weight]
+        count = max(1, round(weight * len(group)))
+        turns = (torch.randperm(len(group), generator=draw).tolist() for _ in range(0, count, len(group)))
+        places += [group[each] for each in chain(*turns)][:count]
+    if len(places) == len(weights) and len(set(weights)) == 1:
+        return places  # as before there were weights, so that runs of earlier versions can be resumed
+    return [places[each] for each in torch.randperm(len(places), generator=draw).tolist()]
 
 
 def _mix(seed: int, index: int) -> int:

@@ -13,7 +13,6 @@ import torch
 
 from pave.base import Host
 from pave.config import PatchConfig
-from pave.data import refuse_no_file
 from pave.encoder import Encoder, missing
 from pave.errors import EncoderError, RecipeError
 from pave.features.cache import FeatureCache
@@ -24,6 +23,7 @@ from pave.patch.attached import Attached
 from pave.patch.base_match import base_match
 from pave.patch.file import Patch
 from pave.patch.report import PatchReport
+from pave.readers.questions import refuse_no_data
 from pave.recipe import Recipe
 from pave.training.checkpoint import refuse_a_file
 from pave.training.general import built_in, read_questions
@@ -61,8 +61,8 @@ class Setup:
         refuse_a_file(recipe.output)
         for problem in filter(None, (missing(each.encoder) for each in recipe.senses.values())):
             raise EncoderError(problem)
-        for file in filter(None, (recipe.data.train, recipe.data.val)):
-            refuse_no_file(file)
+        for data in (recipe.data.train, recipe.data.val):
+            refuse_no_data(data)
         model = load(recipe.base, dtype=recipe.train.dtype, frames=recipe.frames)
         below = tuple(model.apply_patch(each) for each in recipe.train.on_top_of)
         senses = {sense: model.encoder(config) for sense, config in recipe.senses.items()}

@@ -222,7 +222,7 @@ def test_a_missing_data_file_is_reported_before_a_large_base_is_downloaded(
 ) -> None:
     words = (workshop, word, "base=nothing/here", f"train.output={tmp_path / 'out'}")
     for how in ([], ["--dry-run"], ["--smoke"]):
-        assert "nope.jsonl: no such file; give a JSONL file" in command(*words, *how)[2]
+        assert "nope.jsonl: no such file; give a file of questions" in command(*words, *how)[2]
 
 
 def test_a_broken_line_is_one_line_with_its_number(command: Command, workshop: Path, tmp_path: Path) -> None:

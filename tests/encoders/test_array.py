@@ -14,7 +14,7 @@ from families import make_base
 from patched import awaken, make_config
 from small import write_line
 
-from pave.data import Source, read_jsonl
+from pave.data import Source
 from pave.encoder import load_encoder
 from pave.errors import DataError, EncoderError, MediaError, SignalError
 from pave.features.cache import FeatureCache
@@ -22,6 +22,7 @@ from pave.features.files import identity
 from pave.files.tensorfile import write
 from pave.media.clip import Clip, Signal
 from pave.model.patched import PatchedModel
+from pave.readers.questions import read_data
 
 ROWS = torch.arange(40, dtype=torch.float32).reshape(20, 2)
 HERE = {"signal": "imu", "dim": 2, "rate": 10.0}
@@ -139,7 +140,7 @@ def test_missing_options_are_named() -> None:
 def test_lines_name_signals_relative_to_their_file(tmp_path: Path) -> None:
     signals = {"imu": "imu/1.npy", "views": ["a.mp4", None, "/b.mp4"], "depth": None}
     (tmp_path / "a.jsonl").write_text(write_line("1.mp4", "?", "x", signals=signals))
-    (example,) = read_jsonl(tmp_path / "a.jsonl")
+    (example,) = read_data(tmp_path / "a.jsonl")
     found = dict(example.source.signals)
     assert found == {"imu": f"{tmp_path}/imu/1.npy", "views": (f"{tmp_path}/a.mp4", None, "/b.mp4"), "depth": None}
     assert "signals" not in example.facts and len(example.source.files) == 4
@@ -149,7 +150,7 @@ def test_lines_name_signals_relative_to_their_file(tmp_path: Path) -> None:
 def test_lines_with_invalid_signals_are_refused(tmp_path: Path, signals) -> None:
     (tmp_path / "a.jsonl").write_text(write_line("1.mp4", "?", "x", signals=signals))
     with pytest.raises(DataError, match="line 1"):
-        read_jsonl(tmp_path / "a.jsonl")
+        read_data(tmp_path / "a.jsonl")
 
 
 def test_cached_features_follow_the_signal_file(tokenizer, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from small import awaken, make_clip, make_config, write_line
 
 import pave
-from pave.data import Example, Source, read_jsonl
+from pave.data import Example, Source
 from pave.errors import DataError, UsageError
 from pave.evaluation.accuracy import Evaluation, Sample, Side, _change, evaluate
 from pave.features.cache import FeatureCache
@@ -18,6 +18,7 @@ from pave.hub import catalogue
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel, load
 from pave.playroom.writer import write_clips
+from pave.readers.questions import read_data
 
 CLIPS = 5
 
@@ -151,7 +152,7 @@ def test_a_file_without_a_readable_clip_is_refused(model, tmp_path: Path) -> Non
 
 def test_the_base_alone_can_be_evaluated(workshop: Path, tmp_path: Path) -> None:
     bare = load(workshop / "base", device="cpu")
-    asked = read_jsonl(workshop / "train.jsonl")[:2]
+    asked = read_data(workshop / "train.jsonl")[:2]
     assert len(evaluate(bare, asked, max_new_tokens=2).samples) == 2
 
 
@@ -172,7 +173,7 @@ def test_a_shipped_patch_uses_its_sense_and_questions_about_the_video_lose_littl
     report = model.apply_patch(f"{name}-playroom")
     assert report.base_match == "exact" and not report.remarks
     clips = 96 if name == "favor" else 32  # a third of them with sounds, a third with words
-    asked = read_jsonl(write_clips(tmp_path, clips, seed=5, split="test", channels=("video", *SHIPPED[name])))
+    asked = read_data(write_clips(tmp_path, clips, seed=5, split="test", channels=("video", *SHIPPED[name])))
     features = FeatureCache(model, model.encoders()).read(list(dict.fromkeys(example.source for example in asked)))
     own, shuffled = (evaluate(model, asked, features=features, side=side).by() for side in ("own", "shuffled"))
     base = evaluate(model, asked, features=features, patches=()).by()

@@ -20,7 +20,7 @@ from families import make_base
 from scans import room, write_scannet
 from transformers import PreTrainedTokenizerFast
 
-from pave.data import Source, read_jsonl
+from pave.data import Source
 from pave.encoder import load_encoder
 from pave.errors import FileDamaged, FileError, PaveError, SignalError
 from pave.features.cache import FeatureCache
@@ -35,6 +35,7 @@ from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
 from pave.patch.official import convert
 from pave.patch.peft import plain_config
+from pave.readers.questions import read_data
 from pave.recipe import read_recipe
 from pave.training.checkpoint import NAME, read_checkpoint
 
@@ -107,7 +108,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "infos": lambda file: RGBD.read(f"{file}#scene"),
     "patch": Patch.load,
     "recipe": read_recipe,
-    "JSONL": read_jsonl,
+    "JSONL": read_data,
     "config of PEFT": plain_config,
     "JSON": json_text.read_json,
     "pickle": pickled.read,

@@ -16,13 +16,14 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from pave.cli.main import app
-from pave.data import IGNORE, read_jsonl
+from pave.data import IGNORE
 from pave.errors import DataError, RecipeError
 from pave.hub.card import card
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel, load
 from pave.model.rows import UNASKED
 from pave.patch.file import Patch
+from pave.readers.questions import read_data
 from pave.recipe import Recipe
 from pave.training.general import built_in
 from pave.training.keep import LONGEST, own_answers
@@ -74,7 +75,7 @@ def test_the_loss_of_a_step_weighs_questions_or_tokens(recipe: Make, mean_over: 
             alone(model, clip.features, example.question, ids, run.setup.names), torch.tensor(ids), reduction="none"
         )
         for clip in clips
-        for example, (_, ids) in zip(clip.examples, clip.turns, strict=True)
+        for example, (_, ids, _) in zip(clip.examples, clip.turns, strict=True)
     ]
     assert len({len(each) for each in losses}) > 1
     wanted = (
@@ -96,7 +97,7 @@ def test_what_is_kept_is_the_divergence_of_each_question_asked_alone(run: Run) -
     order = iter(keep.order)
     each: list[Tensor] = []
     for clip, asked in zip(clips, turns, strict=True):
-        for _, ids in asked:
+        for _, ids, _ in asked:
             question = keep.questions[next(order)]
             base, own = (alone(model, clip.features, question, ids, names) for names in ((), run.setup.names))
             each.append(divergence(own, base).mean())
@@ -182,7 +183,7 @@ def test_retention_is_that_of_each_question_asked_alone(run: Run) -> None:
     found = probe.measure(model, names, whole=True)
     same, nats, unchanged = [], [], []
     for clip, questions, turns in zip(probe.clips, probe.asked, probe.turns, strict=True):
-        for question, (_, ids) in list(zip(questions, turns, strict=True))[:2]:
+        for question, (_, ids, _) in list(zip(questions, turns, strict=True))[:2]:
             base, own = (alone(model, clip.features, question, ids, each) for each in ((), names))
             same += (base.argmax(-1) == own.argmax(-1)).tolist()
             nats += divergence(own, base).tolist()
@@ -218,7 +219,7 @@ def test_training_fits_a_gate(recipe: Make, workshop: Path) -> None:
     model = load(workshop / "base")
     model.apply_patch(patch, name="ears")
     clip = make_clip(0)
-    asked = [(clip, question) for question in (read_jsonl(workshop / "train.jsonl")[0].question, *built_in("kept"))]
+    asked = [(clip, question) for question in (read_data(workshop / "train.jsonl")[0].question, *built_in("kept"))]
     answers_of = model.ask_batch(asked[:40], max_new_tokens=1)
     assert answers_of[0].signals["audio"] != UNASKED, "the data's own questions are for the patch"
     assert sum(each.signals["audio"] == UNASKED for each in answers_of[1:]) > 0

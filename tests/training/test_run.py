@@ -628,7 +628,7 @@ def test_very_many_questions_about_a_clip_are_several_rows(recipe: Make, worksho
     line["conversations"] = [*line["conversations"][:2] * 700]
     (workshop / "many.jsonl").write_text(json.dumps(line) + "\n")
     run = Run.begin(recipe(f"data.train={workshop / 'many.jsonl'}"))
-    lengths = [sum(len(before) + len(answer) for before, answer in clip.turns) for clip in run.dataset.train]
+    lengths = [sum(len(turn.prompt) + len(turn.answer) for turn in clip.turns) for clip in run.dataset.train]
     assert len(lengths) > 1 and max(lengths) <= TURNS and sum(len(clip.turns) for clip in run.dataset.train) == 700
     assert all(len(clip.examples) == len(clip.turns) for clip in run.dataset.train)
     training = run.trainee.attached.config.training
