@@ -95,7 +95,7 @@ def test_the_history_at_test_time_has_the_ids_of_the_authors(tmp_path: Path, bas
 
 
 def test_every_answer_of_a_dialogue_is_learned_and_nothing_else(tmp_path: Path, base: Host) -> None:
-    clip = training_clip(base, PatchedModel(base).encode([make_clip()])[0], avsd(tmp_path))
+    clip = training_clip(base, Stored.of(PatchedModel(base).encode([make_clip()])[0]), avsd(tmp_path))
     row = pack([7, 7, 7], clip.turns)
     learned = [token for _, answer in TEN for token in [*base.encode_text(answer), base.end]]
     assert row.labels[row.labels != IGNORE].tolist() == learned
