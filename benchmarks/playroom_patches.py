@@ -36,6 +36,7 @@ from pave.data import Example
 from pave.errors import TrainingError
 from pave.evaluation.accuracy import Evaluation, Sample, evaluate
 from pave.features.cache import FeatureCache
+from pave.features.stored import Stored
 from pave.hub.catalogue import folder_of, names
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
@@ -140,7 +141,7 @@ def run_seed(name: str, seed: int, folder: Path, overrides: Sequence[str], test_
         "shuffled": evaluate(seeing, test, features=features, side="shuffled"),
         "text-only": text_only(train_file, test),
     }
-    unseen = [replace(clip, features=without(clip.features, own)) for clip in run.dataset.train]
+    unseen = [replace(clip, stored=Stored.of(without(clip.features, own))) for clip in run.dataset.train]
     blind = control(recipe, unseen, "without", keep_lora_when_absent=True)
     lacking = {source: without(clip, own) for source, clip in features.items()}
     scores["without"] = evaluate(blind, test, features=lacking)

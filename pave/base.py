@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ from pave.errors import BaseModelError, MediaError
 from pave.files import tensorfile
 from pave.files.copied import guard_captures
 from pave.media.clip import Clip
-from pave.media.pixels import preprocess
+from pave.media.pixels import preprocess, scaled
 from pave.prompt import CHATML, Prompter
 
 Newline = Literal["end", "grid", "none"]
@@ -272,7 +273,7 @@ class Host(ABC):
         in the error."""
         self.prompter.refuse_text(text, self.context, what)
 
-    @property
+    @cached_property
     def context(self) -> int | None:
         """The positions that the language model supports; None: it does not say."""
         return getattr(getattr(self.language_model, "config", None), "max_position_embeddings", None)
@@ -298,12 +299,21 @@ class Host(ABC):
         return self._embedding.dtype
 
     @neutral()
-    def pixels(self, clip: Clip) -> Tensor:
-        """A clip's key frames as input of the vision tower, float32 (t 3 y x)."""
+    def pictures(self, clip: Clip) -> Tensor:
+        """A clip's key frames at the size that the vision tower reads, uint8 (t 3 y x)."""
         if clip.frames is None or not len(clip.frames):
             cause = f"{clip.report.source}: the clip has no frames, but this base needs key frames"
             raise MediaError(f"{cause}; pass a clip with a video track")
-        return preprocess(clip.frames, self.size, self.mean, self.std)
+        return scaled(clip.frames, self.size)
+
+    @neutral()
+    def pixels(self, clip: Clip) -> Tensor:
+        """A clip's key frames as input of the vision tower, float32 (t 3 y x)."""
+        return preprocess(self.pictures(clip), self.size, self.mean, self.std)
+
+    def merged(self, times: Tensor) -> Tensor:
+        """Seconds of the steps of the vision tower, float64, of key frames at these seconds (t,)."""
+        return last_again(times.to(torch.float64), self.pair).view(-1, self.pair).mean(1)
 
     @neutral()
     @torch.no_grad()
@@ -316,7 +326,7 @@ class Host(ABC):
             times = [torch.arange(len(clip), dtype=torch.float64) for clip in pixels]
         steps = [-(-len(clip) // self.pair) for clip in pixels]
         even = [last_again(clip, self.pair) for clip in pixels]
-        clocks = [last_again(clock.to(torch.float64), self.pair).view(-1, self.pair).mean(1) for clock in times]
+        clocks = [self.merged(clock) for clock in times]
         frames = torch.cat(even).to(self.device, self.dtype)
         limit = len(frames) if chunk is None else max(1, chunk // self.pair) * self.pair
         seen = [self._look(part) for part in frames.split(limit)]

@@ -136,7 +136,7 @@ class EncoderSpec:
         """Whether the licence of the weights allows commercial use."""
         return commercial(self.licence)
 
-    @property
+    @cached_property
     def preprocessing(self) -> str:
         """sha256 of name, revision and resolved options: encoders with the same hash can share cached features."""
         facts = {"name": self.name, "revision": self.revision, "options": dict(self.options)}

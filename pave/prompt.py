@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -82,7 +82,7 @@ class Prompter:
 
     def encode_special(self, text: str) -> list[int]:
         """Ids of a text that may contain special tokens: a base's own text, never a user's."""
-        return self._ids(self._known(text), "")
+        return self._ids(self._fixed(self._known(text)), "")
 
     def prompt(
         self, question: str, template: str = "", history: Sequence[tuple[str, str]] = ()
@@ -90,7 +90,8 @@ class Prompter:
         """Ids before and after the visual rows; an empty template means the base's own. `history`: earlier questions
         with their answers, the first of which is asked where the template has the question."""
         first, *later = [*(asked for asked, _ in history), question]
-        before, after = self._pieces(template or self.template)
+        own = template in ("", self.template)
+        before, after = self._own if own else map(self._fixed, self._pieces(template))
         ids = self._ids(after, first)
         for (_, answer), asked in zip(history, later, strict=True):
             ids += [*self.encode_text(answer), self.end, *self.following(asked, template)]
@@ -104,7 +105,7 @@ class Prompter:
         if not again:
             cause = "this base has no known form of a prompt with a second question"
             raise BaseModelError(f"{cause}; ask one at a time (in training: turns: separate)")
-        return self._ids(self._known(f"{again}{QUESTION}{after.partition(QUESTION)[2]}"), question)
+        return self._ids(self._fixed(self._known(f"{again}{QUESTION}{after.partition(QUESTION)[2]}")), question)
 
     @cached_property
     def prefix(self) -> list[int]:
@@ -117,11 +118,21 @@ class Prompter:
         after = self._known(self.closing or self.template.partition(QUESTION)[2])
         return next((self.special[piece] for piece in after if piece in self.special), self._eos)
 
-    def _ids(self, pieces: Sequence[str], question: str) -> list[int]:
+    @cached_property
+    def _own(self) -> tuple[list[str | list[int]], list[str | list[int]]]:
+        """The base's own template; a training asks for it with every question."""
+        before, after = self._pieces(self.template)
+        return self._fixed(before), self._fixed(after)
+
+    def _fixed(self, pieces: Iterable[str]) -> list[str | list[int]]:
+        """Pieces of a template: ids, or a text that holds the question."""
+        ids = ((piece, [self.special[piece]] if piece in self.special else None) for piece in pieces)
+        return [own or (piece if QUESTION in piece else self.encode_text(piece)) for piece, own in ids]
+
+    def _ids(self, pieces: Iterable[str | list[int]], question: str) -> list[int]:
         ids: list[int] = []
         for piece in pieces:
-            special = self.special.get(piece)
-            ids += self.encode_text(piece.replace(QUESTION, question)) if special is None else [special]
+            ids += self.encode_text(piece.replace(QUESTION, question)) if isinstance(piece, str) else piece
         return ids
 
     def _pieces(self, template: str) -> tuple[list[str], list[str]]:

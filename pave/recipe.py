@@ -74,6 +74,10 @@ class PlayroomData(Config):
 Limit = Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], Field(exclude_if=lambda limit: limit == "auto")]
 
 
+Cache = Annotated[Literal["auto", "keep", "none"], Field(exclude_if=lambda cache: cache == "auto")]
+Budget = Annotated[Annotated[float, Field(gt=0)] | None, Field(exclude_if=lambda budget: budget is None)]
+
+
 class DataSet(Config):
     """Questions in a file and how they are read, in data.train and data.val. Paths in it are relative to its folder."""
 
@@ -120,6 +124,9 @@ class DataConfig(Config):
     # Text file, one question a line, for `train.keep`; None: the built-in list. Omitted from older recipes likewise.
     keep: Annotated[Path | None, Field(exclude_if=lambda file: file is None)] = None
     timeout: Limit = "auto"  # seconds to decode a clip; auto: by its length
+    # What is cached of the pictures. Both are omitted from older recipes likewise.
+    cache: Cache = "auto"  # keep: features of the vision tower; none: what it reads; auto: keep if that fits
+    budget: Budget = None  # GB on disk for features of the vision tower; None: nine tenths of what is free
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -132,6 +139,7 @@ class DataConfig(Config):
         return self
 
 
+FILES = ("train", "val", "features", "keep")  # keys of `data` that name files
 PATCHES = ("on_top_of", "start_from")  # keys of `train` that name patches
 
 
@@ -218,7 +226,7 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: a recipe must be a mapping of keys, got {type(data).__name__}")
     files = data.get("data")
     if isinstance(files, dict):
-        data["data"] = {k: v if k in ("playroom", "timeout") else _beside(path.parent, v) for k, v in files.items()}
+        data["data"] = {k: _beside(path.parent, v) if k in FILES else v for k, v in files.items()}
     train = data.get("train")
     if isinstance(train, dict):
         data["train"] = {k: _patches(path.parent, v) if k in PATCHES else v for k, v in train.items()}

@@ -130,7 +130,7 @@ def _train(recipe: Recipe, resume: bool) -> Result:
         run = None
         try:
             setup = Setup.of(recipe)
-            dataset = read_dataset(setup, on_clip=seeing)
+            dataset = read_dataset(setup, on_clip=seeing, tell=remark)
             remark(*dataset.remarks())
             run = Run.of(setup, dataset)
             return run.complete(resume, progress)
@@ -194,6 +194,7 @@ def _show(recipe: Recipe) -> None:
     say("", f"{names_of(recipe.data.train)}: {asked}, {counted(len(missing), 'file')} missing")
     say(*(f"  missing: {file}" for file in missing[:5]))
     say(*(f"  {line}" for line in unread([*examples, *held_out], setup.streams)))
+    say(*(f"  {line}" for line in setup.store.plan(list(dict.fromkeys(e.source for e in [*examples, *held_out])))))
     first = examples[0]
     before, behind = host.prompt(first.question)
     learned = [*host.encode_text(first.answer), host.end]

@@ -8,8 +8,9 @@ A side channel can be `own`, `shuffled` between clips (a control: accuracy must 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Literal, get_args
@@ -17,6 +18,7 @@ from typing import Literal, get_args
 from pave.data import Example, Source
 from pave.errors import DataError, UsageError
 from pave.features.cache import FeatureCache
+from pave.features.stored import Features, Stored
 from pave.media.decoding import Timeout
 from pave.media.warned import told
 from pave.model.answer import most_of, texts
@@ -90,7 +92,7 @@ def evaluate(
     *,
     patches: Sequence[str] | None = None,
     side: Side = "own",
-    features: dict[Source, ClipFeatures] | None = None,
+    features: Mapping[Source, ClipFeatures] | None = None,
     cache: Path | None = None,
     made: Sequence[Path] = (),
     batch: int = 32,
@@ -119,13 +121,15 @@ def evaluate(
     if not examples:
         reason = next(iter(refused.values()), "no features were passed for it")
         raise DataError(f"none of the {len(sources)} clips can be read; the first: {reason}")
-    flawed = {source: clip.warnings for source in sources if (clip := features.get(source)) and clip.warnings}
+    stored = features.stored if isinstance(features, Features) else features
+    flawed = {source: clip.warnings for source in sources if (clip := stored.get(source)) and clip.warnings}
     features = _change(features, side, seed)
     if max_new_tokens is None:
         max_new_tokens = 1 + max(len(model.host.encode_text(example.answer)) for example in examples)
     samples: list[Sample] = []
     for part in _batches(examples, batch):
-        clips = [features[example.source] for example in part]
+        read = {source: features[source] for source in dict.fromkeys(example.source for example in part)}
+        clips = [read[example.source] for example in part]
         questions, histories = [example.question for example in part], [example.history for example in part]
         inputs = model.prepare(clips, questions, patches=patches, histories=histories)
         answers = texts(model.calls, inputs, max_new_tokens)
@@ -133,17 +137,28 @@ def evaluate(
     return Evaluation(tuple(samples), refused, flawed)
 
 
-def _change(features: dict[Source, ClipFeatures], side: Side, seed: int) -> dict[Source, ClipFeatures]:
+def _change(features: Mapping[Source, ClipFeatures], side: Side, seed: int) -> Mapping[Source, ClipFeatures]:
     if side == "own":
         return features
     if side == "off":
-        return {source: replace(clip, sides=dict.fromkeys(clip.sides)) for source, clip in features.items()}
+        return _each(features, lambda source, clip: replace(clip, sides=dict.fromkeys(clip.sides)))
     sources = list(features)
     if len(sources) < 2:
         raise DataError("side='shuffled' needs two clips or more, got one; add clips")
     Random(seed).shuffle(sources)
     donors = dict(zip(sources, [*sources[1:], sources[0]], strict=True))  # one cycle: no clip keeps its own
-    return {source: replace(clip, sides=features[donors[source]].sides) for source, clip in features.items()}
+    return _each(features, lambda source, clip: replace(clip, sides=features[donors[source]].sides))
+
+
+def _each(
+    features: Mapping[Source, ClipFeatures], change: Callable[[Source, ClipFeatures], ClipFeatures]
+) -> Mapping[Source, ClipFeatures]:
+    """The same clips, each changed when it is read."""
+
+    def read(source: Source) -> ClipFeatures:
+        return change(source, features[source])
+
+    return Features({source: Stored(partial(partial, read, source)) for source in features})
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:

@@ -132,6 +132,21 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def append(path: Path, data: bytes) -> None:
+    """Add bytes to the end of a plain file in one write, which a crash may cut short."""
+    try:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            _refuse_odd(os.fstat(descriptor))
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        cause = f"cannot be written ({error.strerror or error})"
+        raise FileError(path, cause, "free disk space or fix the permissions") from None
+
+
 @contextmanager
 def creating(path: Path) -> Iterator[Path]:
     """A path for a new file or folder, which becomes `path` if the block succeeds. If another process was faster, its

@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Mapping
-from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,9 +60,13 @@ class NotMapped(FileError):
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write the file atomically; if anything fails, the old one stays."""
     with replacing(path) as file:
-        file.write(_head(tensors, metadata))
-        for name in _order(tensors):
-            file.write(raw(tensors[name]))
+        _write(file, tensors, metadata)
+
+
+def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    file.write(_head(tensors, metadata))
+    for name in _order(tensors):
+        file.write(raw(tensors[name]))
 
 
 def size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
@@ -89,10 +93,11 @@ def _head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file. `mapped`: a file that is not small is memory-mapped, so the system loads pages on
-    access and may drop them again. If it is cut short meanwhile, an access kills the process: `refuse_cut` first."""
+    access and may drop them again. If it is cut short meanwhile, an access kills the process."""
     with reading(path) as file:
-        header = _header(path, file)
-        metadata, begin, size = header.pop("__metadata__", {}), file.tell(), os.fstat(file.fileno()).st_size
+        size = os.fstat(file.fileno()).st_size
+        header = _header(path, file, size)
+        metadata, begin = header.pop("__metadata__", {}), file.tell()
         if mapped and size > SMALL and os.fsencode(path).decode("utf-8", "ignore") == str(path):  # torch's names
             data = _mapped(path, size)
         else:
@@ -103,7 +108,7 @@ def read(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[s
 def read_some(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     """Those of the named tensors that the file has; no other one is read."""
     with reading(path) as file:
-        header = _header(path, file)
+        header = _header(path, file, os.fstat(file.fileno()).st_size)
         header.pop("__metadata__", None)
         begin, found = file.tell(), {}
         for name in header.keys() & set(names):
@@ -114,13 +119,13 @@ def read_some(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     return found
 
 
-def refuse_cut(path: Path, facts: os.stat_result) -> None:
-    """FileDamaged if a mapped file is shorter than it was. (Another file under its name does no harm.)"""
-    with suppress(OSError):
-        now = path.stat()
-        if os.path.samestat(now, facts) and now.st_size < facts.st_size:
-            cause = f"was cut short while it was in use, from {facts.st_size:,} to {now.st_size:,} bytes"
-            raise FileDamaged(path, cause, AGAIN)
+def places(path: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """The first byte in the file of every tensor, and its number of bytes; and the metadata. No tensor is read."""
+    with reading(path) as file:
+        header = _header(path, file, os.fstat(file.fileno()).st_size)
+        metadata, begin = header.pop("__metadata__", {}), file.tell()
+    spans = {name: entry["data_offsets"] for name, entry in header.items()}
+    return {name: (begin + first, last - first) for name, (first, last) in spans.items()}, metadata
 
 
 def _mapped(path: Path, size: int) -> Tensor:
@@ -146,18 +151,46 @@ def write_sealed(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
     write(path, tensors, {**facts, "sha256": digest(facts, tensors)})
 
 
-def read_sealed(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a file of `write_sealed`; FileDamaged unless every bit is as it was written."""
-    tensors, facts = read(path, mapped=mapped)
+    return _unsealed(path, *read(path))
+
+
+def _unsealed(
+    path: Path, tensors: dict[str, Tensor], facts: dict[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     if facts.pop("sha256", "") != digest(facts, tensors):
         raise FileDamaged(path, "is damaged: its content does not match its sha256", AGAIN)
     return tensors, facts
 
 
+def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> Tensor:
+    """The bytes that `write_sealed` would write, as a tensor: a file inside a file."""
+    inner = BytesIO()
+    _write(inner, tensors, {**facts, "sha256": digest(facts, tensors)})
+    return torch.frombuffer(inner.getbuffer(), dtype=torch.uint8)
+
+
+def read_inner(path: Path, begin: int, size: int, *, known: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What was `sealed`, from these bytes of a file; FileDamaged as in `read_sealed`. known: its sha256 has been
+    checked before, so that only the structure is."""
+    with reading(path) as file:
+        file.seek(begin)
+        data = _bytes(path, file, size)
+    inner = BytesIO(raw(data[: 8 + min(int.from_bytes(raw(data[:8]), "little"), MAX_HEADER)]))  # without a copy of all
+    header = _header(path, inner, size)
+    facts, data = header.pop("__metadata__", {}), data[inner.tell() :]
+    tensors = {name: _tensor(entry, data) for name, entry in header.items()}
+    if known:
+        facts.pop("sha256", None)
+        return tensors, facts
+    return _unsealed(path, tensors, facts)
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata only; tensors are not read."""
     with reading(path) as file:
-        return _header(path, file).get("__metadata__", {})
+        return _header(path, file, os.fstat(file.fileno()).st_size).get("__metadata__", {})
 
 
 def digest(facts: str | Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
@@ -174,9 +207,8 @@ def raw(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _header(path: Path, file: BinaryIO) -> dict[str, Any]:
-    """The header, checked against the bytes after it."""
-    size = os.fstat(file.fileno()).st_size
+def _header(path: Path, file: BinaryIO, size: int) -> dict[str, Any]:
+    """The header of a file of `size` bytes, checked against the bytes after it."""
     head = file.read(64)
     for mark, (cause, remedy) in IMPOSTORS.items() if head[8:9] != b"{" else ():
         if head.lstrip().startswith(mark):

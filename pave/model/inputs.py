@@ -8,7 +8,7 @@ b rows, t key frames, s visual tokens per key frame, q d channels before and aft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,8 +35,6 @@ class ClipFeatures:
     deep: Tensor | None = None  # (t s k d), where the base has such features
     warnings: tuple[str, ...] = ()  # of the clip's files, as in `Report`
     sensors: frozenset[str] = frozenset()  # keys of `sides` that are not its own sound and may outlast it
-    # Raises an error if the tensors can no longer be read; None: they are in memory.
-    verify: Callable[[], None] | None = field(default=None, compare=False, repr=False)
 
     def side(self, key: str, rule: Rule) -> tuple[SideTokens | None, int]:
         """The side channel that a sense reads, and how many steps of it are beyond the clip (see `pave.fusion.align`),

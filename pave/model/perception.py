@@ -8,14 +8,15 @@ t key frames, d channels of a visual token in the language model
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pave.ambient import neutral
-from pave.base import Host
+from pave.base import Host, Visual
 from pave.config import SenseConfig
 from pave.encoder import Encoder, load_encoder, mixed
 from pave.errors import SignalError
@@ -68,18 +69,29 @@ class Perception:
             if not isinstance(clip, Clip):
                 raise SignalError(f"got {clip!r} as a clip; pass Clip.read(path), or Clip.from_frames(frames)")
         encoders = self.encoders(senses)
-        read = {encoder.spec.sense for encoder in encoders.values()}
-        clips = [clip.opened(read) for clip in clips]
+        clips = [_opened(clip, encoders) for clip in clips]
         visual = self.host.encode([self.host.pixels(clip) for clip in clips], [_times(clip) for clip in clips], chunk)
-        features, sensors = [], frozenset(key for key, encoder in encoders.items() if not encoder.hears)
-        for i, clip in enumerate(clips):
-            count = int(visual.frames[i])
-            sides = {key: encoder.encode(clip) for key, encoder in encoders.items()}
-            absent = {key: encoders[key].lacks(clip) for key, side in sides.items() if side is None}
-            parts = (visual.vision[i, :count], visual.tokens[i, :count], visual.times[i, :count])
-            deep = None if visual.deep is None else visual.deep[i, :count]
-            features.append(ClipFeatures(*parts, sides, absent, deep, clip.report.warnings, sensors))
-        return features
+        return [_seeing(self.sense(clip, encoders.values()), visual, i) for i, clip in enumerate(clips)]
+
+    @neutral()
+    @torch.no_grad()
+    def sense(self, clip: Clip, senses: Iterable[SenseConfig | Encoder]) -> ClipFeatures:
+        """Features of a clip without those of the vision tower, which have 0 channels; `see` adds them."""
+        encoders = self.encoders(senses)
+        clip = _opened(clip, encoders)
+        sides = {key: encoder.encode(clip) for key, encoder in encoders.items()}
+        absent = {key: encoders[key].lacks(clip) for key, side in sides.items() if side is None}
+        times = self.host.merged(_times(clip))
+        nothing = torch.zeros(len(times), self.host.tokens_per_frame, 0)
+        sensors = frozenset(key for key, encoder in encoders.items() if not encoder.hears)
+        return ClipFeatures(nothing, nothing, times, sides, absent, None, clip.report.warnings, sensors)
+
+    @neutral()
+    @torch.no_grad()
+    def see(self, features: ClipFeatures, pictures: Tensor, times: Tensor) -> ClipFeatures:
+        """The features of `sense` with those of the vision tower, of `Host.pictures` (t 3 y x) at these seconds (t,).
+        Together they are the bits of `encode`."""
+        return _seeing(features, self.host.encode([self.host.pixels(Clip(pictures))], [times]), 0)
 
     @neutral()
     @torch.no_grad()
@@ -104,6 +116,18 @@ class Perception:
         fresh = {id(clip): clip for clip in clips if not isinstance(clip, ClipFeatures)}
         encoded = dict(zip(fresh, self.encode(list(fresh.values()), senses), strict=True)) if fresh else {}
         return [clip if isinstance(clip, ClipFeatures) else encoded[id(clip)] for clip in clips]
+
+
+def _opened(clip: Clip, encoders: Mapping[str, Encoder]) -> Clip:
+    return clip.opened({encoder.spec.sense for encoder in encoders.values()})
+
+
+def _seeing(features: ClipFeatures, visual: Visual, row: int) -> ClipFeatures:
+    """Features with those of the vision tower in a row of a batch."""
+    count = int(visual.frames[row])
+    parts = (visual.vision, visual.tokens, visual.times, visual.deep)
+    vision, tokens, times, deep = (None if part is None else part[row, :count] for part in parts)
+    return replace(features, vision=vision, tokens=tokens, times=times, deep=deep)
 
 
 def _times(clip: Clip) -> Tensor:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from pave.data import Example, Source, Turn, collate, pack
 from pave.encoder import Encoder
 from pave.errors import DataError, nearest
 from pave.features.cache import FeatureCache, OnClip
+from pave.features.stored import Stored
 from pave.media.warned import told
 from pave.model.applied import Names
 from pave.model.inputs import ClipFeatures, Inputs
@@ -37,10 +38,14 @@ TURNS = 4_096  # tokens of questions and answers in one row
 class TrainingClip:
     """One clip and all questions about it."""
 
-    features: ClipFeatures
+    stored: Stored
     examples: tuple[Example, ...]
     turns: tuple[Turn, ...]  # one per example
-    present: frozenset[str]  # encoders of which it has side tokens, by their `spec.preprocessing`
+
+    @property
+    def features(self) -> ClipFeatures:
+        """Read now, at every access."""
+        return self.stored.features
 
     @property
     def weight(self) -> float:
@@ -49,11 +54,11 @@ class TrainingClip:
 
     def has(self, encoder: Encoder) -> bool:
         """Whether the clip has side tokens of an encoder."""
-        return encoder.spec.preprocessing in self.present
+        return encoder.spec.preprocessing in self.stored.present
 
     def outside(self, encoder: Encoder) -> int:
         """How many of its time steps are before or after the clip."""
-        return self.features.side(encoder.spec.preprocessing, "time")[1]
+        return self.stored.outside.get(encoder.spec.preprocessing, 0)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Dataset:
     @property
     def clips(self) -> int:
         """The number of clips for training; one with very many questions is several rows of `train`."""
-        return len({id(clip.features) for clip in self.train})
+        return len({id(clip.stored) for clip in self.train})
 
     @property
     def questions(self) -> int:
@@ -82,7 +87,7 @@ class Dataset:
     def warnings(self) -> dict[str, tuple[str, ...]]:
         """What is wrong with clips that were read nevertheless, by their path."""
         clips = (*self.train, *self.val)
-        return {str(clip.examples[0].source): clip.features.warnings for clip in clips if clip.features.warnings}
+        return {str(clip.examples[0].source): clip.stored.warnings for clip in clips if clip.stored.warnings}
 
     def remarks(self) -> list[str]:
         """Warnings: clips that lack a sense, signals that no encoder reads, and what is wrong with files."""
@@ -98,7 +103,7 @@ class Dataset:
         """For every sense of the patch: the reasons of all clips that lack it."""
         return {
             sense: [
-                clip.features.absent.get(encoder.spec.preprocessing, "absent: nothing in it can be read")
+                clip.stored.absent.get(encoder.spec.preprocessing, "absent: nothing in it can be read")
                 for clip in (*self.train, *self.val)
                 if not clip.has(encoder)
             ]
@@ -110,22 +115,31 @@ class Dataset:
         return [clip for clip in self.train if any(clip.has(encoder) for encoder in self.senses.values())]
 
 
-def read_dataset(setup: Setup, clips: int | None = None, on_clip: OnClip | None = None) -> Dataset:
-    """Read the questions, then encode every clip once; `clips`: how many to use, None: all."""
+def read_dataset(
+    setup: Setup,
+    clips: int | None = None,
+    on_clip: OnClip | None = None,
+    tell: Callable[[str], object] = lambda line: None,
+) -> Dataset:
+    """Read the questions, then encode every clip once; `clips`: how many of a file to use, None: all. `tell` is called
+    with what is kept of the clips and why, before the first is read."""
     setup.recipe.output.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     train_data, val_data = data_of(setup.recipe.data, setup.recipe.output)
     written = time.perf_counter()
     refuse = setup.model.host.refuse_text
     examples = [read_data(data, refuse) for data in (train_data, val_data) if data]  # both, so that bad ones fail early
-    train = _training_clips(setup, names_of(train_data), examples[0], clips, on_clip)
-    val = _training_clips(setup, names_of(val_data), examples[1], clips, on_clip) if val_data else []
+    asked = [_by_clip(each, clips) for each in examples]
+    for line in setup.store.plan(list(dict.fromkeys(chain(*asked)))):
+        tell(line)
+    train = _training_clips(setup, names_of(train_data), asked[0], on_clip)
+    val = _training_clips(setup, names_of(val_data), asked[1], on_clip) if val_data else []
     seconds = {"clips": written - begin, "features": time.perf_counter() - written}
     unused = unread(chain(*examples), setup.streams)
     timed = frozenset(sense for sense, config in setup.recipe.senses.items() if config.align == "time")
     dataset = Dataset(train, val, dict(setup.senses), setup.store.refused, unused, seconds, timed)
     if not setup.recipe.train.keep_lora_when_absent and not dataset.sensing():
-        why = "; ".join(sorted({why for clip in train for why in clip.features.absent.values()})[:3])
+        why = "; ".join(sorted({why for clip in train for why in clip.stored.absent.values()})[:3])
         raise DataError(
             f"{names_of(train_data)}: none of its {len(train)} clips has {' or '.join(setup.senses)} ({why}), so there "
             f"is nothing to learn from; {'; '.join(unused) or 'use clips that have it'}"
@@ -162,26 +176,31 @@ def data_of(data: DataConfig, folder: Path) -> tuple[Sets, Sets | None]:
     )
 
 
+def _by_clip(examples: Iterable[Example], limit: int | None) -> dict[Source, dict[float, list[Example]]]:
+    """The questions about each clip, of the first `limit` clips; a clip of two data sets may have two weights."""
+    found: dict[Source, dict[float, list[Example]]] = {}
+    for example in examples:
+        found.setdefault(example.source, {}).setdefault(example.weight, []).append(example)
+    return dict(islice(found.items(), limit))
+
+
 def _training_clips(
-    setup: Setup, file: str, examples: Sequence[Example], limit: int | None, on_clip: OnClip | None
+    setup: Setup, file: str, asked: Mapping[Source, Mapping[float, Sequence[Example]]], on_clip: OnClip | None
 ) -> list[TrainingClip]:
     """Every readable clip, with its questions."""
-    by_clip: dict[Source, dict[float, list[Example]]] = {}  # a clip of two data sets may have two weights
-    for example in examples:
-        by_clip.setdefault(example.source, {}).setdefault(example.weight, []).append(example)
-    sources = list(by_clip)[:limit]
     store: FeatureCache = setup.store
-    encoded = store.read(sources, on_clip)
+    encoded = store.read(list(asked), on_clip).stored
     if not encoded:
-        raise DataError(f"{file}: none of its {len(sources)} clips can be read; the first: {store.refused[sources[0]]}")
+        why = store.refused[next(iter(asked))]
+        raise DataError(f"{file}: none of its {len(asked)} clips can be read; the first: {why}")
     host = setup.model.host
-    asked = ((features, own) for source, features in encoded.items() for own in by_clip[source].values())
-    return [part for features, own in asked for part in _rows(host, features, own)]
+    parts = ((stored, own) for source, stored in encoded.items() for own in asked[source].values())
+    return [part for stored, own in parts for part in _rows(host, stored, own)]
 
 
-def _rows(host: Host, features: ClipFeatures, examples: Sequence[Example]) -> Iterator[TrainingClip]:
+def _rows(host: Host, stored: Stored, examples: Sequence[Example]) -> Iterator[TrainingClip]:
     """A clip with all its questions; in parts if they are too many for one row, whose mask is quadratic."""
-    clip = training_clip(host, features, examples)
+    clip = training_clip(host, stored, examples)
     begins = [place for place, turn in enumerate(clip.turns) if not turn.follows]  # a dialogue stays whole
     first, length = 0, 0
     for begin, end in zip(begins, [*begins[1:], len(clip.turns)], strict=True):
@@ -193,12 +212,11 @@ def _rows(host: Host, features: ClipFeatures, examples: Sequence[Example]) -> It
     yield replace(clip, examples=clip.examples[first:], turns=clip.turns[first:])
 
 
-def training_clip(host: Host, features: ClipFeatures, examples: Iterable[Example]) -> TrainingClip:
+def training_clip(host: Host, stored: Stored, examples: Iterable[Example]) -> TrainingClip:
     """A clip with its questions, tokenised once for all steps."""
     examples = tuple(examples)
     turns = tuple(_turn(host, *pair) for pair in zip((None, *examples), examples, strict=False))
-    present = frozenset(key for key, side in features.sides.items() if side is not None and side.present)
-    return TrainingClip(features, examples, turns, present)
+    return TrainingClip(stored, examples, turns)
 
 
 def _turn(host: Host, before: Example | None, example: Example) -> Turn:
@@ -208,13 +226,10 @@ def _turn(host: Host, before: Example | None, example: Example) -> Turn:
     return Turn(prompt, [*host.encode_text(example.answer), host.end], follows)
 
 
-def batch(
-    model: PatchedModel, clips: Sequence[TrainingClip], patches: Names, more: Sequence[Sequence[Turn]] = ()
-) -> tuple[Inputs, Tensor]:
+def batch(model: PatchedModel, clips: Sequence[TrainingClip], patches: Names) -> tuple[Inputs, Tensor]:
     """A batch with one row per clip, which has all its questions, and labels (b l). `patches`: names for all, or per
-    clip; `more`: further turns of each clip, after its own."""
-    turns = [[*clip.turns, *others] for clip, others in zip(clips, more or [()] * len(clips), strict=True)]
-    return packed(model, [clip.features for clip in clips], turns, patches)
+    clip."""
+    return packed(model, [clip.features for clip in clips], [clip.turns for clip in clips], patches)
 
 
 def packed(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pave.data import Turn
+from pave.features.stored import Stored
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.training.dataset import packed
@@ -30,9 +31,9 @@ BLOCK = 16  # questions that are answered at once, at most
 TOKENS = 16_384  # visual tokens of a batch that answers
 
 
-def rows_together(clips: Sequence[ClipFeatures]) -> int:
+def rows_together(clips: Sequence[Stored]) -> int:
     """How many rows of such clips answer in one batch."""
-    return max(1, TOKENS // max(clip.tokens.shape[:2].numel() for clip in clips))
+    return max(1, TOKENS // max(clip.visual for clip in clips))
 
 
 def own_answers(
@@ -57,7 +58,7 @@ class Keep:
 
     model: PatchedModel
     questions: tuple[str, ...]
-    clips: Sequence[ClipFeatures]  # the base's answers are about these, in turn
+    clips: Sequence[Stored]  # the base's answers are about these, in turn
     patches: Sequence[str]  # the model without the patch in training
     seed: int
     known: dict[int, Turn] = field(default_factory=dict)  # by place in the order of asking
@@ -86,7 +87,7 @@ class Keep:
             # Always the same ones in a batch, also in a resumed run: beside others, near ties could end differently.
             first = place - place % self.block
             block = range(first, min(first + self.block, len(self.order)))
-            clips = [self.clips[each % len(self.clips)] for each in block]
+            clips = [self.clips[each % len(self.clips)].features for each in block]
             questions = [self.questions[self.order[each]] for each in block]
             prompts = [self.model.host.prompt(question)[1] for question in questions]
             turns = map(Turn, prompts, own_answers(self.model, clips, questions, self.patches))

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pave.data import IGNORE
+from pave.features.stored import Ahead
 from pave.model.applied import Names
 from pave.model.inputs import Inputs
 from pave.model.patched import PatchedModel
-from pave.training.dataset import TrainingClip, batch
+from pave.training.dataset import TrainingClip, packed
 
 
 def scores(model: PatchedModel, inputs: Inputs, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,9 +63,10 @@ def token_accuracy(model: PatchedModel, clips: Sequence[TrainingClip], patches: 
     """Share of questions whose answer tokens are all the most likely ones under teacher forcing (`pave.evaluate`
     generates freely), over all and by the data file's `channel`; `size` clips per batch."""
     tally: dict[str, list[bool]] = {"all": []}
-    for first in range(0, len(clips), size):
-        part = clips[first : first + size]
-        logits, targets = scores(model, *batch(model, part, patches))
+    ahead, parts = Ahead(), [clips[first : first + size] for first in range(0, len(clips), size)]
+    for part, following in zip(parts, [*parts[1:], []], strict=True):
+        features = ahead.features([clip.stored for clip in part], [clip.stored for clip in following])
+        logits, targets = scores(model, *packed(model, features, [clip.turns for clip in part], patches))
         hits = iter((logits.argmax(-1) == targets).tolist())
         for clip in part:
             for example, turn in zip(clip.examples, clip.turns, strict=True):

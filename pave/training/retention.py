@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pave.data import Turn
-from pave.model.inputs import ClipFeatures
+from pave.features.stored import Stored
 from pave.model.patched import PatchedModel
 from pave.training.dataset import packed
 from pave.training.general import built_in
@@ -46,14 +46,14 @@ class Retention:
 class Probe:
     """The base's own answers to the general questions, each about one of some clips."""
 
-    clips: Sequence[ClipFeatures]
+    clips: Sequence[Stored]
     asked: Sequence[Sequence[str]]  # questions about each clip
     turns: Sequence[Sequence[Turn]]  # the same with the base's answers
     patches: Sequence[str]  # the model that is to be kept: none, or patches below
     size: int  # rows of a batch
 
     @classmethod
-    def of(cls, model: PatchedModel, clips: Sequence[ClipFeatures], patches: Sequence[str] = ()) -> Probe:
+    def of(cls, model: PatchedModel, clips: Sequence[Stored], patches: Sequence[str] = ()) -> Probe:
         """Ask the base, or the model with `patches`, about at most CLIPS clips, evenly taken from all."""
         count = min(len(clips), CLIPS)
         chosen = [clips[place * len(clips) // count] for place in range(count)]
@@ -92,13 +92,13 @@ class Probe:
 
     @torch.no_grad()
     def _logits(self, model: PatchedModel, part: slice, patches: Sequence[str]) -> Tensor:
-        clips = self.clips[part]
+        clips = [clip.features for clip in self.clips[part]]
         return scores(model, *packed(model, clips, self.turns[part], [patches] * len(clips)))[0]
 
 
 def generated(
     model: PatchedModel,
-    clips: Sequence[ClipFeatures],
+    clips: Sequence[Stored],
     asked: Sequence[Sequence[str]],
     patches: Sequence[str],
     size: int,
@@ -107,4 +107,5 @@ def generated(
     pairs = [(clip, question) for clip, questions in zip(clips, asked, strict=True) for question in questions]
     for first in range(0, len(pairs), size):
         part = pairs[first : first + size]
-        yield from own_answers(model, [clip for clip, _ in part], [question for _, question in part], patches)
+        read = {id(clip): clip.features for clip in {id(clip): clip for clip, _ in part}.values()}  # each once
+        yield from own_answers(model, [read[id(clip)] for clip, _ in part], [question for _, question in part], patches)

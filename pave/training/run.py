@@ -25,12 +25,13 @@ from torch import Tensor
 
 from pave.ambient import neutral
 from pave.errors import DataError, TrainingError
+from pave.features.stored import Ahead
 from pave.files.atomic import write_text
 from pave.hub import catalogue
 from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
 from pave.training.checkpoint import Identity, owned, read_checkpoint, write_checkpoint
-from pave.training.dataset import Dataset, TrainingClip, batch, read_dataset
+from pave.training.dataset import Dataset, TrainingClip, packed, read_dataset
 from pave.training.gate import balanced, fitted
 from pave.training.general import built_in
 from pave.training.keep import Keep
@@ -74,6 +75,8 @@ class Run:
     losses: list[float] = field(default_factory=list)  # of all steps so far
     kept: int = 0  # step of the last checkpoint
     seconds: float = 0.0  # spent in steps
+    ahead: Ahead = field(default_factory=Ahead)
+    orders: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # of the last epochs
 
     @classmethod
     def begin(cls, recipe: Recipe) -> Run:
@@ -119,7 +122,7 @@ class Run:
         with training(trainee.attached):  # also while activations are recomputed
             try:
                 loss, kept = self.losses_of(step)
-            except DataError as error:  # its features were cut short meanwhile
+            except DataError as error:  # its features are damaged, and its file has changed
                 raise DataError(f"step {step + 1}: {error}; {self.left()}") from None
             trainee.optimiser.zero_grad()
             if loss.requires_grad:  # False if all clips of the step lack the sense: only the frozen base runs
@@ -137,9 +140,12 @@ class Run:
         """The loss of the answers; and the divergence from the base on its own answers, if it is asked, in which a
         question (or token, as in train.mean_over) weighs as much as in the loss."""
         options, model = self.setup.recipe.train, self.setup.model
-        clips = self.clips_of(step)
+        clips, last = self.clips_of(step), step + 1 == options.steps
+        following = [] if last else [clip.stored for clip in self.clips_of(step + 1)]
+        features = self.ahead.features([clip.stored for clip in clips], following)
         more = self.keep.turns(step, [self.acts(clip) for clip in clips]) if self.keep else [[] for _ in clips]
-        inputs, labels = batch(model, clips, self.setup.names, more)
+        turns = [[*clip.turns, *others] for clip, others in zip(clips, more, strict=True)]
+        inputs, labels = packed(model, features, turns, self.setup.names)
         logits, targets = scores(model, inputs, labels)
         answer = answers(labels)
         each = answer if options.mean_over == "questions" else torch.arange(len(answer))
@@ -148,7 +154,7 @@ class Run:
         losses, count = total(cross_entropy(logits[learned], targets[learned]), each[learned])
         if self.keep is None or learned.all():
             return losses / count, 0.0
-        teacher = self.keep.teacher([clip.features for clip in clips], more)
+        teacher = self.keep.teacher(features, more)
         kept, _ = total(divergence(logits[~learned], teacher), each[~learned])
         return losses / count, kept / count
 
@@ -158,14 +164,14 @@ class Run:
         setup = self.setup
         if not setup.general:
             return None
-        clips = [clip.features for clip in self.dataset.train if self.acts(clip)]
+        clips = [clip.stored for clip in self.dataset.train if self.acts(clip)]
         questions = balanced(setup.general) if setup.recipe.train.gate else setup.general
         return Keep(setup.model, questions, clips, setup.names[:-1], setup.recipe.train.seed)
 
     @cached_property
     def probe(self) -> Probe:
         """The general questions that training never sees, about held-out clips on which the patch acts, if any."""
-        parts = ([clip.features for clip in part if self.acts(clip)] for part in (self.dataset.val, self.dataset.train))
+        parts = ([clip.stored for clip in part if self.acts(clip)] for part in (self.dataset.val, self.dataset.train))
         return Probe.of(self.setup.model, next(filter(None, parts)), self.setup.names[:-1])
 
     def acts(self, clip: TrainingClip) -> bool:
@@ -177,10 +183,15 @@ class Run:
         """The clips of a step; each epoch is a random order of all clips that depends on seed and epoch alone."""
         clips, options, length = self.dataset.train, self.setup.recipe.train, self.epoch
         indices = range(step * options.batch, (step + 1) * options.batch)
-        epochs = {index // length for index in indices}
-        weights = [clip.weight for clip in clips]
-        orders = {epoch: _order(weights, options.seed, epoch) for epoch in epochs}
-        return [clips[orders[index // length][index % length]] for index in indices]
+        return [clips[self._order(index // length)[index % length]] for index in indices]
+
+    def _order(self, epoch: int) -> list[int]:
+        """The order of an epoch, drawn once; a step may have clips of two."""
+        key = (len(self.dataset.train), epoch)
+        if key not in self.orders:
+            drawn = _order([clip.weight for clip in self.dataset.train], self.setup.recipe.train.seed, epoch)
+            self.orders = {**dict([*self.orders.items()][-1:]), key: drawn}
+        return self.orders[key]
 
     @cached_property
     def epoch(self) -> int:

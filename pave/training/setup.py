@@ -68,7 +68,9 @@ class Setup:
         senses = {sense: model.encoder(config) for sense, config in recipe.senses.items()}
         encoders = {each.spec.preprocessing: each for each in (*model.encoders(), *senses.values())}
         folder, data = recipe.output / "features", recipe.data
-        store = FeatureCache(model, list(encoders.values()), folder, data.features, data.timeout)
+        store = FeatureCache(
+            model, list(encoders.values()), folder, data.features, data.timeout, data.cache, data.budget
+        )
         start, kept = _start(recipe, model, senses), recipe.data.keep
         general = read_questions(kept, model.host) if kept else built_in("kept") if recipe.train.keep else ()
         setup = cls(recipe, model, below, senses, store, start, general)

@@ -19,7 +19,8 @@ from pave.encoder import CONSENT, load_encoder
 from pave.errors import DataError, EncoderError, PatchMismatch
 from pave.features.cache import FeatureCache
 from pave.features.files import ClipEntry, FeatureKey, identity, write
-from pave.files import tensorfile
+from pave.features.room import Mode
+from pave.features.shards import Shards
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
@@ -47,8 +48,8 @@ def model(tokenizer: PreTrainedTokenizerFast) -> PatchedModel:
     return PatchedModel(make_base(tokenizer))
 
 
-def store(model: PatchedModel, folder: Path | None, **options: int) -> FeatureCache:
-    return FeatureCache(model, [load_encoder("logmel", **({"bands": 16, "rate": 5} | options))], folder)
+def store(model: PatchedModel, folder: Path | None, bands: int = 16, mode: Mode = "keep") -> FeatureCache:
+    return FeatureCache(model, [load_encoder("logmel", bands=bands, rate=5)], folder, mode=mode)
 
 
 def equal(one: ClipFeatures, other: ClipFeatures) -> bool:
@@ -84,15 +85,17 @@ def test_cached_features_equal_fresh_ones_bit_for_bit(model: PatchedModel, films
 
 
 @pytest.mark.skipif(not MAPS.exists(), reason="only Linux lists the files that a process maps")
-def test_large_features_in_a_folder_are_mapped_and_not_held_in_memory(
-    model: PatchedModel, films: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_features_in_a_folder_are_read_when_they_are_asked_for_and_nothing_is_mapped(
+    model: PatchedModel, films: list[Source], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tensorfile, "SMALL", 0)
     for _ in range(2):  # fresh ones, and those of another run
         found = store(model, tmp_path).read(films)
-        assert found and all(file.name in MAPS.read_text() for file in cached(tmp_path))
-        del found
-        assert not any(file.name in MAPS.read_text() for file in cached(tmp_path))
+        assert found[films[0]] is not found[films[0]] and equal(found[films[0]], found[films[0]])
+        assert str(tmp_path) not in MAPS.read_text()
+    for file in cached(tmp_path):
+        file.unlink()
+    with pytest.warns(UserWarning, match=r"cannot be read .*0\.mp4 was encoded again"):
+        assert equal(found[films[0]], store(model, None).read(films)[films[0]])
 
 
 def test_a_cached_clip_without_sound_has_the_reason(model: PatchedModel, films: list[Source], tmp_path: Path) -> None:
@@ -112,7 +115,7 @@ def test_the_cache_keeps_warnings_and_tells_tracks_and_sounds_apart(model: Patch
     ]
     sources += [Source(two, (("audio", None),)), Source(two, video_track=0, audio_track=1)]
     fresh, again = (store(model, tmp_path / "cache").read(sources) for _ in range(2))
-    assert len(cached(tmp_path / "cache")) == 6 and all(equal(fresh[each], again[each]) for each in sources)
+    assert len(Shards.of(tmp_path / "cache").entries) == 6 and all(equal(fresh[each], again[each]) for each in sources)
     sides = [again[each].sides[KEY] for each in sources]
     at = [None if side is None else round(side.times[side.x.mean((1, 2, 3)).argmax()].item(), 1) for side in sides]
     assert at[0] == at[1] != at[2] == at[3] == at[5] and at[4] is None
@@ -179,21 +182,45 @@ def test_another_language_model_has_the_same_features(
     assert cached(tmp_path) == before
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "bit", "text"])
-def test_a_damaged_cache_file_is_encoded_again_and_replaced(
-    model: PatchedModel, films: list[Source], tmp_path: Path, damage: str
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit", "text", "gone"])
+@pytest.mark.parametrize("mode", ["keep", "none"])
+def test_a_damaged_shard_is_encoded_again_at_the_next_run_or_when_it_is_read(
+    model: PatchedModel, films: list[Source], tmp_path: Path, damage: str, mode: Mode
 ) -> None:
-    fresh = store(model, tmp_path).read(films[:1])[films[0]]
+    fresh = store(model, None).read(films[:1])[films[0]]
+    running = store(model, tmp_path, mode=mode).read(films[:1])
     (file,) = cached(tmp_path)
     whole = file.read_bytes()
     flipped = bytearray(whole)
     flipped[-5] ^= 1
-    damaged = {"empty": b"", "cut": whole[:-1], "bit": bytes(flipped), "text": b"not a file"}[damage]
-    file.unlink()  # a new file: the features in memory map the old one
-    file.write_bytes(damaged)
-    assert equal(fresh, store(model, tmp_path).read(films[:1])[films[0]])
-    assert file.read_bytes() != damaged and len(file.read_bytes()) == len(whole)
-    assert equal(fresh, store(model, tmp_path).read(films[:1])[films[0]])
+    file.unlink()
+    if damage != "gone":
+        file.write_bytes({"empty": b"", "cut": whole[:-1], "bit": bytes(flipped), "text": b"not a file"}[damage])
+    if damage == "bit":  # what costs time is left for later
+        with pytest.warns(UserWarning, match=r"sha256; .*0\.mp4 was encoded again"):
+            assert equal(fresh, store(model, tmp_path, mode=mode).read(films[:1])[films[0]])
+    else:
+        assert equal(fresh, store(model, tmp_path, mode=mode).read(films[:1])[films[0]])
+    assert file.read_bytes() == whole and cached(tmp_path) == {file}
+    assert equal(fresh, running[films[0]]), "another run goes on with the new file"
+
+
+def test_a_clip_that_changed_and_whose_features_are_damaged_ends_the_run(
+    model: PatchedModel, films: list[Source], tmp_path: Path
+) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(films[0].video.read_bytes())
+    found = store(model, tmp_path / "cache").read([Source(film)])
+    (file,) = cached(tmp_path / "cache")
+    os.truncate(file, 200)
+    rewrite(film, films[1].video.read_bytes(), seconds=1)
+    with pytest.raises(DataError, match=r"was cut short.*film\.mp4 has changed meanwhile.*start a new run"):
+        found[Source(film)]
+    rewrite(film, films[0].video.read_bytes(), seconds=-1)
+    film.chmod(0)
+    if not os.access(film, os.R_OK):  # root may read it
+        with pytest.raises(DataError, match=r"cannot be encoded again: .*film"):
+            found[Source(film)]
 
 
 def test_unreadable_clips_are_in_quarantine_and_the_rest_goes_on(

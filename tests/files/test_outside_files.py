@@ -300,19 +300,6 @@ def test_small_files_are_not_mapped(tmp_path: Path) -> None:
     assert tensors["x"].sum() == 0, "reading it would kill this process otherwise"
 
 
-def test_a_file_that_is_cut_while_it_is_read_is_damaged(tmp_path: Path) -> None:
-    tensorfile.write(tmp_path / "a", {"x": torch.zeros(100_000)}, {})
-    tensors, _ = tensorfile.read(tmp_path / "a", mapped=True)
-    info = (tmp_path / "a").stat()
-    tensorfile.refuse_cut(tmp_path / "a", info)
-    os.truncate(tmp_path / "a", 5)
-    with pytest.raises(FileDamaged, match=r"cut short while it was in use, from 400,\d+ to 5 bytes"):
-        tensorfile.refuse_cut(tmp_path / "a", info)
-    tensorfile.write(tmp_path / "a", {"x": torch.zeros(1)}, {})
-    tensorfile.refuse_cut(tmp_path / "a", info)  # another file: the mapped one still exists
-    del tensors
-
-
 def test_an_npz_is_told_from_an_array(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", rows=ROWS)
     shutil.copy(tmp_path / "a.npz", tmp_path / "b.npy")

@@ -18,6 +18,7 @@ from pave.base import Host
 from pave.data import IGNORE, Example, Row, Source, Turn, collate, pack
 from pave.errors import BaseModelError, DataError, UsageError
 from pave.evaluation.accuracy import evaluate
+from pave.features.stored import Stored
 from pave.model.patched import PatchedModel
 from pave.readers.questions import Reading, read_data
 from pave.recipe import DataSet, Recipe
@@ -76,7 +77,7 @@ def test_turns_of_other_formats_are_separate_unless_the_data_set_says_so(tmp_pat
 
 def test_samples_of_avsd_have_the_ids_of_the_authors(tmp_path: Path, base: Host) -> None:
     features = PatchedModel(base).encode([make_clip()])[0]
-    clip = training_clip(base, features, avsd(tmp_path))
+    clip = training_clip(base, Stored.of(features), avsd(tmp_path))
     assert [turn.follows for turn in clip.turns] == [False, *[True] * 4] * 2
     for part in (slice(0, 5), slice(5, 10)):
         turns = clip.turns[part]
@@ -94,7 +95,7 @@ def test_the_history_at_test_time_has_the_ids_of_the_authors(tmp_path: Path, bas
 
 
 def test_every_answer_of_a_dialogue_is_learned_and_nothing_else(tmp_path: Path, base: Host) -> None:
-    clip = training_clip(base, PatchedModel(base).encode([make_clip()])[0], avsd(tmp_path))
+    clip = training_clip(base, Stored.of(PatchedModel(base).encode([make_clip()])[0]), avsd(tmp_path))
     row = pack([7, 7, 7], clip.turns)
     learned = [token for _, answer in TEN for token in [*base.encode_text(answer), base.end]]
     assert row.labels[row.labels != IGNORE].tolist() == learned

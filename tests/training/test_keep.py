@@ -184,10 +184,10 @@ def test_retention_is_that_of_each_question_asked_alone(run: Run) -> None:
     same, nats, unchanged = [], [], []
     for clip, questions, turns in zip(probe.clips, probe.asked, probe.turns, strict=True):
         for question, (_, ids, _) in list(zip(questions, turns, strict=True))[:2]:
-            base, own = (alone(model, clip, question, ids, each) for each in ((), names))
+            base, own = (alone(model, clip.features, question, ids, each) for each in ((), names))
             same += (base.argmax(-1) == own.argmax(-1)).tolist()
             nats += divergence(own, base).tolist()
-            unchanged.append(own_answers(model, [clip], [question], names)[0] == ids)
+            unchanged.append(own_answers(model, [clip.features], [question], names)[0] == ids)
     few = replace(probe, asked=[each[:2] for each in probe.asked], turns=[each[:2] for each in probe.turns])
     part = few.measure(model, names, whole=True)
     assert part.tokens == pytest.approx(sum(same) / len(same)) and part.kl == pytest.approx(

@@ -24,6 +24,7 @@ from pave.config import PatchConfig, ResamplerConfig
 from pave.data import IGNORE
 from pave.errors import PatchMismatch, RecipeError, SignalError
 from pave.evaluation.cost import cost_of
+from pave.features.stored import Stored
 from pave.hub import catalogue
 from pave.hub.card import card
 from pave.model.inputs import ClipFeatures
@@ -147,7 +148,7 @@ def test_the_diversity_loss_is_that_of_all_windows_of_a_step_times_its_weight(fa
     run = Run.begin(favor(diversity=0.5))
     clips = run.dataset.train[:3]
     short = {key: side and side.only(side.times < 2) for key, side in clips[0].features.sides.items()}
-    clips[0] = replace(clips[0], features=replace(clips[0].features, sides=short))
+    clips[0] = replace(clips[0], stored=Stored.of(replace(clips[0].features, sides=short)))
     inputs, _ = batch(run.setup.model, clips, run.setup.names)
     (use,) = inputs.uses
     with training(run.setup.model.applied.module("ears")):
@@ -169,7 +170,9 @@ def mixed(recipe: Callable[..., Recipe]) -> Run:
     clips = run.dataset.train[:4]
     for i, lacks in enumerate([(), (audio,), (pictures,), (audio, pictures)]):
         examples = tuple(replace(each, answer="a beep and a bell"[: 4 + 5 * i]) for each in clips[i].examples)
-        clips[i] = training_clip(run.setup.model.host, with_sides(clips[i].features, dict.fromkeys(lacks)), examples)
+        clips[i] = training_clip(
+            run.setup.model.host, Stored.of(with_sides(clips[i].features, dict.fromkeys(lacks))), examples
+        )
     run.dataset.train[:] = clips
     awaken(run.setup.model, "ears")
     return run
@@ -220,7 +223,8 @@ def test_a_clip_learns_nothing_from_a_sense_that_it_lacks(mixed: Run) -> None:
     for key in (audio, pictures):
         side = both.features.sides[key]
         assert side is not None
-        other = replace(both, features=with_sides(both.features, {key: replace(side, x=side.x.flip(0) + 1)}))
+        moved = with_sides(both.features, {key: replace(side, x=side.x.flip(0) + 1)})
+        other = replace(both, stored=Stored.of(moved))
         after = logits(other, soundless, sightless, neither)
         assert not torch.equal(after[0], before[0])
         assert all(map(torch.equal, after[1:], before[1:]))
