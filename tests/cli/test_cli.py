@@ -61,7 +61,7 @@ def test_help_lists_exactly_the_commands(command):
     verbs = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()]
     assert (code, verbs) == (
         0,
-        ["ask", "demo", "playroom", "profile", "encode", "new-encoder", "doctor", "patch", "recipe", "weights"],
+        ["ask", "demo", "playroom", "profile", "encode", "new-encoder", "doctor", "data", "patch", "recipe", "weights"],
     )
 
 

@@ -306,7 +306,7 @@ def test_a_source_without_media_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not media")
     with pytest.raises(DataError, match=r"contains no media file \(notes\.txt: not a media file"):
         listed(tmp_path)
-    with pytest.raises(DataError, match="no such file; give a JSONL"):
+    with pytest.raises(DataError, match="no such file; give a file of questions"):
         listed(tmp_path / "gone.jsonl")
 
 
