@@ -99,9 +99,9 @@ def test_what_a_killed_process_leaves_is_whole_and_another_goes_on(tmp_path: Pat
         fill(folder)
         assert set(Shards.of(folder).entries) == set(KEYS) and not list(folder.glob(".*"))
         seen = max(seen, len(set(counts)))
-        if seen > 3:
+        if seen > 2:
             break
-    assert seen > 3, "no process was killed between two shards"
+    assert seen > 2, "no process was killed between two shards"
 
 
 @unix
