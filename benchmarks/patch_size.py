@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -74,7 +75,7 @@ def trained(seed: int, folder: Path, small: bool) -> Patch:
 
 
 def frontier(
-    model: PatchedModel, patch: Patch, asked: list[Example], seen: dict[Source, ClipFeatures]
+    model: PatchedModel, patch: Patch, asked: list[Example], seen: Mapping[Source, ClipFeatures]
 ) -> dict[str, Any]:
     """Bytes and accuracy of a patch in several sizes."""
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import pave
+from pave.features.stored import Stored
 from pave.media import Clip
 from pave.model.inputs import ClipFeatures
 from pave.readers.questions import read_data
@@ -31,7 +32,7 @@ def measure(base: Path, file: Path, dtype: str) -> dict[str, Any]:
     examples = read_data(file)
     chosen = [examples[place * len(examples) // CLIPS] for place in range(CLIPS)]
     clips = [model.encode_clip(Clip.read(each.video, frames=1, audio=False), ()) for each in chosen]
-    probe = Probe.of(model, clips)
+    probe = Probe.of(model, [Stored.of(clip) for clip in clips])
 
     @torch.no_grad()
     def logits(shown: Sequence[ClipFeatures]) -> Tensor:

@@ -253,11 +253,11 @@ def test_a_prompt_longer_than_the_base_supports_is_answered_with_a_warning(one: 
     config: Any = one.host.language_model.config
     inputs = one.prepare([make_clip()], ["what?"])
     config.max_position_embeddings, before = inputs.input_ids.shape[1] - 1, config.max_position_embeddings
-    one.host.__dict__.pop("context", None)  # it is read once
+    vars(one.host).pop("context", None)  # it is read once
     with pytest.warns(UserWarning, match=rf"{inputs.input_ids.shape[1]} positions, .* supports .*; use fewer frames"):
         one.generate(inputs, max_new_tokens=1)
     config.max_position_embeddings = before
-    del one.host.__dict__["context"]
+    del vars(one.host)["context"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         one.generate(inputs, max_new_tokens=1)

@@ -437,7 +437,7 @@ def test_a_step_without_any_sound_changes_nothing(mixed: Make) -> None:
     run.dataset.train[:] = [
         clip for clip, soundless in zip(run.dataset.train, soundless_rows(run), strict=True) if soundless
     ]
-    run.__dict__.pop("epoch", None)  # of the clips before
+    vars(run).pop("epoch", None)  # of the clips before
     before = run.setup.model.export("ears")
     loss = run.step(0)
     after = run.setup.model.export("ears")
