@@ -39,7 +39,9 @@ class Config(BaseModel):
     @classmethod
     def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
         """`yes` is no number, though Python's bool is an int, and a text is no truth value."""
-        kinds = set(_kinds(cls.model_fields[str(info.field_name)].annotation))
+        if info.field_name is None:  # pydantic 2.12.0 names no field for a default
+            return value
+        kinds = set(_kinds(cls.model_fields[info.field_name].annotation))
         if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
             raise ValueError(f"must be a number, got {str(value).lower()}")
         if isinstance(value, str) and kinds == {bool}:
