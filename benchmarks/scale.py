@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -51,7 +52,7 @@ from pave.training.setup import Setup
 
 ROOT = Path(__file__).parents[1]
 PARTS, SMALL = ("1000", "10000", "100000", "keep", "none"), ("500", "keep", "none")
-BATCH, LOOKS, KILLS = 50, 20, 20
+BATCH, LOOKS, KILLS, RETRIES = 50, 20, 20, 5
 MAPS = Path("/proc/self/maps")
 
 
@@ -173,8 +174,10 @@ def begun(folder: Path, out: str, cache: str, resume: bool = False) -> int:
         return child
     try:
         train(read_recipe(folder, [f"train.output={folder / out}", f"data.cache={cache}"]), resume=resume)
-    finally:
-        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 def killed(cache: str, kills: int) -> dict[str, int]:
@@ -205,7 +208,9 @@ train: {{steps: 60, batch: 4, checkpoint_every: 5}}
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
             found["killed later" if (out / "checkpoint.safetensors").exists() else "killed before a checkpoint"] += 1
-            if not (out / "patch.safetensors").exists():
+            for _ in range(RETRIES):  # a child that it was starting may hold its lock for a moment longer
+                if (out / "patch.safetensors").exists():
+                    break
                 os.waitpid(begun(folder, out.name, cache, resume=True), 0)
             found["equal" if (out / "patch.safetensors").read_bytes() == whole else "BAD: different"] += 1
     return found
