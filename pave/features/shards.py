@@ -118,9 +118,13 @@ class Shards:
 
     def _files(self) -> dict[str, int]:
         """The safetensors files of the folder, with their sizes."""
-        with suppress(FileNotFoundError), os.scandir(self.folder) as files:
-            return {file.name: file.stat().st_size for file in files if file.name.endswith(".safetensors")}
-        return {}
+        try:
+            with os.scandir(self.folder) as files:
+                return {file.name: file.stat().st_size for file in files if file.name.endswith(".safetensors")}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise FileError(self.folder, f"cannot be read ({error.strerror or error})", "use another folder") from None
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The whole lines of the index: one may be cut, or mixed with another process's."""

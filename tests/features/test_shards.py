@@ -188,3 +188,10 @@ def test_files_of_an_earlier_version_are_counted_and_left_alone(tmp_path: Path) 
     tensorfile.write_sealed(tmp_path / f"{'0' * 32}.safetensors", tensors, {"absent": "{}", "sides": "[]"})
     found = Shards.of(tmp_path)
     assert found.others == 1 and list(found.entries) == KEYS[:8] and len(files(tmp_path)) == 2
+
+
+def test_a_folder_that_cannot_be_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder, cause in ((tmp_path / ("a" * 300), "too long"), (tmp_path / "file", "Not a directory")):
+        with pytest.raises(FileError, match=f"cannot be read .*{cause}.*use another folder"):
+            Shards.of(folder)
