@@ -144,20 +144,19 @@ FILES = ("train", "val", "features", "keep")  # keys of `data` that name files
 PATCHES = ("on_top_of", "start_from")  # keys of `train` that name patches
 
 
-# Where a key is omitted from a resolved recipe if it is the default, earlier recipes and patches keep their hashes.
 def _younger(default: Any) -> Any:
+    """Of a key that is omitted from a resolved recipe if it is the default, so that earlier ones keep their hashes."""
     return Field(exclude_if=lambda value: value == default)
 
 
 Rate = Annotated[float, Field(ge=0, le=1)]
-Steps = Annotated[int, Field(ge=1)]
 Epochs = Annotated[float, Field(gt=0, le=10_000)]
-Batch = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1)]
 Warmup = Annotated[float, Field(ge=0, lt=1)]
 Schedule = Literal["cosine", "linear", "constant"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 # Rates of the fusion and LoRA that a recipe does not give, by the channels of the base. Those of narrow ones were found
-# with the embedded base, of 96 channels; the PAVE authors train 896 and 3,584 channels with 2e-5 (arXiv 2503.19794).
+# with the embedded base, of 128 channels; the PAVE authors train 896 and 3,584 channels with 2e-5 (arXiv 2503.19794).
 WIDE = 512
 NARROW_RATE, WIDE_RATE = 3e-3, 2e-5
 
@@ -165,10 +164,10 @@ NARROW_RATE, WIDE_RATE = 3e-3, 2e-5
 class Stage(Config):
     """A part of a run that has some values of `train` to itself. An omitted key is that of `train`."""
 
-    steps: Steps | None = None
+    steps: Count | None = None
     epochs: Epochs | None = None  # in place of steps
-    batch: Batch | None = None
-    fusion_lr: Rate | None = None  # 0 in a stage: this part of the patch does not learn
+    batch: Count | None = None
+    fusion_lr: Rate | None = None  # 0: this part of the patch does not learn
     resampler_lr: Rate | None = None
     lora_lr: Rate | None = None
     warmup: Warmup | None = None  # fraction of the steps of the stage
@@ -183,40 +182,34 @@ class Stage(Config):
 class TrainConfig(Config):
     """One run of AdamW. Learning rates are peaks of the schedule, which begins with a linear warm-up."""
 
-    steps: Steps | None = 300  # null where epochs are given
-    # How often each clip comes, rounded up to whole steps; in place of steps.
-    epochs: Annotated[Epochs | None, _younger(None)] = None
-    batch: Batch = 32  # clips per step; all questions of a clip share its prefill
-    # A step may go through the base in parts: as many as `accumulate`, or as `micro_batch` needs. It is the same step.
-    accumulate: Annotated[int, Field(ge=1), _younger(1)] = (
-        1  # parts of a step; one after the other, they need less memory
-    )
-    micro_batch: Annotated[Annotated[int, Field(ge=1)] | None, _younger(None)] = None  # most tokens of a part
+    steps: Count | None = 300  # null where epochs are given
+    epochs: Annotated[Epochs | None, _younger(None)] = None  # in place of steps; rounded up to whole steps
+    batch: Count = 32  # clips per step; all questions of a clip share its prefill
+    accumulate: Annotated[Count, _younger(1)] = 1  # parts in which a step goes through the base
+    # In place of accumulate; with the visual tokens, questions, answers and padding. One clip alone may have more.
+    micro_batch: Annotated[Count | None, _younger(None)] = None  # most tokens of such a part
     fusion_lr: Rate | None = None  # None: 3e-3 for bases below 512 channels, 2e-5 for others; 0: it does not learn
     resampler_lr: Rate = 3e-4  # at the fusion's rate it learns several times more slowly
     lora_lr: Rate | None = None  # likewise
-    # Of the rates after the warm-up: down to zero as a cosine or a line, or constant.
-    schedule: Annotated[Schedule, _younger("cosine")] = "cosine"
+    schedule: Annotated[Schedule, _younger("cosine")] = "cosine"  # after the warm-up; cosine and linear fall to zero
     warmup: Warmup = 0.05  # fraction of the steps
     betas: Annotated[tuple[Beta, Beta], _younger((0.9, 0.98))] = (0.9, 0.98)  # of AdamW; PyTorch's own are 0.9, 0.999
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    stages: Annotated[tuple[Stage, ...], Field(max_length=16), _younger(())] = ()
+    stages: Annotated[tuple[Stage, ...], Field(max_length=16), _younger(())] = ()  # in place of steps
     # Weight of a question that needs no sense, on which the base is kept, beside one of the data; 0: none is asked.
     keep: Annotated[float, Field(ge=0, le=1000)] = 1.0
     gate: bool = True  # fit a gate, which leaves questions that are not about the clip to the base
     mean_over: Literal["questions", "tokens"] = "questions"  # tokens: a long answer weighs more than a short one
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen base; the patch itself always trains in float32
-    eval_every: Annotated[int, Field(ge=1)] = 100  # steps between evaluations on the held-out questions
-    best: Annotated[bool, _younger(False)] = (
-        False  # the patch is that of the evaluation with the best held-out accuracy
-    )
-    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    eval_every: Count = 100  # steps between evaluations on the held-out questions
+    best: Annotated[bool, _younger(False)] = False  # the patch is that of the best evaluation, not of the last step
+    checkpoint_every: Count = 100
     gradient_checkpointing: bool = False  # recompute activations of the language model: slower, less memory
     keep_lora_when_absent: bool = False  # recorded in the patch, and applies to inference too
     on_top_of: tuple[str, ...] = ()  # frozen patches that are applied while this one trains
-    start_from: str | None = None  # patch of the same shape to initialise from; None: fresh weights
+    start_from: str | None = None  # patch to initialise from; a LoRA of another shape begins anew; None: fresh
     output: Path | None = None  # None: runs/<name of the recipe>
 
     @model_validator(mode="before")
@@ -232,8 +225,8 @@ class TrainConfig(Config):
         lengths = [self.steps, self.epochs, self.stages or None]
         if sum(each is not None for each in lengths) != 1:
             raise ValueError(
-                f"steps={self.steps}, epochs={self.epochs}, {len(self.stages)} stages: a run has one length; give one "
-                "of these, and null for the others"
+                f"steps={self.steps}, epochs={self.epochs}, {len(self.stages)} stages: a run has one length; give exactly "
+                "one (steps=null, epochs=null and stages=[] remove the others)"
             )
         for number, stage in enumerate(self.stages, 1):
             if (stage.steps is None) == (stage.epochs is None):
@@ -256,11 +249,9 @@ class TrainConfig(Config):
     @property
     def length(self) -> str:
         """How long a run is, as text."""
-        parts = [(part, counted(part.batch, "clip")) for part in self.parts]
-        lengths = (
-            f"{part.steps} steps of" if part.steps else f"{part.epochs:g} epochs in steps of" for part, _ in parts
-        )
-        return ", then ".join(f"{each} {clips}" for each, (_, clips) in zip(lengths, parts, strict=True))
+        lengths = [f"{part.steps}" if part.steps else f"epochs: {part.epochs:g}, in" for part in self.parts]
+        sizes = [counted(part.batch, "clip") for part in self.parts]
+        return ", then ".join(f"{each} steps of {size}" for each, size in zip(lengths, sizes, strict=True))
 
     def on(self, channels: int) -> TrainConfig:
         """The same with the rates for a base of so many channels, where none are given."""
