@@ -225,8 +225,8 @@ class TrainConfig(Config):
         lengths = [self.steps, self.epochs, self.stages or None]
         if sum(each is not None for each in lengths) != 1:
             raise ValueError(
-                f"steps={self.steps}, epochs={self.epochs}, {len(self.stages)} stages: a run has one length; give exactly "
-                "one (steps=null, epochs=null and stages=[] remove the others)"
+                f"steps={self.steps}, epochs={self.epochs}, {len(self.stages)} stages: a run has one length; give "
+                "exactly one (steps=null, epochs=null and stages=[] remove the others)"
             )
         for number, stage in enumerate(self.stages, 1):
             if (stage.steps is None) == (stage.epochs is None):

@@ -73,7 +73,8 @@ def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progre
     been called.
 
     resume: go on from the checkpoint in `train.output`, if there is one, also to more steps than it was begun with;
-    without it, TrainingError for a folder that holds a run already. TrainingError also while another process trains there."""
+    without it, TrainingError for a folder that holds a run already. TrainingError also while another process trains
+    there."""
     recipe = recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe)
     with owned(recipe.output, resume), torch.random.fork_rng(range(torch.cuda.device_count())):
         return Run.begin(recipe).complete(resume, progress or (lambda step, steps, figures: None))
