@@ -134,12 +134,13 @@ def read_checkpoint(
         state = {key: tensors[f"{key}.{name}"] for key in STATE if f"{key}.{name}" in tensors}
         if state:  # AdamW expects `step` on the CPU
             optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
-    lengths = json.loads(facts["lengths"]) if "lengths" in facts else {0: saved.get("training.steps", 0)}
+    lengths: dict[str, int] = {"0": saved.get("training.steps", 0)}  # JSON has no other keys than texts
+    lengths = json.loads(facts["lengths"]) if "lengths" in facts else lengths
     best = None
     if "best" in facts:
         best = Best(**json.loads(facts["best"]), values={name: tensors[key] for name, key in names["best"].items()})
-    losses, until = json.loads(facts["losses"]), {int(step): steps for step, steps in lengths.items()}
-    return State(int(facts["step"]), losses, until, best)
+    planned = {int(step): steps for step, steps in lengths.items()}
+    return State(int(facts["step"]), json.loads(facts["losses"]), planned, best)
 
 
 def _flat(parameters: Parameters) -> dict[str, torch.nn.Parameter]:
