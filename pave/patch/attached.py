@@ -57,6 +57,7 @@ class Attached(nn.Module):
         if config.fusion.precision == "float32":
             self.precision = torch.promote_types(host.dtype, torch.float32)
         self.aux_losses: dict[str, Tensor] = {}  # of the last call in training, weighted as in the config
+        self.aux_count = 0  # of how many values they are means
         self.place: Literal["inside", "replaced", "removed"] = "removed"
         self._own = f"in training {uuid.uuid4().hex}"  # a forked process has the same
         self._calls, self._hooked, self._loras = 0, False, Loras(nn.Identity())
@@ -183,6 +184,7 @@ class Attached(nn.Module):
         if self.training:
             losses = [each[1] for each in outputs if each is not None and len(each[1])]
             weight = self.resampler.config.diversity
+            self.aux_count = sum(map(len, losses))
             self.aux_losses = {"diversity": weight * torch.cat(losses).mean()} if losses and weight else {}
         return {RESAMPLED: [None if each is None else each[0] for each in outputs]}
 

@@ -36,6 +36,7 @@ from pave.training.gate import balanced, fitted
 from pave.training.general import built_in
 from pave.training.keep import Keep
 from pave.training.loss import answers, cross_entropy, divergence, scores, token_accuracy, total
+from pave.training.ranks import ALONE, Ranks, joined
 from pave.training.retention import Probe
 from pave.training.setup import Setup
 from pave.training.trainee import Trainee, training
@@ -59,10 +60,14 @@ def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progre
     been called.
 
     resume: go on from the checkpoint in `train.output`, if there is one; without it, TrainingError for a folder that
-    holds a run already. TrainingError also while another process trains there."""
+    holds a run already. TrainingError also while another process trains there.
+
+    In processes that torchrun, accelerate or Ray has started together, each has a part of the clips (docs/train.md);
+    all call this, the first one writes, and all return the same."""
     recipe = recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe)
-    with owned(recipe.output, resume), torch.random.fork_rng(range(torch.cuda.device_count())):
-        return Run.begin(recipe).complete(resume, progress or (lambda step, steps, figures: None))
+    random = torch.random.fork_rng(range(torch.cuda.device_count()))
+    with joined() as ranks, owned(recipe.output, resume, ranks), random:
+        return Run.begin(recipe, ranks).complete(resume, progress or (lambda step, steps, figures: None))
 
 
 @dataclass
@@ -79,9 +84,9 @@ class Run:
     orders: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # of the last epochs
 
     @classmethod
-    def begin(cls, recipe: Recipe) -> Run:
+    def begin(cls, recipe: Recipe, ranks: Ranks = ALONE) -> Run:
         """A run at its start, with all its clips encoded."""
-        setup = Setup.of(recipe)
+        setup = Setup.of(recipe, ranks)
         return cls.of(setup, read_dataset(setup))
 
     @classmethod
@@ -91,17 +96,19 @@ class Run:
 
     def complete(self, resume: bool, progress: Progress) -> Result:
         """Run all steps, from the last checkpoint if `resume`, and write the patch."""
-        if resume:
-            self.resume()
-        self.fit(progress)
-        return self.finish()
+        with self.setup.ranks.reachable(self.left):
+            if resume:
+                self.resume()
+            self.fit(progress)
+            return self.finish()
 
     def fit(self, progress: Progress) -> None:
         """Run the steps and write checkpoints; after an error, the last good checkpoint is intact."""
         options, model = self.setup.recipe.train, self.setup.model
         for step in range(self.kept, options.steps):
             begin = time.perf_counter()
-            torch.manual_seed(_mix(options.seed, step))  # dropout depends on the step alone, so resuming repeats it
+            seed = _mix(options.seed, step)  # dropout depends on the step and the process, so resuming repeats it
+            torch.manual_seed(seed if self.setup.ranks.first else _mix(seed, self.setup.ranks.rank))
             rate = self.trainee.set_rates(_schedule(step, options.steps, options.warmup))
             self.losses.append(self.step(step))
             self.seconds += time.perf_counter() - begin
@@ -118,15 +125,18 @@ class Run:
 
     def step(self, step: int) -> float:
         """One optimiser step; returns the loss of the answers, without auxiliary losses."""
-        options, trainee = self.setup.recipe.train, self.trainee
-        with training(trainee.attached):  # also while activations are recomputed
+        options, trainee, attached = self.setup.recipe.train, self.trainee, self.trainee.attached
+        attached.aux_losses, attached.aux_count = {}, 0
+        with training(attached):  # also while activations are recomputed
             try:
                 loss, kept = self.losses_of(step)
             except DataError as error:  # its features are damaged, and its file has changed
                 raise DataError(f"step {step + 1}: {error}; {self.left()}") from None
             trainee.optimiser.zero_grad()
+            aux = self.aux_losses()
             if loss.requires_grad:  # False if all clips of the step lack the sense: only the frozen base runs
-                sum(trainee.attached.aux_losses.values(), loss + options.keep * kept).backward()
+                sum(aux.values(), loss + options.keep * kept).backward()
+        loss = self.add_up(loss, aux)
         norm = trainee.clip_gradients(options.max_grad_norm)
         if not (loss.isfinite() and norm.isfinite()):
             parts = ["fusion", "lora", *(["resampler"] if self.setup.recipe.resampler else [])]
@@ -136,14 +146,36 @@ class Run:
         trainee.optimiser.step()
         return loss.item()
 
+    def aux_losses(self) -> dict[str, Tensor]:
+        """This process's part of each auxiliary loss: a mean over all values of all processes."""
+        attached, ranks = self.trainee.attached, self.setup.ranks
+        if ranks.count == 1 or not (self.setup.recipe.resampler and self.setup.recipe.resampler.diversity):
+            return attached.aux_losses
+        share = attached.aux_count / max(1, sum(ranks.gather(attached.aux_count)))
+        own = attached.aux_losses.get("diversity", torch.zeros(()))
+        return {"diversity": own * share}
+
+    def add_up(self, loss: Tensor, aux: dict[str, Tensor]) -> Tensor:
+        """The loss of the step, whose parts and whose gradients all processes have."""
+        ranks, device = self.setup.ranks, self.setup.model.host.device
+        if ranks.count == 1:
+            return loss
+        parts = torch.stack([each.detach().to(device) for each in (loss, *aux.values())])
+        loss, *sums = ranks.add_up(self.trainee.all, parts)
+        self.trainee.attached.aux_losses = dict(zip(aux, sums, strict=True))
+        return loss
+
     def losses_of(self, step: int) -> tuple[Tensor, Tensor | float]:
         """The loss of the answers; and the divergence from the base on its own answers, if it is asked, in which a
-        question (or token, as in train.mean_over) weighs as much as in the loss."""
-        options, model = self.setup.recipe.train, self.setup.model
-        clips, last = self.clips_of(step), step + 1 == options.steps
-        following = [] if last else [clip.stored for clip in self.clips_of(step + 1)]
+        question (or token, as in train.mean_over) weighs as much as in the loss. Of several processes, each has the
+        terms of its own clips."""
+        options, model, ranks = self.setup.recipe.train, self.setup.model, self.setup.ranks
+        every, last = self.clips_of(step), step + 1 == options.steps
+        clips = ranks.share(every)
+        following = [] if last else [clip.stored for clip in ranks.share(self.clips_of(step + 1))]
         features = self.ahead.features([clip.stored for clip in clips], following)
-        more = self.keep.turns(step, [self.acts(clip) for clip in clips]) if self.keep else [[] for _ in clips]
+        asked = self.keep.turns(step, [self.acts(clip) for clip in every]) if self.keep else [[] for _ in every]
+        more = ranks.share(asked)
         turns = [[*clip.turns, *others] for clip, others in zip(clips, more, strict=True)]
         inputs, labels = packed(model, features, turns, self.setup.names)
         logits, targets = scores(model, inputs, labels)
@@ -151,8 +183,13 @@ class Run:
         each = answer if options.mean_over == "questions" else torch.arange(len(answer))
         own = [[True] * len(clip.turns) + [False] * len(others) for clip, others in zip(clips, more, strict=True)]
         learned = torch.tensor([*chain(*own)])[answer]
-        losses, count = total(cross_entropy(logits[learned], targets[learned]), each[learned])
+        losses, _ = total(cross_entropy(logits[learned], targets[learned]), each[learned])
+        count = sum(
+            1 if options.mean_over == "questions" else len(turn.answer) for clip in every for turn in clip.turns
+        )
         if self.keep is None or learned.all():
+            if self.keep and self.setup.sharded and any(asked):  # others ask the base, and need its parts
+                self.keep.teacher(features[:1], [next(filter(None, asked))])
             return losses / count, 0.0
         teacher = self.keep.teacher(features, more)
         kept, _ = total(divergence(logits[~learned], teacher), each[~learned])
@@ -201,13 +238,19 @@ class Run:
     def save(self, step: int) -> None:
         """Write the checkpoint atomically; after an error, the previous one is intact."""
         trainee, folder = self.trainee, self.setup.recipe.output
-        write_checkpoint(folder, step, trainee.parameters, trainee.optimiser, self._identity(), self.losses)
+        if self.setup.ranks.first:
+            write_checkpoint(folder, step, trainee.parameters, trainee.optimiser, self._identity(), self.losses)
         self.kept = step
 
     def resume(self) -> None:
         """Continue from the checkpoint of this recipe; without one, start at step 0."""
         trainee, folder = self.trainee, self.setup.recipe.output
-        self.kept, self.losses = read_checkpoint(folder, trainee.parameters, trainee.optimiser, self._identity())
+        with self.setup.ranks.together():
+            self.kept, self.losses = read_checkpoint(folder, trainee.parameters, trainee.optimiser, self._identity())
+        found = self.setup.ranks.gather(self.kept)
+        if len({*found}) > 1:
+            cause = f"{folder}: process 0 finds a checkpoint of step {found[0]} there, others of steps {found[1:]}"
+            raise TrainingError(f"{cause}; to resume, give a train.output that all machines share")
 
     def left(self) -> str:
         """What a stopped run has left, as text."""
@@ -236,9 +279,10 @@ class Run:
         metrics["retention"] = self.probe.measure(model, names, whole=True).facts()
         folder = self.setup.recipe.output
         measured = {key: metrics[key] for key in ("held_out", "retention") if key in metrics}
-        path = replace(self.trainee.attached.export(), certificate=measured).save(folder / WEIGHTS)
-        write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        return Result(path, metrics)
+        if self.setup.ranks.first:
+            replace(self.trainee.attached.export(), certificate=measured).save(folder / WEIGHTS)
+            write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        return Result(folder / WEIGHTS, metrics)
 
     def close(self) -> dict[str, float]:
         """Fit the gate of the patch, if it has one; the shares of the kept questions that it leaves to the base, and of
