@@ -71,9 +71,12 @@ def train(
     elif engine == "ray":
         from pave.training.cluster import train_on_ray
 
-        say(*summary(train_on_ray(train_here, resolved, resume, workers)))
-    elif result := train_here(resolved, resume):
-        say(*summary(result))
+        say(*summary(train_on_ray(train_here, resolved, resume, workers, remark)))
+    else:
+        with told_elsewhere():
+            result = train_here(resolved, resume)
+        if result:
+            say(*summary(result))
 
 
 def summary(result: Result) -> list[str]:
@@ -121,7 +124,6 @@ def train_here(recipe: Recipe, resume: bool) -> Result | None:
         TextColumn("{task.fields[note]}"),
     ]
     with ExitStack() as stack:
-        stack.enter_context(told_elsewhere())
         ranks = stack.enter_context(joined())
         tell = remark if ranks.first else (lambda *lines: None)
         stack.enter_context(owned(recipe.output, resume, ranks))

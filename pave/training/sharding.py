@@ -38,7 +38,7 @@ def shard(host: Host, ranks: Ranks) -> None:
     whole = {each for name, each in decoder.named_parameters() if not name.startswith("layers.")}
     fully_shard(decoder, mesh=mesh, ignored_params=whole)  # gathers the next layer while one computes
     decoder.register_forward_pre_hook(_always_backward, with_kwargs=True)
-    host.model.to(device)
+    nn.Module.to(host.model, device)
 
 
 def _always_backward(decoder: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
