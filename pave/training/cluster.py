@@ -24,6 +24,7 @@ from pave.training.ranks import Elsewhere
 from pave.training.run import Result
 
 Work = Callable[[Recipe, bool], Any]
+PRINT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 
 
 def train_on_ray(
@@ -54,7 +55,8 @@ def train_on_ray(
         trainer = TorchTrainer(
             partial(_begin, work, recipe, resume, os.getcwd(), lines),
             scaling_config=ScalingConfig(num_workers=count, use_gpu=bool(gpus)),
-            run_config=RunConfig(name=recipe.name, storage_path=folder),
+            # else Ray Train replaces `print`, and every line comes twice
+            run_config=RunConfig(name=recipe.name, storage_path=folder, worker_runtime_env={"env_vars": PRINT}),
         )
         try:
             trainer.fit()

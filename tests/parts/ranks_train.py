@@ -47,6 +47,8 @@ def trained(name: str, recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
             run = Run.begin(recipe, ranks)
             run.complete(True, lambda *_: None)
     except PaveError as error:
+        if name == "killed":  # there is nobody to go on with
+            raise
         return {"error": f"{type(error).__name__}: {error}"}
     return {"stored": stored(run)}
 
