@@ -38,6 +38,15 @@ def test_an_override_changes_one_value_and_no_other(recipe):
     assert changed.train.batch == read_recipe(recipe).train.batch
 
 
+def test_off_is_a_word_where_a_key_has_it_though_yaml_reads_false(recipe):
+    assert read_recipe(recipe, ["fusion.rope=off"]).fusion.rope == "off"
+    recipe.write_text(recipe.read_text() + "\nfusion: {rope: off}\n")
+    assert read_recipe(recipe).fusion.rope == "off"
+    assert read_recipe(recipe, ["train.gate=off"]).train.gate is False
+    with pytest.raises(RecipeError, match=r"fusion\.kind=False: must be 'folded' or 'official'"):
+        read_recipe(recipe, ["fusion.kind=off"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -98,6 +107,24 @@ def test_the_error_for_a_missing_recipe_names_its_path(tmp_path):
 def test_a_missing_key_is_named():
     with pytest.raises(RecipeError, match="senses: missing; add it"):
         parse(Recipe, {key: value for key, value in RECIPE.items() if key != "senses"}, "here")
+
+
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        ({"(x": 1}, "(x: unknown key"),
+        ({"(file)": 1}, "(file): unknown key"),
+        ({"data": {"train": {"(set)": 1}}}, "data.train.(set): unknown key"),
+        ({"data": {"train": ["a.json", {"file": "b.json", "(z)": 1}]}}, "data.train.1.(z): unknown key"),
+        ({"data": {"train": ["a.json", 7]}}, "data.train.1=7: must be a path"),
+        ({"senses": {"ears": {"encoder": "logmel", "(y": 1}}}, "senses.ears.(y: unknown key"),
+        ({"data": {"train": 5}}, "data.train=5: must be a path"),
+    ],
+)
+def test_the_place_of_a_wrong_value_is_as_it_was_written(data, where):
+    with pytest.raises(RecipeError) as refused:
+        parse(Recipe, data, "a.yaml")
+    assert any(part.startswith(where) for part in str(refused.value).removeprefix("a.yaml: ").split("; "))
 
 
 def test_a_config_cannot_be_changed_after_it_was_checked(recipe):

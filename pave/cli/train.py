@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from pave.training.run import Progress, Result
 
 app = typer.Typer(**PLAIN)
-SMOKE = ("train.steps=2", "train.batch=4", "train.eval_every=1", "train.checkpoint_every=1")
+SMOKE = ("train.epochs=null", "train.stages=[]", "train.steps=2", "train.batch=4", "train.accumulate=1")
+SMOKE += ("train.eval_every=1", "train.checkpoint_every=1")
 
 
 @app.command()
@@ -130,11 +131,10 @@ def train_here(recipe: Recipe, resume: bool) -> Result | None:
         shows = sys.stderr.isatty() and ranks.first
         bar = stack.enter_context(Bar(*columns, console=Console(stderr=True), disable=not shows))
         among = f", {ranks.count} processes" if ranks.count > 1 else ""
-        batch = counted(recipe.train.batch, "clip")
-        tell(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {batch}{among}")
+        tell(f"{recipe.name}: base {recipe.base}, {recipe.train.length}{among}")
         tell("encoding clips (features of earlier runs are cached)")
         clips = bar.add_task("clips", total=None, note="")
-        steps = bar.add_task("training", total=recipe.train.steps, note="", start=False)
+        steps = bar.add_task("training", total=None, note="", start=False)
 
         def seeing(done: int, total: int) -> None:
             bar.update(clips, completed=done, total=total)
@@ -142,7 +142,7 @@ def train_here(recipe: Recipe, resume: bool) -> Result | None:
         def show(step: int, total: int, figures: dict[str, float]) -> None:
             loss = f"loss {figures['loss']:.3f}"
             bar.start_task(steps)
-            bar.update(steps, completed=step, note=loss)
+            bar.update(steps, completed=step, total=total, note=loss)
             looked = [f"{name} {figures[name]:.3f}" for name in ("held-out", "retention") if name in figures]
             if looked:
                 tell("  ".join([f"step {step}/{total}", loss, *looked]))
@@ -156,7 +156,7 @@ def train_here(recipe: Recipe, resume: bool) -> Result | None:
             dataset = read_dataset(setup, on_clip=seeing, tell=tell)
             tell(*dataset.remarks())
             run = Run.of(setup, dataset)
-            result = run.complete(resume, progress)
+            result = run.complete(resume, progress, tell)
             return result if ranks.first else None
         except KeyboardInterrupt:
             tell("", f"stopped; {run.left() if run else 'no checkpoint has been written yet'}")

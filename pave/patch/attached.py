@@ -57,7 +57,6 @@ class Attached(nn.Module):
         if config.fusion.precision == "float32":
             self.precision = torch.promote_types(host.dtype, torch.float32)
         self.aux_losses: dict[str, Tensor] = {}  # of the last call in training, weighted as in the config
-        self.aux_count = 0  # of how many values they are means
         self.place: Literal["inside", "replaced", "removed"] = "removed"
         self._own = f"in training {uuid.uuid4().hex}"  # a forked process has the same
         self._calls, self._hooked, self._loras = 0, False, Loras(nn.Identity())
@@ -184,9 +183,15 @@ class Attached(nn.Module):
         if self.training:
             losses = [each[1] for each in outputs if each is not None and len(each[1])]
             weight = self.resampler.config.diversity
-            self.aux_count = sum(map(len, losses))
             self.aux_losses = {"diversity": weight * torch.cat(losses).mean()} if losses and weight else {}
         return {RESAMPLED: [None if each is None else each[0] for each in outputs]}
+
+    def windows(self, sides: Mapping[str, Sequence[SideBatch | None]]) -> list[int]:
+        """How many windows of each row the resampler's loss in `aux_losses` is the mean over."""
+        assert self.resampler is not None  # or there is no such loss
+        rows = [dict(zip(sides, row, strict=True)) for row in zip(*sides.values(), strict=True)]
+        present = [any(side is not None for side in row.values()) for row in rows]
+        return [self.resampler.compared(row) if any_ else 0 for row, any_ in zip(rows, present, strict=True)]
 
     def fusing(self, name: str) -> Callable[..., Any]:
         """The fusion of a sense or of the resampler outputs, callable on any number of rows."""

@@ -55,7 +55,11 @@ class Ranks:
 
     def share(self, items: Sequence[T]) -> list[T]:
         """This process's part."""
-        return list(items[self.rank :: self.count])
+        return self.shares(items)[self.rank]
+
+    def shares(self, items: Sequence[T]) -> list[list[T]]:
+        """The parts of all processes."""
+        return [list(items[rank :: self.count]) for rank in range(self.count)]
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes, in their order; all have to call it."""
@@ -64,6 +68,13 @@ class Ranks:
         found: list[Any] = [None] * self.count
         dist.all_gather_object(found, value, group=self.control)
         return found
+
+    def agree(self, value: object, what: str) -> None:
+        """TrainingError unless the processes have the same value."""
+        found = self.gather(value)
+        if any(each != value for each in found):
+            values = ", ".join(map(str, found))
+            raise TrainingError(f"{what} is not the same for all processes ({values}); give a folder that they share")
 
     def add_up(self, parameters: Sequence[nn.Parameter], figures: Tensor) -> Tensor:
         """Replace the gradients by their sums over all processes; None stays where none has one. Returns the sums of
@@ -145,7 +156,7 @@ def joined() -> Iterator[Ranks]:
     with ranks.reachable():
         yield ranks
         ranks.gather(None)  # the first process is the one that the others are connected through
-    dist.destroy_process_group(None if mine else control)
+    dist.destroy_process_group(None if mine else ranks.control)
 
 
 def _join() -> None:
