@@ -22,6 +22,7 @@ from small import awaken
 from torch import Tensor
 
 from pave.errors import RecipeError, TrainingError
+from pave.features.stored import Ahead
 from pave.files.tensorfile import read_metadata
 from pave.patch.file import Patch
 from pave.recipe import Recipe, read_recipe
@@ -109,11 +110,14 @@ def together(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 @pytest.fixture
 def ranked(recipe: Make, workshop: Path) -> Callable[..., Run]:
     """A run that has all clips, seen by one of several processes."""
-    run = Run.begin(recipe(f"data.train={workshop / 'mixed.jsonl'}", "train.batch=5", f"resampler={FAVOR}"))
-    awaken(run.setup.model, "ears")
+    runs: dict[tuple[str, ...], Run] = {}
 
-    def of(rank: int, count: int) -> Run:
-        return replace(run, setup=replace(run.setup, ranks=Ranks(rank, count)))
+    def of(rank: int, count: int, *words: str, sharded: bool = False) -> Run:
+        if words not in runs:
+            five = recipe(f"data.train={workshop / 'mixed.jsonl'}", "train.batch=5", *words, output=str(len(runs)))
+            runs[words] = Run.begin(five)
+            awaken(runs[words].setup.model, "ears")
+        return replace(runs[words], setup=replace(runs[words].setup, ranks=Ranks(rank, count), sharded=sharded))
 
     return of
 
@@ -121,23 +125,30 @@ def ranked(recipe: Make, workshop: Path) -> Callable[..., Run]:
 # In one process, without messages
 
 
-@pytest.mark.parametrize("step", range(3))
-def test_the_parts_of_processes_add_up_to_the_step_of_one(ranked: Callable[..., Run], step: int) -> None:
-    def parts(run: Run) -> tuple[Tensor, Tensor]:
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("words", [(), ("train.micro_batch=160", "train.mean_over=tokens"), ("train.accumulate=2",)])
+def test_the_parts_of_processes_add_up_to_the_step_of_one(
+    ranked: Callable[..., Run], words: tuple[str, ...], sharded: bool
+) -> None:
+    def parts(run: Run, step: int) -> tuple[int, Tensor, Tensor]:
+        """The number of passes through the base, the sums of losses, and the gradients."""
         run.trainee.optimiser.zero_grad()
+        sums, passes = torch.zeros(2), 0
         with training(run.trainee.attached):
-            loss, kept = run.losses_of(step)
-            if loss.requires_grad:
-                (loss + kept).backward()
+            for loss, kept, _ in run.losses_of(step):
+                sums, passes = sums + torch.stack([loss.detach(), torch.as_tensor(kept).detach()]), passes + 1
+                if loss.requires_grad:
+                    (loss + kept).backward()
         grads = [torch.zeros_like(each) if each.grad is None else each.grad for each in run.trainee.all]
-        return torch.stack([loss.detach(), torch.as_tensor(kept).detach()]), torch.cat(
-            [each.flatten() for each in grads]
-        )
+        return passes, sums, torch.cat([each.flatten() for each in grads])
 
-    whole, three = parts(ranked(0, 1)), [parts(ranked(rank, 3)) for rank in range(3)]
-    assert whole[0][1] > 0 and len({float(each[0][0]) for each in three}) == 3
-    for one, others in zip(whole, zip(*three, strict=True), strict=True):
-        assert (one - torch.stack(others).sum(0)).abs().max() <= 1e-5 * one.abs().max()
+    for step in range(2):
+        _, *whole = parts(ranked(0, 1, *words), step)
+        passes, *three = zip(*(parts(ranked(rank, 3, *words, sharded=sharded), step) for rank in range(3)), strict=True)
+        assert whole[0][1] > 0 and len({float(each[0]) for each in three[0]}) == 3
+        assert len({*passes}) == 1 or not sharded
+        for one, others in zip(whole, three, strict=True):
+            assert (one - torch.stack(others).sum(0)).abs().max() <= 1e-5 * one.abs().max()
 
 
 def test_a_process_reads_its_own_clips_of_a_step_and_the_next(ranked: Callable[..., Run]) -> None:
@@ -152,8 +163,8 @@ def test_a_process_reads_its_own_clips_of_a_step_and_the_next(ranked: Callable[.
         for number, clip in enumerate(run.dataset.train)
     ]
     numbers = {id(clip): number for number, clip in enumerate(every)}
-    run = replace(run, dataset=replace(run.dataset, train=every), setup=replace(run.setup, general=()))
-    run.losses_of(0)
+    run = replace(run, dataset=replace(run.dataset, train=every), setup=replace(run.setup, general=()), ahead=Ahead())
+    list(run.losses_of(0))
     run.ahead._pool.shutdown()
     own = [numbers[id(clip)] for step in (0, 1) for clip in run.clips_of(step)[1::2]]
     assert sorted(read) == sorted(own) and len(own) == 4
