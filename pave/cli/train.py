@@ -62,6 +62,8 @@ def train(
     quiet()
     if [resume, dry_run, smoke].count(True) > 1:
         raise RecipeError("--resume, --dry-run and --smoke exclude each other; use one of them")
+    if workers and engine != "ray":
+        raise RecipeError(f"--workers {workers} is for --engine ray; start local processes with torchrun")
     resolved = catalogue.recipe(recipe, overrides or [])
     if (dry_run or smoke) and os.environ.get("RANK", "0") != "0":
         return  # the first of several processes shows it

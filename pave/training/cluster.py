@@ -17,9 +17,12 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
+import torch
+
 from pave.errors import PaveError, TrainingError
 from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
+from pave.training.checkpoint import refuse_a_file
 from pave.training.ranks import Elsewhere
 from pave.training.run import Result
 
@@ -48,10 +51,13 @@ def train_on_ray(
     if count > (gpus or cpus):
         held = f"{gpus} GPUs" if gpus else f"no GPU and {cpus} CPU cores"
         raise TrainingError(f"--workers {count}: the Ray cluster has {held}; ask for fewer")
+    refuse_a_file(recipe.output)
+    recipe.output.mkdir(parents=True, exist_ok=True)
     lines = Queue(actor_options={"num_cpus": 0})
     teller = Thread(target=_tell, args=(lines, tell))
     teller.start()
-    with TemporaryDirectory() as folder:  # Ray's own record of the run
+    # Ray's own record of the run has to be where all machines find it.
+    with TemporaryDirectory(prefix=".ray-", dir=recipe.output.absolute()) as folder:
         trainer = TorchTrainer(
             partial(_begin, work, recipe, resume, os.getcwd(), lines),
             scaling_config=ScalingConfig(num_workers=count, use_gpu=bool(gpus)),
@@ -70,8 +76,12 @@ def train_on_ray(
 
 
 def _begin(work: Work, recipe: Recipe, resume: bool, folder: str, lines: Any) -> None:
-    """What a process runs. Ray starts it in a folder of its own."""
+    """What a process runs. Ray starts it in a folder of its own, and gives it a GPU if there are any."""
+    from ray.train.torch import get_device  # pyright: ignore[reportMissingImports]
+
     os.chdir(folder)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(get_device())
     with redirect_stderr(_Lines(lines)):
         work(recipe, resume)
 
