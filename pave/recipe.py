@@ -185,8 +185,8 @@ class TrainConfig(Config):
     """One run of AdamW. Learning rates are peaks of the schedule, which begins with a linear warm-up."""
 
     steps: Count | None = 300  # null where epochs are given
-    epochs: Annotated[Epochs | None, _younger(None)] = None  # in place of steps; rounded up to whole steps
     batch: Count = 32  # clips per step; all questions of a clip share its prefill
+    epochs: Annotated[Epochs | None, _younger(None)] = None  # in place of steps; rounded up to whole steps
     accumulate: Annotated[Count, _younger(1)] = 1  # parts in which a step goes through the base
     # In place of accumulate; with the visual tokens, questions, answers and padding. One clip alone may have more.
     micro_batch: Annotated[Count | None, _younger(None)] = None  # most tokens of such a part
