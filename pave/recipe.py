@@ -75,8 +75,6 @@ class PlayroomData(Config):
 Limit = Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], Field(exclude_if=lambda limit: limit == "auto")]
 
 
-Quantize = Annotated[Literal["int8", "nf4"] | None, Field(exclude_if=lambda kind: kind is None)]
-Shard = Annotated[bool, Field(exclude_if=lambda shard: not shard)]
 Cache = Annotated[Literal["auto", "keep", "none"], Field(exclude_if=lambda cache: cache == "auto")]
 Budget = Annotated[Annotated[float, Field(gt=0)] | None, Field(exclude_if=lambda budget: budget is None)]
 
@@ -205,8 +203,10 @@ class TrainConfig(Config):
     mean_over: Literal["questions", "tokens"] = "questions"  # tokens: a long answer weighs more than a short one
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen base; the patch itself always trains in float32
-    quantize: Quantize = None  # store the frozen language model in 8 or 4 bits: less memory; each process has all of it
-    shard: Shard = False  # divide the frozen language model among the processes of torchrun: less memory, slower
+    quantize: Annotated[Literal["int8", "nf4"] | None, _younger(None)] = (
+        None  # the frozen language model in 8 or 4 bits
+    )
+    shard: Annotated[bool, _younger(False)] = False  # divide the frozen language model among the processes of torchrun
     eval_every: Count = 100  # steps between evaluations on the held-out questions
     best: Annotated[bool, _younger(False)] = False  # the patch is that of the best evaluation, not of the last step
     checkpoint_every: Count = 100
@@ -215,12 +215,6 @@ class TrainConfig(Config):
     on_top_of: tuple[str, ...] = ()  # frozen patches that are applied while this one trains
     start_from: str | None = None  # patch to initialise from; a LoRA of another shape begins anew; None: fresh
     output: Path | None = None  # None: runs/<name of the recipe>
-
-    @model_validator(mode="after")
-    def _fits_in_one_way(self) -> TrainConfig:
-        if self.quantize and self.shard:
-            raise ValueError("quantize and shard exclude each other: quantised weights are not divided; remove one")
-        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -232,6 +226,8 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
+        if self.quantize and self.shard:
+            raise ValueError("quantize and shard exclude each other: quantised weights are not divided; remove one")
         lengths = [self.steps, self.epochs, self.stages or None]
         if sum(each is not None for each in lengths) != 1:
             raise ValueError(
