@@ -26,9 +26,9 @@ SIZES = {  # of the language models: channels, inner channels, layers, heads, ke
 SIDE = 1024  # channels of a side token, as those of ImageBind
 
 
-def empty_model(size: str, device: str = "cpu") -> PatchedModel:
-    """A LLaVA-OneVision of these dimensions in bfloat16 with one vision layer. Its weights are random on a GPU, else
-    uninitialised, so its fingerprint is a constant."""
+def empty_model(size: str, device: str = "cpu", tower: int = 1) -> PatchedModel:
+    """A LLaVA-OneVision of these dimensions in bfloat16 with so many vision layers, with one of few inner channels. Its
+    weights are random on a GPU, else uninitialised, so its fingerprint is a constant."""
     hidden, inner, layers, heads, key_heads, vocabulary = SIZES[size]
     text = Qwen2Config(
         hidden_size=hidden,
@@ -40,8 +40,8 @@ def empty_model(size: str, device: str = "cpu") -> PatchedModel:
     )
     vision = SiglipVisionConfig(
         hidden_size=1152,
-        intermediate_size=64,
-        num_hidden_layers=1,
+        intermediate_size=64 if tower == 1 else 4304,
+        num_hidden_layers=tower,
         num_attention_heads=16,
         image_size=384,
         patch_size=14,

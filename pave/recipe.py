@@ -204,6 +204,10 @@ class TrainConfig(Config):
     mean_over: Literal["questions", "tokens"] = "questions"  # tokens: a long answer weighs more than a short one
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen base; the patch itself always trains in float32
+    quantize: Annotated[Literal["int8", "nf4"] | None, _younger(None)] = (
+        None  # the frozen language model in 8 or 4 bits
+    )
+    shard: Annotated[bool, _younger(False)] = False  # divide the frozen language model among the processes of torchrun
     eval_every: Count = 100  # steps between evaluations on the held-out questions
     best: Annotated[bool, _younger(False)] = False  # the patch is that of the best evaluation, not of the last step
     checkpoint_every: Count = 100
@@ -223,6 +227,8 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
+        if self.quantize and self.shard:
+            raise ValueError("quantize and shard exclude each other: quantised weights are not divided; remove one")
         lengths = [self.steps, self.epochs, self.stages or None]
         if sum(each is not None for each in lengths) != 1:
             raise ValueError(

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -46,19 +48,38 @@ def train(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Train two steps on a few clips, save, load, compare; write nothing.")
     ] = False,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(metavar="ENGINE", help="'local', or 'ray' for a cluster.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Processes on Ray. Default: one for each of its GPUs.")
+    ] = None,
 ) -> None:
-    """Train a patch on a frozen video LLM."""
+    """Train a patch on a frozen video LLM.
+
+    Under torchrun or accelerate launch, each process has its share of the clips of a step.
+    """
     quiet()
     if [resume, dry_run, smoke].count(True) > 1:
         raise RecipeError("--resume, --dry-run and --smoke exclude each other; use one of them")
+    if workers and engine != "ray":
+        raise RecipeError(f"--workers {workers} is for --engine ray; start local processes with torchrun")
     resolved = catalogue.recipe(recipe, overrides or [])
+    if (dry_run or smoke) and os.environ.get("RANK", "0") != "0":
+        return  # the first of several processes shows it
     if dry_run:
         _show(resolved)
     elif smoke:
         _smoke(recipe, overrides or [])
+    elif engine == "ray":
+        from pave.training.cluster import train_on_ray
+
+        say(*summary(train_on_ray(train_here, resolved, resume, workers, remark)))
     else:
-        result = _train(resolved, resume)
-        say(*summary(result))
+        with told_elsewhere():
+            result = train_here(resolved, resume)
+        if result:
+            say(*summary(result))
 
 
 def summary(result: Result) -> list[str]:
@@ -86,13 +107,15 @@ def summary(result: Result) -> list[str]:
     return lines
 
 
-def _train(recipe: Recipe, resume: bool) -> Result:
+def train_here(recipe: Recipe, resume: bool) -> Result | None:
+    """Train in this process; of several that were started together, only the first one prints, and has a result."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     from pave.training.checkpoint import owned
     from pave.training.dataset import read_dataset
+    from pave.training.ranks import joined
     from pave.training.run import Run
     from pave.training.setup import Setup
 
@@ -103,12 +126,15 @@ def _train(recipe: Recipe, resume: bool) -> Result:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     ]
-    with (
-        owned(recipe.output, resume),
-        Bar(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar,
-    ):
-        remark(f"{recipe.name}: base {recipe.base}, {recipe.train.length}")
-        remark("encoding clips (features of earlier runs are cached)")
+    with ExitStack() as stack:
+        ranks = stack.enter_context(joined())
+        tell = remark if ranks.first else (lambda *lines: None)
+        stack.enter_context(owned(recipe.output, resume, ranks))
+        shows = sys.stderr.isatty() and ranks.first
+        bar = stack.enter_context(Bar(*columns, console=Console(stderr=True), disable=not shows))
+        among = f", {ranks.count} processes" if ranks.count > 1 else ""
+        tell(f"{recipe.name}: base {recipe.base}, {recipe.train.length}{among}")
+        tell("encoding clips (features of earlier runs are cached)")
         clips = bar.add_task("clips", total=None, note="")
         steps = bar.add_task("training", total=None, note="", start=False)
 
@@ -121,21 +147,33 @@ def _train(recipe: Recipe, resume: bool) -> Result:
             bar.update(steps, completed=step, total=total, note=loss)
             looked = [f"{name} {figures[name]:.3f}" for name in ("held-out", "retention") if name in figures]
             if looked:
-                remark("  ".join([f"step {step}/{total}", loss, *looked]))
+                tell("  ".join([f"step {step}/{total}", loss, *looked]))
             elif not sys.stderr.isatty() and (step % 50 == 0 or step == total):
-                remark(f"step {step}/{total}  {loss}")
+                tell(f"step {step}/{total}  {loss}")
 
         progress: Progress = show
         run = None
         try:
-            setup = Setup.of(recipe)
-            dataset = read_dataset(setup, on_clip=seeing, tell=remark)
-            remark(*dataset.remarks())
+            setup = Setup.of(recipe, ranks)
+            dataset = read_dataset(setup, on_clip=seeing, tell=tell)
+            tell(*dataset.remarks())
             run = Run.of(setup, dataset)
-            return run.complete(resume, progress, remark)
+            result = run.complete(resume, progress, tell)
+            return result if ranks.first else None
         except KeyboardInterrupt:
-            remark("", f"stopped; {run.left() if run else 'no checkpoint has been written yet'}")
+            tell("", f"stopped; {run.left() if run else 'no checkpoint has been written yet'}")
             raise SystemExit(130) from None
+
+
+@contextmanager
+def told_elsewhere() -> Iterator[None]:
+    """An error that the first of several processes tells ends the others without a word."""
+    from pave.training.ranks import Elsewhere
+
+    try:
+        yield
+    except Elsewhere:
+        raise SystemExit(2) from None
 
 
 def _smoke(recipe: str, overrides: list[str]) -> None:

@@ -105,7 +105,17 @@ class FeatureCache:
         return [chosen.why, *([left] if self.shards.others else [])]
 
     def read(self, sources: Sequence[Source], on_clip: OnClip | None = None) -> Features:
-        """All readable clips, in the given order; `on_clip` is called after each that is encoded."""
+        """All readable clips, in the given order; `on_clip` is called after each that is encoded. Those that are not
+        readable are listed in the folder."""
+        features = self.fill(sources, on_clip)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            refused = [{"file": str(source), "why": why} for source, why in self.refused.items()]
+            write_list(self.folder / "quarantine.jsonl", refused)
+        return features
+
+    def fill(self, sources: Sequence[Source], on_clip: OnClip | None = None) -> Features:
+        """The same without the list, for one of several processes that fill a folder."""
         if self.shards:
             self.shards.refresh()
         # Before a file is read, which may change meanwhile; those of `plan` once only.
@@ -118,14 +128,11 @@ class FeatureCache:
                 found[source] = self._encode(source, keys[source], clip)
                 if on_clip:
                     on_clip(done, len(found))
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            refused = [{"file": str(source), "why": why} for source, why in self.refused.items()]
-            write_list(self.folder / "quarantine.jsonl", refused)
         return Features({source: stored for source, stored in found.items() if stored is not None})
 
     def _decoded(self, sources: Sequence[Source]) -> Iterator[Clip | MediaError]:
-        workers = min(MAX_WORKERS, os.cpu_count() or 1)
+        together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of torchrun that share the machine
+        workers = max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // together))
         files = [(source.video, source.options(self.hears)) for source in sources]
         options = self.model.perception.reading(self.encoders)
         return decode_many(files, workers=workers, timeout=self.timeout, **options)

@@ -21,6 +21,7 @@ from pave.errors import FileError, RecipeError, TrainingError, raised_as
 from pave.files import json_text, tensorfile
 from pave.files.locks import held
 from pave.patch.filenames import WEIGHTS
+from pave.training.ranks import ALONE, Ranks
 
 NAME = "checkpoint.safetensors"
 STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter that has had a gradient
@@ -81,14 +82,16 @@ def restore(parameters: Parameters, values: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def owned(folder: Path, resume: bool) -> Iterator[None]:
+def owned(folder: Path, resume: bool, ranks: Ranks = ALONE) -> Iterator[None]:
     """The output folder of a run, for the block: TrainingError if another process trains there, or if it holds a run
-    that is not to be resumed."""
+    that is not to be resumed. Of processes that train together, the first one owns it."""
     refuse_a_file(folder)
     with ExitStack() as stack:
-        with raised_as(TrainingError):
-            stack.enter_context(held(folder, "a training run"))
-        _refuse_begun(folder, resume)
+        with ranks.together():
+            if ranks.first:
+                with raised_as(TrainingError):
+                    stack.enter_context(held(folder, "a training run"))
+                _refuse_begun(folder, resume)
         yield
 
 

@@ -21,7 +21,7 @@ from pave.data import Example, Source, Turn, collate, pack
 from pave.encoder import Encoder
 from pave.errors import DataError, nearest
 from pave.features.cache import FeatureCache, OnClip
-from pave.features.stored import Stored
+from pave.features.stored import Features, Stored
 from pave.media.warned import told
 from pave.model.applied import Names
 from pave.model.inputs import ClipFeatures, Inputs
@@ -30,6 +30,7 @@ from pave.playroom.writer import write_clips
 from pave.readers.questions import names_of, read_data
 from pave.recipe import DataConfig, Sets
 from pave.training.plan import order
+from pave.training.ranks import Ranks
 from pave.training.setup import Setup
 
 TURNS = 4_096  # tokens of questions and answers in one row
@@ -134,15 +135,18 @@ def read_dataset(
 ) -> Dataset:
     """Read the questions, then encode every clip once; `clips`: how many of a file to use, None: all. `tell` is called
     with what is kept of the clips and why, before the first is read."""
+    ranks, store, refuse = setup.ranks, setup.store, setup.model.host.refuse_text
     setup.recipe.output.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    train_data, val_data = data_of(setup.recipe.data, setup.recipe.output)
+    train_data, val_data = ranks.in_turn(lambda: data_of(setup.recipe.data, setup.recipe.output))
     written = time.perf_counter()
-    refuse = setup.model.host.refuse_text
-    examples = [read_data(data, refuse) for data in (train_data, val_data) if data]  # both, so that bad ones fail early
+    both = [data for data in (train_data, val_data) if data]  # so that bad ones fail early
+    examples = ranks.in_turn(lambda: [read_data(data, refuse) for data in both])  # which may unpack media
     asked = [_by_clip(each, clips) for each in examples]
-    for line in (*setup.remarks(), *setup.store.plan(list(dict.fromkeys(chain(*asked))))):
-        tell(line)
+    with ranks.together():
+        for line in (*setup.remarks(), *store.plan(list(dict.fromkeys(chain(*asked))))):
+            tell(line)
+    store.keeps = ranks.gather(store.keeps)[0]
     train = _training_clips(setup, names_of(train_data), asked[0], on_clip)
     val = _training_clips(setup, names_of(val_data), asked[1], on_clip) if val_data else []
     seconds = {"clips": written - begin, "features": time.perf_counter() - written}
@@ -200,13 +204,27 @@ def _training_clips(
 ) -> list[TrainingClip]:
     """Every readable clip, with its questions."""
     store: FeatureCache = setup.store
-    encoded = store.read(list(asked), on_clip).stored
+    encoded = _encoded(store, setup.ranks, list(asked), on_clip).stored
     if not encoded:
         why = store.refused[next(iter(asked))]
         raise DataError(f"{file}: none of its {len(asked)} clips can be read; the first: {why}")
     host = setup.model.host
     parts = ((stored, own) for source, stored in encoded.items() for own in asked[source].values())
     return [part for stored, own in parts for part in _rows(host, stored, own)]
+
+
+def _encoded(store: FeatureCache, ranks: Ranks, sources: Sequence[Source], on_clip: OnClip | None) -> Features:
+    """The features of all readable clips; each process encodes its part of them. A clip that another one has encoded
+    where this one cannot find it, on a disk of its own, is encoded again."""
+    if ranks.count == 1:
+        return store.read(sources, on_clip)
+    with ranks.together():
+        store.fill(ranks.share(sources), on_clip)
+    for refused in ranks.gather(store.refused):
+        store.refused |= refused
+    left = [source for source in sources if source not in store.refused]
+    with ranks.together():
+        return store.read(left) if ranks.first else store.fill(left)
 
 
 def _rows(host: Host, stored: Stored, examples: Sequence[Example]) -> Iterator[TrainingClip]:

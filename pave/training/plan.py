@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain, pairwise, zip_longest
 
 import torch
 
 from pave.recipe import TrainConfig
+from pave.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,30 @@ def order(weights: Sequence[float], seed: int, epoch: int) -> list[int]:
 def mix(seed: int, index: int) -> int:
     """A seed for one step or epoch of a run."""
     return (seed * 1_000_003 + index) % 2**63
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Some clips of a step that go through the base together in one process."""
+
+    rows: list[int]  # their places in the step
+    counts: bool  # False: it runs only because other processes have one more
+    asks: bool  # whether one of the processes also asks the base alone in it
+
+
+def passes(
+    lengths: Sequence[int], asked: Sequence[bool], options: TrainConfig, ranks: Ranks, evenly: bool
+) -> list[Pass]:
+    """The passes of this process in a step, from the tokens of each row and whether the base is asked about it. Evenly:
+    all processes have equally many, since each stores a part of the base that the others need."""
+    shares = ([rows, divided([lengths[row] for row in rows], options)] for rows in ranks.shares(range(len(lengths))))
+    every = [[[rows[place] for place in part] for part in parts if part] for rows, parts in shares]
+    own = every[ranks.rank]
+    if not evenly:
+        return [Pass(rows, True, any(asked[row] for row in rows)) for rows in own]
+    rounds = zip_longest(*every, fillvalue=[])
+    asks = [any(asked[row] for rows in each for row in rows) for each in rounds]
+    return [Pass(own[i] if i < len(own) else own[0], i < len(own), each) for i, each in enumerate(asks)]
 
 
 def divided(lengths: Sequence[int], options: TrainConfig) -> list[list[int]]:

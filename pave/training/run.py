@@ -48,7 +48,8 @@ from pave.training.dataset import Dataset, TrainingClip, packed, read_dataset, t
 from pave.training.gate import balanced, fit
 from pave.training.keep import Keep
 from pave.training.loss import answers, cross_entropy, divergence, scores, token_accuracy, total
-from pave.training.plan import Stretch, divided, mix, order, stretches
+from pave.training.plan import Stretch, mix, order, passes, stretches
+from pave.training.ranks import ALONE, Ranks, joined
 from pave.training.retention import Probe
 from pave.training.setup import Setup
 from pave.training.trainee import Trainee, training
@@ -73,10 +74,14 @@ def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progre
 
     resume: go on from the checkpoint in `train.output`, if there is one, also to more steps than it was begun with;
     without it, TrainingError for a folder that holds a run already. TrainingError also while another process trains
-    there."""
+    there.
+
+    In processes that torchrun, accelerate or Ray has started together, each has a part of the clips (docs/train.md);
+    all call this, the first one writes, and all return the same."""
     recipe = recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe)
-    with owned(recipe.output, resume), torch.random.fork_rng(range(torch.cuda.device_count())):
-        return Run.begin(recipe).complete(resume, progress or (lambda step, steps, figures: None))
+    random = torch.random.fork_rng(range(torch.cuda.device_count()))
+    with joined() as ranks, owned(recipe.output, resume, ranks), random:
+        return Run.begin(recipe, ranks).complete(resume, progress or (lambda step, steps, figures: None))
 
 
 @dataclass
@@ -96,9 +101,9 @@ class Run:
     orders: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # of the last epochs
 
     @classmethod
-    def begin(cls, recipe: Recipe) -> Run:
+    def begin(cls, recipe: Recipe, ranks: Ranks = ALONE) -> Run:
         """A run at its start, with all its clips encoded."""
-        setup = Setup.of(recipe)
+        setup = Setup.of(recipe, ranks)
         return cls.of(setup, read_dataset(setup))
 
     @classmethod
@@ -109,10 +114,11 @@ class Run:
     def complete(self, resume: bool, progress: Progress, tell: Callable[[str], object] = lambda line: None) -> Result:
         """Run all steps, from the last checkpoint if `resume`, and write the patch. `tell` is called where the run has
         become longer or shorter than it was to be."""
-        if resume:
-            self.resume(tell)
-        self.fit(progress)
-        return self.finish()
+        with self.setup.ranks.reachable(self.left):
+            if resume:
+                self.resume(tell)
+            self.fit(progress)
+            return self.finish()
 
     @cached_property
     def stages(self) -> list[Stretch]:
@@ -134,7 +140,8 @@ class Run:
         self.lengths = self.lengths or {0: self.steps}
         for step in range(self.kept, self.steps):
             begin = time.perf_counter()
-            torch.manual_seed(mix(options.seed, step))  # dropout depends on the step alone, so resuming repeats it
+            seed = mix(options.seed, step)  # dropout depends on the step and the process, so resuming repeats it
+            torch.manual_seed(seed if self.setup.ranks.first else mix(seed, self.setup.ranks.rank))
             stage, last = self.stage(step), step + 1 == self.steps
             if step == stage.begin:
                 self.trainee.optimiser.state.clear()  # a stage has the moments of its own steps, as a run has
@@ -174,6 +181,7 @@ class Run:
                         sum(auxiliary.values(), learned + options.keep * kept).backward()
             except DataError as error:  # its features are damaged, and its file has changed
                 raise DataError(f"step {step + 1}: {error}; {self.left()}") from None
+        loss = self.add_up(loss)
         norm = trainee.clip_gradients(options.max_grad_norm)
         if not (math.isfinite(loss) and norm.isfinite()):
             parts = ["fusion", "lora", *(["resampler"] if self.setup.recipe.resampler else [])]
@@ -183,30 +191,45 @@ class Run:
         trainee.optimiser.step()
         return loss
 
+    def add_up(self, loss: float) -> float:
+        """The loss of the whole step, whose parts and whose gradients the processes have."""
+        ranks, resampler = self.setup.ranks, self.setup.recipe.resampler
+        if ranks.count == 1:
+            return loss
+        names = ["diversity"] if resampler and resampler.diversity else []
+        figures = torch.tensor([loss, *(self.auxiliary.get(name, 0.0) for name in names)])
+        loss, *others = ranks.add_up(self.trainee.all, figures.to(self.setup.model.host.device)).tolist()
+        self.auxiliary = dict(zip(names, others, strict=True))
+        return loss
+
     def losses_of(self, step: int) -> Iterator[tuple[Tensor, Tensor | float, dict[str, Tensor]]]:
-        """For each part of a step, its share of: the loss of the answers; the divergence from the base on its own
+        """For each pass of a step, its share of: the loss of the answers; the divergence from the base on its own
         answers, if it is asked, in which a question (or token, as in train.mean_over) weighs as much as in the loss;
-        and the auxiliary losses. Their sums over all parts are those of the undivided step."""
-        options, last = self.stage(step).options, step + 1 == self.steps
-        clips = self.clips_of(step)
-        following = [] if last else [clip.stored for clip in self.clips_of(step + 1)]
-        features = self.ahead.features([clip.stored for clip in clips], following)
+        and the auxiliary losses. Their sums over all passes of all processes are those of the undivided step."""
+        options, last, ranks = self.stage(step).options, step + 1 == self.steps, self.setup.ranks
+        clips, mine = self.clips_of(step), ranks.share(range(options.batch))
+        following = [] if last else [clip.stored for clip in ranks.share(self.clips_of(step + 1))]
+        read = self.ahead.features([clips[row].stored for row in mine], following)
+        features = dict(zip(mine, read, strict=True))
         more = self.keep.turns(step, [self.acts(clip) for clip in clips]) if self.keep else [[] for _ in clips]
         count = sum(len(clip.turns) for clip in clips)
         if options.mean_over == "tokens":
             count = sum(len(turn.answer) for clip in clips for turn in clip.turns)
         lengths = [clip.length + tokens_of(others) for clip, others in zip(clips, more, strict=True)]
-        parts = divided(lengths, options)
-        several = len(parts) > 1 and self.setup.recipe.resampler is not None
-        windows = self.windows(features) if several else []
-        for rows in parts:
-            own = [clips[row].turns for row in rows], [more[row] for row in rows]
-            losses, kept = self.sums([features[row] for row in rows], *own)
+        parts = passes(lengths, [bool(each) for each in more], options, ranks, self.setup.sharded)
+        several = self.setup.recipe.resampler is not None and (len(parts) > 1 or ranks.count > 1)
+        windows = dict(zip(mine, self.windows(read), strict=True)) if several else {}
+        every = sum(ranks.gather(sum(windows.values()))) if several else 0
+        for part in parts:
+            own = [clips[row].turns for row in part.rows], [more[row] if part.counts else [] for row in part.rows]
+            losses, kept = self.sums([features[row] for row in part.rows], *own)
+            if part.asks and self.keep and not any(own[1]):  # another process asks the base, and needs its parts
+                self.keep.teacher(read[:1], [next(filter(None, more))])
             auxiliary = self.trainee.attached.aux_losses
-            if windows and auxiliary:  # means over the windows of all rows
-                share = sum(windows[row] for row in rows) / sum(windows)
+            if several and auxiliary:  # means over the windows of all rows
+                share = sum(windows[row] for row in part.rows) / every * part.counts
                 auxiliary = {name: value * share for name, value in auxiliary.items()}
-            yield losses / count, kept / count, auxiliary
+            yield losses * part.counts / count, kept / count, auxiliary
 
     def sums(
         self, features: Sequence[ClipFeatures], turns: Sequence[Sequence[Turn]], more: Sequence[Sequence[Turn]]
@@ -284,14 +307,18 @@ class Run:
         """Write the checkpoint atomically; after an error, the previous one is intact."""
         trainee, folder = self.trainee, self.setup.recipe.output
         state = State(step, self.losses, self.lengths, self.best)
-        write_checkpoint(folder, state, trainee.parameters, trainee.optimiser, self._identity())
+        if self.setup.ranks.first:
+            write_checkpoint(folder, state, trainee.parameters, trainee.optimiser, self._identity())
         self.kept = step
 
     def resume(self, tell: Callable[[str], object] = lambda line: None) -> None:
         """Continue from the checkpoint of this recipe; without one, start at step 0. The run may have become longer or
         shorter since, which `tell` is called with."""
         trainee, folder = self.trainee, self.setup.recipe.output
-        state = read_checkpoint(folder, trainee.parameters, trainee.optimiser, self._identity())
+        ranks = self.setup.ranks
+        with ranks.together():
+            state = read_checkpoint(folder, trainee.parameters, trainee.optimiser, self._identity())
+        ranks.agree(state and state.step, f"{folder / NAME}: the step of the checkpoint that they find there")
         if state is None:
             return
         self.kept, self.losses, self.best = state.step, state.losses, state.best
@@ -342,9 +369,10 @@ class Run:
             planned = {f"from step {step}": f"{steps} steps" for step, steps in self.lengths.items()}
             training = {**patch.config.training, "planned": planned}
             patch = replace(patch, config=patch.config.model_copy(update={"training": training}))
-        path = replace(patch, certificate=measured).save(folder / WEIGHTS)
-        write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        return Result(path, metrics)
+        if self.setup.ranks.first:
+            replace(patch, certificate=measured).save(folder / WEIGHTS)
+            write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        return Result(folder / WEIGHTS, metrics)
 
     def close(self) -> dict[str, float]:
         """Fit the gate of the patch, if it has one; the shares of the kept questions that it leaves to the base, and of

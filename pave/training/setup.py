@@ -6,6 +6,7 @@ checked first, since the base may be large.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ from pave.readers.questions import refuse_no_data
 from pave.recipe import Recipe
 from pave.training.checkpoint import refuse_a_file
 from pave.training.general import built_in, read_questions
+from pave.training.ranks import ALONE, Ranks
+from pave.training.sharding import shard
 
 # Recorded elsewhere in the patch, or without effect on its weights.
 UNRECORDED = {
@@ -40,7 +43,10 @@ UNRECORDED = {
     "gradient_checkpointing",
     "on_top_of",
     "start_from",
+    "shard",
 }
+# Set by `accelerate launch`.
+FOREIGN = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 # A recipe and the patch in its train.start_from must be equal in these; a LoRA of another shape begins anew.
 SHAPE = ("senses", "resampler", "fusion", "newline", "prompt")
 
@@ -56,16 +62,31 @@ class Setup:
     store: FeatureCache
     start: Patch | None  # the patch of train.start_from
     general: tuple[str, ...]  # questions that need no sense, for train.keep
+    ranks: Ranks = ALONE
+    sharded: bool = False  # whether each of the processes has only a part of the base
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Setup:
-        """Load what a recipe names."""
+    def of(cls, recipe: Recipe, ranks: Ranks = ALONE) -> Setup:
+        """Load what a recipe names, in each of the processes that train together."""
+        with ranks.together():
+            return cls._of(recipe, ranks)
+
+    @classmethod
+    def _of(cls, recipe: Recipe, ranks: Ranks) -> Setup:
         refuse_a_file(recipe.output)
+        least = min(part.batch for part in recipe.train.parts)
+        if least < ranks.count:
+            cause = f"train.batch={least}: fewer clips in a step than processes, of which there are"
+            raise RecipeError(f"{cause} {ranks.count}; raise it, or start fewer")
         for problem in filter(None, (missing(each.encoder) for each in recipe.senses.values())):
             raise EncoderError(problem)
         for data in (recipe.data.train, recipe.data.val):
             refuse_no_data(data)
-        model = load(recipe.base, dtype=recipe.train.dtype, frames=recipe.frames)
+        options, sharded = recipe.train, _sharded(recipe, ranks)
+        device = "cpu" if sharded else "auto"  # a GPU may not hold the whole base
+        model = load(recipe.base, dtype=options.dtype, device=device, quantize=options.quantize, frames=recipe.frames)
+        if sharded:
+            shard(model.host, ranks)
         recipe = recipe.model_copy(update={"train": recipe.train.on(model.host.dim)})
         below = tuple(model.apply_patch(each) for each in recipe.train.on_top_of)
         senses = {sense: model.encoder(config) for sense, config in recipe.senses.items()}
@@ -76,7 +97,7 @@ class Setup:
         )
         start, kept = _start(recipe, model, senses), recipe.data.keep
         general = read_questions(kept, model.host) if kept else built_in("kept") if recipe.train.keep else ()
-        setup = cls(recipe, model, below, senses, store, start, general)
+        setup = cls(recipe, model, below, senses, store, start, general, ranks, sharded)
         with torch.device("meta"):  # build the patch without memory, so that errors come before any clip is read
             refuse_apart(model.host, [*model.attached(), Attached(setup.config(), model.host)])
         return setup
@@ -114,6 +135,24 @@ class Setup:
         weights = {sense: {"weights": self.store.weights(encoder)} for sense, encoder in self.senses.items()}
         senses = {sense: facts.model_copy(update=weights[sense]) for sense, facts in config.senses.items()}
         return config.model_copy(update={"training": training, "senses": senses})
+
+
+def _sharded(recipe: Recipe, ranks: Ranks) -> bool:
+    """Whether to divide the base, as the recipe or `accelerate launch` says. RecipeError where accelerate was asked for
+    what a recipe decides."""
+    options, given = recipe.train, os.environ
+    for key, what in FOREIGN.items():
+        if given.get(key) == "true":
+            raise RecipeError(f"accelerate launch: {what} is not supported; use --use_fsdp, or train.shard=true")
+    precision = given.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", {"bfloat16": "bf16"}.get(options.dtype)):
+        cause = f"accelerate launch: mixed_precision is {precision}, but train.dtype is {options.dtype}, which decides"
+        raise RecipeError(f"{cause}; make them equal (bf16 is bfloat16), or leave mixed_precision out")
+    fsdp = given.get("ACCELERATE_USE_FSDP") == "true"
+    if fsdp and options.quantize:
+        cause = f"accelerate launch: FSDP divides the base, but quantised weights (train.quantize={options.quantize})"
+        raise RecipeError(f"{cause} are not divided; leave one of them out")
+    return ranks.count > 1 and (options.shard or fsdp)
 
 
 def same_lora(one: LoraConfig | None, other: LoraConfig | None) -> bool:

@@ -51,6 +51,7 @@ class Trainee:
         if tensors is None:
             clips = dataset.sensing() or dataset.train
             calibrate(attached, [clip.features for clip in clips[:CALIBRATION]])
+        setup.ranks.copy_from_first([*attached.state_dict().values()])
         checkpoint_activations(model, options.gradient_checkpointing)
         parameters = trainable(attached)
         groups = [{"params": list(own.values()), "part": part} for part, own in parameters.items() if own]
@@ -69,10 +70,14 @@ class Trainee:
                 parameter.requires_grad_(peak > 0)
         return self.optimiser.param_groups[0]["lr"]
 
+    @property
+    def all(self) -> list[nn.Parameter]:
+        """All parameters, in the optimiser's order."""
+        return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
         """Clip the gradient of all parameters to `max_norm`; returns the norm before."""
-        parts = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
-        return torch.nn.utils.clip_grad_norm_(parts, max_norm)
+        return torch.nn.utils.clip_grad_norm_(self.all, max_norm)
 
 
 def _begun(start: Patch, config: PatchConfig, host: Host) -> dict[str, Tensor]:
