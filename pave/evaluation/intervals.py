@@ -29,7 +29,7 @@ class Figure:
     high: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.value:.3f}" + ("" if self.low is None else f" [{self.low:.3f} {self.high:.3f}]")
+        return f"{self.value:.3f}" + ("" if self.low is None else f" [{self.low:.2f} {self.high:.2f}]")
 
 
 class Bootstrap:

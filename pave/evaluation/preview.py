@@ -1,4 +1,4 @@
-"""A short film of a clip for a page that stands alone: small pictures, its sound, in a form that every browser plays.
+"""A short film of a clip for a page that stands alone: small pictures and its sound, as every browser plays them.
 
 In: the files of a clip. Out: the bytes of a WebM file (VP8, Opus), or None if it has no pictures. Knows nothing of pages.
 """

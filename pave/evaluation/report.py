@@ -50,7 +50,8 @@ svg .run { stroke: var(--c); fill: var(--c); stroke-width: 2; } .key { color: va
   grid-template-columns: max-content 1fr; gap: 0 .6rem; } .card dt { color: var(--soft); } .card dd { margin: 0; }
 .yes { color: var(--good); } .yes::after { content: " ✓"; } .no { color: var(--bad); } .no::after { content: " ✗"; }
 nav button { font: inherit; border: 1px solid var(--line); background: none; color: inherit; border-radius: 6px;
-  padding: .15rem .7rem; cursor: pointer; } nav button[aria-pressed=true] { background: var(--ink); color: var(--back); }
+  padding: .15rem .7rem; cursor: pointer; }
+nav button[aria-pressed=true] { background: var(--ink); color: var(--back); }
 nav { display: flex; gap: .4rem; margin: .5rem 0 1rem; flex-wrap: wrap; }
 pre { white-space: pre-wrap; font-size: .8rem; }
 """
@@ -58,7 +59,7 @@ SCRIPT = """
 for (const button of document.querySelectorAll("nav button")) button.onclick = () => {
   for (const each of document.querySelectorAll("nav button")) each.setAttribute("aria-pressed", each === button);
   for (const card of document.querySelectorAll(".card"))
-    card.hidden = button.dataset.kind !== "all" && card.dataset.kind !== button.dataset.kind;
+    card.hidden = !["all", card.dataset.kind].includes(button.dataset.kind);
 };
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; media-src data:; img-src data:"
@@ -86,8 +87,7 @@ def _page(found: Evaluation, clips: int) -> Iterator[str]:
     yield f"<p>{keys}</p>"
     yield from _plots(found)
     yield f"<h2>Figures</h2><figure>{found._repr_html_()}</figure>"
-    lacking = {name: each for name, runs in found.measured.items() for each in runs.values() if isinstance(each, str)}
-    yield from (f'<p class="soft">{name} n/a: {_text(reason)}</p>' for name, reason in lacking.items())
+    yield from (f'<p class="soft">{name} n/a: {_text(reason)}</p>' for name, reason in found.missing.items())
     remarks = [*(f"left out: {reason}" for reason in found.refused.values()), *found.notes]
     remarks += [f"{source}: {text}" for source, texts in found.warnings.items() for text in texts]
     if remarks:
@@ -185,12 +185,11 @@ def _cards(found: Evaluation, clips: int) -> Iterator[str]:
 def _kinds(found: Evaluation) -> list[str]:
     """Of each question: whether the first and the main run are right, by the first metric (half of it or more)."""
     runs = list(found.answers)
-    main = "own" if "own" in runs else runs[0]
     measured = found.measured[found.metrics[0]]
     scores = {
         run: each.each if not isinstance(each := measured[run], str) else [0.0] * len(found.samples) for run in runs
     }
-    pairs = zip(scores[runs[0]], scores[main], strict=True)
+    pairs = zip(scores[runs[0]], scores[found.main], strict=True)
     names = {(False, True): "gained", (True, False): "lost", (True, True): "right", (False, False): "wrong"}
     return [names[bool(before >= 0.5), bool(after >= 0.5)] for before, after in pairs]
 

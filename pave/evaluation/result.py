@@ -24,6 +24,7 @@ from pave.text.shown import Lines, counted
 
 METRICS = ("match", "exact", "f1")  # by default; the first is that of the tables by group
 ALL = "all"
+OF_OPTIMA = ("match", "exact")  # metrics that a line's `optimum` bounds
 Group = tuple[str, str]  # a field and one of its values
 Figures = dict[str, Figure | str]  # by run, and by "run - base"; a text: why there is none
 
@@ -102,6 +103,16 @@ class Evaluation(Lines):
         """Answers by run."""
         return self.runs or {"own": tuple(sample.answer for sample in self.samples)}
 
+    @property
+    def main(self) -> str:
+        """The run that is compared with the base."""
+        return "own" if "own" in self.answers else next(iter(self.answers))
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Why a metric is n/a."""
+        return {name: each for name, runs in self.measured.items() for each in runs.values() if isinstance(each, str)}
+
     @cached_property
     def groups(self) -> dict[Group, np.ndarray]:
         """The questions of each group (n,), all of them first."""
@@ -138,6 +149,7 @@ class Evaluation(Lines):
         lines = self._table() if self.runs else self._channels()
         lines += [f"left out: {reason}" for reason in self.refused.values()]
         lines += [f"warning: {text}" for text in told({str(clip): texts for clip, texts in self.warnings.items()})]
+        lines += [f"{name} n/a: {reason}" for name, reason in (self.missing if self.runs else {}).items()]
         return [*lines, *(f"note: {note}" for note in self.notes)]
 
     def _channels(self) -> list[str]:
@@ -163,14 +175,21 @@ class Evaluation(Lines):
 
     def rows(self) -> Iterator[list[str]]:
         """A table: its head; every metric of all questions; the first metric of each group."""
-        runs = list(self.answers)
-        shown = [*runs, *(f"{run} - base" for run in runs if run != "base" and "base" in runs)]
-        yield ["", "questions", *shown]
+        differs = f"{self.main} - base"
+        shown = [*self.answers, *([differs] if differs in self.figures[ALL, ALL][self.metrics[0]] else [])]
+        optima = {group: _score(self._of(group)).optimum for group in self.groups}
+        bounded = any(optimum is not None for optimum in optima.values())
+        yield ["", "questions", *shown, *(["best without"] if bounded else [])]
         for (name, value), figures in self.figures.items():
-            asked = f"{int(self.groups[name, value].sum()):,}"
+            asked, best = f"{int(self.groups[name, value].sum()):,}", optima[name, value]
             for metric in self.metrics if name == ALL else self.metrics[:1]:
                 label = metric if name == ALL else f"{metric}, {name} {value}"
-                yield [label, asked, *(_cell(figures[metric].get(run, "n/a")) for run in shown)]
+                bound = "" if best is None or metric not in OF_OPTIMA else f"{best:.3f}"
+                cells = [_cell(figures[metric].get(run, "n/a")) for run in shown]
+                yield [label, asked, *cells, *([bound] if bounded else [])]
+
+    def _of(self, group: Group) -> list[Sample]:
+        return [sample for sample, held in zip(self.samples, self.groups[group], strict=True) if held]
 
     # In a notebook, and as JSON
 
@@ -185,9 +204,7 @@ class Evaluation(Lines):
         found: dict[str, Any] = {}
         for (name, value), figures in self.figures.items():
             own = {metric: {run: _json(each) for run, each in runs.items()} for metric, runs in figures.items()}
-            optimum = _score(
-                [s for s, held in zip(self.samples, self.groups[name, value], strict=True) if held]
-            ).optimum
+            optimum = _score(self._of((name, value))).optimum
             asked = {"questions": int(self.groups[name, value].sum()), "best_without": optimum}
             found.setdefault(name, {})[value] = {**asked, **own}
         return {
