@@ -1,6 +1,6 @@
 """A short film of a clip for a page that stands alone: small pictures and its sound, as every browser plays them.
 
-In: the files of a clip. Out: the bytes of a WebM file (VP8, Opus), or None if it has no pictures. Knows nothing of pages.
+In: the files of a clip. Out: the bytes of a WebM file (VP8, Opus), or None: it has no pictures. Knows nothing of pages.
 """
 
 from __future__ import annotations

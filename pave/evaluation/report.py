@@ -24,7 +24,13 @@ NAME = "report.html"
 QUESTIONS = 500  # shown on the page; all are in samples.jsonl
 BYTES = 24 << 20  # of films, at most
 GROUPS = 40  # of one field in a plot
-WIDTH, LEFT, RIGHT, STEP = 720, 170, 20, 13  # pixels: of a plot, of its labels, of its margin, between two runs
+WIDTH, LEFT, RIGHT, STEP, GAP = (
+    960,
+    190,
+    20,
+    11,
+    12,
+)  # pixels: of a plot, of its labels, of its margin, between two runs, between two names
 KINDS = {"gained": "gained", "lost": "lost", "right": "both right", "wrong": "both wrong"}
 
 STYLE = """
@@ -36,6 +42,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; } p { margin: .3rem 0; }
 .soft, figcaption, summary { color: var(--soft); } figure { margin: 1rem 0; overflow-x: auto; }
+svg { width: 100%; min-width: 600px; } figcaption { margin-bottom: .5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }
 td, th { padding: .2rem .8rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; }
@@ -44,9 +51,12 @@ svg text { fill: var(--ink); font-size: 12px; } svg .axis { stroke: var(--line);
 .shuffled { --c: #d55e00; } .shifted { --c: #b3559f; }
 svg .run { stroke: var(--c); fill: var(--c); stroke-width: 2; } .key { color: var(--c); margin-right: 1rem; }
 .key::before { content: "●"; margin-right: .3rem; }
-#cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 1rem; }
+article { display: grid; grid-template-columns: 260px 1fr; gap: 1rem; border-top: 1px solid var(--line);
+  padding: 1rem 0; } article[hidden] { display: none; } article > div:first-child { overflow-wrap: anywhere; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: .8rem; align-content: start; }
+@media (max-width: 700px) { article { grid-template-columns: 1fr; } }
 .card { background: var(--card); border-radius: 8px; padding: .8rem; overflow-wrap: anywhere; }
-.card video { width: 100%; border-radius: 4px; background: #000; } .card dl { display: grid; margin: .4rem 0 0;
+video { width: 100%; border-radius: 4px; background: #000; } .card dl { display: grid; margin: .4rem 0 0;
   grid-template-columns: max-content 1fr; gap: 0 .6rem; } .card dt { color: var(--soft); } .card dd { margin: 0; }
 .yes { color: var(--good); } .yes::after { content: " ✓"; } .no { color: var(--bad); } .no::after { content: " ✗"; }
 nav button { font: inherit; border: 1px solid var(--line); background: none; color: inherit; border-radius: 6px;
@@ -60,6 +70,7 @@ for (const button of document.querySelectorAll("nav button")) button.onclick = (
   for (const each of document.querySelectorAll("nav button")) each.setAttribute("aria-pressed", each === button);
   for (const card of document.querySelectorAll(".card"))
     card.hidden = !["all", card.dataset.kind].includes(button.dataset.kind);
+  for (const clip of document.querySelectorAll("article")) clip.hidden = !clip.querySelector(".card:not([hidden])");
 };
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; media-src data:; img-src data:"
@@ -116,11 +127,11 @@ def _plots(found: Evaluation) -> Iterator[str]:
 
 
 def _scales(figures: Mapping[str, Mapping[str, Figure | str]]) -> dict[float, list[str]]:
-    """Metrics by the end of their axis: shares to 1, others to a power of ten."""
+    """Metrics by the end of their axis: shares to 1, others to a round number."""
     found: dict[float, list[str]] = {}
     for name, runs in figures.items():
         known = [each.value if each.high is None else each.high for each in runs.values() if isinstance(each, Figure)]
-        top = next((end for end in (1.0, 10.0, 100.0) if max(known, default=0) <= end), 1000.0)
+        top = next((end for end in (1.0, 2.0, 5.0, 10.0, 100.0) if max(known, default=0) <= end), 1000.0)
         if known:
             found.setdefault(top, []).append(name)
     return found
@@ -128,24 +139,26 @@ def _scales(figures: Mapping[str, Mapping[str, Figure | str]]) -> dict[float, li
 
 def _plot(caption: str, rows: Mapping[str, Mapping[str, Figure | str]], runs: Sequence[str], top: float) -> str:
     """A row of points with their intervals for each name; a line of its own for each run."""
-    height = len(rows) * (STEP * len(runs) + 10)
+    height = len(rows) * (STEP * len(runs) + GAP)
     scale = (WIDTH - LEFT - RIGHT) / top
     parts = []
     for i in range(6):
         x = LEFT + scale * top * i / 5
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>')
         parts.append(f'<text class="tick" x="{x:.1f}" y="{height + 14}" text-anchor="middle">{top * i / 5:g}</text>')
-    y = 6.0
+    y = GAP / 2
     for name, figures in rows.items():
-        middle = y + STEP * len(runs) / 2 + 3
+        middle = y + STEP * len(runs) / 2 + 4
+        if y > GAP:
+            parts.append(f'<line class="axis" x1="0" x2="{WIDTH - RIGHT}" y1="{y - GAP / 2}" y2="{y - GAP / 2}"/>')
         parts.append(f'<text x="{LEFT - 10}" y="{middle:.1f}" text-anchor="end">{_text(name[:24])}</text>')
         for run in runs:
             y += STEP
             if isinstance(figure := figures.get(run), Figure):
                 parts.append(_point(run, figure, y - STEP / 2, scale))
-        y += 10
-    picture = f'<svg viewBox="0 0 {WIDTH} {height + 20}" width="{WIDTH}" role="img">{"".join(parts)}</svg>'
-    return f"<figure>{picture}<figcaption>{_text(caption)}</figcaption></figure>"
+        y += GAP
+    picture = f'<svg viewBox="0 0 {WIDTH} {height + 20}" role="img">{"".join(parts)}</svg>'
+    return f"<figure><figcaption>{_text(caption)}</figcaption>{picture}</figure>"
 
 
 def _point(run: str, figure: Figure, y: float, scale: float) -> str:
@@ -161,7 +174,7 @@ def _point(run: str, figure: Figure, y: float, scale: float) -> str:
 
 
 def _cards(found: Evaluation, clips: int) -> Iterator[str]:
-    """Questions and answers: those on which the runs differ first, each clip's film once."""
+    """Clips, each with its film and its questions: those on which the runs differ come first."""
     kinds = _kinds(found)
     order = sorted(range(len(kinds)), key=lambda i: list(KINDS).index(kinds[i]))[:QUESTIONS]
     films = _films([found.examples[i].source for i in order], clips)
@@ -173,13 +186,13 @@ def _cards(found: Evaluation, clips: int) -> Iterator[str]:
     yield "</nav>"
     if len(order) < len(kinds):
         yield f'<p class="soft">{len(order):,} of {len(kinds):,} are shown; samples.jsonl has all.</p>'
-    yield '<div id="cards">'
-    told: set[Source] = set()
+    of_clip: dict[Source, list[int]] = {}
     for i in order:
-        source = found.examples[i].source
-        yield _card(found, i, kinds[i], films.get(source, "") if source not in told else "")
-        told.add(source)
-    yield "</div>"
+        of_clip.setdefault(found.examples[i].source, []).append(i)
+    for source, places in of_clip.items():
+        name = f'<p class="soft">{_text(Path(source.video).name)}</p>'
+        cards = "".join(_card(found, i, kinds[i]) for i in places)
+        yield f'<article><div>{films.get(source, "")}{name}</div><div class="cards">{cards}</div></article>'
 
 
 def _kinds(found: Evaluation) -> list[str]:
@@ -209,7 +222,7 @@ def _films(sources: Sequence[Source], clips: int) -> dict[Source, str]:
     return found
 
 
-def _card(found: Evaluation, place: int, kind: str, player: str) -> str:
+def _card(found: Evaluation, place: int, kind: str) -> str:
     example, measured = found.examples[place], found.measured[found.metrics[0]]
     rows = [f"<dt>right</dt><dd>{_text(example.answer)}</dd>"]
     for run, answers in found.answers.items():
@@ -218,8 +231,8 @@ def _card(found: Evaluation, place: int, kind: str, player: str) -> str:
         rows.append(f'<dt>{run}</dt><dd class="{state}">{_text(answers[place])}</dd>')
     facts = " · ".join(f"{name} {example.facts.get(name, 'none')}" for name in found.fields)
     return (
-        f'<div class="card" data-kind="{kind}">{player}<p>{_text(example.question)}</p><dl>{"".join(rows)}</dl>'
-        f'<p class="soft">{_text(f"{Path(example.video).name}  {facts}")}</p></div>'
+        f'<div class="card" data-kind="{kind}"><p>{_text(example.question)}</p><dl>{"".join(rows)}</dl>'
+        f'<p class="soft">{_text(facts)}</p></div>'
     )
 
 

@@ -197,7 +197,7 @@ class Evaluation(Lines):
         head, *rows = self.rows()
         cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
         body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-        return f"<table><caption>{CAPTION}</caption><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table><p>{CAPTION}</p>"
 
     def as_json(self) -> dict[str, Any]:
         """What was evaluated and what was found, as JSON values; equal for equal answers."""
