@@ -17,6 +17,7 @@ import numpy as np
 from pave.evaluation.metrics.measured import Measured
 
 RESAMPLES = 1_000
+BLOCK = 50  # of them are computed at once, in numbers of 64 bits
 LEVEL = 0.95
 
 
@@ -39,8 +40,8 @@ class Bootstrap:
         numbers = {clip: i for i, clip in enumerate(dict.fromkeys(clips))}
         self.owner, self.size = np.array([numbers[clip] for clip in clips]), len(numbers)
         random, even = np.random.default_rng(seed), np.full(len(numbers), 1 / len(numbers))
-        draws = [random.multinomial(self.size, even).astype(np.uint16) for _ in range(RESAMPLES)]
-        self.draws = np.stack(draws)  # (r c): how often each clip is drawn
+        draws = [random.multinomial(self.size, even, BLOCK).astype(np.uint16) for _ in range(RESAMPLES // BLOCK)]
+        self.draws = np.concatenate(draws)  # (r c): how often each clip is drawn
 
     def figure(self, measured: Measured, chosen: np.ndarray) -> Figure:
         """A metric of the chosen answers, a mask (n,)."""
@@ -58,7 +59,7 @@ class Bootstrap:
             return None
         sums = np.zeros((self.size, measured.parts.shape[1]))
         np.add.at(sums, self.owner[chosen], measured.parts[chosen])
-        totals = np.concatenate([draws.astype(np.float64) @ sums for draws in np.array_split(self.draws, 10)])
+        totals = np.concatenate([draws.astype(np.float64) @ sums for draws in np.split(self.draws, RESAMPLES // BLOCK)])
         with np.errstate(invalid="ignore"):
             return measured.total(totals)
 
