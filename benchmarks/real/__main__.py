@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
 
 import base
+import gates
 import page
 import sentences
 import sight
@@ -128,6 +129,8 @@ def yardsticks(packages: Mapping[str, Path], place: Path, study: Study) -> None:
     if "the base sees" not in study:
         kinds = kinds_of(packages["tuxpaint-stamps-default"])
         study.add("the base sees", sight.measure(place / "base", kinds, PICTURES))
+    if "the gate" not in study:
+        study.add("the gate", gates.measure(place / "base", words.QUESTION))
     for dtype in ("float32", "bfloat16"):
         if (key := f"what a picture changes, {dtype}") not in study:
             study.add(key, upset.measure(place / "base", place / "digits/test.jsonl", dtype))

@@ -48,17 +48,20 @@ def table(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -> list
 
 
 def cost(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    lines = ["| training | steps × clips | minutes | file | base's tokens kept | without the gate | KL |"]
-    lines += ["|---" * 7 + "|"]
+    columns = ("training", "steps × clips", "minutes of a core", "file", "base's tokens kept", "of unseen questions")
+    lines = [f"| {' | '.join((*columns, 'without the gate', 'KL'))} |", "|---" * 8 + "|"]
     for name, runs in found.items():
-        minutes = mean(run["seconds"] for run in runs) / 60
+        minutes = mean(run.get("core_seconds", run["seconds"]) for run in runs) / 60
         retained = [run["retention"] for run in runs]
         kept = spread([each["tokens"] for each in retained])
+        others = spread(
+            [run["retention_unseen"]["tokens"] for run in runs if "retention_unseen" in run] or [float("nan")]
+        )
         ungated = spread([each.get("ungated", each["tokens"]) for each in retained])
         nats = spread([each["kl"] for each in retained])
         size = f"{runs[0]['patch_bytes'] / 1e6:.1f} MB"
         steps = f"{runs[0]['steps']} × {runs[0]['batch']}"
-        lines.append(f"| {name} | {steps} | {minutes:.1f} | {size} | {kept} | {ungated} | {nats} |")
+        lines.append(f"| {name} | {steps} | {minutes:.1f} | {size} | {kept} | {others} | {ungated} | {nats} |")
     return [*lines, ""]
 
 
@@ -77,6 +80,14 @@ def write(seeing: Study, trained: Study) -> None:
             ]
         elif "word_error_rate" in run:
             text += [f"**{name}**: word error rate {run['word_error_rate']:.3f} on {run['asked']} prompts.", ""]
+        elif "hears" in run:
+            text += [f"**{name}**: how often it opens for messages that nobody had seen when it was made", ""]
+            text += [
+                f"- of a patch that {patch}: "
+                + ", ".join(f"{part} {share:.2f}" for part, share in each["opens"].items())
+                for patch, each in run.items()
+            ]
+            text += [""]
         elif "another clip" in run:
             changes = {key: each for key, each in run.items() if isinstance(each, dict)}
             text += [f"**{name}**: how many tokens of the base's answers to general questions stay the most likely", ""]

@@ -5,7 +5,7 @@ In: a recipe, a folder of clips with their features, a seed. Out: figures, on th
     patched    fusion and LoRA, trained with sound
     shuffled   the same patch, every clip with the sound of another one
     off        the same patch, no sound: the base's answers
-    without    LoRA alone, trained on the same questions for the same steps without sound
+    without    LoRA alone, trained on the same questions without sound, for at most GUESSING steps: it can but guess
 Trainings and encoding are the public commands' own functions, and both go on where they were stopped.
 """
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gates
 import sentences
 
 import pave
@@ -32,6 +33,7 @@ from pave.training.retention import Probe
 HERE = Path(__file__).parent
 NEVER = 10**6  # steps
 BATCH = 8  # clips of an evaluation
+GUESSING = 100
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,10 @@ def run(name: str, training: Training, seed: int, place: Path) -> dict[str, Any]
 
 
 def unseen(model: pave.PatchedModel, test: Path, cache: Path, features: Path) -> dict[str, float]:
-    """Retention on questions written by somebody who knew none of the lists of training, after its rules were fixed."""
+    """Retention on the questions of `gates` that need no sound, which nobody had seen when the rules were fixed."""
     store = FeatureCache(model, model.encoders(), cache, (features,))
     clips = list(store.read(list(dict.fromkeys(each.source for each in read_data(test)))).stored.values())
-    probe = Probe.of(model, clips, questions=(HERE / "unseen.txt").read_text("utf-8").splitlines())
+    probe = Probe.of(model, clips, questions=gates.unseen("need no clip", "about pictures"))
     return probe.measure(model, list(model.patches), whole=True).facts()
 
 
@@ -132,9 +134,10 @@ def without(training: Training, seed: int, place: Path, runs: Path) -> dict[str,
         "data.val=null",
         f"train.output={silent}",
         "train.keep_lora_when_absent=true",
-        *("train.keep=0", "train.gate=false"),  # free to guess
+        *("train.keep=0", "train.gate=false"),
     ]
-    recipe = recipe_of(training, seed, place, more)
+    steps = recipe_of(training, seed, place).train.steps
+    recipe = recipe_of(training, seed, place, [*more, f"train.steps={min(GUESSING, steps)}"])
     result = pave.train(recipe, resume=True, progress=told("without"))
     model = pave.load(recipe.base, frames=recipe.frames, dtype=recipe.train.dtype)
     model.apply_patch(result.patch)

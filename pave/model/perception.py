@@ -2,7 +2,7 @@
 
 In: clips; questions alone. Out: `ClipFeatures`; what the base makes of a question. Knows nothing of patches and files.
 
-t key frames, d channels of a visual token in the language model
+n questions, t key frames, d channels of a visual token in the language model
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from pave.media.clip import Clip
 from pave.model.inputs import ClipFeatures
 
 QUESTIONS = 512  # remembered at once
+TOGETHER = 64  # questions of one length that are read at once
 
 
 class Perception:
@@ -100,14 +102,28 @@ class Perception:
         the CPU. The last questions are remembered."""
         found = self._questions.get(question)
         if found is None:
-            ids = torch.tensor([self.host.encode_text(question)], device=self.host.device)
-            with self.host.running("language model"):
-                found = self.host.language_model(input_ids=ids, use_cache=False).last_hidden_state[0].float().mean(0)
-            found = found.cpu()
+            found = self._read([self.host.encode_text(question)])[0]
             if len(self._questions) >= QUESTIONS:
                 self._questions.clear()
             self._questions[question] = found
         return found
+
+    @neutral()
+    @torch.no_grad()
+    def reads_many(self, questions: Sequence[str]) -> Tensor:
+        """The same of many questions (n d), up to rounding: those of one length are read together."""
+        texts = [self.host.encode_text(question) for question in questions]
+        rows = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        alike = (list(group) for _, group in groupby(rows, lambda row: len(texts[row])))
+        parts = [group[first : first + TOGETHER] for group in alike for first in range(0, len(group), TOGETHER)]
+        found = torch.cat([self._read([texts[row] for row in part]) for part in parts])
+        return found[torch.tensor([*chain(*parts)]).argsort()]
+
+    def _read(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        ids = torch.tensor(texts, device=self.host.device)
+        with self.host.running("language model"):
+            hidden = self.host.language_model(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden.float().mean(1).cpu()
 
     def features(
         self, clips: Sequence[ClipFeatures | Clip], senses: Iterable[SenseConfig | Encoder]

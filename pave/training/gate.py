@@ -24,7 +24,7 @@ OWN = 500  # questions of the data, at most
 DECAY = 0.01  # of the squared weights of standardised channels
 # In doubt the patch acts: added to the log odds. A question that it should not have answered costs what `train.keep`
 # has not prevented; one that it was not asked costs the answer.
-DOUBT = 1.5
+DOUBT = 0.75
 CLEAR = 1.0  # log odds that the data's own questions have at least
 STEPS = 200
 
@@ -35,20 +35,21 @@ def fit(
     """Fit the gate of a patch with these encoders to the questions of its data; `kept`: those for the base, if not the
     built-in ones. Returns the shares of them that it leaves to the base."""
     hears = all(encoder.hears for encoder in encoders)
-    tensors, shares = fitted(perception.reads, own, kept or built_in("kept"), hears)
+    tensors, shares = fitted(perception.reads_many, own, kept or built_in("kept"), hears)
     gate.load_state_dict(tensors)
     return shares
 
 
 def sorted_out(own: Sequence[str], kept: Sequence[str], hears: bool) -> tuple[list[str], list[str]]:
     """Questions for the patch and for the base: those of the data (at most OWN, evenly over all) and the built-in ones
-    about clips; and the kept ones. Kept questions about a picture are for the base if all that the patch does is hear,
-    and otherwise for the patch."""
+    about clips; and the kept ones and the built-in ones that need no clip. Questions about a picture are for the base
+    if all that the patch does is hear, and otherwise for the patch."""
     distinct = list(dict.fromkeys(own))
     chosen = [distinct[place * len(distinct) // OWN] for place in range(OWN)] if len(distinct) > OWN else distinct
     about = [question for question in built_in("about") if not (hears and question in {*kept})]
-    others = {*distinct, *about}
-    return [*chosen, *about], [question for question in kept if question not in others]
+    opens = dict.fromkeys([*about, *(() if hears else built_in("seen"))])
+    closes = dict.fromkeys([*kept, *built_in("alone"), *(built_in("seen") if hears else ())])
+    return [*chosen, *opens], [question for question in closes if question not in {*distinct, *opens}]
 
 
 def balanced(kept: Sequence[str]) -> tuple[str, ...]:
@@ -59,13 +60,13 @@ def balanced(kept: Sequence[str]) -> tuple[str, ...]:
 
 
 def fitted(
-    read: Callable[[str], Tensor], own: Sequence[str], kept: Sequence[str], hears: bool
+    read: Callable[[Sequence[str]], Tensor], own: Sequence[str], kept: Sequence[str], hears: bool
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The gate's tensors, and the share of the kept questions that it leaves to the base. `read`: a question as the
-    base reads it (d,); `hears`: whether all senses are sound."""
+    """The gate's tensors, and the share of the kept questions that it leaves to the base. `read`: questions as
+    the base reads them (n d); `hears`: whether all senses are sound."""
     opens, closes = sorted_out(own, kept, hears)
     ours = min(len({*own}), OWN)
-    x = torch.stack([read(question) for question in [*opens, *closes]]).double()
+    x = read([*opens, *closes]).double()
     wanted = torch.tensor([1.0] * len(opens) + [0.0] * len(closes), dtype=torch.float64)
     share = torch.cat(
         [torch.full((len(part),), 1 / len(part)) for part in (opens[:ours], opens[ours:], closes) if part]

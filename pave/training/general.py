@@ -19,8 +19,8 @@ LARGEST = 1_000_000  # bytes of a list
 
 @cache
 def built_in(name: str) -> tuple[str, ...]:
-    """A list of this folder: "kept", for training; "about", about clips, for gates; or "retention", which training
-    never sees."""
+    """A list of this folder: "kept", for training; "retention", which training never sees; and for gates "about", about
+    clips, "seen", about pictures alone, and "alone", as people type what needs no clip."""
     return tuple((files("pave.training") / "questions" / f"{name}.txt").read_text("utf-8").splitlines())
 
 

@@ -243,10 +243,11 @@ def test_a_loop_fits_the_gate_as_pave_train_does(one: PatchedModel, module: Patc
     with pytest.raises(UsageError, match="is empty"):
         module.fit_gate(QUESTIONS, [" "])
     kept = ("Who was Galileo?", "What is a noun?")
-    assert module.fit_gate(QUESTIONS, kept) >= 0.5
+    left = module.fit_gate(QUESTIONS, kept)
     gate, reads = one.applied.module("ears").gate, one.perception.reads
     assert gate is not None
-    tensors, _ = fitted(reads, QUESTIONS, kept, hears=True)
+    tensors, shares = fitted(one.perception.reads_many, QUESTIONS, kept, hears=True)
+    assert shares == {"left_to_base": left} and left > 0
     assert torch.equal(gate.weight, tensors["weight"]) and torch.equal(gate.bias, tensors["bias"])
     assert all(gate.opens(reads(question)) for question in QUESTIONS)
     one.export("ears").save(tmp_path / "ears.safetensors")
