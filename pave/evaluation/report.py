@@ -53,7 +53,8 @@ svg .run { stroke: var(--c); fill: var(--c); stroke-width: 2; } .key { color: va
 .key::before { content: "●"; margin-right: .3rem; }
 article { display: grid; grid-template-columns: 260px 1fr; gap: 1rem; border-top: 1px solid var(--line);
   padding: 1rem 0; } article[hidden] { display: none; } article > div:first-child { overflow-wrap: anywhere; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: .8rem; align-content: start; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: .8rem;
+  align-content: start; }
 @media (max-width: 700px) { article { grid-template-columns: 1fr; } }
 .card { background: var(--card); border-radius: 8px; padding: .8rem; overflow-wrap: anywhere; }
 video { width: 100%; border-radius: 4px; background: #000; } .card dl { display: grid; margin: .4rem 0 0;
