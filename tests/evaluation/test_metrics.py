@@ -49,6 +49,7 @@ def test_a_metric_equals_its_reference_over_all_answers_and_for_each(name: str) 
 
 def test_answers_are_cleaned_as_the_authors_clean_them() -> None:
     assert [cleaned(answer) for answer in ANSWERS] == FOUND["cleaned"]
+    assert [cleaned(text) for text in GIVEN["cleaning"]] == FOUND["cleaning"]
 
 
 @pytest.mark.parametrize("name", sorted(METRICS.keys() - {"meteor", "spice", "spider"}))

@@ -66,7 +66,8 @@ def main() -> None:
     joined = [("".join(answer.split()), ["".join(right.split()) for right in own]) for answer, own in cleaned]
     hits = [bool(answer) and any(answer in right or right in answer for right in own) for answer, own in joined]
     values["em-refined"] = {"all": sum(hits) / len(hits), "each": [float(hit) for hit in hits]}
-    found |= {"answers": list(split.values()), "cleaned": [answer for answer, _ in cleaned], "metrics": values}
+    found |= {"answers": list(split.values()), "cleaned": [answer for answer, _ in cleaned]}
+    found |= {"cleaning": [clean(text) for text in given["cleaning"]], "metrics": values}
     (HERE / "captions_found.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 

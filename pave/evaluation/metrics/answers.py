@@ -21,7 +21,7 @@ ARTICLES = frozenset({"a", "an", "the"})
 UNMARKED = str.maketrans("", "", string.punctuation)
 
 # The cleaning of ScanQA's and SQA3D's answers that LEO introduced and PAVE and others follow: embodied-generalist,
-# data/data_utils.py at 477dc44, `clean_answer`. Its rules, in its order.
+# data/data_utils.py at 477dc44, `clean_answer`. Its rules, in its order, without three that change nothing.
 NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen twenty"""
 TYPOS = {
@@ -50,7 +50,6 @@ CLEANING = [
         (" +$", ""),
         ("^ +", ""),
         (" {2,}", " "),
-        (r"\.[ ]{2,}", ". "),
         (r"[^a-zA-Z0-9,'\s\-:]+", ""),
         *((rf"\b{wrong}\b", right) for wrong, right in (TYPOS | DIGITS).items()),
         (r"\b([a-zA-Z]+)[0-9]\b", r"\1"),
