@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from tempfile import gettempdir
@@ -94,8 +94,7 @@ def run_one(bench: Bench, tuner: Tuner, rate: float, seed: int) -> dict[str, Any
     if tuner.peft is not None:
         get_peft_model(language_model, tuner.peft())  # it changes the layers in place
         extra = [parameter for parameter in language_model.parameters() if parameter.requires_grad]
-        run.trainee.optimiser.add_param_group({"params": extra, "lr": rate})
-        run = replace(run, trainee=replace(run.trainee, rates=(*run.trainee.rates, rate)))
+        run.trainee.optimiser.add_param_group({"params": extra, "part": "lora"})  # so its rate is train.lora_lr
     begin = time.perf_counter()
     run.fit(lambda step, steps, figures: None)
     seconds = time.perf_counter() - begin

@@ -149,6 +149,8 @@ def _values(part: dict[str, Any]) -> str:
         "null": "`null`",
     }.get(part.get("type", ""), "")
     if part.get("type") == "array":
+        if fixed := part.get("prefixItems"):
+            return f"list of {len(fixed)}: {' and '.join(dict.fromkeys(map(_values, fixed)))}"
         items = _values(part["items"])
         plain = items in ("text", "path", "mapping")
         return f"list of {items}s" if plain else f"list of {items}" if "`" in items else f"list: {items}"

@@ -38,10 +38,13 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
-        """`yes` is no number, though Python's bool is an int, and a text is no truth value."""
+        """`yes` is no number, though Python's bool is an int, and a text is no truth value. YAML reads a plain `off` as
+        one; where a key has the word `off`, it is that."""
         if info.field_name is None:  # pydantic 2.12.0 names no field for a default
             return value
         kinds = set(_kinds(cls.model_fields[info.field_name].annotation))
+        if value is False and bool not in kinds and any("off" in get_args(kind) for kind in kinds):
+            return "off"
         if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
             raise ValueError(f"must be a number, got {str(value).lower()}")
         if isinstance(value, str) and kinds == {bool}:

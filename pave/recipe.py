@@ -31,7 +31,8 @@ from pave.config import (
 )
 from pave.errors import RecipeError
 from pave.files.atomic import opened
-from pave.text.shown import quoted
+from pave.files.json_text import canonical
+from pave.text.shown import counted, quoted
 from pave.text.yaml_text import LONGEST, yaml_value
 
 # The channels that carry the answers to the questions of the Playroom.
@@ -143,30 +144,128 @@ FILES = ("train", "val", "features", "keep")  # keys of `data` that name files
 PATCHES = ("on_top_of", "start_from")  # keys of `train` that name patches
 
 
-class TrainConfig(Config):
-    """One run of AdamW. Learning rates are peaks of the schedule: linear warm-up, then cosine decay to zero."""
+def _younger(default: Any) -> Any:
+    """Of a key that is omitted from a resolved recipe if it is the default, so that earlier ones keep their hashes."""
+    return Field(exclude_if=lambda value: value == default)
 
-    steps: Annotated[int, Field(ge=1)] = 300
-    batch: Annotated[int, Field(ge=1)] = 32  # clips per step; all questions of a clip share its prefill
-    fusion_lr: Annotated[float, Field(gt=0, le=1)] = 3e-3
-    resampler_lr: Annotated[float, Field(gt=0, le=1)] = 3e-4  # at the fusion's rate it learns several times more slowly
-    lora_lr: Annotated[float, Field(gt=0, le=1)] = 3e-3
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # fraction of the steps
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+Epochs = Annotated[float, Field(gt=0, le=10_000)]
+Count = Annotated[int, Field(ge=1)]
+Warmup = Annotated[float, Field(ge=0, lt=1)]
+Schedule = Literal["cosine", "linear", "constant"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+# Rates of the fusion and LoRA that a recipe does not give, by the channels of the base. Those of narrow ones were found
+# with the embedded base, of 128 channels; the PAVE authors train 896 and 3,584 channels with 2e-5 (arXiv 2503.19794).
+WIDE = 512
+NARROW_RATE, WIDE_RATE = 3e-3, 2e-5
+
+
+class Stage(Config):
+    """A part of a run that has some values of `train` to itself. An omitted key is that of `train`."""
+
+    steps: Count | None = None
+    epochs: Epochs | None = None  # in place of steps
+    batch: Count | None = None
+    fusion_lr: Rate | None = None  # 0: this part of the patch does not learn
+    resampler_lr: Rate | None = None
+    lora_lr: Rate | None = None
+    warmup: Warmup | None = None  # fraction of the steps of the stage
+    schedule: Schedule | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What differs from `train`."""
+        return {key: value for key, value in self if value is not None}
+
+
+class TrainConfig(Config):
+    """One run of AdamW. Learning rates are peaks of the schedule, which begins with a linear warm-up."""
+
+    steps: Count | None = 300  # null where epochs are given
+    batch: Count = 32  # clips per step; all questions of a clip share its prefill
+    epochs: Annotated[Epochs | None, _younger(None)] = None  # in place of steps; rounded up to whole steps
+    accumulate: Annotated[Count, _younger(1)] = 1  # parts in which a step goes through the base
+    # In place of accumulate; with the visual tokens, questions, answers and padding. One clip alone may have more.
+    micro_batch: Annotated[Count | None, _younger(None)] = None  # most tokens of such a part
+    fusion_lr: Rate | None = None  # None: 3e-3 for bases below 512 channels, 2e-5 for others; 0: it does not learn
+    resampler_lr: Rate = 3e-4  # at the fusion's rate it learns several times more slowly
+    lora_lr: Rate | None = None  # likewise
+    schedule: Annotated[Schedule, _younger("cosine")] = "cosine"  # after the warm-up; cosine and linear fall to zero
+    warmup: Warmup = 0.05  # fraction of the steps
+    betas: Annotated[tuple[Beta, Beta], _younger((0.9, 0.98))] = (0.9, 0.98)  # of AdamW; PyTorch's own are 0.9, 0.999
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    stages: Annotated[tuple[Stage, ...], Field(max_length=16), _younger(())] = ()  # in place of steps
     # Weight of a question that needs no sense, on which the base is kept, beside one of the data; 0: none is asked.
     keep: Annotated[float, Field(ge=0, le=1000)] = 1.0
     gate: bool = True  # fit a gate, which leaves questions that are not about the clip to the base
     mean_over: Literal["questions", "tokens"] = "questions"  # tokens: a long answer weighs more than a short one
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen base; the patch itself always trains in float32
-    eval_every: Annotated[int, Field(ge=1)] = 100  # steps between evaluations on the held-out questions
-    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    eval_every: Count = 100  # steps between evaluations on the held-out questions
+    best: Annotated[bool, _younger(False)] = False  # the patch is that of the best evaluation, not of the last step
+    checkpoint_every: Count = 100
     gradient_checkpointing: bool = False  # recompute activations of the language model: slower, less memory
     keep_lora_when_absent: bool = False  # recorded in the patch, and applies to inference too
     on_top_of: tuple[str, ...] = ()  # frozen patches that are applied while this one trains
-    start_from: str | None = None  # patch of the same shape to initialise from; None: fresh weights
+    start_from: str | None = None  # patch to initialise from; a LoRA of another shape begins anew; None: fresh
     output: Path | None = None  # None: runs/<name of the recipe>
+
+    @model_validator(mode="before")
+    @classmethod
+    def _length(cls, data: Any) -> Any:
+        """The default number of steps is for recipes that give neither."""
+        if isinstance(data, Mapping) and (data.get("epochs") is not None or data.get("stages")):
+            return {"steps": None, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainConfig:
+        lengths = [self.steps, self.epochs, self.stages or None]
+        if sum(each is not None for each in lengths) != 1:
+            raise ValueError(
+                f"steps={self.steps}, epochs={self.epochs}, {len(self.stages)} stages: a run has one length; give "
+                "exactly one (steps=null, epochs=null and stages=[] remove the others)"
+            )
+        for number, stage in enumerate(self.stages, 1):
+            if (stage.steps is None) == (stage.epochs is None):
+                raise ValueError(f"stage {number} of stages needs exactly one of steps and epochs")
+        if self.accumulate > 1 and self.micro_batch is not None:
+            raise ValueError(
+                f"accumulate={self.accumulate} divides a step by clips, micro_batch={self.micro_batch} by tokens; "
+                "use one of them"
+            )
+        least = min(part.batch for part in self.parts)
+        if self.accumulate > least:
+            raise ValueError(f"accumulate={self.accumulate}: a step of batch={least} has no so many parts")
+        return self
+
+    @property
+    def parts(self) -> tuple[TrainConfig, ...]:
+        """The stages, each with all its values; or this one."""
+        return tuple(self.model_copy(update={"stages": (), **each.given}) for each in self.stages) or (self,)
+
+    @property
+    def length(self) -> str:
+        """How long a run is, as text."""
+        lengths = [f"{part.steps}" if part.steps else f"epochs: {part.epochs:g}, in" for part in self.parts]
+        sizes = [counted(part.batch, "clip") for part in self.parts]
+        return ", then ".join(f"{each} steps of {size}" for each, size in zip(lengths, sizes, strict=True))
+
+    def on(self, channels: int) -> TrainConfig:
+        """The same with the rates for a base of so many channels, where none are given."""
+        rate = NARROW_RATE if channels < WIDE else WIDE_RATE
+        return self.model_copy(update={key: rate for key in ("fusion_lr", "lora_lr") if getattr(self, key) is None})
+
+    def facts(self, exclude: set[str]) -> dict[str, Any]:
+        """What a patch file records: single values, or texts by name."""
+        facts = self.model_dump(mode="json", exclude=exclude)
+        if "betas" in facts:
+            facts["betas"] = ", ".join(map(str, self.betas))
+        if self.stages:
+            facts["stages"] = {str(i): canonical(each.given) for i, each in enumerate(self.stages, 1)}
+        return facts
 
 
 class Released(Config):
@@ -201,6 +300,16 @@ class Recipe(Config):
     def _keeps(self) -> Recipe:
         if self.data.keep and not self.train.keep:
             raise ValueError("data.keep has questions, and train.keep=0 asks none; remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _learns(self) -> Recipe:
+        trained = ["fusion_lr", *(["lora_lr"] if self.lora else []), *(["resampler_lr"] if self.resampler else [])]
+        for part in self.train.parts:
+            if all(getattr(part, key) == 0 for key in trained):
+                raise ValueError(f"{' and '.join(trained)} are 0, so nothing learns; give one of them a rate")
+        if self.train.best and not (self.data.val or self.data.playroom):
+            raise ValueError("train.best chooses by held-out questions, and there are none; give data.val")
         return self
 
     @property

@@ -38,6 +38,15 @@ def test_an_override_changes_one_value_and_no_other(recipe):
     assert changed.train.batch == read_recipe(recipe).train.batch
 
 
+def test_off_is_a_word_where_a_key_has_it_though_yaml_reads_false(recipe):
+    assert read_recipe(recipe, ["fusion.rope=off"]).fusion.rope == "off"
+    recipe.write_text(recipe.read_text() + "\nfusion: {rope: off}\n")
+    assert read_recipe(recipe).fusion.rope == "off"
+    assert read_recipe(recipe, ["train.gate=off"]).train.gate is False
+    with pytest.raises(RecipeError, match=r"fusion\.kind=False: must be 'folded' or 'official'"):
+        read_recipe(recipe, ["fusion.kind=off"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

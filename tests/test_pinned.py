@@ -31,20 +31,20 @@ PATCHES = {
     "views-playroom": "59557783c771934223ca4838d4213bd81b229418717d506df4de41e41562e916",
 }
 RECIPES = {
-    "3d-scanqa": "79beb0e88bd5d457f81b28bdfc56b4e2cde1d7cea2ff6eb8dec9d8221a30e510",
-    "3d-sqa3d": "039d91562d9e3c97cfbced292c7562603b1001d7dca13015f81bd4f780ab6402",
-    "audio-avqa": "c8b9e392fdd5c1f65cfa6b2612982e411f0bfa394f2ae025950432f4ace19070",
-    "audio-avsd": "8bce001e950d03977e3b68f2fe0a0c56348124cefcb1a8d79b60bf2aea397e90",
-    "audio-music-avqa": "57b3db58c022a9edcabba9352126fc37e49f9f3fe76c9b70d1bf26040740f0d9",
+    "3d-scanqa": "596463bf90e3d0d7df1cfb0656409d0321058de47f55ed1113a5eac9d156ed89",
+    "3d-sqa3d": "c326a1f28c5ae7538e2bb49de6e498cdb92041d5cf2f03f1f1572daae0ddb280",
+    "audio-avqa": "4a1923b91955d2547730d21436247aa4019f9aa2836688377f8aef8f235102cb",
+    "audio-avsd": "a9b1b7040c06c21ae2032eb3bdaa6df4acc724c2d5099f37ba3b9a217be5e4ca",
+    "audio-music-avqa": "20511406294dcd53d49b223e6715a0514b67850b3ae2ec0374a4956cc20168cf",
     "audio-playroom": "8d3b7433327b9ea43c083a4e1edf27c4a0efb423b36c2a3b78cb5c414cb99c9d",
     "depth-playroom": "fcb8ffab223b9cdc83f5d987d6ebf60f2f5f67f7868ccf71765039d863473517",
     "fast-on-audio-playroom": "dc4826ef097d6966ce7ca08bcb3637909de8e1b231491b0729a98a2f9a8f7aca",
     "fast-playroom": "f8fad7ba54f8941b0205bf504e5fb05af1ff0b4da49ee34cad9820da6d7a1e35",
     "favor-av": "5cccbba202f214f545cd5f658b4f7c902ea0253801c7aba0e6af4e4c5d5fa33c",
     "favor-playroom": "08ddcb71c7bb0bd074cae11b6b9781757e5faa91de1c34d1601dbbb478f3baeb",
-    "highfps-video": "2ff40d77f6c1ac58046d751aa95ce97b748b0a8ed9ff4ed8aa794b23b97c5e7e",
+    "highfps-video": "2eadaac7d16f81009729d55851c65135da73c0fdb3099d76ab56660ba668266c",
     "imu-playroom": "df2336ace56f90cb9252d090e14e33e680ece5412a6970ae0f95b379f6e14743",
-    "multiview-egoexo": "67de7c4695254666e3f50e17449a712b9a81fad3095c87110d44fda10cd11273",
+    "multiview-egoexo": "fa58dc972bf1aabbd16d2ba4ce55df6d71fcae61dc1389845f1898dec3cca69f",
     "views-playroom": "8b033b66afa726810fa7be2a6323c67b70312ad0c548a6528c8b96d0f8d6918a",
 }
 # name, options -> sha256 of name, revision and resolved options; two sets of options for encoders that have any.

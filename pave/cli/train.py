@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from pave.training.run import Progress, Result
 
 app = typer.Typer(**PLAIN)
-SMOKE = ("train.steps=2", "train.batch=4", "train.eval_every=1", "train.checkpoint_every=1")
+SMOKE = ("train.epochs=null", "train.stages=[]", "train.steps=2", "train.batch=4", "train.accumulate=1")
+SMOKE += ("train.eval_every=1", "train.checkpoint_every=1")
 
 
 @app.command()
@@ -106,12 +107,10 @@ def _train(recipe: Recipe, resume: bool) -> Result:
         owned(recipe.output, resume),
         Bar(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar,
     ):
-        remark(
-            f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {counted(recipe.train.batch, 'clip')}"
-        )
+        remark(f"{recipe.name}: base {recipe.base}, {recipe.train.length}")
         remark("encoding clips (features of earlier runs are cached)")
         clips = bar.add_task("clips", total=None, note="")
-        steps = bar.add_task("training", total=recipe.train.steps, note="", start=False)
+        steps = bar.add_task("training", total=None, note="", start=False)
 
         def seeing(done: int, total: int) -> None:
             bar.update(clips, completed=done, total=total)
@@ -119,7 +118,7 @@ def _train(recipe: Recipe, resume: bool) -> Result:
         def show(step: int, total: int, figures: dict[str, float]) -> None:
             loss = f"loss {figures['loss']:.3f}"
             bar.start_task(steps)
-            bar.update(steps, completed=step, note=loss)
+            bar.update(steps, completed=step, total=total, note=loss)
             looked = [f"{name} {figures[name]:.3f}" for name in ("held-out", "retention") if name in figures]
             if looked:
                 remark("  ".join([f"step {step}/{total}", loss, *looked]))
@@ -133,7 +132,7 @@ def _train(recipe: Recipe, resume: bool) -> Result:
             dataset = read_dataset(setup, on_clip=seeing, tell=remark)
             remark(*dataset.remarks())
             run = Run.of(setup, dataset)
-            return run.complete(resume, progress)
+            return run.complete(resume, progress, remark)
         except KeyboardInterrupt:
             remark("", f"stopped; {run.left() if run else 'no checkpoint has been written yet'}")
             raise SystemExit(130) from None

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from pave.config import ResamplerConfig
@@ -145,6 +145,10 @@ class Resampler(nn.Module, ABC):
             key_times=key_times[None],
         )
 
+    def compared(self, sides: Mapping[str, SideBatch | None]) -> int:
+        """The number of similarities that `forward` gives for these sides."""
+        return 0
+
     @abstractmethod
     def look(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:
         """Tokens (τ n c) of windows of steps (w k m c), and the similarity of the outputs within a window."""
@@ -179,6 +183,12 @@ class Queries(Resampler):
             {str(k): nn.Parameter(0.02 * torch.randn(n, width)) for k, n in config.levels.items()}
         )
         self.qformer = QFormer(width, self.width, heads=heads, layers=config.layers, dropout=config.dropout)
+
+    def compared(self, sides: Mapping[str, SideBatch | None]) -> int:
+        clock = synchronise(sides, self.config)
+        real = clock.steps < clock.count
+        levels = [*self.config.levels]
+        return sum(int(reduce(real, "w (p k) -> w p", "any", k=k).sum()) for k in levels[1:] or levels)
 
     def look(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:
         real = clock.steps < clock.count

@@ -186,6 +186,13 @@ class Attached(nn.Module):
             self.aux_losses = {"diversity": weight * torch.cat(losses).mean()} if losses and weight else {}
         return {RESAMPLED: [None if each is None else each[0] for each in outputs]}
 
+    def windows(self, sides: Mapping[str, Sequence[SideBatch | None]]) -> list[int]:
+        """How many windows of each row the resampler's loss in `aux_losses` is the mean over."""
+        assert self.resampler is not None  # or there is no such loss
+        rows = [dict(zip(sides, row, strict=True)) for row in zip(*sides.values(), strict=True)]
+        present = [any(side is not None for side in row.values()) for row in rows]
+        return [self.resampler.compared(row) if any_ else 0 for row, any_ in zip(rows, present, strict=True)]
+
     def fusing(self, name: str) -> Callable[..., Any]:
         """The fusion of a sense or of the resampler outputs, callable on any number of rows."""
         return self._cast(self.fusion[name])

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +24,60 @@ from pave.patch.filenames import WEIGHTS
 
 NAME = "checkpoint.safetensors"
 STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for every parameter that has had a gradient
+LENGTH = {"training.steps", "training.epochs"}  # a run may become longer, and is the same
 Parameters = Mapping[str, Mapping[str, torch.nn.Parameter]]
 Identity = Mapping[str, Any]  # what identifies a run, as JSON values
 
 
+@dataclass(frozen=True)
+class Best:
+    """The weights with the best held-out accuracy so far."""
+
+    step: int
+    accuracy: float
+    values: Mapping[str, Tensor]  # of all parameters, on the CPU
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a run is."""
+
+    step: int
+    losses: list[float]  # of all steps so far
+    lengths: dict[int, int]  # from which step on it was to have how many steps
+    best: Best | None = None
+
+
 def write_checkpoint(
-    folder: Path,
-    step: int,
-    parameters: Parameters,
-    optimiser: torch.optim.Optimizer,
-    identity: Identity,
-    losses: list[float],
+    folder: Path, state: State, parameters: Parameters, optimiser: torch.optim.Optimizer, identity: Identity
 ) -> Path:
     """Write to a temporary file, then rename: if the process dies in between, the previous checkpoint is intact."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in _flat(parameters).items():
-        state = optimiser.state.get(parameter, {})
+        moments = optimiser.state.get(parameter, {})
         tensors[f"value.{name}"] = parameter.detach()
-        tensors |= {f"{key}.{name}": state[key] for key in STATE if key in state}
-    facts = {"step": str(step), "identity": json_text.canonical(identity), "losses": json.dumps(losses)}
-    remedy = f"this was at step {step}, the previous checkpoint is intact: make room and go on with --resume"
+        tensors |= {f"{key}.{name}": moments[key] for key in STATE if key in moments}
+    facts = {"step": str(state.step), "identity": json_text.canonical(identity), "losses": json.dumps(state.losses)}
+    if len(state.lengths) > 1:
+        facts["lengths"] = json.dumps(state.lengths)
+    if state.best is not None:
+        facts["best"] = json.dumps({"step": state.best.step, "accuracy": state.best.accuracy})
+        tensors |= {f"best.{name}": value for name, value in state.best.values.items()}
+    remedy = f"this was at step {state.step}, the previous checkpoint is intact: make room and go on with --resume"
     with raised_as(TrainingError, folder / NAME, remedy):
         tensorfile.write_sealed(folder / NAME, tensors, facts)
     return folder / NAME
+
+
+def values(parameters: Parameters) -> dict[str, Tensor]:
+    """A copy of all parameters as they are now, on the CPU."""
+    return {name: parameter.detach().cpu().clone() for name, parameter in _flat(parameters).items()}
+
+
+def restore(parameters: Parameters, values: Mapping[str, Tensor]) -> None:
+    """Set all parameters to the values of a copy."""
+    for name, parameter in _flat(parameters).items():
+        parameter.data.copy_(values[name])
 
 
 @contextmanager
@@ -81,28 +113,34 @@ def _refuse_begun(folder: Path, resume: bool) -> None:
 
 def read_checkpoint(
     folder: Path, parameters: Parameters, optimiser: torch.optim.Optimizer, identity: Identity
-) -> tuple[int, list[float]]:
-    """Restore a run in place; returns the step to go on with and the losses so far. (0, []) without a checkpoint."""
+) -> State | None:
+    """Restore a run in place, and tell how far it is; None without a checkpoint. The run may have become longer."""
     path = folder / NAME
     if not path.is_file():
-        return 0, []
+        return None
     with raised_as(TrainingError, remedy="delete it and start without --resume"):
         tensors, facts = tensorfile.read_sealed(path)
-    values = {name: f"value.{name}" for name in _flat(parameters)}
+    names = {part: {name: f"{part}.{name}" for name in _flat(parameters)} for part in ("value", "best")}
     saved, own = dict(_leaves(json.loads(facts["identity"]))), dict(_leaves(identity))
-    different = [key for key in saved | own if saved.get(key) != own.get(key)]
-    if different or not tensors.keys() >= set(values.values()):
+    different = [key for key in saved | own if saved.get(key) != own.get(key) and key not in LENGTH]
+    if different or not tensors.keys() >= set(names["value"].values()):
         named = "; ".join(f"{key}: {saved.get(key)!r} there, {own.get(key)!r} here" for key in different[:3])
         raise TrainingError(
             f"{path} belongs to another recipe, base or data ({named or 'tensors are missing'}); give another "
             "train.output, or delete it"
         )
+    restore(parameters, {name: tensors[key] for name, key in names["value"].items()})
     for name, parameter in _flat(parameters).items():
-        parameter.data.copy_(tensors[values[name]])
         state = {key: tensors[f"{key}.{name}"] for key in STATE if f"{key}.{name}" in tensors}
         if state:  # AdamW expects `step` on the CPU
             optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
-    return int(facts["step"]), json.loads(facts["losses"])
+    lengths: dict[str, int] = {"0": saved.get("training.steps", 0)}  # JSON has no other keys than texts
+    lengths = json.loads(facts["lengths"]) if "lengths" in facts else lengths
+    best = None
+    if "best" in facts:
+        best = Best(**json.loads(facts["best"]), values={name: tensors[key] for name, key in names["best"].items()})
+    planned = {int(step): steps for step, steps in lengths.items()}
+    return State(int(facts["step"]), json.loads(facts["losses"]), planned, best)
 
 
 def _flat(parameters: Parameters) -> dict[str, torch.nn.Parameter]:

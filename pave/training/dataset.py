@@ -29,6 +29,7 @@ from pave.model.patched import PatchedModel
 from pave.playroom.writer import write_clips
 from pave.readers.questions import names_of, read_data
 from pave.recipe import DataConfig, Sets
+from pave.training.plan import order
 from pave.training.setup import Setup
 
 TURNS = 4_096  # tokens of questions and answers in one row
@@ -51,6 +52,11 @@ class TrainingClip:
     def weight(self) -> float:
         """How often it comes in an epoch."""
         return self.examples[0].weight
+
+    @property
+    def length(self) -> int:
+        """Its visual tokens and those of all turns."""
+        return self.stored.visual + tokens_of(self.turns)
 
     def has(self, encoder: Encoder) -> bool:
         """Whether the clip has side tokens of an encoder."""
@@ -82,6 +88,11 @@ class Dataset:
     def questions(self) -> int:
         """The number of questions for training."""
         return sum(len(clip.examples) for clip in self.train)
+
+    @property
+    def epoch(self) -> int:
+        """The number of clips of an epoch, those of a larger weight several times."""
+        return len(order([clip.weight for clip in self.train], 0, 0))
 
     @property
     def warnings(self) -> dict[str, tuple[str, ...]]:
@@ -130,7 +141,7 @@ def read_dataset(
     refuse = setup.model.host.refuse_text
     examples = [read_data(data, refuse) for data in (train_data, val_data) if data]  # both, so that bad ones fail early
     asked = [_by_clip(each, clips) for each in examples]
-    for line in setup.store.plan(list(dict.fromkeys(chain(*asked)))):
+    for line in (*setup.remarks(), *setup.store.plan(list(dict.fromkeys(chain(*asked))))):
         tell(line)
     train = _training_clips(setup, names_of(train_data), asked[0], on_clip)
     val = _training_clips(setup, names_of(val_data), asked[1], on_clip) if val_data else []
@@ -204,7 +215,7 @@ def _rows(host: Host, stored: Stored, examples: Sequence[Example]) -> Iterator[T
     begins = [place for place, turn in enumerate(clip.turns) if not turn.follows]  # a dialogue stays whole
     first, length = 0, 0
     for begin, end in zip(begins, [*begins[1:], len(clip.turns)], strict=True):
-        more = sum(len(turn.prompt) + len(turn.answer) for turn in clip.turns[begin:end])
+        more = tokens_of(clip.turns[begin:end])
         length += more
         if length > TURNS and begin > first:
             yield replace(clip, examples=clip.examples[first:begin], turns=clip.turns[first:begin])
@@ -224,6 +235,11 @@ def _turn(host: Host, before: Example | None, example: Example) -> Turn:
     follows = before is not None and example.history == (*before.history, (before.question, before.answer))
     prompt = host.following(example.question) if follows else host.prompt(example.question, "", example.history)[1]
     return Turn(prompt, [*host.encode_text(example.answer), host.end], follows)
+
+
+def tokens_of(turns: Iterable[Turn]) -> int:
+    """The number of their tokens."""
+    return sum(len(turn.prompt) + len(turn.answer) for turn in turns)
 
 
 def batch(model: PatchedModel, clips: Sequence[TrainingClip], patches: Names) -> tuple[Inputs, Tensor]:

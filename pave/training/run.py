@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -24,17 +24,31 @@ import torch
 from torch import Tensor
 
 from pave.ambient import neutral
+from pave.data import Turn
 from pave.errors import DataError, TrainingError
 from pave.features.stored import Ahead
 from pave.files.atomic import write_text
 from pave.hub import catalogue
+from pave.model.inputs import ClipFeatures
+from pave.model.layout import perceived
 from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
-from pave.training.checkpoint import Identity, owned, read_checkpoint, write_checkpoint
-from pave.training.dataset import Dataset, TrainingClip, packed, read_dataset
+from pave.training.checkpoint import (
+    NAME,
+    Best,
+    Identity,
+    State,
+    owned,
+    read_checkpoint,
+    restore,
+    values,
+    write_checkpoint,
+)
+from pave.training.dataset import Dataset, TrainingClip, packed, read_dataset, tokens_of
 from pave.training.gate import balanced, fit
 from pave.training.keep import Keep
 from pave.training.loss import answers, cross_entropy, divergence, scores, token_accuracy, total
+from pave.training.plan import Stretch, divided, mix, order, stretches
 from pave.training.retention import Probe
 from pave.training.setup import Setup
 from pave.training.trainee import Trainee, training
@@ -57,8 +71,9 @@ def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progre
     `progress(step, steps, figures)` is called after every step. Random numbers of the caller go on as if it had not
     been called.
 
-    resume: go on from the checkpoint in `train.output`, if there is one; without it, TrainingError for a folder that
-    holds a run already. TrainingError also while another process trains there."""
+    resume: go on from the checkpoint in `train.output`, if there is one, also to more steps than it was begun with;
+    without it, TrainingError for a folder that holds a run already. TrainingError also while another process trains
+    there."""
     recipe = recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe)
     with owned(recipe.output, resume), torch.random.fork_rng(range(torch.cuda.device_count())):
         return Run.begin(recipe).complete(resume, progress or (lambda step, steps, figures: None))
@@ -72,7 +87,10 @@ class Run:
     dataset: Dataset
     trainee: Trainee
     losses: list[float] = field(default_factory=list)  # of all steps so far
+    auxiliary: dict[str, float] = field(default_factory=dict)  # losses of the last step, weighted
     kept: int = 0  # step of the last checkpoint
+    lengths: dict[int, int] = field(default_factory=dict)  # from which step on the run was to have how many
+    best: Best | None = None
     seconds: float = 0.0  # spent in steps
     ahead: Ahead = field(default_factory=Ahead)
     orders: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # of the last epochs
@@ -88,74 +106,140 @@ class Run:
         """A run at its start."""
         return cls(setup, dataset, Trainee.of(setup, dataset))
 
-    def complete(self, resume: bool, progress: Progress) -> Result:
-        """Run all steps, from the last checkpoint if `resume`, and write the patch."""
+    def complete(self, resume: bool, progress: Progress, tell: Callable[[str], object] = lambda line: None) -> Result:
+        """Run all steps, from the last checkpoint if `resume`, and write the patch. `tell` is called where the run has
+        become longer or shorter than it was to be."""
         if resume:
-            self.resume()
+            self.resume(tell)
         self.fit(progress)
         return self.finish()
+
+    @cached_property
+    def stages(self) -> list[Stretch]:
+        """The stages of the run, or all of it."""
+        return stretches(self.setup.recipe.train, self.epoch)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps of the whole run."""
+        return self.stages[-1].end
+
+    def stage(self, step: int) -> Stretch:
+        """The stage of a step."""
+        return next(stage for stage in reversed(self.stages) if stage.begin <= step)
 
     def fit(self, progress: Progress) -> None:
         """Run the steps and write checkpoints; after an error, the last good checkpoint is intact."""
         options, model = self.setup.recipe.train, self.setup.model
-        for step in range(self.kept, options.steps):
+        self.lengths = self.lengths or {0: self.steps}
+        for step in range(self.kept, self.steps):
             begin = time.perf_counter()
-            torch.manual_seed(_mix(options.seed, step))  # dropout depends on the step alone, so resuming repeats it
-            rate = self.trainee.set_rates(_schedule(step, options.steps, options.warmup))
+            torch.manual_seed(mix(options.seed, step))  # dropout depends on the step alone, so resuming repeats it
+            stage, last = self.stage(step), step + 1 == self.steps
+            if step == stage.begin:
+                self.trainee.optimiser.state.clear()  # a stage has the moments of its own steps, as a run has
+            rate = self.trainee.set_rates(stage.options, stage.factor(step))
             self.losses.append(self.step(step))
             self.seconds += time.perf_counter() - begin
-            figures = {"loss": self.losses[-1], "rate": rate}
-            figures |= {name: value.item() for name, value in self.trainee.attached.aux_losses.items()}
-            if (step + 1) % options.eval_every == 0 and step + 1 < options.steps:
+            figures = {"loss": self.losses[-1], "rate": rate, **self.auxiliary}
+            if (step + 1) % options.eval_every == 0 and not last:
                 if self.dataset.val:
-                    accuracy = token_accuracy(model, self.dataset.val, self.setup.names, options.batch)
-                    figures["held-out"] = accuracy["all"]
+                    figures["held-out"] = self.look(step + 1)
                 figures["retention"] = self.probe.measure(model, self.setup.names).tokens
-            if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps:
+            if last and options.best:
+                self.look(step + 1)
+            if (step + 1) % options.checkpoint_every == 0 or last:
                 self.save(step + 1)
-            progress(step + 1, options.steps, figures)
+            progress(step + 1, self.steps, figures)
+
+    def look(self, step: int) -> float:
+        """Held-out accuracy after a step; with train.best, its weights are kept if it is the best so far."""
+        accuracy = token_accuracy(self.setup.model, self.dataset.val, self.setup.names, self.together)["all"]
+        if self.setup.recipe.train.best and (self.best is None or accuracy > self.best.accuracy):
+            self.best = Best(step, accuracy, values(self.trainee.parameters))
+        return accuracy
 
     def step(self, step: int) -> float:
         """One optimiser step; returns the loss of the answers, without auxiliary losses."""
-        options, trainee = self.setup.recipe.train, self.trainee
+        options, trainee, loss = self.stage(step).options, self.trainee, 0.0
         with training(trainee.attached):  # also while activations are recomputed
+            trainee.optimiser.zero_grad()
+            self.auxiliary = {}
             try:
-                loss, kept = self.losses_of(step)
+                for learned, kept, auxiliary in self.losses_of(step):
+                    loss += learned.item()
+                    for name, value in auxiliary.items():
+                        self.auxiliary[name] = self.auxiliary.get(name, 0.0) + value.item()
+                    if learned.requires_grad:  # False if all clips lack the sense: only the frozen base runs
+                        sum(auxiliary.values(), learned + options.keep * kept).backward()
             except DataError as error:  # its features are damaged, and its file has changed
                 raise DataError(f"step {step + 1}: {error}; {self.left()}") from None
-            trainee.optimiser.zero_grad()
-            if loss.requires_grad:  # False if all clips of the step lack the sense: only the frozen base runs
-                sum(trainee.attached.aux_losses.values(), loss + options.keep * kept).backward()
         norm = trainee.clip_gradients(options.max_grad_norm)
-        if not (loss.isfinite() and norm.isfinite()):
+        if not (math.isfinite(loss) and norm.isfinite()):
             parts = ["fusion", "lora", *(["resampler"] if self.setup.recipe.resampler else [])]
             rates = " or ".join(f"train.{part}_lr={getattr(options, f'{part}_lr')}" for part in parts)
-            cause = f"the loss is {loss.item():.4g}, its gradient norm {norm.item():.4g}"
+            cause = f"the loss is {loss:.4g}, its gradient norm {norm.item():.4g}"
             raise TrainingError(f"step {step + 1}: {cause}; lower {rates}; {self.left()}")
         trainee.optimiser.step()
-        return loss.item()
+        return loss
 
-    def losses_of(self, step: int) -> tuple[Tensor, Tensor | float]:
-        """The loss of the answers; and the divergence from the base on its own answers, if it is asked, in which a
-        question (or token, as in train.mean_over) weighs as much as in the loss."""
-        options, model = self.setup.recipe.train, self.setup.model
-        clips, last = self.clips_of(step), step + 1 == options.steps
+    def losses_of(self, step: int) -> Iterator[tuple[Tensor, Tensor | float, dict[str, Tensor]]]:
+        """For each part of a step, its share of: the loss of the answers; the divergence from the base on its own
+        answers, if it is asked, in which a question (or token, as in train.mean_over) weighs as much as in the loss;
+        and the auxiliary losses. Their sums over all parts are those of the undivided step."""
+        options, last = self.stage(step).options, step + 1 == self.steps
+        clips = self.clips_of(step)
         following = [] if last else [clip.stored for clip in self.clips_of(step + 1)]
         features = self.ahead.features([clip.stored for clip in clips], following)
         more = self.keep.turns(step, [self.acts(clip) for clip in clips]) if self.keep else [[] for _ in clips]
-        turns = [[*clip.turns, *others] for clip, others in zip(clips, more, strict=True)]
-        inputs, labels = packed(model, features, turns, self.setup.names)
+        count = sum(len(clip.turns) for clip in clips)
+        if options.mean_over == "tokens":
+            count = sum(len(turn.answer) for clip in clips for turn in clip.turns)
+        lengths = [clip.length + tokens_of(others) for clip, others in zip(clips, more, strict=True)]
+        parts = divided(lengths, options)
+        several = len(parts) > 1 and self.setup.recipe.resampler is not None
+        windows = self.windows(features) if several else []
+        for rows in parts:
+            own = [clips[row].turns for row in rows], [more[row] for row in rows]
+            losses, kept = self.sums([features[row] for row in rows], *own)
+            auxiliary = self.trainee.attached.aux_losses
+            if windows and auxiliary:  # means over the windows of all rows
+                share = sum(windows[row] for row in rows) / sum(windows)
+                auxiliary = {name: value * share for name, value in auxiliary.items()}
+            yield losses / count, kept / count, auxiliary
+
+    def sums(
+        self, features: Sequence[ClipFeatures], turns: Sequence[Sequence[Turn]], more: Sequence[Sequence[Turn]]
+    ) -> tuple[Tensor, Tensor | float]:
+        """Of rows with these turns and further ones that keep the base: the sums over questions (or tokens) of the
+        cross-entropy of the former, and of the divergence of the latter."""
+        setup, model = self.setup, self.setup.model
+        asked = [[*each, *others] for each, others in zip(turns, more, strict=True)]
+        self.trainee.attached.aux_losses = {}
+        inputs, labels = packed(model, features, asked, setup.names)
         logits, targets = scores(model, inputs, labels)
         answer = answers(labels)
-        each = answer if options.mean_over == "questions" else torch.arange(len(answer))
-        own = [[True] * len(clip.turns) + [False] * len(others) for clip, others in zip(clips, more, strict=True)]
+        each = answer if setup.recipe.train.mean_over == "questions" else torch.arange(len(answer))
+        own = [[True] * len(one) + [False] * len(other) for one, other in zip(turns, more, strict=True)]
         learned = torch.tensor([*chain(*own)])[answer]
-        losses, count = total(cross_entropy(logits[learned], targets[learned]), each[learned])
+        losses, _ = total(cross_entropy(logits[learned], targets[learned]), each[learned])
         if self.keep is None or learned.all():
-            return losses / count, 0.0
+            return losses, 0.0
         teacher = self.keep.teacher(features, more)
-        kept, _ = total(divergence(logits[~learned], teacher), each[~learned])
-        return losses / count, kept / count
+        return losses, total(divergence(logits[~learned], teacher), each[~learned])[0]
+
+    @cached_property
+    def together(self) -> int:
+        """How many held-out clips go through the base together, at most as many as in a part of a step."""
+        options, longest = self.setup.recipe.train, max((clip.length for clip in self.dataset.val), default=1)
+        most = math.ceil(options.batch / options.accumulate)
+        return max(1, min(most, options.micro_batch // longest)) if options.micro_batch else most
+
+    def windows(self, features: Sequence[ClipFeatures]) -> list[int]:
+        """How many windows of each clip an auxiliary loss is the mean over, if there is one."""
+        attached, names = self.trainee.attached, self.setup.names
+        uses = perceived(self.setup.model.applied.uses(names, len(features)), features)
+        return attached.windows(next(use.sides for use in uses if use.attached is attached))
 
     @cached_property
     def keep(self) -> Keep | None:
@@ -180,33 +264,47 @@ class Run:
 
     def clips_of(self, step: int) -> list[TrainingClip]:
         """The clips of a step; each epoch is a random order of all clips that depends on seed and epoch alone."""
-        clips, options, length = self.dataset.train, self.setup.recipe.train, self.epoch
-        indices = range(step * options.batch, (step + 1) * options.batch)
-        return [clips[self._order(index // length)[index % length]] for index in indices]
+        clips, length = self.dataset.train, self.epoch
+        return [clips[self._order(index // length)[index % length]] for index in self.stage(step).clips(step)]
 
     def _order(self, epoch: int) -> list[int]:
         """The order of an epoch, drawn once; a step may have clips of two."""
         key = (len(self.dataset.train), epoch)
         if key not in self.orders:
-            drawn = _order([clip.weight for clip in self.dataset.train], self.setup.recipe.train.seed, epoch)
+            drawn = order([clip.weight for clip in self.dataset.train], self.setup.recipe.train.seed, epoch)
             self.orders = {**dict([*self.orders.items()][-1:]), key: drawn}
         return self.orders[key]
 
     @cached_property
     def epoch(self) -> int:
         """Clips of an epoch, those of a larger weight several times."""
-        return len(_order([clip.weight for clip in self.dataset.train], 0, 0))
+        return self.dataset.epoch
 
     def save(self, step: int) -> None:
         """Write the checkpoint atomically; after an error, the previous one is intact."""
         trainee, folder = self.trainee, self.setup.recipe.output
-        write_checkpoint(folder, step, trainee.parameters, trainee.optimiser, self._identity(), self.losses)
+        state = State(step, self.losses, self.lengths, self.best)
+        write_checkpoint(folder, state, trainee.parameters, trainee.optimiser, self._identity())
         self.kept = step
 
-    def resume(self) -> None:
-        """Continue from the checkpoint of this recipe; without one, start at step 0."""
+    def resume(self, tell: Callable[[str], object] = lambda line: None) -> None:
+        """Continue from the checkpoint of this recipe; without one, start at step 0. The run may have become longer or
+        shorter since, which `tell` is called with."""
         trainee, folder = self.trainee, self.setup.recipe.output
-        self.kept, self.losses = read_checkpoint(folder, trainee.parameters, trainee.optimiser, self._identity())
+        state = read_checkpoint(folder, trainee.parameters, trainee.optimiser, self._identity())
+        if state is None:
+            return
+        self.kept, self.losses, self.best = state.step, state.losses, state.best
+        before = state.lengths[max(state.lengths)]
+        self.lengths = {**state.lengths, **({self.kept: self.steps} if self.steps != before else {})}
+        if self.steps < self.kept:
+            cause = f"{folder / NAME} is of step {self.kept}, beyond the {self.steps} that the recipe asks for"
+            raise TrainingError(f"{cause}; ask for as many or more, or give another train.output")
+        if self.steps != before:
+            tell(
+                f"the run was to have {before} steps and goes on to {self.steps}: from step {self.kept} on, its rates "
+                f"are those of a run of {self.steps} steps, so the patch is not that of a run begun with {self.steps}"
+            )
 
     def left(self) -> str:
         """What a stopped run has left, as text."""
@@ -217,11 +315,13 @@ class Run:
 
     def finish(self) -> Result:
         """Export the patch and write the metrics."""
-        model, names, options = self.setup.model, self.setup.names, self.setup.recipe.train
+        model, names = self.setup.model, self.setup.names
+        if self.best is not None:
+            restore(self.trainee.parameters, self.best.values)
         gate = self.close()
         seconds = {**self.dataset.seconds, "steps": self.seconds}
         metrics: dict[str, object] = {
-            "steps": options.steps,
+            "steps": self.steps,
             "loss": [round(loss, 5) for loss in self.losses],
             "seconds": {key: round(value, 1) for key, value in seconds.items()},
             "absent": {sense: len(why) for sense, why in self.dataset.absent().items()},
@@ -229,13 +329,20 @@ class Run:
             "warnings": {path: list(texts) for path, texts in self.dataset.warnings.items()},
         }
         if held_out := self.dataset.val:
-            base, patched = (token_accuracy(model, held_out, each, options.batch) for each in (names[:-1], names))
+            base, patched = (token_accuracy(model, held_out, each, self.together) for each in (names[:-1], names))
             metrics["held_out"] = {key: {"base": base[key], "patched": patched[key]} for key in patched}
+        if self.best is not None:
+            metrics["best"] = {"step": self.best.step, "held_out": self.best.accuracy}
         metrics |= {"gate": gate} if gate else {}
         metrics["retention"] = self.probe.measure(model, names, whole=True).facts()
         folder = self.setup.recipe.output
-        measured = {key: metrics[key] for key in ("held_out", "retention") if key in metrics}
-        path = replace(self.trainee.attached.export(), certificate=measured).save(folder / WEIGHTS)
+        measured = {key: metrics[key] for key in ("held_out", "best", "retention") if key in metrics}
+        patch = self.trainee.attached.export()
+        if len(self.lengths) > 1:
+            planned = {f"from step {step}": f"{steps} steps" for step, steps in self.lengths.items()}
+            training = {**patch.config.training, "planned": planned}
+            patch = replace(patch, config=patch.config.model_copy(update={"training": training}))
+        path = replace(patch, certificate=measured).save(folder / WEIGHTS)
         write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         return Result(path, metrics)
 
@@ -261,31 +368,3 @@ class Run:
         ]
         questions = hashlib.sha256(json.dumps([*turns, *self.setup.general]).encode()).hexdigest()
         return {**self.trainee.attached.config.model_dump(mode="json"), "questions": questions[:12]}
-
-
-def _order(weights: Sequence[float], seed: int, epoch: int) -> list[int]:
-    """The places of clips in an epoch, in random order. Of n clips with weight w, w n places, whole turns of all of
-    them first: every epoch has as many."""
-    draw = torch.Generator().manual_seed(_mix(seed, epoch))
-    places: list[int] = []
-    for weight in dict.fromkeys(weights):
-        group = [place for place, each in enumerate(weights) if each == weight]
-        count = max(1, round(weight * len(group)))
-        turns = (torch.randperm(len(group), generator=draw).tolist() for _ in range(0, count, len(group)))
-        places += [group[each] for each in chain(*turns)][:count]
-    if len(places) == len(weights) and len(set(weights)) == 1:
-        return places  # as before there were weights, so that runs of earlier versions can be resumed
-    return [places[each] for each in torch.randperm(len(places), generator=draw).tolist()]
-
-
-def _mix(seed: int, index: int) -> int:
-    """A seed for one step or epoch of a run."""
-    return (seed * 1_000_003 + index) % 2**63
-
-
-def _schedule(step: int, steps: int, warmup: float) -> float:
-    """The factor of the learning rate: linear warm-up, then a cosine to zero."""
-    warm = max(1, round(steps * warmup))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

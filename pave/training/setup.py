@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from pave.base import Host
-from pave.config import PatchConfig
+from pave.config import LoraConfig, PatchConfig
 from pave.encoder import Encoder, missing
 from pave.errors import EncoderError, RecipeError
 from pave.features.cache import FeatureCache
@@ -35,12 +35,14 @@ UNRECORDED = {
     "gate",
     "eval_every",
     "checkpoint_every",
+    "accumulate",
+    "micro_batch",
     "gradient_checkpointing",
     "on_top_of",
     "start_from",
 }
-# A recipe and the patch in its train.start_from must be equal in these.
-SHAPE = ("senses", "resampler", "fusion", "lora", "newline", "prompt")
+# A recipe and the patch in its train.start_from must be equal in these; a LoRA of another shape begins anew.
+SHAPE = ("senses", "resampler", "fusion", "newline", "prompt")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Setup:
         for data in (recipe.data.train, recipe.data.val):
             refuse_no_data(data)
         model = load(recipe.base, dtype=recipe.train.dtype, frames=recipe.frames)
+        recipe = recipe.model_copy(update={"train": recipe.train.on(model.host.dim)})
         below = tuple(model.apply_patch(each) for each in recipe.train.on_top_of)
         senses = {sense: model.encoder(config) for sense, config in recipe.senses.items()}
         encoders = {each.spec.preprocessing: each for each in (*model.encoders(), *senses.values())}
@@ -88,19 +91,35 @@ class Setup:
         """The signals that encoders read."""
         return {each.spec.sense for each in (*self.model.encoders(), *self.senses.values())}
 
-    def config(self, clips: int = 0, questions: int = 0) -> PatchConfig:
-        """The config of the patch file, trained on so many clips and questions."""
+    def remarks(self) -> list[str]:
+        """What of the patch in train.start_from is not taken."""
+        theirs, ours = self.start and self.start.config.lora, self.recipe.lora
+        if self.start is None or same_lora(theirs, ours):
+            return []
+        has, begins = (f"r={each.r}, lora_alpha={each.lora_alpha:g}" if each else "none" for each in (theirs, ours))
+        then = f"; the recipe's ({begins}) begins anew" if ours else ", and the recipe has none"
+        return [f"train.start_from={self.recipe.train.start_from}: its LoRA ({has}) is not taken{then}"]
+
+    def config(self, clips: int = 0, questions: int = 0, steps: int | None = None) -> PatchConfig:
+        """The config of the patch file, trained on so many clips and questions in so many steps."""
         config = patch_config(self.recipe, self.model.host, self.senses)
         training = {
             "clips": clips,
             "questions": questions,
             **config.training,
+            **({"steps": steps} if steps else {}),
             **({"on_top_of": {each.name: each.sha256 for each in self.below}} if self.below else {}),
             **({"start_from": {self.start.config.name: self.start.sha256}} if self.start else {}),
         }
         weights = {sense: {"weights": self.store.weights(encoder)} for sense, encoder in self.senses.items()}
         senses = {sense: facts.model_copy(update=weights[sense]) for sense, facts in config.senses.items()}
         return config.model_copy(update={"training": training, "senses": senses})
+
+
+def same_lora(one: LoraConfig | None, other: LoraConfig | None) -> bool:
+    """Whether the weights of one LoRA mean the same in the other; dropout does not matter."""
+    facts = [each and each.model_dump(exclude={"lora_dropout"}) for each in (one, other)]
+    return facts[0] == facts[1]
 
 
 def patch_config(recipe: Recipe, host: Host, encoders: Mapping[str, Encoder]) -> PatchConfig:
@@ -122,7 +141,7 @@ def patch_config(recipe: Recipe, host: Host, encoders: Mapping[str, Encoder]) ->
         licence=recipe.licence if "licence" in recipe.model_fields_set else "",
         keep_lora_when_absent=recipe.train.keep_lora_when_absent,
         gate=recipe.train.gate,
-        training=recipe.train.model_dump(mode="json", exclude=UNRECORDED),
+        training=recipe.train.facts(UNRECORDED - ({"eval_every"} if recipe.train.best else set())),
     )
 
 

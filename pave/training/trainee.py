@@ -7,7 +7,7 @@ t key frames, s visual tokens per key frame, d channels
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +16,19 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from pave.base import Host
 from pave.config import PatchConfig
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.patch.attached import Attached
-from pave.patch.gate import Gate
+from pave.patch.file import Patch
 from pave.patch.lora import recompute_context
+from pave.recipe import TrainConfig
 from pave.training.dataset import Dataset
-from pave.training.setup import Setup
+from pave.training.plan import stretches
+from pave.training.setup import Setup, same_lora
 
 CALIBRATION = 16  # clips for the statistics of an untrained patch
-BETAS = (0.9, 0.98)  # of AdamW
 
 
 @dataclass(frozen=True)
@@ -36,30 +38,35 @@ class Trainee:
     attached: Attached
     parameters: dict[str, dict[str, nn.Parameter]]  # by part: "resampler", "fusion" and "lora"
     optimiser: torch.optim.Optimizer
-    rates: tuple[float, ...]  # peak learning rates of the optimiser's groups
 
     @classmethod
     def of(cls, setup: Setup, dataset: Dataset) -> Trainee:
         """Attach an untrained patch, or that of train.start_from, to the model, and create its optimiser."""
         recipe, model, options = setup.recipe, setup.model, setup.recipe.train
         torch.manual_seed(options.seed)
-        config = setup.config(dataset.clips, dataset.questions)
-        tensors = None if setup.start is None else _ungated(setup.start.weights(), config)
+        steps = stretches(options, dataset.epoch)[-1].end
+        config = setup.config(dataset.clips, dataset.questions, steps)
+        tensors = None if setup.start is None else _begun(setup.start, config, model.host)
         attached = model.attach(recipe.name, config, tensors, trainable=True)
         if tensors is None:
             clips = dataset.sensing() or dataset.train
             calibrate(attached, [clip.features for clip in clips[:CALIBRATION]])
         checkpoint_activations(model, options.gradient_checkpointing)
         parameters = trainable(attached)
-        peaks = {"resampler": options.resampler_lr, "fusion": options.fusion_lr, "lora": options.lora_lr}
-        groups = [{"params": list(parameters[part].values()), "lr": peaks[part]} for part in peaks if parameters[part]]
-        optimiser = torch.optim.AdamW(groups, betas=BETAS, weight_decay=options.weight_decay)
-        return cls(attached, parameters, optimiser, tuple(group["lr"] for group in groups))
+        groups = [{"params": list(own.values()), "part": part} for part, own in parameters.items() if own]
+        optimiser = torch.optim.AdamW(groups, lr=0.0, betas=options.betas, weight_decay=options.weight_decay)
+        trainee = cls(attached, parameters, optimiser)
+        trainee.set_rates(options.parts[0], 1.0)
+        return trainee
 
-    def set_rates(self, factor: float) -> float:
-        """Set learning rates to a fraction of their peak; returns that of the first group."""
-        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
+    def set_rates(self, options: TrainConfig, factor: float) -> float:
+        """Set learning rates to a fraction of their peak; returns that of the first group. A part of the patch whose
+        peak is 0 gets no gradient."""
+        for group in self.optimiser.param_groups:
+            peak = getattr(options, f"{group['part']}_lr")
+            group["lr"] = peak * factor
+            for parameter in group["params"]:
+                parameter.requires_grad_(peak > 0)
         return self.optimiser.param_groups[0]["lr"]
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
@@ -68,10 +75,12 @@ class Trainee:
         return torch.nn.utils.clip_grad_norm_(parts, max_norm)
 
 
-def _ungated(tensors: Mapping[str, Tensor], config: PatchConfig) -> dict[str, Tensor]:
-    """The tensors of a patch to start from; a gate is fitted anew."""
-    fresh = {f"gate.{name}": value for name, value in Gate(config.base.dim).state_dict().items()} if config.gate else {}
-    return {**{name: value for name, value in tensors.items() if not name.startswith("gate.")}, **fresh}
+def _begun(start: Patch, config: PatchConfig, host: Host) -> dict[str, Tensor]:
+    """The tensors of a patch to start from. A gate is fitted anew, and a LoRA of another shape begins anew."""
+    anew = ("gate.", *(() if same_lora(start.config.lora, config.lora) else ("lora.",)))
+    fresh = Attached(config, host).state_dict()
+    kept = {name: value for name, value in start.weights().items() if not name.startswith(anew)}
+    return {**kept, **{name: value for name, value in fresh.items() if name.startswith(anew)}}
 
 
 def trainable(attached: Attached) -> dict[str, dict[str, nn.Parameter]]:

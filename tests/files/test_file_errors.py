@@ -33,7 +33,7 @@ from pave.patch.file import Patch, outline, read_config
 from pave.patch.official import convert
 from pave.senses import languagebind
 from pave.senses.weights import Release
-from pave.training.checkpoint import NAME, read_checkpoint, write_checkpoint
+from pave.training.checkpoint import NAME, State, read_checkpoint, write_checkpoint
 
 UNREADABLE = Path("/proc/self/mem")  # a regular file that opens and cannot be read, not even by root
 HEADER = b'{"x":{"dtype":"F32","shape":[9],"data_offsets":[0,8]}}'
@@ -188,7 +188,7 @@ def save_features(folder: Path) -> Any:
 
 def save_checkpoint(folder: Path) -> Any:
     weight = torch.nn.Parameter(torch.zeros(1000))
-    write_checkpoint(folder, 4, {"fusion": {"w": weight}}, torch.optim.AdamW([weight]), {}, [])
+    write_checkpoint(folder, State(4, [], {0: 4}), {"fusion": {"w": weight}}, torch.optim.AdamW([weight]), {})
 
 
 @pytest.mark.parametrize(

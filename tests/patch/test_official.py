@@ -59,6 +59,7 @@ from pave.patch import official
 from pave.patch.file import Patch, fusion_of
 from pave.patch.official import LICENCE, _facts, convert
 from pave.sidechannel import SideBatch, SideTokens
+from pave.training.plan import stretches
 
 # Official checkpoints: channels of their base, layers of their fusion.
 OURS = {"favor-av", *(name for name in catalogue.names() if name.endswith("-playroom"))}
@@ -443,8 +444,28 @@ def test_the_recipes_of_the_papers_tasks_have_the_official_hyperparameters() -> 
         options = recipe.train
         assert (options.fusion_lr, options.lora_lr, options.warmup, options.weight_decay) == (2e-5, 2e-5, 0.03, 0)
         assert (options.max_grad_norm, options.seed, options.dtype) == (0.1, 42, "bfloat16")
-    scenes = {"3d-scanqa": 2 * 562, "3d-sqa3d": 2 * 518, "audio-avqa": 40_425 // 32 + 1, "audio-avsd": 7_659 // 16 + 1}
-    assert {recipe.name: recipe.train.steps for recipe in theirs if recipe.name in scenes} == scenes
+        assert (options.schedule, options.betas) == ("cosine", (0.9, 0.999)), "those of Hugging Face's adamw_torch"
+
+
+# Of the paper and its supplement: epochs; clips; how many of them have the 32 samples of an optimiser step; and the
+# steps that this makes.
+TRAINED = {
+    "audio-avsd": (1, 7_659, 16, 479),  # a clip is two samples of five turns
+    "audio-avqa": (2, 40_425, 32, 2_527),
+    "3d-scanqa": (1, 562, 1, 562),  # all questions of a scene, about 45
+    "3d-sqa3d": (2, 518, 1, 1_036),
+    "highfps-video": (1, 57_000, 16, 3_563),  # 114,000 questions
+    "multiview-egoexo": (2, 1_656, 32, 104),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_recipes_train_as_long_as_the_paper_says(name: str) -> None:
+    epochs, clips, batch, steps = TRAINED[name]
+    options = catalogue.recipe(name).train
+    assert (options.epochs, options.batch) == (epochs, batch)
+    assert stretches(options, clips)[-1].end == steps
+    assert catalogue.recipe("audio-music-avqa").train.epochs == 2
 
 
 # a patch whose encoder is not installed

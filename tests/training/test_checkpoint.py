@@ -11,7 +11,7 @@ from small import full_disk
 from torch import nn
 
 from pave.errors import TrainingError
-from pave.training.checkpoint import NAME, Identity, read_checkpoint, write_checkpoint
+from pave.training.checkpoint import NAME, Best, Identity, State, read_checkpoint, values, write_checkpoint
 
 ME = {"lora": {"r": 2, "target_modules": ("q", "k")}, "questions": "a1"}
 LOSSES = [0.1 + 0.2, 1 / 3]  # neither has a short decimal form
@@ -36,9 +36,11 @@ class Trained:
             self.optimiser.step()
 
     def write(self, folder: Path, step: int) -> Path:
-        return write_checkpoint(folder, step, self.parameters, self.optimiser, ME, LOSSES)
+        best = Best(1, 0.5, values(self.parameters))
+        state = State(step, LOSSES, {0: 6, 2: 9}, best)
+        return write_checkpoint(folder, state, self.parameters, self.optimiser, ME)
 
-    def read(self, folder: Path, identity: Identity = ME) -> tuple[int, list[float]]:
+    def read(self, folder: Path, identity: Identity = ME) -> State | None:
         return read_checkpoint(folder, self.parameters, self.optimiser, identity)
 
     def values(self) -> list[torch.Tensor]:
@@ -52,7 +54,10 @@ def same(one: Trained, other: Trained) -> bool:
 def test_a_restored_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     whole, first, second = Trained(9), Trained(4), Trained(0, seed=1)
     first.write(tmp_path, 4)
-    assert second.read(tmp_path) == (4, LOSSES)
+    state = second.read(tmp_path)
+    assert state is not None and (state.step, state.losses, state.lengths) == (4, LOSSES, {0: 6, 2: 9})
+    assert state.best is not None and (state.best.step, state.best.accuracy) == (1, 0.5)
+    assert all(torch.equal(value, state.best.values[name]) for name, value in values(first.parameters).items())
     assert same(first, second)
     second.step(4, 9)
     assert same(whole, second)
@@ -74,7 +79,7 @@ def test_equal_runs_write_equal_bytes(tmp_path: Path) -> None:
 
 def test_without_a_checkpoint_the_run_starts_at_step_0(tmp_path: Path) -> None:
     fresh, run = Trained(0), Trained(0)
-    assert run.read(tmp_path) == (0, []) and same(fresh, run) and not run.optimiser.state
+    assert run.read(tmp_path) is None and same(fresh, run) and not run.optimiser.state
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_else(tmp_path: Path) -> None:
@@ -84,7 +89,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_else(tmp_path: P
         Trained(4).write(tmp_path, 4)
     assert [file.name for file in tmp_path.iterdir()] == [NAME]
     assert (tmp_path / NAME).read_bytes() == before
-    assert Trained(0).read(tmp_path)[0] == 2
+    state = Trained(0).read(tmp_path)
+    assert state is not None and state.step == 2
 
 
 def test_another_run_is_refused(tmp_path: Path) -> None:

@@ -106,6 +106,18 @@ def test_the_cost_needs_the_encoder(one: PatchedModel) -> None:
 # Training
 
 
+def test_favor_av_has_the_published_values() -> None:
+    """Of the paper (arXiv 2310.05863) and its inference code; the warm-up is that of its successor's configurations."""
+    recipe = catalogue.recipe("favor-av")
+    resampler, lora = recipe.resampler, recipe.lora
+    assert resampler is not None and lora is not None
+    assert (resampler.layers, resampler.width, resampler.heads, resampler.dropout) == (2, 768, 12, 0.1)
+    assert (resampler.rate, resampler.window, resampler.queries, resampler.diversity) == (2, 10, 32, 0.01)
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (32, 32, 0.1)
+    assert set(lora.target_modules) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert 0.2 <= recipe.train.warmup <= 0.3
+
+
 @pytest.fixture
 def favor(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
     """The workshop's recipe with a second sense and a resampler."""

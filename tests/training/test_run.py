@@ -298,7 +298,6 @@ def test_training_can_start_from_a_patch(recipe: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("lora={r: 2, lora_alpha: 2}", "its lora is "),
         ("fusion={width: 16, heads: 2}", "its fusion is "),
         ("senses={audio: {encoder: logmel, options: {bands: 4}}}", "its senses is "),
     ],
