@@ -478,7 +478,7 @@ def _written(loc: Iterable[str | int], data: Any) -> list[str | int]:
     """A place in the data without the tags of unions, such as "(file)", which nobody has written."""
     written: list[str | int] = []
     for part in loc:
-        inside = dict(enumerate(data)) if isinstance(data, list | tuple) else data
+        inside: Mapping[Any, Any] = dict(enumerate(data)) if isinstance(data, list | tuple) else data
         inside = inside if isinstance(inside, Mapping) else {}
         if part in inside or not str(part).startswith("("):
             written.append(part)

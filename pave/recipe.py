@@ -156,8 +156,9 @@ Warmup = Annotated[float, Field(ge=0, lt=1)]
 Schedule = Literal["cosine", "linear", "constant"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 # Rates of the fusion and LoRA that a recipe does not give, by the channels of the base. Those of narrow ones were found
-# with the embedded base, of 128 channels; the PAVE authors train 896 and 3,584 channels with 2e-5 (arXiv 2503.19794).
-WIDE = 512
+# with the embedded base, of 128 channels, and that of the fusion suits SmolLM2's 576, too (benchmarks/real); the PAVE
+# authors train 896 and 3,584 channels with 2e-5 (arXiv 2503.19794).
+WIDE = 896
 NARROW_RATE, WIDE_RATE = 3e-3, 2e-5
 
 
@@ -188,7 +189,7 @@ class TrainConfig(Config):
     accumulate: Annotated[Count, _younger(1)] = 1  # parts in which a step goes through the base
     # In place of accumulate; with the visual tokens, questions, answers and padding. One clip alone may have more.
     micro_batch: Annotated[Count | None, _younger(None)] = None  # most tokens of such a part
-    fusion_lr: Rate | None = None  # None: 3e-3 for bases below 512 channels, 2e-5 for others; 0: it does not learn
+    fusion_lr: Rate | None = None  # None: 3e-3 for bases below 896 channels, 2e-5 for others; 0: it does not learn
     resampler_lr: Rate = 3e-4  # at the fusion's rate it learns several times more slowly
     lora_lr: Rate | None = None  # likewise
     schedule: Annotated[Schedule, _younger("cosine")] = "cosine"  # after the warm-up; cosine and linear fall to zero

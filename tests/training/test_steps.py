@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pave.errors import RecipeError, TrainingError
 from pave.patch.file import Patch
-from pave.recipe import NARROW_RATE, WIDE_RATE, Recipe, TrainConfig
+from pave.recipe import NARROW_RATE, WIDE, WIDE_RATE, Recipe, TrainConfig
 from pave.training.plan import divided, stretches
 from pave.training.run import Run, train
 
@@ -206,7 +206,7 @@ def test_rates_that_are_not_given_depend_on_the_width_of_the_base(recipe: Make) 
         assert (given.on(channels).fusion_lr, given.on(channels).lora_lr) == (rate, 1e-3)
         assert given.on(channels).resampler_lr == 3e-4
     run = Run.begin(recipe())
-    assert run.setup.model.host.dim < 512 and run.trainee.attached.config.training["fusion_lr"] == NARROW_RATE
+    assert run.setup.model.host.dim < WIDE and run.trainee.attached.config.training["fusion_lr"] == NARROW_RATE
     assert WIDE_RATE == 2e-5
 
 
