@@ -1,89 +1,46 @@
-"""Accuracy of a model with and without its patches, and with the sense removed.
+"""Evaluation of a model with and without its patches, and with the sense removed or replaced.
 
-In: a model and a file of questions. Out: an `Evaluation`: accuracy by channel, and the best score possible without the
-sense where the file gives it (`optimum`). Answers are generated greedily.
-
-A side channel can be `own`, `shuffled` between clips (a control: accuracy must drop) or `off` (absent in all clips).
+In: a model and a file of questions. Out: an `Evaluation`. All runs of it (`Side`) read the same frames, and are asked
+the same questions in the same batches; questions about one clip share its prefix. Answers are generated greedily.
 """
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from contextlib import ExitStack
+from difflib import get_close_matches
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
-from random import Random
-from typing import Literal, get_args
+from platform import python_version
+from typing import Any
 
 from pave.data import Example, Source
-from pave.errors import DataError, UsageError
-from pave.features.cache import FeatureCache
-from pave.features.stored import Features, Stored
+from pave.encoder import Encoder
+from pave.errors import DataError, UsageError, nearest
+from pave.evaluation.journal import Journal
+from pave.evaluation.metrics.known import refuse_unknown
+from pave.evaluation.result import METRICS, Evaluation, Sample, Score
+from pave.evaluation.sides import Side, changed, sides_of, silent
+from pave.features.cache import FeatureCache, OnClip
+from pave.features.stored import Features
+from pave.files.atomic import write_text
+from pave.files.locks import held
 from pave.media.decoding import Timeout
-from pave.media.warned import told
 from pave.model.answer import most_of, texts
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
-from pave.readers.questions import Data, read_data
-from pave.text.shown import Lines
+from pave.model.shared import shared
+from pave.readers.questions import Data, names_of, read_data
+from pave.recipe import DataSet
+from pave.text.shown import counted
 
-Side = Literal["own", "shuffled", "off"]
+__all__ = ["Evaluation", "Sample", "Score", "Side", "evaluate"]
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One question with the model's answer."""
-
-    example: Example
-    answer: str
-
-    @property
-    def right(self) -> bool:
-        """Equal text, ignoring case and surrounding spaces."""
-        return self.answer.strip().lower() == self.example.answer.strip().lower()
-
-
-@dataclass(frozen=True)
-class Score:
-    """Correct answers of one group of questions."""
-
-    right: int
-    asked: int
-    optimum: float | None  # best expected score without the sense; None unless every line of the group has one
-
-    @property
-    def accuracy(self) -> float:
-        return self.right / self.asked
-
-
-@dataclass(frozen=True)
-class Evaluation(Lines):
-    """All samples of one run; the unreadable clips with the reasons, whose questions are left out; and the warnings of
-    clips that were read."""
-
-    samples: tuple[Sample, ...]
-    refused: Mapping[Source, str] = field(default_factory=dict)
-    warnings: Mapping[Source, tuple[str, ...]] = field(default_factory=dict)
-
-    def by(self, fact: str = "channel") -> dict[str, Score]:
-        """Scores grouped by a key of the data file, in order of first appearance."""
-        groups: dict[str, list[Sample]] = {}
-        for sample in self.samples:
-            groups.setdefault(str(sample.example.facts.get(fact, "all")), []).append(sample)
-        return {name: _score(group) for name, group in groups.items()}
-
-    @property
-    def accuracy(self) -> float:
-        return _score(self.samples).accuracy
-
-    def lines(self) -> list[str]:
-        lines = [f"{'channel':14} {'right':>7} {'asked':>6} {'best without':>13}"]
-        for name, score in self.by().items():
-            optimum = "" if score.optimum is None else f"{score.optimum:.3f}"
-            lines.append(f"{name:14} {score.accuracy:7.3f} {score.asked:6} {optimum:>13}")
-        lines += [f"left out: {reason}" for reason in self.refused.values()]
-        lines += [f"warning: {text}" for text in told({str(clip): texts for clip, texts in self.warnings.items()})]
-        return lines
+RESULT = "evaluation.json"
+OnAnswers = Callable[[int, int], None]  # called with the number of answered questions, and of all
 
 
 def evaluate(
@@ -91,7 +48,10 @@ def evaluate(
     data: Data,
     *,
     patches: Sequence[str] | None = None,
-    side: Side = "own",
+    side: Side | Sequence[Side] = "own",
+    by: str | Sequence[str] | None = None,
+    metrics: Sequence[str] = METRICS,
+    folder: str | Path | None = None,
     features: Mapping[Source, ClipFeatures] | None = None,
     cache: Path | None = None,
     made: Sequence[Path] = (),
@@ -99,75 +59,174 @@ def evaluate(
     max_new_tokens: int | None = None,
     seed: int = 0,
     timeout: Timeout = "auto",
+    on_clip: OnClip | None = None,
+    on_answers: OnAnswers | None = None,
 ) -> Evaluation:
     """Ask every question of `data` (a file in a format that training reads, a `datasets.Dataset`, or examples);
     `patches=()` asks the base, None all enabled patches.
 
+    side: what the side channels are: "own", "off", "silent", "shuffled" between clips, "shifted" in time; or "base",
+    without patches. Several make one paired evaluation on the same frames.
+    by: keys of the data file, by which figures are grouped; None: `channel`, if the file has it.
+    metrics: names, as in `pave eval --help`; the first is that of the groups.
+    folder: for `evaluation.json` and `samples.jsonl`; if there are answers of the same evaluation, it goes on.
     `features` (or the folder `cache`) avoids encoding clips again; `made` names folders of feature files.
     Unreadable clips are left out.
     max_new_tokens: None allows for the longest of the correct answers. timeout: of each file, as in `Clip.read`.
     """
-    if side not in get_args(Side):
-        raise UsageError(f"side={side!r}: use one of {', '.join(get_args(Side))}")
+    sides = sides_of(side)
+    metrics = tuple(dict.fromkeys(metrics))
+    refuse_unknown(metrics)
     if max_new_tokens is not None:
         max_new_tokens = most_of(max_new_tokens)
     examples = read_data(data, model.host.refuse_text)
+    fields = _fields(examples, by)
     sources = list(dict.fromkeys(example.source for example in examples))
-    refused: dict[Source, str] = {}
-    if features is None:
-        store = FeatureCache(model, model.encoders(), cache, made, timeout)
-        features, refused = store.read(sources), store.refused
-    examples = [example for example in examples if example.source in features]
-    if not examples:
-        reason = next(iter(refused.values()), "no features were passed for it")
-        raise DataError(f"none of the {len(sources)} clips can be read; the first: {reason}")
-    stored = features.stored if isinstance(features, Features) else features
-    flawed = {source: clip.warnings for source in sources if (clip := stored.get(source)) and clip.warnings}
-    features = _change(features, side, seed)
-    if max_new_tokens is None:
-        max_new_tokens = 1 + max(len(model.host.encode_text(example.answer)) for example in examples)
-    samples: list[Sample] = []
-    for part in _batches(examples, batch):
-        read = {source: features[source] for source in dict.fromkeys(example.source for example in part)}
-        clips = [read[example.source] for example in part]
-        questions, histories = [example.question for example in part], [example.history for example in part]
-        inputs = model.prepare(clips, questions, patches=patches, histories=histories)
-        answers = texts(model.calls, inputs, max_new_tokens)
-        samples += [Sample(example, answer) for example, answer in zip(part, answers, strict=True)]
-    return Evaluation(tuple(samples), refused, flawed)
+    notes = _unread(sources, model.encoders())
+    silences = silent(model.encoders()) if "silent" in sides else {}
+    with ExitStack() as stack:
+        if folder is not None:
+            folder = Path(folder)
+            stack.enter_context(held(folder, "an evaluation"))
+            cache = cache or folder / "features"
+        refused: dict[Source, str] = {}
+        if features is None:
+            store = FeatureCache(model, [*model.encoders(), *silences.values()], cache, made, timeout)
+            features, refused = store.read(sources, on_clip), store.refused
+        elif silences:
+            raise UsageError("side='silent' encodes silence, so it needs the clips; leave features= out")
+        examples = [example for example in examples if example.source in features]
+        if not examples:
+            reason = next(iter(refused.values()), "no features were passed for it")
+            raise DataError(f"none of the {len(sources)} clips can be read; the first: {reason}")
+        stored = features.stored if isinstance(features, Features) else features
+        flawed = {source: clip.warnings for source in sources if (clip := stored.get(source)) and clip.warnings}
+        if max_new_tokens is None:
+            max_new_tokens = 1 + max(len(model.host.encode_text(example.answer)) for example in examples)
+        settings = _settings(model, data, examples, patches, sides)
+        settings |= {"decoder": {"greedy": True, "max_new_tokens": max_new_tokens, "batch": batch}, "seed": seed}
+        journal = Journal(folder, settings)
+        seen: dict[Side, Mapping[Source, ClipFeatures]] = {
+            name: changed(features, name, seed, silences) for name in sides
+        }
+        _ask(model, examples, seen, patches, batch, max_new_tokens, journal, on_answers)
+        runs = {name: tuple(journal.known[i][name] for i in range(len(examples))) for name in sides}
+        main = runs.get("own", runs[sides[0]])
+        samples = tuple(Sample(example, answer) for example, answer in zip(examples, main, strict=True))
+        several = runs if len(runs) > 1 or folder is not None else {}
+        found = Evaluation(samples, refused, flawed, several, metrics, fields, seed, settings, tuple(notes))
+        if folder is not None:
+            journal.finish(found.as_samples())
+            write_text(folder / RESULT, json.dumps(found.as_json(), indent=1, ensure_ascii=False) + "\n")
+    return found
 
 
-def _change(features: Mapping[Source, ClipFeatures], side: Side, seed: int) -> Mapping[Source, ClipFeatures]:
-    if side == "own":
-        return features
-    if side == "off":
-        return _each(features, lambda source, clip: replace(clip, sides=dict.fromkeys(clip.sides)))
-    sources = list(features)
-    if len(sources) < 2:
-        raise DataError("side='shuffled' needs two clips or more, got one; add clips")
-    Random(seed).shuffle(sources)
-    donors = dict(zip(sources, [*sources[1:], sources[0]], strict=True))  # one cycle: no clip keeps its own
-    return _each(features, lambda source, clip: replace(clip, sides=features[donors[source]].sides))
+def _ask(
+    model: PatchedModel,
+    examples: Sequence[Example],
+    seen: Mapping[Side, Mapping[Source, ClipFeatures]],
+    patches: Sequence[str] | None,
+    size: int,
+    most: int,
+    journal: Journal,
+    tell: OnAnswers | None,
+) -> None:
+    """Answers of all runs, in the journal."""
+    done = 0
+    for places in _batches(examples, size):
+        if journal.of(places, list(seen)) is None:
+            part = [examples[i] for i in places]
+            questions, histories = [each.question for each in part], [each.history for each in part]
+            answers: list[dict[str, str]] = [{} for _ in part]
+            for side, features in seen.items():
+                read = {source: features[source] for source in dict.fromkeys(each.source for each in part)}
+                clips = [read[each.source] for each in part]
+                inputs, past = shared(model.calls, clips, questions, () if side == "base" else patches, histories)
+                for own, text in zip(answers, texts(model.calls, inputs, most, past), strict=True):
+                    own[side] = text
+            journal.add(places, answers)
+        done += len(places)
+        if tell:
+            tell(done, len(examples))
 
 
-def _each(
-    features: Mapping[Source, ClipFeatures], change: Callable[[Source, ClipFeatures], ClipFeatures]
-) -> Mapping[Source, ClipFeatures]:
-    """The same clips, each changed when it is read."""
+def _batches(examples: Sequence[Example], size: int) -> Iterator[list[int]]:
+    """Places of questions, `size` at most; those about one clip stand together."""
+    of_clip: dict[Source, list[int]] = {}
+    for place, example in enumerate(examples):
+        of_clip.setdefault(example.source, []).append(place)
+    batch: list[int] = []
+    for places in of_clip.values():
+        if batch and len(batch) + len(places) > size:
+            yield batch
+            batch = []
+        batch += places
+        while len(batch) > size:
+            yield batch[:size]
+            batch = batch[size:]
+    if batch:
+        yield batch
 
-    def read(source: Source) -> ClipFeatures:
-        return change(source, features[source])
 
-    return Features({source: Stored(partial(partial, read, source)) for source in features})
+def _fields(examples: Sequence[Example], by: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The keys that group figures. UsageError for one that no question has."""
+    known = dict.fromkeys(key for example in examples for key in example.facts)
+    if by is None:
+        return ("channel",) if "channel" in known else ()
+    fields = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by))
+    for name in fields:
+        if name not in known:
+            raise UsageError(f"by={name!r}: no question has this key; {nearest(name, known)}")
+    return fields
 
 
-def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
-    for first in range(0, len(examples), size):
-        yield examples[first : first + size]
+def _unread(sources: Sequence[Source], encoders: Sequence[Encoder]) -> list[str]:
+    """Remarks on signals that no applied patch reads. DataError for one that is misspelt: no clip has the signal whose
+    name is nearest."""
+    read = {encoder.spec.sense for encoder in encoders}
+    named = Counter(name for source in sources for name, _ in source.signals)
+    notes = []
+    for name, count in named.items():
+        if name in read or not read:
+            continue
+        cause = f"{counted(count, 'clip')} of {len(sources):,} have a signal {name!r}, which no applied patch reads"
+        if get_close_matches(name, read - named.keys()):
+            raise DataError(f"{cause}; {nearest(name, read - named.keys())}")
+        notes.append(cause)
+    return notes
 
 
-def _score(samples: Sequence[Sample]) -> Score:
-    optima = [sample.example.facts.get("optimum") for sample in samples]
-    known = [value for value in optima if isinstance(value, int | float)]
-    optimum = sum(known) / len(known) if known and len(known) == len(samples) else None
-    return Score(sum(sample.right for sample in samples), len(samples), optimum)
+def _settings(
+    model: PatchedModel, data: Data, examples: Sequence[Example], patches: Sequence[str] | None, sides: Sequence[Side]
+) -> dict[str, Any]:
+    """What identifies an evaluation, as JSON values. Questions count by their content, not by their file."""
+    import pave  # its version; the package imports this file
+
+    asked = [[str(e.source), list(e.source.signals), e.question, e.answer, e.history] for e in examples]
+    named = model.applied.wanted(patches, 1)[0]
+    host, reports = model.host, model.patches
+    return {
+        "versions": {"pave": pave.__version__, "python": python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "av", "numpy")},
+        "base": {
+            "name": host.repo or host.model_type,
+            "revision": host.revision,
+            "model_type": host.model_type,
+            "fingerprint": host.fingerprint(),
+            "dtype": str(host.dtype).removeprefix("torch."),
+            "frames": host.frames,
+            "size": list(host.size),
+            "prompt": host.template,
+        },
+        "patches": [
+            {"name": name, "sha256": reports[name].sha256, "weight": reports[name].weight, "gate": reports[name].gate}
+            for name in named
+        ],
+        "data": {
+            "file": names_of(Path(data) if isinstance(data, str) else data)
+            if isinstance(data, str | Path | DataSet)
+            else "",
+            "sha256": sha256(json.dumps(asked, default=str).encode()).hexdigest(),
+        },
+        "sides": list(sides),
+    }

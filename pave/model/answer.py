@@ -79,9 +79,9 @@ def answers(calls: Calls, prepared: Prepared) -> list[Answer]:
     ]
 
 
-def texts(calls: Calls, inputs: Inputs, max_new_tokens: int) -> list[str]:
-    """The text generated for each row, decoded greedily; spaces at its ends are kept."""
-    ids = calls.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+def texts(calls: Calls, inputs: Inputs, max_new_tokens: int, past: Any = None) -> list[str]:
+    """The text generated for each row, decoded greedily; spaces at its ends are kept. `past`: as in `generate`."""
+    ids = calls.generate(inputs, past, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
     return calls.host.tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
 
 

@@ -138,8 +138,9 @@ class Calls:
 
     @neutral()
     @torch.no_grad()
-    def generate(self, inputs: Inputs, **options: Any) -> Any:
-        """The base's own generate() with Hugging Face's options; returns its output, prompt included."""
+    def generate(self, inputs: Inputs, past: Any = None, **options: Any) -> Any:
+        """The base's own generate() with Hugging Face's options; returns its output, prompt included. `past`: keys and
+        values of the beginning of each row, with all of its visual part."""
         options = self._checked(inputs, options)
         positions = self._positions(inputs)
         _warn_of_length(self.host, int(positions.max()) + 1)
@@ -149,7 +150,7 @@ class Calls:
                 input_ids=inputs.input_ids.to(self.host.device),
                 attention_mask=inputs.attention_mask.to(self.host.device),
                 position_ids=positions,
-                mm_encoder_outputs=self._visual_rows(inputs),
+                **({"mm_encoder_outputs": self._visual_rows(inputs)} if past is None else {"past_key_values": past}),
                 **self._on_device(self.host.beyond(inputs.input_ids)),
                 **options,
             )

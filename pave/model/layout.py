@@ -37,6 +37,12 @@ class Layout:
     visual: tuple[list[int], ...]  # ids of the visual part: placeholders, and the base's tokens around key frames
     base: Host
 
+    @property
+    def spare(self) -> list[int]:
+        """Placeholders that each row lacks to have as many as the row with most."""
+        counts = [row.count(self.base.placeholder) for row in self.visual]
+        return [max(counts) - count for count in counts]
+
     def inputs(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Inputs:
         """Token rows around the visual ids, as inputs of forward() and generate()."""
         visual = stack(self.clips)
@@ -135,12 +141,15 @@ def tokenise(
     """
     histories = histories or [()] * len(questions)
     refuse_questions(host, [*questions, *(text for history in histories for turn in history for text in turn)])
-    counts = [row.count(host.placeholder) for row in layout.visual]
-    spare = [max(counts) - count for count in counts]
     rows = []
     for question, template, visual, history in zip(questions, layout.templates, layout.visual, histories, strict=True):
         before, after = host.prompt(question, template, history)
         rows.append([*before, *visual, *after])
+    return padded(host, rows, layout.spare)
+
+
+def padded(host: Host, rows: Sequence[Sequence[int]], spare: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Ids and mask (b l) of rows, padded on the left; so many placeholders end the padding of each."""
     length = max(len(row) + more for row, more in zip(rows, spare, strict=True))
     ids = torch.full((len(rows), length), host.pad)
     mask = torch.zeros(len(rows), length, dtype=torch.int64)

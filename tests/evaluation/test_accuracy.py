@@ -11,7 +11,8 @@ from small import awaken, make_clip, make_config, write_line
 import pave
 from pave.data import Example, Source
 from pave.errors import DataError, UsageError
-from pave.evaluation.accuracy import Evaluation, Sample, Side, _change, evaluate
+from pave.evaluation.accuracy import Evaluation, Sample, Side, evaluate
+from pave.evaluation.sides import changed
 from pave.features.cache import FeatureCache
 from pave.features.shards import Shards
 from pave.hub import catalogue
@@ -63,7 +64,7 @@ def test_shuffled_is_neither_own_nor_off(model, questions, seen) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_shuffling_gives_no_clip_its_own_sound_and_loses_none(seen: dict[Source, ClipFeatures], seed: int) -> None:
-    shuffled = _change(seen, "shuffled", seed)
+    shuffled = changed(seen, "shuffled", seed, {})
     owner = {id(clip.sides): path for path, clip in seen.items()}
     donors = {path: owner[id(clip.sides)] for path, clip in shuffled.items()}
     assert list(donors) == list(seen) and set(donors.values()) == set(seen)
@@ -72,7 +73,7 @@ def test_shuffling_gives_no_clip_its_own_sound_and_loses_none(seen: dict[Source,
 
 
 def test_shuffling_depends_on_the_seed_alone(seen: dict[Source, ClipFeatures]) -> None:
-    orders = [tuple(id(c.sides) for c in _change(seen, "shuffled", seed).values()) for seed in (1, 1, 2, 3, 4)]
+    orders = [tuple(id(c.sides) for c in changed(seen, "shuffled", seed, {}).values()) for seed in (1, 1, 2, 3, 4)]
     assert orders[0] == orders[1] and len(set(orders)) > 1
 
 
@@ -190,5 +191,5 @@ def test_a_shipped_patch_uses_its_sense_and_questions_about_the_video_lose_littl
 
 
 def test_an_unknown_side_is_refused(model, questions, seen) -> None:
-    with pytest.raises(UsageError, match="own, shuffled, off"):
+    with pytest.raises(UsageError, match="did you mean 'shuffled'"):
         evaluate(model, questions, features=seen, side="shufled")  # type: ignore[arg-type]
