@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Literal, get_args
 
 from pave.data import Example, Source
 from pave.errors import DataError, UsageError
 from pave.features.cache import FeatureCache
-from pave.features.stored import Features, Stored
+from pave.features.stored import Features, Stored, shuffled
 from pave.media.decoding import Timeout
 from pave.media.warned import told
 from pave.model.answer import most_of, texts
@@ -142,12 +141,10 @@ def _change(features: Mapping[Source, ClipFeatures], side: Side, seed: int) -> M
         return features
     if side == "off":
         return _each(features, lambda source, clip: replace(clip, sides=dict.fromkeys(clip.sides)))
-    sources = list(features)
-    if len(sources) < 2:
+    if len(features) < 2:
         raise DataError("side='shuffled' needs two clips or more, got one; add clips")
-    Random(seed).shuffle(sources)
-    donors = dict(zip(sources, [*sources[1:], sources[0]], strict=True))  # one cycle: no clip keeps its own
-    return _each(features, lambda source, clip: replace(clip, sides=features[donors[source]].sides))
+    stored = features.stored if isinstance(features, Features) else {s: Stored.of(clip) for s, clip in features.items()}
+    return Features(dict(zip(stored, shuffled(list(stored.values()), seed), strict=True)))
 
 
 def _each(
