@@ -8,8 +8,8 @@ In: a recipe (a file, its folder, or a catalogue name) and overrides. Out: the f
 
 from __future__ import annotations
 
+import math
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,10 +20,11 @@ from pave.errors import RecipeError
 from pave.files.locks import scratch
 from pave.hub import catalogue
 from pave.recipe import Recipe
+from pave.text.progress import Shown
 from pave.text.shown import counted
 
 if TYPE_CHECKING:
-    from pave.training.run import Progress, Result
+    from pave.training.run import Result
 
 app = typer.Typer(**PLAIN)
 SMOKE = ("train.steps=2", "train.batch=4", "train.eval_every=1", "train.checkpoint_every=1")
@@ -65,8 +66,16 @@ def summary(result: Result) -> list[str]:
     lines: list[str] = []
     held_out: Any = result.metrics.get("held_out", {})
     if held_out:
-        lines.append(f"{'held-out questions':20} {'base':>6} {'patched':>8}")
-        lines += [f"{key:20} {each['base']:6.3f} {each['patched']:8.3f}" for key, each in held_out.items()]
+        columns = list(held_out["all"])
+        lines.append(" ".join([f"{'held-out questions':20}", *(f"{name:>8}" for name in columns)]))
+        for key, each in held_out.items():
+            lines.append(" ".join([f"{key:20}", *(f"{each[name]:8.3f}" for name in columns)]))
+        last: Any = result.metrics["history"]
+        if (gain := last[-1].get("shuffled loss", math.inf) - last[-1]["held-out loss"]) <= 0:
+            lines.append(
+                f"with the signals of other clips (shuffled) the loss is no higher, but {-gain:.3f} lower: the patch does "
+                "not use its sense; train longer, or check that the answers depend on it"
+            )
     kept: Any = result.metrics["retention"]
     lines.append(f"the base keeps {kept['tokens']:.1%} of what it says where no sense is needed (KL {kept['kl']:.3f})")
     gate: Any = result.metrics.get("gate", {})
@@ -86,84 +95,40 @@ def summary(result: Result) -> list[str]:
 
 
 def _train(recipe: Recipe, resume: bool) -> Result:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    remark(f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {counted(recipe.train.batch, 'clip')}")
+    from pave.training.run import train  # which takes seconds
 
-    from pave.training.checkpoint import owned
-    from pave.training.dataset import read_dataset
-    from pave.training.run import Run
-    from pave.training.setup import Setup
-
-    columns = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    ]
-    with (
-        owned(recipe.output, resume),
-        Bar(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar,
-    ):
-        remark(
-            f"{recipe.name}: base {recipe.base}, {recipe.train.steps} steps of {counted(recipe.train.batch, 'clip')}"
-        )
-        remark("encoding clips (features of earlier runs are cached)")
-        clips = bar.add_task("clips", total=None, note="")
-        steps = bar.add_task("training", total=recipe.train.steps, note="", start=False)
-
-        def seeing(done: int, total: int) -> None:
-            bar.update(clips, completed=done, total=total)
-
-        def show(step: int, total: int, figures: dict[str, float]) -> None:
-            loss = f"loss {figures['loss']:.3f}"
-            bar.start_task(steps)
-            bar.update(steps, completed=step, note=loss)
-            looked = [f"{name} {figures[name]:.3f}" for name in ("held-out", "retention") if name in figures]
-            if looked:
-                remark("  ".join([f"step {step}/{total}", loss, *looked]))
-            elif not sys.stderr.isatty() and (step % 50 == 0 or step == total):
-                remark(f"step {step}/{total}  {loss}")
-
-        progress: Progress = show
-        run = None
-        try:
-            setup = Setup.of(recipe)
-            dataset = read_dataset(setup, on_clip=seeing, tell=remark)
-            remark(*dataset.remarks())
-            run = Run.of(setup, dataset)
-            return run.complete(resume, progress)
-        except KeyboardInterrupt:
-            remark("", f"stopped; {run.left() if run else 'no checkpoint has been written yet'}")
-            raise SystemExit(130) from None
+    try:
+        return train(recipe, resume=resume)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def _smoke(recipe: str, overrides: list[str]) -> None:
     """A short run of everything: features, two steps, checkpoint, patch file; logits must be equal after loading it."""
-    import torch
-
-    from pave.patch.file import Patch
-    from pave.training.dataset import batch, read_dataset
-    from pave.training.loss import scores
-    from pave.training.run import Run
-    from pave.training.setup import Setup
-
     with scratch() as folder:
         small = ["data.playroom.clips=8"] if catalogue.recipe(recipe, overrides).data.playroom else []
         resolved = catalogue.recipe(recipe, [*overrides, *SMOKE, *small, f"train.output={folder}"])
-        setup = Setup.of(resolved)
-        dataset = read_dataset(setup, clips=8)
-        run = Run.of(setup, dataset)
-        run.fit(lambda step, steps, figures: say(f"step {step}: loss {figures['loss']:.3f}"))
-        result = run.finish()
-        size = result.patch.stat().st_size
-        model, few, names = setup.model, dataset.train[:2], setup.names
-        with torch.no_grad():
-            before, _ = scores(model, *batch(model, few, names))
-            model.remove_patch(resolved.name)
-            model.apply_patch(Patch.load(result.patch))
-            after, _ = scores(model, *batch(model, few, names))
+        remark(f"{resolved.name}: base {resolved.base}, two steps on a few clips; nothing is kept")
+        import torch  # which takes seconds
+
+        from pave.patch.file import Patch
+        from pave.training.dataset import batch
+        from pave.training.loss import scores
+        from pave.training.run import Run
+
+        with Shown() as shown:
+            run = Run.begin(resolved, shown, clips=8)
+            with shown.stage("steps", resolved.train.steps):
+                run.fit(lambda step, steps, figures: say(f"step {step}: loss {figures['loss']:.3f}"))
+            result = run.finish()
+            size = result.patch.stat().st_size
+            model, few, names = run.setup.model, run.dataset.train[:2], run.setup.names
+            with shown.stage("loading the patch"), torch.no_grad():
+                before, _ = scores(model, *batch(model, few, names))
+                model.remove_patch(resolved.name)
+                model.apply_patch(Patch.load(result.patch))
+                after, _ = scores(model, *batch(model, few, names))
     same = torch.equal(before, after)
     say(f"patch of {size:,} bytes, saved and loaded: logits {'equal' if same else 'DIFFER'}")
     if not same:

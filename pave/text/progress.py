@@ -18,7 +18,7 @@ from typing import Any
 from pave.text.shown import shown
 
 EVERY = 10.0  # seconds between two lines where nothing can be drawn
-BAR = 16  # columns of a bar on a terminal, of which some have 80
+BAR = 10  # columns of a bar on a terminal, of which some have 80
 REDRAWN = 0.2  # seconds between two drawings in a notebook
 
 
@@ -56,7 +56,7 @@ class Stage:
         facts = [f"{self.done:,}/{self.total:,}"]
         if fresh > 0 and seconds > 0:
             speed, left = fresh / seconds, (self.total - self.done) * seconds / fresh
-            facts += [f"{speed:.3g}/s" if speed >= 1 else f"{1 / speed:.3g} s each"]
+            facts += [f"{_short(speed)}/s" if speed >= 1 else f"{_short(1 / speed)} s each"]
             facts += [f"{_clock(left)} left" if self.done < self.total else f"in {_clock(seconds)}"]
         return [*facts, *filter(None, [self.note])]
 
@@ -102,6 +102,10 @@ class Shown:
 def silent() -> Shown:
     """Nothing is seen."""
     return Shown(bars=False, lines=False)
+
+
+def _short(number: float) -> str:
+    return f"{number:.1f}" if number < 10 else f"{number:,.0f}"
 
 
 def _clock(seconds: float) -> str:

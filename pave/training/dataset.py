@@ -22,6 +22,7 @@ from pave.encoder import Encoder
 from pave.errors import DataError, nearest
 from pave.features.cache import FeatureCache, OnClip
 from pave.features.stored import Stored
+from pave.features.stored import shuffled as exchanged
 from pave.media.warned import told
 from pave.model.applied import Names
 from pave.model.inputs import ClipFeatures, Inputs
@@ -145,6 +146,15 @@ def read_dataset(
             f"is nothing to learn from; {'; '.join(unused) or 'use clips that have it'}"
         )
     return dataset
+
+
+def shuffled(clips: Sequence[TrainingClip], acts: Callable[[TrainingClip], bool], seed: int) -> list[TrainingClip]:
+    """The same clips and questions, with the signals of other clips where `acts`; none if fewer than two do."""
+    acting = list({id(clip.stored): clip.stored for clip in clips if acts(clip)}.values())
+    if len(acting) < 2:
+        return []
+    others = dict(zip(map(id, acting), exchanged(acting, seed), strict=True))
+    return [replace(clip, stored=others.get(id(clip.stored), clip.stored)) for clip in clips]
 
 
 def unread(examples: Iterable[Example], read: Collection[str]) -> list[str]:

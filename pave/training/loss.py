@@ -65,7 +65,9 @@ class Score:
     """How well questions are answered under teacher forcing (`pave.evaluate` generates freely)."""
 
     loss: float  # as in training
-    right: Mapping[str, float]  # share whose answer tokens are all the most likely ones, by the data's `channel`, and all
+    right: Mapping[
+        str, float
+    ]  # share whose answer tokens are all the most likely ones, by the data's `channel`, and all
 
 
 @torch.no_grad()

@@ -14,29 +14,36 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pave.ambient import neutral
-from pave.errors import DataError, TrainingError
+from pave.errors import DataError, FileError, TrainingError
 from pave.features.stored import Ahead
 from pave.files.atomic import write_text
 from pave.hub import catalogue
 from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
+from pave.text.progress import Shown, silent
+from pave.training import curves
 from pave.training.checkpoint import Identity, owned, read_checkpoint, write_checkpoint
-from pave.training.dataset import Dataset, TrainingClip, packed, read_dataset
+from pave.training.dataset import Dataset, TrainingClip, packed, read_dataset, shuffled
 from pave.training.gate import balanced, fitted
 from pave.training.general import built_in
 from pave.training.keep import Keep
-from pave.training.loss import answers, cross_entropy, divergence, scores, token_accuracy, total
+from pave.training.log import Log
+from pave.training.look import Look
+from pave.training.loss import Score, answers, cross_entropy, divergence, score, scores, total
 from pave.training.retention import Probe
+from pave.training.seen import Steps
 from pave.training.setup import Setup
 from pave.training.trainee import Trainee, training
 
@@ -53,16 +60,27 @@ class Result:
 
 @neutral()
 @torch.enable_grad()
-def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progress | None = None) -> Result:
-    """Train a recipe (a Recipe, its file or folder, or a name of the catalogue) and write the patch;
-    `progress(step, steps, figures)` is called after every step. Random numbers of the caller go on as if it had not
-    been called.
+def train(
+    recipe: Recipe | str | Path, *, resume: bool = False, progress: Progress | Literal[False] | None = None
+) -> Result:
+    """Train a recipe (a Recipe, its file or folder, or a name of the catalogue) and write the patch. Random numbers of
+    the caller go on as if it had not been called.
 
     resume: go on from the checkpoint in `train.output`, if there is one; without it, TrainingError for a folder that
-    holds a run already. TrainingError also while another process trains there."""
+    holds a run already. TrainingError also while another process trains there.
+    progress: None shows bars on a terminal or in a notebook, and elsewhere a line every few seconds, on stderr; a
+    function is called with (step, steps, figures) after every step instead; False shows nothing, also no warnings."""
     recipe = recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe)
-    with owned(recipe.output, resume), torch.random.fork_rng(range(torch.cuda.device_count())):
-        return Run.begin(recipe).complete(resume, progress or (lambda step, steps, figures: None))
+    shown = Shown(bars=progress is None, lines=progress is not False)
+    with owned(recipe.output, resume), torch.random.fork_rng(range(torch.cuda.device_count())), shown:
+        run = None
+        try:
+            run = Run.begin(recipe, shown)
+            return run.complete(resume, progress or None)
+        except KeyboardInterrupt:
+            encoded = f"the clips that were encoded are kept in {recipe.output}"
+            shown.tell("", f"stopped; {run.left() if run else encoded}")
+            raise
 
 
 @dataclass
@@ -77,41 +95,57 @@ class Run:
     seconds: float = 0.0  # spent in steps
     ahead: Ahead = field(default_factory=Ahead)
     orders: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # of the last epochs
+    shown: Shown = field(default_factory=silent)  # what a person sees of it
 
     @classmethod
-    def begin(cls, recipe: Recipe) -> Run:
-        """A run at its start, with all its clips encoded."""
-        setup = Setup.of(recipe)
-        return cls.of(setup, read_dataset(setup))
+    def begin(cls, recipe: Recipe, shown: Shown | None = None, clips: int | None = None) -> Run:
+        """A run at its start, with all its clips encoded; or the first `clips` of a file."""
+        shown = shown or silent()
+        with shown.stage(f"loading {recipe.base}"):
+            setup = Setup.of(recipe)
+        with shown.stage("clips") as stage:
+
+            def on_clip(done: int, total: int) -> None:
+                refused = len(setup.store.refused)
+                stage.to(done, total, f"{refused:,} unreadable" if refused else "")
+
+            dataset = read_dataset(setup, clips, on_clip, shown.tell)
+        shown.tell(*dataset.remarks())
+        return cls.of(setup, dataset, shown)
 
     @classmethod
-    def of(cls, setup: Setup, dataset: Dataset) -> Run:
+    def of(cls, setup: Setup, dataset: Dataset, shown: Shown | None = None) -> Run:
         """A run at its start."""
-        return cls(setup, dataset, Trainee.of(setup, dataset))
+        return cls(setup, dataset, Trainee.of(setup, dataset), shown=shown or silent())
 
-    def complete(self, resume: bool, progress: Progress) -> Result:
-        """Run all steps, from the last checkpoint if `resume`, and write the patch."""
+    def complete(self, resume: bool, progress: Progress | None = None) -> Result:
+        """Run all steps, from the last checkpoint if `resume`, and write the patch. `progress`: None shows them."""
         if resume:
             self.resume()
-        self.fit(progress)
+        if progress:
+            self.fit(progress)
+        else:
+            with self.shown.stage("steps", self.setup.recipe.train.steps, self.kept) as stage:
+                self.fit(Steps(self.shown, stage))
         return self.finish()
 
     def fit(self, progress: Progress) -> None:
         """Run the steps and write checkpoints; after an error, the last good checkpoint is intact."""
-        options, model = self.setup.recipe.train, self.setup.model
+        options = self.setup.recipe.train
         for step in range(self.kept, options.steps):
             begin = time.perf_counter()
             torch.manual_seed(_mix(options.seed, step))  # dropout depends on the step alone, so resuming repeats it
             rate = self.trainee.set_rates(_schedule(step, options.steps, options.warmup))
+            waited = self.ahead.waited
             self.losses.append(self.step(step))
-            self.seconds += time.perf_counter() - begin
+            seconds = time.perf_counter() - begin
+            self.seconds += seconds
             figures = {"loss": self.losses[-1], "rate": rate}
             figures |= {name: value.item() for name, value in self.trainee.attached.aux_losses.items()}
+            figures |= {"seconds": seconds, "waited": self.ahead.waited - waited}
             if (step + 1) % options.eval_every == 0 and step + 1 < options.steps:
-                if self.dataset.val:
-                    accuracy = token_accuracy(model, self.dataset.val, self.setup.names, options.batch)
-                    figures["held-out"] = accuracy["all"]
-                figures["retention"] = self.probe.measure(model, self.setup.names).tokens
+                figures |= self.look().figures
+            self.log.add(step + 1, figures)
             if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps:
                 self.save(step + 1)
             progress(step + 1, options.steps, figures)
@@ -157,6 +191,31 @@ class Run:
         teacher = self.keep.teacher(features, more)
         kept, _ = total(divergence(logits[~learned], teacher), each[~learned])
         return losses / count, kept / count
+
+    def look(self, whole: bool = False) -> Look:
+        """Measure held-out questions, with the signals of their clips and with those of others, and what the base
+        keeps; `whole` as in `Probe.measure`."""
+        own, other = (self._score(clips, self.setup.names) for clips in (self.dataset.val, self.control))
+        with self.shown.stage("retention"):
+            return Look(own, other, self.probe.measure(self.setup.model, self.setup.names, whole=whole))
+
+    def _score(self, clips: Sequence[TrainingClip], names: Sequence[str]) -> Score | None:
+        """The score of some held-out clips, if there are any."""
+        if not clips:
+            return None
+        options = self.setup.recipe.train
+        with self.shown.stage("held-out") as stage:
+            return score(self.setup.model, clips, names, options.batch, options.mean_over, stage.to)
+
+    @cached_property
+    def control(self) -> list[TrainingClip]:
+        """The held-out clips with the signals of others: a patch that uses them does worse."""
+        return shuffled(self.dataset.val, self.acts, self.setup.recipe.train.seed)
+
+    @cached_property
+    def log(self) -> Log:
+        """The record of the run."""
+        return Log(self.setup.recipe, self.kept)
 
     @cached_property
     def keep(self) -> Keep | None:
@@ -218,7 +277,7 @@ class Run:
 
     def finish(self) -> Result:
         """Export the patch and write the metrics."""
-        model, names, options = self.setup.model, self.setup.names, self.setup.recipe.train
+        names, options, folder = self.setup.names, self.setup.recipe.train, self.setup.recipe.output
         gate = self.close()
         seconds = {**self.dataset.seconds, "steps": self.seconds}
         metrics: dict[str, object] = {
@@ -229,16 +288,31 @@ class Run:
             "unreadable": {str(source): why for source, why in self.dataset.refused.items()},
             "warnings": {path: list(texts) for path, texts in self.dataset.warnings.items()},
         }
-        if held_out := self.dataset.val:
-            base, patched = (token_accuracy(model, held_out, each, options.batch) for each in (names[:-1], names))
-            metrics["held_out"] = {key: {"base": base[key], "patched": patched[key]} for key in patched}
+        with self.shown.stage("last look"):
+            base, look = self._score(self.dataset.val, names[:-1]), self.look(whole=True)
+        measured: dict[str, object] = {}
+        if base and look.own:
+            right = look.own.right
+            measured["held_out"] = {key: {"base": base.right[key], "patched": right[key]} for key in right}
+            metrics |= {"held_out": look.compared(base)}
         metrics |= {"gate": gate} if gate else {}
-        metrics["retention"] = self.probe.measure(model, names, whole=True).facts()
-        folder = self.setup.recipe.output
-        measured = {key: metrics[key] for key in ("held_out", "retention") if key in metrics}
+        metrics["retention"] = measured["retention"] = look.kept.facts()
         path = replace(self.trainee.attached.export(), certificate=measured).save(folder / WEIGHTS)
+        self.log.add(options.steps, look.figures)
+        self.log.close()
+        metrics["history"] = self.log.looks
         write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        self._draw(base)
         return Result(path, metrics)
+
+    def _draw(self, base: Score | None) -> None:
+        """Draw the curves. The run is done: that a picture cannot be drawn does not matter to it."""
+        recipe = self.setup.recipe
+        try:
+            held_out = base and base.right["all"]
+            curves.draw(recipe.output / curves.NAME, recipe.name, self.losses, self.log.looks, held_out)
+        except FileError as error:
+            warnings.warn(str(error), stacklevel=2)
 
     def close(self) -> dict[str, float]:
         """Fit the gate of the patch, if it has one; the shares of the kept questions that it leaves to the base, and of

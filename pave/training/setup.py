@@ -27,6 +27,7 @@ from pave.readers.questions import refuse_no_data
 from pave.recipe import Recipe
 from pave.training.checkpoint import refuse_a_file
 from pave.training.general import built_in, read_questions
+from pave.training.log import refuse_missing
 
 # Recorded elsewhere in the patch, or without effect on its weights.
 UNRECORDED = {
@@ -38,6 +39,7 @@ UNRECORDED = {
     "gradient_checkpointing",
     "on_top_of",
     "start_from",
+    "trackers",
 }
 # A recipe and the patch in its train.start_from must be equal in these.
 SHAPE = ("senses", "resampler", "fusion", "lora", "newline", "prompt")
@@ -59,6 +61,7 @@ class Setup:
     def of(cls, recipe: Recipe) -> Setup:
         """Load what a recipe names."""
         refuse_a_file(recipe.output)
+        refuse_missing(recipe.train.trackers)
         for problem in filter(None, (missing(each.encoder) for each in recipe.senses.values())):
             raise EncoderError(problem)
         for data in (recipe.data.train, recipe.data.val):
