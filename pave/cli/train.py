@@ -43,6 +43,9 @@ def train(
         bool,
         typer.Option("--dry-run", help="Show the resolved recipe and one sample as the loss sees it; write nothing."),
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at broken records and unreadable clips: data.strict=true.")
+    ] = False,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Train two steps on a few clips, save, load, compare; write nothing.")
     ] = False,
@@ -51,11 +54,12 @@ def train(
     quiet()
     if [resume, dry_run, smoke].count(True) > 1:
         raise RecipeError("--resume, --dry-run and --smoke exclude each other; use one of them")
-    resolved = catalogue.recipe(recipe, overrides or [])
+    overrides = [*(overrides or []), *(["data.strict=true"] if strict else [])]
+    resolved = catalogue.recipe(recipe, overrides)
     if dry_run:
         _show(resolved)
     elif smoke:
-        _smoke(recipe, overrides or [])
+        _smoke(recipe, overrides)
     else:
         result = _train(resolved, resume)
         say(*summary(result))
@@ -73,8 +77,8 @@ def summary(result: Result) -> list[str]:
         last: Any = result.metrics["history"]
         if (gain := last[-1].get("shuffled loss", math.inf) - last[-1]["held-out loss"]) <= 0:
             lines.append(
-                f"with the signals of other clips (shuffled) the loss is no higher, but {-gain:.3f} lower: the patch does "
-                "not use its sense; train longer, or check that the answers depend on it"
+                f"with the signals of other clips (shuffled) the loss is no higher, but {-gain:.3f} lower: the patch "
+                "does not use its sense; train longer, or check that the answers depend on it"
             )
     kept: Any = result.metrics["retention"]
     lines.append(f"the base keeps {kept['tokens']:.1%} of what it says where no sense is needed (KL {kept['kl']:.3f})")
@@ -84,10 +88,12 @@ def summary(result: Result) -> list[str]:
             f"its gate leaves {1 - gate['held_out_opens']:.1%} of the held-out questions to the base, as not about the "
             "clip; add questions like them to the training data, or train with train.gate=false"
         )
-    unreadable: Any = result.metrics["unreadable"]
-    if unreadable:
+    flaws: list[Any] = [result.metrics["broken"], result.metrics["unreadable"]]
+    if any(flaws):
+        names = zip(flaws, ("broken record", "unreadable clip"), strict=True)
+        counts = " and ".join(counted(len(each), name) for each, name in names if each)
         listed = result.patch.parent / "features" / "quarantine.jsonl"
-        lines.append(f"{len(unreadable)} unreadable clips were left out; see {listed} for the reasons")
+        lines.append(f"left out: {counts}; see {listed} for the reasons")
     seconds: Any = result.metrics["seconds"]
     lines.append(f"features {seconds['features']:.0f} s, steps {seconds['steps']:.0f} s")
     lines.append(f"{result.patch} ({result.patch.stat().st_size:,} bytes)")

@@ -67,6 +67,10 @@ class FeatureCache:
         self._planned: dict[Source, str | None] = {}  # keys
         self._folders: dict[str, str] = {}  # real paths of folders of files
         self.refused: dict[Source, str] = {}  # unreadable clips, and why
+        self.on_refused: Callable[[Source, str], object] = lambda source, why: None  # called when one is found
+        # Beside them in quarantine: where a clip is asked about; and records of the data that are broken.
+        self.places: Mapping[Source, Sequence[str]] = {}
+        self.broken: Mapping[str, str] = {}
         self.made: dict[str, tuple[Encoder, FeatureFolder]] = {}
         for features in map(FeatureFolder, made):
             encoder = _encoder_of(model, encoders, features)
@@ -120,9 +124,16 @@ class FeatureCache:
                     on_clip(done, len(found))
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            refused = [{"file": str(source), "why": why} for source, why in self.refused.items()]
-            write_list(self.folder / "quarantine.jsonl", refused)
+            write_list(self.folder / "quarantine.jsonl", self._quarantine())
         return Features({source: stored for source, stored in found.items() if stored is not None})
+
+    def _quarantine(self) -> Iterator[dict[str, object]]:
+        """What is left out, and why."""
+        for place, why in self.broken.items():
+            yield {"record": place, "why": why}
+        for source, why in self.refused.items():
+            places = {"records": self.places[source]} if source in self.places else {}
+            yield {"file": str(source), "why": why, **places}
 
     def _decoded(self, sources: Sequence[Source]) -> Iterator[Clip | MediaError]:
         workers = min(MAX_WORKERS, os.cpu_count() or 1)
@@ -145,6 +156,7 @@ class FeatureCache:
             features = replace(features, sides=sides, absent=absent, warnings=tuple(told), sensors=self._sensors)
         except (MediaError, SignalError) as error:
             self.refused[source] = str(error)
+            self.on_refused(source, str(error))
             return None
         self.refused.pop(source, None)
         if self.shards is None or key is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -28,11 +28,15 @@ from pave.model.applied import Names
 from pave.model.inputs import ClipFeatures, Inputs
 from pave.model.patched import PatchedModel
 from pave.playroom.writer import write_clips
-from pave.readers.questions import names_of, read_data
+from pave.readers.parts import Part, missing_of, places_of, read_parts
+from pave.readers.questions import names_of
 from pave.recipe import DataConfig, Sets
+from pave.text.shown import counted
 from pave.training.setup import Setup
 
 TURNS = 4_096  # tokens of questions and answers in one row
+TOLD = 20  # broken records and unreadable clips that are named while a run begins; quarantine has all
+FEW = 3  # places of one clip that are named
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Dataset:
     unread: list[str]  # warnings about signals of clips that no encoder reads
     seconds: dict[str, float]  # of each stage
     timed: frozenset[str] = frozenset()  # senses that are aligned by time
+    broken: Mapping[str, str] = field(default_factory=dict)  # records of the data that were left out, and why
 
     @property
     def clips(self) -> int:
@@ -129,16 +134,23 @@ def read_dataset(
     train_data, val_data = data_of(setup.recipe.data, setup.recipe.output)
     written = time.perf_counter()
     refuse = setup.model.host.refuse_text
-    examples = [read_data(data, refuse) for data in (train_data, val_data) if data]  # both, so that bad ones fail early
+    parts = [read_parts(data, refuse) for data in (train_data, val_data) if data]  # both, so that bad ones fail early
+    examples = [[example for part in each for example in part.examples] for each in parts]
     asked = [_by_clip(each, clips) for each in examples]
+    _watch_for_flaws(setup, list(chain(*parts)), tell)
     for line in setup.store.plan(list(dict.fromkeys(chain(*asked)))):
         tell(line)
-    train = _training_clips(setup, names_of(train_data), asked[0], on_clip)
-    val = _training_clips(setup, names_of(val_data), asked[1], on_clip) if val_data else []
+    before, total = len(asked[0]), sum(map(len, asked))
+    train = _training_clips(setup, names_of(train_data), asked[0], on_clip and (lambda done, _: on_clip(done, total)))
+    val: list[TrainingClip] = []
+    if val_data:
+        seen = on_clip and (lambda done, _: on_clip(before + done, total))
+        val = _training_clips(setup, names_of(val_data), asked[1], seen)
     seconds = {"clips": written - begin, "features": time.perf_counter() - written}
     unused = unread(chain(*examples), setup.streams)
     timed = frozenset(sense for sense, config in setup.recipe.senses.items() if config.align == "time")
-    dataset = Dataset(train, val, dict(setup.senses), setup.store.refused, unused, seconds, timed)
+    refused, broken = setup.store.refused, setup.store.broken
+    dataset = Dataset(train, val, dict(setup.senses), refused, unused, seconds, timed, broken)
     if not setup.recipe.train.keep_lora_when_absent and not dataset.sensing():
         why = "; ".join(sorted({why for clip in train for why in clip.stored.absent.values()})[:3])
         raise DataError(
@@ -146,6 +158,37 @@ def read_dataset(
             f"is nothing to learn from; {'; '.join(unused) or 'use clips that have it'}"
         )
     return dataset
+
+
+def _watch_for_flaws(setup: Setup, parts: Sequence[Part], tell: Callable[[str], object]) -> None:
+    """Tell of broken records, and of unreadable clips as soon as they are found; or DataError, with data.strict."""
+    store, strict = setup.store, setup.recipe.data.strict
+    places = places_of(parts)
+    broken = {part.named(place): flaw for part in parts for place, flaw in part.broken}
+    missing = {place: f"{file}: no such file" for place, file in missing_of(parts)} if strict else {}
+    if strict and (flaws := broken | missing):
+        listed = "; ".join(f"{place}: {flaw}" for place, flaw in flaws.items())
+        remedy = "fix them, or leave out data.strict, which stops at any"
+        raise DataError(f"{counted(len(flaws), 'record')} cannot be used: {listed}; {remedy}")
+    for number, (place, flaw) in enumerate(broken.items()):
+        if number < TOLD:
+            tell(f"left out: {place}: {flaw}")
+    if len(broken) > TOLD:
+        tell(f"and {counted(len(broken) - TOLD, 'more broken record')}")
+
+    def refused(source: Source, why: str) -> None:
+        """An unreadable clip has been found."""
+        place = "; ".join(places[source][:FEW])
+        if strict:
+            raise DataError(
+                f"{place}: {why}; or leave out data.strict, which stops at any; --dry-run finds all of them"
+            )
+        if len(store.refused) <= TOLD:
+            tell(f"unreadable: {place}: {why}")
+        if len(store.refused) == TOLD + 1:
+            tell(f"unreadable: more than {TOLD} clips; features/quarantine.jsonl will have all of them")
+
+    store.places, store.broken, store.on_refused = places, broken, refused
 
 
 def shuffled(clips: Sequence[TrainingClip], acts: Callable[[TrainingClip], bool], seed: int) -> list[TrainingClip]:

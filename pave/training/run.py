@@ -286,6 +286,7 @@ class Run:
             "seconds": {key: round(value, 1) for key, value in seconds.items()},
             "absent": {sense: len(why) for sense, why in self.dataset.absent().items()},
             "unreadable": {str(source): why for source, why in self.dataset.refused.items()},
+            "broken": dict(self.dataset.broken),
             "warnings": {path: list(texts) for path, texts in self.dataset.warnings.items()},
         }
         with self.shown.stage("last look"):
