@@ -9,8 +9,6 @@ In: a recipe (a file, its folder, or a catalogue name) and overrides. Out: the f
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,7 +22,9 @@ from pave.text.progress import Shown
 from pave.text.shown import counted
 
 if TYPE_CHECKING:
+    from pave.data import Example
     from pave.training.run import Result
+    from pave.training.setup import Setup
 
 app = typer.Typer(**PLAIN)
 SMOKE = ("train.steps=2", "train.batch=4", "train.eval_every=1", "train.checkpoint_every=1")
@@ -41,8 +41,9 @@ def train(
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show the resolved recipe and one sample as the loss sees it; write nothing."),
+        typer.Option("--dry-run", help="Look at all data and try a step; exit code 1 if it cannot be trained."),
     ] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="With --dry-run: read all clips to their end.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at broken records and unreadable clips: data.strict=true.")
     ] = False,
@@ -54,10 +55,12 @@ def train(
     quiet()
     if [resume, dry_run, smoke].count(True) > 1:
         raise RecipeError("--resume, --dry-run and --smoke exclude each other; use one of them")
+    if decode and not dry_run:
+        raise RecipeError("--decode is for --dry-run, since a training reads all clips to their end; leave it out")
     overrides = [*(overrides or []), *(["data.strict=true"] if strict else [])]
     resolved = catalogue.recipe(recipe, overrides)
     if dry_run:
-        _show(resolved)
+        raise typer.Exit(0 if _dry_run(resolved, decode) else 1)
     elif smoke:
         _smoke(recipe, overrides)
     else:
@@ -141,38 +144,40 @@ def _smoke(recipe: str, overrides: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _show(recipe: Recipe) -> None:
-    """Print the resolved recipe and a summary of the data files; nothing is written."""
+def _dry_run(recipe: Recipe, decode: bool) -> bool:
+    """Print the resolved recipe and what is found of its data; whether it can be trained. Nothing is written."""
+    remark(f"{recipe.name}: base {recipe.base}; nothing is written")
     import yaml
 
-    from pave.readers.questions import names_of, read_data
-    from pave.training.dataset import unread
+    from pave.training.scan import scan  # which takes seconds
     from pave.training.setup import Setup
 
-    say(*lines_of(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).strip()))
-    setup = Setup.of(recipe)
+    say(*lines_of(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).strip()), "")
+    with Shown() as shown:
+        with shown.stage(f"loading {recipe.base}"):
+            setup = Setup.of(recipe)
+        if recipe.data.train is None:
+            say("ready: the clips of this recipe are generated when training starts")
+            return True
+        found = scan(setup, decode, shown)
+    say(*found.lines(), "")
+    say(*_sample(setup, found.parts[0][0].examples[0]))
+    say("", found.verdict)
+    return not found.obstacle
+
+
+def _sample(setup: Setup, first: Example) -> list[str]:
+    """One question as the loss sees it, as lines."""
     host = setup.model.host
-    if recipe.data.train is None:
-        say("", "the clips of this recipe are generated when training starts")
-        return
-    packed: set[Path] = set()
-    examples = read_data(recipe.data.train, packed=packed)
-    held_out = read_data(recipe.data.val, packed=packed) if recipe.data.val else []
-    sources = {example.source for example in examples}
-    files = {file for source in sources for file in source.files} - packed
-    missing = sorted(str(file) for file in files if not os.path.exists(file))
-    asked = f"{counted(len(examples), 'question')} about {counted(len(sources), 'clip')}"
-    say("", f"{names_of(recipe.data.train)}: {asked}, {counted(len(missing), 'file')} missing")
-    say(*(f"  missing: {file}" for file in missing[:5]))
-    say(*(f"  {line}" for line in unread([*examples, *held_out], setup.streams)))
-    say(*(f"  {line}" for line in setup.store.plan(list(dict.fromkeys(e.source for e in [*examples, *held_out])))))
-    first = examples[0]
-    before, behind = host.prompt(first.question)
+    before, behind = host.prompt(first.question, "", first.history)
     learned = [*host.encode_text(first.answer), host.end]
-    rows = len(host.visual_ids(range(0, host.frames, host.pair), recipe.newline or host.newlines[0]))
-    say("", f"{first.place} as the loss sees it ({len(before) + rows + len(behind) + len(learned)} tokens):")
-    say(f"  not learned: {host.tokenizer.decode(before)!r} + {rows} visual tokens + {host.tokenizer.decode(behind)!r}")
-    say(f"  learned:     {host.tokenizer.decode(learned)!r}")
+    rows = len(host.visual_ids(range(0, host.frames, host.pair), setup.recipe.newline or host.newlines[0]))
+    text = host.tokenizer.decode
+    return [
+        f"{first.place} as the loss sees it ({len(before) + rows + len(behind) + len(learned)} tokens):",
+        f"  not learned: {text(before)!r} + {rows} visual tokens + {text(behind)!r}",
+        f"  learned:     {text(learned)!r}",
+    ]
 
 
 def main() -> None:

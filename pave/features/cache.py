@@ -65,6 +65,7 @@ class FeatureCache:
         self.keeps = folder is None or mode != "none"  # features of the vision tower, or else pictures
         self.shards = None if folder is None else Shards(folder)
         self._planned: dict[Source, str | None] = {}  # keys
+        self.missing = 0  # clips of which the folder had no features when that was planned
         self._folders: dict[str, str] = {}  # real paths of folders of files
         self.refused: dict[Source, str] = {}  # unreadable clips, and why
         self.on_refused: Callable[[Source, str], object] = lambda source, why: None  # called when one is found
@@ -99,7 +100,7 @@ class FeatureCache:
         self.shards.refresh()
         self._planned = {source: self.key(source) for source in sources}
         entries, keys = self.shards.entries, self._planned.values()
-        missing = sum(key not in entries for key in keys)
+        missing = self.missing = sum(key not in entries for key in keys)
         pictured = sum(f"{key}{PICTURES}" in entries and key not in entries for key in keys)
         # Most pictures are there already: a resumed run goes on as it began, even if there is more room by now.
         mode = "none" if self.mode == "auto" and 2 * pictured > len(sources) else self.mode
@@ -117,7 +118,7 @@ class FeatureCache:
         found = {source: self._stored(source, key) for source, key in keys.items()}
         fresh = [source for source, stored in found.items() if stored is None]
         with self.shards.filling() if self.shards else nullcontext():
-            clips = zip(fresh, self._decoded(fresh), strict=True)
+            clips = zip(fresh, self.decoded(fresh), strict=True)
             for done, (source, clip) in enumerate(clips, len(found) - len(fresh) + 1):
                 found[source] = self._encode(source, keys[source], clip)
                 if on_clip:
@@ -135,7 +136,8 @@ class FeatureCache:
             places = {"records": self.places[source]} if source in self.places else {}
             yield {"file": str(source), "why": why, **places}
 
-    def _decoded(self, sources: Sequence[Source]) -> Iterator[Clip | MediaError]:
+    def decoded(self, sources: Sequence[Source]) -> Iterator[Clip | MediaError]:
+        """Clips as they are read for their features, in order, by worker processes."""
         workers = min(MAX_WORKERS, os.cpu_count() or 1)
         files = [(source.video, source.options(self.hears)) for source in sources]
         options = self.model.perception.reading(self.encoders)
@@ -228,7 +230,7 @@ class FeatureCache:
         cause, own = f"{damage.file}: {damage.cause}", self.key(source)
         if own != key.removesuffix(PICTURES):
             raise DataError(f"{cause}; {source} has changed meanwhile, so it cannot be encoded again: start a new run")
-        (clip,) = self._decoded([source])
+        (clip,) = self.decoded([source])
         with self.shards.filling():
             stored = self._encode(source, own, clip)
         if stored is None:

@@ -52,12 +52,12 @@ class Stage:
         now, fresh = self.ended or time.monotonic(), self.done - self.first
         seconds = now - self.begun
         if self.total is None:
-            return [*([f"{self.done:,}"] if self.done else []), _clock(seconds), *filter(None, [self.note])]
+            return [*([f"{self.done:,}"] if self.done else []), clock(seconds), *filter(None, [self.note])]
         facts = [f"{self.done:,}/{self.total:,}"]
         if fresh > 0 and seconds > 0:
             speed, left = fresh / seconds, (self.total - self.done) * seconds / fresh
             facts += [f"{_short(speed)}/s" if speed >= 1 else f"{_short(1 / speed)} s each"]
-            facts += [f"{_clock(left)} left" if self.done < self.total else f"in {_clock(seconds)}"]
+            facts += [f"{clock(left)} left" if self.done < self.total else f"in {clock(seconds)}"]
         return [*facts, *filter(None, [self.note])]
 
 
@@ -108,7 +108,7 @@ def _short(number: float) -> str:
     return f"{number:.1f}" if number < 10 else f"{number:,.0f}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Seconds as 0:07, 12:30 or 3:05:00."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -57,6 +57,11 @@ class TrainingClip:
         """How often it comes in an epoch."""
         return self.examples[0].weight
 
+    @property
+    def length(self) -> int:
+        """Its visual tokens and those of all turns."""
+        return self.stored.visual + tokens_of(self.turns)
+
     def has(self, encoder: Encoder) -> bool:
         """Whether the clip has side tokens of an encoder."""
         return encoder.spec.preprocessing in self.stored.present
@@ -136,7 +141,7 @@ def read_dataset(
     refuse = setup.model.host.refuse_text
     parts = [read_parts(data, refuse) for data in (train_data, val_data) if data]  # both, so that bad ones fail early
     examples = [[example for part in each for example in part.examples] for each in parts]
-    asked = [_by_clip(each, clips) for each in examples]
+    asked = [by_clip(each, clips) for each in examples]
     _watch_for_flaws(setup, list(chain(*parts)), tell)
     for line in setup.store.plan(list(dict.fromkeys(chain(*asked)))):
         tell(line)
@@ -229,7 +234,7 @@ def data_of(data: DataConfig, folder: Path) -> tuple[Sets, Sets | None]:
     )
 
 
-def _by_clip(examples: Iterable[Example], limit: int | None) -> dict[Source, dict[float, list[Example]]]:
+def by_clip(examples: Iterable[Example], limit: int | None = None) -> dict[Source, dict[float, list[Example]]]:
     """The questions about each clip, of the first `limit` clips; a clip of two data sets may have two weights."""
     found: dict[Source, dict[float, list[Example]]] = {}
     for example in examples:
@@ -248,16 +253,16 @@ def _training_clips(
         raise DataError(f"{file}: none of its {len(asked)} clips can be read; the first: {why}")
     host = setup.model.host
     parts = ((stored, own) for source, stored in encoded.items() for own in asked[source].values())
-    return [part for stored, own in parts for part in _rows(host, stored, own)]
+    return [part for stored, own in parts for part in rows(host, stored, own)]
 
 
-def _rows(host: Host, stored: Stored, examples: Sequence[Example]) -> Iterator[TrainingClip]:
+def rows(host: Host, stored: Stored, examples: Sequence[Example]) -> Iterator[TrainingClip]:
     """A clip with all its questions; in parts if they are too many for one row, whose mask is quadratic."""
     clip = training_clip(host, stored, examples)
     begins = [place for place, turn in enumerate(clip.turns) if not turn.follows]  # a dialogue stays whole
     first, length = 0, 0
     for begin, end in zip(begins, [*begins[1:], len(clip.turns)], strict=True):
-        more = sum(len(turn.prompt) + len(turn.answer) for turn in clip.turns[begin:end])
+        more = tokens_of(clip.turns[begin:end])
         length += more
         if length > TURNS and begin > first:
             yield replace(clip, examples=clip.examples[first:begin], turns=clip.turns[first:begin])
@@ -268,8 +273,12 @@ def _rows(host: Host, stored: Stored, examples: Sequence[Example]) -> Iterator[T
 def training_clip(host: Host, stored: Stored, examples: Iterable[Example]) -> TrainingClip:
     """A clip with its questions, tokenised once for all steps."""
     examples = tuple(examples)
-    turns = tuple(_turn(host, *pair) for pair in zip((None, *examples), examples, strict=False))
-    return TrainingClip(stored, examples, turns)
+    return TrainingClip(stored, examples, turns_of(host, examples))
+
+
+def turns_of(host: Host, examples: Sequence[Example]) -> tuple[Turn, ...]:
+    """Questions about one clip and their answers as ids."""
+    return tuple(_turn(host, *pair) for pair in zip((None, *examples), examples, strict=False))
 
 
 def _turn(host: Host, before: Example | None, example: Example) -> Turn:
@@ -277,6 +286,11 @@ def _turn(host: Host, before: Example | None, example: Example) -> Turn:
     follows = before is not None and example.history == (*before.history, (before.question, before.answer))
     prompt = host.following(example.question) if follows else host.prompt(example.question, "", example.history)[1]
     return Turn(prompt, [*host.encode_text(example.answer), host.end], follows)
+
+
+def tokens_of(turns: Iterable[Turn]) -> int:
+    """The number of their tokens."""
+    return sum(len(turn.prompt) + len(turn.answer) for turn in turns)
 
 
 def batch(model: PatchedModel, clips: Sequence[TrainingClip], patches: Names) -> tuple[Inputs, Tensor]:

@@ -69,10 +69,9 @@ class Setup:
         model = load(recipe.base, dtype=recipe.train.dtype, frames=recipe.frames)
         below = tuple(model.apply_patch(each) for each in recipe.train.on_top_of)
         senses = {sense: model.encoder(config) for sense, config in recipe.senses.items()}
-        encoders = {each.spec.preprocessing: each for each in (*model.encoders(), *senses.values())}
         folder, data = recipe.output / "features", recipe.data
         store = FeatureCache(
-            model, list(encoders.values()), folder, data.features, data.timeout, data.cache, data.budget
+            model, _encoders(model, senses), folder, data.features, data.timeout, data.cache, data.budget
         )
         start, kept = _start(recipe, model, senses), recipe.data.keep
         general = read_questions(kept, model.host) if kept else built_in("kept") if recipe.train.keep else ()
@@ -85,6 +84,11 @@ class Setup:
     def names(self) -> list[str]:
         """All patches of a step, the trained one last."""
         return [*(report.name for report in self.below), self.recipe.name]
+
+    @property
+    def encoders(self) -> list[Encoder]:
+        """Those of all patches, each once."""
+        return _encoders(self.model, self.senses)
 
     @property
     def streams(self) -> set[str]:
@@ -104,6 +108,10 @@ class Setup:
         weights = {sense: {"weights": self.store.weights(encoder)} for sense, encoder in self.senses.items()}
         senses = {sense: facts.model_copy(update=weights[sense]) for sense, facts in config.senses.items()}
         return config.model_copy(update={"training": training, "senses": senses})
+
+
+def _encoders(model: PatchedModel, senses: Mapping[str, Encoder]) -> list[Encoder]:
+    return list({each.spec.preprocessing: each for each in (*model.encoders(), *senses.values())}.values())
 
 
 def patch_config(recipe: Recipe, host: Host, encoders: Mapping[str, Encoder]) -> PatchConfig:
