@@ -80,22 +80,25 @@ class Scan(Lines):
         """Whether the training can run, and without what."""
         if self.obstacle:
             return f"not ready: {self.obstacle}"
-        left = [(len(self.bad), "clip"), (len(self.broken), "broken record")]
-        out = " and ".join(counted(count, name) for count, name in left if count)
         good = counted(len(self.places) - len(self.bad), "clip")
-        return f"ready: {good} can be used" + (f"; left out: {out}" if out else "")
+        return f"ready: {good} can be used" + (f"; left out: {self.unusable}" if self.unusable else "")
+
+    @property
+    def unusable(self) -> str:
+        """How much of the data cannot be used; empty: all can."""
+        counts = (len(self.bad), "clip"), (len(self.broken), "broken record")
+        return " and ".join(counted(count, name) for count, name in counts if count)
 
     def judge(self, hears: bool) -> None:
         """See what keeps the training from running, as far as the data tell. `hears`: it reads nothing but sound."""
-        flaws = len(self.bad) + len(self.broken)
         for part, kind in zip(self.parts, ("clip", "held-out clip"), strict=False):
             clips = {example.source for each in part for example in each.examples} - self.bad
             if not clips:
                 self.obstacle = f"no {kind} can be read"
             elif hears and kind == "clip" and clips <= self.found[SILENT].keys():
                 self.obstacle = "no clip has sound, so there is nothing to learn from"
-        if self.strict and flaws:
-            self.obstacle = f"{counted(flaws, 'record or clip')} cannot be used, and data.strict leaves none out"
+        if self.strict and self.unusable:
+            self.obstacle = f"{self.unusable} cannot be used, and data.strict leaves none out"
 
 
 def scan(setup: Setup, decode: bool, shown: Shown) -> Scan:
