@@ -40,7 +40,7 @@ from typing import Any
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "parts"))
-from clips import counting_frames, write_clip
+from clips import click, counting_frames, write_clip
 from small import make_tokenizer, write_base, write_line
 from study import Study
 
@@ -68,7 +68,7 @@ def made(folder: Path, clips: int) -> float:
     base = write_base(folder / "base", make_tokenizer())
     media = folder / "clips"
     media.mkdir()
-    content = write_clip(folder / "film.mp4", counting_frames(2)).read_bytes()
+    content = write_clip(folder / "film.mp4", counting_frames(2), audio=click(0.25, 0.1)).read_bytes()
     for number in range(clips):
         (media / f"{number}.mp4").write_bytes(content)
     words = ("red", "blue", "green")
