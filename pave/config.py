@@ -423,7 +423,7 @@ def parse(kind: type[C], data: Mapping[str, Any], source: str | Path) -> C:
         found = error.errors()
         more = [f"and {len(found) - MENTIONED} more"] if len(found) > MENTIONED else []
         raise RecipeError(
-            f"{source}: " + "; ".join([*(_message(kind, item) for item in found[:MENTIONED]), *more])
+            f"{source}: " + "; ".join([*(_message(kind, item, data) for item in found[:MENTIONED]), *more])
         ) from None
 
 
@@ -451,8 +451,8 @@ EXPECTED = {
 }
 
 
-def _message(kind: type[Config], error: Any) -> str:
-    loc = [part for part in error["loc"] if not str(part).startswith("(")]  # tags of unions, which nobody has written
+def _message(kind: type[Config], error: Any, data: Any) -> str:
+    loc = _written(error["loc"], data)
     where = ".".join(map(str, loc)) or kind.__name__.lower()
     if error["type"] == "extra_forbidden":
         *parents, key = loc
@@ -469,6 +469,18 @@ def _message(kind: type[Config], error: Any) -> str:
     if error["type"] == "model_type":
         expected = f"write a mapping: {{{', '.join(f'{key}: ...' for key in _keys(kind, loc)[:2])}}}"
     return f"{where}={quoted(error['input'])}: {expected}"
+
+
+def _written(loc: Iterable[str | int], data: Any) -> list[str | int]:
+    """A place in the data without the tags of unions, such as "(file)", which nobody has written."""
+    written: list[str | int] = []
+    for part in loc:
+        inside = dict(enumerate(data)) if isinstance(data, list | tuple) else data
+        inside = inside if isinstance(inside, Mapping) else {}
+        if part in inside or not str(part).startswith("("):
+            written.append(part)
+            data = inside.get(part)
+    return written
 
 
 def _limit(value: Any) -> str:

@@ -100,6 +100,24 @@ def test_a_missing_key_is_named():
         parse(Recipe, {key: value for key, value in RECIPE.items() if key != "senses"}, "here")
 
 
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        ({"(x": 1}, "(x: unknown key"),
+        ({"(file)": 1}, "(file): unknown key"),
+        ({"data": {"train": {"(set)": 1}}}, "data.train.(set): unknown key"),
+        ({"data": {"train": ["a.json", {"file": "b.json", "(z)": 1}]}}, "data.train.1.(z): unknown key"),
+        ({"data": {"train": ["a.json", 7]}}, "data.train.1=7: must be a path"),
+        ({"senses": {"ears": {"encoder": "logmel", "(y": 1}}}, "senses.ears.(y: unknown key"),
+        ({"data": {"train": 5}}, "data.train=5: must be a path"),
+    ],
+)
+def test_the_place_of_a_wrong_value_is_as_it_was_written(data, where):
+    with pytest.raises(RecipeError) as refused:
+        parse(Recipe, data, "a.yaml")
+    assert any(part.startswith(where) for part in str(refused.value).removeprefix("a.yaml: ").split("; "))
+
+
 def test_a_config_cannot_be_changed_after_it_was_checked(recipe):
     with pytest.raises(ValidationError):
         read_recipe(recipe).train.steps = 5

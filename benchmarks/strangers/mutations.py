@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -177,6 +178,7 @@ CHANGES: tuple[Callable[[Any, Any, Any, Random], None], ...] = (
 )
 
 
+VALUE = re.compile(r'"[^"\\]*"|-?\d[\d.e+-]*|true|false|null')
 LARGEST = 2 << 20  # characters of a text
 
 
@@ -199,10 +201,9 @@ def json_text(tree: Any, rng: Random, harm: float = 0.2) -> str:
 
 def harmed(text: str, rng: Random) -> str:
     """A text of JSON with one change of its characters."""
-    places = [match.span() for match in re.finditer(r'"[^"\\]*"|-?\d[\d.e+-]*|true|false|null', text)] or [
-        (0, len(text))
-    ]
-    begin, end = rng.choice(places)
+    count = sum(1 for _ in VALUE.finditer(text))  # a list of a million places takes more memory than a case may
+    chosen = next(islice(VALUE.finditer(text), rng.randrange(count or 1), None), None)
+    begin, end = chosen.span() if chosen else (0, len(text))
     other = rng.choice(
         (
             *RAW.values(),

@@ -9,12 +9,15 @@ n questions, d channels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pave.encoder import Encoder
+from pave.model.perception import Perception
+from pave.patch.gate import Gate
 from pave.training.general import built_in
 
 OWN = 500  # questions of the data, at most
@@ -24,6 +27,17 @@ DECAY = 0.01  # of the squared weights of standardised channels
 DOUBT = 1.5
 CLEAR = 1.0  # log odds that the data's own questions have at least
 STEPS = 200
+
+
+def fit(
+    gate: Gate, perception: Perception, encoders: Iterable[Encoder], own: Sequence[str], kept: Sequence[str]
+) -> dict[str, float]:
+    """Fit the gate of a patch with these encoders to the questions of its data; `kept`: those for the base, if not the
+    built-in ones. Returns the shares of them that it leaves to the base."""
+    hears = all(encoder.hears for encoder in encoders)
+    tensors, shares = fitted(perception.reads, own, kept or built_in("kept"), hears)
+    gate.load_state_dict(tensors)
+    return shares
 
 
 def sorted_out(own: Sequence[str], kept: Sequence[str], hears: bool) -> tuple[list[str], list[str]]:

@@ -19,7 +19,8 @@ LARGEST = 1_000_000  # bytes of a list
 
 @cache
 def built_in(name: str) -> tuple[str, ...]:
-    """A list of this folder: "kept", for training, or "retention", which training never sees."""
+    """A list of this folder: "kept", for training; "about", about clips, for gates; or "retention", which training
+    never sees."""
     return tuple((files("pave.training") / "questions" / f"{name}.txt").read_text("utf-8").splitlines())
 
 

@@ -25,9 +25,9 @@ from pave.training.dataset import packed
 from pave.training.loss import scores
 
 LONGEST = 16  # tokens of the base's answers
-SHARE = 4  # one of so many clips of a step is asked
+SHARE = 8  # one of so many clips of a step is asked
 ASKED = 2  # questions about such a clip; they share its prefill
-BLOCK = 16  # questions that are answered at once, at most
+BLOCK = 64  # questions that are answered at once, at most
 TOKENS = 16_384  # visual tokens of a batch that answers
 
 

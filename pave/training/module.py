@@ -22,6 +22,7 @@ from pave.model.inputs import ClipFeatures, Inputs, refuse_other
 from pave.model.layout import refuse_questions, refuse_uneven
 from pave.model.patched import PatchedModel
 from pave.patch.attached import Attached
+from pave.training.gate import fit
 from pave.training.trainee import calibrate, checkpoint_activations
 
 CHECKPOINTING = {"use_reentrant": False, "every_n_layers": 1, "offload": False}  # what the Trainer passes on
@@ -84,6 +85,21 @@ class PatchModule(nn.Module):
         """Fit the scales of an untrained patch to some clips that have its senses; without it, learning takes several
         times as long. A patch with trained weights has its scales."""
         calibrate(self.attached, self.encoded(clips))
+
+    def fit_gate(self, questions: Sequence[str], kept: Sequence[str] = ()) -> float:
+        """Fit the gate of the patch, at any time: it opens for `questions`, all that it was trained on, and for others
+        about clips, and leaves those that need no clip to the base. `kept`: examples of these, if not the built-in
+        ones. Returns the share of them that it leaves to the base. UsageError for a patch whose config has no gate, and
+        without questions."""
+        gate = self.attached.gate
+        if gate is None:
+            raise UsageError(f"{self.name}: its config has gate=False; attach it with gate=True")
+        if isinstance(questions, str) or isinstance(kept, str) or not questions:
+            raise UsageError("questions is empty, or one text; give a list of all questions that the patch learned")
+        refuse_questions(self.model.host, [*questions, *kept])
+        perception = self.model.perception
+        encoders = perception.encoders(self.attached.config.senses.values()).values()
+        return fit(gate, perception, encoders, questions, kept)["left_to_base"]
 
     def forward(self, inputs: Inputs, labels: Tensor | None = None) -> Any:
         """Hugging Face's output for rows prepared with this patch: `logits` (b l vocabulary), and with `labels` (b l)

@@ -53,11 +53,16 @@ class Probe:
     size: int  # rows of a batch
 
     @classmethod
-    def of(cls, model: PatchedModel, clips: Sequence[Stored], patches: Sequence[str] = ()) -> Probe:
+    def of(
+        cls,
+        model: PatchedModel,
+        clips: Sequence[Stored],
+        patches: Sequence[str] = (),
+        questions: Sequence[str] = built_in("retention"),
+    ) -> Probe:
         """Ask the base, or the model with `patches`, about at most CLIPS clips, evenly taken from all."""
         count = min(len(clips), CLIPS)
         chosen = [clips[place * len(clips) // count] for place in range(count)]
-        questions = built_in("retention")
         asked = [questions[place::count] for place in range(count)]
         size = rows_together(chosen)
         answers = generated(model, chosen, asked, patches, size)

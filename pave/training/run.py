@@ -36,8 +36,7 @@ from pave.text.progress import Shown, silent
 from pave.training import curves
 from pave.training.checkpoint import Identity, owned, read_checkpoint, write_checkpoint
 from pave.training.dataset import Dataset, TrainingClip, packed, read_dataset, shuffled
-from pave.training.gate import balanced, fitted
-from pave.training.general import built_in
+from pave.training.gate import balanced, fit
 from pave.training.keep import Keep
 from pave.training.log import Log
 from pave.training.look import Look
@@ -321,12 +320,10 @@ class Run:
         gate, setup, data = self.trainee.attached.gate, self.setup, self.dataset
         if gate is None:
             return {}
-        read = setup.model.perception.reads
+        perception = setup.model.perception
         asked, held_out = ([e.question for clip in part for e in clip.examples] for part in (data.train, data.val))
-        hears = all(encoder.hears for encoder in setup.senses.values())
-        tensors, shares = fitted(read, asked, setup.general or built_in("kept"), hears)
-        gate.load_state_dict(tensors)
-        opens = [gate.opens(read(question)) for question in dict.fromkeys(held_out)]
+        shares = fit(gate, perception, setup.senses.values(), asked, setup.general)
+        opens = [gate.opens(perception.reads(question)) for question in dict.fromkeys(held_out)]
         return {**shares, **({"held_out_opens": round(sum(opens) / len(opens), 4)} if opens else {})}
 
     def _identity(self) -> Identity:

@@ -35,8 +35,8 @@ Make = Callable[..., Recipe]
 
 @pytest.fixture
 def run(recipe: Make, workshop: Path) -> Run:
-    """A run over six clips with sound and two without, at its start."""
-    return Run.begin(recipe(f"data.train={workshop / 'mixed.jsonl'}", "train.batch=8"))
+    """A run over six clips with sound and two without, at its start; each comes twice in a step."""
+    return Run.begin(recipe(f"data.train={workshop / 'mixed.jsonl'}", "train.batch=16"))
 
 
 def disturb(run: Run, size: float = 0.3) -> None:
@@ -111,10 +111,10 @@ def test_only_clips_on_which_the_patch_acts_are_asked(run: Run) -> None:
     keep, clips = run.keep, run.clips_of(0)
     assert keep is not None
     acting = [run.acts(clip) for clip in clips]
-    assert sorted(acting) == [False] * 2 + [True] * 6
+    assert sorted(acting) == [False] * 4 + [True] * 12
     asked = [bool(turns) for turns in keep.turns(0, acting)]
     assert sum(asked) == 2 and all(acts for acts, turns in zip(acting, asked, strict=True) if turns)
-    assert not any(keep.turns(0, [False] * 8))
+    assert not any(keep.turns(0, [False] * 16))
 
 
 def test_answers_are_the_greedy_ones_of_the_base(run: Run) -> None:

@@ -20,6 +20,7 @@ from small import awaken, make_clip, make_config
 import pave
 from pave.errors import PatchNotFound, UsageError
 from pave.model.patched import PatchedModel
+from pave.training.gate import fitted
 from pave.training.module import PatchModule
 
 ANSWERS = ("a beep", "nothing")
@@ -227,3 +228,26 @@ def test_two_processes_train_together_though_one_has_no_row_with_the_sense(tmp_p
     first, second = (json.loads(out) for out, _ in done)
     assert first["losses"] != second["losses"] and first["losses"][1] < first["losses"][0]
     assert first["total"] == second["total"] and max(first["off"], second["off"]) < 1e-6
+
+
+def test_a_loop_fits_the_gate_as_pave_train_does(one: PatchedModel, module: PatchModule, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="attach it with gate=True"):
+        module.fit_gate(QUESTIONS)
+    one.remove_patch("ears")
+    one.attach("ears", make_config(one.host, gate=True))
+    awaken(one, "ears")
+    module = pave.patch_module(one, "ears")
+    for none in ((), "What do you hear?"):
+        with pytest.raises(UsageError, match="give a list of all questions"):
+            module.fit_gate(none)
+    with pytest.raises(UsageError, match="is empty"):
+        module.fit_gate(QUESTIONS, [" "])
+    kept = ("Who was Galileo?", "What is a noun?")
+    assert module.fit_gate(QUESTIONS, kept) >= 0.5
+    gate, reads = one.applied.module("ears").gate, one.perception.reads
+    assert gate is not None
+    tensors, _ = fitted(reads, QUESTIONS, kept, hears=True)
+    assert torch.equal(gate.weight, tensors["weight"]) and torch.equal(gate.bias, tensors["bias"])
+    assert all(gate.opens(reads(question)) for question in QUESTIONS)
+    one.export("ears").save(tmp_path / "ears.safetensors")
+    assert torch.equal(pave.Patch.load(tmp_path / "ears.safetensors").tensors["gate.weight"], gate.weight)
