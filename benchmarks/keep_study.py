@@ -57,7 +57,7 @@ class Bench:
         run = Run.of(setup, self.seen)
         begin = time.perf_counter()
         run.fit(lambda step, steps, figures: None)
-        seconds = (time.perf_counter() - begin) / setup.recipe.train.steps
+        seconds = (time.perf_counter() - begin) / run.steps
         found = token_accuracy(setup.model, self.seen.val, setup.names, 8)
         kept = run.probe.measure(setup.model, setup.names, whole=True)
         accuracy = {channel: round(share, 4) for channel, share in found.items()}

@@ -11,6 +11,9 @@ from the start of a process to the end of its first step, seconds of a step per 
 /proc/self/maps ever had. Seconds of a core do not count what other processes of the machine take. Targets for 100,000
 clips: start and resume below 60 s, no map of features, and at most 1.2 times the time per clip that 1,000 clips take.
 
+flawed: 10,000 lines of which 0.5 % are broken, and 1 % are about clips that are missing or cut short: the training must
+end, and its quarantine hold exactly these; with --strict it must stop, with their lines; a dry run must count them.
+
 keep, none: runs of 60 steps on real clips with this `data.cache`, each killed with SIGKILL at a random instant of its
 start, its encoding or its steps, and resumed: the patch file must be that of an uninterrupted run with `keep`.
 """
@@ -21,6 +24,7 @@ import argparse
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -36,7 +40,7 @@ from typing import Any
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "parts"))
-from clips import counting_frames, write_clip
+from clips import click, counting_frames, write_clip
 from small import make_tokenizer, write_base, write_line
 from study import Study
 
@@ -51,7 +55,8 @@ from pave.training.run import train
 from pave.training.setup import Setup
 
 ROOT = Path(__file__).parents[1]
-PARTS, SMALL = ("1000", "10000", "100000", "keep", "none"), ("500", "keep", "none")
+PARTS, SMALL = ("1000", "10000", "100000", "flawed", "keep", "none"), ("500", "flawed", "keep", "none")
+FLAWED, FEW = 10_000, 400  # lines
 BATCH, LOOKS, KILLS, RETRIES = 50, 20, 20, 5
 MAPS = Path("/proc/self/maps")
 
@@ -63,7 +68,7 @@ def made(folder: Path, clips: int) -> float:
     base = write_base(folder / "base", make_tokenizer())
     media = folder / "clips"
     media.mkdir()
-    content = write_clip(folder / "film.mp4", counting_frames(2)).read_bytes()
+    content = write_clip(folder / "film.mp4", counting_frames(2), audio=click(0.25, 0.1)).read_bytes()
     for number in range(clips):
         (media / f"{number}.mp4").write_bytes(content)
     words = ("red", "blue", "green")
@@ -168,6 +173,49 @@ def measure(clips: int) -> dict[str, Any]:
     }
 
 
+def flawed(lines: int) -> dict[str, Any]:
+    """Seconds of a training whose data have flaws, and counts, of which none may be BAD."""
+    draw = random.Random(0)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        made(folder, lines)
+        chosen = draw.sample(range(lines), lines // 100 + lines // 200)
+        bad, broken = set(chosen[: lines // 100]), set(chosen[lines // 100 :])
+        for place, number in enumerate(sorted(bad)):
+            film = folder / "clips" / f"{number}.mp4"
+            film.write_bytes(film.read_bytes()[:500]) if place % 2 else film.unlink()
+        text = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+        (folder / "train.jsonl").write_text("".join("{\n" if n in broken else line for n, line in enumerate(text)))
+
+        def timed(*words: str) -> tuple[float, subprocess.CompletedProcess[str]]:
+            command = [sys.executable, "-m", "pave.cli.train", str(folder), *words]
+            environment, begin = {**os.environ, "PYTHONPATH": str(ROOT)}, time.monotonic()
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            return time.monotonic() - begin, done
+
+        places = {f"train.jsonl, line {number + 1}" for number in chosen}
+        _, strict = timed("--strict")
+        named = set(re.findall(r"train\.jsonl, line \d+", strict.stderr))
+        looked, dry = timed("--dry-run")
+        trained, whole = timed()
+        file = folder / "out" / "features" / "quarantine.jsonl"
+        listed = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        found = sorted(place for each in listed for place in each.get("records", [each.get("record")]))
+        left = f"left out: {len(bad):,} clips and {len(broken):,} broken records"
+        return {
+            "lines": lines,
+            "broken": len(broken),
+            "bad clips": len(bad),
+            "dry run, s": round(looked, 1),
+            "training, s": round(trained, 1),
+            "places that --strict names": len(named),
+            "BAD: --strict": int(strict.returncode != 2 or not named or not named <= places),
+            "BAD: dry run": int(dry.returncode != 0 or left not in dry.stdout.splitlines()[-1]),
+            "BAD: training": int(whole.returncode != 0 or not (folder / "out" / "patch.safetensors").is_file()),
+            "BAD: quarantine": int(found != sorted(places)),
+        }
+
+
 def begun(folder: Path, out: str, cache: str, resume: bool = False) -> int:
     """A forked process that trains; it saves the seconds of importing everything again."""
     if child := os.fork():
@@ -229,7 +277,10 @@ def main() -> None:
     study = Study("scale")
     for part in SMALL if options.small else options.parts or PARTS:
         if options.small or part not in study:
-            figures = measure(int(part)) if part.isdigit() else killed(part, 3 if options.small else KILLS)
+            if part == "flawed":
+                figures = flawed(FEW if options.small else FLAWED)
+            else:
+                figures = measure(int(part)) if part.isdigit() else killed(part, 3 if options.small else KILLS)
             print(part, json.dumps(figures), flush=True)
             if any(name.startswith("BAD") and count for name, count in figures.items()):
                 raise SystemExit(1)

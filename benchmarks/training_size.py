@@ -78,10 +78,14 @@ def stepping(model: PatchedModel, features: ClipFeatures) -> dict[str, Callable[
     def seen() -> ClipFeatures:
         return model.perception.see(features, pictures, features.times)
 
+    def apart() -> None:
+        for _ in range(QUESTIONS):
+            step([seen()], [[turn]])
+
     return {
         "cached": lambda: step([features], [[turn] * QUESTIONS]),
         "recomputed": lambda: step([seen()], [[turn] * QUESTIONS]),
-        "per sample": lambda: [step([seen()], [[turn]]) for _ in range(QUESTIONS)] and None,
+        "per sample": apart,
     }
 
 

@@ -86,15 +86,25 @@ class Example:
         return f"{self.unit} {self.line}"
 
 
-def refuse_texts(file: str | Path, examples: Iterable[Example], refuse: Callable[[str, str], object]) -> None:
-    """DataError, with its place, for the first question or answer that `refuse` (a text, its name) does not take."""
+Refuse = Callable[[str, str], object]  # raises UsageError for a text that a base does not take; with the text's name
+
+
+def flaw_of(example: Example, refuse: Refuse) -> str:
+    """What `refuse` finds wrong with the texts of an example; empty if nothing."""
+    try:
+        for asked, answered in (*example.history, (example.question, example.answer)):
+            refuse(asked, "question")
+            refuse(answered, "answer")
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def refuse_texts(file: str | Path, examples: Iterable[Example], refuse: Refuse) -> None:
+    """DataError, with its place, for the first question or answer that `refuse` does not take."""
     for example in examples:
-        try:
-            for asked, answered in (*example.history, (example.question, example.answer)):
-                refuse(asked, "question")
-                refuse(answered, "answer")
-        except UsageError as error:
-            raise DataError(f"{file}, {example.place}: {error}") from None
+        if flaw := flaw_of(example, refuse):
+            raise DataError(f"{file}, {example.place}: {flaw}")
 
 
 class Turn(NamedTuple):

@@ -79,6 +79,11 @@ Cache = Annotated[Literal["auto", "keep", "none"], Field(exclude_if=lambda cache
 Budget = Annotated[Annotated[float, Field(gt=0)] | None, Field(exclude_if=lambda budget: budget is None)]
 
 
+# Omitted from older recipes likewise.
+Trackers = Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], Field(exclude_if=lambda names: not names)]
+Strict = Annotated[bool, Field(exclude_if=lambda strict: not strict)]
+
+
 class DataSet(Config):
     """Questions in a file and how they are read, in data.train and data.val. Paths in it are relative to its folder."""
 
@@ -128,6 +133,7 @@ class DataConfig(Config):
     # What is cached of the pictures. Both are omitted from older recipes likewise.
     cache: Cache = "auto"  # keep: features of the vision tower; none: what it reads; auto: keep if that fits
     budget: Budget = None  # GB on disk for features of the vision tower; None: nine tenths of what is free
+    strict: Strict = False  # stop at broken records and unreadable clips, with their lines, instead of leaving them out
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -215,6 +221,7 @@ class TrainConfig(Config):
     keep_lora_when_absent: bool = False  # recorded in the patch, and applies to inference too
     on_top_of: tuple[str, ...] = ()  # frozen patches that are applied while this one trains
     start_from: str | None = None  # patch to initialise from; a LoRA of another shape begins anew; None: fresh
+    trackers: Trackers = ()  # tensorboard, trackio, wandb: show the figures of log.jsonl there, too
     output: Path | None = None  # None: runs/<name of the recipe>
 
     @model_validator(mode="before")

@@ -41,8 +41,10 @@ def table(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -> list
         sides = [[run[control][figure] for run in runs if control in run] for control in CONTROLS]
         cells = [spread(side) if side else "" for side in sides]
         asked = runs[0]["patched"]["pairs" if figure == "strict_pairs" else "asked"]
-        low, high = interval(round(runs[0]["patched"][figure] * asked), asked)
-        wide = "" if figure == "word_error_rate" else f"{low:.3f} to {high:.3f} of {asked}"
+        wide = ""  # a word error rate is no share: it may be above 1
+        if figure != "word_error_rate":
+            low, high = interval(round(runs[0]["patched"][figure] * asked), asked)
+            wide = f"{low:.3f} to {high:.3f} of {asked}"
         lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} | {wide} |")
     return [] if len(lines) == 2 else [*lines, ""]
 

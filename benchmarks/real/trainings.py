@@ -136,7 +136,7 @@ def without(training: Training, seed: int, place: Path, runs: Path) -> dict[str,
         "train.keep_lora_when_absent=true",
         *("train.keep=0", "train.gate=false"),
     ]
-    steps = recipe_of(training, seed, place).train.steps
+    steps = recipe_of(training, seed, place).train.steps or GUESSING
     recipe = recipe_of(training, seed, place, [*more, f"train.steps={min(GUESSING, steps)}"])
     result = pave.train(recipe, resume=True, progress=told("without"))
     model = pave.load(recipe.base, frames=recipe.frames, dtype=recipe.train.dtype)

@@ -7,7 +7,6 @@ extraction itself is in pave/features/extract.py.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,6 +15,7 @@ import typer
 
 from pave.cli.data import FORMAT, MEDIA, data_set
 from pave.cli.terminal import quiet, remark, say
+from pave.text.progress import Shown
 from pave.text.shown import counted
 
 if TYPE_CHECKING:
@@ -67,9 +67,6 @@ def encode(
     share.
     """
     quiet()
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from pave.features import extract, files, worker
     from pave.media.warned import told
     from pave.recipe import overridden
@@ -80,17 +77,15 @@ def encode(
     clips, left_out = extract.found(data_set(source, format, media))
     workers = workers or min(MANY, os.cpu_count() or 1)
     remark(f"{encoder}: {counted(len(clips), 'clip')}, {counted(workers, 'worker')}")
-    console, done = Console(stderr=True), 0
-    columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("clips", total=len(clips))
+    done: int | None = None
+    with Shown() as seen, seen.stage("clips", len(clips)) as stage:
 
         def progress(more: int) -> None:
             nonlocal done
-            tenth, done = 10 * done // len(clips), done + more
-            bar.update(task, completed=done)
-            if not sys.stderr.isatty() and 10 * done // len(clips) > tenth:
-                remark(f"{done}/{counted(len(clips), 'clip')}")
+            if done is None:
+                stage.first = more  # those of an earlier run come first
+            done = (done or 0) + more
+            stage.to(done)
 
         try:
             tally = extract.encode(

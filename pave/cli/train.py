@@ -8,11 +8,10 @@ In: a recipe (a file, its folder, or a catalogue name) and overrides. Out: the f
 
 from __future__ import annotations
 
+import math
 import os
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -22,10 +21,13 @@ from pave.errors import RecipeError
 from pave.files.locks import scratch
 from pave.hub import catalogue
 from pave.recipe import Recipe
+from pave.text.progress import Shown
 from pave.text.shown import counted
 
 if TYPE_CHECKING:
-    from pave.training.run import Progress, Result
+    from pave.data import Example
+    from pave.training.run import Result
+    from pave.training.setup import Setup
 
 app = typer.Typer(**PLAIN)
 SMOKE = ("train.epochs=null", "train.stages=[]", "train.steps=2", "train.batch=4", "train.accumulate=1")
@@ -43,7 +45,11 @@ def train(
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show the resolved recipe and one sample as the loss sees it; write nothing."),
+        typer.Option("--dry-run", help="Look at all data and try a step; exit code 1 if it cannot be trained."),
+    ] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="With --dry-run: read all clips to their end.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at broken records and unreadable clips: data.strict=true.")
     ] = False,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Train two steps on a few clips, save, load, compare; write nothing.")
@@ -62,15 +68,18 @@ def train(
     quiet()
     if [resume, dry_run, smoke].count(True) > 1:
         raise RecipeError("--resume, --dry-run and --smoke exclude each other; use one of them")
+    if decode and not dry_run:
+        raise RecipeError("--decode is for --dry-run, since a training reads all clips to their end; leave it out")
     if workers and engine != "ray":
         raise RecipeError(f"--workers {workers} is for --engine ray; start local processes with torchrun")
-    resolved = catalogue.recipe(recipe, overrides or [])
-    if (dry_run or smoke) and os.environ.get("RANK", "0") != "0":
+    overrides = [*(overrides or []), *(["data.strict=true"] if strict else [])]
+    resolved = catalogue.recipe(recipe, overrides)
+    if (dry_run or smoke) and not first():
         return  # the first of several processes shows it
     if dry_run:
-        _show(resolved)
+        raise typer.Exit(0 if _dry_run(resolved, decode) else 1)
     elif smoke:
-        _smoke(recipe, overrides or [])
+        _smoke(recipe, overrides)
     elif engine == "ray":
         from pave.training.cluster import train_on_ray
 
@@ -87,8 +96,16 @@ def summary(result: Result) -> list[str]:
     lines: list[str] = []
     held_out: Any = result.metrics.get("held_out", {})
     if held_out:
-        lines.append(f"{'held-out questions':20} {'base':>6} {'patched':>8}")
-        lines += [f"{key:20} {each['base']:6.3f} {each['patched']:8.3f}" for key, each in held_out.items()]
+        columns = list(held_out["all"])
+        lines.append(" ".join([f"{'held-out questions':20}", *(f"{name:>8}" for name in columns)]))
+        for key, each in held_out.items():
+            lines.append(" ".join([f"{key:20}", *(f"{each[name]:8.3f}" for name in columns)]))
+        last: Any = result.metrics["history"]
+        if (gain := last[-1].get("shuffled loss", math.inf) - last[-1]["held-out loss"]) <= 0:
+            lines.append(
+                f"with the signals of other clips (shuffled) the loss is no higher, but {-gain:.3f} lower: the patch "
+                "does not use its sense; train longer, or check that the answers depend on it"
+            )
     kept: Any = result.metrics["retention"]
     lines.append(f"the base keeps {kept['tokens']:.1%} of what it says where no sense is needed (KL {kept['kl']:.3f})")
     gate: Any = result.metrics.get("gate", {})
@@ -97,72 +114,36 @@ def summary(result: Result) -> list[str]:
             f"its gate leaves {1 - gate['held_out_opens']:.1%} of the held-out questions to the base, as not about the "
             "clip; add questions like them to the training data, or train with train.gate=false"
         )
-    unreadable: Any = result.metrics["unreadable"]
-    if unreadable:
+    flaws: list[Any] = [result.metrics["broken"], result.metrics["unreadable"]]
+    if any(flaws):
+        names = zip(flaws, ("broken record", "unreadable clip"), strict=True)
+        counts = " and ".join(counted(len(each), name) for each, name in names if each)
         listed = result.patch.parent / "features" / "quarantine.jsonl"
-        lines.append(f"{len(unreadable)} unreadable clips were left out; see {listed} for the reasons")
+        lines.append(f"left out: {counts}; see {listed} for the reasons")
     seconds: Any = result.metrics["seconds"]
     lines.append(f"features {seconds['features']:.0f} s, steps {seconds['steps']:.0f} s")
     lines.append(f"{result.patch} ({result.patch.stat().st_size:,} bytes)")
     return lines
 
 
+def first() -> bool:
+    """Whether this process is the first of those that torchrun or Ray has started together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def train_here(recipe: Recipe, resume: bool) -> Result | None:
     """Train in this process; of several that were started together, only the first one prints, and has a result."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    if first():
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        among = f", {count} processes" if count > 1 else ""
+        remark(f"{recipe.name}: base {recipe.base}, {recipe.train.length}{among}")
+    from pave.training.run import train  # which takes seconds
 
-    from pave.training.checkpoint import owned
-    from pave.training.dataset import read_dataset
-    from pave.training.ranks import joined
-    from pave.training.run import Run
-    from pave.training.setup import Setup
-
-    columns = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    ]
-    with ExitStack() as stack:
-        ranks = stack.enter_context(joined())
-        tell = remark if ranks.first else (lambda *lines: None)
-        stack.enter_context(owned(recipe.output, resume, ranks))
-        shows = sys.stderr.isatty() and ranks.first
-        bar = stack.enter_context(Bar(*columns, console=Console(stderr=True), disable=not shows))
-        among = f", {ranks.count} processes" if ranks.count > 1 else ""
-        tell(f"{recipe.name}: base {recipe.base}, {recipe.train.length}{among}")
-        tell("encoding clips (features of earlier runs are cached)")
-        clips = bar.add_task("clips", total=None, note="")
-        steps = bar.add_task("training", total=None, note="", start=False)
-
-        def seeing(done: int, total: int) -> None:
-            bar.update(clips, completed=done, total=total)
-
-        def show(step: int, total: int, figures: dict[str, float]) -> None:
-            loss = f"loss {figures['loss']:.3f}"
-            bar.start_task(steps)
-            bar.update(steps, completed=step, total=total, note=loss)
-            looked = [f"{name} {figures[name]:.3f}" for name in ("held-out", "retention") if name in figures]
-            if looked:
-                tell("  ".join([f"step {step}/{total}", loss, *looked]))
-            elif not sys.stderr.isatty() and (step % 50 == 0 or step == total):
-                tell(f"step {step}/{total}  {loss}")
-
-        progress: Progress = show
-        run = None
-        try:
-            setup = Setup.of(recipe, ranks)
-            dataset = read_dataset(setup, on_clip=seeing, tell=tell)
-            tell(*dataset.remarks())
-            run = Run.of(setup, dataset)
-            result = run.complete(resume, progress, tell)
-            return result if ranks.first else None
-        except KeyboardInterrupt:
-            tell("", f"stopped; {run.left() if run else 'no checkpoint has been written yet'}")
-            raise SystemExit(130) from None
+    try:
+        result = train(recipe, resume=resume)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    return result if first() else None
 
 
 @contextmanager
@@ -178,67 +159,69 @@ def told_elsewhere() -> Iterator[None]:
 
 def _smoke(recipe: str, overrides: list[str]) -> None:
     """A short run of everything: features, two steps, checkpoint, patch file; logits must be equal after loading it."""
-    import torch
-
-    from pave.patch.file import Patch
-    from pave.training.dataset import batch, read_dataset
-    from pave.training.loss import scores
-    from pave.training.run import Run
-    from pave.training.setup import Setup
-
     with scratch() as folder:
         small = ["data.playroom.clips=8"] if catalogue.recipe(recipe, overrides).data.playroom else []
         resolved = catalogue.recipe(recipe, [*overrides, *SMOKE, *small, f"train.output={folder}"])
-        setup = Setup.of(resolved)
-        dataset = read_dataset(setup, clips=8)
-        run = Run.of(setup, dataset)
-        run.fit(lambda step, steps, figures: say(f"step {step}: loss {figures['loss']:.3f}"))
-        result = run.finish()
-        size = result.patch.stat().st_size
-        model, few, names = setup.model, dataset.train[:2], setup.names
-        with torch.no_grad():
-            before, _ = scores(model, *batch(model, few, names))
-            model.remove_patch(resolved.name)
-            model.apply_patch(Patch.load(result.patch))
-            after, _ = scores(model, *batch(model, few, names))
+        remark(f"{resolved.name}: base {resolved.base}, two steps on a few clips; nothing is kept")
+        import torch  # which takes seconds
+
+        from pave.patch.file import Patch
+        from pave.training.dataset import batch
+        from pave.training.loss import scores
+        from pave.training.run import Run
+
+        with Shown() as shown:
+            run = Run.begin(resolved, shown, clips=8)
+            with shown.stage("steps", resolved.train.steps):
+                run.fit(lambda step, steps, figures: say(f"step {step}: loss {figures['loss']:.3f}"))
+            result = run.finish()
+            size = result.patch.stat().st_size
+            model, few, names = run.setup.model, run.dataset.train[:2], run.setup.names
+            with shown.stage("loading the patch"), torch.no_grad():
+                before, _ = scores(model, *batch(model, few, names))
+                model.remove_patch(resolved.name)
+                model.apply_patch(Patch.load(result.patch))
+                after, _ = scores(model, *batch(model, few, names))
     same = torch.equal(before, after)
     say(f"patch of {size:,} bytes, saved and loaded: logits {'equal' if same else 'DIFFER'}")
     if not same:
         raise SystemExit(1)
 
 
-def _show(recipe: Recipe) -> None:
-    """Print the resolved recipe and a summary of the data files; nothing is written."""
+def _dry_run(recipe: Recipe, decode: bool) -> bool:
+    """Print the resolved recipe and what is found of its data; whether it can be trained. Nothing is written."""
+    remark(f"{recipe.name}: base {recipe.base}; nothing is written")
     import yaml
 
-    from pave.readers.questions import names_of, read_data
-    from pave.training.dataset import unread
+    from pave.training.scan import scan  # which takes seconds
     from pave.training.setup import Setup
 
-    say(*lines_of(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).strip()))
-    setup = Setup.of(recipe)
+    say(*lines_of(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).strip()), "")
+    with Shown() as shown:
+        with shown.stage(f"loading {recipe.base}"):
+            setup = Setup.of(recipe)
+        if recipe.data.train is None:
+            say("ready: the clips of this recipe are generated when training starts")
+            return True
+        found = scan(setup, decode, shown)
+    say(*found.lines(), "")
+    say(*_sample(setup, found.parts[0][0].examples[0]))
+    say("", found.verdict)
+    return not found.obstacle
+
+
+def _sample(setup: Setup, first: Example) -> list[str]:
+    """One question as the loss sees it, as lines."""
     host = setup.model.host
-    if recipe.data.train is None:
-        say("", "the clips of this recipe are generated when training starts")
-        return
-    packed: set[Path] = set()
-    examples = read_data(recipe.data.train, packed=packed)
-    held_out = read_data(recipe.data.val, packed=packed) if recipe.data.val else []
-    sources = {example.source for example in examples}
-    files = {file for source in sources for file in source.files} - packed
-    missing = sorted(str(file) for file in files if not os.path.exists(file))
-    asked = f"{counted(len(examples), 'question')} about {counted(len(sources), 'clip')}"
-    say("", f"{names_of(recipe.data.train)}: {asked}, {counted(len(missing), 'file')} missing")
-    say(*(f"  missing: {file}" for file in missing[:5]))
-    say(*(f"  {line}" for line in unread([*examples, *held_out], setup.streams)))
-    say(*(f"  {line}" for line in setup.store.plan(list(dict.fromkeys(e.source for e in [*examples, *held_out])))))
-    first = examples[0]
-    before, behind = host.prompt(first.question)
+    before, behind = host.prompt(first.question, "", first.history)
     learned = [*host.encode_text(first.answer), host.end]
-    rows = len(host.visual_ids(range(0, host.frames, host.pair), recipe.newline or host.newlines[0]))
-    say("", f"{first.place} as the loss sees it ({len(before) + rows + len(behind) + len(learned)} tokens):")
-    say(f"  not learned: {host.tokenizer.decode(before)!r} + {rows} visual tokens + {host.tokenizer.decode(behind)!r}")
-    say(f"  learned:     {host.tokenizer.decode(learned)!r}")
+    rows = len(host.visual_ids(range(0, host.frames, host.pair), setup.recipe.newline or host.newlines[0]))
+    text = host.tokenizer.decode
+    return [
+        f"{first.place} as the loss sees it ({len(before) + rows + len(behind) + len(learned)} tokens):",
+        f"  not learned: {text(before)!r} + {rows} visual tokens + {text(behind)!r}",
+        f"  learned:     {text(learned)!r}",
+    ]
 
 
 def main() -> None:

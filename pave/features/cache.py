@@ -65,8 +65,13 @@ class FeatureCache:
         self.keeps = folder is None or mode != "none"  # features of the vision tower, or else pictures
         self.shards = None if folder is None else Shards(folder)
         self._planned: dict[Source, str | None] = {}  # keys
+        self.missing = 0  # clips of which the folder had no features when that was planned
         self._folders: dict[str, str] = {}  # real paths of folders of files
         self.refused: dict[Source, str] = {}  # unreadable clips, and why
+        self.on_refused: Callable[[Source, str], object] = lambda source, why: None  # called when one is found
+        # Beside them in quarantine: where a clip is asked about; and records of the data that are broken.
+        self.places: Mapping[Source, Sequence[str]] = {}
+        self.broken: Mapping[str, str] = {}
         self.made: dict[str, tuple[Encoder, FeatureFolder]] = {}
         for features in map(FeatureFolder, made):
             encoder = _encoder_of(model, encoders, features)
@@ -95,7 +100,7 @@ class FeatureCache:
         self.shards.refresh()
         self._planned = {source: self.key(source) for source in sources}
         entries, keys = self.shards.entries, self._planned.values()
-        missing = sum(key not in entries for key in keys)
+        missing = self.missing = sum(key not in entries for key in keys)
         pictured = sum(f"{key}{PICTURES}" in entries and key not in entries for key in keys)
         # Most pictures are there already: a resumed run goes on as it began, even if there is more room by now.
         mode = "none" if self.mode == "auto" and 2 * pictured > len(sources) else self.mode
@@ -110,8 +115,7 @@ class FeatureCache:
         features = self.fill(sources, on_clip)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            refused = [{"file": str(source), "why": why} for source, why in self.refused.items()]
-            write_list(self.folder / "quarantine.jsonl", refused)
+            write_list(self.folder / "quarantine.jsonl", self._quarantine())
         return features
 
     def fill(self, sources: Sequence[Source], on_clip: OnClip | None = None) -> Features:
@@ -123,14 +127,23 @@ class FeatureCache:
         found = {source: self._stored(source, key) for source, key in keys.items()}
         fresh = [source for source, stored in found.items() if stored is None]
         with self.shards.filling() if self.shards else nullcontext():
-            clips = zip(fresh, self._decoded(fresh), strict=True)
+            clips = zip(fresh, self.decoded(fresh), strict=True)
             for done, (source, clip) in enumerate(clips, len(found) - len(fresh) + 1):
                 found[source] = self._encode(source, keys[source], clip)
                 if on_clip:
                     on_clip(done, len(found))
         return Features({source: stored for source, stored in found.items() if stored is not None})
 
-    def _decoded(self, sources: Sequence[Source]) -> Iterator[Clip | MediaError]:
+    def _quarantine(self) -> Iterator[dict[str, object]]:
+        """What is left out, and why."""
+        for place, why in self.broken.items():
+            yield {"record": place, "why": why}
+        for source, why in self.refused.items():
+            places = {"records": self.places[source]} if source in self.places else {}
+            yield {"file": str(source), "why": why, **places}
+
+    def decoded(self, sources: Sequence[Source]) -> Iterator[Clip | MediaError]:
+        """Clips as they are read for their features, in order, by worker processes."""
         together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of torchrun that share the machine
         workers = max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // together))
         files = [(source.video, source.options(self.hears)) for source in sources]
@@ -152,6 +165,7 @@ class FeatureCache:
             features = replace(features, sides=sides, absent=absent, warnings=tuple(told), sensors=self._sensors)
         except (MediaError, SignalError) as error:
             self.refused[source] = str(error)
+            self.on_refused(source, str(error))
             return None
         self.refused.pop(source, None)
         if self.shards is None or key is None:
@@ -223,7 +237,7 @@ class FeatureCache:
         cause, own = f"{damage.file}: {damage.cause}", self.key(source)
         if own != key.removesuffix(PICTURES):
             raise DataError(f"{cause}; {source} has changed meanwhile, so it cannot be encoded again: start a new run")
-        (clip,) = self._decoded([source])
+        (clip,) = self.decoded([source])
         with self.shards.filling():
             stored = self._encode(source, own, clip)
         if stored is None:

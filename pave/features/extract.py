@@ -28,7 +28,7 @@ from pave.errors import DataError, raised_as
 from pave.features.files import DTYPES, ClipEntry, FeatureKey, files, read_header, write, write_list
 from pave.features.worker import WORKERS, Job, ask, borrow, size_of
 from pave.files.locks import held
-from pave.media.headers import why_not_media
+from pave.media.headers import announced_by
 from pave.media.warned import FEW
 from pave.readers.questions import read_data
 from pave.readers.tables import is_saved
@@ -83,7 +83,7 @@ def found(source: Path | DataSet) -> tuple[list[tuple[str, Source]], dict[str, s
         if file.is_dir() or any(part.startswith(".") for part in name.split("/")):
             continue
         promised = file.suffix.lower() in VIDEO + SOUND and file.is_file()
-        if not promised and (why := why_not_media(str(file))):
+        if not promised and (why := announced_by(str(file)).flaw):
             left_out[name] = why
         else:
             clips.append((name, Source(file)))

@@ -6,9 +6,12 @@ In: what reads the features of a clip. Out: what is known of the clip before, an
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from random import Random
 from typing import Any
 
 from pave.data import Source
@@ -58,6 +61,19 @@ def known(features: ClipFeatures) -> dict[str, Any]:
     }
 
 
+def shuffled(clips: Sequence[Stored], seed: int) -> list[Stored]:
+    """Clips that each have the side tokens of another one of them: in one random cycle, so that none keeps its own."""
+    order = list(range(len(clips)))
+    Random(seed).shuffle(order)
+    donors = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+
+    def fetch(clip: Stored, donor: Stored) -> Finish:
+        own, other = clip.fetch(), donor.fetch()
+        return lambda: replace(own(), sides=other().sides)
+
+    return [replace(clip, fetch=partial(fetch, clip, clips[donors[place]])) for place, clip in enumerate(clips)]
+
+
 class Features(Mapping[Source, ClipFeatures]):
     """The features of clips, in order, which are read at every access; `stored`: what is known of them before."""
 
@@ -83,12 +99,16 @@ class Ahead:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1), thread_name_prefix="features")
         self._begun: dict[int, tuple[Stored, Future[Finish]]] = {}  # by id, which is the clip's as long as it is here
+        self.waited = 0.0  # seconds for reading that was not done when it was needed
 
     def features(self, clips: Sequence[Stored], following: Sequence[Stored] = ()) -> list[ClipFeatures]:
         """Of a batch; the reading of the following one begins."""
         due = self._begun | self._begin(clips, self._begun)
         self._begun = self._begin(following, {})
-        return [due[id(clip)][1].result()() for clip in clips]
+        begin = time.perf_counter()
+        read = [due[id(clip)][1].result() for clip in clips]
+        self.waited += time.perf_counter() - begin
+        return [finish() for finish in read]
 
     def _begin(self, clips: Sequence[Stored], begun: Mapping[int, Any]) -> dict[int, tuple[Stored, Future[Finish]]]:
         fresh = {id(clip): clip for clip in clips if id(clip) not in begun}

@@ -37,7 +37,7 @@ def parts(request: Request) -> Iterator[tuple[dict[str, Any], np.ndarray | None]
     if tracks := [name for name in ("audio_track", "video_track") if getattr(request, name) is not None]:
         raise refuse(place, f"is a folder of pictures, which has no {tracks[0]}", "leave it out")
     scan = all(os.path.isdir(os.path.join(place, part)) for part in ("color", "depth", "pose"))
-    pictures = [each for each in _pictures(Path(place)) if not scan or _is_posed(Path(place), each)]
+    pictures = [each for each in pictures_in(Path(place)) if not scan or _is_posed(Path(place), each)]
     if not pictures:
         raise refuse(place, "has no picture with a known pose", "export the poses again")
     chosen, times, shown = _chosen(len(pictures), request)
@@ -85,7 +85,7 @@ def _chosen(count: int, request: Request) -> tuple[list[int], list[float], range
     return places, [float(place) for place in places], span
 
 
-def _pictures(folder: Path) -> Sequence[Path]:
+def pictures_in(folder: Path) -> Sequence[Path]:
     """The pictures in a folder, or in its color/, by the numbers in their names."""
     colours = folder / "color"
     place = colours if colours.is_dir() else folder

@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pave.data import TRACKS, Example, Files, Source, refuse_texts
+from pave.data import TRACKS, Example, Files, Refuse, Source, refuse_texts
 from pave.errors import DataError, nearest, raised_as
 from pave.readers.media import Media
 from pave.readers.records import Packed, Record, empty, json_records
@@ -40,7 +40,6 @@ CONTAINERS: dict[str, Callable[[Path], Iterator[Record]]] = {
 }
 
 Data = Sets | str | Iterable[Any]  # a file, data sets, rows (a `datasets.Dataset`), or examples
-Refuse = Callable[[str, str], object]  # raises UsageError for a text that a base does not take; with the text's name
 
 
 def read_data(data: Data, refuse: Refuse | None = None, packed: set[Path] | None = None) -> list[Example]:

@@ -124,7 +124,7 @@ def read_checkpoint(
     with raised_as(TrainingError, remedy="delete it and start without --resume"):
         tensors, facts = tensorfile.read_sealed(path)
     names = {part: {name: f"{part}.{name}" for name in _flat(parameters)} for part in ("value", "best")}
-    saved, own = dict(_leaves(json.loads(facts["identity"]))), dict(_leaves(identity))
+    saved, own = dict(leaves(json.loads(facts["identity"]))), dict(leaves(identity))
     different = [key for key in saved | own if saved.get(key) != own.get(key) and key not in LENGTH]
     if different or not tensors.keys() >= set(names["value"].values()):
         named = "; ".join(f"{key}: {saved.get(key)!r} there, {own.get(key)!r} here" for key in different[:3])
@@ -150,10 +150,10 @@ def _flat(parameters: Parameters) -> dict[str, torch.nn.Parameter]:
     return {f"{part}.{name}": parameter for part, named in parameters.items() for name, parameter in named.items()}
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of nested mappings with its dotted key; sequences are values, and tuples become lists as in JSON."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _leaves(inner, f"{key}.{name}" if key else name)
+            yield from leaves(inner, f"{key}.{name}" if key else name)
     else:
         yield key, list(value) if isinstance(value, tuple) else value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -22,18 +22,23 @@ from pave.encoder import Encoder
 from pave.errors import DataError, nearest
 from pave.features.cache import FeatureCache, OnClip
 from pave.features.stored import Features, Stored
+from pave.features.stored import shuffled as exchanged
 from pave.media.warned import told
 from pave.model.applied import Names
 from pave.model.inputs import ClipFeatures, Inputs
 from pave.model.patched import PatchedModel
 from pave.playroom.writer import write_clips
-from pave.readers.questions import names_of, read_data
+from pave.readers.parts import Part, missing_of, places_of, read_parts
+from pave.readers.questions import names_of
 from pave.recipe import DataConfig, Sets
+from pave.text.shown import counted
 from pave.training.plan import order
 from pave.training.ranks import Ranks
 from pave.training.setup import Setup
 
 TURNS = 4_096  # tokens of questions and answers in one row
+TOLD = 20  # broken records and unreadable clips that are named while a run begins; quarantine has all
+FEW = 3  # places of one clip that are named
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Dataset:
     unread: list[str]  # warnings about signals of clips that no encoder reads
     seconds: dict[str, float]  # of each stage
     timed: frozenset[str] = frozenset()  # senses that are aligned by time
+    broken: Mapping[str, str] = field(default_factory=dict)  # records of the data that were left out, and why
 
     @property
     def clips(self) -> int:
@@ -140,19 +146,27 @@ def read_dataset(
     begin = time.perf_counter()
     train_data, val_data = ranks.in_turn(lambda: data_of(setup.recipe.data, setup.recipe.output))
     written = time.perf_counter()
-    both = [data for data in (train_data, val_data) if data]  # so that bad ones fail early
-    examples = ranks.in_turn(lambda: [read_data(data, refuse) for data in both])  # which may unpack media
-    asked = [_by_clip(each, clips) for each in examples]
+    parts = ranks.in_turn(  # which may unpack media
+        lambda: [read_parts(data, refuse) for data in (train_data, val_data) if data]  # both: bad ones fail early
+    )
+    examples = [[example for part in each for example in part.examples] for each in parts]
+    asked = [by_clip(each, clips) for each in examples]
     with ranks.together():
+        _watch_for_flaws(setup, list(chain(*parts)), tell)
         for line in (*setup.remarks(), *store.plan(list(dict.fromkeys(chain(*asked))))):
             tell(line)
     store.keeps = ranks.gather(store.keeps)[0]
-    train = _training_clips(setup, names_of(train_data), asked[0], on_clip)
-    val = _training_clips(setup, names_of(val_data), asked[1], on_clip) if val_data else []
+    before, total = len(asked[0]), sum(map(len, asked))
+    train = _training_clips(setup, names_of(train_data), asked[0], on_clip and (lambda done, _: on_clip(done, total)))
+    val: list[TrainingClip] = []
+    if val_data:
+        seen = on_clip and (lambda done, _: on_clip(before + done, total))
+        val = _training_clips(setup, names_of(val_data), asked[1], seen)
     seconds = {"clips": written - begin, "features": time.perf_counter() - written}
     unused = unread(chain(*examples), setup.streams)
     timed = frozenset(sense for sense, config in setup.recipe.senses.items() if config.align == "time")
-    dataset = Dataset(train, val, dict(setup.senses), setup.store.refused, unused, seconds, timed)
+    refused, broken = setup.store.refused, setup.store.broken
+    dataset = Dataset(train, val, dict(setup.senses), refused, unused, seconds, timed, broken)
     if not setup.recipe.train.keep_lora_when_absent and not dataset.sensing():
         why = "; ".join(sorted({why for clip in train for why in clip.stored.absent.values()})[:3])
         raise DataError(
@@ -160,6 +174,46 @@ def read_dataset(
             f"is nothing to learn from; {'; '.join(unused) or 'use clips that have it'}"
         )
     return dataset
+
+
+def _watch_for_flaws(setup: Setup, parts: Sequence[Part], tell: Callable[[str], object]) -> None:
+    """Tell of broken records, and of unreadable clips as soon as they are found; or DataError, with data.strict."""
+    store, strict = setup.store, setup.recipe.data.strict
+    places = places_of(parts)
+    broken = {part.named(place): flaw for part in parts for place, flaw in part.broken}
+    missing = {place: f"{file}: no such file" for place, file in missing_of(parts)} if strict else {}
+    if strict and (flaws := broken | missing):
+        listed = "; ".join(f"{place}: {flaw}" for place, flaw in flaws.items())
+        remedy = "fix them, or leave out data.strict, which stops at any"
+        raise DataError(f"{counted(len(flaws), 'record')} cannot be used: {listed}; {remedy}")
+    for number, (place, flaw) in enumerate(broken.items()):
+        if number < TOLD:
+            tell(f"left out: {place}: {flaw}")
+    if len(broken) > TOLD:
+        tell(f"and {counted(len(broken) - TOLD, 'more broken record')}")
+
+    def refused(source: Source, why: str) -> None:
+        """An unreadable clip has been found."""
+        place = "; ".join(places[source][:FEW])
+        if strict:
+            raise DataError(
+                f"{place}: {why}; or leave out data.strict, which stops at any; --dry-run finds all of them"
+            )
+        if len(store.refused) <= TOLD:
+            tell(f"unreadable: {place}: {why}")
+        if len(store.refused) == TOLD + 1:
+            tell(f"unreadable: more than {TOLD} clips; features/quarantine.jsonl will have all of them")
+
+    store.places, store.broken, store.on_refused = places, broken, refused
+
+
+def shuffled(clips: Sequence[TrainingClip], acts: Callable[[TrainingClip], bool], seed: int) -> list[TrainingClip]:
+    """The same clips and questions, with the signals of other clips where `acts`; none if fewer than two do."""
+    acting = list({id(clip.stored): clip.stored for clip in clips if acts(clip)}.values())
+    if len(acting) < 2:
+        return []
+    others = dict(zip(map(id, acting), exchanged(acting, seed), strict=True))
+    return [replace(clip, stored=others.get(id(clip.stored), clip.stored)) for clip in clips]
 
 
 def unread(examples: Iterable[Example], read: Collection[str]) -> list[str]:
@@ -191,7 +245,7 @@ def data_of(data: DataConfig, folder: Path) -> tuple[Sets, Sets | None]:
     )
 
 
-def _by_clip(examples: Iterable[Example], limit: int | None) -> dict[Source, dict[float, list[Example]]]:
+def by_clip(examples: Iterable[Example], limit: int | None = None) -> dict[Source, dict[float, list[Example]]]:
     """The questions about each clip, of the first `limit` clips; a clip of two data sets may have two weights."""
     found: dict[Source, dict[float, list[Example]]] = {}
     for example in examples:
@@ -210,7 +264,7 @@ def _training_clips(
         raise DataError(f"{file}: none of its {len(asked)} clips can be read; the first: {why}")
     host = setup.model.host
     parts = ((stored, own) for source, stored in encoded.items() for own in asked[source].values())
-    return [part for stored, own in parts for part in _rows(host, stored, own)]
+    return [part for stored, own in parts for part in rows(host, stored, own)]
 
 
 def _encoded(store: FeatureCache, ranks: Ranks, sources: Sequence[Source], on_clip: OnClip | None) -> Features:
@@ -227,7 +281,7 @@ def _encoded(store: FeatureCache, ranks: Ranks, sources: Sequence[Source], on_cl
         return store.read(left) if ranks.first else store.fill(left)
 
 
-def _rows(host: Host, stored: Stored, examples: Sequence[Example]) -> Iterator[TrainingClip]:
+def rows(host: Host, stored: Stored, examples: Sequence[Example]) -> Iterator[TrainingClip]:
     """A clip with all its questions; in parts if they are too many for one row, whose mask is quadratic."""
     clip = training_clip(host, stored, examples)
     begins = [place for place, turn in enumerate(clip.turns) if not turn.follows]  # a dialogue stays whole
@@ -244,8 +298,12 @@ def _rows(host: Host, stored: Stored, examples: Sequence[Example]) -> Iterator[T
 def training_clip(host: Host, stored: Stored, examples: Iterable[Example]) -> TrainingClip:
     """A clip with its questions, tokenised once for all steps."""
     examples = tuple(examples)
-    turns = tuple(_turn(host, *pair) for pair in zip((None, *examples), examples, strict=False))
-    return TrainingClip(stored, examples, turns)
+    return TrainingClip(stored, examples, turns_of(host, examples))
+
+
+def turns_of(host: Host, examples: Sequence[Example]) -> tuple[Turn, ...]:
+    """Questions about one clip and their answers as ids."""
+    return tuple(_turn(host, *pair) for pair in zip((None, *examples), examples, strict=False))
 
 
 def _turn(host: Host, before: Example | None, example: Example) -> Turn:

@@ -8,7 +8,8 @@ b rows, l tokens of a row, k tokens of all answers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pave.data import IGNORE
+from pave.features.cache import OnClip
 from pave.features.stored import Ahead
 from pave.model.applied import Names
 from pave.model.inputs import Inputs
@@ -58,19 +60,46 @@ def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(own, wanted, log_target=True, reduction="none").sum(-1)
 
 
+@dataclass(frozen=True)
+class Score:
+    """How well questions are answered under teacher forcing (`pave.evaluate` generates freely)."""
+
+    loss: float  # as in training
+    right: Mapping[
+        str, float
+    ]  # share whose answer tokens are all the most likely ones, by the data's `channel`, and all
+
+
 @torch.no_grad()
-def token_accuracy(model: PatchedModel, clips: Sequence[TrainingClip], patches: Names, size: int) -> dict[str, float]:
-    """Share of questions whose answer tokens are all the most likely ones under teacher forcing (`pave.evaluate`
-    generates freely), over all and by the data file's `channel`; `size` clips per batch."""
+def score(
+    model: PatchedModel,
+    clips: Sequence[TrainingClip],
+    patches: Names,
+    size: int,
+    mean_over: str = "questions",
+    on_clip: OnClip = lambda done, total: None,
+) -> Score:
+    """The score of all questions about some clips, `size` clips per batch; `mean_over` as train.mean_over."""
     tally: dict[str, list[bool]] = {"all": []}
+    losses, count = 0.0, 0
     ahead, parts = Ahead(), [clips[first : first + size] for first in range(0, len(clips), size)]
-    for part, following in zip(parts, [*parts[1:], []], strict=True):
+    for number, (part, following) in enumerate(zip(parts, [*parts[1:], []], strict=True)):
         features = ahead.features([clip.stored for clip in part], [clip.stored for clip in following])
-        logits, targets = scores(model, *packed(model, features, [clip.turns for clip in part], patches))
+        inputs, labels = packed(model, features, [clip.turns for clip in part], patches)
+        logits, targets = scores(model, inputs, labels)
+        group = answers(labels) if mean_over == "questions" else torch.arange(len(targets))
+        summed, more = total(cross_entropy(logits, targets), group)
+        losses, count = losses + summed.item(), count + more
         hits = iter((logits.argmax(-1) == targets).tolist())
         for clip in part:
             for example, turn in zip(clip.examples, clip.turns, strict=True):
                 right = all(tuple(islice(hits, len(turn.answer))))  # tuple: consumes all hits, even after a miss
                 for key in {"all", str(example.facts.get("channel", "all"))}:
                     tally.setdefault(key, []).append(right)
-    return {key: sum(hits) / len(hits) for key, hits in tally.items()}
+        on_clip(number * size + len(part), len(clips))
+    return Score(losses / count, {key: sum(hits) / len(hits) for key, hits in tally.items()})
+
+
+def token_accuracy(model: PatchedModel, clips: Sequence[TrainingClip], patches: Names, size: int) -> dict[str, float]:
+    """The share of right answers of `score`."""
+    return dict(score(model, clips, patches, size).right)

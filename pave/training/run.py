@@ -14,18 +14,20 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pave.ambient import neutral
 from pave.data import Turn
-from pave.errors import DataError, TrainingError
+from pave.errors import DataError, FileError, TrainingError
 from pave.features.stored import Ahead
 from pave.files.atomic import write_text
 from pave.hub import catalogue
@@ -33,6 +35,8 @@ from pave.model.inputs import ClipFeatures
 from pave.model.layout import perceived
 from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
+from pave.text.progress import Shown, silent
+from pave.training import curves
 from pave.training.checkpoint import (
     NAME,
     Best,
@@ -44,13 +48,16 @@ from pave.training.checkpoint import (
     values,
     write_checkpoint,
 )
-from pave.training.dataset import Dataset, TrainingClip, packed, read_dataset, tokens_of
+from pave.training.dataset import Dataset, TrainingClip, packed, read_dataset, shuffled, tokens_of
 from pave.training.gate import balanced, fit
 from pave.training.keep import Keep
-from pave.training.loss import answers, cross_entropy, divergence, scores, token_accuracy, total
+from pave.training.log import Log
+from pave.training.look import Look
+from pave.training.loss import Score, answers, cross_entropy, divergence, score, scores, total
 from pave.training.plan import Stretch, mix, order, passes, stretches
 from pave.training.ranks import ALONE, Ranks, joined
 from pave.training.retention import Probe
+from pave.training.seen import Steps
 from pave.training.setup import Setup
 from pave.training.trainee import Trainee, training
 
@@ -67,21 +74,33 @@ class Result:
 
 @neutral()
 @torch.enable_grad()
-def train(recipe: Recipe | str | Path, *, resume: bool = False, progress: Progress | None = None) -> Result:
-    """Train a recipe (a Recipe, its file or folder, or a name of the catalogue) and write the patch;
-    `progress(step, steps, figures)` is called after every step. Random numbers of the caller go on as if it had not
-    been called.
+def train(
+    recipe: Recipe | str | Path, *, resume: bool = False, progress: Progress | Literal[False] | None = None
+) -> Result:
+    """Train a recipe (a Recipe, its file or folder, or a name of the catalogue) and write the patch. Random numbers of
+    the caller go on as if it had not been called.
 
     resume: go on from the checkpoint in `train.output`, if there is one, also to more steps than it was begun with;
     without it, TrainingError for a folder that holds a run already. TrainingError also while another process trains
     there.
+    progress: None shows bars on a terminal or in a notebook, and elsewhere a line every few seconds, on stderr; a
+    function is called with (step, steps, figures) after every step instead; False shows nothing, also no warnings.
 
     In processes that torchrun, accelerate or Ray has started together, each has a part of the clips (docs/train.md);
-    all call this, the first one writes, and all return the same."""
+    all call this, the first one shows and writes, and all return the same."""
     recipe = recipe if isinstance(recipe, Recipe) else catalogue.recipe(recipe)
     random = torch.random.fork_rng(range(torch.cuda.device_count()))
     with joined() as ranks, owned(recipe.output, resume, ranks), random:
-        return Run.begin(recipe, ranks).complete(resume, progress or (lambda step, steps, figures: None))
+        shown = Shown(bars=progress is None, lines=progress is not False) if ranks.first else silent()
+        run = None
+        with shown:
+            try:
+                run = Run.begin(recipe, shown, ranks=ranks)
+                return run.complete(resume, progress or None)
+            except KeyboardInterrupt:
+                encoded = f"the clips that were encoded are kept in {recipe.output}"
+                shown.tell("", f"stopped; {run.left() if run else encoded}")
+                raise
 
 
 @dataclass
@@ -99,25 +118,39 @@ class Run:
     seconds: float = 0.0  # spent in steps
     ahead: Ahead = field(default_factory=Ahead)
     orders: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # of the last epochs
+    shown: Shown = field(default_factory=silent)  # what a person sees of it
 
     @classmethod
-    def begin(cls, recipe: Recipe, ranks: Ranks = ALONE) -> Run:
-        """A run at its start, with all its clips encoded."""
-        setup = Setup.of(recipe, ranks)
-        return cls.of(setup, read_dataset(setup))
+    def begin(cls, recipe: Recipe, shown: Shown | None = None, clips: int | None = None, ranks: Ranks = ALONE) -> Run:
+        """A run at its start, with all its clips encoded; or the first `clips` of a file."""
+        shown = shown or silent()
+        with shown.stage(f"loading {recipe.base}"):
+            setup = Setup.of(recipe, ranks)
+        with shown.stage("clips") as stage:
+
+            def on_clip(done: int, total: int) -> None:
+                refused = len(setup.store.refused)
+                stage.to(done, total, f"{refused:,} unreadable" if refused else "")
+
+            dataset = read_dataset(setup, clips, on_clip, shown.tell)
+        shown.tell(*dataset.remarks())
+        return cls.of(setup, dataset, shown)
 
     @classmethod
-    def of(cls, setup: Setup, dataset: Dataset) -> Run:
+    def of(cls, setup: Setup, dataset: Dataset, shown: Shown | None = None) -> Run:
         """A run at its start."""
-        return cls(setup, dataset, Trainee.of(setup, dataset))
+        return cls(setup, dataset, Trainee.of(setup, dataset), shown=shown or silent())
 
-    def complete(self, resume: bool, progress: Progress, tell: Callable[[str], object] = lambda line: None) -> Result:
-        """Run all steps, from the last checkpoint if `resume`, and write the patch. `tell` is called where the run has
-        become longer or shorter than it was to be."""
+    def complete(self, resume: bool, progress: Progress | None = None) -> Result:
+        """Run all steps, from the last checkpoint if `resume`, and write the patch. `progress`: None shows them."""
         with self.setup.ranks.reachable(self.left):
             if resume:
-                self.resume(tell)
-            self.fit(progress)
+                self.resume()
+            if progress:
+                self.fit(progress)
+            else:
+                with self.shown.stage("steps", self.steps, self.kept) as stage:
+                    self.fit(Steps(self.shown, stage))
             return self.finish()
 
     @cached_property
@@ -136,10 +169,10 @@ class Run:
 
     def fit(self, progress: Progress) -> None:
         """Run the steps and write checkpoints; after an error, the last good checkpoint is intact."""
-        options, model = self.setup.recipe.train, self.setup.model
+        options = self.setup.recipe.train
         self.lengths = self.lengths or {0: self.steps}
         for step in range(self.kept, self.steps):
-            begin = time.perf_counter()
+            begin, waited = time.perf_counter(), self.ahead.waited
             seed = mix(options.seed, step)  # dropout depends on the step and the process, so resuming repeats it
             torch.manual_seed(seed if self.setup.ranks.first else mix(seed, self.setup.ranks.rank))
             stage, last = self.stage(step), step + 1 == self.steps
@@ -147,24 +180,29 @@ class Run:
                 self.trainee.optimiser.state.clear()  # a stage has the moments of its own steps, as a run has
             rate = self.trainee.set_rates(stage.options, stage.factor(step))
             self.losses.append(self.step(step))
-            self.seconds += time.perf_counter() - begin
+            seconds = time.perf_counter() - begin
+            self.seconds += seconds
             figures = {"loss": self.losses[-1], "rate": rate, **self.auxiliary}
+            figures |= {"seconds": seconds, "waited": self.ahead.waited - waited}
             if (step + 1) % options.eval_every == 0 and not last:
-                if self.dataset.val:
-                    figures["held-out"] = self.look(step + 1)
-                figures["retention"] = self.probe.measure(model, self.setup.names).tokens
+                look = self.look()
+                self.choose(step + 1, look.own)
+                figures |= look.figures
             if last and options.best:
-                self.look(step + 1)
+                self.choose(step + 1, self._score(self.dataset.val, self.setup.names))
+            if self.log:
+                self.log.add(step + 1, figures)
             if (step + 1) % options.checkpoint_every == 0 or last:
                 self.save(step + 1)
             progress(step + 1, self.steps, figures)
 
-    def look(self, step: int) -> float:
-        """Held-out accuracy after a step; with train.best, its weights are kept if it is the best so far."""
-        accuracy = token_accuracy(self.setup.model, self.dataset.val, self.setup.names, self.together)["all"]
-        if self.setup.recipe.train.best and (self.best is None or accuracy > self.best.accuracy):
+    def choose(self, step: int, held_out: Score | None) -> None:
+        """With train.best, keep the weights after a step if they are the best so far."""
+        if not self.setup.recipe.train.best or held_out is None:
+            return
+        accuracy = held_out.right["all"]
+        if self.best is None or accuracy > self.best.accuracy:
             self.best = Best(step, accuracy, values(self.trainee.parameters))
-        return accuracy
 
     def step(self, step: int) -> float:
         """One optimiser step; returns the loss of the answers, without auxiliary losses."""
@@ -264,6 +302,31 @@ class Run:
         uses = perceived(self.setup.model.applied.uses(names, len(features)), features)
         return attached.windows(next(use.sides for use in uses if use.attached is attached))
 
+    def look(self, whole: bool = False) -> Look:
+        """Measure held-out questions, with the signals of their clips and with those of others, and what the base
+        keeps; `whole` as in `Probe.measure`."""
+        own, other = (self._score(clips, self.setup.names) for clips in (self.dataset.val, self.control))
+        with self.shown.stage("retention"):
+            return Look(own, other, self.probe.measure(self.setup.model, self.setup.names, whole=whole))
+
+    def _score(self, clips: Sequence[TrainingClip], names: Sequence[str]) -> Score | None:
+        """The score of some held-out clips, if there are any."""
+        if not clips:
+            return None
+        mean_over = self.setup.recipe.train.mean_over
+        with self.shown.stage("held-out") as stage:
+            return score(self.setup.model, clips, names, self.together, mean_over, stage.to)
+
+    @cached_property
+    def control(self) -> list[TrainingClip]:
+        """The held-out clips with the signals of others: a patch that uses them does worse."""
+        return shuffled(self.dataset.val, self.acts, self.setup.recipe.train.seed)
+
+    @cached_property
+    def log(self) -> Log | None:
+        """The record of the run, which the first process writes."""
+        return Log(self.setup.recipe, self.kept) if self.setup.ranks.first else None
+
     @cached_property
     def keep(self) -> Keep | None:
         """Questions that need no sense, and the base's own answers; None if none are asked."""
@@ -311,9 +374,9 @@ class Run:
             write_checkpoint(folder, state, trainee.parameters, trainee.optimiser, self._identity())
         self.kept = step
 
-    def resume(self, tell: Callable[[str], object] = lambda line: None) -> None:
+    def resume(self) -> None:
         """Continue from the checkpoint of this recipe; without one, start at step 0. The run may have become longer or
-        shorter since, which `tell` is called with."""
+        shorter since, which is told."""
         trainee, folder = self.trainee, self.setup.recipe.output
         ranks = self.setup.ranks
         with ranks.together():
@@ -328,7 +391,7 @@ class Run:
             cause = f"{folder / NAME} is of step {self.kept}, beyond the {self.steps} that the recipe asks for"
             raise TrainingError(f"{cause}; ask for as many or more, or give another train.output")
         if self.steps != before:
-            tell(
+            self.shown.tell(
                 f"the run was to have {before} steps and goes on to {self.steps}: from step {self.kept} on, its rates "
                 f"are those of a run of {self.steps} steps, so the patch is not that of a run begun with {self.steps}"
             )
@@ -342,7 +405,7 @@ class Run:
 
     def finish(self) -> Result:
         """Export the patch and write the metrics."""
-        model, names = self.setup.model, self.setup.names
+        names, folder, ranks = self.setup.names, self.setup.recipe.output, self.setup.ranks
         if self.best is not None:
             restore(self.trainee.parameters, self.best.values)
         gate = self.close()
@@ -353,26 +416,42 @@ class Run:
             "seconds": {key: round(value, 1) for key, value in seconds.items()},
             "absent": {sense: len(why) for sense, why in self.dataset.absent().items()},
             "unreadable": {str(source): why for source, why in self.dataset.refused.items()},
+            "broken": dict(self.dataset.broken),
             "warnings": {path: list(texts) for path, texts in self.dataset.warnings.items()},
         }
-        if held_out := self.dataset.val:
-            base, patched = (token_accuracy(model, held_out, each, self.together) for each in (names[:-1], names))
-            metrics["held_out"] = {key: {"base": base[key], "patched": patched[key]} for key in patched}
+        with self.shown.stage("last look"):
+            base, look = self._score(self.dataset.val, names[:-1]), self.look(whole=True)
+        measured: dict[str, object] = {}
+        if base and look.own:
+            right = look.own.right
+            measured["held_out"] = {key: {"base": base.right[key], "patched": right[key]} for key in right}
+            metrics |= {"held_out": look.compared(base)}
         if self.best is not None:
-            metrics["best"] = {"step": self.best.step, "held_out": self.best.accuracy}
+            metrics["best"] = measured["best"] = {"step": self.best.step, "held_out": self.best.accuracy}
         metrics |= {"gate": gate} if gate else {}
-        metrics["retention"] = self.probe.measure(model, names, whole=True).facts()
-        folder = self.setup.recipe.output
-        measured = {key: metrics[key] for key in ("held_out", "best", "retention") if key in metrics}
+        metrics["retention"] = measured["retention"] = look.kept.facts()
         patch = self.trainee.attached.export()
         if len(self.lengths) > 1:
             planned = {f"from step {step}": f"{steps} steps" for step, steps in self.lengths.items()}
             training = {**patch.config.training, "planned": planned}
             patch = replace(patch, config=patch.config.model_copy(update={"training": training}))
-        if self.setup.ranks.first:
+        if self.log:
             replace(patch, certificate=measured).save(folder / WEIGHTS)
+            self.log.add(self.steps, look.figures)
+            self.log.close()
+            metrics["history"] = self.log.looks
             write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        return Result(folder / WEIGHTS, metrics)
+            self._draw(base, self.log)
+        return Result(folder / WEIGHTS, ranks.gather(metrics)[0])
+
+    def _draw(self, base: Score | None, log: Log) -> None:
+        """Draw the curves. The run is done: that a picture cannot be drawn does not matter to it."""
+        recipe = self.setup.recipe
+        try:
+            held_out = base and base.right["all"]
+            curves.draw(recipe.output / curves.NAME, recipe.name, self.losses, log.looks, held_out)
+        except FileError as error:
+            warnings.warn(str(error), stacklevel=2)
 
     def close(self) -> dict[str, float]:
         """Fit the gate of the patch, if it has one; the shares of the kept questions that it leaves to the base, and of

@@ -28,6 +28,7 @@ from pave.readers.questions import refuse_no_data
 from pave.recipe import Recipe
 from pave.training.checkpoint import refuse_a_file
 from pave.training.general import built_in, read_questions
+from pave.training.log import refuse_missing
 from pave.training.ranks import ALONE, Ranks
 from pave.training.sharding import shard
 
@@ -44,6 +45,7 @@ UNRECORDED = {
     "on_top_of",
     "start_from",
     "shard",
+    "trackers",
 }
 # Set by `accelerate launch`.
 FOREIGN = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
@@ -74,6 +76,7 @@ class Setup:
     @classmethod
     def _of(cls, recipe: Recipe, ranks: Ranks) -> Setup:
         refuse_a_file(recipe.output)
+        refuse_missing(recipe.train.trackers)
         least = min(part.batch for part in recipe.train.parts)
         if least < ranks.count:
             cause = f"train.batch={least}: fewer clips in a step than processes, of which there are"
@@ -90,10 +93,9 @@ class Setup:
         recipe = recipe.model_copy(update={"train": recipe.train.on(model.host.dim)})
         below = tuple(model.apply_patch(each) for each in recipe.train.on_top_of)
         senses = {sense: model.encoder(config) for sense, config in recipe.senses.items()}
-        encoders = {each.spec.preprocessing: each for each in (*model.encoders(), *senses.values())}
         folder, data = recipe.output / "features", recipe.data
         store = FeatureCache(
-            model, list(encoders.values()), folder, data.features, data.timeout, data.cache, data.budget
+            model, _encoders(model, senses), folder, data.features, data.timeout, data.cache, data.budget
         )
         start, kept = _start(recipe, model, senses), recipe.data.keep
         general = read_questions(kept, model.host) if kept else built_in("kept") if recipe.train.keep else ()
@@ -106,6 +108,11 @@ class Setup:
     def names(self) -> list[str]:
         """All patches of a step, the trained one last."""
         return [*(report.name for report in self.below), self.recipe.name]
+
+    @property
+    def encoders(self) -> list[Encoder]:
+        """Those of all patches, each once."""
+        return _encoders(self.model, self.senses)
 
     @property
     def streams(self) -> set[str]:
@@ -159,6 +166,10 @@ def same_lora(one: LoraConfig | None, other: LoraConfig | None) -> bool:
     """Whether the weights of one LoRA mean the same in the other; dropout does not matter."""
     facts = [each and each.model_dump(exclude={"lora_dropout"}) for each in (one, other)]
     return facts[0] == facts[1]
+
+
+def _encoders(model: PatchedModel, senses: Mapping[str, Encoder]) -> list[Encoder]:
+    return list({each.spec.preprocessing: each for each in (*model.encoders(), *senses.values())}.values())
 
 
 def patch_config(recipe: Recipe, host: Host, encoders: Mapping[str, Encoder]) -> PatchConfig:

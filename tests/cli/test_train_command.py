@@ -52,8 +52,9 @@ def test_a_run_prints_its_results_and_can_be_resumed(command: Command, workshop:
     assert out.splitlines()[-1] == f"{patch} ({patch.stat().st_size:,} bytes)"
     held_out = json.loads((tmp_path / "out" / "metrics.json").read_text())["held_out"]
     for row in out.splitlines()[1 : 1 + len(held_out)]:
-        name, base, patched = row.split()
-        assert held_out[name] == pytest.approx({"base": float(base), "patched": float(patched)}, abs=1e-3)
+        name, *figures = row.split()
+        shown = dict(zip(("base", "patched", "shuffled"), map(float, figures), strict=True))
+        assert held_out[name] == pytest.approx(shown, abs=1e-3)
     checkpoint = tmp_path / "out" / "checkpoint.safetensors"
     written = checkpoint.stat().st_mtime_ns
     code, again, _ = command(*words, "--resume")
@@ -61,18 +62,23 @@ def test_a_run_prints_its_results_and_can_be_resumed(command: Command, workshop:
     assert checkpoint.stat().st_mtime_ns == written, "no step was left"
 
 
-def test_held_out_accuracy_is_shown_only_at_the_step_where_it_was_measured(
-    command: Command, workshop: Path, tmp_path: Path
-) -> None:
-    """The accuracy of the finished patch is in the table at the end."""
+def test_each_figure_is_shown_once_where_it_was_measured(command: Command, workshop: Path, tmp_path: Path) -> None:
+    """The figures of the finished patch are in the table at the end, and in the record."""
     words = (f"train.output={tmp_path / 'out'}", f"data.val={workshop / 'mixed.jsonl'}", "train.eval_every=2")
     code, out, err = command(workshop, *words)
-    shown = [line for line in err.splitlines() if line.startswith("step ")]
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    second, fourth = (f"loss {metrics['loss'][i]:.3f}" for i in (1, 3))
+    record = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert code == 0 and out.startswith("held-out questions")
-    assert shown[1:] == [f"step 4/4  {fourth}"]
-    assert re.fullmatch(rf"step 2/4  {second}  held-out 0\.000  retention [01]\.\d{{3}}", shown[0])
+    head, row = (line.split() for line in err.splitlines() if "step " in line or "2/4 " in line)
+    assert head == ["step", "loss", "held-out", "loss", "shuffled", "loss", "retention"]
+    second, last = metrics["history"]
+    names = ("loss", "held-out", "held-out loss", "shuffled", "shuffled loss", "retention")
+    assert row == ["2/4", *(f"{second[name]:.3f}" for name in names)]
+    assert re.search(rf"\nsteps  4/4  .*  loss {metrics['loss'][3]:.3f}  waiting \d+%\n", err)
+    assert [line["step"] for line in record] == [1, 2, 3, 4, 4] and [record[1], record[4]] == [second, last]
+    assert last["held-out"] == round(metrics["held_out"]["all"]["patched"], 6)
+    assert last["shuffled"] == round(metrics["held_out"]["all"]["shuffled"], 6)
+    assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_dry_run_shows_the_overrides_and_writes_nothing(
@@ -84,15 +90,70 @@ def test_dry_run_shows_the_overrides_and_writes_nothing(
     code, out, _ = command(workshop / "patch.yaml", *words, "--dry-run")
     assert code == 0
     assert "steps: 7\n" in out and "bands: 24\n" in out and "lora: null\n" in out
-    assert "8 clips, 0 files missing" in out and "line 1 as the loss sees it" in out
+    assert "about 8 clips" in out
+    assert "line 1 as the loss sees it" in out and "2 without sound:" in out and "a step of 3 clips" in out
     assert "'no<|im_end|>'" in out and "17 visual tokens" in out, "what is learned, behind 4 x 4 tokens and a newline"
+    assert out.splitlines()[-1] == "ready: 8 clips can be used"
     assert everything(workshop) == before and not list(tmp_path.iterdir())
 
 
-def test_dry_run_names_clips_that_are_missing(command: Command, workshop: Path, tmp_path: Path) -> None:
+def flawed(workshop: Path, folder: Path) -> Path:
+    """30 lines, of which line 4 is broken, and the clips of lines 7 and 9 are gone and cut short."""
+    film = next((workshop / "clips").glob("train-*.mp4")).read_bytes()
+    lines = (workshop / "train.jsonl").read_text().splitlines(keepends=True)
+    lines = [line.replace("clips/", f"{workshop}/clips/") for line in lines]
+    lines = (lines * (-(-30 // len(lines))))[:30]
+    (folder / "half.mp4").write_bytes(film[:1000])
+    lines[3], lines[6], lines[8] = "{\n", write_line("gone.mp4", "?", "a"), write_line("half.mp4", "?", "a")
+    (folder / "flawed.jsonl").write_text("".join(lines))
+    return folder / "flawed.jsonl"
+
+
+def test_dry_run_names_every_flaw_with_its_line_and_the_verdict_comes_last(
+    command: Command, workshop: Path, tmp_path: Path
+) -> None:
+    file = flawed(workshop, tmp_path)
+    for more in ([], ["--decode"]):
+        code, out, _ = command(
+            workshop, f"data.train={workshop / 'mixed.jsonl'}", f"data.val={file}", "--dry-run", *more
+        )
+        assert code == 0
+        assert "  1 broken:\n    flawed.jsonl, line 4: not JSON" in out
+        assert f"  1 missing:\n    flawed.jsonl, line 7: {tmp_path / 'gone.mp4'}: no such file\n" in out
+        assert f"  1 unreadable:\n    flawed.jsonl, line 9: {tmp_path / 'half.mp4'}: is an MP4 whose index is" in out
+        assert re.fullmatch(
+            r"ready: \d+ clips can be used; left out: 2 clips and 1 broken record", out.splitlines()[-1]
+        )
+    code, out, _ = command(workshop, f"data.train={file}", "--dry-run", "--strict")
+    assert code == 1 and out.splitlines()[-1].startswith(
+        "not ready: 3 records or clips cannot be used, and data.strict"
+    )
     (tmp_path / "a.jsonl").write_text(write_line("gone.mp4", "?", "a"))
     code, out, _ = command(workshop, f"data.train={tmp_path / 'a.jsonl'}", "--dry-run")
-    assert code == 0 and "1 file missing" in out and f"missing: {tmp_path / 'gone.mp4'}" in out
+    assert code == 1 and out.splitlines()[-1] == "not ready: no clip can be read"
+    assert "--decode is for --dry-run" in refused(command(workshop, "--decode"))
+
+
+def test_a_flawed_data_set_is_trained_without_its_flaws_or_stops_with_their_lines(
+    command: Command, workshop: Path, tmp_path: Path
+) -> None:
+    file, out = flawed(workshop, tmp_path), tmp_path / "out"
+    words = (workshop, f"data.train={file}", f"train.output={out}", "train.steps=1")
+    stopped = refused(command(*words, "--strict"))
+    assert "2 records cannot be used: flawed.jsonl, line 4: not JSON" in stopped and "line 7: " in stopped
+    (tmp_path / "gone.mp4").write_bytes((tmp_path / "half.mp4").read_bytes())
+    file.write_text(file.read_text().replace("{\n", "", 1))
+    stopped = refused(command(*words, "--strict"))
+    assert "flawed.jsonl, line 6: " in stopped and "gone.mp4: is an MP4 whose index" in stopped
+    code, printed, err = command(*words[:1], f"data.train={flawed(workshop, tmp_path)}", *words[2:])
+    listed = [json.loads(line) for line in (out / "features" / "quarantine.jsonl").read_text().splitlines()]
+    assert code == 0 and [each.get("records", each.get("record")) for each in listed] == [
+        "flawed.jsonl, line 4",
+        ["flawed.jsonl, line 7"],
+        ["flawed.jsonl, line 9"],
+    ]
+    assert "left out: flawed.jsonl, line 4: not JSON" in err and "unreadable: flawed.jsonl, line 9: " in err
+    assert f"left out: 1 broken record and 2 unreadable clips; see {out}/features/quarantine.jsonl" in printed
 
 
 def test_damaged_clips_are_named_at_every_run(command: Command, workshop: Path, tmp_path: Path) -> None:
@@ -119,7 +180,7 @@ def test_unread_signals_and_missing_senses_are_reported(command: Command, worksh
     imu = "senses={imu: {encoder: array, options: {signal: imu, dim: 2, rate: 10}}}"
     words = (workshop, imu, f"data.train={tmp_path / 'a.jsonl'}", f"train.output={tmp_path / 'out'}", "train.steps=1")
     typo = "3 of 4 clips have a signal 'imuu', which no sense reads; did you mean 'imu'?"
-    assert f"\n  {typo}\n" in command(*words, "--dry-run")[1]
+    assert f"\n{typo}\n" in command(*words, "--dry-run")[1]
     code, _, err = command(*words)
     assert code == 0 and {typo, "3 of 4 clips have no imu (absent: the clip has no imu)"} <= set(err.splitlines())
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["absent"] == {"imu": 3}
@@ -156,7 +217,7 @@ def test_the_output_of_a_run_is_never_overwritten(command: Command, workshop: Pa
     message = f"{out} holds a checkpoint of step 2; go on with --resume, give another train.output, or delete it"
     assert message in refused(command(workshop, *words, "base=nothing/here")), "before the base is looked for"
     assert "another recipe" in refused(command(workshop, *words, "lora.r=2", "--resume"))
-    assert len(before) == 3 and {file: file.read_bytes() for file in out.glob("*.*")} == before
+    assert len(before) == 5 and {file: file.read_bytes() for file in out.glob("*.*")} == before
     assert command(workshop, *words, "--smoke")[0] == 0 and command(workshop, *words, "--dry-run")[0] == 0
     (out / NAME).write_text("spoiled")
     assert f"{out} holds {NAME}; go on with --resume" in refused(command(workshop, *words))

@@ -73,7 +73,7 @@ def test_each_side_differs_from_the_others_as_it_says(model, seen) -> None:
     for source, clip in seen.items():
         own = clip.sides[key]
         assert own is not None
-        found = {side: changed(seen, side, 0, silences)[source].sides[key] for side in SIDES}  # type: ignore[arg-type]
+        found: dict[str, Any] = {side: changed(seen, side, 0, silences)[source].sides[key] for side in SIDES}
         assert found["base"] is own and found["own"] is own and found["off"] is None
         assert found["silent"].present and torch.equal(found["silent"].times, own.times)
         assert len(found["silent"].x.flatten(1).unique(dim=0)) == 1, "silence is the same all the time"
@@ -86,7 +86,7 @@ def test_each_side_differs_from_the_others_as_it_says(model, seen) -> None:
 
 def test_a_sensor_is_silent_with_zeros_of_the_same_length(model, seen) -> None:
     (key,) = [encoder.spec.preprocessing for encoder in model.encoders()]
-    clip = next(iter(changed(seen, "silent", 0, {}).values()))
+    clip: Any = next(iter(changed(seen, "silent", 0, {}).values()))
     first = next(iter(seen.values()))
     assert not clip.sides[key].x.any() and clip.sides[key].valid.equal(first.sides[key].valid)
 
@@ -163,7 +163,7 @@ def runs_of(**answers: str) -> Evaluation:
 
 def test_figures_are_by_group_and_differences_are_paired() -> None:
     found = runs_of(base="ynynynyn", own="yyyyynyn")
-    figures = {group: own["exact"] for group, own in found.figures.items()}
+    figures: dict[Any, Any] = {group: own["exact"] for group, own in found.figures.items()}
     assert [figures["all", "all"][run].value for run in ("base", "own", "own - base")] == [0.5, 0.75, 0.25]
     assert [figures["kind", kind]["own"].value for kind in "ab"] == [1.0, 0.5]
     assert figures["kind", "a"]["own - base"].low == figures["kind", "a"]["own - base"].high == 0

@@ -17,12 +17,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jiwer
-from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.meteor.meteor import Meteor
-from pycocoevalcap.rouge.rouge import Rouge
-from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+import jiwer  # pyright: ignore[reportMissingImports]
+from pycocoevalcap.bleu.bleu import Bleu  # pyright: ignore[reportMissingImports]
+from pycocoevalcap.cider.cider import Cider  # pyright: ignore[reportMissingImports]
+from pycocoevalcap.meteor.meteor import Meteor  # pyright: ignore[reportMissingImports]
+from pycocoevalcap.rouge.rouge import Rouge  # pyright: ignore[reportMissingImports]
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer  # pyright: ignore[reportMissingImports]
 
 HERE = Path(__file__).parent
 
@@ -38,7 +38,7 @@ def clean_answer(file: Path) -> Any:
     named = [each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef) and each.name == "clean_answer"]
     named[0].decorator_list = []
     scope: dict[str, Any] = {"re": re}
-    exec(compile(ast.Module(named[:1], []), str(file), "exec"), scope)
+    exec(compile(ast.Module([named[0]], []), str(file), "exec"), scope)
     return scope["clean_answer"]
 
 

@@ -40,11 +40,11 @@ def trained(name: str, recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
 
     try:
         with owned(recipe.output, False, ranks):
-            run = Run.begin(recipe, ranks)
+            run = Run.begin(recipe, ranks=ranks)
             run.complete(False, progress)
     except InterruptedError:
         with owned(recipe.output, True, ranks):
-            run = Run.begin(recipe, ranks)
+            run = Run.begin(recipe, ranks=ranks)
             run.complete(True, lambda *_: None)
     except PaveError as error:
         if name == "killed":  # there is nobody to go on with

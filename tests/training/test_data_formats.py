@@ -21,7 +21,8 @@ from pave.cli import train as command
 from pave.evaluation.accuracy import evaluate
 from pave.model.patched import load
 from pave.recipe import Recipe, data_sets, read_recipe
-from pave.training.run import Run, _order, train
+from pave.training.plan import order as _order
+from pave.training.run import Run, train
 
 Make = Callable[..., Recipe]
 

@@ -221,7 +221,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(recipe: Make) -> None:
             train(recipe(), progress=fill)
         finally:
             disk.__exit__(None, None, None)
-    assert sorted(file.name for file in output.iterdir()) == [NAME, "features"]
+    assert sorted(file.name for file in output.iterdir()) == [NAME, "features", "log.jsonl"]
     assert read_metadata(output / NAME)["step"] == "2"
     assert train(recipe(), resume=True).patch.is_file()
 
@@ -523,7 +523,11 @@ def test_metrics_hold_losses_and_held_out_scores_by_channel(recipe: Make, worksh
     metrics = json.loads((words.output / "metrics.json").read_text())
     assert metrics == result.metrics
     assert metrics["loss"] == [round(figures["loss"], 5) for _, _, figures in seen]
-    assert set(metrics["held_out"]) == {"all", "audio"} and set(metrics["held_out"]["all"]) == {"base", "patched"}
+    assert set(metrics["held_out"]) == {"all", "audio"} and set(metrics["held_out"]["all"]) == {
+        "base",
+        "patched",
+        "shuffled",
+    }
 
 
 def test_the_rate_has_a_linear_warm_up_and_a_cosine_decay(recipe: Make) -> None:

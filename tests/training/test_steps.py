@@ -17,6 +17,7 @@ from torch import Tensor
 from pave.errors import RecipeError, TrainingError
 from pave.patch.file import Patch
 from pave.recipe import NARROW_RATE, WIDE, WIDE_RATE, Recipe, TrainConfig
+from pave.text.progress import Shown
 from pave.training.plan import divided, stretches
 from pave.training.run import Run, train
 
@@ -145,7 +146,7 @@ def test_epochs_are_rounded_up_to_whole_steps(recipe: Make) -> None:
     assert [stretches(TrainConfig(epochs=0.1, batch=1), count)[-1].end for count in (30, 31)] == [3, 4]
 
 
-def test_a_longer_run_goes_on_and_says_so(recipe: Make) -> None:
+def test_a_longer_run_goes_on_and_says_so(recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:
     short, longer = recipe(*DROPOUT), recipe(*DROPOUT, "train.steps=7", "train.schedule=linear")
     rates: list[float] = []
     finished = train(recipe(*DROPOUT, output="short")).patch
@@ -153,11 +154,10 @@ def test_a_longer_run_goes_on_and_says_so(recipe: Make) -> None:
     with pytest.raises(TrainingError, match=r"training\.schedule: None there, 'linear' here"):
         train(longer, resume=True)
     longer = recipe(*DROPOUT, "train.steps=7")
-    told: list[str] = []
-    run = Run.begin(longer)
-    run.resume(told.append)
-    (line,) = told
-    assert "was to have 4 steps and goes on to 7: from step 4 on" in line
+    run = Run.begin(longer, Shown(bars=False))
+    capsys.readouterr()
+    run.resume()
+    assert "was to have 4 steps and goes on to 7: from step 4 on" in capsys.readouterr().err
     run.fit(lambda step, steps, figures: rates.append(figures["rate"]))
     whole = run.finish().patch
     cosine = [NARROW_RATE * (1 + math.cos(math.pi * (step - 1) / 6)) / 2 for step in (4, 5, 6)]
@@ -333,7 +333,7 @@ def test_the_patch_is_that_of_the_best_evaluation(recipe: Make, workshop: Path) 
     learned = [name for name in tensors if not name.startswith("gate.")]
     assert all(torch.equal(tensors[name], seen[best][1][name]) for name in learned)
     assert any(not torch.equal(tensors[name], last[name]) for name in learned)
-    assert run.look(99) == seen[best][0]
+    run.choose(99, run.look().own)
     assert run.best is not None and run.best.step == best, "the first of equal ones"
 
 
