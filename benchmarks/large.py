@@ -28,7 +28,7 @@ SIDE = 1024  # channels of a side token, as those of ImageBind
 
 def empty_model(size: str, device: str = "cpu", tower: int = 1) -> PatchedModel:
     """A LLaVA-OneVision of these dimensions in bfloat16 with so many vision layers, with one of few inner channels. Its
-    weights are random on a GPU, else uninitialised, so its fingerprint is a constant."""
+    weights are random on a GPU and if they are few, else uninitialised, so its fingerprint is a constant."""
     hidden, inner, layers, heads, key_heads, vocabulary = SIZES[size]
     text = Qwen2Config(
         hidden_size=hidden,
@@ -50,9 +50,11 @@ def empty_model(size: str, device: str = "cpu", tower: int = 1) -> PatchedModel:
     with torch.device("meta"):
         model: Any = LlavaOnevisionForConditionalGeneration(config)
     model = model.to(torch.bfloat16).to_empty(device=device)
-    for parameter in model.parameters() if device != "cpu" else ():
+    for parameter in model.parameters() if device != "cpu" or size == "small" else ():
         torch.nn.init.normal_(parameter, std=0.02)
     for module in model.modules():  # buffers are uninitialised too: rotary frequencies could be anything, even NaN
+        if "position_ids" in module._buffers:
+            module.position_ids = torch.arange(module.num_positions, device=device)[None]
         if "inv_freq" in module._buffers:
             fresh = type(module)(module.config).inv_freq
             module.inv_freq = module.original_inv_freq = fresh.to(device)

@@ -126,7 +126,7 @@ def test_dry_run_names_every_flaw_with_its_line_and_the_verdict_comes_last(
         )
     code, out, _ = command(workshop, f"data.train={file}", "--dry-run", "--strict")
     assert code == 1 and out.splitlines()[-1].startswith(
-        "not ready: 3 records or clips cannot be used, and data.strict"
+        "not ready: 2 clips and 1 broken record cannot be used, and data.strict"
     )
     (tmp_path / "a.jsonl").write_text(write_line("gone.mp4", "?", "a"))
     code, out, _ = command(workshop, f"data.train={tmp_path / 'a.jsonl'}", "--dry-run")

@@ -20,7 +20,7 @@ from places import ROOT
 import pave
 
 PAGES = pages()
-REASONS = ("GPU", "Hub", "weights", "Lightning")  # what a test machine lacks
+REASONS = ("GPU", "Hub", "weights", "Lightning", "processes")  # what a test machine lacks
 
 
 def name(page: Path) -> str:

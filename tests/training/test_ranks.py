@@ -244,7 +244,9 @@ def test_each_clip_is_encoded_by_one_process(together: tuple[Path, list[dict[str
     assert counts == [4, 4]
     assert sorted(file.name for file in (together[0] / "plain").iterdir()) == [
         NAME,
+        "curves.png",
         "features",
+        "log.jsonl",
         "metrics.json",
         "patch.safetensors",
     ]

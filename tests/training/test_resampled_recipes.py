@@ -266,7 +266,9 @@ def test_the_diversity_loss_acts_and_weight_zero_adds_none(favor: Callable[..., 
         run = Run.begin(favor("train.steps=6", "train.batch=1", diversity=weight, output=f"out{weight}"))
         reported: list[dict[str, float]] = []
         run.fit(lambda step, steps, figures, reported=reported: reported.append(figures))
-        assert [set(each) for each in reported] == [{"loss", "rate"} | ({"diversity"} if weight else set())] * 6
+        assert [set(each) for each in reported] == [
+            {"loss", "rate", "seconds", "waited"} | ({"diversity"} if weight else set())
+        ] * 6
         row = {
             sense: sides[0]
             for sense, sides in batch(run.setup.model, run.dataset.train[:1], run.setup.names)[0].uses[0].sides.items()
