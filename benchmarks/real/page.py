@@ -53,17 +53,17 @@ def cost(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     columns = ("training", "steps × clips", "minutes of a core", "file", "base's tokens kept", "of unseen questions")
     lines = [f"| {' | '.join((*columns, 'without the gate', 'KL'))} |", "|---" * 8 + "|"]
     for name, runs in found.items():
-        minutes = mean(run.get("core_seconds", run["seconds"]) for run in runs) / 60
+        took = [run.get("core_seconds", run["seconds"]) / 60 for run in runs if run["seconds_by_part"]["steps"]]
+        minutes = f"{mean(took):.1f}" if took else ""  # not of a run whose training was done before
         retained = [run["retention"] for run in runs]
         kept = spread([each["tokens"] for each in retained])
-        others = spread(
-            [run["retention_unseen"]["tokens"] for run in runs if "retention_unseen" in run] or [float("nan")]
-        )
+        unseen = [run["retention_unseen"]["tokens"] for run in runs if "retention_unseen" in run]
+        others = spread(unseen) if unseen else ""
         ungated = spread([each.get("ungated", each["tokens"]) for each in retained])
         nats = spread([each["kl"] for each in retained])
         size = f"{runs[0]['patch_bytes'] / 1e6:.1f} MB"
         steps = f"{runs[0]['steps']} × {runs[0]['batch']}"
-        lines.append(f"| {name} | {steps} | {minutes:.1f} | {size} | {kept} | {others} | {ungated} | {nats} |")
+        lines.append(f"| {name} | {steps} | {minutes} | {size} | {kept} | {others} | {ungated} | {nats} |")
     return [*lines, ""]
 
 
@@ -116,11 +116,13 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 1 + 0.5 * len(found)))
+    named: set[str] = set()  # in the legend
     for place, runs in enumerate(found.values()):
         for number, control in enumerate(CONTROLS):
             scores = [100 * run[control]["accuracy"] for run in runs if control in run]
             if scores:
-                label = control if place == 0 else None
+                label = None if control in named else control
+                named.add(control)
                 axes.plot([min(scores), max(scores)], [place, place], color=f"C{number}", alpha=0.5)
                 axes.plot(mean(scores), place, "o", color=f"C{number}", label=label)
     axes.set_yticks(range(len(found)), found)
