@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
-import typer
 import yaml
 from clips import counting_frames, write_clip
 from kind import QUESTION, Kind
@@ -20,8 +18,8 @@ from small import write_line
 from watched import Case
 
 from pave.cli.patch import patch_info
-from pave.cli.terminal import remark
-from pave.cli.train import train
+from pave.cli.terminal import remark, say
+from pave.cli.train import resolved
 from pave.hub import catalogue
 from pave.hub.aliases import aliases
 from pave.hub.locate import locate
@@ -32,10 +30,11 @@ from pave.training.dataset import read_dataset
 from pave.training.setup import Setup
 
 
-def dry_run(recipe: Path, *overrides: str) -> None:
-    """Whatever the verdict on the data is."""
-    with suppress(typer.Exit):
-        train(str(recipe), [*overrides], dry_run=True)
+def dry_run(path: Path, *overrides: str) -> None:
+    """What `pave-train --dry-run` does before it looks at clips and tries a step, which needs the memory of one."""
+    recipe = catalogue.recipe(str(path), overrides)
+    say(*resolved(recipe))
+    Setup.of(recipe)
 
 
 class Texts(Kind):

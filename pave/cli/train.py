@@ -73,20 +73,20 @@ def train(
     if workers and engine != "ray":
         raise RecipeError(f"--workers {workers} is for --engine ray; start local processes with torchrun")
     overrides = [*(overrides or []), *(["data.strict=true"] if strict else [])]
-    resolved = catalogue.recipe(recipe, overrides)
+    chosen = catalogue.recipe(recipe, overrides)
     if (dry_run or smoke) and not first():
         return  # the first of several processes shows it
     if dry_run:
-        raise typer.Exit(0 if _dry_run(resolved, decode) else 1)
+        raise typer.Exit(0 if _dry_run(chosen, decode) else 1)
     elif smoke:
         _smoke(recipe, overrides)
     elif engine == "ray":
         from pave.training.cluster import train_on_ray
 
-        say(*summary(train_on_ray(train_here, resolved, resume, workers, remark)))
+        say(*summary(train_on_ray(train_here, chosen, resume, workers, remark)))
     else:
         with told_elsewhere():
-            result = train_here(resolved, resume)
+            result = train_here(chosen, resume)
         if result:
             say(*summary(result))
 
@@ -188,15 +188,20 @@ def _smoke(recipe: str, overrides: list[str]) -> None:
         raise SystemExit(1)
 
 
+def resolved(recipe: Recipe) -> list[str]:
+    """A recipe with all defaults, as lines."""
+    import yaml
+
+    return [*lines_of(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).strip())]
+
+
 def _dry_run(recipe: Recipe, decode: bool) -> bool:
     """Print the resolved recipe and what is found of its data; whether it can be trained. Nothing is written."""
     remark(f"{recipe.name}: base {recipe.base}; nothing is written")
-    import yaml
-
     from pave.training.scan import scan  # which takes seconds
     from pave.training.setup import Setup
 
-    say(*lines_of(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).strip()), "")
+    say(*resolved(recipe), "")
     with Shown() as shown:
         with shown.stage(f"loading {recipe.base}"):
             setup = Setup.of(recipe)
