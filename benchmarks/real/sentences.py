@@ -20,6 +20,8 @@ from sounds import VOICES, Voices, samples
 from stamps import things
 from words import PROMPTS
 
+from pave.evaluation.metrics.answers import distance
+
 QUESTION = "What is said?"
 LONGEST = 4.0  # seconds of a prompt
 FEWEST, MOST = 2, 9  # words
@@ -75,17 +77,7 @@ def make(packages: Mapping[str, Path], voices: int, folder: Path, seed: int = 0)
     write(folder, "test", (clip(each, "asterisk", samples(recording(packages, each))) for each in sorted(held_out)))
 
 
-def errors(wanted: Sequence[str], given: Sequence[str]) -> int:
-    """Words to change, add or leave out to make one text the other (Levenshtein's distance)."""
-    row = list(range(len(given) + 1))
-    for number, word in enumerate(wanted, 1):
-        before, row[0] = row[0], number
-        for place, other in enumerate(given, 1):
-            before, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, before + (word != other))
-    return row[-1]
-
-
 def error_rate(pairs: Sequence[tuple[str, str]]) -> float:
     """Word errors of all texts by their number of words; pairs of what is said and what is answered."""
     texts = [(plain(wanted).split(), plain(given).split()) for wanted, given in pairs]
-    return sum(errors(*each) for each in texts) / sum(len(wanted) for wanted, _ in texts)
+    return sum(distance(*each) for each in texts) / sum(len(wanted) for wanted, _ in texts)

@@ -34,6 +34,7 @@ from whole import written
 
 import pave
 from pave.errors import DataError
+from pave.evaluation.metrics.answers import distance
 
 TOKENIZER = make_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>", base.IMAGE, base.VIDEO])
 VISION = {**tower.VISION, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -248,7 +249,7 @@ def test_what_was_not_finished_is_done_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("wanted", "given", "wrong"), [("a b c", "a x c d", 2), ("a b", "", 2), ("a", "a", 0)])
 def test_word_errors_are_counted(wanted: str, given: str, wrong: int) -> None:
-    assert sentences.errors(wanted.split(), given.split()) == wrong
+    assert distance(wanted.split(), given.split()) == wrong
     assert sentences.error_rate([(wanted, given)]) == wrong / len(wanted.split())
 
 

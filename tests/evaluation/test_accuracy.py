@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-from small import awaken, make_clip, make_config, write_line
+from small import make_clip, write_line
 
 import pave
 from pave.data import Example, Source
@@ -22,15 +22,6 @@ from pave.playroom.writer import write_clips
 from pave.readers.questions import read_data
 
 CLIPS = 5
-
-
-@pytest.fixture(scope="module")
-def model(workshop: Path) -> PatchedModel:
-    """A base with a patch that has a strong effect on any sound."""
-    model = load(workshop / "base", device="cpu")
-    model.attach("ears", make_config(model.host))
-    awaken(model, "ears", scale=1.0)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import awaken, make_clip, make_config, write_line
+from small import make_clip, write_line
 from typer.testing import CliRunner
 
 from pave.cli.main import app
@@ -26,18 +26,9 @@ from pave.evaluation.report import write_report
 from pave.evaluation.result import Evaluation, Sample, references_of
 from pave.evaluation.sides import changed, silent
 from pave.model.inputs import ClipFeatures
-from pave.model.patched import PatchedModel, load
+from pave.model.patched import PatchedModel
 
 SIDES = ("base", "own", "off", "silent", "shuffled", "shifted")
-
-
-@pytest.fixture(scope="module")
-def model(workshop: Path) -> PatchedModel:
-    """A base with a patch that has a strong effect on any sound."""
-    model = load(workshop / "base", device="cpu")
-    model.attach("ears", make_config(model.host))
-    awaken(model, "ears", scale=1.0)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -123,7 +123,7 @@ def wer(answers: Texts, references: References) -> Measured:
     """Word error rate: substituted, deleted and inserted words over the words of the first reference, the transcript;
     the rate of a set is that of its sums, as jiwer has it. Case and punctuation count."""
     pairs = [(answer.split(), own[0].split()) for answer, own in zip(answers, references, strict=True)]
-    counts = [(_distance(answer, right), len(right)) for answer, right in pairs]
+    counts = [(distance(answer, right), len(right)) for answer, right in pairs]
     return Measured(np.array(counts, np.float64))
 
 
@@ -139,8 +139,8 @@ def _f1(answer: str, right: str) -> float:
     return 2 * shared / (len(found) + len(wanted)) if shared else 0.0
 
 
-def _distance(found: list[str], wanted: list[str]) -> int:
-    """Levenshtein's distance of two lists of words."""
+def distance(found: list[str], wanted: list[str]) -> int:
+    """Levenshtein's distance of two lists of words: how many to change, add or leave out."""
     row = list(range(len(wanted) + 1))
     for i, word in enumerate(found, 1):
         before, row[0] = row[0], i
