@@ -1,6 +1,6 @@
 """Does a certificate tell patches that listen from patches that only seem to? Planted deaf ones, and genuine ones.
 
-    python benchmarks/certificates.py            # 20 deaf and 20 genuine patches, some seconds each; goes on after a stop
+    python benchmarks/certificates.py            # 20 deaf and 20 genuine patches; goes on after a stop
     python benchmarks/certificates.py --only loudness-deaf-0
 
 Writes benchmarks/results/certificates.json. For each of four labelled sets (benchmarks/planted.py) and five seeds, two

@@ -259,10 +259,8 @@ class Trial:
     ) -> Certificate:
         references = [references_of(example) for example in asked]
         measured = {run: self._measured(texts, references) for run, texts in answers.items()}
-        draws, clips = (
-            Bootstrap([e.source for e in asked], SEED, LEVEL, RESAMPLES),
-            np.array([str(e.source) for e in asked]),
-        )
+        sources = [example.source for example in asked]
+        draws = Bootstrap(sources, SEED, LEVEL, RESAMPLES)
 
         def gains(group: np.ndarray) -> dict[str, Gain]:
             found = {}

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from pave.config import Config, Frames, Hash, Short, Text, parse
 from pave.errors import PaveError
-from pave.text.shown import counted, shown
+from pave.text.shown import counted, quoted, shown
 
 if TYPE_CHECKING:
     from pave.patch.file import Patch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KEY = "listening"  # in the measured figures of a file
 FEWEST = 20  # clips, below which an interval means little
 MOST_TYPES = 64  # of questions, in one certificate
+TINY = 1e-9  # rounding of a mean
 Control = Literal["shuffled", "silent", "envelope", "shifted", "capacity"]
 CONTROLS: Mapping[str, str] = {
     "shuffled": "the signal of another clip, with another answer to this type of question, about as long and as loud",
@@ -134,6 +135,31 @@ class Certificate(Config):
         """Whether the patch is certified: its gain over every control is above 0."""
         return not self.lacking
 
+    def apart(self, recorded: Certificate) -> list[str]:
+        """In what this certificate, measured again, contradicts a recorded one. Other versions and machines may answer
+        a few questions otherwise, so a gain must be within the recorded interval."""
+        found = []
+        for what in ("sha256", "metric", "fingerprint", "frames", "prompt", "capacity", "any_time"):
+            one, other = getattr(self, what), getattr(recorded, what)
+            if one != other:
+                found.append(f"{what} is {quoted(one)}, recorded {quoted(other)}")
+        played = self.data.playroom is not None and self.data.playroom == recorded.data.playroom  # films vary by codec
+        if not played and self.data.sha256 != recorded.data.sha256:
+            found.append(f"the labelled set has sha256 {self.data.sha256[:16]}, recorded {recorded.data.sha256[:16]}")
+        if self.passes != recorded.passes:
+            found.append("it passes, recorded as failing" if self.passes else "it fails, recorded as passing")
+        for name in (*self.gains, *(each for each in recorded.gains if each not in self.gains)):
+            one, other = self.gains.get(name), recorded.gains.get(name)
+            if one is None or other is None:
+                found.append(f"{name} is {one or 'not run'}, recorded {other or 'not run'}")
+            elif (
+                not (other.value if other.low is None else other.low) - TINY
+                <= one.value
+                <= ((other.value if other.high is None else other.high) + TINY)
+            ):
+                found.append(f"{name} is {one}, recorded {other}")
+        return found
+
     def __str__(self) -> str:
         return "\n".join(map(shown, self.lines()))
 
@@ -146,7 +172,8 @@ class Certificate(Config):
             made = f"Playroom, {played.clips} clips, seed {played.seed}, {' '.join(played.channels)}"
         asked = f"{counted(data.questions, 'question')} about {counted(data.clips, 'clip')}"
         yield f"  set      {made}: {asked}, sha256 {data.sha256[:16]}"
-        yield f"  {self.metric:8} {self.own:.3f} with its own signal; its gains over controls, {self.level:.0%} intervals:"
+        own = f"{self.own:.3f} with its own signal"
+        yield f"  {self.metric:8} {own}; its gain over each control, {self.level:.0%} interval:"
         for name, gain in self.gains.items():
             aside = "" if name in self.counting else "; does not count: the questions do not ask when"
             fewer = "" if gain.questions == data.questions else f"; of {counted(gain.questions, 'question')}"
