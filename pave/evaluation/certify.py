@@ -238,11 +238,12 @@ class Trial:
         runs = {
             "own": Asked(features, own, acting),
             "shuffled": Asked(exchanged(features, pairs, keys), pairs, acting),
-            "silent": Asked(changed(features, "silent", SEED, self.ears.silences), own, acting),
-            "shifted": Asked(changed(features, "shifted", SEED, {}), own, acting),
+            "silent": Asked(changed(features, "silent", SEED, self.ears.silences, keys), own, acting),
+            "shifted": Asked(changed(features, "shifted", SEED, {}, keys), own, acting),
         }
         if self.ears.envelopes:
-            runs["envelope"] = Asked(changed(features, "silent", SEED, self.ears.envelopes), own, acting)
+            louds = changed(features, "silent", SEED, self.ears.envelopes, self.ears.envelopes.keys())
+            runs["envelope"] = Asked(louds, own, acting)
         if self.capacity is not None:
             runs["capacity"] = Asked(features, own, [*self.others, self.capacity])
         return runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ WRONG: dict[str, Any] = {
     "a list": [1],
     "empty": {},
     "a key too many": {"passes": True},
-    "a text for a number": {"own": "0.9"},
+    "a text for a number": {"own": "high"},
     "too large a number": {"own": 1e300},
     "true for a number": {"own": True},
     "another version": {"version": 2},
@@ -147,7 +148,7 @@ def test_hostile_texts_in_it_are_escaped_wherever_it_is_shown(patch: Patch, tmp_
     for shown in (out, text, str(standing(found).certificate)):
         assert "\x1b" not in shown and "\u202e" not in shown and "\n| a |" not in shown
     section = text.split("## Does it use its sense?")[1].split("\n## ")[0]
-    assert section.count("|---|---|") == 1 and "<b>" not in section.replace("\\<b\\>", "")
+    assert section.count("|---|---|") == 1 and "<b>" not in re.sub("`[^`\n]*`", "", section).replace("\\<b\\>", "")
 
 
 def test_a_certificate_measured_again_is_compared_with_it(patch: Patch) -> None:
