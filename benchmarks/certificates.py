@@ -41,25 +41,25 @@ from pave.training.setup import Setup
 
 SEEDS = range(5)
 TRAIN, TEST = 240, 120  # clips
-FRAMES, STEPS, BATCH = 2, 90, 12
+FRAMES, STEPS, BATCH = 2, 100, 8
 SIDES = ("shuffled", "silent", "envelope", "shifted")
 
 
 def recipe_of(seed: int) -> Recipe:
     words = [f"train.seed={seed}", f"train.steps={STEPS}", f"train.batch={BATCH}", f"frames={FRAMES}"]
+    output = Path(gettempdir()) / "pave-certify"
+    output.mkdir(exist_ok=True)
     quiet = ["train.eval_every=100000", "train.checkpoint_every=100000"]
-    return read_recipe(
-        folder_of("audio-playroom"), [*words, *quiet, f"train.output={Path(gettempdir()) / 'pave-certify'}"]
-    )
+    return read_recipe(folder_of("audio-playroom"), [*words, *quiet, f"train.output={output}"])
 
 
 def train(model: PatchedModel, kind: Kind, content: str, seed: int) -> tuple[Patch, list[float]]:
     """A patch, and its losses."""
     setup = Setup.of(recipe_of(seed))
     clips = []
-    for clip, example in planted(kind, TRAIN, seed, "train", content, FRAMES):
+    for clip, examples in planted(kind, TRAIN, seed, "train", content, FRAMES):
         features = seen(model, clip, list(setup.senses.values()))
-        clips.append(training_clip(setup.model.host, Stored.of(features), [example]))
+        clips.append(training_clip(setup.model.host, Stored.of(features), examples))
     run = Run.of(setup, Dataset(clips, [], dict(setup.senses), {}, [], {}))
     run.fit(lambda step, steps, figures: None)
     return run.trainee.attached.export(), run.losses
@@ -83,8 +83,8 @@ def certify(model: PatchedModel, patch: Patch, kind: Kind, seed: int) -> dict[st
     try:
         held_out = list(planted(kind, TEST, seed, "test", "own", FRAMES))
         ears = Ears.of(model.encoders(), [clip for clip, _ in held_out[:16]])
-        features: dict[Source, ClipFeatures] = {e.source: seen(model, clip, ears.all) for clip, e in held_out}
-        examples: list[Example] = [example for _, example in held_out]
+        features: dict[Source, ClipFeatures] = {e.source: seen(model, clip, ears.all) for clip, (e,) in held_out}
+        examples: list[Example] = [example for _, (example,) in held_out]
         trial = Trial(model, "planted", (), None, ears, examples, features, any_time=True)
         found = trial.run(None, {"batch": 60, "max_new_tokens": 2}, None, {})
     finally:
@@ -108,7 +108,7 @@ def main() -> None:
         trained = time.process_time()
         found = certify(model, patch, kind, seed)
         seconds = [round(trained - begin, 1), round(time.process_time() - trained, 1)]
-        study.add(key, {**found, "loss": round(sum(losses[-10:]) / 10, 4), "seconds": seconds})
+        study.add(key, {**found, "loss": [round(loss, 3) for loss in losses[9::10]], "seconds": seconds})
         show(key, study.runs[key])
     for content, verdict in (("deaf", False), ("genuine", True)):
         runs = [run for key, run in study.runs.items() if f"-{content}-" in key]

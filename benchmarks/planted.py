@@ -1,7 +1,7 @@
 """Labelled sets in which something other than what is heard tells the answer, and patches that are deaf to the rest.
 
 In: the name of a set, a number of clips, a seed. Out: clips of the Playroom in memory, each with one sound or none, and
-a question what it is. Knows nothing of patches.
+questions what it is; for training also whether it is this or that. Knows nothing of patches.
 
 set        what tells the answer beside the content
 shuffled   nothing
@@ -38,9 +38,9 @@ QUIETER = 5.0  # dB for each further sound
 
 def planted(
     kind: Kind, clips: int, seed: int, split: Split, content: Literal["own", "other"], frames: int
-) -> Iterator[tuple[Clip, Example]]:
-    """Clips in memory, each with its question. content "other": what is heard is drawn anew, and has nothing to do with
-    the answer; only what `kind` says is left."""
+) -> Iterator[tuple[Clip, list[Example]]]:
+    """Clips in memory, each with its questions. content "other": what is heard is drawn anew, and has nothing to do
+    with the answer; only what `kind` says is left."""
     for number, at in enumerate(clip_seeds(clips, seed, split)):
         rng = Random(f"{kind} {at}")
         heard = "" if rng.random() < QUIET[kind] else rng.choice(SOUNDS)
@@ -51,8 +51,12 @@ def planted(
             heard = "" if quiet else another
         pictures, times = _scene(number % SCENES, split, frames)
         clip = Clip.from_frames(pictures, times=times, audio=_track(kind, heard, told, at), rate=sound.RATE)
-        facts = {"kind": "what", "channel": "audio"}
-        yield clip, Example(Source(Path(f"{split}-{at}.mp4")), rng.choice(HEAR), answer, number, facts)
+        asked = [(question, answer) for question in HEAR]
+        asked += [(f"is there a {name}?", "yes" if name == answer else "no") for name in SOUNDS]
+        # Many questions share a clip's prefill, so learning is cheap; held out is one, as clips are what counts.
+        asked = asked if split == "train" else [rng.choice(asked[: len(HEAR)])]
+        source, facts = Source(Path(f"{split}-{at}.mp4")), {"kind": "what", "channel": "audio"}
+        yield clip, [Example(source, *pair, number, facts) for pair in asked]
 
 
 @cache

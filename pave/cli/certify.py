@@ -41,7 +41,10 @@ def certify(
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of these clips.")] = 0,
     capacity: Annotated[
         str | None,
-        typer.Option(metavar="PATCH", help="A patch of the same shape, trained with signals that tell nothing."),
+        typer.Option(
+            metavar="PATCH|YAML",
+            help="A patch of the same shape, trained with signals that tell nothing; or the recipe of PATCH, to train it.",
+        ),
     ] = None,
     any_time: Annotated[
         bool, typer.Option("--any-time", help="DATA does not ask when: a shifted signal need not be worse.")
@@ -57,7 +60,10 @@ def certify(
         Path | None, typer.Option(metavar="FILE", help="Write to this file or folder. Default: into PATCH itself.")
     ] = None,
     to: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="For answers and features. Default: runs/certify-NAME.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="For answers and features. Default: runs/certify-NAME; --check: check-NAME."
+        ),
     ] = None,
     format: Annotated[str | None, FORMAT] = None,
     media: Annotated[Path | None, MEDIA] = None,
@@ -92,7 +98,7 @@ def certify(
         if recorded.capacity and capacity is None:
             raise UsageError(f"its certificate has a control `capacity`, of {recorded.capacity[:16]}; give --capacity")
     name = patch.config.name
-    folder = to or Path("runs") / f"certify-{name}"
+    folder = to or Path("runs") / f"{'check' if check else 'certify'}-{name}"  # answers are not taken for a check
     found = _measured(patch, asked, base, capacity, on or [], folder, frames, dtype, device, by=by, metric=metric,
                       any_time=any_time, batch=batch)  # fmt: skip
     say(*lines_of(found))
@@ -179,7 +185,16 @@ def _measured(
     model = load(base, dtype=dtype, device=device, frames=frames)
     for each in on:
         model.apply_patch(each)
-    other = model.apply_patch(capacity, name="capacity").name if capacity is not None else None
+    other = None
+    if capacity is not None:
+        control = capacity
+        if Path(capacity).suffix in (".yaml", ".yml"):
+            from pave.evaluation.capacity import untaught
+            from pave.recipe import read_recipe
+
+            remark(f"training the control `capacity` in {folder / 'capacity'}")
+            control = untaught(read_recipe(capacity), folder / "capacity")
+        other = model.apply_patch(control, name="capacity").name
     name = model.apply_patch(patch).name
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:

@@ -17,7 +17,8 @@ import pave
 from pave.data import Example, Source
 from pave.encoder import load_encoder
 from pave.errors import DataError, UsageError
-from pave.evaluation.certify import Ears, Trial, certify
+from pave.evaluation.capacity import untaught
+from pave.evaluation.certify import Ears, Trial, _unlike, certify
 from pave.evaluation.controls import Envelope, Loudness, carrier, carriers_of, deranged, exchanged, loudness, stratum
 from pave.hub.catalogue import folder
 from pave.media.clip import Clip
@@ -26,6 +27,7 @@ from pave.model.patched import PatchedModel
 from pave.patch.certificate import PlayroomSet, standing
 from pave.patch.file import Patch
 from pave.sidechannel import SideTokens
+from pave.training.run import train
 
 # Exchanges of signals
 
@@ -164,8 +166,12 @@ def test_a_patch_that_listens_is_certified_and_its_lora_alone_is_not(
     what = next(each for each in given.types if each.name == "what")
     assert what.gains["shifted"].value < 0.3 < what.gains["shuffled"].value, "it does not matter when"
     assert Patch.load("ears.safetensors").sha256 == Patch.load(folder() / "audio-playroom").sha256
-    # Measured again, from its answers in the folder and from its set.
-    code, out, _ = command("patch", "certify", "ears.safetensors", "--check", "--to", "listens")
+    # Measured again, on the same set.
+    for again in ("runs/check-audio-playroom", "deaf"):
+        (tmp_path / again).mkdir(parents=True)
+        for part in ("clips", "features"):
+            (tmp_path / again / part).symlink_to(tmp_path / "listens" / part)
+    code, out, _ = command("patch", "certify", "ears.safetensors", "--check")
     assert code == 0 and out.endswith("its certificate holds\n")
     patch = Patch.load("ears.safetensors")
     outputs = [name for name in patch.tensors if name.startswith("fusion.") and "out" in name]
@@ -174,9 +180,6 @@ def test_a_patch_that_listens_is_certified_and_its_lora_alone_is_not(
     deaf.save("deaf.safetensors")
     code, _, err = command("patch", "certify", "deaf.safetensors", "--check", "--to", "deaf")
     assert code == 2 and "its certificate is of the patch" in err
-    (tmp_path / "deaf").mkdir()
-    for part in ("clips", "features"):
-        (tmp_path / "deaf" / part).symlink_to(tmp_path / "listens" / part)
     code, out, err = command("patch", "certify", "deaf.safetensors", *asked[:4], "--to", "deaf")
     assert code == 1 and out.startswith("not certified: no gain over shuffled, silent, envelope, shifted\n"), out
     assert standing(Patch.load("deaf.safetensors")).kind == "refused"
@@ -274,3 +277,14 @@ def test_a_patch_that_had_no_signal_to_learn_from_is_a_control(model, heard) -> 
     finally:
         model.remove_patch("noise")
     assert found.capacity == other.sha256 and "capacity" in found.gains and "capacity" not in found.not_run
+
+
+def test_the_control_patch_of_a_recipe_learns_from_the_signals_of_other_clips(recipe, tmp_path: Path) -> None:
+    trained = train(recipe("train.steps=2"), progress=False).patch
+    control = untaught(recipe("train.steps=2", output="other"), tmp_path / "control")
+    own = Patch.load(trained)
+    assert _unlike(own, control) == "" != _unlike(own, own)
+    assert {name for name in own.tensors if not torch.equal(own.tensors[name], control.tensors[name])}
+    assert untaught(recipe("train.steps=9"), tmp_path / "control").sha256 == control.sha256, "it is there already"
+    wider = untaught(recipe("train.steps=1", "lora.r=2", output="wide"), tmp_path / "wide")
+    assert "parameters in" in _unlike(own, wider)

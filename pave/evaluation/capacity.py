@@ -1,0 +1,45 @@
+"""The control `capacity` of a certificate: a patch of the same recipe that had no signal to learn from.
+
+In: a recipe. Out: a patch trained as the recipe says, on the same clips and questions, but every clip with the signals
+of another one. What it gains it owes to frames, questions and its own parameters. Knows nothing of certificates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pave.ambient import neutral
+from pave.errors import DataError
+from pave.patch.file import Patch
+from pave.patch.filenames import WEIGHTS
+from pave.recipe import Recipe
+from pave.text.shown import counted
+from pave.training.checkpoint import owned
+from pave.training.dataset import shuffled
+from pave.training.run import Run
+
+
+@neutral()
+@torch.enable_grad()
+def untaught(recipe: Recipe, folder: Path) -> Patch:
+    """Train a recipe with the signals of other clips, in a folder, from which it goes on. DataError if fewer than two
+    clips have signals. A patch that is there is taken as it is."""
+    if (folder / WEIGHTS).is_file():
+        return Patch.load(folder)
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"output": folder})})
+    with owned(folder, True), torch.random.fork_rng(range(torch.cuda.device_count())):
+        begun = Run.begin(recipe)
+        clips = shuffled(begun.dataset.train, begun.acts, recipe.train.seed)
+        if not clips:
+            raise DataError(
+                f"{counted(len(begun.dataset.train), 'clip')} for training, and no two have signals; add clips"
+            )
+        run = Run.of(begun.setup, replace(begun.dataset, train=clips))
+        run.resume()
+        run.fit(lambda step, steps, figures: None)
+        patch = run.trainee.attached.export()
+        patch.save(folder / WEIGHTS)
+    return patch
