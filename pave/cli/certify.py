@@ -43,7 +43,7 @@ def certify(
         str | None,
         typer.Option(
             metavar="PATCH|YAML",
-            help="A patch of the same shape, trained with signals that tell nothing; or the recipe of PATCH, to train it.",
+            help="A patch of the same shape that had no signal to learn from; or the recipe of PATCH, to train it.",
         ),
     ] = None,
     any_time: Annotated[

@@ -43,3 +43,14 @@ def untaught(recipe: Recipe, folder: Path) -> Patch:
         patch = run.trainee.attached.export()
         patch.save(folder / WEIGHTS)
     return patch
+
+
+def unlike(one: Patch, other: Patch) -> str:
+    """How the shapes of two patches differ; empty if they do not, or if their values are the same."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in patch.tensors.items()} for patch in (one, other)]
+    if shapes[0] != shapes[1]:
+        sizes = [f"{sum(tensor.numel() for tensor in patch.tensors.values()):,}" for patch in (one, other)]
+        return f"it has {sizes[1]} parameters in {len(shapes[1])} tensors, not {sizes[0]} in {len(shapes[0])}"
+    if one.config.senses != other.config.senses:
+        return "it reads other senses"
+    return "it is the same patch" if one.sha256 == other.sha256 else ""

@@ -7,12 +7,10 @@ over every control. The seed is fixed, so that nobody can look for a lucky one.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,16 +21,17 @@ from pave.data import Example, Source
 from pave.encoder import Encoder
 from pave.errors import DataError, UsageError, nearest
 from pave.evaluation.accuracy import Asked, OnAnswers, ask, settings_of
+from pave.evaluation.capacity import unlike
 from pave.evaluation.controls import CARRIERS, Envelope, Loudness, carriers_of, deranged, exchanged, stratum
 from pave.evaluation.intervals import Bootstrap
 from pave.evaluation.journal import Journal
+from pave.evaluation.labelled import labelled, named
 from pave.evaluation.metrics.answers import folded
 from pave.evaluation.metrics.known import measure
 from pave.evaluation.metrics.measured import Measured
 from pave.evaluation.result import references_of
 from pave.evaluation.sides import changed, silent
 from pave.features.cache import FeatureCache, OnClip
-from pave.features.files import inside
 from pave.files.locks import held
 from pave.media.clip import Clip
 from pave.media.decoding import Timeout
@@ -48,10 +47,7 @@ from pave.patch.certificate import (
     PlayroomSet,
     TypeOfQuestion,
 )
-from pave.patch.file import Patch
-from pave.playroom.writer import write_clips
-from pave.readers.questions import Data, names_of, read_data
-from pave.recipe import DataSet
+from pave.readers.questions import Data
 from pave.text.shown import counted
 
 SEED = 0
@@ -123,7 +119,7 @@ def certify(
         if folder is not None:
             folder = Path(folder)
             stack.enter_context(held(folder, "a certification"))
-        examples, played = _examples(data, folder, model)
+        examples = labelled(data, folder, model.host.refuse_text)
         store = FeatureCache(model, model.encoders(), None, (), timeout)
         heard = _sounds(store, examples) if any(encoder.hears for encoder in encoders) else []
         ears = Ears.of(encoders, heard)
@@ -141,7 +137,7 @@ def certify(
             max_new_tokens = 1 + max(len(model.host.encode_text(example.answer)) for example in examples)
         trial = Trial(model, name, other, capacity, ears, examples, features, by, metric, any_time)
         settings = {"batch": batch, "max_new_tokens": most_of(max_new_tokens)}
-        return trial.run(folder, settings, on_answers, left_out, data, played)
+        return trial.run(folder, settings, on_answers, left_out, data)
 
 
 @dataclass(frozen=True)
@@ -166,11 +162,10 @@ class Trial:
         on_answers: OnAnswers | None,
         left_out: Mapping[str, int],
         data: Any = (),
-        played: PlayroomSet | None = None,
     ) -> Certificate:
         """Answer all questions in all runs, and compare."""
-        sensing = {source for source in {e.source for e in self.examples} if self._senses(self.features[source])}
-        asked = [example for example in self.examples if example.source in sensing]
+        alike = self._strata()
+        asked = [example for example in self.examples if example.source in alike]
         clips = len({example.source for example in asked})
         if clips < FEWEST:
             cause = (
@@ -178,7 +173,7 @@ class Trial:
             )
             raise DataError(f"{cause}; a certificate needs {FEWEST} or more: add clips")
         types = self._types(asked)
-        donors = self._donors(asked, types)
+        donors = self._donors(asked, types, alike)
         exchangeable = np.array([donor is not None for donor in donors])
         if (few := len({e.source for e, d in zip(asked, donors, strict=True) if d is not None})) < FEWEST:
             cause = f"signals can be exchanged for {counted(int(exchangeable.sum()), 'question')} of {len(asked)}"
@@ -188,17 +183,24 @@ class Trial:
             )
         runs = self._runs(asked, donors)
         settings = settings_of(self.model, (), asked, [self.name, *self.others], ())
-        named = self._set(asked, data, played, types)
-        settings |= {"certificate": named.model_dump(mode="json"), "runs": list(runs), **decoder}
+        given = named(data, asked, self._field, types)
+        settings |= {"certificate": given.model_dump(mode="json"), "runs": list(runs), **decoder}
         journal = Journal(folder, settings)
         ask(self.model, asked, runs, decoder["batch"], decoder["max_new_tokens"], journal, on_answers)
         answers = {run: [journal.known[i][run] for i in range(len(asked))] for run in runs}
         masks = {run: np.ones(len(asked), bool) for run in runs} | {"shuffled": exchangeable}
         left = {**left_out, DEAF: len(self.examples) - len(asked), ALONE: int((~exchangeable).sum())}
-        return self._compared(asked, types, answers, masks, named, decoder, {k: n for k, n in left.items() if n})
+        return self._compared(asked, types, answers, masks, given, decoder, {k: n for k, n in left.items() if n})
 
-    def _senses(self, clip: ClipFeatures) -> bool:
-        return any((side := clip.sides.get(key)) is not None and side.present for key in self.ears.own)
+    def _strata(self) -> dict[Source, Hashable]:
+        """What the signals of each clip must have in common to be exchanged; without clips that lack the sense."""
+        level = self.ears.level.spec.preprocessing if self.ears.level else ""
+        keys, found = list(self.ears.own), dict[Source, Hashable]()
+        for source in dict.fromkeys(example.source for example in self.examples):
+            clip = self.features[source]
+            if any((side := clip.sides.get(key)) is not None and side.present for key in keys):
+                found[source] = stratum(clip, keys, level)
+        return found
 
     @property
     def _field(self) -> str:
@@ -212,15 +214,13 @@ class Trial:
         key = self._field
         return [str(example.facts.get(key, "none"))[:200] if key else "all" for example in asked]
 
-    def _donors(self, asked: Sequence[Example], types: Sequence[str]) -> list[int | None]:
+    def _donors(
+        self, asked: Sequence[Example], types: Sequence[str], alike: Mapping[Source, Hashable]
+    ) -> list[int | None]:
         """For each question, the place of the one whose signal it gets in `shuffled`."""
-        level = self.ears.level.spec.preprocessing if self.ears.level else ""
-        keys, known = list(self.ears.own), dict[Source, Any]()
-        for source in dict.fromkeys(example.source for example in asked):
-            known[source] = stratum(self.features[source], keys, level)
-        strata: dict[Any, list[int]] = {}
+        strata: dict[Hashable, list[int]] = {}
         for place, example in enumerate(asked):
-            strata.setdefault((types[place], known[example.source]), []).append(place)
+            strata.setdefault((types[place], alike[example.source]), []).append(place)
         donors: list[int | None] = [None] * len(asked)
         random = Random(SEED)
         for places in strata.values():
@@ -254,7 +254,7 @@ class Trial:
         types: Sequence[str],
         answers: Mapping[str, Sequence[str]],
         masks: Mapping[str, np.ndarray],
-        named: LabelledSet,
+        given: LabelledSet,
         decoder: Mapping[str, int],
         left_out: Mapping[str, int],
     ) -> Certificate:
@@ -287,7 +287,7 @@ class Trial:
         missing |= {} if self.capacity else {"capacity": "no such patch was given"}
         return Certificate(
             sha256=reports[self.name].sha256,
-            data=named,
+            data=given,
             metric=self.metric,
             own=measured["own"].value,
             gains=gains(np.ones(len(asked), bool)),
@@ -310,50 +310,16 @@ class Trial:
         )
 
     def _measured(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> Measured:
+        if self.metric == "wer":
+            raise UsageError("metric='wer' counts errors, of which fewer are better; use match, exact, f1 or another")
         found = measure(self.metric, answers, references)
         if isinstance(found, str) or found.whole is not None:
             why = found if isinstance(found, str) else "it has no value of a part of the answers, so no interval"
             raise UsageError(f"metric={self.metric!r}: {why}; use match, exact, f1 or another")
         return found
 
-    def _set(
-        self, asked: Sequence[Example], data: Any, played: PlayroomSet | None, types: Sequence[str]
-    ) -> LabelledSet:
-        """The set by the content of questions and files, not by where they are."""
-        contents = {source: _content(source) for source in dict.fromkeys(example.source for example in asked)}
-        lines = [
-            [e.question, references_of(e), e.history, kind, contents[e.source]]
-            for e, kind in zip(asked, types, strict=True)
-        ]
-        file = names_of(data) if isinstance(data, Path | DataSet) else str(data) if isinstance(data, str) else ""
-        return LabelledSet(
-            name=Path(file).name[:200],
-            sha256=sha256(json.dumps(lines).encode()).hexdigest(),
-            playroom=played,
-            questions=len(asked),
-            clips=len(contents),
-            types=self._field,
-        )
-
 
 ORDER = ("shuffled", "silent", "envelope", "shifted", "capacity")
-
-
-def _content(source: Source) -> list[str]:
-    """sha256 of each file of a clip, or of those in a folder; of a clip in memory, its name."""
-    found = [json.dumps([[name for name, _ in source.signals], source.tracks])]
-    for path in source.files:
-        files = inside(path) if path.is_dir() else [path]
-        for file in files:
-            digest = sha256()
-            if file.is_file():
-                with file.open("rb") as stream:
-                    while piece := stream.read(1 << 20):
-                        digest.update(piece)
-            else:
-                digest.update(file.name.encode())
-            found.append(digest.hexdigest())
-    return found
 
 
 def _sounds(store: FeatureCache, examples: Sequence[Example]) -> list[Clip]:
@@ -376,22 +342,11 @@ def _applied(model: PatchedModel, name: str | None, capacity: str | None) -> tup
         raise UsageError(f"patch={name!r} is not applied; {nearest(name, reports)}")
     if reports[name].weight != 1 or not reports[name].enabled:
         raise UsageError(f"{name} has weight {reports[name].weight:g}; a certificate is of weight 1, switched on")
-    if capacity is not None and (flaw := _unlike(model.export(name), model.export(capacity))):
+    if capacity is not None and (flaw := unlike(model.export(name), model.export(capacity))):
         raise UsageError(
             f"capacity={capacity!r} is no control of the same size: {flaw}; train {name}'s recipe on noise"
         )
     return name, tuple(key for key, report in reports.items() if key != name and report.enabled)
-
-
-def _unlike(one: Patch, other: Patch) -> str:
-    """How the shapes of two patches differ; empty if they do not, or if their values are the same."""
-    shapes = [{name: tuple(tensor.shape) for name, tensor in patch.tensors.items()} for patch in (one, other)]
-    if shapes[0] != shapes[1]:
-        sizes = [f"{sum(tensor.numel() for tensor in patch.tensors.values()):,}" for patch in (one, other)]
-        return f"it has {sizes[1]} parameters in {len(shapes[1])} tensors, not {sizes[0]} in {len(shapes[0])}"
-    if one.config.senses != other.config.senses:
-        return "it reads other senses"
-    return "it is the same patch" if one.sha256 == other.sha256 else ""
 
 
 def _of(model: PatchedModel, name: str, capacity: str | None) -> list[Encoder]:
@@ -405,15 +360,3 @@ def _of(model: PatchedModel, name: str, capacity: str | None) -> list[Encoder]:
         cause = f"{name} reads nothing" if not read[name] else f"{name} reads nothing that other patches do not"
         raise UsageError(f"{cause}, so no signal can be taken from it alone; apply it without them")
     return found
-
-
-def _examples(
-    data: Data | PlayroomSet, folder: Path | None, model: PatchedModel
-) -> tuple[list[Example], PlayroomSet | None]:
-    """The questions; those of a Playroom set are written first."""
-    if not isinstance(data, PlayroomSet):
-        return read_data(data, model.host.refuse_text), None
-    if folder is None:
-        raise UsageError("a set of the Playroom is written as files; give folder=")
-    file = write_clips(folder / "clips", data.clips, data.seed, "test", data.channels)
-    return read_data(file, model.host.refuse_text), data

@@ -17,8 +17,8 @@ import pave
 from pave.data import Example, Source
 from pave.encoder import load_encoder
 from pave.errors import DataError, UsageError
-from pave.evaluation.capacity import untaught
-from pave.evaluation.certify import Ears, Trial, _unlike, certify
+from pave.evaluation.capacity import unlike, untaught
+from pave.evaluation.certify import Ears, Trial, certify
 from pave.evaluation.controls import Envelope, Loudness, carrier, carriers_of, deranged, exchanged, loudness, stratum
 from pave.hub.catalogue import folder
 from pave.media.clip import Clip
@@ -283,8 +283,8 @@ def test_the_control_patch_of_a_recipe_learns_from_the_signals_of_other_clips(re
     trained = train(recipe("train.steps=2"), progress=False).patch
     control = untaught(recipe("train.steps=2", output="other"), tmp_path / "control")
     own = Patch.load(trained)
-    assert _unlike(own, control) == "" != _unlike(own, own)
+    assert unlike(own, control) == "" != unlike(own, own)
     assert {name for name in own.tensors if not torch.equal(own.tensors[name], control.tensors[name])}
     assert untaught(recipe("train.steps=9"), tmp_path / "control").sha256 == control.sha256, "it is there already"
     wider = untaught(recipe("train.steps=1", "lora.r=2", output="wide"), tmp_path / "wide")
-    assert "parameters in" in _unlike(own, wider)
+    assert "parameters in" in unlike(own, wider)
