@@ -31,13 +31,13 @@ def untaught(recipe: Recipe, folder: Path) -> Patch:
         return Patch.load(folder)
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"output": folder})})
     with owned(folder, True), torch.random.fork_rng(range(torch.cuda.device_count())):
-        begun = Run.begin(recipe)
-        clips = shuffled(begun.dataset.train, begun.acts, recipe.train.seed)
+        run = Run.begin(recipe)
+        clips = shuffled(run.dataset.train, run.acts, recipe.train.seed)
         if not clips:
             raise DataError(
-                f"{counted(len(begun.dataset.train), 'clip')} for training, and no two have signals; add clips"
+                f"{counted(len(run.dataset.train), 'clip')} for training, and no two have signals; add clips"
             )
-        run = Run.of(begun.setup, replace(begun.dataset, train=clips))
+        run.dataset = replace(run.dataset, train=clips)
         run.resume()
         run.fit(lambda step, steps, figures: None)
         patch = run.trainee.attached.export()

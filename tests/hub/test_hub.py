@@ -381,7 +381,7 @@ def test_the_card_of_a_patch_for_a_local_base_says_what_the_base_must_be(patches
     known = changed(patches[0], base=base.model_copy(update={"repo": "them/base"}))
     assert 'pave.load("them/base")' in card(known, EARS) and "## The base" not in card(known, EARS)
     assert not push(proven(known), EARS, dry_run=True).warnings
-    assert not push("audio-playroom", EARS, dry_run=True, uncertified=True).warnings, "the embedded base is everyone's"
+    assert not push("audio-playroom", EARS, dry_run=True).warnings, "the embedded base is everyone's"
 
 
 def test_the_card_has_the_held_out_figures_of_training_and_its_description(recipe: Any, workshop: Path) -> None:
