@@ -396,9 +396,16 @@ class PatchConfig(Config):
     # Whether it has a gate, which leaves questions that are not about the clip to the base. Omitted if False, so that
     # older files keep their bytes.
     gate: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    # Whether it was trained to act on clips without pictures, too. Omitted likewise.
+    sound_alone: Annotated[bool, Field(exclude_if=operator.not_)] = False
     training: Annotated[Facts, AfterValidator(_trained)] = {}
 
     _resamples = model_validator(mode="after")(resampler_fits)
+
+    @property
+    def carries(self) -> bool:
+        """Whether it has tokens of its own for clips without pictures, to add to; one that inserts needs none."""
+        return self.sound_alone and self.fusion.combine == "add"
 
     @property
     def read(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -186,6 +186,32 @@ class Stage(Config):
         return {key: value for key, value in self if value is not None}
 
 
+Modality = Literal["pictures", "sound", "both"]  # what a clip is trained with
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Modalities(Config):
+    """How often a clip that has pictures and sound is trained with what. `sound`: with any sense of the patch. Shares
+    are those of Audio-Visual LLM's data (130, 45 and 85 of 260 thousand), and need not add up to 1."""
+
+    pictures: Share = 0.5
+    sound: Share = 0.17
+    both: Share = 0.33
+    # channel of the data -> what its questions need: they are not asked without it. Others are asked in any case.
+    needs: Annotated[dict[str, Modality], Field(max_length=1_000)] = {}
+
+    @model_validator(mode="after")
+    def _draws(self) -> Modalities:
+        if not self.pictures + self.sound + self.both:
+            raise ValueError("pictures, sound and both are 0, so there is nothing to draw; give one of them a share")
+        return self
+
+    def need(self, facts: Mapping[str, Any]) -> Modality | None:
+        """What a question needs, by the other keys of its record."""
+        return self.needs.get(str(facts.get("channel", "")))
+
+
 class TrainConfig(Config):
     """One run of AdamW. Learning rates are peaks of the schedule, which begins with a linear warm-up."""
 
@@ -206,6 +232,7 @@ class TrainConfig(Config):
     stages: Annotated[tuple[Stage, ...], Field(max_length=16), _younger(())] = ()  # in place of steps
     # Weight of a question that needs no sense, on which the base is kept, beside one of the data; 0: none is asked.
     keep: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    modalities: Annotated[Modalities | None, _younger(None)] = None  # train with pictures, sound or both, by turns
     gate: bool = True  # fit a gate, which leaves questions that are not about the clip to the base
     mean_over: Literal["questions", "tokens"] = "questions"  # tokens: a long answer weighs more than a short one
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -277,6 +304,8 @@ class TrainConfig(Config):
         facts = self.model_dump(mode="json", exclude=exclude)
         if "betas" in facts:
             facts["betas"] = ", ".join(map(str, self.betas))
+        if self.modalities:
+            facts["modalities"] = {key: canonical(each) for key, each in self.modalities.model_dump().items()}
         if self.stages:
             facts["stages"] = {str(i): canonical(each.given) for i, each in enumerate(self.stages, 1)}
         return facts

@@ -31,6 +31,7 @@ class Stored:
     warnings: tuple[str, ...] = ()
     outside: Mapping[str, int] = field(default_factory=dict)  # steps of a sensor before or after the clip, if any
     visual: int = 0  # visual tokens
+    blind: bool = False  # without pictures
 
     @classmethod
     def of(cls, features: ClipFeatures) -> Stored:
@@ -58,6 +59,7 @@ def known(features: ClipFeatures) -> dict[str, Any]:
         "warnings": list(features.warnings),
         "outside": {key: steps for key, steps in outside.items() if steps},
         "visual": features.tokens.shape[:2].numel(),
+        **({"blind": True} if features.blind else {}),
     }
 
 

@@ -45,7 +45,7 @@ class Layout:
 
     def inputs(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Inputs:
         """Token rows around the visual ids, as inputs of forward() and generate()."""
-        visual = stack(self.clips)
+        visual = stack(self.clips, self.base)
         return Inputs(input_ids, attention_mask, visual, self.uses, self.newlines, position_ids, self.base)
 
 
@@ -55,25 +55,40 @@ def lay_out(host: Host, clips: Sequence[ClipFeatures], uses: Sequence[Use]) -> L
     newlines, templates = zip(*(_written(host, patches) for patches in acting), strict=True)
     with torch.no_grad():  # sizes only; the call computes these tokens again, with gradients
         sizes = [[[len(group) for group in groups] for groups in row] for row in inserted(uses, len(clips))]
-    rows = zip(clips, newlines, sizes, strict=True)
-    visual = [host.visual_ids(clip.times.tolist(), newline, extra) for clip, newline, extra in rows]
+    bare = bare_rows(uses, [clip.blind for clip in clips])
+    rows = zip(clips, newlines, sizes, bare, strict=True)
+    visual = [host.visual_ids(clip.times.tolist(), *row) for clip, *row in rows]
     return Layout(tuple(clips), tuple(uses), newlines, templates, tuple(visual), host)
+
+
+def bare_rows(uses: Sequence[Use], blind: Sequence[bool]) -> list[bool]:
+    """Rows without visual tokens: without pictures, and without a patch that has tokens for them. PatchMismatch if
+    several have."""
+    carriers = [[use.name for use in uses if missing and use.carries(row)] for row, missing in enumerate(blind)]
+    for names in carriers:
+        if len(names) > 1:
+            cause = "each bring visual tokens of their own for a clip without pictures"
+            raise PatchMismatch(" and ".join(names), cause, "use one of them per question")
+    return [missing and not names for missing, names in zip(blind, carriers, strict=True)]
 
 
 def perceived(uses: Sequence[Use], clips: Sequence[ClipFeatures]) -> tuple[Use, ...]:
     """Patches with their side channels in each row, aligned with the key frames. The clip of a row must have been
-    encoded for all patches that the row requests."""
+    encoded for all patches that the row requests. A patch that was not trained for it reads nothing of a clip without
+    pictures."""
     return tuple(
         replace(
             use,
             sides={
                 sense: tuple(
-                    _side(facts, clip) if requested else None for clip, requested in zip(clips, use.rows, strict=True)
+                    _side(facts, clip) if requested and (alone or not clip.blind) else None
+                    for clip, requested in zip(clips, use.rows, strict=True)
                 )
                 for sense, facts in use.attached.config.senses.items()
             },
         )
         for use in uses
+        for alone in [use.attached.config.sound_alone]
     )
 
 

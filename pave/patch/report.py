@@ -40,7 +40,8 @@ class PatchReport(Lines):
         """The report of an applied patch; `facts`: fields that its modules do not hold."""
         sizes = Counter[str]()
         for path, parameter in attached.named_parameters():
-            sizes[path.partition(".")[0]] += parameter.numel()
+            part = path.partition(".")[0]
+            sizes["fusion" if part == "carrier" else part] += parameter.numel()
         known = {
             "sha256": "",
             "bytes": sum(value.nbytes for value in attached.state_dict().values()),
