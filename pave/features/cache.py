@@ -218,8 +218,9 @@ class FeatureCache:
         if self.shards is None or key is None:
             return None
         for name in (key, *(() if self.keeps else (f"{key}{PICTURES}",))):
-            if name in self.shards.entries:
-                return Stored.told(partial(self._fetch, source, name), self.shards.entries[name].known)
+            facts = self.shards.entries[name].known if name in self.shards.entries else {}
+            if facts and (self.hears_alone or not facts.get("blind")):
+                return Stored.told(partial(self._fetch, source, name), facts)
         return None
 
     def _fetch(self, source: Source, key: str) -> Finish:
