@@ -175,7 +175,7 @@ class FeatureCache:
         self.refused.pop(source, None)
         if self.shards is None or key is None:
             return Stored.of(features)
-        key, facts = f"{key}{PICTURES}" if pictures else key, known(features)
+        key, facts = f"{key}{PICTURES}" if pictures else key, known(features, bool(pictures))
         self.shards.add(key, *record(features, pictures), facts)
         return Stored.told(partial(self._fetch, source, key), facts)
 
