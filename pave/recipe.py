@@ -168,24 +168,6 @@ WIDE = 896
 NARROW_RATE, WIDE_RATE = 3e-3, 2e-5
 
 
-class Stage(Config):
-    """A part of a run that has some values of `train` to itself. An omitted key is that of `train`."""
-
-    steps: Count | None = None
-    epochs: Epochs | None = None  # in place of steps
-    batch: Count | None = None
-    fusion_lr: Rate | None = None  # 0: this part of the patch does not learn
-    resampler_lr: Rate | None = None
-    lora_lr: Rate | None = None
-    warmup: Warmup | None = None  # fraction of the steps of the stage
-    schedule: Schedule | None = None
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """What differs from `train`."""
-        return {key: value for key, value in self if value is not None}
-
-
 Modality = Literal["pictures", "sound", "both"]  # what a clip is trained with
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -210,6 +192,25 @@ class Modalities(Config):
     def need(self, facts: Mapping[str, Any]) -> Modality | None:
         """What a question needs, by the other keys of its record."""
         return self.needs.get(str(facts.get("channel", "")))
+
+
+class Stage(Config):
+    """A part of a run that has some values of `train` to itself. An omitted key is that of `train`."""
+
+    steps: Count | None = None
+    epochs: Epochs | None = None  # in place of steps
+    batch: Count | None = None
+    fusion_lr: Rate | None = None  # 0: this part of the patch does not learn
+    resampler_lr: Rate | None = None
+    lora_lr: Rate | None = None
+    warmup: Warmup | None = None  # fraction of the steps of the stage
+    schedule: Schedule | None = None
+    modalities: Modalities | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What differs from `train`."""
+        return {key: value for key, value in self if value is not None}
 
 
 class TrainConfig(Config):
@@ -288,6 +289,11 @@ class TrainConfig(Config):
         return tuple(self.model_copy(update={"stages": (), **each.given}) for each in self.stages) or (self,)
 
     @property
+    def sound_alone(self) -> bool:
+        """Whether clips are trained with their sound alone in some step."""
+        return any(part.modalities and part.modalities.sound for part in self.parts)
+
+    @property
     def length(self) -> str:
         """How long a run is, as text."""
         lengths = [f"{part.steps}" if part.steps else f"epochs: {part.epochs:g}, in" for part in self.parts]
@@ -307,7 +313,9 @@ class TrainConfig(Config):
         if self.modalities:
             facts["modalities"] = {key: canonical(each) for key, each in self.modalities.model_dump().items()}
         if self.stages:
-            facts["stages"] = {str(i): canonical(each.given) for i, each in enumerate(self.stages, 1)}
+            facts["stages"] = {
+                str(i): canonical(each.model_dump(exclude_none=True)) for i, each in enumerate(self.stages, 1)
+            }
         return facts
 
 

@@ -57,7 +57,7 @@ def lay_out(host: Host, clips: Sequence[ClipFeatures], uses: Sequence[Use]) -> L
         sizes = [[[len(group) for group in groups] for groups in row] for row in inserted(uses, len(clips))]
     bare = bare_rows(uses, [clip.blind for clip in clips])
     rows = zip(clips, newlines, sizes, bare, strict=True)
-    visual = [host.visual_ids(clip.times.tolist(), *row) for clip, *row in rows]
+    visual = [host.visual_ids(clip.times.tolist(), newline, extra, only) for clip, newline, extra, only in rows]
     return Layout(tuple(clips), tuple(uses), newlines, templates, tuple(visual), host)
 
 

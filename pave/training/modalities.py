@@ -28,15 +28,14 @@ def drawn(clips: Sequence[TrainingClip], shares: Modalities, seed: int, step: in
 def possible(clip: TrainingClip, shares: Modalities) -> dict[Modality, list[int]]:
     """What a clip can be trained with, and the numbers of the questions that can be answered so, if there are any. A
     question of a dialogue comes with all of it."""
-    stored, kinds = clip.stored, {"pictures", "sound", "both"}
-    if stored.blind or not stored.present:
-        kinds = {"sound"} if stored.present else {"pictures"}
-    found: dict[Modality, list[int]] = {}
-    for kind in (kind for kind in MODALITIES if kind in kinds and getattr(shares, kind)):
+    stored, found = clip.stored, {}
+    kinds = MODALITIES if stored.present and not stored.blind else ("sound",) if stored.present else ("pictures",)
+    for kind in (kind for kind in kinds if getattr(shares, kind)):
         needs = [shares.need(example.facts) for example in clip.examples]
         answered = [kind == "both" or need in (kind, None) for need in needs]
         kept = [place for part in _dialogues(clip.turns) if all(answered[each] for each in part) for place in part]
-        found |= {kind: kept} if kept else {}
+        if kept:
+            found[kind] = kept
     return found
 
 

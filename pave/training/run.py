@@ -353,10 +353,11 @@ class Run:
     def clips_of(self, step: int) -> list[TrainingClip]:
         """The clips of a step; each epoch is a random order of all clips that depends on seed and epoch alone. With
         train.modalities, each is as it was drawn for the step: the same objects as long as it and the next one run."""
-        clips, length, options = self.dataset.train, self.epoch, self.setup.recipe.train
+        clips, length, stage = self.dataset.train, self.epoch, self.stage(step)
         if step not in self.drawn:
-            found = [clips[self._order(index // length)[index % length]] for index in self.stage(step).clips(step)]
-            found = drawn(found, options.modalities, options.seed, step) if options.modalities else found
+            found = [clips[self._order(index // length)[index % length]] for index in stage.clips(step)]
+            shares = stage.options.modalities
+            found = drawn(found, shares, stage.options.seed, step) if shares else found
             self.drawn = {**{last: self.drawn[last] for last in [*self.drawn][-1:]}, step: found}
         return self.drawn[step]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import wave
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from pave.media.clip import Clip
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
 
+Combine = Literal["prefix", "interleave"]
 ASKED = "What do you hear?"
 
 
@@ -58,7 +59,7 @@ def test_every_family_answers_from_sound_alone(family: PatchedModel) -> None:
 
 
 @pytest.mark.parametrize("combine", ["prefix", "interleave"])
-def test_a_patch_that_inserts_drops_the_visual_tokens(one: PatchedModel, combine: str) -> None:
+def test_a_patch_that_inserts_drops_the_visual_tokens(one: PatchedModel, combine: Combine) -> None:
     hearing(one, fusion=FusionConfig(width=32, heads=2, combine=combine))
     with_sound, clip = one.prepare([only_sound()], [ASKED]), one.encode([only_sound()])[0]
     (side,) = clip.sides.values()

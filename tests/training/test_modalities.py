@@ -180,3 +180,15 @@ def test_sound_files_without_modalities_are_refused_with_the_remedy(recipe: Make
 def test_impossible_shares_are_errors(recipe: Make, words: str, cause: str) -> None:
     with pytest.raises(RecipeError, match=cause):
         recipe(words)
+
+
+def test_stages_have_shares_of_their_own(recipe: Make, mixed: str) -> None:
+    """First together, then apart: a schedule of the same sampler."""
+    together, apart = "{pictures: 0, sound: 0, both: 1}", "{pictures: 0.5, sound: 0.5, both: 0}"
+    stages = f"train.stages=[{{steps: 2, modalities: {together}}}, {{steps: 2, modalities: {apart}}}]"
+    run = Run.begin(recipe(mixed, stages, "train.steps=null", "train.batch=8"))
+    found = [{clip.modality for clip in run.clips_of(step)} for step in range(run.steps)]
+    assert found[0] == found[1] == {None, "both"}, "a clip without sound is as it is"
+    assert found[2] | found[3] == {"pictures", "sound"}
+    patch = train(recipe(mixed, stages, "train.steps=null", output="again")).patch
+    assert Patch.load(patch).config.sound_alone
