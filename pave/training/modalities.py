@@ -45,7 +45,12 @@ def _drawn(clip: TrainingClip, shares: Modalities, rng: Random) -> TrainingClip:
         return clip  # as it is: no share is for it
     kind = rng.choices(list(choices), [getattr(shares, each) for each in choices])[0]
     examples, turns = _parts(clip, choices[kind])
-    return replace(clip, stored=_without(clip.stored, kind), examples=examples, turns=turns, modality=kind)
+    return replace(seen_with(clip, kind), examples=examples, turns=turns)
+
+
+def seen_with(clip: TrainingClip, kind: Modality) -> TrainingClip:
+    """The clip with all its questions, as if it had this alone."""
+    return replace(clip, stored=_without(clip.stored, kind), modality=kind)
 
 
 def _dialogues(turns: Sequence[Turn]) -> list[list[int]]:
