@@ -181,7 +181,7 @@ class Modalities(Config):
     sound: Share = 0.17
     both: Share = 0.33
     # channel of the data -> what its questions need: they are not asked without it. Others are asked in any case.
-    needs: dict[str, Modality] = Field(default_factory=dict, max_length=1_000)
+    needs: dict[str, Modality] = Field(default={}, max_length=1_000)
 
     @model_validator(mode="after")
     def _draws(self) -> Modalities:
