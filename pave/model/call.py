@@ -227,8 +227,10 @@ class Calls:
         if the prompts have no spare placeholders."""
         fused = self.fused_tokens(inputs)
         newline: Sequence[Newline] = inputs.newline or self.host.newlines[:1] * len(fused)
-        extra = inserted(self._uses(inputs), len(fused))
-        bare = bare_rows(self._uses(inputs), [i in inputs.visual.without_pictures for i in range(len(fused))])
+        uses, blind = self._uses(inputs), [i in inputs.visual.without_pictures for i in range(len(fused))]
+        visual = inputs.visual.to(self.host.device, self.host.dtype).rows()
+        extra = inserted(uses, [None if none else row.tokens[0] for row, none in zip(visual, blind, strict=True)])
+        bare = bare_rows(uses, blind)
         rows = [self.host.pack(*row) for row in zip(fused, newline, extra, bare, strict=True)]
         counts = (inputs.input_ids == self.host.placeholder).sum(-1).tolist()
         lengths = [len(row) for row in rows]

@@ -98,6 +98,10 @@ class Use:
         """Whether the patch brings the visual tokens of a row without pictures."""
         return self.attached.config.carries and bool(self.sensing[row])
 
+    def replaces(self, row: int) -> bool:
+        """Whether tokens of the patch stand in place of all visual ones of a row."""
+        return self.attached.config.replaces and bool(self.acting[row])
+
     @property
     def strength(self) -> Tensor:
         """The factor of the patch's LoRA on each row (b,)."""

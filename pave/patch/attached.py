@@ -21,6 +21,7 @@ from pave.ambient import neutral
 from pave.base import Host
 from pave.config import RESAMPLED, PatchConfig
 from pave.errors import BaseModelError, PatchMismatch, PatchNotFound, RecipeError, UsageError
+from pave.fusion.inserted import Summary
 from pave.patch.base_match import load_its_base, refuse_dimensions
 from pave.patch.carrier import Carrier
 from pave.patch.file import Patch, fusion_of, misfits, refuse_taken, resampler_of
@@ -53,6 +54,7 @@ class Attached(nn.Module):
             self.lora = (blank_lora if blank else Lora)(config.lora, targets(config.lora, host.language_model))
         self.gate = Gate(config.base.dim) if config.gate else None
         self.carrier = Carrier(config.base.vision_dim, config.base.dim) if config.carries else None
+        self.summary = Summary(config.base.dim, config.fusion.width) if config.replaces else None
         self.gated = config.gate  # False: the gate is kept open
         self.device, self.dtype = host.device, host.dtype  # of the base and of LoRA
         self.precision = host.dtype  # of the fusion and the resampler
@@ -204,6 +206,11 @@ class Attached(nn.Module):
         assert self.carrier is not None
         return self._cast(self.carrier)(frames, places)
 
+    def summing(self, tokens: Tensor) -> Tensor:
+        """Few tokens (n d) that stand in place of the visual ones (t s d) of a clip."""
+        assert self.summary is not None
+        return self._cast(self.summary)(tokens.to(self.device, self.precision))
+
     def _cast(self, module: nn.Module) -> Callable[..., Any]:
         """The module in its compute dtype: float32 training weights are cast at every call, so that training computes
         exactly what the loaded patch will."""
@@ -216,7 +223,7 @@ class Attached(nn.Module):
     def ready(self, *, trainable: bool) -> Attached:
         """Move the modules to the base's device. Trainable: weights stay float32 and are cast at every call; otherwise
         they are cast once."""
-        fused = (self.resampler, self.fusion, self.carrier)
+        fused = (self.resampler, self.fusion, self.carrier, self.summary)
         parts = (*((module, self.precision) for module in fused), (self.lora, self.dtype))
         for module, dtype in parts:
             if module is not None:

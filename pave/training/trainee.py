@@ -23,6 +23,7 @@ from pave.model.patched import PatchedModel
 from pave.patch.attached import Attached
 from pave.patch.file import Patch
 from pave.patch.lora import recompute_context
+from pave.patch.report import FUSING
 from pave.recipe import TrainConfig
 from pave.training.dataset import Dataset
 from pave.training.plan import stretches
@@ -91,11 +92,11 @@ def _begun(start: Patch, config: PatchConfig, host: Host) -> dict[str, Tensor]:
 
 
 def trainable(attached: Attached) -> dict[str, dict[str, nn.Parameter]]:
-    """The parameters of a patch by part: "resampler", "fusion", with a carrier, and "lora"."""
+    """The parameters of a patch by part: "resampler", "fusion", with what stands for pictures, and "lora"."""
     parts: dict[str, dict[str, nn.Parameter]] = {"resampler": {}, "fusion": {}, "lora": {}}
     for path, parameter in attached.named_parameters():
         part = path.partition(".")[0]
-        parts["fusion" if part == "carrier" else part][path] = parameter
+        parts["fusion" if part in FUSING else part][path] = parameter
     return parts
 
 
