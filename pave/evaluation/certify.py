@@ -39,9 +39,11 @@ from pave.model.answer import most_of
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.patch.certificate import (
+    CONTROLS,
     FEWEST,
     MOST_TYPES,
     Certificate,
+    Control,
     Gain,
     LabelledSet,
     PlayroomSet,
@@ -263,7 +265,7 @@ class Trial:
         sources = [example.source for example in asked]
         draws = Bootstrap(sources, SEED, LEVEL, RESAMPLES)
 
-        def gains(group: np.ndarray) -> dict[str, Gain]:
+        def gains(group: np.ndarray) -> dict[Control, Gain]:
             found = {}
             for run in measured.keys() - {"own"}:
                 chosen = group & masks[run]
@@ -274,7 +276,7 @@ class Trial:
                         "clips": len({s for s, held in zip(sources, chosen, strict=True) if held}),
                     }
                     found[run] = Gain(value=figure.value, low=figure.low, high=figure.high, **counts)
-            return {run: found[run] for run in ORDER if run in found}
+            return {run: found[run] for run in CONTROLS if run in found}
 
         kinds = Counter(types).most_common(MOST_TYPES)
         rows = [
@@ -283,7 +285,7 @@ class Trial:
             for group in [np.array([each == kind for each in types])]
         ]
         base, reports = settings_of(self.model, (), asked, [self.name], ()), self.model.patches
-        missing = {} if "envelope" in answers else {"envelope": "no sense of the patch is sound"}
+        missing: dict[Control, str] = {} if "envelope" in answers else {"envelope": "no sense of the patch is sound"}
         missing |= {} if self.capacity else {"capacity": "no such patch was given"}
         return Certificate(
             sha256=reports[self.name].sha256,
@@ -317,9 +319,6 @@ class Trial:
             why = found if isinstance(found, str) else "it has no value of a part of the answers, so no interval"
             raise UsageError(f"metric={self.metric!r}: {why}; use match, exact, f1 or another")
         return found
-
-
-ORDER = ("shuffled", "silent", "envelope", "shifted", "capacity")
 
 
 def _sounds(store: FeatureCache, examples: Sequence[Example]) -> list[Clip]:

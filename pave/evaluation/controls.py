@@ -32,7 +32,7 @@ from pave.model.inputs import ClipFeatures
 from pave.sidechannel import SideTokens
 
 LONGER = 1.25  # signals of one stratum differ by less in duration
-LOUDER = 6.0  # dB, and by less in loudness
+LOUDER = 3.0  # dB, and by less in loudness: with 6, planted readers of loudness alone were nearly certified
 WINDOW = 0.05  # seconds, over which loudness is measured: shorter than a syllable, longer than a period of 40 Hz
 LOUD = 0.1  # of the loudest moment, -20 dB: what is softer is a pause, and not used as a sound
 CARRIERS = 16  # clips whose sounds are heard in `envelope`
@@ -151,7 +151,8 @@ def exchanged(
         own, other = features[clip], features[donor]
         return replace(own, sides={**own.sides, **{key: _timed(other.sides[key], own.sides[key]) for key in keys}})
 
-    return Features({pair: Stored(partial(partial, read, *pair)) for pair in dict.fromkeys(pairs)})
+    found: Any = {pair: Stored(partial(partial, read, *pair)) for pair in dict.fromkeys(pairs)}
+    return Features(found)
 
 
 def _timed(side: SideTokens | None, own: SideTokens | None) -> SideTokens | None:

@@ -26,14 +26,17 @@ FEWEST = 20  # clips, below which an interval means little
 MOST_TYPES = 64  # of questions, in one certificate
 TINY = 1e-9  # rounding of a mean
 Control = Literal["shuffled", "silent", "envelope", "shifted", "capacity"]
-CONTROLS: Mapping[str, str] = {
+CONTROLS: Mapping[Control, str] = {
     "shuffled": "the signal of another clip, with another answer to this type of question, about as long and as loud",
     "silent": "digital silence; zeros of a sensor",
     "envelope": "sounds of other clips, at each moment as loud as this clip's own",
     "shifted": "its second half before its first",
     "capacity": "its own, read by a patch of the same size that never had the right signal in training",
 }
-ALWAYS = ("shuffled", "silent")  # without which nothing is certified; and "envelope", if the patch hears
+ALWAYS: tuple[Control, ...] = (
+    "shuffled",
+    "silent",
+)  # without which nothing is certified; and "envelope", if the patch hears
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Title = Annotated[str, Field(max_length=200)]
@@ -115,17 +118,17 @@ class Certificate(Config):
         return self
 
     @property
-    def needed(self) -> tuple[str, ...]:
+    def needed(self) -> tuple[Control, ...]:
         """The controls that no certificate can do without."""
-        return (*ALWAYS, *(["envelope"] if self.hears else []))
+        return (*ALWAYS, "envelope") if self.hears else ALWAYS
 
     @property
-    def counting(self) -> dict[str, Gain]:
+    def counting(self) -> dict[Control, Gain]:
         """The gains that decide."""
         return {name: gain for name, gain in self.gains.items() if not (name == "shifted" and self.any_time)}
 
     @property
-    def lacking(self) -> list[str]:
+    def lacking(self) -> list[Control]:
         """Controls over which no gain was found: the lower bound is not above 0."""
         few = {name for name, gain in self.counting.items() if gain.clips < FEWEST}
         return [name for name, gain in self.counting.items() if name in few or gain.low is None or gain.low <= 0]
@@ -148,8 +151,10 @@ class Certificate(Config):
             found.append(f"the labelled set has sha256 {self.data.sha256[:16]}, recorded {recorded.data.sha256[:16]}")
         if self.passes != recorded.passes:
             found.append("it passes, recorded as failing" if self.passes else "it fails, recorded as passing")
-        for name in (*self.gains, *(each for each in recorded.gains if each not in self.gains)):
+        for name in CONTROLS:
             one, other = self.gains.get(name), recorded.gains.get(name)
+            if one is None and other is None:
+                continue
             if one is None or other is None:
                 found.append(f"{name} is {one or 'not run'}, recorded {other or 'not run'}")
             elif (

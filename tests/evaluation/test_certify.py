@@ -73,7 +73,7 @@ def features_of(seconds: float, level: float | None = None) -> ClipFeatures:
 
 def test_signals_are_exchanged_only_between_clips_that_sound_alike_from_afar() -> None:
     here = stratum(features_of(4, -20), ["ears"], "loud")
-    assert here == stratum(features_of(4, -22), ["ears"], "loud")
+    assert here == stratum(features_of(4, -19), ["ears"], "loud")
     for other in (features_of(6, -20), features_of(4, -40), replace(features_of(4, -20), sides={"ears": None})):
         assert stratum(other, ["ears"], "loud") != here
 
