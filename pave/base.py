@@ -176,8 +176,8 @@ class Host(ABC):
         return positions
 
     def attention(self, mask: Tensor, ids: Tensor, positions: Tensor) -> Any:
-        """The mask as the model expects it, (b l) or (b 1 l l), from ids and plain positions (b l); or one for each kind
-        of layer. Models make those for sliding windows from a mask (b l) only."""
+        """The mask as the model expects it, (b l) or (b 1 l l), from ids and plain positions (b l); or one for each
+        kind of layer: models make those for sliding windows from a mask (b l) only."""
         text = self.model.config.get_text_config()
         window, kinds = getattr(text, "sliding_window", None), getattr(text, "layer_types", None)
         if mask.dim() == 2 or window is None or (kinds and "sliding_attention" not in kinds):

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 PREFIX, PADDING = 0, -1  # in place of the number of a dialogue
-# Tokens of a row, up to which all entries of its mask are stored, a megabyte at most. Measured by benchmarks/packed.py:
-# below 512 the parts take as long or longer, from 1,024 on two thirds of the time, and less of it with every doubling.
-# The kernels round differently, so this also keeps the bits of trainings of small bases.
+# Tokens of a row, up to which all entries of its mask are stored: a megabyte. By benchmarks/packed.py, attention in
+# parts takes as long at 384, three quarters of the time at 1,024 and half at 2,048. As the kernels round differently,
+# this also keeps the bits of trainings of small bases.
 DENSE = 1_024
 
 

@@ -1,4 +1,4 @@
-"""The mask of packed rows without its entries: equal outputs, losses and gradients, little memory, no silent all-ones."""
+"""The mask of packed rows without its entries: equal outputs, losses and gradients, and little memory."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_attention_and_its_gradients_are_those_of_the_dense_mask(dtype: torch.dt
         for mask in (PackedMask(RAGGED), dense(RAGGED))
     )
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
-    close = {"atol": tolerance, "rtol": tolerance}
+    close: dict[str, Any] = {"atol": tolerance, "rtol": tolerance}
     torch.testing.assert_close(found * real, want * real, **close)
     assert not (found * ~real).any()
     for own, other in zip(*(torch.autograd.grad((x * weight).sum(), inputs) for x in (found, want)), strict=True):
@@ -86,7 +86,7 @@ def test_any_other_function_sees_all_entries() -> None:
     assert torch.equal(windowed(mask, positions, 4), windowed(whole, positions, 4))
     assert not torch.equal(windowed(mask, positions, 4), whole)
     assert torch.equal(added(mask, torch.float32), added(whole, torch.float32))
-    q, k, v = drawn(4, RAGGED.shape[1])
+    q, k, _ = drawn(4, RAGGED.shape[1])
     longer = F.pad(k, (0, 0, 0, 1))  # keys of a cache with room: no mask of this shape fits
     with pytest.raises(RuntimeError):
         F.scaled_dot_product_attention(q, longer, longer, attn_mask=mask)
