@@ -133,7 +133,9 @@ def test_the_views_of_a_recipe_are_the_key_frames_of_a_scan_that_is_its_video(
     for number in range(views):
         Image.new("RGB", (4, 4)).save(tmp_path / f"{number}.png")
     recipe = catalogue.recipe(name)
-    key_frames = Clip.read(tmp_path, frames=recipe.frames).times.tolist()
+    times = Clip.read(tmp_path, frames=recipe.frames).times
+    assert times is not None
+    key_frames = times.tolist()
     depth = recipe.senses["depth"]
     chosen = load_encoder(depth.encoder, **depth.options).pick(views)  # type: ignore[attr-defined]
     assert depth.align == "index" and chosen == key_frames
