@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pave.errors import DataError, UsageError
+from pave.packing import PADDING, mask_of
 
 IGNORE = -100  # the label that cross-entropy skips (torch's default `ignore_index`)
 TRACKS = ("audio_track", "video_track")
@@ -155,15 +156,9 @@ def collate(rows: Sequence[Row], pad: int) -> dict[str, Tensor]:
             out[i, length - len(values) :] = values
         return out
 
-    turns = padded("turns", -1)
-    real = turns >= 0
-    before = torch.ones(length, length, dtype=torch.bool).tril()
-    same = (turns[:, :, None] == turns[:, None, :]) | (turns[:, None, :] == 0)
-    mask = before & same & real[:, None, :]
-    mask |= torch.eye(length, dtype=torch.bool)  # padding attends to itself, so that no softmax is empty (NaN)
     return {
         "input_ids": padded("ids", pad),
         "position_ids": padded("positions", 0),
         "labels": padded("labels", IGNORE),
-        "attention_mask": mask[:, None],
+        "attention_mask": mask_of(padded("turns", PADDING)),
     }

@@ -283,7 +283,7 @@ def _encoded(store: FeatureCache, ranks: Ranks, sources: Sequence[Source], on_cl
 
 
 def rows(host: Host, stored: Stored, examples: Sequence[Example]) -> Iterator[TrainingClip]:
-    """A clip with all its questions; in parts if they are too many for one row, whose mask is quadratic."""
+    """A clip with all its questions; in parts if they are too many for one row, whose mask grows with them."""
     clip = training_clip(host, stored, examples)
     begins = [place for place, turn in enumerate(clip.turns) if not turn.follows]  # a dialogue stays whole
     first, length = 0, 0
