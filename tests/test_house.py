@@ -37,7 +37,7 @@ ORDER = (
     "fusion",
     "media",
     "readers",
-    "data prompt recipe sidechannel config",  # the vocabulary
+    "data prompt recipe data_sets sidechannel config",  # the vocabulary
     "files",
     "errors ambient",
     "text",

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from pave.data import TRACKS, Example, Files, Refuse, Source, refuse_texts
+from pave.data_sets import DataSet, Sets, data_sets
 from pave.errors import DataError, nearest, raised_as
 from pave.readers.media import Media
 from pave.readers.records import Packed, Record, empty, json_records
 from pave.readers.sample import TAGS, Broken, Format, Sample
 from pave.readers.shards import ENDINGS, tar_records
 from pave.readers.tables import csv_records, is_saved, parquet_records, rows_of, saved_records
-from pave.recipe import DataSet, Sets, data_sets
 from pave.text.shown import quoted
 
 CHANNEL = 100  # characters of the name of a group of questions

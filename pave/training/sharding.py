@@ -2,8 +2,8 @@
 
 Each layer is gathered when it computes, in the forward and in the backward pass, and its parts are kept afterwards. So
 all processes have to run the decoder equally often, in the same order: they do, since they look at the same held-out
-clips and ask the same questions, and `Run.losses_of` has as many passes in each. What is outside the decoder's layers,
-and the patch, every process has whole.
+clips and ask the same questions, and `pave.training.plan` gives each as many passes. What is outside the decoder's
+layers, and the patch, every process has whole.
 
 In: a base on the CPU, the same in each process. Out: the same base, on this process's device. Knows nothing of patches.
 """

@@ -13,11 +13,11 @@ from excerpts import LLAVA, spoken, write_excerpt
 from small import write_line
 
 from pave.data import Example
+from pave.data_sets import DataSet
 from pave.errors import DataError
 from pave.readers import records
 from pave.readers.check import check
 from pave.readers.questions import Reading, read_data, refuse_no_data
-from pave.recipe import DataSet
 
 
 def item(number: int, **more: Any) -> dict[str, Any]:

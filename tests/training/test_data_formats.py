@@ -18,9 +18,10 @@ from scans import room, write_scannet
 from small import write_line
 
 from pave.cli import train as command
+from pave.data_sets import data_sets
 from pave.evaluation.accuracy import evaluate
 from pave.model.patched import load
-from pave.recipe import Recipe, data_sets, read_recipe
+from pave.recipe import Recipe, read_recipe
 from pave.training.plan import order as _order
 from pave.training.run import Run, train
 
