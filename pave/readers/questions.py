@@ -116,13 +116,16 @@ def shards(file: Path) -> list[Path]:
         found = sorted(Path(each) for each in glob(str(file)))
         if found:
             return found
+    remedy = "give a file of questions about clips, in a format of `pave data formats`"
     if not os.path.lexists(file):  # unlike Path's, it takes names too long for a file system
         cause = "no such file"
     elif os.path.isdir(file):
         cause = "is a folder"
+        if ending := next((each for each in CONTAINERS if any(file.glob(f"*{each}"))), None):
+            remedy = f"name its files together: {file / '*'}{ending}"
     else:
         return [file]  # which is refused when it is opened
-    raise DataError(f"{file}: {cause}; give a file of questions about clips, in a format of `pave data formats`")
+    raise DataError(f"{file}: {cause}; {remedy}")
 
 
 @dataclass

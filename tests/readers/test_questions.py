@@ -200,6 +200,16 @@ def test_rows_in_memory_are_read_as_those_of_a_table() -> None:
 # Shards
 
 
+def test_a_folder_of_files_says_how_to_name_them(tmp_path: Path) -> None:
+    """As `datasets` writes them; which of them belong to a split is not guessed."""
+    (tmp_path / "train-00000-of-00001.parquet").touch()
+    with pytest.raises(DataError, match=r"is a folder; name its files together: .*\*\.parquet$"):
+        read_data(tmp_path)
+    (tmp_path / "train-00000-of-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"is a folder; give a file of questions"):
+        read_data(tmp_path)
+
+
 def shard(path: Path, members: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> Path:
     mode = "w:gz" if path.name.endswith("gz") else "w"
     with tarfile.open(path, mode) as file:
