@@ -1,6 +1,6 @@
 """How much of a training step is spent outside of the model, and how much of what the model reads is padding?
 
-    python benchmarks/step_time.py            # writes benchmarks/results/step_time.json; three minutes of a core
+    python benchmarks/step_time.py            # writes benchmarks/results/step_time.json; a minute of a core
     python benchmarks/step_time.py --small    # a few clips and steps; writes nothing
 
 Steps of `audio-playroom` as the recipe has it, from cached features: seconds of a core, of all threads, in a step;
@@ -33,7 +33,7 @@ from pave.training.plan import divided
 from pave.training.run import Run
 
 ROOT = Path(__file__).parents[1]
-CLIPS, STEPS, WARM = 96, 12, 2
+CLIPS, STEPS, WARM = 48, 10, 2
 RAGGED, BATCH, PART = (200, 3_200), 64, 8_000  # tokens of a clip; clips of a step; tokens of a part
 
 
