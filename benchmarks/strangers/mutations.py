@@ -199,6 +199,9 @@ def json_text(tree: Any, rng: Random, harm: float = 0.2) -> str:
     return harmed(text, rng) if rng.random() < harm else text
 
 
+FRONT = 4096  # characters of a text in which a key is sought: in all of it, that takes seconds
+
+
 def harmed(text: str, rng: Random) -> str:
     """A text of JSON with one change of its characters."""
     count = sum(1 for _ in VALUE.finditer(text))  # a list of a million places takes more memory than a case may
@@ -221,7 +224,7 @@ def harmed(text: str, rng: Random) -> str:
             "// c\n",
         )
     )
-    key = re.search(r'"[^"\\]*"\s*:\s*("[^"\\]*"|\d+)', text)
+    key = re.search(r'"[^"\\]*"\s*:\s*("[^"\\]*"|\d+)', text[:FRONT])
     return rng.choice(
         (
             text[:begin] + other + text[end:],

@@ -29,6 +29,8 @@ from pave.recipe import overridden, read_recipe
 from pave.training.dataset import read_dataset
 from pave.training.setup import Setup
 
+FOLDER = "/strangers"  # in recipes, until it becomes the folder of the real inputs
+
 
 def dry_run(path: Path, *overrides: str) -> None:
     """What `pave-train --dry-run` does before it looks at clips and tries a step, which needs the memory of one."""
@@ -51,18 +53,18 @@ class Texts(Kind):
         ]
         (folder / "train.jsonl").write_text("".join(self.lines))
         self.recipes = [(catalogue.folder() / name / "patch.yaml").read_text() for name in catalogue.names()]
-        own = {
+        own = {  # the folder's name is put in after the changes, which would else depend on its length
             "name": "own",
             "senses": {"audio": {"encoder": "logmel", "options": {"bands": 16, "rate": 5}}},
             "resampler": {"preset": "tiny", "queries": 4},
             "fusion": {"width": 32, "heads": 2},
             "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
-            "data": {"train": str(folder / "train.jsonl"), "features": []},
-            "train": {"steps": 2, "batch": 2, "on_top_of": ["audio-playroom"], "output": str(folder / "run")},
+            "data": {"train": f"{FOLDER}/train.jsonl", "features": []},
+            "train": {"steps": 2, "batch": 2, "on_top_of": ["audio-playroom"], "output": f"{FOLDER}/run"},
         }
         self.recipes += [yaml.safe_dump(own), yaml.safe_dump(own | {"resampler": None}, default_flow_style=True)]
         self.own = folder / "own.yaml"
-        self.own.write_text(yaml.safe_dump(own | {"resampler": None}))
+        self.own.write_text(yaml.safe_dump(own | {"resampler": None}).replace(FOLDER, str(folder)))
 
     def make(self, rng: Random, place: Path) -> Case:
         return rng.choices(
@@ -77,7 +79,8 @@ class Texts(Kind):
         if rng.random() < 0.5:
             text = yaml_text(text, rng)
         data = text.encode("utf-8", "surrogatepass")
-        path.write_bytes(mutated_bytes(data, rng) if rng.random() < 0.03 else data)
+        data = mutated_bytes(data, rng) if rng.random() < 0.03 else data
+        path.write_bytes(data.replace(FOLDER.encode(), str(self.folder).encode()))
         # A recipe that is right may name a base, patch or file that is not here: then the message names that.
         names = (path.name, str(place), ": not a local folder", *_named(path))
         return Case((lambda: read_recipe(path), lambda: dry_run(path)), names)
@@ -145,8 +148,8 @@ class Texts(Kind):
 
     def alias(self, rng: Random, place: Path) -> Case:
         os.environ["PAVE_HOME"] = str(place)
-        tree = {"mine": "audio-playroom", "other": str(self.folder), "loop": "loop", "hub": "user/repo"}
-        text = json_text(mutated(tree, rng), rng, 0.4)
+        tree = {"mine": "audio-playroom", "other": FOLDER, "loop": "loop", "hub": "user/repo"}
+        text = json_text(mutated(tree, rng), rng, 0.4).replace(FOLDER, str(self.folder))
         (place / "aliases.json").write_bytes(text.encode("utf-8", "surrogatepass"))
         steps = [aliases, *(lambda name=name: self.found(name) for name in tree), *(lambda: patch_info("mine"),)]
         targets = re.findall(r'"([^"]+)"', text)
@@ -177,7 +180,7 @@ def _named(path: Path) -> list[str]:
     text = path.read_bytes().decode("utf-8", "replace")
     keys = "base|encoder|train|val|features|output|name|on_top_of|start_from"
     values = re.findall(rf"(?:{keys})\W+([^\n]+)", text)[:500]
-    return [part[:12] for value in values for part in (value, *re.split(r"[\s,'\"]+", value)) if len(part) > 2]
+    return [part[:12] for value in values for part in (value, *re.split(r"[\s,'\"\[\]{}]+", value)) if len(part) > 2]
 
 
 def _parts(key: str) -> list[str]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,23 +30,14 @@ from pave.hub import catalogue
 from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
 from pave.text.progress import Shown, silent
-from pave.training.checkpoint import (
-    NAME,
-    Best,
-    Identity,
-    State,
-    owned,
-    read_checkpoint,
-    restore,
-    values,
-    write_checkpoint,
-)
+from pave.training.checkpoint import NAME, Best, State, owned, read_checkpoint, restore, values, write_checkpoint
 from pave.training.dataset import Dataset, TrainingClip, read_dataset, shuffled
 from pave.training.gate import balanced, fit
 from pave.training.keep import Keep
 from pave.training.log import Log
 from pave.training.look import Look
 from pave.training.loss import Score, score
+from pave.training.modalities import drawn
 from pave.training.passes import Passes
 from pave.training.plan import Stretch, mix, order, stretches
 from pave.training.ranks import ALONE, Ranks, joined
@@ -112,6 +103,7 @@ class Run:
     seconds: float = 0.0  # spent in steps
     ahead: Ahead = field(default_factory=Ahead)
     orders: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # of the last epochs
+    drawn: dict[int, list[TrainingClip]] = field(default_factory=dict)  # of the last two steps
     shown: Shown = field(default_factory=silent)  # what a person sees of it
 
     @classmethod
@@ -288,9 +280,15 @@ class Run:
         return always or any(clip.has(encoder) for encoder in self.setup.senses.values())
 
     def clips_of(self, step: int) -> list[TrainingClip]:
-        """The clips of a step; each epoch is a random order of all clips that depends on seed and epoch alone."""
-        clips, length = self.dataset.train, self.epoch
-        return [clips[self._order(index // length)[index % length]] for index in self.stage(step).clips(step)]
+        """The clips of a step; each epoch is a random order of all clips that depends on seed and epoch alone. With
+        train.modalities, each is as it was drawn for the step: the same objects as long as it and the next one run."""
+        clips, length, stage = self.dataset.train, self.epoch, self.stage(step)
+        if step not in self.drawn:
+            found = [clips[self._order(index // length)[index % length]] for index in stage.clips(step)]
+            shares = stage.options.modalities
+            found = drawn(found, shares, stage.options.seed, step) if shares else found
+            self.drawn = {**{last: self.drawn[last] for last in [*self.drawn][-1:]}, step: found}
+        return self.drawn[step]
 
     def _order(self, epoch: int) -> list[int]:
         """The order of an epoch, drawn once; a step may have clips of two."""
@@ -389,7 +387,7 @@ class Run:
         asked, held_out = ([e.question for clip in part for e in clip.examples] for part in (data.train, data.val))
         return fit(gate, setup.model.perception, setup.senses.values(), asked, setup.general, held_out)
 
-    def _identity(self) -> Identity:
+    def _identity(self) -> dict[str, Any]:
         """What identifies this run: its config and every question, in order."""
         questions = self.dataset.fingerprint(self.setup.general)
         return {**self.trainee.attached.config.model_dump(mode="json"), "questions": questions}
