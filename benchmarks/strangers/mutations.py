@@ -194,12 +194,9 @@ def json_text(tree: Any, rng: Random, harm: float = 0.2) -> str:
     text = "".join(pieces)
     for mark, raw in RAW.items():
         text = text.replace(f'"{mark}"', raw)
-    if length > LARGEST:
+    if len(text) > LARGEST:
         return text[:LARGEST]
     return harmed(text, rng) if rng.random() < harm else text
-
-
-FRONT = 4096  # characters of a text in which a key is sought: in all of it, that takes seconds
 
 
 def harmed(text: str, rng: Random) -> str:
@@ -224,7 +221,7 @@ def harmed(text: str, rng: Random) -> str:
             "// c\n",
         )
     )
-    key = re.search(r'"[^"\\]*"\s*:\s*("[^"\\]*"|\d+)', text[:FRONT])
+    key = re.search(r'"[^"\\]*"\s*:\s*("[^"\\]*"|\d+)', text)
     return rng.choice(
         (
             text[:begin] + other + text[end:],
