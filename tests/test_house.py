@@ -37,7 +37,7 @@ ORDER = (
     "fusion",
     "media",
     "readers",
-    "data packing prompt recipe sidechannel config",  # the vocabulary
+    "data packing prompt recipe data_sets sidechannel config",  # the vocabulary
     "files",
     "errors ambient",
     "text",

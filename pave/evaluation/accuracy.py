@@ -18,6 +18,7 @@ from platform import python_version
 from typing import Any
 
 from pave.data import Example, Source
+from pave.data_sets import DataSet
 from pave.encoder import Encoder
 from pave.errors import DataError, UsageError, nearest
 from pave.evaluation.journal import Journal
@@ -34,7 +35,6 @@ from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.model.shared import shared
 from pave.readers.questions import Data, names_of, read_data
-from pave.recipe import DataSet
 from pave.text.shown import counted
 
 __all__ = ["Evaluation", "Sample", "Score", "Side", "evaluate"]

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from pave.data_sets import DataSet
 from pave.readers.records import Packed, Record
-from pave.recipe import DataSet
 from pave.text.shown import counted, quoted
 
 TAGS = ("<video>", "<image>", "<audio>")  # placeholders of media in the text of other trainers

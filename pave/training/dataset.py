@@ -7,6 +7,8 @@ b clips of a step, l tokens of a row
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from pave.base import Host
 from pave.data import Example, Source, Turn, collate, pack
+from pave.data_sets import DataConfig, Sets
 from pave.encoder import Encoder
 from pave.errors import DataError, nearest
 from pave.features.cache import FeatureCache, OnClip
@@ -30,7 +33,7 @@ from pave.model.patched import PatchedModel
 from pave.playroom.writer import write_clips
 from pave.readers.parts import Part, missing_of, places_of, read_parts
 from pave.readers.questions import names_of
-from pave.recipe import DataConfig, Modality, Sets
+from pave.recipe import Modality
 from pave.text.shown import counted
 from pave.training.plan import order
 from pave.training.ranks import Ranks
@@ -128,6 +131,24 @@ class Dataset:
             ]
             for sense, encoder in self.senses.items()
         }
+
+    def facts(self) -> dict[str, object]:
+        """What was wrong with the data, for `metrics.json`."""
+        return {
+            "absent": {sense: len(why) for sense, why in self.absent().items()},
+            "unreadable": {str(source): why for source, why in self.refused.items()},
+            "broken": dict(self.broken),
+            "warnings": {path: list(texts) for path, texts in self.warnings.items()},
+        }
+
+    def fingerprint(self, more: Iterable[str]) -> str:
+        """The hash of every question for training, in order, with its answer and its clip, and of further questions."""
+        turns = [
+            (e.video.name, e.question, e.answer, *([e.weight] if e.weight != 1 else []), *e.history)
+            for clip in self.train
+            for e in clip.examples
+        ]
+        return hashlib.sha256(json.dumps([*turns, *more]).encode()).hexdigest()[:12]
 
     def sensing(self) -> list[TrainingClip]:
         """Training clips that have at least one of the senses."""

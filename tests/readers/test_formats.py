@@ -12,10 +12,10 @@ import pytest
 from excerpts import EXCERPTS, spoken, write_excerpt
 
 from pave.data import Example
+from pave.data_sets import DataSet
 from pave.errors import DataError
 from pave.readers.check import check
 from pave.readers.questions import Reading, described, formats, read_data
-from pave.recipe import DataSet
 
 
 def options(folder: Path, name: str, **more: Any) -> DataSet:

@@ -16,12 +16,13 @@ from transformers import PreTrainedTokenizerFast
 
 from pave.base import Host
 from pave.data import IGNORE, Example, Row, Source, Turn, collate, pack
+from pave.data_sets import DataSet
 from pave.errors import BaseModelError, DataError, UsageError
 from pave.evaluation.accuracy import evaluate
 from pave.features.stored import Stored
 from pave.model.patched import PatchedModel
 from pave.readers.questions import Reading, read_data
-from pave.recipe import DataSet, Recipe
+from pave.recipe import Recipe
 from pave.training import dataset
 from pave.training.dataset import training_clip
 
