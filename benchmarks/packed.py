@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from study import Study
 from torch import Tensor
 
-from pave.packing import PREFIX, PackedMask, dense
+from pave.packing.mask import PREFIX, PackedMask, dense
 
 PER_FRAME, BEFORE, QUESTIONS, LENGTH, WIDTH = 14 * 15, 14, 10, 30, 128
 MASKS = {"dense": dense, "in parts": PackedMask}

@@ -37,7 +37,7 @@ from pave.files import tensorfile
 from pave.files.copied import guard_captures
 from pave.media.clip import Clip
 from pave.media.pixels import preprocess, scaled
-from pave.packing import windowed
+from pave.packing.mask import windowed
 from pave.prompt import CHATML, Prompter
 
 Newline = Literal["end", "grid", "none"]

@@ -37,7 +37,8 @@ ORDER = (
     "fusion",
     "media",
     "readers",
-    "data packing prompt recipe data_sets sidechannel config",  # the vocabulary
+    "packing",
+    "data prompt recipe data_sets sidechannel config",  # the vocabulary
     "files",
     "errors ambient",
     "text",

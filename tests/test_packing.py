@@ -19,10 +19,10 @@ from transformers import PreTrainedTokenizerFast
 from transformers import __version__ as transformers_version
 
 from pave import packing
-from pave.data import IGNORE, Turn, collate, pack
 from pave.errors import UsageError
 from pave.model.patched import PatchedModel
-from pave.packing import PADDING, PREFIX, PackedMask, added, dense, mask_of, windowed
+from pave.packing.mask import PADDING, PREFIX, PackedMask, added, dense, mask_of, windowed
+from pave.packing.rows import IGNORE, Turn, collate, pack
 from pave.training.dataset import packed
 from pave.training.loss import cross_entropy, scores
 from pave.training.trainee import checkpoint_activations, training

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pave.base import Host, Seen
 from pave.errors import BaseModelError
-from pave.packing import windowed
+from pave.packing.mask import windowed
 
 
 class Gemma4(Host):

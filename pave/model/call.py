@@ -41,7 +41,7 @@ from pave.model.layout import (
 )
 from pave.model.options import checked_forward, checked_generate, refuse_ignored
 from pave.model.perception import Perception
-from pave.packing import added
+from pave.packing.mask import added
 from pave.patch.lora import Call, running
 
 
