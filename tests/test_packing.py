@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers import __version__ as transformers_version
 
-from pave import packing
 from pave.errors import UsageError
 from pave.model.patched import PatchedModel
+from pave.packing import mask as packing
 from pave.packing.mask import PADDING, PREFIX, PackedMask, added, dense, mask_of, windowed
 from pave.packing.rows import IGNORE, Turn, collate, pack
 from pave.training.dataset import packed
