@@ -27,11 +27,11 @@ from large import empty_model, random_patch
 from study import Study
 
 from pave.config import FusionConfig
-from pave.data import Turn
 from pave.encoder import load_encoder
 from pave.loading import low_memory
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
+from pave.packing.rows import Turn
 from pave.training.dataset import packed
 from pave.training.loss import cross_entropy, scores
 from pave.training.ranks import Ranks, joined

@@ -37,6 +37,7 @@ ORDER = (
     "fusion",
     "media",
     "readers",
+    "packing",
     "data prompt recipe data_sets sidechannel config",  # the vocabulary
     "files",
     "errors ambient",

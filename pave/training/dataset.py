@@ -19,7 +19,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pave.base import Host
-from pave.data import Example, Source, Turn, collate, pack
+from pave.data import Example, Source
 from pave.data_sets import DataConfig, Sets
 from pave.encoder import Encoder
 from pave.errors import DataError, nearest
@@ -30,6 +30,7 @@ from pave.media.warned import told
 from pave.model.applied import Names
 from pave.model.inputs import ClipFeatures, Inputs
 from pave.model.patched import PatchedModel
+from pave.packing.rows import Turn, collate, pack
 from pave.playroom.writer import write_clips
 from pave.readers.parts import Part, missing_of, places_of, read_parts
 from pave.readers.questions import names_of
@@ -304,7 +305,7 @@ def _encoded(store: FeatureCache, ranks: Ranks, sources: Sequence[Source], on_cl
 
 
 def rows(host: Host, stored: Stored, examples: Sequence[Example]) -> Iterator[TrainingClip]:
-    """A clip with all its questions; in parts if they are too many for one row, whose mask is quadratic."""
+    """A clip with all its questions; in parts if they are too many for one row, whose mask grows with them."""
     clip = training_clip(host, stored, examples)
     begins = [place for place, turn in enumerate(clip.turns) if not turn.follows]  # a dialogue stays whole
     first, length = 0, 0

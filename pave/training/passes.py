@@ -17,10 +17,10 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from pave.data import Turn
 from pave.features.stored import Ahead
 from pave.model.inputs import ClipFeatures
 from pave.model.layout import perceived
+from pave.packing.rows import Turn
 from pave.recipe import TrainConfig
 from pave.training.dataset import TrainingClip, packed, tokens_of
 from pave.training.keep import Keep

@@ -21,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from pave.cli.main import app
 from pave.cli.profile import table
 from pave.config import PatchConfig, ResamplerConfig
-from pave.data import IGNORE
 from pave.errors import PatchMismatch, RecipeError, SignalError
 from pave.evaluation.cost import cost_of
 from pave.features.stored import Stored
@@ -29,6 +28,7 @@ from pave.hub import catalogue
 from pave.hub.card import card
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
+from pave.packing.rows import IGNORE
 from pave.patch.file import Patch
 from pave.recipe import Recipe, read_recipe
 from pave.sidechannel import SideTokens
