@@ -49,7 +49,9 @@ def empty_model(size: str, device: str = "cpu", tower: int = 1) -> PatchedModel:
         patch_size=14,
     )
     tokenizer = load_base("playroom").tokenizer
-    media = {f"{each}_token_id": tokenizer.convert_tokens_to_ids(f"<{each}>") for each in ("image", "video")}
+    media: dict[str, Any] = {
+        f"{each}_token_id": tokenizer.convert_tokens_to_ids(f"<{each}>") for each in ("image", "video")
+    }
     config = LlavaOnevisionConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), **media)
     with torch.device("meta"):
         model: Any = LlavaOnevisionForConditionalGeneration(config)
