@@ -31,6 +31,7 @@ from pave.errors import (
 if TYPE_CHECKING:
     from pave.encoder import load_encoder
     from pave.evaluation.accuracy import evaluate
+    from pave.evaluation.certify import certify
     from pave.hub.catalogue import list_patches
     from pave.media.clip import Clip
     from pave.model.patched import load
@@ -61,6 +62,7 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "__version__",
+    "certify",
     "evaluate",
     "list_patches",
     "load",
@@ -73,6 +75,7 @@ __all__ = [
 _HOMES = {
     "Clip": "pave.media.clip",
     "Patch": "pave.patch.file",
+    "certify": "pave.evaluation.certify",
     "evaluate": "pave.evaluation.accuracy",
     "list_patches": "pave.hub.catalogue",
     "load": "pave.model.patched",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pave.cli.certify import certify
 from pave.cli.terminal import PLAIN, lines_of, quiet, remark, say
 from pave.errors import PatchError
 from pave.patch.filenames import WEIGHTS
@@ -23,7 +24,8 @@ Dim = Annotated[
     int | None,
     typer.Option(metavar="N", help="Hidden size of the base, for a name with releases for several (3d-scanqa)."),
 ]
-app = typer.Typer(help="Inspect, shrink and share patches.", **PLAIN)
+app = typer.Typer(help="Inspect, certify, shrink and share patches.", **PLAIN)
+app.command("certify")(certify)
 
 
 @app.command("list")
@@ -62,6 +64,7 @@ def patch_info(
 
 def _describe(patch: Patch, file: str) -> None:
     from pave.hub.card import RETENTION, held_out
+    from pave.patch.certificate import standing
 
     config = patch.config
     base, fusion = config.base, config.fusion
@@ -85,6 +88,11 @@ def _describe(patch: Patch, file: str) -> None:
     for name, value in patch.retention.items():
         if name in RETENTION:
             say(f"  kept     {RETENTION[name]}: {value:.3f}")
+    found = standing(patch)
+    if found.certificate is None or found.kind == "void":
+        say(f"  certificate {found.kind}: {found.why}")
+    else:
+        say(*(f"  {line}" for line in found.certificate.lines()))
 
 
 def _listed(value: object) -> str:
@@ -187,6 +195,10 @@ def patch_push(
     ] = False,
     message: Annotated[str, typer.Option(metavar="TEXT", help="Commit message.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the card and the files; upload nothing.")] = False,
+    uncertified: Annotated[
+        bool,
+        typer.Option("--uncertified", help="Push it though nothing shows that it uses its sense; the card says so."),
+    ] = False,
     licence: Annotated[
         str,
         typer.Option("--license", metavar="ID", help="Licence of the patch, as apache-2.0. Default: its own, if any."),
@@ -195,7 +207,8 @@ def patch_push(
 ) -> None:
     """Upload a patch to the Hub.
 
-    Creates the repo if needed; card and file go in one commit. Refuses content with local paths or secrets.
+    Creates the repo if needed; card and file go in one commit. Refuses content with local paths or secrets, and a patch
+    that no certificate shows to use its sense (`pave patch certify`).
     """
     quiet()
     from pave.hub.locate import locate
@@ -204,7 +217,9 @@ def patch_push(
 
     patch = licensed(locate(source, dim=dim).load(), licence)
     shown = replay(patch) if example else None
-    pushed = push(patch, repo, private=private, example=shown, message=message, dry_run=dry_run)
+    pushed = push(
+        patch, repo, private=private, example=shown, message=message, dry_run=dry_run, uncertified=uncertified
+    )
     if dry_run:
         say(*lines_of(pushed.card))
     for warning in pushed.warnings:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.metadata import version
@@ -103,13 +104,15 @@ def evaluate(
         flawed = {source: clip.warnings for source in sources if (clip := stored.get(source)) and clip.warnings}
         if max_new_tokens is None:
             max_new_tokens = 1 + max(len(model.host.encode_text(example.answer)) for example in examples)
-        settings = _settings(model, data, examples, patches, sides)
+        settings = settings_of(model, data, examples, patches, sides)
         settings |= {"decoder": {"greedy": True, "max_new_tokens": max_new_tokens, "batch": batch}, "seed": seed}
         journal = Journal(folder, settings)
-        seen: dict[Side, Mapping[Source, ClipFeatures]] = {
-            name: changed(features, name, seed, silences) for name in sides
+        own = [example.source for example in examples]
+        asked = {
+            name: Asked(changed(features, name, seed, silences), own, () if name == "base" else patches)
+            for name in sides
         }
-        _ask(model, examples, seen, patches, batch, max_new_tokens, journal, on_answers)
+        ask(model, examples, asked, batch, max_new_tokens, journal, on_answers)
         runs = {name: tuple(journal.known[i][name] for i in range(len(examples))) for name in sides}
         main = runs.get("own", runs[sides[0]])
         samples = tuple(Sample(example, answer) for example, answer in zip(examples, main, strict=True))
@@ -121,29 +124,37 @@ def evaluate(
     return found
 
 
-def _ask(
+@dataclass(frozen=True)
+class Asked:
+    """One run: what it reads, and which patches act."""
+
+    features: Mapping[Any, ClipFeatures]
+    clips: Sequence[Hashable]  # keys of `features`, one of each question
+    patches: Sequence[str] | None
+
+
+def ask(
     model: PatchedModel,
     examples: Sequence[Example],
-    seen: Mapping[Side, Mapping[Source, ClipFeatures]],
-    patches: Sequence[str] | None,
+    runs: Mapping[str, Asked],
     size: int,
     most: int,
     journal: Journal,
     tell: OnAnswers | None,
 ) -> None:
-    """Answers of all runs, in the journal."""
+    """Answers of all runs, in the journal. Questions about one clip share its prefix, where a run reads the same."""
     done = 0
     for places in _batches(examples, size):
-        if journal.of(places, list(seen)) is None:
+        if journal.of(places, list(runs)) is None:
             part = [examples[i] for i in places]
             questions, histories = [each.question for each in part], [each.history for each in part]
             answers: list[dict[str, str]] = [{} for _ in part]
-            for side, features in seen.items():
-                read = {source: features[source] for source in dict.fromkeys(each.source for each in part)}
-                clips = [read[each.source] for each in part]
-                inputs, past = shared(model.calls, clips, questions, () if side == "base" else patches, histories)
+            for name, run in runs.items():
+                read = {key: run.features[key] for key in dict.fromkeys(run.clips[i] for i in places)}
+                clips = [read[run.clips[i]] for i in places]
+                inputs, past = shared(model.calls, clips, questions, run.patches, histories)
                 for own, text in zip(answers, texts(model.calls, inputs, most, past), strict=True):
-                    own[side] = text
+                    own[name] = text
             journal.add(places, answers)
         done += len(places)
         if tell:
@@ -196,7 +207,7 @@ def _unread(sources: Sequence[Source], encoders: Sequence[Encoder]) -> list[str]
     return notes
 
 
-def _settings(
+def settings_of(
     model: PatchedModel, data: Data, examples: Sequence[Example], patches: Sequence[str] | None, sides: Sequence[Side]
 ) -> dict[str, Any]:
     """What identifies an evaluation, as JSON values. Questions count by their content, not by their file."""

@@ -36,11 +36,12 @@ class Figure:
 class Bootstrap:
     """Draws of whole clips, the same for all metrics and runs."""
 
-    def __init__(self, clips: Sequence[Hashable], seed: int) -> None:
+    def __init__(self, clips: Sequence[Hashable], seed: int, level: float = LEVEL, resamples: int = RESAMPLES) -> None:
+        self.level = level
         numbers = {clip: i for i, clip in enumerate(dict.fromkeys(clips))}
         self.owner, self.size = np.array([numbers[clip] for clip in clips]), len(numbers)
         random, even = np.random.default_rng(seed), np.full(len(numbers), 1 / len(numbers))
-        draws = [random.multinomial(self.size, even, BLOCK).astype(np.uint16) for _ in range(RESAMPLES // BLOCK)]
+        draws = [random.multinomial(self.size, even, BLOCK).astype(np.uint16) for _ in range(resamples // BLOCK)]
         self.draws = np.concatenate(draws)  # (r c): how often each clip is drawn
 
     def figure(self, measured: Measured, chosen: np.ndarray) -> Figure:
@@ -59,14 +60,14 @@ class Bootstrap:
             return None
         sums = np.zeros((self.size, measured.parts.shape[1]))
         np.add.at(sums, self.owner[chosen], measured.parts[chosen])
-        totals = np.concatenate([draws.astype(np.float64) @ sums for draws in np.split(self.draws, RESAMPLES // BLOCK)])
+        parts = np.split(self.draws, len(self.draws) // BLOCK)
+        totals = np.concatenate([draws.astype(np.float64) @ sums for draws in parts])
         with np.errstate(invalid="ignore"):
             return measured.total(totals)
 
-    @staticmethod
-    def _figure(value: float, drawn: np.ndarray | None) -> Figure:
+    def _figure(self, value: float, drawn: np.ndarray | None) -> Figure:
         known = None if drawn is None else drawn[np.isfinite(drawn)]
         if known is None or not len(known):
             return Figure(value)
-        low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        low, high = np.quantile(known, [(1 - self.level) / 2, (1 + self.level) / 2])
         return Figure(value, float(low), float(high))

@@ -14,7 +14,7 @@ Knows nothing of questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from random import Random
@@ -62,9 +62,14 @@ def silent(encoders: Iterable[Encoder]) -> dict[str, Encoder]:
 
 
 def changed(
-    features: Mapping[Source, ClipFeatures], side: Side, seed: int, silences: Mapping[str, Encoder]
+    features: Mapping[Source, ClipFeatures],
+    side: Side,
+    seed: int,
+    silences: Mapping[str, Encoder],
+    keys: Collection[str] | None = None,
 ) -> Mapping[Source, ClipFeatures]:
-    """The same clips with other side channels. silences: of `silent`, whose tokens the features have, too."""
+    """The same clips with other side channels; keys: which, None: all. silences: of `silent`, whose tokens the features
+    have, too."""
     if side in ("base", "own"):
         return features
     if side == "shuffled":
@@ -75,7 +80,12 @@ def changed(
         donors = dict(zip(sources, [*sources[1:], sources[0]], strict=True))  # one cycle: no clip keeps its own
         return _each(features, lambda source, clip: replace(clip, sides=features[donors[source]].sides))
     replaced = {"off": _off, "silent": partial(_silent, silences), "shifted": _shifted}[side]
-    return _each(features, lambda source, clip: replace(clip, sides=replaced(clip)))
+
+    def sides(clip: ClipFeatures) -> Sides:
+        new = replaced(clip)
+        return new if keys is None else {**clip.sides, **{key: new[key] for key in keys}}
+
+    return _each(features, lambda source, clip: replace(clip, sides=sides(clip)))
 
 
 Sides = dict[str, SideTokens | None]

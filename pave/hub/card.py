@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pave.errors import PatchError
+from pave.patch.certificate import CONTROLS, standing
 from pave.patch.filenames import HUB_NAME
 from pave.text.shown import shown
 
@@ -88,6 +89,7 @@ def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> s
         lines += ["", "## Held-out questions", "", "Share answered correctly under teacher forcing, of questions that"]
         lines += ["training did not see.", "", "| questions | base | with the patch |", "|---|---|---|"]
         lines += [_row(key, f"{before:.3f}", f"{after:.3f}") for key, (before, after) in figures.items()]
+    lines += _listens(patch)
     if kept := patch.retention:
         lines += [
             "",
@@ -105,6 +107,30 @@ def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> s
         patched, alone = (_code(example[key]) for key in ("patched", "base"))
         lines += [f"The patched base answers `{patched}`, the base alone `{alone}`."]
     return "\n".join(lines) + "\n"
+
+
+def _listens(patch: Patch) -> Iterator[str]:
+    """What shows that the patch uses its senses."""
+    if not patch.config.senses:
+        return
+    found = standing(patch)
+    yield from ("", "## Does it use its sense?", "")
+    given = found.certificate
+    if given is None or found.kind == "void":
+        yield f"Not certified: {_plain(found.why)}."
+        return
+    verdict, data = "Certified" if given.passes else "**Not certified**", given.data
+    yield f"{verdict}: `{_code(given.metric)}` is {given.own:.3f} with each clip's own signal, on {data.questions:,}"
+    yield f"questions about {data.clips:,} clips. Its gain over controls, with {given.level:.0%} intervals over clips:"
+    yield from ("", "| instead of its own signal | gain |", "|---|---|")
+    for name, gain in given.gains.items():
+        aside = "" if name in given.counting else "; does not count, as no question asks when"
+        yield _row(f"{name}: {CONTROLS[name]}", f"{gain}{aside}")
+    for name, why in given.not_run.items():
+        yield _row(f"{name}: {CONTROLS[name]}", f"not run: {why}")
+    again = "" if data.playroom else " DATA"
+    yield from ("", f"`pave patch certify PATCH{again} --check` measures it again, on the set with sha256")
+    yield f"`{_code(data.sha256[:16])}`. A certificate is a claim, not a signature."
 
 
 def _facts(patch: Patch, base: str) -> Iterator[tuple[str, str]]:

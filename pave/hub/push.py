@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from pave.files.locks import scratch
 from pave.hub.card import COMMON, LICENCES, OURS, base_facts, card, public_base, refuse_private
 from pave.hub.client import TIMEOUT, download, hub_errors
 from pave.hub.locate import PatchLocation, locate
+from pave.patch.certificate import rebound, standing
 from pave.patch.filenames import HUB_NAME, WEIGHTS
 from pave.text.shown import quoted
 
@@ -54,15 +55,19 @@ def push(
     message: str = "",
     dry_run: bool = False,
     licence: str = "",
+    uncertified: bool = False,
 ) -> Pushed:
     """Upload a patch: card and file in one commit. A card that a user has edited is kept.
 
     licence: short name of the Hub, as apache-2.0; recorded in the uploaded patch. Without it, the patch must have one.
+    uncertified: upload it though no certificate shows that it uses its senses; the card says so. Else a PatchError.
     """
     if not HUB_NAME.fullmatch(repo) or "@" in repo:
         raise PatchError(repo, "is not a repo name of the Hub", "pass user/repo")
     patch = locate(source).load() if isinstance(source, str | Path) else source
     patch = licensed(patch, licence)
+    if not uncertified:
+        refuse_uncertified(patch)
     warnings = tuple(_warnings(patch))
     text = card(patch, repo, example)
     with scratch() as folder:
@@ -103,7 +108,16 @@ def licensed(patch: Patch, licence: str) -> Patch:
         raise PatchError(named, cause, f"pass --license ID; common: {', '.join(COMMON)}")
     if not licence or licence.lower() == patch.config.licence:
         return patch
-    return replace(patch, config=patch.config.model_copy(update={"licence": licence.lower()}))
+    return rebound(patch, patch.config.model_copy(update={"licence": licence.lower()}))
+
+
+def refuse_uncertified(patch: Patch) -> None:
+    """Raise unless a certificate shows that the patch uses its senses. LoRA alone has none to use."""
+    found = standing(patch)
+    if patch.config.senses and found.kind != "certified":
+        named = patch.config.name if patch.source == "memory" else patch.source
+        remedy = "run `pave patch certify`, or say --uncertified (uncertified=True)"
+        raise PatchError(named, f"nothing shows that it uses its sense: {found.why}", remedy)
 
 
 def _choice(near: Sequence[str]) -> str:

@@ -74,6 +74,7 @@ class Patch:
     certificate: Mapping[str, Any] | None = None
     source: str = "memory"
     stored: str = field(default="", repr=False)  # the config text of its file; an older version may have fewer keys
+    recorded: str = field(default="", repr=False)  # the sha256 in its header, of a patch without its tensors
 
     @property
     def text(self) -> str:
@@ -86,6 +87,11 @@ class Patch:
     def sha256(self) -> str:
         """Of the config and every tensor's name, dtype, shape and bytes. Cached: do not modify tensors in place."""
         return tensorfile.digest(self.text, self.tensors)
+
+    @property
+    def content(self) -> str:
+        """`sha256`; of a patch without its tensors, what its file says."""
+        return self.recorded or self.sha256
 
     def check(self) -> None:
         """Validate the tensors, once."""
@@ -202,7 +208,8 @@ def read_facts(path: str | Path) -> Patch:
 @of_patch()
 def facts_of(path: Path, metadata: Mapping[str, str]) -> Patch:
     """A patch without its tensors, from a header's metadata."""
-    return Patch(config_of(path, metadata), {}, _certificate(path, metadata), str(path), metadata["pave.config"])
+    facts = _certificate(path, metadata), str(path), metadata["pave.config"], metadata.get("pave.sha256", "")
+    return Patch(config_of(path, metadata), {}, *facts)
 
 
 def _certificate(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any] | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from certified import gain, make_certificate, proven
 from damage import DAMAGE
 from families import make_base
 from hub_server import HubServer
@@ -33,6 +34,7 @@ from pave.hub.card import card
 from pave.hub.locate import info, locate, pull, search
 from pave.hub.push import push
 from pave.model.patched import PatchedModel, load
+from pave.patch.certificate import standing
 from pave.patch.file import Patch
 from pave.patch.filenames import WEIGHTS
 from pave.patch.peft import export_peft
@@ -57,7 +59,7 @@ def patches(one: PatchedModel) -> list[Patch]:
     for seed in (0, 1):
         one.attach("ears", make_config(one.host), trainable=False)
         awaken(one, "ears", seed=seed)
-        found.append(one.export("ears"))
+        found.append(proven(one.export("ears")))
         one.remove_patch("ears")
     return found
 
@@ -281,11 +283,15 @@ SECRETS = ("/home/anna/clips", "/root/x", "C:\\Users\\anna", "hf_" + "aB3" * 9, 
 def test_private_data_is_not_uploaded(server: HubServer, api: HfApi, patches: list[Patch], secret: str) -> None:
     config = patches[0].config.model_copy(update={"description": f"trained on {secret} at night"})
     with pytest.raises(PatchError, match="contains private data"):
-        push(Patch(config, patches[0].tensors), EARS)
+        push(Patch(config, patches[0].tensors), EARS, uncertified=True)
     assert not server.log
     base = BaseFacts(**{**config.base.model_dump(), "repo": secret})
     with pytest.raises(PatchError, match="contains private data"):
-        push(Patch(config.model_copy(update={"base": base, "description": ""}), patches[0].tensors), EARS)
+        push(
+            Patch(config.model_copy(update={"base": base, "description": ""}), patches[0].tensors),
+            EARS,
+            uncertified=True,
+        )
 
 
 def changed(patch: Patch, **words: Any) -> Patch:
@@ -296,7 +302,7 @@ def changed(patch: Patch, **words: Any) -> Patch:
 def test_a_licence_is_asked_for_and_never_assumed(
     server: HubServer, api: HfApi, patches: list[Patch], licence: str, tmp_path: Path, command: Any
 ) -> None:
-    bare = changed(patches[0], licence=licence)
+    bare = proven(changed(patches[0], licence=licence))
     with pytest.raises(PatchError, match=r"ears: says no licence.*; pass --license ID; common: apache-2.0, mit, "):
         push(bare, EARS)
     for wrong, remedy in (("apache2", r"did you mean apache-2\.0"), ("My own terms", "or `other`"), ("none", "other")):
@@ -313,6 +319,39 @@ def test_a_licence_is_asked_for_and_never_assumed(
     assert back.config.licence == "mit" and back.tensors.keys() == bare.tensors.keys() and pushed.commit
 
 
+def test_a_licence_chosen_while_pushing_keeps_the_certificate(
+    server: HubServer, api: HfApi, patches: list[Patch]
+) -> None:
+    pushed = push(proven(changed(patches[0], licence="")), EARS, licence="MIT")
+    back = pull(EARS).load()
+    assert back.config.licence == "mit" and standing(back).kind == "certified" and pushed.commit
+
+
+def test_a_patch_that_is_not_shown_to_use_its_sense_is_pushed_only_if_that_is_said(
+    server: HubServer, api: HfApi, patches: list[Patch], tmp_path: Path, command: Any
+) -> None:
+    bare = replace(patches[0], certificate=None)
+    gains = {**make_certificate(bare).gains, "envelope": gain(low=-0.01)}
+    for patch, why in (
+        (bare, "it has no certificate"),
+        (replace(bare, certificate=patches[1].certificate), "its certificate is of the patch"),
+        (proven(bare, gains=gains), r"no gain was found \(envelope \+0.090 \[-0.010"),
+    ):
+        with pytest.raises(PatchError, match=f"nothing shows that it uses its sense: .*{why}.* --uncertified"):
+            push(patch, EARS)
+        assert not server.log
+        assert "Not certified" in push(patch, EARS, dry_run=True, uncertified=True).card
+    file = bare.save(tmp_path / "bare.safetensors")
+    assert command("patch", "push", file, EARS)[0] == 2 and not server.log
+    code, out, _ = command("patch", "push", file, EARS, "--uncertified", "--dry-run")
+    assert code == 0 and "## Does it use its sense?\n\nNot certified: it has no certificate." in out
+    assert push(bare, EARS, uncertified=True).commit and pull(EARS).load().sha256 == bare.sha256
+    text = push(patches[0], EARS, dry_run=True).card
+    assert "\nCertified: `match` is 0.750" in text and "| silent: digital silence; zeros of a sensor | +0.300 " in text
+    lora = changed(patches[0], senses={})
+    assert "use its sense" not in card(lora, EARS), "LoRA alone has no sense to use"
+
+
 def test_a_recipe_without_a_licence_records_none(recipe: Any) -> None:
     for words, licence in (([], ""), (["licence=apache-2.0"], "apache-2.0"), (["licence=mit"], "mit")):
         assert Setup.of(recipe(*words)).config().licence == licence
@@ -321,9 +360,10 @@ def test_a_recipe_without_a_licence_records_none(recipe: Any) -> None:
 def test_a_licence_that_allows_more_than_the_weights_behind_a_sense_is_a_warning(patches: list[Patch]) -> None:
     config = patches[0].config
     senses = {"audio": config.senses["audio"].model_copy(update={"licence": "CC-BY-NC-SA-4.0"})}
-    (_, warning) = push(changed(patches[0], senses=senses), EARS, dry_run=True).warnings
+    (_, warning) = push(changed(patches[0], senses=senses), EARS, dry_run=True, uncertified=True).warnings
     assert "apache-2.0 allows commercial use, but the weights of logmel" in warning and "CC-BY-NC-SA-4.0" in warning
-    assert len(push(changed(patches[0], senses=senses, licence="cc-by-nc-4.0"), EARS, dry_run=True).warnings) == 1
+    alike = changed(patches[0], senses=senses, licence="cc-by-nc-4.0")
+    assert len(push(alike, EARS, dry_run=True, uncertified=True).warnings) == 1
 
 
 def test_the_card_of_a_patch_for_a_local_base_says_what_the_base_must_be(patches: list[Patch]) -> None:
@@ -340,7 +380,7 @@ def test_the_card_of_a_patch_for_a_local_base_says_what_the_base_must_be(patches
         assert fact in text.split("## The base")[1].split("| |")[0]
     known = changed(patches[0], base=base.model_copy(update={"repo": "them/base"}))
     assert 'pave.load("them/base")' in card(known, EARS) and "## The base" not in card(known, EARS)
-    assert not push(known, EARS, dry_run=True).warnings
+    assert not push(proven(known), EARS, dry_run=True).warnings
     assert not push("audio-playroom", EARS, dry_run=True).warnings, "the embedded base is everyone's"
 
 
