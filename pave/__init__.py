@@ -14,6 +14,7 @@ from pave.errors import (
     EncoderError,
     FileDamaged,
     FileError,
+    JudgeError,
     MediaError,
     MediaWarning,
     PatchDamaged,
@@ -31,6 +32,7 @@ from pave.errors import (
 if TYPE_CHECKING:
     from pave.encoder import load_encoder
     from pave.evaluation.accuracy import evaluate
+    from pave.evaluation.judge import Judge
     from pave.hub.catalogue import list_patches
     from pave.media.clip import Clip
     from pave.model.patched import load
@@ -47,6 +49,8 @@ __all__ = [
     "EncoderError",
     "FileDamaged",
     "FileError",
+    "Judge",
+    "JudgeError",
     "MediaError",
     "MediaWarning",
     "Patch",
@@ -72,6 +76,7 @@ __all__ = [
 # Public names that come with their file, when they are first asked for.
 _HOMES = {
     "Clip": "pave.media.clip",
+    "Judge": "pave.evaluation.judge",
     "Patch": "pave.patch.file",
     "evaluate": "pave.evaluation.accuracy",
     "list_patches": "pave.hub.catalogue",

@@ -359,6 +359,18 @@ PUBLISHED = {
             ("y_1.000_11.000.mp4", [("Describe in one sentence what is seen and heard.", "A dog barks.")]),
         ],
     ),
+    "video-chatgpt": Excerpt(
+        "video-chatgpt",
+        "generic_qa.json",
+        [{"video_name": "v_a1", "Q": "What happens?", "A": VIDEO}, {"video_name": "v_b2", "Q": "Who?", "A": "A man."}],
+        [("v_a1.mp4", [("What happens?", VIDEO)]), ("v_b2.mp4", [("Who?", "A man.")])],
+    ),
+    "video-chatgpt in pairs": Excerpt(
+        "video-chatgpt",
+        "consistency_qa.json",
+        [{"video_name": "v_a1", "Q1": "What happens?", "Q2": "What is shown?", "A": VIDEO}],
+        [("v_a1.mp4", [("What happens?", VIDEO), ("What is shown?", VIDEO)])],
+    ),
     "avhbench": Excerpt(
         "avhbench",
         "QA.json",

@@ -269,6 +269,7 @@ CHANGES: dict[str, list[tuple[Change, str]]] = {
         (lambda v: v[1].update(enCap=[" "]), "item 2: question and answer must not be empty"),
     ],
     "valor": asking(lambda v: v[1], "video_id", "desc"),
+    "video-chatgpt": asking(lambda v: v[1], "video_name", "Q", "A"),
     "avhbench": asking(lambda v: v[1], "video_id", "text", "label"),
     "save-bench": [
         *asking(lambda v: v[0], "question"),
