@@ -24,7 +24,7 @@ from pave.evaluation.chat import Chat
 from pave.evaluation.metrics.measured import Measured
 from pave.files import json_text
 from pave.files.atomic import append, read_bytes, write_text
-from pave.text.shown import counted, quoted
+from pave.text.shown import quoted
 
 VERDICTS = "judged.jsonl"
 ASKED = 8  # requests at a time
@@ -164,7 +164,7 @@ def _remarks(verdicts: Sequence[Verdict]) -> list[str]:
     """How many replies could not be read, and which models answered."""
     unread = sum(each.score is None for each in verdicts)
     models = sorted({each.model for each in verdicts if each.model})
-    remarks = [f"{counted(unread, 'reply')} of {len(verdicts):,} of the judge cannot be read and do not count"]
+    remarks = [f"of {len(verdicts):,} replies of the judge {unread:,} cannot be read and do not count"]
     return [*(remarks if unread else []), *([f"judged by {', '.join(map(quoted, models))}"] if models else [])]
 
 

@@ -45,8 +45,12 @@ class Media:
     def _known(self) -> dict[str, list[Path]]:
         """Files and folders in the folder and those below, by name and by name without ending."""
         known: dict[str, list[Path]] = {}
-        count = 0
-        for place, folders, files in os.walk(self.folder):
+        count, seen = 0, set[str]()
+        for place, folders, files in os.walk(self.folder, followlinks=True):
+            if (real := os.path.realpath(place)) in seen:  # a link back, or a second one to the same folder
+                folders.clear()
+                continue
+            seen.add(real)
             count += len(folders) + len(files)
             if count > MOST:
                 raise DataError(f"{self.folder}: has over {MOST:,} files; name a folder nearer to yours with media:")

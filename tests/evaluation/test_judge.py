@@ -60,9 +60,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        size = len(data) if not self.server.slow else 1
+        size = 1 if self.server.slow else max(1, len(data))
         for begin in range(0, len(data), size):
-            time.sleep(self.server.slow)
+            if self.server.slow:
+                time.sleep(self.server.slow)
             try:
                 self.wfile.write(data[begin : begin + size])
             except OSError:
@@ -201,7 +202,7 @@ def test_replies_that_cannot_be_read_are_counted_and_do_not_count(endpoint) -> N
     endpoint.answer = answer
     found, notes = judged(endpoint, list("abcd"))
     assert found["judge"]["own"].value == 0.5 and found["judge score"]["own"].value == 2.0
-    assert notes[0] == "2 replies of 4 of the judge cannot be read and do not count"
+    assert notes[0] == "of 4 replies of the judge 2 cannot be read and do not count"
     assert len(endpoint.asked) == 4, "an unreadable reply is not asked for again"
 
 

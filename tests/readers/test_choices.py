@@ -91,6 +91,10 @@ def test_media_are_found_by_name_in_any_folder_and_by_their_ending(tmp_path: Pat
     assert media.path("elsewhere/a.wav", "") == tmp_path / "sounds/a.wav"
     assert media.path("b", ".mp4") == tmp_path / "films/b.mkv"
     assert media.path("gone/c.mp4", ".mp4") == tmp_path / "gone/c.mp4" and media.path("c", ".mp4") == tmp_path / "c.mp4"
+    (tmp_path / "films/x/back").symlink_to(tmp_path)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/elsewhere").symlink_to(tmp_path / "sounds")
+    assert Media(tmp_path / "linked").path("a.wav", "") == tmp_path / "linked/elsewhere/a.wav"
     with pytest.raises(DataError, match=r"a is films/x/a.mp4 and sounds/a.wav; remove one"):
         media.path("a", ".avi")
 
