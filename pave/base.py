@@ -16,7 +16,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -52,12 +52,18 @@ class Visual:
     frames: Tensor  # int64 (b,) real key frames of each row
     times: Tensor  # float64 (b t) seconds
     deep: Tensor | None = None  # (b t s k d) DeepStack features for the first k layers of the decoder
+    blind: Tensor | None = None  # bool (b,) rows without pictures, whose features are zeros; None: there are none
+
+    @property
+    def without_pictures(self) -> list[int]:
+        """The numbers of these rows."""
+        return [] if self.blind is None else self.blind.nonzero().flatten().tolist()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Visual:
         """Features on `device` in `dtype`; counts and times stay where they are: the CPU reads them."""
         move = {"device": device, "dtype": dtype}
         deep = None if self.deep is None else self.deep.to(**move)
-        return Visual(self.vision.to(**move), self.tokens.to(**move), self.frames, self.times, deep)
+        return replace(self, vision=self.vision.to(**move), tokens=self.tokens.to(**move), deep=deep)
 
     def rows(self) -> list[Visual]:
         """Each clip as a batch of one, without padding."""
@@ -101,6 +107,7 @@ class Host(ABC):
     beams = True  # whether the model supports beam search
     MEAN: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixels, unless the checkpoint has its own
     STD: tuple[float, ...] = (0.5, 0.5, 0.5)
+    levels = 0  # DeepStack features of a visual token
     listed = False  # whether the model takes visual rows as a list of tensors instead of one tensor
 
     def __init__(
@@ -351,9 +358,13 @@ class Host(ABC):
         each = self.tokens_per_frame + (self.grid[0] if newline == "grid" else 0)
         return frames * each + (newline == "end")
 
-    def visual_ids(self, times: Sequence[float], newline: Newline, beside: Sequence[Sequence[int]] = ()) -> list[int]:
+    def visual_ids(
+        self, times: Sequence[float], newline: Newline, beside: Sequence[Sequence[int]] = (), bare: bool = False
+    ) -> list[int]:
         """The visual part of a prompt: a placeholder for every row of `pack`, and the family's text around key frames.
-        `beside`: sizes of the groups of inserted tokens."""
+        `beside`: sizes of the groups of inserted tokens; `bare`: these alone."""
+        if bare:
+            return [self.placeholder] * sum(map(sum, beside))
         last = self.rows_of(0, newline)
         ids: list[int] = []
         for i, (before, behind) in enumerate(self.around(times)):
@@ -362,10 +373,14 @@ class Host(ABC):
             ids += [*head, *[self.placeholder] * rows, *tail]
         return [*ids, *[self.placeholder] * last]
 
-    def pack(self, frames: Tensor, newline: Newline, beside: Sequence[Sequence[Tensor]] = ()) -> Tensor:
+    def pack(
+        self, frames: Tensor, newline: Newline, beside: Sequence[Sequence[Tensor]] = (), bare: bool = False
+    ) -> Tensor:
         """Visual tokens (t s d) of one clip as rows (v d). end: one newline after the last frame; grid: one after
         each grid row of each frame, as in official training. `beside`: tokens to insert, in groups (n d)
-        before their key frames, or in one group before all."""
+        before their key frames, or in one group before all; `bare`: these alone."""
+        if bare:
+            frames, newline = frames[:, :0], "none"
         end = frames.new_zeros(0) if self.newline is None else self.newline.to(frames)
         if newline == "grid":
             grid = rearrange(frames, "t (y x) d -> t y x d", y=self.grid[0])

@@ -83,6 +83,7 @@ Frames = Annotated[int, Field(ge=1, le=MOST_FRAMES)]
 Side = Annotated[int, Field(ge=1, le=4_096)]  # rows or columns of a grid
 Facts = Annotated[dict[str, Any], AfterValidator(plain)]  # what no config declares: encoder options, training values
 SENSES = 32  # of one patch
+SEGMENTS = 4  # of a clip's sound in Audio-Visual LLM (arXiv 2312.06720)
 SCALING = 1e-6, 1e3  # smallest and largest factor of LoRA's B·A
 VIDEO, QUESTION = "{video}", "{question}"  # placeholders of a prompt template
 
@@ -111,7 +112,9 @@ class FusionConfig(Config):
     values: Literal["own", "shared"] = "own"  # shared: values are the keys, as in the official code
     rope: Literal["off", "time", "3d"] = "time"
     head: Literal["linear", "norm"] = "linear"  # norm: the official final LayerNorm, initialised with zero gain
-    combine: Literal["add", "interleave", "prefix"] = "add"
+    combine: Literal["add", "interleave", "prefix", "compact"] = "add"
+    # compact only: segments of a clip that have a side token each. Omitted if 4, so older files keep their bytes.
+    segments: Annotated[int, Field(ge=1, le=1024, exclude_if=lambda count: count == SEGMENTS)] = SEGMENTS
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["base", "float32"] = "base"  # compute dtype: the base's; or float32, as the official evaluation
 
@@ -121,6 +124,8 @@ class FusionConfig(Config):
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
         if self.rope == "time" and (self.width // self.heads) % 2:
             raise ValueError(f"rope: time needs an even head size, got {self.width}/{self.heads}")
+        if self.combine != "compact" and self.segments != SEGMENTS:
+            raise ValueError(f"segments={self.segments} is of combine: compact, got {self.combine}; remove the key")
         if self.combine != "add":
             for key in ("kind", "layers", "query", "values", "head"):
                 if getattr(self, key) != type(self).model_fields[key].default:
@@ -332,6 +337,8 @@ def resampler_fits(config: Any) -> Any:
         for sense, facts in config.senses.items():
             if facts.align != "time":
                 raise ValueError(f"senses.{sense}: a resampler does not support align: {facts.align}; use align: time")
+        if config.fusion.combine == "compact":
+            raise ValueError("fusion.combine: compact pools the senses itself; use another, or remove resampler")
         if config.resampler.readout == "states" and config.fusion.combine != "add":
             raise ValueError(f"resampler.readout: states needs fusion.combine: add, got {config.fusion.combine}")
     return config
@@ -396,9 +403,21 @@ class PatchConfig(Config):
     # Whether it has a gate, which leaves questions that are not about the clip to the base. Omitted if False, so that
     # older files keep their bytes.
     gate: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    # Whether it was trained to act on clips without pictures, too. Omitted likewise.
+    sound_alone: Annotated[bool, Field(exclude_if=operator.not_)] = False
     training: Annotated[Facts, AfterValidator(_trained)] = {}
 
     _resamples = model_validator(mode="after")(resampler_fits)
+
+    @property
+    def carries(self) -> bool:
+        """Whether it has tokens of its own for clips without pictures, to add to; one that inserts needs none."""
+        return self.sound_alone and self.fusion.combine == "add"
+
+    @property
+    def replaces(self) -> bool:
+        """Whether few tokens of its own stand in place of all visual ones."""
+        return self.fusion.combine == "compact"
 
     @property
     def read(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -168,6 +168,32 @@ WIDE = 896
 NARROW_RATE, WIDE_RATE = 3e-3, 2e-5
 
 
+Modality = Literal["pictures", "sound", "both"]  # what a clip is trained with
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Modalities(Config):
+    """How often a clip that has pictures and sound is trained with what. `sound`: with any sense of the patch. Shares
+    are those of Audio-Visual LLM's data (130, 45 and 85 of 260 thousand), and need not add up to 1."""
+
+    pictures: Share = 0.5
+    sound: Share = 0.17
+    both: Share = 0.33
+    # channel of the data -> what its questions need: they are not asked without it. Others are asked in any case.
+    needs: dict[str, Modality] = Field(default={}, max_length=1_000)
+
+    @model_validator(mode="after")
+    def _draws(self) -> Modalities:
+        if not self.pictures + self.sound + self.both:
+            raise ValueError("pictures, sound and both are 0, so there is nothing to draw; give one of them a share")
+        return self
+
+    def need(self, facts: Mapping[str, Any]) -> Modality | None:
+        """What a question needs, by the other keys of its record."""
+        return self.needs.get(str(facts.get("channel", "")))
+
+
 class Stage(Config):
     """A part of a run that has some values of `train` to itself. An omitted key is that of `train`."""
 
@@ -179,6 +205,7 @@ class Stage(Config):
     lora_lr: Rate | None = None
     warmup: Warmup | None = None  # fraction of the steps of the stage
     schedule: Schedule | None = None
+    modalities: Modalities | None = None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -206,6 +233,7 @@ class TrainConfig(Config):
     stages: Annotated[tuple[Stage, ...], Field(max_length=16), _younger(())] = ()  # in place of steps
     # Weight of a question that needs no sense, on which the base is kept, beside one of the data; 0: none is asked.
     keep: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    modalities: Annotated[Modalities | None, _younger(None)] = None  # train with pictures, sound or both, by turns
     gate: bool = True  # fit a gate, which leaves questions that are not about the clip to the base
     mean_over: Literal["questions", "tokens"] = "questions"  # tokens: a long answer weighs more than a short one
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -261,6 +289,11 @@ class TrainConfig(Config):
         return tuple(self.model_copy(update={"stages": (), **each.given}) for each in self.stages) or (self,)
 
     @property
+    def sound_alone(self) -> bool:
+        """Whether clips are trained with their sound alone in some step."""
+        return any(part.modalities and part.modalities.sound for part in self.parts)
+
+    @property
     def length(self) -> str:
         """How long a run is, as text."""
         lengths = [f"{part.steps}" if part.steps else f"epochs: {part.epochs:g}, in" for part in self.parts]
@@ -277,8 +310,12 @@ class TrainConfig(Config):
         facts = self.model_dump(mode="json", exclude=exclude)
         if "betas" in facts:
             facts["betas"] = ", ".join(map(str, self.betas))
+        if self.modalities:
+            facts["modalities"] = {key: canonical(each) for key, each in self.modalities.model_dump().items()}
         if self.stages:
-            facts["stages"] = {str(i): canonical(each.given) for i, each in enumerate(self.stages, 1)}
+            facts["stages"] = {
+                str(i): canonical(each.model_dump(exclude_none=True)) for i, each in enumerate(self.stages, 1)
+            }
         return facts
 
 

@@ -1,8 +1,8 @@
 """Real weights, real recordings: a patch that makes a real language model hear.
 
-    make real                            # or: python benchmarks/real
-    python benchmarks/real words         # only these trainings (prefixes of names), after the stages they need
-    python benchmarks/real --seeds 0     # only these seeds
+    make real                            # or: python benchmarks/real: digits, words and things, one seed each
+    python benchmarks/real words         # all of these trainings (prefixes of names), after the stages they need
+    python benchmarks/real --all         # every training and seed: some hours
     python benchmarks/real --table       # only show the results so far, and write the page
 
 Stages, each of which leaves files in the folder `real` and is not repeated: packages are fetched and unpacked; SmolLM2
@@ -58,10 +58,11 @@ HEARD = {
 SPEECH = Budget(steps=200, batch=8, rate=1e-3)  # of the projector, through the language model
 PICTURES = 100  # for the test of what the base sees
 DIGITS = ("name=real-digits", "train.steps=80")
+FIRST = ("digits, folded", "words, folded", "things, folded")  # of `make real`, seed 0
 TRAININGS = {
     "digits, folded": Training("words", "digits", DIGITS, seeds=(0, 1, 2)),
     "digits, folded, keep off": Training("words", "digits", (*DIGITS, "train.keep=0", "train.gate=false")),
-    "words, folded": Training("words", "words"),
+    "words, folded": Training("words", "words", seeds=(0, 1, 2)),
     "things, folded": Training("things", "things"),
     "sentences, folded": Training("sentences", "sentences", controls=False),
     "words, official": Training("words-official", "words", controls=False),
@@ -147,7 +148,8 @@ def yardsticks(packages: Mapping[str, Path], place: Path, study: Study) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trainings", nargs="*", metavar="TRAINING", help=f"prefixes of: {'; '.join(TRAININGS)}")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: three of the digits, one of the others")
+    parser.add_argument("--all", action="store_true", help="every training, with every seed")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: three of the digits and of the words")
     parser.add_argument("--table", action="store_true", help="only show the results so far, and write the page")
     parser.add_argument("--folder", type=Path, default=Path("real"))
     options = parser.parse_args()
@@ -171,8 +173,9 @@ def work(options: Any, seen: Study, trained: Study) -> None:
     clips(packages, place)
     yardsticks(packages, place, seen)
     for name, training in TRAININGS.items():
-        chosen = not options.trainings or name.startswith(tuple(options.trainings))
-        for seed in options.seeds or training.seeds:
+        named = options.all or name.startswith(tuple(options.trainings))
+        chosen = named if options.all or options.trainings else name in FIRST
+        for seed in options.seeds or (training.seeds if named else (0,)):
             key = f"{name}, seed {seed}"
             if chosen and key not in trained:
                 trained.add(key, run(name, training, seed, place))

@@ -194,7 +194,7 @@ def json_text(tree: Any, rng: Random, harm: float = 0.2) -> str:
     text = "".join(pieces)
     for mark, raw in RAW.items():
         text = text.replace(f'"{mark}"', raw)
-    if length > LARGEST:
+    if len(text) > LARGEST:
         return text[:LARGEST]
     return harmed(text, rng) if rng.random() < harm else text
 

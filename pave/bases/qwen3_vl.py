@@ -23,6 +23,10 @@ class Qwen3VL(Qwen2VL):
     def vision_dim(self) -> int:
         return self.vision.hidden_size
 
+    @property
+    def levels(self) -> int:
+        return len(self.vision.deepstack_visual_indexes)
+
     def around(self, times: Sequence[float]) -> list[tuple[str, str]]:
         return [(f"<{seconds:.1f} seconds><|vision_start|>", "<|vision_end|>") for seconds in times]
 

@@ -27,7 +27,8 @@ def table(cost: Cost) -> str:
     lines.append(_line("trainable", f"{cost.params:,}", f"{cost.params + dead:,}", note))
     state = "" if cost.trained else " approximately, once converted" if cost.released else " once trained"
     small = f"{cost.shrunk_bytes / 1e6:,.2f} MB after `pave patch shrink`"
-    parts = [f"{cost.frames} key frames × {cost.visual // cost.frames} = {cost.visual:,} visual"]
+    each = f"{cost.frames} key frames × {cost.visual // cost.frames} = "
+    parts = [f"{'' if cost.visual % cost.frames else each}{cost.visual:,} visual"]
     counts = {"newline": cost.newlines, "around them": cost.around, "side": cost.beside, "text": cost.text}
     parts += [f"{count:,} {name}" for name, count in counts.items() if count]
     lines += ["", f"file    {cost.file_bytes / 1e6:,.2f} MB{state}, {small}"]

@@ -144,10 +144,16 @@ def cost_of(
     if combine != "add":  # a key frame without a side token of its own borrows one
         borrowed = t if combine == "interleave" and resampler is None else 0
         beside = sum(max(steps, borrowed) * h * w for steps, h, w in read.values())
-    rows = host.rows_of(t, patch.config.newline)
-    around = _around(host)
-    prompt, short = rows + (around or 0) + beside + text, t * s + beside + text
-    fusion, written = {}, {}
+    rows, visual, around = host.rows_of(t, patch.config.newline), t * s, _around(host)
+    fusion, written, dead = {}, {}, {name: _dead(patch.config, name) for name in read}
+    if attached.summary is not None:  # tokens of the patch stand in place of the visual ones
+        rows = visual = t + s
+        around, beside = 0, sum(min(patch.config.fusion.segments, steps) for steps, *_ in read.values())
+        fusion["pictures"] = written["pictures"] = flops_of(
+            attached.summary, torch.empty(t, s, host.dim, device="meta")
+        )
+        fusion_params["pictures"], dead["pictures"] = _numbers(attached.summary), 0
+    prompt, short = rows + (around or 0) + beside + text, visual + beside + text
     for name, (steps, h, w) in read.items():
         # Even segments. Aligned by time, the segments at the ends are shorter and the others longer, by one part in t.
         n, padded = steps * h * w, math.ceil(steps / t) * h * w
@@ -160,14 +166,14 @@ def cost_of(
         dtype=str(host.dtype).removeprefix("torch."),
         resampler_params=resampler_params,
         fusion_params=fusion_params,
-        dead_params={name: _dead(patch.config, name) for name in read},
+        dead_params=dead,
         lora_params=lora_params,
         trained=file_bytes is not None,
         file_bytes=file_bytes or blank.file_bytes,
         shrunk_bytes=blank.shrink().file_bytes,
         frames=t,
-        visual=t * s,
-        newlines=rows - t * s,
+        visual=visual,
+        newlines=rows - visual,
         around=around,
         beside=beside,
         text=text,

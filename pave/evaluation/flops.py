@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pave.base import Host
 from pave.errors import BaseModelError
-from pave.fusion.cross_attention import Concatenation, Folded, Official
+from pave.fusion.cross_attention import Folded, Official
+from pave.fusion.inserted import Concatenation, Pooled
 
 DECODER = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # config attributes of transformers
 
@@ -95,6 +96,8 @@ def fusion_flops(fusion: nn.Module, t: int, s: int, n: int, k: float, *, paper: 
     to the caller.
 
     paper: one more projection (of the output of each layer's attention), and the order of the equations, not folded."""
+    if isinstance(fusion, Pooled):
+        return 2 * fusion.config.segments * (n * fusion.features + linear_weights(fusion))
     if isinstance(fusion, Concatenation):
         return 2 * n * linear_weights(fusion)
     assert isinstance(fusion, Folded | Official)

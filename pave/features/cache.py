@@ -67,6 +67,8 @@ class FeatureCache:
         self._planned: dict[Source, str | None] = {}  # keys
         self.missing = 0  # clips of which the folder had no features when that was planned
         self._folders: dict[str, str] = {}  # real paths of folders of files
+        # Whether clips without pictures are of use; by default, if a patch of the model was trained for them.
+        self.hears_alone = any(attached.config.sound_alone for attached in model.attached())
         self.refused: dict[Source, str] = {}  # unreadable clips, and why
         self.on_refused: Callable[[Source, str], object] = lambda source, why: None  # called when one is found
         # Beside them in quarantine: where a clip is asked about; and records of the data that are broken.
@@ -156,6 +158,9 @@ class FeatureCache:
             if isinstance(clip, MediaError):
                 raise clip
             clip = clip.beside(source.beside(self.hears), timeout=self.timeout)
+            if clip.frames is None and not self.hears_alone:
+                remedy = "give a film or a picture, or train with train.modalities, which has sound"
+                raise MediaError(f"{clip.report.source}: has no pictures; {remedy}")
             features, pictures = self._perceived(clip)
             sides, absent, told = dict(features.sides), dict(features.absent), dict.fromkeys(features.warnings)
             for name, (encoder, made) in self.made.items():
@@ -170,7 +175,7 @@ class FeatureCache:
         self.refused.pop(source, None)
         if self.shards is None or key is None:
             return Stored.of(features)
-        key, facts = f"{key}{PICTURES}" if pictures else key, known(features)
+        key, facts = f"{key}{PICTURES}" if pictures else key, known(features, bool(pictures))
         self.shards.add(key, *record(features, pictures), facts)
         return Stored.told(partial(self._fetch, source, key), facts)
 
@@ -213,8 +218,9 @@ class FeatureCache:
         if self.shards is None or key is None:
             return None
         for name in (key, *(() if self.keeps else (f"{key}{PICTURES}",))):
-            if name in self.shards.entries:
-                return Stored.told(partial(self._fetch, source, name), self.shards.entries[name].known)
+            facts = self.shards.entries[name].known if name in self.shards.entries else {}
+            if facts and (self.hears_alone or not facts.get("blind")):
+                return Stored.told(partial(self._fetch, source, name), facts)
         return None
 
     def _fetch(self, source: Source, key: str) -> Finish:

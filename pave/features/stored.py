@@ -31,6 +31,7 @@ class Stored:
     warnings: tuple[str, ...] = ()
     outside: Mapping[str, int] = field(default_factory=dict)  # steps of a sensor before or after the clip, if any
     visual: int = 0  # visual tokens
+    blind: bool = False  # without pictures
 
     @classmethod
     def of(cls, features: ClipFeatures) -> Stored:
@@ -49,8 +50,8 @@ class Stored:
         return self.fetch()()
 
 
-def known(features: ClipFeatures) -> dict[str, Any]:
-    """What a `Stored` tells of a clip, as JSON values."""
+def known(features: ClipFeatures, pictures: bool = False) -> dict[str, Any]:
+    """What a `Stored` tells of a clip, as JSON values. `pictures`: whether they are kept instead of their features."""
     outside = {key: features.side(key, "time")[1] for key in features.sides}
     return {
         "present": sorted(key for key, side in features.sides.items() if side is not None and side.present),
@@ -58,6 +59,7 @@ def known(features: ClipFeatures) -> dict[str, Any]:
         "warnings": list(features.warnings),
         "outside": {key: steps for key, steps in outside.items() if steps},
         "visual": features.tokens.shape[:2].numel(),
+        **({"blind": True} if features.blind and not pictures else {}),
     }
 
 

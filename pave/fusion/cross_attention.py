@@ -1,8 +1,8 @@
 """Fusion: cross-attention from visual tokens to the side tokens of their own key frame; the result is added to them.
 
 In: the visual tokens of b clips (before and after the base's projector) and their SideBatch. Out: the update to add,
-exactly zero at initialisation and for a key frame without side tokens; or, for `combine: interleave | prefix`,
-projected side tokens to insert beside the visual ones. Knows nothing of base models, encoders, packing or files.
+exactly zero at initialisation and for a key frame without side tokens. (`combine: interleave | prefix | compact`, whose
+side tokens are inserted: inserted.py.) Knows nothing of base models, encoders, packing or files.
 
 b clips, t key frames, s visual tokens of a key frame, τ time steps, m steps of a segment, n side tokens of a step,
 k keys of a segment (m n, perhaps a null), h heads, e channels of a head, w = h e, q channels before the projector,
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
+from pave.fusion.inserted import Concatenation, Pooled
 from pave.fusion.meta import Blank
 from pave.fusion.reader import POINT, Reader, Standardise
 from pave.fusion.rope import SECTIONS, Places, Rotations, cube_places, cube_turns, rotate, time_turns
@@ -309,42 +310,6 @@ class _Layer(nn.Module):
         return torch.addmm(z, gelu(widen(norm(z))), _weight(narrow, "weight").T)
 
 
-class Concatenation(Reader):
-    """The concatenation baseline: side tokens as tokens of the language model, inserted beside the visual ones.
-
-        token = scale · (W_2 GELU(W_1 x̂ + b_1) + b_2),   x̂ as in `Reader`
-
-    Out: tokens (b t n d) and a mask of real ones (b t n); for `prefix`, each step once, in one group (t = 1).
-    """
-
-    standard: Standardise
-
-    def __init__(self, config: FusionConfig, *, side_dim: int, visual_dim: int, points: bool = False) -> None:
-        super().__init__(side_dim, standard=True, points=points)
-        self.config = config
-        self.project = nn.Sequential(
-            nn.Linear(self.features, config.width),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.width, visual_dim),
-        )
-        self.register_buffer("scale", torch.ones(()))
-
-    def forward(self, side: SideBatch) -> tuple[Tensor, Tensor]:
-        """Tokens (b t k d) in the dtype of the weights, and their mask (b t k)."""
-        x = self.read(side, _weight(self, "project.0.weight").dtype)
-        tokens = self.project(x) * self.scale.to(x.dtype)
-        b, steps, h, w = side.x.shape[:4]
-        if self.config.combine == "interleave":
-            segments = Segments(side)
-            tokens, mask = segments(tokens).unflatten(0, (b, -1)).flatten(2, 3), segments.mask()
-            real = tokens.new_ones(tokens.shape[:3], dtype=torch.bool) if mask is None else mask.unflatten(0, (b, -1))
-            return tokens, real
-        real = repeat(torch.arange(steps, device=x.device) < side.steps[:, None], "b τ -> b τ h w", h=h, w=w)
-        real = real if side.valid is None else real & side.valid
-        return tokens.view(b, 1, steps * h * w, -1), real.flatten(1)[:, None]
-
-
 def build_fusion(
     config: FusionConfig,
     *,
@@ -361,7 +326,8 @@ def build_fusion(
         cause = f"side tokens of {side_dim} channels with a point of {POINT} have no features"
         raise RecipeError(f"{cause}; use an encoder with feature channels beside the point")
     if config.combine != "add":
-        return Concatenation(config, side_dim=side_dim, visual_dim=visual_dim, points=points)
+        kind = Pooled if config.combine == "compact" else Concatenation
+        return kind(config, side_dim=side_dim, visual_dim=visual_dim, points=points)
     if config.kind == "folded" and config.rope == "3d":
         raise RecipeError("fusion.rope: 3d needs fusion.kind: official; a folded fusion supports time or off")
     base = {"vision_dim": vision_dim, "visual_dim": visual_dim, "tokens": tokens, "frames": frames}

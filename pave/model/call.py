@@ -27,7 +27,17 @@ from pave.files.copied import guard_captures
 from pave.media.clip import Clip
 from pave.model.applied import Applied, Names
 from pave.model.inputs import ClipFeatures, Inputs, Use, refuse_labels, refuse_other
-from pave.model.layout import History, Layout, inserted, lay_out, perceived, refuse_questions, refuse_uneven, tokenise
+from pave.model.layout import (
+    History,
+    Layout,
+    bare_rows,
+    inserted,
+    lay_out,
+    perceived,
+    refuse_questions,
+    refuse_uneven,
+    tokenise,
+)
 from pave.model.options import checked_forward, checked_generate, refuse_ignored
 from pave.model.perception import Perception
 from pave.patch.lora import Call, running
@@ -89,9 +99,14 @@ class Calls:
 
         Fusion runs row by row: the bits of a row do not depend on the rest of its batch (law 6), sixteen rows cost the
         same with sixteen patches as with one, and no padding is computed. One row of a real clip fills a device."""
+        uses = self._uses(inputs)
         visual = inputs.visual.to(self.host.device, self.host.dtype).rows()
+        for i in inputs.visual.without_pictures:
+            for use in (use for use in uses if use.carries(i)):
+                vision, tokens = use.attached.carrying(*visual[i].tokens.shape[1:3])
+                visual[i] = replace(visual[i], vision=vision.to(self.host.dtype), tokens=tokens)
         fused = [row.tokens for row in visual]
-        for use in self._uses(inputs):
+        for use in uses:
             read = use.attached.reading(use.sides) if use.weight and use.attached.adds else {}
             for name, sides in read.items():
                 fusion, dtype = use.attached.fusing(name), use.attached.precision
@@ -212,10 +227,15 @@ class Calls:
         if the prompts have no spare placeholders."""
         fused = self.fused_tokens(inputs)
         newline: Sequence[Newline] = inputs.newline or self.host.newlines[:1] * len(fused)
-        extra = inserted(self._uses(inputs), len(fused))
-        rows = [self.host.pack(*row) for row in zip(fused, newline, extra, strict=True)]
+        uses, blind = self._uses(inputs), [i in inputs.visual.without_pictures for i in range(len(fused))]
+        visual = inputs.visual.to(self.host.device, self.host.dtype).rows()
+        extra = inserted(uses, [None if none else row.tokens[0] for row, none in zip(visual, blind, strict=True)])
+        bare = bare_rows(uses, blind)
+        rows = [self.host.pack(*row) for row in zip(fused, newline, extra, bare, strict=True)]
         counts = (inputs.input_ids == self.host.placeholder).sum(-1).tolist()
         lengths = [len(row) for row in rows]
+        if not any([*counts, *lengths]):
+            return {}
         padded = counts == [max(lengths)] * len(rows)
         if not padded and counts != lengths:
             cause = f"the prompts have {counts} visual placeholders, the clips need {lengths}"
@@ -227,7 +247,8 @@ class Calls:
         deep = None
         if inputs.visual.deep is not None:
             levels = inputs.visual.deep.to(self.host.device, self.host.dtype)
-            deep = arranged([row[: len(own)].flatten(0, 1) for row, own in zip(levels, fused, strict=True)])
+            sizes = [0 if without else len(own) for own, without in zip(fused, bare, strict=True)]
+            deep = arranged([row[:size].flatten(0, 1) for row, size in zip(levels, sizes, strict=True)])
         return self.host.outputs(arranged(rows), deep)
 
 

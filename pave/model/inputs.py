@@ -36,6 +36,15 @@ class ClipFeatures:
     warnings: tuple[str, ...] = ()  # of the clip's files, as in `Report`
     sensors: frozenset[str] = frozenset()  # keys of `sides` that are not its own sound and may outlast it
 
+    @property
+    def blind(self) -> bool:
+        """Whether the clip has no pictures: its visual features have no channels."""
+        return not self.tokens.shape[-1]
+
+    def without_pictures(self) -> ClipFeatures:
+        """The clip as if it had none."""
+        return replace(self, vision=self.vision[..., :0], tokens=self.tokens[..., :0], deep=None)
+
     def side(self, key: str, rule: Rule) -> tuple[SideTokens | None, int]:
         """The side channel that a sense reads, and how many steps of it are beyond the clip (see `pave.fusion.align`),
         which belong to nobody; by the index rule and in the clip's own sound, none are."""
@@ -84,6 +93,14 @@ class Use:
         trained with keep_lora_when_absent. All other rows are the base's own, their layout included."""
         always = self.attached.config.keep_lora_when_absent or not self.sides
         return self.rows & bool(self.weight) if always else self.sensing
+
+    def carries(self, row: int) -> bool:
+        """Whether the patch brings the visual tokens of a row without pictures."""
+        return self.attached.config.carries and bool(self.sensing[row])
+
+    def replaces(self, row: int) -> bool:
+        """Whether tokens of the patch stand in place of all visual ones of a row."""
+        return self.attached.config.replaces and bool(self.acting[row])
 
     @property
     def strength(self) -> Tensor:
@@ -140,6 +157,16 @@ def refuse_labels(labels: object, shape: tuple[int, ...] | None) -> None:
     raise UsageError(f"labels are {got}; pass a tensor {wanted} of torch.int64, -100 where no token is learned")
 
 
-def stack(clips: Sequence[ClipFeatures]) -> Visual:
-    """Clips as one padded batch."""
-    return Visual.stack([Seen(clip.vision, clip.tokens, clip.deep) for clip in clips], [clip.times for clip in clips])
+def stack(clips: Sequence[ClipFeatures], host: Host) -> Visual:
+    """Clips as one padded batch; those without pictures have zeros."""
+    pictured = next((clip.tokens for clip in clips if not clip.blind), torch.zeros(0, dtype=host.dtype))
+
+    def seen(clip: ClipFeatures) -> Seen:
+        if not clip.blind:
+            return Seen(clip.vision, clip.tokens, clip.deep)
+        shape = clip.tokens.shape[:2]
+        deep = pictured.new_zeros(*shape, host.levels, host.dim) if host.levels else None
+        return Seen(pictured.new_zeros(*shape, host.vision_dim), pictured.new_zeros(*shape, host.dim), deep)
+
+    visual = Visual.stack([seen(clip) for clip in clips], [clip.times.to(pictured.device) for clip in clips])
+    return replace(visual, blind=torch.tensor([clip.blind for clip in clips]))

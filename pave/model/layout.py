@@ -45,35 +45,60 @@ class Layout:
 
     def inputs(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Inputs:
         """Token rows around the visual ids, as inputs of forward() and generate()."""
-        visual = stack(self.clips)
+        visual = stack(self.clips, self.base)
         return Inputs(input_ids, attention_mask, visual, self.uses, self.newlines, position_ids, self.base)
 
 
 def lay_out(host: Host, clips: Sequence[ClipFeatures], uses: Sequence[Use]) -> Layout:
     """Rows of one batch; `uses` have their side channels."""
     acting = [[use.attached for use in uses if use.acting[i]] for i in range(len(clips))]
+    visual = [None if clip.blind else clip.tokens for clip in clips]
     newlines, templates = zip(*(_written(host, patches) for patches in acting), strict=True)
     with torch.no_grad():  # sizes only; the call computes these tokens again, with gradients
-        sizes = [[[len(group) for group in groups] for groups in row] for row in inserted(uses, len(clips))]
-    rows = zip(clips, newlines, sizes, strict=True)
-    visual = [host.visual_ids(clip.times.tolist(), newline, extra) for clip, newline, extra in rows]
+        sizes = [[[len(group) for group in groups] for groups in row] for row in inserted(uses, visual)]
+    bare = bare_rows(uses, [clip.blind for clip in clips])
+    rows = zip(clips, newlines, sizes, bare, strict=True)
+    visual = [host.visual_ids(clip.times.tolist(), newline, extra, only) for clip, newline, extra, only in rows]
     return Layout(tuple(clips), tuple(uses), newlines, templates, tuple(visual), host)
+
+
+def bare_rows(uses: Sequence[Use], blind: Sequence[bool]) -> list[bool]:
+    """Rows without visual tokens: those that a patch replaces; and those without pictures, if no patch has tokens for
+    them. PatchMismatch for a row of which several patches would."""
+    carriers = [[use.name for use in uses if missing and use.carries(row)] for row, missing in enumerate(blind)]
+    for names in carriers:
+        if len(names) > 1:
+            cause = "each bring visual tokens of their own for a clip without pictures"
+            raise PatchMismatch(" and ".join(names), cause, "use one of them per question")
+    bare = [missing and not names for missing, names in zip(blind, carriers, strict=True)]
+    for row in range(len(bare)):
+        if replacing := [use.name for use in uses if use.replaces(row)]:
+            adding = [use.name for use in uses if use.attached.adds and use.acting[row] and use.attached.config.senses]
+            if len(replacing) > 1 or adding:
+                cause = "needs the visual tokens, or replaces them too"
+                cause += f", but {replacing[0]} replaces them"
+                raise PatchMismatch(" and ".join([*replacing[1:], *adding]), cause, "use one of them per question")
+            bare[row] = True
+    return bare
 
 
 def perceived(uses: Sequence[Use], clips: Sequence[ClipFeatures]) -> tuple[Use, ...]:
     """Patches with their side channels in each row, aligned with the key frames. The clip of a row must have been
-    encoded for all patches that the row requests."""
+    encoded for all patches that the row requests. A patch that was not trained for it reads nothing of a clip without
+    pictures."""
     return tuple(
         replace(
             use,
             sides={
                 sense: tuple(
-                    _side(facts, clip) if requested else None for clip, requested in zip(clips, use.rows, strict=True)
+                    _side(facts, clip) if requested and (alone or not clip.blind) else None
+                    for clip, requested in zip(clips, use.rows, strict=True)
                 )
                 for sense, facts in use.attached.config.senses.items()
             },
         )
         for use in uses
+        for alone in [use.attached.config.sound_alone]
     )
 
 
@@ -99,9 +124,10 @@ def refuse_apart(host: Host, patches: Sequence[Attached]) -> None:
     _written(host, patches)
 
 
-def inserted(uses: Sequence[Use], rows: int) -> list[list[list[Tensor]]]:
-    """Tokens that patches insert: for each row, for each sense, groups (n d), one per key frame or a single one."""
-    groups: list[list[list[Tensor]]] = [[] for _ in range(rows)]
+def inserted(uses: Sequence[Use], visual: Sequence[Tensor | None]) -> list[list[list[Tensor]]]:
+    """Tokens that patches insert: for each row, for each sense, groups (n d), one per key frame or a single one; and
+    one for what replaces its visual tokens (t s d), which is None for a clip without pictures."""
+    groups: list[list[list[Tensor]]] = [[] for _ in visual]
     for use in uses:
         read = use.attached.reading(use.sides) if use.weight and not use.attached.adds else {}
         for name, sides in read.items():
@@ -110,6 +136,9 @@ def inserted(uses: Sequence[Use], rows: int) -> list[list[list[Tensor]]]:
                 if side is not None:
                     tokens, real = fusion(side.to(use.attached.device))
                     groups[i].append([group[mask] for group, mask in zip(tokens[0], real[0], strict=True)])
+        for i, own in enumerate(visual):
+            if own is not None and use.replaces(i):
+                groups[i].append([use.attached.summing(own)])  # the last group comes first
     return groups
 
 

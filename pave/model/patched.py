@@ -92,8 +92,8 @@ class PatchedModel:
 
     def ask(
         self,
-        clip: Any,
-        question: str,
+        clip: Any = None,
+        question: str = "",
         *,
         patches: Sequence[str] | None = None,
         max_new_tokens: int = 32,
@@ -102,7 +102,7 @@ class PatchedModel:
         video_track: int | None = None,
         **signals: Any,
     ) -> Answer:
-        """Ask one question about a clip: a path, a Clip, frames, or a picture.
+        """Ask one question about a clip: a path, a Clip, frames, or a picture; or about `audio=` alone.
 
         patches: names; None means all that are enabled.
         timeout, audio_track, video_track: how a file is read, as in `Clip.read`.
@@ -124,8 +124,8 @@ class PatchedModel:
 
     def stream(
         self,
-        clip: Any,
-        question: str,
+        clip: Any = None,
+        question: str = "",
         *,
         patches: Sequence[str] | None = None,
         max_new_tokens: int = 32,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, groupby
+from itertools import chain, count, groupby
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from pave.base import Host, Visual
 from pave.config import SenseConfig
 from pave.encoder import Encoder, load_encoder, mixed
 from pave.errors import SignalError
-from pave.media.clip import Clip
+from pave.media.clip import Clip, Signal
 from pave.model.inputs import ClipFeatures
 
 QUESTIONS = 512  # remembered at once
@@ -72,18 +72,24 @@ class Perception:
                 raise SignalError(f"got {clip!r} as a clip; pass Clip.read(path), or Clip.from_frames(frames)")
         encoders = self.encoders(senses)
         clips = [_opened(clip, encoders) for clip in clips]
-        visual = self.host.encode([self.host.pixels(clip) for clip in clips], [_times(clip) for clip in clips], chunk)
-        return [_seeing(self.sense(clip, encoders.values()), visual, i) for i, clip in enumerate(clips)]
+        pictured = [clip for clip in clips if not _blind(clip)]
+        pixels = [self.host.pixels(clip) for clip in pictured]
+        visual = self.host.encode(pixels, [self._times(clip) for clip in pictured], chunk) if pictured else None
+        rows = count()
+        sensed = [self.sense(clip, encoders.values()) for clip in clips]
+        pairs = zip(clips, sensed, strict=True)
+        return [each if visual is None or _blind(clip) else _seeing(each, visual, next(rows)) for clip, each in pairs]
 
     @neutral()
     @torch.no_grad()
     def sense(self, clip: Clip, senses: Iterable[SenseConfig | Encoder]) -> ClipFeatures:
-        """Features of a clip without those of the vision tower, which have 0 channels; `see` adds them."""
+        """Features of a clip without those of the vision tower, which have 0 channels; `see` adds them. A clip without
+        pictures has no others, and key frames spread evenly over its sound."""
         encoders = self.encoders(senses)
         clip = _opened(clip, encoders)
         sides = {key: encoder.encode(clip) for key, encoder in encoders.items()}
         absent = {key: encoders[key].lacks(clip) for key, side in sides.items() if side is None}
-        times = self.host.merged(_times(clip))
+        times = self.host.merged(self._times(clip))
         nothing = torch.zeros(len(times), self.host.tokens_per_frame, 0)
         sensors = frozenset(key for key, encoder in encoders.items() if not encoder.hears)
         return ClipFeatures(nothing, nothing, times, sides, absent, None, clip.report.warnings, sensors)
@@ -133,6 +139,27 @@ class Perception:
         encoded = dict(zip(fresh, self.encode(list(fresh.values()), senses), strict=True)) if fresh else {}
         return [clip if isinstance(clip, ClipFeatures) else encoded[id(clip)] for clip in clips]
 
+    def _times(self, clip: Clip) -> Tensor:
+        """Seconds of the key frames (t,)."""
+        if _blind(clip):
+            return torch.linspace(*_span(clip), self.host.frames, dtype=torch.float64)
+        if clip.times is None:
+            raise SignalError("the clip's frames have no times; pass Clip.from_frames(frames, times=seconds)")
+        return clip.times
+
+
+def _blind(clip: Clip) -> bool:
+    """Whether a clip has no pictures, but something else that is on a clock."""
+    return clip.frames is None and _span(clip) != (0, 0)
+
+
+def _span(clip: Clip) -> tuple[float, float]:
+    """The seconds of a clip's sound, or of its sensors; zeros if it has neither."""
+    if clip.audio is not None and clip.rate:
+        return clip.audio_start, clip.audio_start + clip.audio.shape[1] / clip.rate
+    times = [each.times for each in clip.signals.values() if isinstance(each, Signal) and len(each.times)]
+    return (min(each.min().item() for each in times), max(each.max().item() for each in times)) if times else (0, 0)
+
 
 def _opened(clip: Clip, encoders: Mapping[str, Encoder]) -> Clip:
     return clip.opened({encoder.spec.sense for encoder in encoders.values()})
@@ -144,10 +171,3 @@ def _seeing(features: ClipFeatures, visual: Visual, row: int) -> ClipFeatures:
     parts = (visual.vision, visual.tokens, visual.times, visual.deep)
     vision, tokens, times, deep = (None if part is None else part[row, :count] for part in parts)
     return replace(features, vision=vision, tokens=tokens, times=times, deep=deep)
-
-
-def _times(clip: Clip) -> Tensor:
-    """Seconds of the key frames (t,)."""
-    if clip.times is None:
-        raise SignalError("the clip's frames have no times; pass Clip.from_frames(frames, times=seconds)")
-    return clip.times

@@ -15,14 +15,15 @@ from typing import Any
 from pave.ambient import neutral
 from pave.data import TRACKS
 from pave.encoder import Encoder, missing
-from pave.errors import SignalError, UsageError, nearest
+from pave.errors import MediaError, SignalError, UsageError, nearest
 from pave.media.clip import Clip, limit_of, sound
 from pave.media.decoding import Timeout
 from pave.media.warned import told, warn
 from pave.model.answer import Prepared, most_of
 from pave.model.call import Calls, senses_of
-from pave.model.inputs import ClipFeatures, Inputs, Use
+from pave.model.inputs import ClipFeatures, Use
 from pave.model.layout import lay_out, perceived, refuse_questions
+from pave.patch.attached import Attached
 
 UNASKED = "not read: the question is not about the clip, so the base answers alone"
 Rows = Sequence[Sequence[Any] | Mapping[str, Any]]
@@ -57,6 +58,8 @@ def prepared(calls: Calls, asked: Rows, timeout: Timeout, max_new_tokens: int) -
     uses = calls.open(requested, [row.question for row in rows])
     begin = time.perf_counter()
     clips = _clips(calls, rows, uses, timeout)
+    for i, clip in enumerate(clips):
+        _refuse_blind(clip, [use.attached for use in requested if use.rows[i] and use.weight])
     read = time.perf_counter()
     files = {clip.report.source: clip.report.warnings for clip in clips if isinstance(clip, Clip) and clip.again}
     warn(told(files))
@@ -66,8 +69,14 @@ def prepared(calls: Calls, asked: Rows, timeout: Timeout, max_new_tokens: int) -
     later = [text for clip, own in pairs for text in own.warnings[len(clip.report.warnings) :]]
     warn(list(dict.fromkeys(later)))  # of files that were opened for an encoder
     layout = lay_out(calls.host, features, perceived(uses, features))
+    for i, (clip, own) in enumerate(zip(clips, features, strict=True)):
+        reads = [use.sensing[i] for use in layout.uses if use.rows[i] and use.attached.config.sound_alone]
+        if own.blind and reads and not any(reads):
+            what = clip.report.source if isinstance(clip, Clip) else "the clip"
+            why = "; ".join(f"{sense} {lack}" for sense, lack in _signals(layout.uses, own, i).items())
+            raise MediaError(f"{what}: has no pictures, and nothing else of it can be read ({why}); give another file")
     inputs = calls.around(layout, [row.question for row in rows])
-    signals = [{**unasked(requested, uses, i), **_signals(inputs, clip, i)} for i, clip in enumerate(features)]
+    signals = [{**unasked(requested, uses, i), **_signals(inputs.uses, clip, i)} for i, clip in enumerate(features)]
     seconds = {"read": read - begin, "encode": encoded - read, "prepare": time.perf_counter() - encoded}
     return Prepared(inputs, signals, [clip.warnings for clip in features], seconds, most)
 
@@ -81,11 +90,12 @@ def _row(row: Sequence[Any] | Mapping[str, Any]) -> Row:
         row = dict(zip(("clip", "question", "patches"), row, strict=False))
     signals = {key: value for key, value in row.items() if key not in ("clip", "question", "patches", *TRACKS)}
     tracks = {name: number for name in TRACKS if (number := row.get(name)) is not None}
-    if "clip" not in row or not isinstance(row.get("question"), str):
+    nothing = row.get("clip") is None and row.get("audio") is None
+    if nothing or not isinstance(row.get("question"), str):
         got = {key: type(value).__name__ for key, value in row.items()}
         raise UsageError(f"a row needs a clip and a question (str), got {got}")
     patches = row.get("patches")
-    return Row(row["clip"], row["question"], (patches,) if isinstance(patches, str) else patches, signals, tracks)
+    return Row(row.get("clip"), row["question"], (patches,) if isinstance(patches, str) else patches, signals, tracks)
 
 
 def _clips(calls: Calls, rows: Sequence[Row], uses: Sequence[Use], timeout: Timeout) -> list[Clip | ClipFeatures]:
@@ -155,11 +165,27 @@ def unasked(requested: Sequence[Use], uses: Sequence[Use], row: int) -> dict[str
     return {sense: UNASKED for attached in left for sense in attached.config.senses}
 
 
-def _signals(inputs: Inputs, clip: ClipFeatures, row: int) -> dict[str, str]:
+def _refuse_blind(clip: Clip | ClipFeatures, patches: Sequence[Attached]) -> None:
+    """MediaError for a clip without pictures that none of the patches of its row was trained for."""
+    if not (clip.frames is None if isinstance(clip, Clip) else clip.blind):
+        return
+    if any(patch.config.sound_alone for patch in patches):
+        return
+    what = clip.report.source if isinstance(clip, Clip) else "the clip"
+    named = ", ".join(patch.config.name for patch in patches)
+    cause = f"{named}: trained with pictures only" if named else "no patch is used, and the base needs them"
+    remedy = "give a film or a picture, too, or apply a patch that was trained with train.modalities"
+    raise MediaError(f"{what}: has no pictures ({cause}); {remedy}")
+
+
+def _signals(uses: Sequence[Use], clip: ClipFeatures, row: int) -> dict[str, str]:
     """For every sense of a row's patches: what was read, or why nothing was."""
     signals = {}
-    for use in inputs.uses:
+    for use in uses:
         for sense, facts in use.attached.config.senses.items() if use.rows[row] else ():
+            if clip.blind and not use.attached.config.sound_alone:
+                signals[sense] = "not read: the patch was not trained for clips without pictures"
+                continue
             side, outside = clip.side(facts.preprocessing, facts.align)
             if side is not None and side.present:
                 signals[sense] = f"present: {len(side.x)} steps from {side.times[0]:.2f} s"

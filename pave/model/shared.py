@@ -81,5 +81,5 @@ def _behind(head: Inputs, owner: list[int], tails: tuple[Tensor, Tensor], uses: 
     which positions depend."""
     ids, mask = torch.cat([head.input_ids[owner], tails[0]], 1), torch.cat([head.attention_mask[owner], tails[1]], 1)
     times, frames, nothing = head.visual.times[owner], head.visual.frames[owner], head.visual.tokens[:0]
-    visual = replace(head.visual, vision=nothing, tokens=nothing, deep=None, frames=frames, times=times)
+    visual = replace(head.visual, vision=nothing, tokens=nothing, deep=None, frames=frames, times=times, blind=None)
     return Inputs(ids, mask, visual, uses, tuple(head.newline[group] for group in owner), None, head.base)

@@ -21,7 +21,9 @@ from pave.ambient import neutral
 from pave.base import Host
 from pave.config import RESAMPLED, PatchConfig
 from pave.errors import BaseModelError, PatchMismatch, PatchNotFound, RecipeError, UsageError
+from pave.fusion.inserted import Summary
 from pave.patch.base_match import load_its_base, refuse_dimensions
+from pave.patch.carrier import Carrier
 from pave.patch.file import Patch, fusion_of, misfits, refuse_taken, resampler_of
 from pave.patch.gate import Gate
 from pave.patch.lora import Lora, Loras, blank_lora, targets
@@ -51,6 +53,8 @@ class Attached(nn.Module):
         if config.lora:
             self.lora = (blank_lora if blank else Lora)(config.lora, targets(config.lora, host.language_model))
         self.gate = Gate(config.base.dim) if config.gate else None
+        self.carrier = Carrier(config.base.vision_dim, config.base.dim) if config.carries else None
+        self.summary = Summary(config.base.dim, config.fusion.width) if config.replaces else None
         self.gated = config.gate  # False: the gate is kept open
         self.device, self.dtype = host.device, host.dtype  # of the base and of LoRA
         self.precision = host.dtype  # of the fusion and the resampler
@@ -197,6 +201,16 @@ class Attached(nn.Module):
         """The fusion of a sense or of the resampler outputs, callable on any number of rows."""
         return self._cast(self.fusion[name])
 
+    def carrying(self, frames: int, places: int) -> tuple[Tensor, Tensor]:
+        """The carrier's features (1 t s q) and tokens (1 t s d) of a clip without pictures."""
+        assert self.carrier is not None
+        return self._cast(self.carrier)(frames, places)
+
+    def summing(self, tokens: Tensor) -> Tensor:
+        """Few tokens (n d) that stand in place of the visual ones (t s d) of a clip."""
+        assert self.summary is not None
+        return self._cast(self.summary)(tokens.to(self.device, self.precision))
+
     def _cast(self, module: nn.Module) -> Callable[..., Any]:
         """The module in its compute dtype: float32 training weights are cast at every call, so that training computes
         exactly what the loaded patch will."""
@@ -209,7 +223,8 @@ class Attached(nn.Module):
     def ready(self, *, trainable: bool) -> Attached:
         """Move the modules to the base's device. Trainable: weights stay float32 and are cast at every call; otherwise
         they are cast once."""
-        parts = ((self.resampler, self.precision), (self.fusion, self.precision), (self.lora, self.dtype))
+        fused = (self.resampler, self.fusion, self.carrier, self.summary)
+        parts = (*((module, self.precision) for module in fused), (self.lora, self.dtype))
         for module, dtype in parts:
             if module is not None:
                 module.to(device=self.device, dtype=torch.float32 if trainable else dtype)

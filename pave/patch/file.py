@@ -35,8 +35,10 @@ from pave.errors import (
 from pave.files import json_text, tensorfile
 from pave.files.tensorfile import CODES
 from pave.fusion.cross_attention import blank_fusion, build_fusion
+from pave.fusion.inserted import Summary
 from pave.fusion.qformer import Resampler, blank_resampler, build_resampler
 from pave.patch import shrink
+from pave.patch.carrier import Carrier
 from pave.patch.filenames import WEIGHTS
 from pave.patch.gate import Gate
 from pave.text.shown import counted, quoted
@@ -237,6 +239,11 @@ def tensors_of(config: PatchConfig) -> dict[str, Tensor]:
         parts["resampler"] = blank_resampler.outline(*_senses(config))
     if config.gate:
         parts["gate"] = Gate(config.base.dim).to("meta").state_dict()
+    if config.replaces:
+        with torch.device("meta"):
+            parts["summary"] = Summary(config.base.dim, config.fusion.width).state_dict()
+    if config.carries:
+        parts["carrier"] = Carrier(config.base.vision_dim, config.base.dim).to("meta").state_dict()
     return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 

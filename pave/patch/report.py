@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pave.patch.attached import Attached
 from pave.text.shown import Lines
 
+FUSING = ("carrier", "summary")  # parts that count as fusion: what stands for pictures
 GATE = {
     "on": "questions that are not about the clip are left to the base",
     "off": "the patch acts on every question",
@@ -40,7 +41,8 @@ class PatchReport(Lines):
         """The report of an applied patch; `facts`: fields that its modules do not hold."""
         sizes = Counter[str]()
         for path, parameter in attached.named_parameters():
-            sizes[path.partition(".")[0]] += parameter.numel()
+            part = path.partition(".")[0]
+            sizes["fusion" if part in FUSING else part] += parameter.numel()
         known = {
             "sha256": "",
             "bytes": sum(value.nbytes for value in attached.state_dict().values()),

@@ -30,7 +30,7 @@ from pave.model.patched import PatchedModel
 from pave.playroom.writer import write_clips
 from pave.readers.parts import Part, missing_of, places_of, read_parts
 from pave.readers.questions import names_of
-from pave.recipe import DataConfig, Sets
+from pave.recipe import DataConfig, Modality, Sets
 from pave.text.shown import counted
 from pave.training.plan import order
 from pave.training.ranks import Ranks
@@ -48,6 +48,7 @@ class TrainingClip:
     stored: Stored
     examples: tuple[Example, ...]
     turns: tuple[Turn, ...]  # one per example
+    modality: Modality | None = None  # what a step sees of it; None: all that it has
 
     @property
     def features(self) -> ClipFeatures:

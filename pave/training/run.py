@@ -54,6 +54,7 @@ from pave.training.keep import Keep
 from pave.training.log import Log
 from pave.training.look import Look
 from pave.training.loss import Score, answers, cross_entropy, divergence, score, scores, total
+from pave.training.modalities import drawn
 from pave.training.plan import Stretch, mix, order, passes, stretches
 from pave.training.ranks import ALONE, Ranks, joined
 from pave.training.retention import Probe
@@ -118,6 +119,7 @@ class Run:
     seconds: float = 0.0  # spent in steps
     ahead: Ahead = field(default_factory=Ahead)
     orders: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # of the last epochs
+    drawn: dict[int, list[TrainingClip]] = field(default_factory=dict)  # of the last two steps
     shown: Shown = field(default_factory=silent)  # what a person sees of it
 
     @classmethod
@@ -349,9 +351,15 @@ class Run:
         return always or any(clip.has(encoder) for encoder in self.setup.senses.values())
 
     def clips_of(self, step: int) -> list[TrainingClip]:
-        """The clips of a step; each epoch is a random order of all clips that depends on seed and epoch alone."""
-        clips, length = self.dataset.train, self.epoch
-        return [clips[self._order(index // length)[index % length]] for index in self.stage(step).clips(step)]
+        """The clips of a step; each epoch is a random order of all clips that depends on seed and epoch alone. With
+        train.modalities, each is as it was drawn for the step: the same objects as long as it and the next one run."""
+        clips, length, stage = self.dataset.train, self.epoch, self.stage(step)
+        if step not in self.drawn:
+            found = [clips[self._order(index // length)[index % length]] for index in stage.clips(step)]
+            shares = stage.options.modalities
+            found = drawn(found, shares, stage.options.seed, step) if shares else found
+            self.drawn = {**{last: self.drawn[last] for last in [*self.drawn][-1:]}, step: found}
+        return self.drawn[step]
 
     def _order(self, epoch: int) -> list[int]:
         """The order of an epoch, drawn once; a step may have clips of two."""

@@ -97,6 +97,7 @@ class Setup:
         store = FeatureCache(
             model, _encoders(model, senses), folder, data.features, data.timeout, data.cache, data.budget
         )
+        store.hears_alone = recipe.train.sound_alone
         start, kept = _start(recipe, model, senses), recipe.data.keep
         general = read_questions(kept, model.host) if kept else built_in("kept") if recipe.train.keep else ()
         setup = cls(recipe, model, below, senses, store, start, general, ranks, sharded)
@@ -191,6 +192,7 @@ def patch_config(recipe: Recipe, host: Host, encoders: Mapping[str, Encoder]) ->
         licence=recipe.licence if "licence" in recipe.model_fields_set else "",
         keep_lora_when_absent=recipe.train.keep_lora_when_absent,
         gate=recipe.train.gate,
+        sound_alone=recipe.train.sound_alone,
         training=recipe.train.facts(UNRECORDED - ({"eval_every"} if recipe.train.best else set())),
     )
 

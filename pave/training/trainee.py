@@ -23,6 +23,7 @@ from pave.model.patched import PatchedModel
 from pave.patch.attached import Attached
 from pave.patch.file import Patch
 from pave.patch.lora import recompute_context
+from pave.patch.report import FUSING
 from pave.recipe import TrainConfig
 from pave.training.dataset import Dataset
 from pave.training.plan import stretches
@@ -81,24 +82,34 @@ class Trainee:
 
 
 def _begun(start: Patch, config: PatchConfig, host: Host) -> dict[str, Tensor]:
-    """The tensors of a patch to start from. A gate is fitted anew, and a LoRA of another shape begins anew."""
+    """The tensors of a patch to start from. A gate is fitted anew; a LoRA of another shape begins anew, and a carrier
+    that the patch does not have."""
     anew = ("gate.", *(() if same_lora(start.config.lora, config.lora) else ("lora.",)))
+    anew += () if start.config.sound_alone and config.sound_alone else ("carrier.",)
     fresh = Attached(config, host).state_dict()
     kept = {name: value for name, value in start.weights().items() if not name.startswith(anew)}
     return {**kept, **{name: value for name, value in fresh.items() if name.startswith(anew)}}
 
 
 def trainable(attached: Attached) -> dict[str, dict[str, nn.Parameter]]:
-    """The parameters of a patch by part: "resampler", "fusion" and "lora"."""
+    """The parameters of a patch by part: "resampler", "fusion", with what stands for pictures, and "lora"."""
     parts: dict[str, dict[str, nn.Parameter]] = {"resampler": {}, "fusion": {}, "lora": {}}
     for path, parameter in attached.named_parameters():
-        parts[path.partition(".")[0]][path] = parameter
+        part = path.partition(".")[0]
+        parts["fusion" if part in FUSING else part][path] = parameter
     return parts
 
 
 def calibrate(attached: Attached, clips: Sequence[ClipFeatures]) -> None:
-    """Calibrate the untrained fusions, and the resampler before them, on the tokens of some clips."""
-    tokens = torch.cat([rearrange(clip.tokens, "t s d -> (t s) d") for clip in clips]).float()
+    """Calibrate the untrained fusions, and the resampler before them, on the tokens of some clips. Without a picture
+    among them, scales stay at 1."""
+    seen = [clip for clip in clips if not clip.blind]
+    host = attached.host
+    tokens = torch.cat([rearrange(clip.tokens, "t s d -> (t s) d") for clip in seen] or [torch.ones(1, host.dim)])
+    tokens = tokens.float()
+    if attached.carrier is not None and seen:
+        vision = torch.cat([rearrange(clip.vision, "t s q -> (t s) q") for clip in seen])
+        attached.carrier.calibrate(vision.float(), tokens)
     side_tokens = {}
     for sense, facts in attached.config.senses.items():
         sides = [side for clip in clips if (side := clip.sides[facts.preprocessing]) is not None]

@@ -63,6 +63,7 @@ FUSIONS = {
     "authors'": FusionConfig(kind="official", values="shared", rope="off", head="norm"),
     "folded": FusionConfig(),
     "interleave": FusionConfig(combine="interleave"),
+    "compact": FusionConfig(combine="compact"),
 }
 SENSES = {"audio": (120, 1), "video": (240, 2), "3d": (32, 24), "multiview": (32, 28)}  # steps, side of the grid
 every_size = pytest.mark.parametrize("size", SIZES)
@@ -163,6 +164,15 @@ def test_the_paper_s_fusions(bases: dict[str, Host], sense: str, small: float, l
     assert [round(each, 4) for each in counted] == [small, large]
 
 
+def test_a_compact_clip_is_232_tokens_instead_of_6720(bases: dict[str, Host]) -> None:
+    """T + N + K of Audio-Visual LLM with 14 × 14 places."""
+    few, all_ = cost_at(bases["7B"], "audio", "compact"), cost_at(bases["7B"], "audio", "folded")
+    assert (few.visual, few.newlines, few.beside) == (32 + 196, 0, 4)
+    assert all_.visual + all_.newlines == 6720
+    assert few.honest.language_model < all_.honest.language_model / 20
+    assert few.fusion_params["pictures"] and few.honest.fusion["pictures"]
+
+
 # The honest count
 
 
@@ -241,6 +251,7 @@ def test_experts_are_counted_only_if_the_number_of_active_ones_is_known(tokenize
         {"kind": "folded", "query": "projected", "rope": "off"},
         {"kind": "folded", "query": "learnable"},
         {"combine": "prefix"},
+        {"combine": "compact"},
     ],
     ids=lambda words: " ".join(words.values() if "layers" not in words else ["official", "projected"]),
 )

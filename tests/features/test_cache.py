@@ -236,7 +236,7 @@ def test_unreadable_clips_are_in_quarantine_and_the_rest_goes_on(
     reasons = {line["file"]: line["why"] for line in lines}
     assert list(reasons) == [str(text), str(sound), str(gone)]
     assert {Source(Path(file)): why for file, why in reasons.items()} == cache.refused
-    assert "no frames" in reasons[str(sound)] and all(len(why) > 10 for why in reasons.values())
+    assert "no pictures" in reasons[str(sound)] and all(len(why) > 10 for why in reasons.values())
 
 
 def test_quarantine_may_list_all_clips(model: PatchedModel, tmp_path: Path) -> None:

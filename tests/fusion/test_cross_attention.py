@@ -19,7 +19,8 @@ from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
 from pave.fusion import segments
 from pave.fusion.align import align
-from pave.fusion.cross_attention import Concatenation, Folded, Fusion, Official, build_fusion
+from pave.fusion.cross_attention import Folded, Fusion, Official, build_fusion
+from pave.fusion.inserted import Concatenation
 from pave.fusion.reader import Standardise
 from pave.fusion.rope import cell_centres, cube_places, time_turns
 from pave.sidechannel import Rule, SideBatch, SideTokens

@@ -72,7 +72,7 @@ def test_a_prompt_grows_by_the_queries_of_each_window_or_not_at_all(one: Patched
 def test_interleaved_windows_precede_their_own_key_frames(one: PatchedModel) -> None:
     """Key frames at 0, 1, 2 and 3 s, windows from 0 and from 2 s."""
     favors(one, "interleave")
-    (groups,) = inserted(one.prepare(clips()[:1], QUESTIONS[:1]).uses, 1)
+    (groups,) = inserted(one.prepare(clips()[:1], QUESTIONS[:1]).uses, [None])
     assert [len(group) for group in groups[0]] == [3, 0, 3, 0]
 
 
