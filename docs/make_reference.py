@@ -93,10 +93,10 @@ def tasks_page() -> str:
         [
             NOTE,
             "# Tasks\n",
-            "Published benchmarks, as `pave eval --list` prints them; [Evaluate](../evaluate.md#published-benchmarks) says "
-            "how one is run. Under each: what it asks about, the split, the licence of the annotations as their "
-            "publisher states it, and where the files are to be had. `senses` are those that its questions need besides "
-            "key frames; `prompt` is whose it is.\n",
+            "Published benchmarks, as `pave eval --list` prints them; "
+            "[Evaluate](../evaluate.md#published-benchmarks) says how one is run. Under each: what it asks about, the "
+            "split, the licence of the annotations as their publisher states it, and where the files are to be had. "
+            "`senses` are those that its questions need besides key frames; `prompt` is whose it is.\n",
             "```text",
             *lines(),
             "```",
