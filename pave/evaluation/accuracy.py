@@ -18,6 +18,7 @@ from platform import python_version
 from typing import Any
 
 from pave.data import Example, Source
+from pave.data_sets import DataSet
 from pave.encoder import Encoder
 from pave.errors import DataError, UsageError, nearest
 from pave.evaluation.asking import OnAnswers, ask, letters_of
@@ -36,7 +37,6 @@ from pave.model.answer import most_of
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.readers.questions import Data, names_of, read_data
-from pave.recipe import DataSet
 from pave.tasks.known import task_of
 from pave.tasks.task import Task
 from pave.text.shown import counted

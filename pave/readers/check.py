@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pave.data import Example, Source
+from pave.data_sets import DataSet
 from pave.readers.questions import Reading
 from pave.readers.sample import Broken
-from pave.recipe import DataSet
 from pave.text.shown import Lines, counted, quoted
 
 FEW = 5  # of many, in print

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pave.data import TRACKS, Example, Files, Refuse, Source, refuse_texts
+from pave.data_sets import DataSet, Sets, data_sets
 from pave.errors import DataError, nearest, raised_as
 from pave.readers.media import Media
 from pave.readers.records import Packed, Record, empty, json_records
@@ -29,7 +30,6 @@ from pave.readers.sample import TAGS, Broken, Format, Sample
 from pave.readers.shards import ENDINGS, tar_records
 from pave.readers.tables import csv_records, is_saved, parquet_records, rows_of, saved_records
 from pave.readers.wording import Wording
-from pave.recipe import DataSet, Sets, data_sets
 from pave.text.shown import quoted
 
 CHANNEL = 100  # characters of the name of a group of questions
@@ -118,13 +118,16 @@ def shards(file: Path) -> list[Path]:
         found = sorted(Path(each) for each in glob(str(file)))
         if found:
             return found
+    remedy = "give a file of questions about clips, in a format of `pave data formats`"
     if not os.path.lexists(file):  # unlike Path's, it takes names too long for a file system
         cause = "no such file"
     elif os.path.isdir(file):
         cause = "is a folder"
+        if ending := next((each for each in CONTAINERS if any(file.glob(f"*{each}"))), None):
+            remedy = f"name its files together: {file / '*'}{ending}"
     else:
         return [file]  # which is refused when it is opened
-    raise DataError(f"{file}: {cause}; give a file of questions about clips, in a format of `pave data formats`")
+    raise DataError(f"{file}: {cause}; {remedy}")
 
 
 @dataclass

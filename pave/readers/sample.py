@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pave.data_sets import DataSet
 from pave.errors import DataError
 from pave.readers.records import Packed, Record
 from pave.readers.wording import Choices, Wording
-from pave.recipe import DataSet
 from pave.text.shown import counted, quoted
 
 TAGS = ("<video>", "<image>", "<audio>")  # placeholders of media in the text of other trainers

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pave.data import Example, Refuse, refuse_texts
+from pave.data_sets import DataSet
 from pave.errors import DataError
 from pave.readers.media import Media
 from pave.readers.questions import Reading
 from pave.readers.records import empty
 from pave.readers.wording import Wording
-from pave.recipe import DataSet
 
 DEPTH = 3  # folders below the given one in which a file is looked for
 LETTER = 16  # tokens of an answer by a letter, as lmms-eval allows

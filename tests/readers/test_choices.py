@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from excerpts import EXCERPTS, write_excerpt
 
+from pave.data_sets import DataSet
 from pave.errors import DataError
 from pave.readers.check import check
 from pave.readers.media import Media
 from pave.readers.questions import Reading, read_data
 from pave.readers.wording import LETTERED, LISTED, Choices, Wording
-from pave.recipe import DataSet
 
 
 def test_a_wording_decides_the_prompt_and_the_answer() -> None:

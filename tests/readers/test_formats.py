@@ -13,10 +13,10 @@ from excerpt import spoken
 from excerpts import EXCERPTS, write_excerpt
 
 from pave.data import Example
+from pave.data_sets import DataSet
 from pave.errors import DataError
 from pave.readers.check import check
 from pave.readers.questions import Reading, described, formats, read_data
-from pave.recipe import DataSet
 
 
 def options(folder: Path, name: str, **more: Any) -> DataSet:

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+from pave.data_sets import DataSet
 from pave.errors import DataError
 from pave.readers.records import Record, json_records
 from pave.readers.sample import Broken, Format, Sample, needs, others, text_of
-from pave.recipe import DataSet
 from pave.text.shown import quoted
 
 KINDS = ("motion", "spatial relation", "temporal relation", "yes or no", "colour", "object", "location", "number")

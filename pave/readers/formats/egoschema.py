@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
+from pave.data_sets import DataSet
 from pave.readers.choices import MultipleChoice
 from pave.readers.records import Record, whole_object
 from pave.readers.sample import Sample, others, text_of
-from pave.recipe import DataSet
 
 OPTIONS = tuple(f"option {place}" for place in range(5))
 

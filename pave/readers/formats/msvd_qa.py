@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 
+from pave.data_sets import DataSet
 from pave.errors import DataError
 from pave.files.atomic import reading
 from pave.readers.records import Record
 from pave.readers.sample import Broken, Format, Sample, needs, others, text_of
-from pave.recipe import DataSet
 from pave.text.shown import quoted
 
 MAP = 1 << 20  # bytes of the map; the published one has 40,000

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pave.data_sets import DataSet
 from pave.errors import DataError
 from pave.readers.records import Record, whole_object
 from pave.readers.sample import Broken, Format, Sample, needs, others, text_of
-from pave.recipe import DataSet
 from pave.text.shown import quoted
 
 KINDS = ("what", "is", "how", "can", "which")  # first words of questions
