@@ -27,20 +27,22 @@ def whole(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Source:
-    """The files of one clip: its video, and further signals by name; and which tracks of the video are read."""
+    """The files of one clip: its video, and further signals by name; and which tracks and seconds of it are read."""
 
     video: Path
     signals: tuple[tuple[str, Files], ...] = ()
     audio_track: int | None = None  # from 0; None: the file's default one
     video_track: int | None = None
+    start: float | None = None  # seconds on the file's clock; None: of all of it
+    end: float | None = None
 
     def __str__(self) -> str:
         return str(self.video)
 
     @property
-    def tracks(self) -> dict[str, int]:
-        """The chosen tracks, as options of `Clip.read`."""
-        return {name: number for name in TRACKS if (number := getattr(self, name)) is not None}
+    def tracks(self) -> dict[str, Any]:
+        """The chosen tracks and seconds, as options of `Clip.read`."""
+        return {name: each for name in (*TRACKS, "start", "end") if (each := getattr(self, name)) is not None}
 
     def options(self, hears: bool) -> dict[str, Any]:
         """Options of `Clip.read`; `hears`: whether an encoder reads sound."""
@@ -69,6 +71,8 @@ class Example:
     unit: str = "line"  # what `line` counts: lines of a file, items of a list, rows of a table
     weight: float = 1.0  # how often its clip comes in an epoch
     history: tuple[tuple[str, str], ...] = ()  # questions and answers before it, in its dialogue
+    choices: tuple[str, ...] = ()  # options A, B, ... of a question that is answered by a letter
+    subtitles: Path | None = None  # file that fills the slot of the question's prompt
 
     @property
     def video(self) -> Path:

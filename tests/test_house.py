@@ -22,6 +22,7 @@ import pave
 ORDER = (
     "cli",
     "evaluation",
+    "tasks",
     "training",
     "playroom",
     "features",

@@ -31,7 +31,7 @@ class Check(Lines):
     file: str
     format: str
     records: int
-    left_out: int  # records beyond `per_clip`
+    left_out: int  # records beyond `per_clip`, or without a published answer
     questions: int
     clips: int
     signals: Mapping[str, int]  # for each name, the clips that have such a file
@@ -51,7 +51,11 @@ class Check(Lines):
         lines = [
             f"{self.file}: {self.format}",
             f"{counted(self.records, 'record')}, {asked}",
-            *([f"{counted(self.left_out, 'record')} beyond per_clip left out"] if self.left_out else []),
+            *(
+                [f"{counted(self.left_out, 'record')} left out: beyond per_clip, or without an answer"]
+                if self.left_out
+                else []
+            ),
             *([f"signals: {named}"] if named else []),
         ]
         if self.first:
