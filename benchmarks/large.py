@@ -21,13 +21,14 @@ from pave.patch.file import Patch
 SIZES = {  # of the language models: channels, inner channels, layers, heads, key heads, vocabulary (Qwen2, config.json)
     "0.5B": (896, 4864, 24, 14, 2, 151936),
     "7B": (3584, 18944, 28, 28, 4, 152064),
-    "small": (256, 512, 2, 4, 2, 151936),
+    "small": (256, 512, 2, 4, 2, 512),
 }
 SIDE = 1024  # channels of a side token, as those of ImageBind
 
 
 def empty_model(size: str, device: str = "cpu", tower: int = 1) -> PatchedModel:
-    """A LLaVA-OneVision of these dimensions in bfloat16 with so many vision layers, with one of few inner channels. Its
+    """A LLaVA-OneVision of these dimensions in bfloat16 with so many vision layers, with one of few inner channels
+    (a small one sees few pixels, with few channels: CPUs are slow in bfloat16), and the embedded base's tokenizer. Its
     weights are random on a GPU and if they are few, else uninitialised, so its fingerprint is a constant."""
     hidden, inner, layers, heads, key_heads, vocabulary = SIZES[size]
     text = Qwen2Config(
@@ -38,19 +39,24 @@ def empty_model(size: str, device: str = "cpu", tower: int = 1) -> PatchedModel:
         num_key_value_heads=key_heads,
         vocab_size=vocabulary,
     )
+    small = size == "small"
     vision = SiglipVisionConfig(
-        hidden_size=1152,
+        hidden_size=64 if small else 1152,
         intermediate_size=64 if tower == 1 else 4304,
         num_hidden_layers=tower,
-        num_attention_heads=16,
-        image_size=384,
+        num_attention_heads=2 if small else 16,
+        image_size=98 if small else 384,
         patch_size=14,
     )
-    config = LlavaOnevisionConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
+    tokenizer = load_base("playroom").tokenizer
+    media: dict[str, Any] = {
+        f"{each}_token_id": tokenizer.convert_tokens_to_ids(f"<{each}>") for each in ("image", "video")
+    }
+    config = LlavaOnevisionConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), **media)
     with torch.device("meta"):
         model: Any = LlavaOnevisionForConditionalGeneration(config)
     model = model.to(torch.bfloat16).to_empty(device=device)
-    for parameter in model.parameters() if device != "cpu" or size == "small" else ():
+    for parameter in model.parameters() if device != "cpu" or small else ():
         torch.nn.init.normal_(parameter, std=0.02)
     for module in model.modules():  # buffers are uninitialised too: rotary frequencies could be anything, even NaN
         if "position_ids" in module._buffers:
@@ -58,7 +64,7 @@ def empty_model(size: str, device: str = "cpu", tower: int = 1) -> PatchedModel:
         if "inv_freq" in module._buffers:
             fresh = type(module)(module.config).inv_freq
             module.inv_freq = module.original_inv_freq = fresh.to(device)
-    base = LlavaOnevision(model, load_base("playroom").tokenizer)
+    base = LlavaOnevision(model, tokenizer)
     base._fingerprint = "0" * 64
     return PatchedModel(base)
 

@@ -44,7 +44,7 @@ from pave.media.decoding import WORKERS
 NEAR = 0.020  # seconds
 WHITE = 225.0
 LEVEL = 1.0  # dB
-TIMEOUT = 60.0
+WITNESS = 300.0  # seconds for the ffmpeg command
 LIMIT, GRACE = 30.0, 60.0  # seconds given to a hostile file; more for a busy machine, and to copy what was read
 MEMORY = 1536.0  # MB of the process that decodes
 
@@ -98,7 +98,7 @@ def tones_of(sound: np.ndarray, rate: int, begin: float) -> tuple[Moments, float
 
 def by_pave(path: Path, case: Case) -> Seen:
     try:
-        clip = Clip.read(path, **{"frames": None, "timeout": TIMEOUT, **case.read})
+        clip = Clip.read(path, **{"frames": None, **case.read})
     except PaveError as error:
         return Seen(refused=str(error).replace(str(path), ""))
     flashes: Moments = ()
@@ -133,7 +133,7 @@ def by_ffmpeg(path: Path, case: Case) -> Seen:
         "1",
     ]
     command += ["-c:a", "pcm_s16le", "-t", "8000", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT * 2, errors="replace")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WITNESS, errors="replace")
     if done.returncode or not out.exists() or not out.stat().st_size:
         return Seen(refused=done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"rc {done.returncode}")
     return stored(out)

@@ -33,6 +33,7 @@ from typing import Any
 from study import Study
 
 from pave.data import Example
+from pave.data_sets import Sets
 from pave.errors import TrainingError
 from pave.evaluation.accuracy import Evaluation, Sample, evaluate
 from pave.features.cache import FeatureCache
@@ -43,7 +44,7 @@ from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
 from pave.playroom.writer import write_clips
 from pave.readers.questions import read_data
-from pave.recipe import Recipe, Sets, read_recipe
+from pave.recipe import Recipe, read_recipe
 from pave.training.dataset import Dataset, TrainingClip, data_of
 from pave.training.run import Run
 from pave.training.setup import Setup

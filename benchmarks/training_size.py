@@ -27,15 +27,15 @@ from large import empty_model, random_patch
 from study import Study
 
 from pave.config import FusionConfig
-from pave.data import Turn
 from pave.encoder import load_encoder
 from pave.loading import low_memory
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
+from pave.packing.rows import Turn
 from pave.training.dataset import packed
 from pave.training.loss import cross_entropy, scores
 from pave.training.ranks import Ranks, joined
-from pave.training.sharding import shard
+from pave.training.sharding import sharded
 from pave.training.trainee import checkpoint_activations, training
 
 STORED = {"bfloat16": (None, False), "recomputing": (None, True), "int8": ("int8", True), "nf4": ("nf4", True)}
@@ -50,12 +50,11 @@ def device() -> str:
 def made(size: str, stored: str, tower: int, ranks: Ranks, divided: bool) -> tuple[PatchedModel, ClipFeatures]:
     """A model with a patch in training, and the features of a clip."""
     kind, recomputes = STORED[stored]
-    model = empty_model(size, "cpu" if kind or divided else device(), tower)
+    where = "cpu" if kind or divided else device()
+    model = sharded(lambda: empty_model(size, where, tower), ranks) if divided else empty_model(size, where, tower)
     if kind:
         low_memory.quantiser(kind)(model.host.language_model)
         torch.nn.Module.to(model.base, device())
-    if divided:
-        shard(model.host, ranks)
     patch = random_patch(model, FusionConfig(), 64, channels=load_encoder("logmel").spec.dim)
     model.attach("ears", patch.config, patch.weights(), trainable=True)
     checkpoint_activations(model, recomputes)

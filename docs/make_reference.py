@@ -2,7 +2,7 @@
 
     python docs/make_reference.py
 
-Out: docs/reference/cli.md and docs/reference/recipe.md. A test compares them with the code.
+Out: docs/reference/cli.md, recipe.md and tasks.md. A test compares them with the code.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pave.cli import main, train
 from pave.cli.recipe import remarks, schema
 from pave.config import PRESETS, Config, ResamplerConfig
 from pave.recipe import Recipe
+from pave.tasks.known import lines
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/make_reference.py: change the code, then run it again. -->\n"
@@ -24,7 +25,7 @@ NOTE = "<!-- Written by docs/make_reference.py: change the code, then run it aga
 
 def pages() -> dict[str, str]:
     """Text of each page by its file name."""
-    return {"cli.md": cli_page(), "recipe.md": recipe_page()}
+    return {"cli.md": cli_page(), "recipe.md": recipe_page(), "tasks.md": tasks_page()}
 
 
 def cli_page() -> str:
@@ -85,6 +86,23 @@ def _default(parameter: Any) -> str:
 def _cell(text: str | None, table: bool = True) -> str:
     words = " ".join((text or "").split()).replace("<", "&lt;")
     return words.replace("|", "\\|") if table else words
+
+
+def tasks_page() -> str:
+    return "\n".join(
+        [
+            NOTE,
+            "# Tasks\n",
+            "Published benchmarks, as `pave eval --list` prints them; "
+            "[Evaluate](../evaluate.md#published-benchmarks) says how one is run. Under each: what it asks about, the "
+            "split, the licence of the annotations as their publisher states it, and where the files are to be had. "
+            "`senses` are those that its questions need besides key frames; `prompt` is whose it is.\n",
+            "```text",
+            *lines(),
+            "```",
+            "",
+        ]
+    )
 
 
 def recipe_page() -> str:

@@ -66,7 +66,8 @@ class Options(EncoderOptions):
     # Views, at most.
     frames: Annotated[Count, Field(le=MOST, description="needs an integer number of frames")] = 32
     # For the preset llava3d, which views of a scan with more. steps: every (n // frames)-th from the first, as in
-    # LLaVA-3D, which never sees the last ones; even: equally spaced from the first to the last, as the preset base.
+    # LLaVA-3D, which never sees the last ones and repeats too few; even: equally spaced from the first to the last, as
+    # the preset base and the key frames of a scan that is a clip's video.
     sampling: Annotated[Literal["steps", "even"], Field(description="samples views by steps or even")] = "steps"
     # Frame rate of the stream; the numbers in a scan's file names are frame indices. None: views have no times. A
     # float, so that 30 and 30.0 share a cache.
@@ -206,8 +207,8 @@ class Llava3D(Geometry):
         )
 
     def pick(self, count: int) -> Sequence[int]:
-        """Views at equal intervals; too few are repeated."""
-        if self.options.sampling == "even" and count > self.options.frames:
+        """Views at equal intervals; with sampling=steps, too few are repeated."""
+        if self.options.sampling == "even":
             return evenly(self.options.frames)(count)
         return [i * max(1, count // self.options.frames) % count for i in range(self.options.frames)]
 

@@ -14,6 +14,7 @@ from pave.errors import (
     EncoderError,
     FileDamaged,
     FileError,
+    JudgeError,
     MediaError,
     MediaWarning,
     PatchDamaged,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pave.encoder import load_encoder
     from pave.evaluation.accuracy import evaluate
     from pave.evaluation.certify import certify
+    from pave.evaluation.judge import Judge
     from pave.hub.catalogue import list_patches
     from pave.media.clip import Clip
     from pave.model.patched import load
@@ -48,6 +50,8 @@ __all__ = [
     "EncoderError",
     "FileDamaged",
     "FileError",
+    "Judge",
+    "JudgeError",
     "MediaError",
     "MediaWarning",
     "Patch",
@@ -74,6 +78,7 @@ __all__ = [
 # Public names that come with their file, when they are first asked for.
 _HOMES = {
     "Clip": "pave.media.clip",
+    "Judge": "pave.evaluation.judge",
     "Patch": "pave.patch.file",
     "certify": "pave.evaluation.certify",
     "evaluate": "pave.evaluation.accuracy",

@@ -37,6 +37,7 @@ from pave.files import tensorfile
 from pave.files.copied import guard_captures
 from pave.media.clip import Clip
 from pave.media.pixels import preprocess, scaled
+from pave.packing.mask import windowed
 from pave.prompt import CHATML, Prompter
 
 Newline = Literal["end", "grid", "none"]
@@ -182,8 +183,14 @@ class Host(ABC):
         return positions
 
     def attention(self, mask: Tensor, ids: Tensor, positions: Tensor) -> Any:
-        """The mask as the model expects it, (b l) or (b 1 l l), from ids and plain positions (b l)."""
-        return mask
+        """The mask as the model expects it, (b l) or (b 1 l l), from ids and plain positions (b l); or one for each
+        kind of layer: models make those for sliding windows from a mask (b l) only."""
+        text = self.model.config.get_text_config()
+        window, kinds = getattr(text, "sliding_window", None), getattr(text, "layer_types", None)
+        if mask.dim() == 2 or window is None or (kinds and "sliding_attention" not in kinds):
+            return mask
+        near = windowed(mask, positions, window)
+        return {"full_attention": mask, "sliding_attention": near} if kinds else near
 
     def beyond(self, ids: Tensor) -> dict[str, Any]:
         """Further arguments of the base's forward() and generate(), from ids (b l)."""

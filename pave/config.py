@@ -110,7 +110,7 @@ class FusionConfig(Config):
     layers: Layers = 2  # official only: a folded fusion has one layer
     query: Literal["vision", "projected", "learnable"] = "vision"
     values: Literal["own", "shared"] = "own"  # shared: values are the keys, as in the official code
-    rope: Literal["off", "time", "3d"] = "time"
+    rope: Literal["off", "time", "3d"] = "time"  # 3d: time, rows and columns of square grids; 128 channels per head
     head: Literal["linear", "norm"] = "linear"  # norm: the official final LayerNorm, initialised with zero gain
     combine: Literal["add", "interleave", "prefix", "compact"] = "add"
     # compact only: segments of a clip that have a side token each. Omitted if 4, so older files keep their bytes.

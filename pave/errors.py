@@ -8,6 +8,7 @@ PaveError
 ├── DataError           a line of a data file is invalid; the message has its number
 ├── TrainingError       a run cannot continue (NaN, no data, a folder of another run)
 ├── SignalError         a side signal has the wrong shape, non-finite values or no times
+├── JudgeError          a judge of answers cannot be reached, or refuses
 ├── UsageError          a function was called with an invalid value; also a ValueError
 └── FileError           a file cannot be opened, read or written; names file, cause and remedy
     ├── FileDamaged         its content is not valid for its file type
@@ -64,6 +65,10 @@ class TrainingError(PaveError):
 
 class SignalError(PaveError):
     """A side signal has the wrong shape, non-finite values or no times."""
+
+
+class JudgeError(PaveError):
+    """A judge of answers cannot be reached, or refuses."""
 
 
 class UsageError(PaveError, ValueError):

@@ -14,10 +14,10 @@ from small import awaken, make_clip, make_config, write_line
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pave.data import IGNORE, Row, collate, pack
 from pave.errors import DataError
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
+from pave.packing.rows import IGNORE, Row, collate, pack
 from pave.readers.questions import read_data
 
 QUESTIONS = (("What do you hear?", "a horn"), ("How often?", "three times or four"), ("Is there a bell?", "no"))

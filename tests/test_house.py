@@ -22,6 +22,7 @@ import pave
 ORDER = (
     "cli",
     "evaluation",
+    "tasks",
     "training",
     "playroom",
     "features",
@@ -37,7 +38,8 @@ ORDER = (
     "fusion",
     "media",
     "readers",
-    "data prompt recipe sidechannel config",  # the vocabulary
+    "packing",
+    "data prompt recipe data_sets sidechannel config",  # the vocabulary
     "files",
     "errors ambient",
     "text",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from tower import PAIRS, PATCH, Budget, Eyes, scaled
 
-from pave.data import IGNORE
+from pave.packing.rows import IGNORE
 from pave.prompt import Prompter
 
 NEAR = 0.1  # weight of the distance to the mean embedding of the name

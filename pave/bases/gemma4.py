@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pave.base import Host, Seen
 from pave.errors import BaseModelError
+from pave.packing.mask import windowed
 
 
 class Gemma4(Host):
@@ -75,16 +76,13 @@ class Gemma4(Host):
         visual tokens of a key frame attend to each other if the model does so."""
         if mask.dim() == 2:
             return mask
-        text = self.model.config.get_text_config()
-        near = positions[:, None, None, :] > positions[:, None, :, None] - text.sliding_window
+        text, seen = self.model.config.get_text_config(), mask
         if text.use_bidirectional_attention == "vision":
             visual = ids == self.placeholder
             first = visual & ~visual.roll(1, 1)
             frame = torch.where(visual, first.cumsum(1), 0)
-            mask_near = mask | ((frame[:, None, :, None] == frame[:, None, None, :]) & visual[:, None, None, :])
-        else:
-            mask_near = mask
-        return {"full_attention": mask, "sliding_attention": mask_near & near}
+            seen = mask | ((frame[:, None, :, None] == frame[:, None, None, :]) & visual[:, None, None, :])
+        return {"full_attention": mask, "sliding_attention": windowed(seen, positions, text.sliding_window)}
 
     def beyond(self, ids: Tensor) -> dict[str, Any]:
         return {"mm_token_type_ids": 2 * (ids == self.placeholder).long()}

@@ -154,7 +154,7 @@ def _asked(
         return data_set(data, format, media, option)
     if channel:
         from pave.config import parse
-        from pave.recipe import PlayroomData
+        from pave.data_sets import PlayroomData
 
         parse(PlayroomData, {"channels": channel}, "--channel")
         return PlayroomSet(clips=clips, seed=seed, channels=tuple(channel))

@@ -15,7 +15,7 @@ import typer
 from pave.cli.terminal import PLAIN, lines_of, quiet, say
 
 if TYPE_CHECKING:
-    from pave.recipe import DataSet
+    from pave.data_sets import DataSet
 
 app = typer.Typer(help="Check files of questions about clips.", **PLAIN)
 
@@ -64,7 +64,8 @@ def data_formats() -> None:
 def data_set(file: Path, format: str | None, media: Path | None, options: Sequence[str] = ()) -> DataSet:
     """A data set as the options of a command describe it."""
     from pave.config import parse
-    from pave.recipe import DataSet, overridden
+    from pave.data_sets import DataSet
+    from pave.recipe import overridden
 
     named = {"file": file, "format": format, "media": media}
     return parse(DataSet, {key: each for key, each in named.items() if each is not None} | overridden(options), file)

@@ -162,7 +162,7 @@ def demo(
 
 def _known_channels(asked: list[str] | None) -> list[str] | None:
     """The channels unchanged, or an error if one is unknown. Checked here because Typer has no list of a Literal."""
-    from pave.recipe import AskedChannel
+    from pave.data_sets import AskedChannel
 
     known = get_args(AskedChannel)
     for name in asked or []:

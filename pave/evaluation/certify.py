@@ -20,7 +20,8 @@ import numpy as np
 from pave.data import Example, Source
 from pave.encoder import Encoder
 from pave.errors import DataError, UsageError, nearest
-from pave.evaluation.accuracy import Asked, OnAnswers, ask, settings_of
+from pave.evaluation.accuracy import settings_of
+from pave.evaluation.asking import Asked, OnAnswers, ask
 from pave.evaluation.capacity import unlike
 from pave.evaluation.controls import CARRIERS, Envelope, Loudness, carriers_of, deranged, exchanged, stratum
 from pave.evaluation.intervals import Bootstrap
@@ -188,7 +189,7 @@ class Trial:
         given = named(data, asked, self._field, types)
         settings |= {"certificate": given.model_dump(mode="json"), "runs": list(runs), **decoder}
         journal = Journal(folder, settings)
-        ask(self.model, asked, runs, decoder["batch"], decoder["max_new_tokens"], journal, on_answers)
+        ask(self.model, asked, runs, decoder["batch"], decoder["max_new_tokens"], journal, (), on_answers)
         answers = {run: [journal.known[i][run] for i in range(len(asked))] for run in runs}
         masks = {run: np.ones(len(asked), bool) for run in runs} | {"shuffled": exchangeable}
         left = {**left_out, DEAF: len(self.examples) - len(asked), ALONE: int((~exchangeable).sum())}

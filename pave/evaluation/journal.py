@@ -17,7 +17,12 @@ from pave.files import json_text
 from pave.files.atomic import append, read_bytes, write_text
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
-Answers = Mapping[str, str]  # of one question, by side
+Answers = Mapping[str, str]  # of one question, by side; and the likeliest letters
+
+
+def likeliest(side: str) -> str:
+    """The name of the letters of a run."""
+    return f"{side}, likeliest"
 
 
 class Journal:

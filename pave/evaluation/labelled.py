@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from pave.data import Example, Refuse, Source
+from pave.data_sets import DataSet
 from pave.errors import UsageError
 from pave.evaluation.result import references_of
 from pave.features.files import inside
 from pave.patch.certificate import LabelledSet, PlayroomSet
 from pave.playroom.writer import write_clips
 from pave.readers.questions import Data, names_of, read_data
-from pave.recipe import DataSet
 
 
 def labelled(data: Data | PlayroomSet, folder: Path | None, refuse: Refuse) -> list[Example]:

@@ -29,7 +29,9 @@ def film(source: Source) -> bytes | None:
             return None
         scale = min(1.0, HEIGHT / size[0])
         small = (max(2, round(size[0] * scale / 2) * 2), max(2, round(size[1] * scale / 2) * 2))
-        options = {"fps": RATE, "end": SECONDS, "audio_rate": SOUND, "size": small, **source.options(True)}
+        last = (source.start or 0.0) + SECONDS
+        options = {"fps": RATE, "audio_rate": SOUND, "size": small, **source.options(True)}
+        options["end"] = min(last, source.end or last)
         clip = Clip.read(source.video, **options)
         own = dict(source.signals)
         clip = clip.beside({"audio": own["audio"]}) if "audio" in own else clip

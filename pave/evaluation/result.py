@@ -6,6 +6,7 @@ nothing of models and files.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,10 +17,12 @@ import numpy as np
 
 from pave.data import Example, Source
 from pave.evaluation.intervals import LEVEL, RESAMPLES, Bootstrap, Figure
+from pave.evaluation.journal import likeliest
 from pave.evaluation.metrics.answers import folded
 from pave.evaluation.metrics.known import measure
 from pave.evaluation.metrics.measured import Measured
 from pave.media.warned import told
+from pave.readers.wording import LETTERS
 from pave.text.shown import Lines, counted
 
 METRICS = ("match", "exact", "f1")  # by default; the first is that of the tables by group
@@ -69,6 +72,9 @@ class Evaluation(Lines):
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)  # versions, base, patches, data, decoder, seed
     notes: tuple[str, ...] = ()
+    given: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)  # metrics of more than texts, by run
+    letters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # the likeliest option, by run
+    balanced: str = ""  # a key: the first metric is also told as the mean over its groups
 
     # Scores of one run
 
@@ -93,10 +99,21 @@ class Evaluation(Lines):
     def measured(self) -> dict[str, dict[str, Measured | str]]:
         """By metric and by run; a text says why there is none."""
         references = [references_of(example) for example in self.examples]
-        return {
+        found: dict[str, dict[str, Measured | str]] = {
             name: {run: measure(name, answers, references) for run, answers in self.answers.items()}
             for name in self.metrics
         }
+        if self.balanced:
+            weights = self._balance()
+            own = {run: each for run, each in found[self.metrics[0]].items() if isinstance(each, Measured)}
+            found[f"{self.metrics[0]}, mean of {self.balanced}"] = {run: m.weighed(weights) for run, m in own.items()}
+        return {**found, **{name: dict(runs) for name, runs in self.given.items()}}
+
+    def _balance(self) -> np.ndarray:
+        """Weights (n,) with which all groups weigh the same."""
+        groups = [str(example.facts.get(self.balanced)) for example in self.examples]
+        counts = Counter(groups)
+        return np.array([1 / counts[each] for each in groups])
 
     @property
     def answers(self) -> Mapping[str, tuple[str, ...]]:
@@ -136,11 +153,11 @@ class Evaluation(Lines):
     def _figures(draws: Bootstrap, runs: Mapping[str, Measured | str], chosen: np.ndarray) -> Figures:
         found: Figures = {}
         for run, measured in runs.items():
-            found[run] = measured if isinstance(measured, str) else draws.figure(measured, chosen)
+            found[run] = measured if isinstance(measured, str) else _known(draws.figure(measured, chosen))
         base = runs.get("base")
         for run, measured in runs.items():
             if run != "base" and isinstance(base, Measured) and isinstance(measured, Measured):
-                found[f"{run} - base"] = draws.difference(measured, base, chosen)
+                found[f"{run} - base"] = _known(draws.difference(measured, base, chosen))
         return found
 
     # As text
@@ -182,7 +199,7 @@ class Evaluation(Lines):
         yield ["", "questions", *shown, *(["best without"] if bounded else [])]
         for (name, value), figures in self.figures.items():
             asked, best = f"{int(self.groups[name, value].sum()):,}", optima[name, value]
-            for metric in self.metrics if name == ALL else self.metrics[:1]:
+            for metric in self.measured if name == ALL else self.metrics[:1]:
                 label = metric if name == ALL else f"{metric}, {name} {value}"
                 bound = "" if best is None or metric not in OF_OPTIMA else f"{best:.3f}"
                 cells = [_cell(figures[metric].get(run, "n/a")) for run in shown]
@@ -223,10 +240,11 @@ class Evaluation(Lines):
         found = []
         for i, example in enumerate(self.examples):
             scores = {
-                name: {run: round(float(each.each[i]), 6) for run, each in runs.items() if isinstance(each, Measured)}
+                name: {run: _rounded(each.each[i]) for run, each in runs.items() if isinstance(each, Measured)}
                 for name, runs in self.measured.items()
             }
             answers = {run: answers[i] for run, answers in self.answers.items()}
+            answers |= {likeliest(run): letters[i] for run, letters in self.letters.items()}
             asked = {"clip": str(example.source), "question": example.question, "references": references_of(example)}
             facts = {key: value for key, value in example.facts.items() if key != "answers"}
             found.append({**asked, "answers": answers, "scores": scores, "facts": facts, "line": example.line})
@@ -237,14 +255,26 @@ CAPTION = f"{LEVEL:.0%} intervals, over clips"
 
 
 def references_of(example: Example) -> list[str]:
-    """The texts that are right: the answer, and all others that the data file has as `answers`."""
+    """The texts that are right: the answer, all others that the data file has as `answers`, and of a letter the text of
+    its option."""
     others = example.facts.get("answers")
     texts = (
         [each.get("answer") if isinstance(each, dict) else each for each in others or ()]
         if isinstance(others, list)
         else []
     )
+    chosen = LETTERS.find(example.answer) if example.choices else -1
+    texts = [*texts, *example.choices[chosen : chosen + 1]] if chosen >= 0 else texts
     return list(dict.fromkeys([example.answer, *(text for text in texts if isinstance(text, str) and text.strip())]))
+
+
+def _known(figure: Figure) -> Figure | str:
+    return "none of these answers counts" if np.isnan(figure.value) else figure
+
+
+def _rounded(value: float) -> float | None:
+    """As a JSON value; None for an answer that does not count."""
+    return None if np.isnan(value) else round(float(value), 6)
 
 
 def _cell(figure: Figure | str) -> str:

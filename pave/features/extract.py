@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 
 from pave.data import Source
+from pave.data_sets import DataSet
 from pave.encoder import consent
 from pave.errors import DataError, raised_as
 from pave.features.files import DTYPES, ClipEntry, FeatureKey, files, read_header, write, write_list
@@ -32,7 +33,6 @@ from pave.media.headers import announced_by
 from pave.media.warned import FEW
 from pave.readers.questions import read_data
 from pave.readers.tables import is_saved
-from pave.recipe import DataSet
 from pave.sidechannel import PARTS, SideTokens
 
 # Endings that promise media: such a file is a clip even if it cannot be opened, so that it keeps its place in its

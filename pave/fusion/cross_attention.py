@@ -72,6 +72,16 @@ class Fusion(Reader, ABC):
     ) -> Tensor:
         """`forward` for some key frames: their numbers `frames` (None: all), and their places for `rope: 3d`."""
 
+    def _rotations(
+        self, side: SideBatch, segments: Segments, s: int, places: Places | None
+    ) -> tuple[Rotations | None, Rotations | None]:
+        """Rotations of queries and of keys; None: not rotated."""
+        if places is not None:
+            return cube_turns(side, s, places)
+        if self.config.rope == "time":
+            return None, time_turns(segments.seconds(), self.config.width // self.heads)
+        return None, None
+
     def _query_input(self, vision: Tensor | None, tokens: Tensor, numbers: Tensor | None) -> Tensor:
         """Input of the query projection ((b t s) q), in the dtype of the weights. `numbers`: of the key frames."""
         dtype = next(self.parameters()).dtype
@@ -105,7 +115,8 @@ class Folded(Fusion):
         a   = softmax_j(q · R(Δ_j) k_j / √e,  q · k_∅ / √e)
         update = scale · Σ_h W_o,h Σ_j a_hj v_hj            W_o = 0 at initialisation, no bias
 
-    The null key has no value, so attention to it adds nothing. Both outer products are associative: with few side
+    With `rope: 3d`, places in time and in the grids of both are R, and q is rotated too, except for k_∅. The null key
+    has no value, so attention to it adds nothing. Both outer products are associative: with few side
     tokens, W_qᵀ R k_j and W_o v_j are computed on them, and no visual token is ever projected. With many, the usual
     order is cheaper; `folds` chooses the one with fewer multiplications.
     """
@@ -134,8 +145,8 @@ class Folded(Fusion):
         x = self.read(side, y.dtype)
         segments = Segments(side)
         k = segments(self.key(x)).unflatten(-1, (self.heads, -1))
-        if self.config.rope == "time":
-            k = rotate(k, time_turns(segments.seconds(), k.shape[-1]))
+        q_turns, k_turns = self._rotations(side, segments, tokens.shape[2], places)
+        k = k if k_turns is None else rotate(k, k_turns)
         null = self.null.view(1, 1, self.heads, -1).expand(len(k), -1, -1, -1)
         k = torch.cat([k.flatten(1, 2), null], dim=1)
         v = segments(self.value(x).mul_(self.scale.to(x.dtype))).view(len(k), -1, self.heads, k.shape[-1])
@@ -145,12 +156,17 @@ class Folded(Fusion):
         if self.query is not None:
             y = F.layer_norm(y, y.shape[-1:])
         y = y.view(len(k), -1, y.shape[-1])
-        attend = self._attend_folded if self.folds(y.shape[1], k.shape[1]) else self._attend
-        return attend(y, k, v, mask).view_as(tokens).to(tokens.dtype)
+        if q_turns is not None:
+            update = self._attend_placed(y, k, v, mask, q_turns)
+        else:
+            attend = self._attend_folded if self.folds(y.shape[1], k.shape[1]) else self._attend
+            update = attend(y, k, v, mask)
+        return update.view_as(tokens).to(tokens.dtype)
 
     def folds(self, s: int, n: float) -> bool:
-        """Whether folding costs fewer multiplications per key frame of s visual tokens and n keys, null included."""
-        return self.products(s, n, folded=True) < self.products(s, n, folded=False)
+        """Whether folding costs fewer multiplications per key frame of s visual tokens and n keys, null included; never
+        with `rope: 3d`, whose queries are rotated."""
+        return self.config.rope != "3d" and self.products(s, n, folded=True) < self.products(s, n, folded=False)
 
     def products(self, s: int, n: float, *, folded: bool) -> float:
         """Multiplications of attention from s visual tokens to n keys, in either order."""
@@ -186,6 +202,14 @@ class Folded(Fusion):
         q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         keep = None if mask is None else mask[:, None, None]
         read = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=keep)
+        return self.out(read.transpose(1, 2).flatten(2))
+
+    def _attend_placed(self, y: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, turns: Rotations) -> Tensor:
+        """The usual order for queries with rotations of their own; the null key has no place, and reads none."""
+        q = (y if self.query is None else self.query(y)).unflatten(-1, (self.heads, -1)) / math.sqrt(k.shape[-1])
+        turned, q, k, v = (x.transpose(1, 2) for x in (rotate(q, turns), q, k, v))
+        scores = torch.cat([turned @ k[:, :, :-1].mT, q @ k[:, :, -1:].mT], dim=-1)
+        read = _masked(scores, mask, "bt k -> bt 1 1 k").softmax(-1) @ v
         return self.out(read.transpose(1, 2).flatten(2))
 
 
@@ -251,16 +275,6 @@ class Official(Fusion):
         if has_keys is not None:
             update = update.masked_fill_(~has_keys[:, None, None], 0)
         return update.view_as(tokens).to(tokens.dtype)
-
-    def _rotations(
-        self, side: SideBatch, segments: Segments, s: int, places: Places | None
-    ) -> tuple[Rotations | None, Rotations | None]:
-        """Rotations of queries and of keys; None: not rotated."""
-        if places is not None:
-            return cube_turns(side, s, places)
-        if self.config.rope == "time":
-            return None, time_turns(segments.seconds(), self.config.width // self.heads)
-        return None, None
 
     def _projected(self, linear: str, memory: Tensor, segments: Segments) -> Tensor:
         """Keys or values of all layers ((b t) m n (layer h) e) in one product: no layer updates `memory`."""
@@ -328,8 +342,6 @@ def build_fusion(
     if config.combine != "add":
         kind = Pooled if config.combine == "compact" else Concatenation
         return kind(config, side_dim=side_dim, visual_dim=visual_dim, points=points)
-    if config.kind == "folded" and config.rope == "3d":
-        raise RecipeError("fusion.rope: 3d needs fusion.kind: official; a folded fusion supports time or off")
     base = {"vision_dim": vision_dim, "visual_dim": visual_dim, "tokens": tokens, "frames": frames}
     if config.rope == "3d" and config.width != config.heads * 2 * sum(SECTIONS):
         raise RecipeError(

@@ -15,7 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 
 from pave.errors import UsageError
 from pave.model.call import Calls
@@ -79,9 +85,13 @@ def answers(calls: Calls, prepared: Prepared) -> list[Answer]:
     ]
 
 
-def texts(calls: Calls, inputs: Inputs, max_new_tokens: int, past: Any = None) -> list[str]:
-    """The text generated for each row, decoded greedily; spaces at its ends are kept. `past`: as in `generate`."""
-    ids = calls.generate(inputs, past, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+def texts(
+    calls: Calls, inputs: Inputs, max_new_tokens: int, past: Any = None, processors: Sequence[LogitsProcessor] = ()
+) -> list[str]:
+    """The text generated for each row, decoded greedily; spaces at its ends are kept. `past`: as in `generate`;
+    `processors` are shown the logits of each token."""
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
+    ids = calls.generate(inputs, past, **options, logits_processor=LogitsProcessorList(processors))
     return calls.host.tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils._pytree import tree_map
 
 from pave.ambient import neutral
 from pave.base import Host, Newline
@@ -40,6 +41,7 @@ from pave.model.layout import (
 )
 from pave.model.options import checked_forward, checked_generate, refuse_ignored
 from pave.model.perception import Perception
+from pave.packing.mask import added
 from pave.patch.lora import Call, running
 
 
@@ -127,12 +129,11 @@ class Calls:
             refuse_labels(labels, None if cut else tuple(inputs.input_ids.shape))
         wanted = checked_forward(options)
         as_tuple = wanted.pop("return_dict", None) is False
-        mask = self.host.attention(inputs.attention_mask, inputs.input_ids, inputs.positions())
         with self._running(inputs):
             base: Any = self.host.model
             outputs = base(
                 input_ids=inputs.input_ids.to(self.host.device),
-                attention_mask=self._on_device(mask),
+                attention_mask=self._masks(inputs),
                 position_ids=self._positions(inputs),
                 mm_encoder_outputs=self._visual_rows(inputs),
                 labels=None if labels is None else labels.to(self.host.device),
@@ -190,6 +191,19 @@ class Calls:
             asked = ", ".join(f"{name}={count}" for name, count in copies.items() if count > 1)
             raise UsageError(f"{self.host.model_type} does not support {asked}; leave it out")
         return {"eos_token_id": self.host.stops, "pad_token_id": self.host.pad, **options, **copies}
+
+    def _masks(self, inputs: Inputs) -> Any:
+        """The mask as the base and its attention kernel take it, or one for each kind of layer. UsageError for a kernel
+        that takes no mask (b 1 l l)."""
+        masks = self._on_device(self.host.attention(inputs.attention_mask, inputs.input_ids, inputs.positions()))
+        config: Any = getattr(self.host.language_model, "config", None)
+        kernel = getattr(config, "_attn_implementation", "sdpa")
+        if kernel == "sdpa" or inputs.attention_mask.dim() == 2:
+            return masks
+        if kernel != "eager":
+            remedy = 'call model.base.set_attn_implementation("sdpa") first'
+            raise UsageError(f"questions that share a clip need a mask, which {kernel} does not take; {remedy}")
+        return tree_map(lambda mask: added(mask, self.host.dtype), masks)
 
     def _on_device(self, value: Any) -> Any:
         """A tensor, or a dict of tensors, on the base's device. (transformers moves two-dimensional masks only.)"""

@@ -115,7 +115,7 @@ class Use:
 @dataclass(frozen=True)
 class Inputs:
     """Tensors of one call. `attention_mask` may be (b l), or (b 1 l l) with explicit `position_ids` when several
-    questions share the visual rows of one clip."""
+    questions share the visual rows of one clip, perhaps a `pave.packing.mask.PackedMask`."""
 
     input_ids: Tensor  # int64 (b l)
     attention_mask: Tensor

@@ -44,7 +44,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from pave.data import IGNORE, Row, collate, pack
+from pave.packing.rows import IGNORE, Row, collate, pack
 from pave.playroom import draw, signs
 from pave.playroom.questions import CAPTION, CHANNELS, Question, draw_questions, video_questions
 from pave.playroom.signs import NO_CARDS, Cards

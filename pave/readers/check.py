@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pave.data import Example, Source
+from pave.data_sets import DataSet
 from pave.readers.questions import Reading
 from pave.readers.sample import Broken
-from pave.recipe import DataSet
 from pave.text.shown import Lines, counted, quoted
 
 FEW = 5  # of many, in print
@@ -31,7 +31,7 @@ class Check(Lines):
     file: str
     format: str
     records: int
-    left_out: int  # records beyond `per_clip`
+    left_out: int  # records beyond `per_clip`, or without a published answer
     questions: int
     clips: int
     signals: Mapping[str, int]  # for each name, the clips that have such a file
@@ -51,7 +51,11 @@ class Check(Lines):
         lines = [
             f"{self.file}: {self.format}",
             f"{counted(self.records, 'record')}, {asked}",
-            *([f"{counted(self.left_out, 'record')} beyond per_clip left out"] if self.left_out else []),
+            *(
+                [f"{counted(self.left_out, 'record')} left out: beyond per_clip, or without an answer"]
+                if self.left_out
+                else []
+            ),
             *([f"signals: {named}"] if named else []),
         ]
         if self.first:

@@ -24,8 +24,8 @@ class Media:
         self.packed: set[Path] = set()  # media that were not unpacked
 
     def path(self, name: str | Packed, ending: str | None = None) -> Path:
-        """The path of a medium. With `ending`, `name` may lack its folder and its ending: it is looked for, and if it
-        is nowhere, that ending is taken."""
+        """The path of a medium. With `ending`, `name` may lack its folder and its ending, or have another folder: it is
+        looked for, and if it is nowhere, that ending is taken."""
         if not isinstance(name, str):
             if self.unpacks:
                 return name.unpack(self.folder)
@@ -34,18 +34,23 @@ class Media:
         path = self.folder / name
         if ending is None or os.path.exists(path):
             return path
-        found = self._known.get(name, [])
+        found = self._known.get(os.path.basename(name), [])
+        found = [each for each in found if ending and each.suffix.lower() == ending] or found
         if len(found) > 1:
             two = " and ".join(str(each.relative_to(self.folder)) for each in found[:2])
             raise DataError(f"{self.folder}: {name} is {two}; remove one, or name a folder nearer to yours with media:")
-        return found[0] if found else self.folder / f"{name}{ending}"
+        return found[0] if found else self.folder / (name if name.endswith(ending) else f"{name}{ending}")
 
     @cached_property
     def _known(self) -> dict[str, list[Path]]:
         """Files and folders in the folder and those below, by name and by name without ending."""
         known: dict[str, list[Path]] = {}
-        count = 0
-        for place, folders, files in os.walk(self.folder):
+        count, seen = 0, set[str]()
+        for place, folders, files in os.walk(self.folder, followlinks=True):
+            if (real := os.path.realpath(place)) in seen:  # a link back, or a second one to the same folder
+                folders.clear()
+                continue
+            seen.add(real)
             count += len(folders) + len(files)
             if count > MOST:
                 raise DataError(f"{self.folder}: has over {MOST:,} files; name a folder nearer to yours with media:")

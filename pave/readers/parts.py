@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pave.data import Example, Refuse, Source, flaw_of
+from pave.data_sets import DataSet, Sets, data_sets
 from pave.errors import DataError
 from pave.readers.questions import Reading
 from pave.readers.records import empty
 from pave.readers.sample import Broken
-from pave.recipe import DataSet, Sets, data_sets
 from pave.text.shown import counted
 
 BROKEN = 0.1  # of the records of a data set may be broken: with more, it is rather read wrongly

@@ -17,17 +17,19 @@ from functools import cached_property
 from glob import glob
 from importlib import import_module
 from itertools import chain
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from pave.data import TRACKS, Example, Files, Refuse, Source, refuse_texts
+from pave.data_sets import DataSet, Sets, data_sets
 from pave.errors import DataError, nearest, raised_as
 from pave.readers.media import Media
 from pave.readers.records import Packed, Record, empty, json_records
 from pave.readers.sample import TAGS, Broken, Format, Sample
 from pave.readers.shards import ENDINGS, tar_records
 from pave.readers.tables import csv_records, is_saved, parquet_records, rows_of, saved_records
-from pave.recipe import DataSet, Sets, data_sets
+from pave.readers.wording import Wording
 from pave.text.shown import quoted
 
 CHANNEL = 100  # characters of the name of a group of questions
@@ -116,13 +118,16 @@ def shards(file: Path) -> list[Path]:
         found = sorted(Path(each) for each in glob(str(file)))
         if found:
             return found
+    remedy = "give a file of questions about clips, in a format of `pave data formats`"
     if not os.path.lexists(file):  # unlike Path's, it takes names too long for a file system
         cause = "no such file"
     elif os.path.isdir(file):
         cause = "is a folder"
+        if ending := next((each for each in CONTAINERS if any(file.glob(f"*{each}"))), None):
+            remedy = f"name its files together: {file / '*'}{ending}"
     else:
         return [file]  # which is refused when it is opened
-    raise DataError(f"{file}: {cause}; give a file of questions about clips, in a format of `pave data formats`")
+    raise DataError(f"{file}: {cause}; {remedy}")
 
 
 @dataclass
@@ -131,9 +136,11 @@ class Reading:
 
     options: DataSet
     unpacks: bool = True
+    wording: Wording | None = None  # of the questions; None: that of the format
+    media: Media | None = None  # None: by the options
     rows: Iterable[Any] | None = None  # instead of a file
     records: int = 0  # so far
-    left_out: int = 0  # records beyond `per_clip`
+    left_out: int = 0  # records beyond `per_clip`, or without a published answer
     packed: set[Path] = field(default_factory=set)  # paths of media that were not unpacked
 
     def examples(self) -> Iterator[Example]:
@@ -145,7 +152,8 @@ class Reading:
             yield from found
 
     def parsed(self, most: float = math.inf) -> Iterator[tuple[Record, list[Example] | Broken]]:
-        """At most so many records, each with its questions, or with what is wrong with it."""
+        """At most so many records, each with its questions, or with what is wrong with it; those that are left out are
+        counted."""
         per_clip: Counter[Source] = Counter()
         for record, media in self._records():
             if self.records >= most:
@@ -156,6 +164,9 @@ class Reading:
                 found = self._understood(record, media)
             except Broken as broken:
                 yield record, broken
+                continue
+            if not found:
+                self.left_out += 1
                 continue
             source = found[0].source
             per_clip[source] += 1
@@ -198,7 +209,7 @@ class Reading:
             packs = CONTAINERS.get(ending) not in (None, csv_records)
             folder = self.options.media or (file.with_name(f"{file.name}.media") if packs else file.parent)
             container = saved_records if os.path.isdir(file) else CONTAINERS.get(ending, json_records)
-            media = Media(folder, self.unpacks)
+            media = self.media or Media(folder, self.unpacks)
             with raised_as(DataError):
                 yield from ((record, media) for record in container(file))
 
@@ -215,7 +226,7 @@ class Reading:
         return Record(record.number, value, record.unit, record.name)
 
     def _understood(self, record: Record, media: Media) -> list[Example]:
-        """The questions of one record; Broken if there are none."""
+        """The questions of one record; Broken if it is none."""
         if record.flaw:
             raise Broken(record.flaw)
         try:
@@ -233,10 +244,12 @@ class Reading:
         if len(channel) > CHANNEL or not channel.isprintable():
             cause = f"'channel' names a group of figures: at most {CHANNEL} printable characters"
             raise Broken(f"{cause}, got {quoted(channel)}")
-        turns = []
+        turns, wording = [], self.wording or self.reader.WORDING
         for asked, answer in sample.turns:
             for tag in TAGS:
                 asked = asked.replace(tag, "")
+            if asked.strip():
+                asked, answer = wording.asked(asked.strip(), sample.choices), wording.answer(answer, sample.choices)
             if not asked.strip() or not answer.strip():
                 raise Broken("question and answer must not be empty")
             turns.append((asked.strip(), answer.strip()))
@@ -244,7 +257,10 @@ class Reading:
             if self.options.turns == "last" and place < len(turns) - 1:
                 continue
             history = tuple(turns[self._begin(place) : place])
-            yield Example(source, question, answer, record.number, facts, record.unit, self.options.weight, history)
+            choices = tuple(sample.choices.texts) if sample.choices and wording.letter else ()
+            spoken = media.folder / wording.subtitles.format(name=source.video.stem) if wording.subtitles else None
+            weight = self.options.weight
+            yield Example(source, question, answer, record.number, facts, record.unit, weight, history, choices, spoken)
 
     def _begin(self, place: int) -> int:
         """The first turn that a turn sees, itself if none."""
@@ -280,18 +296,21 @@ def _source(sample: Sample, media: Media) -> Source:
             raise Broken(f"{name!r} must be a whole number, counted from 0, got {quoted(track)}")
     if "audio" in signals and tracks[0] is not None:
         raise Broken("'audio_track' chooses a sound of the video, and the signal 'audio' replaces it; give one of them")
+    span: tuple[float | None, float | None] = sample.span or (None, None)
+    if sample.span and not (all(map(isfinite, sample.span)) and 0 <= sample.span[0] < sample.span[1]):
+        raise Broken(f"its seconds must be 0 or more, the end behind the start, got {quoted(sample.span)}")
     path = media.path(video, sample.ending)
-    beside = {name: _beside(media, named) for name, named in signals.items()}
+    beside = {name: _beside(media, named, sample.ending) for name, named in signals.items()}
     if sample.ending == "" and os.path.isdir(path / "depth") and os.path.isdir(path / "pose"):
         beside["depth"] = str(path)  # a scan whose views are posed
-    return Source(path, tuple(beside.items()), *tracks)
+    return Source(path, tuple(beside.items()), tracks[0], tracks[1], *span)
 
 
-def _beside(media: Media, named: Any) -> Files:
-    """Paths of signals among the media."""
+def _beside(media: Media, named: Any, ending: str | None) -> Files:
+    """Paths of signals among the media; looked for as the video is."""
     if isinstance(named, list):
-        return tuple(None if each is None else str(media.path(each)) for each in named)
-    return None if named is None else str(media.path(named))
+        return tuple(_beside(media, each, ending) for each in named)  # pyright: ignore[reportReturnType]
+    return None if named is None else str(media.path(named, None if ending is None else ""))
 
 
 def _nameable(path: Any) -> bool:

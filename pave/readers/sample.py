@@ -6,16 +6,22 @@ several of them read alike. Knows nothing of files.
 
 from __future__ import annotations
 
+from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pave.data_sets import DataSet
+from pave.errors import DataError
 from pave.readers.records import Packed, Record
-from pave.recipe import DataSet
+from pave.readers.wording import Choices, Wording
 from pave.text.shown import counted, quoted
 
 TAGS = ("<video>", "<image>", "<audio>")  # placeholders of media in the text of other trainers
 TEXTS = 32  # answers or choices of a question, at most
+WRITTEN = 10_000  # characters of a list that is written as a text
 
 Turn = tuple[str, str]  # a question and its answer
 
@@ -34,6 +40,8 @@ class Sample:
     tracks: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)  # the other keys of the record
     ending: str | None = None  # of the file that `video` names without it, among the media; None: `video` is its path
+    choices: Choices | None = None  # the options of its question
+    span: tuple[float, float] | None = None  # seconds of the file that are the clip; None: all
 
 
 class Format:
@@ -41,6 +49,7 @@ class Format:
 
     NEEDS: ClassVar[tuple[frozenset[str], ...]] = ()
     TURNS: ClassVar[Literal["separate", "dialogue"]] = "separate"  # of a record, unless the data set says
+    WORDING: ClassVar[Wording] = Wording()  # of its questions, unless a task has its own
     DIALOGUE: ClassVar[int] = 0  # turns of one dialogue, into which a longer one is cut for training; 0: it is not
 
     def __init__(self, options: DataSet) -> None:
@@ -51,8 +60,13 @@ class Format:
         """How many keys tell that a record with these keys is of this format; 0: it is not."""
         return max((len(needed) for needed in cls.NEEDS if needed <= keys), default=0)
 
+    def missing(self, file: Path, what: str, key: str = "answers") -> DataError:
+        """The error for a further file that is not there, which is named in `maps`."""
+        cause = f"{self.options.file}: {what} are in another file, and {file} is not there"
+        return DataError(f"{cause}; name it with maps: {{{key}: FILE}}")
+
     def samples(self, record: Record) -> Iterator[Sample]:
-        """What a record asks."""
+        """What a record asks; nothing, if its answer is not published."""
         raise NotImplementedError
 
 
@@ -77,6 +91,18 @@ def texts_of(value: Mapping[str, Any], key: str) -> list[str]:
     found = value.get(key)
     if not isinstance(found, list) or not 0 < len(found) <= TEXTS or not all(isinstance(each, str) for each in found):
         raise Broken(f"needs {key!r}, a list of 1 to {TEXTS} texts; got {quoted(found)}")
+    return found
+
+
+def written_list(value: Mapping[str, Any], key: str) -> list[str]:
+    """The list of texts under a key, which may itself be written as a text, as Python or JSON prints it; none if there
+    is no such key."""
+    found = value.get(key, [])
+    if isinstance(found, str) and len(found) <= WRITTEN:
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):  # the last two of deep nesting
+            found = literal_eval(found.strip())
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise Broken(f"{key!r} must be a list of texts, got {quoted(found)}")
     return found
 
 

@@ -7,6 +7,8 @@ b clips of a step, l tokens of a row
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +19,8 @@ from pathlib import Path
 from torch import Tensor
 
 from pave.base import Host
-from pave.data import Example, Source, Turn, collate, pack
+from pave.data import Example, Source
+from pave.data_sets import DataConfig, Sets
 from pave.encoder import Encoder
 from pave.errors import DataError, nearest
 from pave.features.cache import FeatureCache, OnClip
@@ -27,10 +30,11 @@ from pave.media.warned import told
 from pave.model.applied import Names
 from pave.model.inputs import ClipFeatures, Inputs
 from pave.model.patched import PatchedModel
+from pave.packing.rows import Turn, collate, pack
 from pave.playroom.writer import write_clips
 from pave.readers.parts import Part, missing_of, places_of, read_parts
 from pave.readers.questions import names_of
-from pave.recipe import DataConfig, Modality, Sets
+from pave.recipe import Modality
 from pave.text.shown import counted
 from pave.training.plan import order
 from pave.training.ranks import Ranks
@@ -128,6 +132,24 @@ class Dataset:
             ]
             for sense, encoder in self.senses.items()
         }
+
+    def facts(self) -> dict[str, object]:
+        """What was wrong with the data, for `metrics.json`."""
+        return {
+            "absent": {sense: len(why) for sense, why in self.absent().items()},
+            "unreadable": {str(source): why for source, why in self.refused.items()},
+            "broken": dict(self.broken),
+            "warnings": {path: list(texts) for path, texts in self.warnings.items()},
+        }
+
+    def fingerprint(self, more: Iterable[str]) -> str:
+        """The hash of every question for training, in order, with its answer and its clip, and of further questions."""
+        turns = [
+            (e.video.name, e.question, e.answer, *([e.weight] if e.weight != 1 else []), *e.history)
+            for clip in self.train
+            for e in clip.examples
+        ]
+        return hashlib.sha256(json.dumps([*turns, *more]).encode()).hexdigest()[:12]
 
     def sensing(self) -> list[TrainingClip]:
         """Training clips that have at least one of the senses."""
@@ -283,7 +305,7 @@ def _encoded(store: FeatureCache, ranks: Ranks, sources: Sequence[Source], on_cl
 
 
 def rows(host: Host, stored: Stored, examples: Sequence[Example]) -> Iterator[TrainingClip]:
-    """A clip with all its questions; in parts if they are too many for one row, whose mask is quadratic."""
+    """A clip with all its questions; in parts if they are too many for one row, whose mask grows with them."""
     clip = training_clip(host, stored, examples)
     begins = [place for place, turn in enumerate(clip.turns) if not turn.follows]  # a dialogue stays whole
     first, length = 0, 0

@@ -30,14 +30,21 @@ STEPS = 200
 
 
 def fit(
-    gate: Gate, perception: Perception, encoders: Iterable[Encoder], own: Sequence[str], kept: Sequence[str]
+    gate: Gate,
+    perception: Perception,
+    encoders: Iterable[Encoder],
+    own: Sequence[str],
+    kept: Sequence[str],
+    held_out: Sequence[str] = (),
 ) -> dict[str, float]:
     """Fit the gate of a patch with these encoders to the questions of its data; `kept`: those for the base, if not the
-    built-in ones. Returns the shares of them that it leaves to the base."""
+    built-in ones. Returns the shares of the kept questions that it leaves to the base, and of the held-out ones (if
+    there are any) for which it opens."""
     hears = all(encoder.hears for encoder in encoders)
     tensors, shares = fitted(perception.reads_many, own, kept or built_in("kept"), hears)
     gate.load_state_dict(tensors)
-    return shares
+    opens = [gate.opens(perception.reads(question)) for question in dict.fromkeys(held_out)]
+    return {**shares, **({"held_out_opens": round(sum(opens) / len(opens), 4)} if opens else {})}
 
 
 def sorted_out(own: Sequence[str], kept: Sequence[str], hears: bool) -> tuple[list[str], list[str]]:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pave.data import Turn
 from pave.features.stored import Stored
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
+from pave.packing.rows import Turn
 from pave.training.dataset import packed
 from pave.training.loss import scores
 

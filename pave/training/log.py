@@ -19,6 +19,7 @@ from pave.errors import FileError, TrainingError
 from pave.files.atomic import append, reading, write_text
 from pave.recipe import Recipe
 from pave.text.values import json_value
+from pave.training import curves
 from pave.training.checkpoint import leaves
 
 NAME = "log.jsonl"
@@ -38,7 +39,7 @@ class Log:
     """The record of one run. `steps`: so many are done, and what is recorded of later ones is dropped."""
 
     def __init__(self, recipe: Recipe, steps: int) -> None:
-        self.file = recipe.output / NAME
+        self.file, self.title = recipe.output / NAME, recipe.name
         self.lines: list[Line] = []
         self._broken = False  # whether the file could not be written
         before = list(_lines(self.file))
@@ -66,6 +67,13 @@ class Log:
         for tracker in self.trackers:
             tracker.finish()
         self.trackers = []
+
+    def draw(self, losses: Sequence[float], base: float | None) -> None:
+        """Draw the curves, as `curves.draw`. The run is done: that a picture cannot be drawn does not matter to it."""
+        try:
+            curves.draw(self.file.with_name(curves.NAME), self.title, losses, self.looks, base)
+        except FileError as error:
+            warnings.warn(str(error), stacklevel=2)
 
     def _write(self, text: str, anew: bool = False) -> None:
         """A run does not end because its record cannot be written: the patch is what counts."""

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pave.data import IGNORE
 from pave.features.cache import OnClip
 from pave.features.stored import Ahead
 from pave.model.applied import Names
 from pave.model.inputs import Inputs
 from pave.model.patched import PatchedModel
+from pave.packing.rows import IGNORE
 from pave.training.dataset import TrainingClip, packed
 
 

@@ -13,9 +13,10 @@ from dataclasses import replace
 from functools import partial
 from random import Random
 
-from pave.data import Example, Turn
+from pave.data import Example
 from pave.features.stored import Finish, Stored
 from pave.model.inputs import ClipFeatures
+from pave.packing.rows import Turn
 from pave.recipe import MODALITIES, Modalities, Modality
 from pave.training.dataset import TrainingClip
 

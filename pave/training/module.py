@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pave.data import Turn, collate, pack
 from pave.errors import UsageError
 from pave.media.clip import Clip
 from pave.model.call import bound
 from pave.model.inputs import ClipFeatures, Inputs, refuse_other
 from pave.model.layout import refuse_questions, refuse_uneven
 from pave.model.patched import PatchedModel
+from pave.packing.rows import Turn, collate, pack
 from pave.patch.attached import Attached
 from pave.training.gate import fit
 from pave.training.trainee import calibrate, checkpoint_activations

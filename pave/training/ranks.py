@@ -125,6 +125,15 @@ class Ranks:
                     done.append(work())
         return done[0]
 
+    def one_by_one(self, work: Callable[[], T]) -> T:
+        """The processes of a machine do their work one after the other, as what needs the memory of all of it."""
+        done: list[T] = []
+        for turn in range(max(self.gather(self.here))):  # machines may have more or fewer
+            with self.together():
+                if self.rank % self.here == turn:
+                    done.append(work())
+        return done[0]
+
     @contextmanager
     def reachable(self, left: Callable[[], str] = lambda: "start them again") -> Iterator[None]:
         """Within the block, the end of another process is a TrainingError. left: the remedy."""

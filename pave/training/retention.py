@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from pave.data import Turn
 from pave.features.stored import Stored
 from pave.model.patched import PatchedModel
+from pave.packing.rows import Turn
 from pave.training.dataset import packed
 from pave.training.general import built_in
 from pave.training.keep import own_answers, rows_together

@@ -10,52 +10,36 @@ torch.set_float32_matmul_precision: that choice of the user holds here, too.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from pave.ambient import neutral
-from pave.data import Turn
-from pave.errors import DataError, FileError, TrainingError
+from pave.errors import DataError, TrainingError
 from pave.features.stored import Ahead
 from pave.files.atomic import write_text
 from pave.hub import catalogue
-from pave.model.inputs import ClipFeatures
-from pave.model.layout import perceived
 from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
 from pave.text.progress import Shown, silent
-from pave.training import curves
-from pave.training.checkpoint import (
-    NAME,
-    Best,
-    Identity,
-    State,
-    owned,
-    read_checkpoint,
-    restore,
-    values,
-    write_checkpoint,
-)
-from pave.training.dataset import Dataset, TrainingClip, packed, read_dataset, shuffled, tokens_of
+from pave.training.checkpoint import NAME, Best, State, owned, read_checkpoint, restore, values, write_checkpoint
+from pave.training.dataset import Dataset, TrainingClip, read_dataset, shuffled
 from pave.training.gate import balanced, fit
 from pave.training.keep import Keep
 from pave.training.log import Log
 from pave.training.look import Look
-from pave.training.loss import Score, answers, cross_entropy, divergence, score, scores, total
+from pave.training.loss import Score, score
 from pave.training.modalities import drawn
-from pave.training.plan import Stretch, mix, order, passes, stretches
+from pave.training.passes import Passes
+from pave.training.plan import Stretch, mix, order, stretches
 from pave.training.ranks import ALONE, Ranks, joined
 from pave.training.retention import Probe
 from pave.training.seen import Steps
@@ -221,7 +205,7 @@ class Run:
                         sum(auxiliary.values(), learned + options.keep * kept).backward()
             except DataError as error:  # its features are damaged, and its file has changed
                 raise DataError(f"step {step + 1}: {error}; {self.left()}") from None
-        loss = self.add_up(loss)
+        loss, self.auxiliary = self.passes.add_up(loss, self.auxiliary)
         norm = trainee.clip_gradients(options.max_grad_norm)
         if not (math.isfinite(loss) and norm.isfinite()):
             parts = ["fusion", "lora", *(["resampler"] if self.setup.recipe.resampler else [])]
@@ -231,65 +215,16 @@ class Run:
         trainee.optimiser.step()
         return loss
 
-    def add_up(self, loss: float) -> float:
-        """The loss of the whole step, whose parts and whose gradients the processes have."""
-        ranks, resampler = self.setup.ranks, self.setup.recipe.resampler
-        if ranks.count == 1:
-            return loss
-        names = ["diversity"] if resampler and resampler.diversity else []
-        figures = torch.tensor([loss, *(self.auxiliary.get(name, 0.0) for name in names)])
-        loss, *others = ranks.add_up(self.trainee.all, figures.to(self.setup.model.host.device)).tolist()
-        self.auxiliary = dict(zip(names, others, strict=True))
-        return loss
-
     def losses_of(self, step: int) -> Iterator[tuple[Tensor, Tensor | float, dict[str, Tensor]]]:
-        """For each pass of a step, its share of: the loss of the answers; the divergence from the base on its own
-        answers, if it is asked, in which a question (or token, as in train.mean_over) weighs as much as in the loss;
-        and the auxiliary losses. Their sums over all passes of all processes are those of the undivided step."""
-        options, last, ranks = self.stage(step).options, step + 1 == self.steps, self.setup.ranks
-        clips, mine = self.clips_of(step), ranks.share(range(options.batch))
-        following = [] if last else [clip.stored for clip in ranks.share(self.clips_of(step + 1))]
-        read = self.ahead.features([clips[row].stored for row in mine], following)
-        features = dict(zip(mine, read, strict=True))
+        """The losses of each pass of a step, as in `Passes.losses`."""
+        clips, following = self.clips_of(step), [] if step + 1 == self.steps else self.clips_of(step + 1)
         more = self.keep.turns(step, [self.acts(clip) for clip in clips]) if self.keep else [[] for _ in clips]
-        count = sum(len(clip.turns) for clip in clips)
-        if options.mean_over == "tokens":
-            count = sum(len(turn.answer) for clip in clips for turn in clip.turns)
-        lengths = [clip.length + tokens_of(others) for clip, others in zip(clips, more, strict=True)]
-        parts = passes(lengths, [bool(each) for each in more], options, ranks, self.setup.sharded)
-        several = self.setup.recipe.resampler is not None and (len(parts) > 1 or ranks.count > 1)
-        windows = dict(zip(mine, self.windows(read), strict=True)) if several else {}
-        every = sum(ranks.gather(sum(windows.values()))) if several else 0
-        for part in parts:
-            own = [clips[row].turns for row in part.rows], [more[row] if part.counts else [] for row in part.rows]
-            losses, kept = self.sums([features[row] for row in part.rows], *own)
-            if part.asks and self.keep and not any(own[1]):  # another process asks the base, and needs its parts
-                self.keep.teacher(read[:1], [next(filter(None, more))])
-            auxiliary = self.trainee.attached.aux_losses
-            if several and auxiliary:  # means over the windows of all rows
-                share = sum(windows[row] for row in part.rows) / every * part.counts
-                auxiliary = {name: value * share for name, value in auxiliary.items()}
-            yield losses * part.counts / count, kept / count, auxiliary
+        return self.passes.losses(self.stage(step).options, clips, more, following)
 
-    def sums(
-        self, features: Sequence[ClipFeatures], turns: Sequence[Sequence[Turn]], more: Sequence[Sequence[Turn]]
-    ) -> tuple[Tensor, Tensor | float]:
-        """Of rows with these turns and further ones that keep the base: the sums over questions (or tokens) of the
-        cross-entropy of the former, and of the divergence of the latter."""
-        setup, model = self.setup, self.setup.model
-        asked = [[*each, *others] for each, others in zip(turns, more, strict=True)]
-        self.trainee.attached.aux_losses = {}
-        inputs, labels = packed(model, features, asked, setup.names)
-        logits, targets = scores(model, inputs, labels)
-        answer = answers(labels)
-        each = answer if setup.recipe.train.mean_over == "questions" else torch.arange(len(answer))
-        own = [[True] * len(one) + [False] * len(other) for one, other in zip(turns, more, strict=True)]
-        learned = torch.tensor([*chain(*own)])[answer]
-        losses, _ = total(cross_entropy(logits[learned], targets[learned]), each[learned])
-        if self.keep is None or learned.all():
-            return losses, 0.0
-        teacher = self.keep.teacher(features, more)
-        return losses, total(divergence(logits[~learned], teacher), each[~learned])[0]
+    @cached_property
+    def passes(self) -> Passes:
+        """The passes of its steps."""
+        return Passes(self.setup, self.trainee, self.keep, self.ahead)
 
     @cached_property
     def together(self) -> int:
@@ -297,12 +232,6 @@ class Run:
         options, longest = self.setup.recipe.train, max((clip.length for clip in self.dataset.val), default=1)
         most = math.ceil(options.batch / options.accumulate)
         return max(1, min(most, options.micro_batch // longest)) if options.micro_batch else most
-
-    def windows(self, features: Sequence[ClipFeatures]) -> list[int]:
-        """How many windows of each clip an auxiliary loss is the mean over, if there is one."""
-        attached, names = self.trainee.attached, self.setup.names
-        uses = perceived(self.setup.model.applied.uses(names, len(features)), features)
-        return attached.windows(next(use.sides for use in uses if use.attached is attached))
 
     def look(self, whole: bool = False) -> Look:
         """Measure held-out questions, with the signals of their clips and with those of others, and what the base
@@ -422,10 +351,7 @@ class Run:
             "steps": self.steps,
             "loss": [round(loss, 5) for loss in self.losses],
             "seconds": {key: round(value, 1) for key, value in seconds.items()},
-            "absent": {sense: len(why) for sense, why in self.dataset.absent().items()},
-            "unreadable": {str(source): why for source, why in self.dataset.refused.items()},
-            "broken": dict(self.dataset.broken),
-            "warnings": {path: list(texts) for path, texts in self.dataset.warnings.items()},
+            **self.dataset.facts(),
         }
         with self.shown.stage("last look"):
             base, look = self._score(self.dataset.val, names[:-1]), self.look(whole=True)
@@ -449,17 +375,8 @@ class Run:
             self.log.close()
             metrics["history"] = self.log.looks
             write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-            self._draw(base, self.log)
+            self.log.draw(self.losses, base and base.right["all"])
         return Result(folder / WEIGHTS, ranks.gather(metrics)[0])
-
-    def _draw(self, base: Score | None, log: Log) -> None:
-        """Draw the curves. The run is done: that a picture cannot be drawn does not matter to it."""
-        recipe = self.setup.recipe
-        try:
-            held_out = base and base.right["all"]
-            curves.draw(recipe.output / curves.NAME, recipe.name, self.losses, log.looks, held_out)
-        except FileError as error:
-            warnings.warn(str(error), stacklevel=2)
 
     def close(self) -> dict[str, float]:
         """Fit the gate of the patch, if it has one; the shares of the kept questions that it leaves to the base, and of
@@ -467,19 +384,10 @@ class Run:
         gate, setup, data = self.trainee.attached.gate, self.setup, self.dataset
         if gate is None:
             return {}
-        perception = setup.model.perception
         asked, held_out = ([e.question for clip in part for e in clip.examples] for part in (data.train, data.val))
-        shares = fit(gate, perception, setup.senses.values(), asked, setup.general)
-        opens = [gate.opens(perception.reads(question)) for question in dict.fromkeys(held_out)]
-        return {**shares, **({"held_out_opens": round(sum(opens) / len(opens), 4)} if opens else {})}
+        return fit(gate, setup.model.perception, setup.senses.values(), asked, setup.general, held_out)
 
-    def _identity(self) -> Identity:
+    def _identity(self) -> dict[str, Any]:
         """What identifies this run: its config and every question, in order."""
-        clips = self.dataset.train
-        turns = [
-            (e.video.name, e.question, e.answer, *([e.weight] if e.weight != 1 else []), *e.history)
-            for clip in clips
-            for e in clip.examples
-        ]
-        questions = hashlib.sha256(json.dumps([*turns, *self.setup.general]).encode()).hexdigest()
-        return {**self.trainee.attached.config.model_dump(mode="json"), "questions": questions[:12]}
+        questions = self.dataset.fingerprint(self.setup.general)
+        return {**self.trainee.attached.config.model_dump(mode="json"), "questions": questions}

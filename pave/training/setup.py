@@ -30,7 +30,7 @@ from pave.training.checkpoint import refuse_a_file
 from pave.training.general import built_in, read_questions
 from pave.training.log import refuse_missing
 from pave.training.ranks import ALONE, Ranks
-from pave.training.sharding import shard
+from pave.training.sharding import sharded
 
 # Recorded elsewhere in the patch, or without effect on its weights.
 UNRECORDED = {
@@ -85,11 +85,15 @@ class Setup:
             raise EncoderError(problem)
         for data in (recipe.data.train, recipe.data.val):
             refuse_no_data(data)
-        options, sharded = recipe.train, _sharded(recipe, ranks)
-        device = "cpu" if sharded else "auto"  # a GPU may not hold the whole base
-        model = load(recipe.base, dtype=options.dtype, device=device, quantize=options.quantize, frames=recipe.frames)
-        if sharded:
-            shard(model.host, ranks)
+        options, divides = recipe.train, _sharded(recipe, ranks)
+
+        def loaded() -> PatchedModel:
+            device = "cpu" if divides else "auto"  # a GPU may not hold the whole base
+            return load(
+                recipe.base, dtype=options.dtype, device=device, quantize=options.quantize, frames=recipe.frames
+            )
+
+        model = sharded(loaded, ranks) if divides else loaded()
         recipe = recipe.model_copy(update={"train": recipe.train.on(model.host.dim)})
         below = tuple(model.apply_patch(each) for each in recipe.train.on_top_of)
         senses = {sense: model.encoder(config) for sense, config in recipe.senses.items()}
@@ -100,7 +104,7 @@ class Setup:
         store.hears_alone = recipe.train.sound_alone
         start, kept = _start(recipe, model, senses), recipe.data.keep
         general = read_questions(kept, model.host) if kept else built_in("kept") if recipe.train.keep else ()
-        setup = cls(recipe, model, below, senses, store, start, general, ranks, sharded)
+        setup = cls(recipe, model, below, senses, store, start, general, ranks, divides)
         with torch.device("meta"):  # build the patch without memory, so that errors come before any clip is read
             refuse_apart(model.host, [*model.attached(), Attached(setup.config(), model.host)])
         return setup

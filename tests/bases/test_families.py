@@ -28,13 +28,13 @@ from transformers import (
 from pave.base import Seen
 from pave.bases.smolvlm import in_words
 from pave.config import FusionConfig, PatchConfig
-from pave.data import collate, pack
 from pave.encoder import load_encoder
 from pave.errors import BaseModelError, EncoderError, PatchMismatch
 from pave.loading.base import families
 from pave.media.clip import Clip
 from pave.model.inputs import Inputs
 from pave.model.patched import PatchedModel, load
+from pave.packing.rows import collate, pack
 from pave.patch.file import Patch
 from pave.patch.peft import export_peft, load_peft
 from pave.training.trainee import trainable, training

@@ -14,8 +14,8 @@ from places import ROOT
 
 import pave
 from pave.cli import doctor, main
+from pave.data_sets import Channel
 from pave.playroom.writer import write_film
-from pave.recipe import Channel
 
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "rich", "numpy")
 

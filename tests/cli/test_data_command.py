@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from excerpts import write_excerpt
 
+from pave.data_sets import DataSet
 from pave.features.extract import listed
 from pave.readers.questions import formats
-from pave.recipe import DataSet
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -24,6 +24,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pave.encoder import CONSENT, Encoder, load_encoder
 from pave.errors import EncoderError
+from pave.hub import catalogue
+from pave.media import Clip
 from pave.media.unproject import at_corners
 from pave.patch.official import as_authors
 from pave.senses.languagebind import tower
@@ -120,6 +122,24 @@ def test_a_converted_patch_sees_a_scan_evenly_to_its_last_view(views: int) -> No
     assert len(chosen) == 32 and (chosen[0], chosen[-1]) == (0, views - 1) and max(steps) - min(steps) <= 1
     plain = load_encoder("rgbd-geometry", preset="llava3d").spec
     assert encoder.spec.preprocessing != plain.preprocessing and "sampling" not in plain.options
+
+
+@pytest.mark.parametrize("name", ["3d-scanqa", "3d-sqa3d"])
+@pytest.mark.parametrize("views", [20, 40, 63, 1000])
+def test_the_views_of_a_recipe_are_the_key_frames_of_a_scan_that_is_its_video(
+    name: str, views: int, tmp_path: Path
+) -> None:
+    """With align: index, key frame i reads view i; in a scan of fewer views than key frames, too."""
+    for number in range(views):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{number}.png")
+    recipe = catalogue.recipe(name)
+    times = Clip.read(tmp_path, frames=recipe.frames).times
+    assert times is not None
+    key_frames = times.tolist()
+    depth = recipe.senses["depth"]
+    chosen = load_encoder(depth.encoder, **depth.options).pick(views)  # type: ignore[attr-defined]
+    assert depth.align == "index" and chosen == key_frames
+    assert len(key_frames) == min(views, 32) and key_frames[-1] == views - 1
 
 
 def test_the_spec_needs_neither_weights_nor_a_base(playroom_host, llava3d):

@@ -40,6 +40,9 @@ def test_tokens_of_the_answers_are_those_of_the_java_tokenizer() -> None:
     assert [[tokenised(text)] for text in ANSWERS] == FOUND["answers"]
 
 
+JAVA = ("meteor", "spice", "spider")
+
+
 @pytest.mark.parametrize("name", EQUAL)
 def test_a_metric_equals_its_reference_over_all_answers_and_for_each(name: str) -> None:
     found, expected = measured(name), FOUND["metrics"][name]
@@ -52,12 +55,12 @@ def test_answers_are_cleaned_as_the_authors_clean_them() -> None:
     assert [cleaned(text) for text in GIVEN["cleaning"]] == FOUND["cleaning"]
 
 
-@pytest.mark.parametrize("name", sorted(METRICS.keys() - {"meteor", "spice", "spider"}))
+@pytest.mark.parametrize("name", sorted(name for name in METRICS if name.split("-")[0] not in JAVA))
 def test_the_value_of_a_part_is_that_of_its_sums(name: str) -> None:
     """What a bootstrap relies on; of CIDEr, with what is rare in the whole."""
     found, chosen = measured(name), np.array([0, 5, 5, 13, 26])
     part = measured(name, [ANSWERS[i] for i in chosen], [REFERENCES[i] for i in chosen])
-    if name != "cider":
+    if not name.startswith("cider"):
         assert found.only(chosen).value == pytest.approx(part.value)
     assert found.total(found.parts[chosen].sum(0)) == pytest.approx(found.only(chosen).value)
     assert found.only(np.arange(len(ANSWERS))).value == found.value

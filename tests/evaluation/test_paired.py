@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from pave.cli.main import app
 from pave.data import Example, Source
 from pave.errors import DataError, UsageError
-from pave.evaluation.accuracy import _batches, evaluate
+from pave.evaluation.accuracy import evaluate
+from pave.evaluation.asking import batches
 from pave.evaluation.intervals import Bootstrap
 from pave.evaluation.metrics.answers import exact
 from pave.evaluation.metrics.captions import bleu
@@ -105,10 +106,10 @@ def test_batches_hold_whole_clips_and_every_question_once() -> None:
     clips = [Source(Path(name)) for name in "abacbaacaaaaaaa"]
     examples = [Example(clip, "?", "x", i) for i, clip in enumerate(clips)]
     for size in (1, 2, 4, 5, 100):
-        batches = list(_batches(examples, size))
-        assert sorted(place for batch in batches for place in batch) == list(range(len(examples)))
-        assert max(map(len, batches)) <= size
-    (first, second, third, *_) = _batches(examples, 4)
+        found = list(batches(examples, size))
+        assert sorted(place for batch in found for place in batch) == list(range(len(examples)))
+        assert max(map(len, found)) <= size
+    (first, second, third, *_) = batches(examples, 4)
     assert [clips[i].video.name for i in (*first, *second, *third)] == ["a"] * 11, "a clip stands together"
 
 

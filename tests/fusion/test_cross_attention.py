@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,7 @@ KINDS = {
     "folded": FusionConfig(width=16, heads=2),
     "folded, learnable query": FusionConfig(width=16, heads=2, query="learnable"),
     "folded, projected query": FusionConfig(width=16, heads=2, query="projected", rope="off"),
+    "folded, 3-D": FusionConfig(width=256, heads=2, rope="3d"),
     "official": FusionConfig(kind="official", width=16, heads=2, values="shared", rope="off", head="norm"),
     "official, own values": FusionConfig(kind="official", width=16, heads=2, query="projected"),
     "official, 3-D": FusionConfig(kind="official", width=256, heads=2, layers=1, rope="3d", query="learnable"),
@@ -174,6 +176,47 @@ def test_folded_fusion_equals_its_equations_in_either_order(folds, rule):
     vision, tokens = visual(3)
     side = align([side_tokens(11), None, side_tokens(16)], [keys(4)] * 3, rule)
     assert torch.allclose(fusion(vision, tokens, side), literal_folded(fusion, vision, side), rtol=0, atol=1e-9)
+
+
+def turned(x: Tensor, place: Sequence[float]) -> Tensor:
+    """A head (128,) at a place in time, height and width: 16, 24 and 24 of its pairs of channels, base 10,000."""
+    axes = [0] * 16 + [1] * 24 + [2] * 24
+    angles = torch.tensor([place[axis] / 10_000 ** (i / 64) for i, axis in enumerate(axes)], dtype=torch.float64)
+    pairs = torch.complex(*x.chunk(2)) * torch.exp(1j * angles)
+    return torch.cat([pairs.real, pairs.imag])
+
+
+@every_rule
+def test_a_folded_fusion_places_both_grids_in_three_dimensions(rule):
+    """Eight steps of 2 × 2 side tokens beside four key frames of 3 × 3 visual ones, in a cube of 8 × 3 × 3: one query,
+    one head and one key at a time."""
+    fusion = randomised(KINDS["folded, 3-D"])
+    assert isinstance(fusion, Folded) and fusion.query is not None
+    with torch.no_grad():
+        for part in (fusion.key, fusion.query, fusion.null):
+            for each in part.parameters() if isinstance(part, torch.nn.Module) else [part]:
+                each.mul_(0.2)  # else one key takes all attention
+    (vision, tokens), row = visual(1), side_tokens(8)
+    found = fusion(vision, tokens, align([row], [keys(4)], rule))
+    # By the index rule as the official release places key frames; by time, at the nearest step (0.25, 0.75 ... s).
+    when, coarse = {"index": (0, 2, 4, 7), "time": (0, 2, 4, 6)}[rule], (0, 2)
+    x = (row.x - fusion.standard.mean) * fusion.standard.gain
+    own = {"index": [[0, 1], [2, 3], [4, 5], [6, 7]], "time": [[0], [1, 2], [3, 4], [5, 6, 7]]}[rule]
+    null = fusion.null.view(2, 128)
+    for frame in range(4):
+        for s in (0, 5, 8):
+            query = fusion.query(F.layer_norm(vision[0, frame, s], (10,))).view(2, 128)
+            update = torch.zeros(12, dtype=torch.float64)
+            for h in range(2):
+                q = turned(query[h], (when[frame], s // 3, s % 3))
+                places = [(step, i, j) for step in own[frame] for i in range(2) for j in range(2)]
+                keyed = [fusion.key(x[place]).view(2, 128)[h] for place in places]
+                turns = [turned(k, (t, coarse[i], coarse[j])) for k, (t, i, j) in zip(keyed, places, strict=True)]
+                scores = torch.stack([*(q @ k for k in turns), query[h] @ null[h]]) / math.sqrt(128)
+                values = torch.stack([fusion.value(x[place]).view(2, 128)[h] for place in places])
+                read = scores.softmax(-1)[:-1] @ values
+                update += fusion.scale * fusion.out.weight[:, h * 128 : (h + 1) * 128] @ read
+            assert torch.allclose(found[0, frame, s], update, rtol=0, atol=2e-5)  # angles are float32, as released
 
 
 @pytest.mark.parametrize("query", ["vision", "projected", "learnable"])
@@ -460,18 +503,18 @@ def test_concatenation_returns_projected_tokens_and_their_mask(combine):
 
 
 def test_unsupported_configurations_and_inputs_are_refused():
-    with pytest.raises(RecipeError, match="kind: official"):
-        build_fusion(FusionConfig(rope="3d"), **DIMS)
-    with pytest.raises(RecipeError, match="128 channels per head, got 64/2"):
-        build_fusion(FusionConfig(kind="official", width=64, heads=2, rope="3d"), **DIMS)
+    for kind in ("folded", "official"):
+        with pytest.raises(RecipeError, match="128 channels per head, got 64/2"):
+            build_fusion(FusionConfig.model_validate({"kind": kind, "width": 64, "heads": 2, "rope": "3d"}), **DIMS)
     side = align([side_tokens(8)], [keys(4)], "time")
     with pytest.raises(BaseModelError, match="query: projected"):
         randomised(KINDS["folded"])(None, visual(1)[1], side)
     with pytest.raises(SignalError, match="at most 4 key frames"):
         randomised(KINDS["folded, learnable query"])(*visual(1, t=5), align([side_tokens(8)], [keys(5)], "time"))
     oblong = SideTokens.regular(random(8, 1, 2, 6), rate=2)
-    with pytest.raises(SignalError, match="square grids, got 1 × 2"):
-        randomised(KINDS["official, 3-D"])(*visual(1), align([oblong], [keys(4)], "time"))
+    for kind in ("folded, 3-D", "official, 3-D"):
+        with pytest.raises(SignalError, match="square grids, got 1 × 2"):
+            randomised(KINDS[kind])(*visual(1), align([oblong], [keys(4)], "time"))
 
 
 # points

@@ -17,13 +17,13 @@ from small import make_clip
 
 import pave
 from pave.config import FusionConfig
-from pave.data import collate, pack
 from pave.errors import MediaError, PatchMismatch, PatchNotFound, SignalError
 from pave.media.clip import Clip
 from pave.model.answer import Answer
 from pave.model.inputs import Inputs
 from pave.model.patched import PatchedModel
 from pave.model.rows import prepared
+from pave.packing.rows import collate, pack
 from pave.patch.file import Patch
 
 

@@ -3,8 +3,8 @@
     torchrun --nproc_per_node 2 tests/parts/ranks_train.py WORKSHOP '{"NAME": ["KEY=VALUE", ...], ...}'
 
 Out: a line of JSON on stdout: of each run the bytes of the decoder's layers that this process has stored, and the
-error, if it has failed. A run named `stopped` fails at step 3 and is resumed; in one named `killed`, process 1 kills
-itself at step 3.
+error, if it has failed; of `turn`, when the process had its turn of working alone. A run named `stopped` fails at step
+3 and is resumed; in one named `killed`, process 1 kills itself at step 3.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 from torch.distributed.tensor import DTensor
@@ -53,10 +54,19 @@ def trained(name: str, recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
     return {"stored": stored(run)}
 
 
+def turn() -> tuple[float, float]:
+    begin = time.monotonic()
+    time.sleep(0.2)
+    return begin, time.monotonic()
+
+
 def main() -> None:
     workshop, runs = sys.argv[1], json.loads(sys.argv[2])
     with joined() as ranks:
-        found = {name: trained(name, read_recipe(workshop, words), ranks) for name, words in runs.items()}
+        found: dict[str, Any] = {
+            name: trained(name, read_recipe(workshop, words), ranks) for name, words in runs.items()
+        }
+        found["turn"] = ranks.one_by_one(turn)
         print(json.dumps({"rank": ranks.rank, "runs": found}) + "\n", end="", flush=True)
 
 

@@ -423,12 +423,14 @@ def test_every_official_checkpoint_is_in_the_catalogue() -> None:
 
 
 def test_the_recipes_of_the_papers_tasks_have_the_official_hyperparameters() -> None:
-    """Those of the official scripts/*.sh and argument defaults, shared by all tasks; optimiser steps of 32 samples,
-    unless all questions of a clip form one sample."""
+    """Those of the official scripts/*.sh and argument defaults, shared by all tasks. Lines are of the authors' code
+    (dragonlzm/PAVE at ef6a93f), in libs/utils/train_utils.py unless a file is named."""
     theirs = [entry.recipe for entry in catalogue.list_patches() if entry.name not in OURS]
     assert len(theirs) == 7
     for recipe in theirs:
-        assert recipe.lora == LoraConfig(r=64, lora_alpha=16, lora_dropout=0.05)
+        assert recipe.lora == LoraConfig(r=64, lora_alpha=16, lora_dropout=0.05)  # lines 1026 to 1031
+        # Lines 104 to 840; in libs/model/multimodal_encoder/, info_aggregator.py from line 65 (the head) and blocks.py,
+        # line 143 (keys are the values).
         assert recipe.fusion == FusionConfig(
             kind="official",
             width=512,
@@ -443,8 +445,11 @@ def test_the_recipes_of_the_papers_tasks_have_the_official_hyperparameters() -> 
         assert {sense.align for sense in recipe.senses.values()} == {"index"}
         options = recipe.train
         assert (options.fusion_lr, options.lora_lr, options.warmup, options.weight_decay) == (2e-5, 2e-5, 0.03, 0)
+        # Line 1034 and scripts/zero2.json; line 1036.
         assert (options.max_grad_norm, options.seed, options.dtype) == (0.1, 42, "bfloat16")
+        assert (options.mean_over, options.gradient_checkpointing) == ("tokens", True), "of Hugging Face's Qwen2"
         assert (options.schedule, options.betas) == ("cosine", (0.9, 0.999)), "those of Hugging Face's adamw_torch"
+        assert (options.keep, options.gate) == (0, False), "they do nothing of the kind"
 
 
 # Of the paper and its supplement: epochs; clips; how many of them have the 32 samples of an optimiser step; and the

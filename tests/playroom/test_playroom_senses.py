@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pave.data_sets import Channel
 from pave.encoder import load_encoder
 from pave.media.clip import Clip
 from pave.playroom import distances, draw, events, matches, mixed, signs, sound
@@ -23,7 +24,6 @@ from pave.playroom.questions import CHOICES
 from pave.playroom.senses import SENSES, draw_more, draw_states
 from pave.playroom.world import FPS, FRAMES, SECONDS, SOUNDS, Script, draw_scene, draw_script, schedule
 from pave.playroom.writer import write_clip, write_clips
-from pave.recipe import Channel
 
 CHANNELS = ("fast", "fast+video", "views", "views+video", "depth", "imu", "imu+video")
 MIXED = (BOTH, "audio+fast+video")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from small import write_line
 
+from pave.data_sets import DataSet
 from pave.errors import DataError, UsageError
 from pave.readers.parts import missing_of, places_of, read_parts
-from pave.recipe import DataSet
 
 
 def write(folder: Path, lines: int, broken: dict[int, str]) -> Path:

@@ -13,11 +13,11 @@ from excerpts import LLAVA, spoken, write_excerpt
 from small import write_line
 
 from pave.data import Example
+from pave.data_sets import DataSet
 from pave.errors import DataError
 from pave.readers import records
 from pave.readers.check import check
 from pave.readers.questions import Reading, read_data, refuse_no_data
-from pave.recipe import DataSet
 
 
 def item(number: int, **more: Any) -> dict[str, Any]:
@@ -198,6 +198,16 @@ def test_rows_in_memory_are_read_as_those_of_a_table() -> None:
 
 
 # Shards
+
+
+def test_a_folder_of_files_says_how_to_name_them(tmp_path: Path) -> None:
+    """As `datasets` writes them; which of them belong to a split is not guessed."""
+    (tmp_path / "train-00000-of-00001.parquet").touch()
+    with pytest.raises(DataError, match=r"is a folder; name its files together: .*\*\.parquet$"):
+        read_data(tmp_path)
+    (tmp_path / "train-00000-of-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"is a folder; give a file of questions"):
+        read_data(tmp_path)
 
 
 def shard(path: Path, members: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> Path:

@@ -18,9 +18,10 @@ from scans import room, write_scannet
 from small import write_line
 
 from pave.cli import train as command
+from pave.data_sets import data_sets
 from pave.evaluation.accuracy import evaluate
 from pave.model.patched import load
-from pave.recipe import Recipe, data_sets, read_recipe
+from pave.recipe import Recipe, read_recipe
 from pave.training.plan import order as _order
 from pave.training.run import Run, train
 
@@ -82,13 +83,32 @@ def parquet(folder: Path, workshop: Path) -> Path:
     return folder / "a.parquet"
 
 
+def of_datasets(workshop: Path) -> Any:
+    """Hugging Face's data set, whose videos are files."""
+    datasets = pytest.importorskip("datasets")
+    rows = ((str(workshop / line["video"]), *turns(line)) for line in lines(workshop))
+    table = datasets.Dataset.from_list([dict(zip(("video", "question", "answer"), row, strict=True)) for row in rows])
+    return table.cast_column("video", datasets.Video(decode=False))
+
+
+def saved(folder: Path, workshop: Path) -> Path:
+    of_datasets(workshop).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def exported(folder: Path, workshop: Path) -> Path:
+    (folder / "parquet").mkdir()
+    of_datasets(workshop).to_parquet(folder / "parquet" / "train-00000.parquet")
+    return folder / "parquet" / "*.parquet"
+
+
 @pytest.fixture(scope="module")
 def ours(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     recipe = read_recipe(workshop, [f"train.output={tmp_path_factory.mktemp('ours') / 'out'}"])
     return train(recipe).patch.read_bytes()
 
 
-@pytest.mark.parametrize("write", [llava, messages, table, shard, parquet])
+@pytest.mark.parametrize("write", [llava, messages, table, shard, parquet, saved, exported])
 def test_any_format_trains_the_same_patch(
     recipe: Make, workshop: Path, tmp_path: Path, ours: bytes, write: Callable[[Path, Path], Path]
 ) -> None:
@@ -97,6 +117,13 @@ def test_any_format_trains_the_same_patch(
     result = train(recipe(f"data.train={file}"))
     assert not json.loads(result.patch.with_name("metrics.json").read_text())["unreadable"]
     assert result.patch.read_bytes() == ours
+
+
+def test_a_data_set_in_memory_is_evaluated_as_its_file_is(workshop: Path, tmp_path: Path) -> None:
+    model = load(workshop / "base")
+    found = [evaluate(model, data).samples for data in (of_datasets(workshop), workshop / "train.jsonl")]
+    one, other = ([(each.example.question, each.example.answer, each.answer) for each in samples] for samples in found)
+    assert one == other and len(one) == len(lines(workshop))
 
 
 def test_a_llava_list_trains_on_the_embedded_base(

@@ -15,13 +15,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pave.base import Host
-from pave.data import IGNORE, Example, Row, Source, Turn, collate, pack
+from pave.data import Example, Source
+from pave.data_sets import DataSet
 from pave.errors import BaseModelError, DataError, UsageError
 from pave.evaluation.accuracy import evaluate
 from pave.features.stored import Stored
 from pave.model.patched import PatchedModel
+from pave.packing.rows import IGNORE, Row, Turn, collate, pack
 from pave.readers.questions import Reading, read_data
-from pave.recipe import DataSet, Recipe
+from pave.recipe import Recipe
 from pave.training import dataset
 from pave.training.dataset import training_clip
 

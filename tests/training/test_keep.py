@@ -16,12 +16,12 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from pave.cli.main import app
-from pave.data import IGNORE
 from pave.errors import DataError, RecipeError
 from pave.hub.card import card
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel, load
 from pave.model.rows import UNASKED
+from pave.packing.rows import IGNORE
 from pave.patch.file import Patch
 from pave.readers.questions import read_data
 from pave.recipe import Recipe

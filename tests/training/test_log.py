@@ -81,9 +81,23 @@ def test_curves_show_the_control(tmp_path: Path) -> None:
     own = [{key: value for key, value in look.items() if "shuffled" not in key} for look in looks]
     curves.draw(without, "ears", losses, own, base=0.4)
     pictures = [Image.open(file).convert("RGB") for file in (with_control, without)]
-    red = tuple(bytes.fromhex(curves.OTHER[1:]))
-    counts = [sum(count for count, colour in each.getcolors(1 << 20) or () if colour == red) for each in pictures]
+    counts = [pixels(each, curves.OTHER) for each in pictures]
     assert pictures[0].size == (960, 720) and counts[0] > 100 and counts[1] == 0
+
+
+def test_a_control_that_is_equal_covers_no_curve(tmp_path: Path) -> None:
+    """Of a patch that ignores its sense, both are seen, and not only in the legends, which have some 100 pixels."""
+    equal = [
+        {"step": step, "held-out": 0.5, "shuffled": 0.5, "held-out loss": 1, "shuffled loss": 1} for step in (1, 9)
+    ]
+    curves.draw(tmp_path / "a.png", "ears", [4.0, 2.0, 1.0] * 3, equal)
+    picture = Image.open(tmp_path / "a.png").convert("RGB")
+    assert min(pixels(picture, curves.OWN), pixels(picture, curves.OTHER)) > 200
+
+
+def pixels(picture: Image.Image, colour: str) -> int:
+    wanted = tuple(bytes.fromhex(colour[1:]))
+    return sum(count for count, each in picture.getcolors(1 << 20) or () if each == wanted)
 
 
 def test_smoothed_losses_are_means_of_the_last_ones() -> None:

@@ -232,6 +232,13 @@ def test_each_process_stores_its_part_of_the_base(together: tuple[Path, list[dic
         assert each["parts"]["stored"] == each["plain"]["stored"] // 2 > 0
 
 
+def test_the_processes_of_a_machine_load_one_after_the_other(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    """As each has the whole base until it has divided it."""
+    (_, first_end), (second_begin, _) = (each["turn"] for each in together[1])
+    assert first_end <= second_begin
+    assert Ranks().one_by_one(lambda: "alone") == "alone"
+
+
 def test_a_run_that_is_stopped_and_resumed_has_the_same_bits(together: tuple[Path, list[dict[str, Any]]]) -> None:
     folder = together[0]
     files = [(folder / name / "patch.safetensors").read_bytes() for name in ("plain", "stopped")]

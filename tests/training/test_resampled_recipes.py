@@ -21,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from pave.cli.main import app
 from pave.cli.profile import table
 from pave.config import PatchConfig, ResamplerConfig
-from pave.data import IGNORE
 from pave.errors import PatchMismatch, RecipeError, SignalError
 from pave.evaluation.cost import cost_of
 from pave.features.stored import Stored
@@ -29,6 +28,7 @@ from pave.hub import catalogue
 from pave.hub.card import card
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
+from pave.packing.rows import IGNORE
 from pave.patch.file import Patch
 from pave.recipe import Recipe, read_recipe
 from pave.sidechannel import SideTokens
@@ -107,7 +107,8 @@ def test_the_cost_needs_the_encoder(one: PatchedModel) -> None:
 
 
 def test_favor_av_has_the_published_values() -> None:
-    """Of the paper (arXiv 2310.05863) and its inference code; the warm-up is that of its successor's configurations."""
+    """Of the paper (arXiv 2310.05863) and its inference code (BriansIDP/AudioVisualLLM at 52ab7d1: model/Qformer.py,
+    openllama.py, inference.py); the warm-up is that of its successor's configurations. Rates and batch are ours."""
     recipe = catalogue.recipe("favor-av")
     resampler, lora = recipe.resampler, recipe.lora
     assert resampler is not None and lora is not None
@@ -116,6 +117,7 @@ def test_favor_av_has_the_published_values() -> None:
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (32, 32, 0.1)
     assert set(lora.target_modules) == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert 0.2 <= recipe.train.warmup <= 0.3
+    assert recipe.fusion.combine == "prefix" and (recipe.train.keep, recipe.train.gate) == (0, False)
 
 
 @pytest.fixture

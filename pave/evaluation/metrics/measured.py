@@ -22,8 +22,9 @@ class Unavailable(Exception):
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
-    """Numerator over denominator (... 2)."""
-    return sums[..., 0] / sums[..., 1]
+    """Numerator over denominator (... 2); NaN if nothing counts."""
+    with np.errstate(invalid="ignore"):
+        return sums[..., 0] / sums[..., 1]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,15 @@ class Measured:
     def mean(cls, values: Sequence[float] | np.ndarray) -> Measured:
         """The mean of values, one of each answer."""
         return cls(np.stack([np.asarray(values, np.float64), np.ones(len(values))], axis=-1))
+
+    @classmethod
+    def mean_of(cls, values: Sequence[float | None]) -> Measured:
+        """The mean of the values that are there; an answer without one does not count."""
+        return cls(np.array([(value or 0.0, value is not None) for value in values], np.float64))
+
+    def weighed(self, weights: np.ndarray) -> Measured:
+        """The same metric, a mean, with other weights (n,) of the answers."""
+        return Measured(self.parts * weights[:, None], self.total)
 
     @property
     def value(self) -> float:

@@ -10,20 +10,21 @@ from collections.abc import Iterator
 
 from pave.readers.records import Record
 from pave.readers.sample import Broken, Format, Sample, needs, others, text_of, texts_of
+from pave.readers.wording import LISTED, Choices
 from pave.text.shown import quoted
 
 
 class Avqa(Format):
     NEEDS = needs("video_name question_text multi_choice")
+    WORDING = LISTED
 
     def samples(self, record: Record) -> Iterator[Sample]:
         value = record.value
         choices, right = texts_of(value, "multi_choice"), value.get("answer")
         if type(right) is not int or not 0 <= right < len(choices):
             raise Broken(f"'answer' must be the place of a choice, 0 to {len(choices) - 1}, got {quoted(right)}")
-        question = "\n".join([text_of(value, "question_text"), *(f"- {choice}" for choice in choices)])
-        facts = others(value, "video_name")
-        yield Sample(text_of(value, "video_name"), [(question, choices[right])], facts=facts, ending=".mp4")
+        turns, facts = [(text_of(value, "question_text"), choices[right])], others(value, "video_name")
+        yield Sample(text_of(value, "video_name"), turns, facts=facts, ending=".mp4", choices=Choices(choices, right))
 
 
 READER = Avqa

@@ -7,13 +7,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from pave.readers.records import Record
-from pave.readers.sample import Broken, Format, Sample, needs, others, text_of
+from pave.readers.sample import Broken, Format, Sample, needs, others, text_of, written_list
 from pave.text.shown import counted, quoted
-from pave.text.values import json_value
 
 SLOT = re.compile("<[^<>]+>")
 
@@ -23,28 +21,17 @@ class MusicAvqa(Format):
 
     def samples(self, record: Record) -> Iterator[Sample]:
         value = record.value
-        question, filling = text_of(value, "question_content"), _listed(value, "templ_values")
+        question, filling = text_of(value, "question_content"), written_list(value, "templ_values")
         slots = SLOT.findall(question)
         if slots and len(slots) != len(filling):  # the authors' cleaned files have filled questions beside the values
             cause = f"{counted(len(slots), 'slot')} in {quoted(question)}"
             raise Broken(f"{cause}, but {counted(len(filling), 'value')} in 'templ_values': {quoted(filling)}")
         values = iter(filling)
         question = SLOT.sub(lambda slot: next(values), question)
-        facts = others(value, "video_id", "question_content", "anser") | {"type": " ".join(_listed(value, "type"))}
+        kind = written_list(value, "type")  # such as Audio-Visual, Counting
+        facts = others(value, "video_id", "question_content", "anser") | {"type": " ".join(kind)}
+        facts |= {"modality": kind[0]} if kind else {}
         yield Sample(text_of(value, "video_id"), [(question, text_of(value, "anser"))], facts=facts, ending=".mp4")
-
-
-def _listed(value: Mapping[str, Any], key: str) -> list[str]:
-    """A list of texts that is written as a text."""
-    found = value.get(key, [])
-    try:
-        # Some copies have Python's quotes.
-        found = json_value(found if '"' in found else found.replace("'", '"')) if isinstance(found, str) else found
-    except ValueError:
-        raise Broken(f"{key!r} must be a list of texts, got {quoted(found)}") from None
-    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
-        raise Broken(f"{key!r} must be a list of texts, got {quoted(found)}")
-    return found
 
 
 READER = MusicAvqa

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from pave.data_sets import DataSet
 from pave.errors import DataError
 from pave.readers.formats.llava import Llava
 from pave.readers.records import Record, whole_object
 from pave.readers.sample import Broken, Sample
-from pave.recipe import DataSet
 from pave.text.shown import quoted
 
 SCENE, CHARACTERS = "Scene", 13

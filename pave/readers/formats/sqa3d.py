@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pave.data_sets import DataSet
 from pave.errors import DataError
 from pave.readers.records import Record, whole_object
 from pave.readers.sample import Broken, Format, Sample, needs, others, text_of
-from pave.recipe import DataSet
 from pave.text.shown import quoted
+
+KINDS = ("what", "is", "how", "can", "which")  # first words of questions
 
 
 class Sqa3d(Format):
@@ -30,6 +32,8 @@ class Sqa3d(Format):
         answer = text_of(first if isinstance(first, dict) else {"answer": first}, "answer")
         question = f"{text_of(value, 'situation')} {text_of(value, 'question')}"
         facts = others(annotation, "scene_id") | others(value, "scene_id", "situation", "question")
+        kind = text_of(value, "question").split()[0].lower()  # the types of its paper's Table 3
+        facts |= {"kind": kind if kind in KINDS else "other"}
         yield Sample(text_of(value, "scene_id"), [(question, answer)], facts=facts, ending="")
 
     def _annotation(self, number: Any) -> dict[str, Any]:
@@ -37,8 +41,7 @@ class Sqa3d(Format):
             file = self.options.maps.get("answers")
             file = file or self.options.file.with_name(self.options.file.name.replace("questions", "sqa_annotations"))
             if file == self.options.file or not file.is_file():
-                cause = f"{self.options.file}: its answers are in another file, and {file} is not there"
-                raise DataError(f"{cause}; name it with maps: {{answers: FILE}}")
+                raise self.missing(file, "its answers")
             found = whole_object(file, "the answers").get("annotations")
             if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
                 raise DataError(f"{file}: has no list 'annotations' of answers; give SQA3D's own file")

@@ -1,0 +1,165 @@
+"""Requests to an endpoint that speaks OpenAI's chat completions, with a bound on everything.
+
+In: messages. Out: the text of the reply. A busy or broken server is tried again: after the time that it asks for
+(Retry-After), or after one that doubles. The key comes from the environment, and goes to that endpoint only: redirects
+are not followed. Knows nothing of what is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from ipaddress import ip_address
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from pave.errors import JudgeError, UsageError
+from pave.text.shown import quoted, shortened
+
+KEYS = ("PAVE_JUDGE_KEY", "OPENAI_API_KEY")
+AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses of a server that may answer later
+FIRST, LONGEST = 1.0, 60.0  # seconds between two tries
+LARGEST = 1 << 20  # bytes of a reply
+PIECE = 1 << 16
+
+
+class _Stay(HTTPRedirectHandler):
+    """Follows no redirect: it might lead the key elsewhere."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+class _Busy(Exception):
+    """What was wrong with a try that may be repeated, and after how many seconds the server wants to be asked."""
+
+    def __init__(self, cause: str, after: float | None = None) -> None:
+        super().__init__(cause)
+        self.after = after
+
+
+@dataclass(frozen=True)
+class Chat:
+    """An endpoint and a model."""
+
+    url: str
+    model: str
+    timeout: float  # seconds of one try
+    tries: int
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.url)
+            valid = (
+                parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+            )
+        except ValueError:  # of a port that is none
+            valid = False
+        if not valid or parts.username is not None:
+            remedy = f"give one as https://api.openai.com/v1, and its key in {KEYS[0]}"
+            raise UsageError(f"the judge's address is not one of an endpoint; {remedy}")
+        if self._key() and parts.scheme == "http" and not _local(str(parts.hostname)):
+            raise UsageError(f"judge {self.shown}: the key would cross the network unencrypted; use https")
+
+    @property
+    def shown(self) -> str:
+        """The address without what may be secret in it."""
+        parts = urlsplit(self.url)
+        port = f":{parts.port}" if parts.port else ""
+        return f"{parts.scheme}://{parts.hostname}{port}{parts.path}".rstrip("/")
+
+    @staticmethod
+    def _key() -> str:
+        return next((value for name in KEYS if (value := os.environ.get(name, "").strip())), "")
+
+    def reply(self, messages: Sequence[dict[str, str]]) -> tuple[str, str]:
+        """The text of the reply, and the model as the endpoint names it. JudgeError if it cannot be had."""
+        wait = FIRST
+        for left in range(self.tries - 1, -1, -1):
+            try:
+                return self._once(messages)
+            except _Busy as busy:
+                if not left:
+                    cause = f"judge {self.shown}: {busy}, {self.tries} times"
+                    raise JudgeError(f"{cause}; the same command goes on where it stopped") from None
+                time.sleep(min(LONGEST, wait if busy.after is None else busy.after))
+                wait *= 2
+        raise AssertionError("the last try returns or raises")
+
+    def _once(self, messages: Sequence[dict[str, str]]) -> tuple[str, str]:
+        body = json.dumps({"model": self.model, "messages": list(messages), "temperature": 0}).encode()
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        headers |= {"Authorization": f"Bearer {key}"} if (key := self._key()) else {}
+        try:
+            # Only http and https come here: see __post_init__.
+            with build_opener(_Stay).open(
+                Request(f"{self.url.rstrip('/')}/chat/completions", body, headers, method="POST"), timeout=self.timeout
+            ) as response:
+                data = self._read(response)
+        except HTTPError as error:
+            with error:
+                raise self._refusal(error) from None
+        except (URLError, HTTPException, OSError) as error:
+            raise _Busy(f"cannot be reached ({getattr(error, 'reason', error) or type(error).__name__})") from None
+        return _content(data)
+
+    def _read(self, response: Any) -> bytes:
+        """A body within its bounds of size and of time."""
+        begin, data = time.monotonic(), b""
+        while piece := response.read1(PIECE):
+            data += piece
+            if len(data) > LARGEST:
+                raise _Busy(f"replies with over {LARGEST:,} bytes")
+            if time.monotonic() - begin > self.timeout:
+                raise _Busy(f"takes over {self.timeout:g} s for a reply")
+        return data
+
+    def _refusal(self, error: HTTPError) -> Exception:
+        """What an error of the server means."""
+        try:
+            told = error.read(PIECE).decode("utf-8", "replace").strip()
+        except (HTTPException, OSError):
+            told = ""
+        cause = f"answers {error.code} {error.reason}: {shortened(told, 300)}" if told else f"answers {error.code}"
+        if error.code in AGAIN:
+            return _Busy(cause, _seconds(error.headers.get("Retry-After")))
+        remedy = f"set its key in {KEYS[0]}" if error.code in (401, 403) else "check the address and --judge-model"
+        return JudgeError(f"judge {self.shown}: {cause}; {remedy}")
+
+
+def _content(data: bytes) -> tuple[str, str]:
+    """The text in a body; empty if the model said nothing."""
+    try:
+        value = json.loads(data)
+        message = value["choices"][0]["message"]
+        content, model = message.get("content"), value.get("model", "")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise _Busy(f"replies with no chat completion: {quoted(data[:200])}") from None
+    return content if isinstance(content, str) else "", model if isinstance(model, str) else ""
+
+
+def _seconds(after: str | None) -> float | None:
+    """A Retry-After, of seconds or of a date; None if there is none."""
+    try:
+        return max(0.0, float(after)) if after else None
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(str(after)).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _local(host: str) -> bool:
+    """Whether a host is this machine."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

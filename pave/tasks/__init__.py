@@ -1,0 +1,1 @@
+"""Published benchmarks: which questions, prompt and metrics each has."""

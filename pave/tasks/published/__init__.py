@@ -1,0 +1,1 @@
+"""One small file per benchmark, found by its name."""
