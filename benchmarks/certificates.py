@@ -28,7 +28,7 @@ from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
-from planted import KINDS, Kind, planted
+from planted import KINDS, Content, Kind, planted
 from study import Study
 
 from pave.data import Example, Source
@@ -62,7 +62,7 @@ def recipe_of(seed: int) -> Recipe:
     return read_recipe(folder_of("audio-playroom"), [*words, *quiet, f"train.output={output}"])
 
 
-def train(model: PatchedModel, kind: Kind, content: str, seed: int) -> tuple[Patch, list[float]]:
+def train(model: PatchedModel, kind: Kind, content: Content, seed: int) -> tuple[Patch, list[float]]:
     """A patch, and its losses."""
     setup = Setup.of(recipe_of(seed))
     clips = []
@@ -142,7 +142,7 @@ def pooled(side: SideTokens) -> np.ndarray:
     return np.array([*x.mean(0), *x.max(0), *x.std(0), *longs, *louds])
 
 
-def read(model: PatchedModel, kind: Kind, content: str, seed: int) -> dict[str, Any]:
+def read(model: PatchedModel, kind: Kind, content: Content, seed: int) -> dict[str, Any]:
     """The certificate of a reader: the runs and the comparison are those of a patch, only the answers are its own."""
     (encoder,) = model.encoders()
     key = encoder.spec.preprocessing
@@ -177,7 +177,8 @@ def main() -> None:
         key = f"{kind}-{content}-{seed}"
         if key in study or not key.startswith(options.only):
             continue
-        begin, heard = time.process_time(), {"deaf": "other", "genuine": "own"}[content]
+        begin = time.process_time()
+        heard: Content = "other" if content == "deaf" else "own"
         if options.readers:
             found = read(model, kind, heard, seed)
             study.add(key, {**found, "seconds": [round(time.process_time() - begin, 1)]})

@@ -28,6 +28,7 @@ from pave.playroom.world import FPS, SECONDS, SOUNDS, Split, draw_scene
 from pave.playroom.writer import clip_seeds
 
 Kind = Literal["shuffled", "presence", "duration", "loudness"]
+Content = Literal["own", "other"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TELLS = 0.6  # share of clips whose duration or loudness is that of their sound
 QUIET = {"shuffled": 1 / 7, "presence": 1 / 2, "duration": 0.0, "loudness": 0.0}
@@ -37,7 +38,7 @@ QUIETER = 5.0  # dB for each further sound
 
 
 def planted(
-    kind: Kind, clips: int, seed: int, split: Split, content: Literal["own", "other"], frames: int
+    kind: Kind, clips: int, seed: int, split: Split, content: Content, frames: int
 ) -> Iterator[tuple[Clip, list[Example]]]:
     """Clips in memory, each with its questions. content "other": what is heard is drawn anew, and has nothing to do
     with the answer; only what `kind` says is left."""
