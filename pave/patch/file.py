@@ -208,8 +208,9 @@ def read_facts(path: str | Path) -> Patch:
 @of_patch()
 def facts_of(path: Path, metadata: Mapping[str, str]) -> Patch:
     """A patch without its tensors, from a header's metadata."""
-    facts = _certificate(path, metadata), str(path), metadata["pave.config"], metadata.get("pave.sha256", "")
-    return Patch(config_of(path, metadata), {}, *facts)
+    config = config_of(path, metadata)  # which checks the metadata
+    stored, recorded = metadata["pave.config"], metadata.get("pave.sha256", "")
+    return Patch(config, {}, _certificate(path, metadata), str(path), stored, recorded)
 
 
 def _certificate(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any] | None:

@@ -229,7 +229,18 @@ def test_the_library_prints_in_one_place_only() -> None:
 
 
 # Reports with one line of their own facts, or whose text only ever is part of an error or of another report.
-PARTS = {"ResamplerConfig", "Source", "FeatureKey", "Member", "Stored", "Stage", "Figure"}
+PARTS = {
+    "ResamplerConfig",
+    "Source",
+    "FeatureKey",
+    "Member",
+    "Stored",
+    "Stage",
+    "Figure",
+    "Certificate",
+    "Gain",
+    "_Options",
+}
 
 
 def test_whatever_describes_itself_as_text_is_an_error_or_consists_of_lines() -> None:

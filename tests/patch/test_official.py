@@ -329,7 +329,7 @@ def test_the_base_or_the_command_decides_between_two_sizes(
         (("info", "3d-scanqa"), "tokens, dim 896"),
         (("verify", "3d-scanqa"), "3d-scanqa: ok"),
         (("pull", "3d-scanqa", "--out", tmp_path / "out"), "sha256"),
-        (("push", "3d-scanqa", "you/scans", "--dry-run"), "you/scans"),
+        (("push", "3d-scanqa", "you/scans", "--dry-run", "--uncertified"), "you/scans"),
         (("shrink", "3d-scanqa", small), str(small)),
     ):
         code, _, err = command("patch", *words)
