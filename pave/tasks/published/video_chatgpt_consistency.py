@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from pave.tasks.task import Task
+from dataclasses import replace
 
-TASK = Task(
-    what="long answers to the same question in two wordings",
-    senses="",
-    files=("consistency_qa.json",),
-    format="video-chatgpt",
-    questions=None,
-    metrics=("f1", "rouge-l"),
-    data="https://github.com/mbzuai-oryx/Video-ChatGPT (videos: http://activity-net.org)",
-    licence="not stated",
-    prompt_of="Video-ChatGPT",
+from pave.tasks.published import video_chatgpt
+
+TASK = replace(
+    video_chatgpt.TASK, what="long answers to the same question in two wordings", files=("consistency_qa.json",)
 )

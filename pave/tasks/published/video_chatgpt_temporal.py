@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from pave.tasks.task import Task
+from dataclasses import replace
 
-TASK = Task(
-    what="long answers about the order of events",
-    senses="",
-    files=("temporal_qa.json",),
-    format="video-chatgpt",
-    questions=None,
-    metrics=("f1", "rouge-l"),
-    data="https://github.com/mbzuai-oryx/Video-ChatGPT (videos: http://activity-net.org)",
-    licence="not stated",
-    prompt_of="Video-ChatGPT",
-)
+from pave.tasks.published import video_chatgpt
+
+TASK = replace(video_chatgpt.TASK, what="long answers about the order of events", files=("temporal_qa.json",))

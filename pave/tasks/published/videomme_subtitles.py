@@ -4,8 +4,10 @@ lmms_eval/tasks/videomme_feature. A film without subtitles says so.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pave.readers.wording import Wording
-from pave.tasks.task import LETTER, Task
+from pave.tasks.published import videomme
 
 ASKED = Wording(
     "This video's subtitles are listed below: \n{subtitles}\n"
@@ -15,17 +17,4 @@ ASKED = Wording(
     letter=True,
     subtitles="subtitle/{name}.srt",
 )
-TASK = Task(
-    what="films of minutes to an hour, with subtitles",
-    senses="subtitles",
-    files=("videomme/test-*.parquet", "test-*.parquet"),
-    format="videomme",
-    questions=2700,
-    metrics=("option",),
-    data="https://huggingface.co/datasets/lmms-lab/Video-MME",
-    licence="for academic research",
-    by=("duration", "task_type"),
-    wording=ASKED,
-    prompt_of="PAVE",
-    max_new_tokens=LETTER,
-)
+TASK = replace(videomme.TASK, what="films of minutes to an hour, with subtitles", senses="subtitles", wording=ASKED)
