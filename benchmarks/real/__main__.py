@@ -121,7 +121,7 @@ def clips(packages: Mapping[str, Path], place: Path) -> None:
     """Films with sound."""
     written(place / "digits", partial(words.make, packages, words.DIGITS, 10))
     written(place / "words", partial(words.make, packages, tuple(words.humans(packages)), 8))
-    written(place / "things", partial(things.make, packages, 8, 2))
+    written(place / "things", partial(things.make, packages, 16, 2))
     written(place / "sentences", partial(sentences.make, packages, 2))
 
 
