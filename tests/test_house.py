@@ -20,7 +20,7 @@ import pave
 
 # From the top down: a wing imports from those further down, and files of one wing from each other.
 ORDER = (
-    "cli",
+    "cli __main__",
     "evaluation",
     "tasks",
     "training",

@@ -7,21 +7,15 @@ fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
 
-from pave.cli import data, encode, evaluate, patch, recipe, weights
+from pave.cli import ask, data, encode, evaluate, patch, recipe, weights
 from pave.cli.terminal import PLAIN, lines_of, quiet, remark, run_command, say
 
 Split = Literal["train", "val", "test"]
-TOY = (
-    "the embedded base knows toys in a Playroom room and nothing else; for real films use --base "
-    "llava-hf/llava-onevision-qwen2-7b-ov-hf, or another video LLM"
-)
 
 app = typer.Typer(help="Give a frozen video LLM a new sense.", **PLAIN)
 app.add_typer(data.app, name="data")
@@ -41,105 +35,8 @@ def front(
         raise typer.Exit
 
 
-@app.command()
-def ask(
-    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video or an image.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in plain text.")],
-    base: Annotated[str, typer.Option(metavar="BASE", help="'playroom', a folder, or a Hub id.")] = "playroom",
-    patch: Annotated[
-        list[str] | None, typer.Option(metavar="PATCH", help="A name, a folder, a file or user/repo; may be repeated.")
-    ] = None,
-    signal: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="File or folder of another signal; repeat views=FILE for each camera."),
-    ] = None,
-    audio_track: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Which sound of VIDEO, from 0. Default: the file's default.")
-    ] = None,
-    video_track: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, help="Which pictures of VIDEO, from 0. Default: the file's default."),
-    ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(metavar="S", min=0.1, help="Time limit for reading VIDEO, in seconds. Default: by its length."),
-    ] = None,
-    frames: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Key frames. Default: what the base was trained with.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Maximum length of the answer, in tokens.")
-    ] = 32,
-    dtype: Annotated[
-        str, typer.Option(metavar="DTYPE", help="'auto', 'float32', 'bfloat16', 'float16' or 'float64'.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="'auto', 'cpu', 'cuda', ...")] = "auto",
-    gate: Annotated[
-        bool, typer.Option(help="Let a patch leave questions that are not about VIDEO to the base, if it has a gate.")
-    ] = True,
-) -> None:
-    """Ask a frozen video LLM about VIDEO."""
-    quiet()
-    from pave.model.patched import load
-
-    signals = _signals(signal or [], timeout)
-    model = load(base, dtype=dtype, device=device, frames=frames)
-    for source in patch or []:
-        remark(*lines_of(model.apply_patch(source, gate=gate)))
-    answer = model.ask(
-        video,
-        question,
-        max_new_tokens=max_new_tokens,
-        timeout=timeout or "auto",
-        audio_track=audio_track,
-        video_track=video_track,
-        **signals,
-    )
-    for text in answer.warnings:
-        remark(f"warning: {video.name}: {text}")
-    for sense, state in answer.signals.items():
-        remark(f"{sense}: {state}")
-    if base == "playroom" and not patch:
-        remark(TOY)
-    say(*lines_of(answer))
-
-
-def _signals(options: Sequence[str], timeout: float | None) -> dict[str, Any]:
-    """Signals by name, from NAME=PATH: a path, a list of paths (a repeated name; always for views), or sound (audio),
-    read within `timeout`."""
-    from inspect import signature
-
-    from pave.errors import SignalError
-    from pave.model.patched import PatchedModel
-
-    # ask() takes signals as keyword arguments, so a signal cannot be named like one of its parameters.
-    reserved = signature(PatchedModel.ask).parameters
-    named: dict[str, list[str]] = {}
-    for option in options:
-        name, equals, path = option.partition("=")
-        if not (name and equals and path):
-            raise SignalError(f"--signal {option}: write NAME=PATH, for example imu=ride.npy")
-        if name in reserved:
-            raise SignalError(
-                f"--signal {option}: {name} is not a signal; name one that a patch reads, for example imu or views"
-            )
-        named.setdefault(name, []).append(path)
-    readers: dict[str, Any] = {"audio": partial(_sound, timeout=timeout), "views": list}
-    return {name: readers.get(name, _one_or_list)(paths) for name, paths in named.items()}
-
-
-def _one_or_list(paths: list[str]) -> str | list[str]:
-    return paths if len(paths) > 1 else paths[0]
-
-
-def _sound(paths: list[str], timeout: float | None) -> Any:
-    """The one file with sound."""
-    from pave.errors import SignalError
-    from pave.media.clip import sound
-
-    if len(paths) > 1:
-        raise SignalError(f"--signal audio= is given {len(paths)} times; give one file")
-    return sound(paths[0], timeout or "auto")
+app.command()(ask.ask)
+app.command()(ask.chat)
 
 
 @app.command()

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import typer
@@ -21,7 +22,13 @@ from pave.files.quiet import TALKATIVE
 from pave.text.shown import shown
 
 # Plain help: drawing rich panels takes twice the time of everything else in `pave --help`.
-PLAIN = {"rich_markup_mode": None, "no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
+PLAIN: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "no_args_is_help": True,
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
 
 
 def quiet() -> None:
@@ -44,6 +51,24 @@ def remark(*lines: object) -> None:
     """Print to stderr, so that stdout holds only results; a line each."""
     for line in lines:
         print(shown(line), file=sys.stderr)
+
+
+def say_pieces(pieces: Iterable[str]) -> None:
+    """Print a text to stdout as its pieces come, with its own line breaks; spaces and breaks at its ends are left
+    out."""
+    begun, space = False, ""
+    for piece in pieces:
+        text = space + piece if begun else piece.lstrip()
+        space = text[len(text.rstrip()) :]  # printed only if something follows
+        text = text.rstrip()
+        begun = begun or bool(text)
+        print("\n".join(map(shown, text.expandtabs(4).split("\n"))), end="", flush=True)
+    print(flush=True)
+
+
+def prompt() -> None:
+    """Ask for a line."""
+    print("> ", end="", file=sys.stderr, flush=True)
 
 
 def say_table(table: Any) -> None:

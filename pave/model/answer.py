@@ -190,7 +190,7 @@ class Stream(Iterator[str]):
 
 
 class _Task:
-    """One generation in a thread of its own. Does not know its stream, so that a stream that nobody reads is dropped."""
+    """One generation in a thread of its own. It does not know its stream, which can be dropped."""
 
     def __init__(self, calls: Calls, prepared: Prepared, ended: Ended) -> None:
         self.calls, self.prepared, self.ended = calls, prepared, ended

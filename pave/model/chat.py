@@ -23,7 +23,6 @@ from pave.media.clip import Clip, limit_of
 from pave.media.decoding import Timeout
 from pave.media.warned import warn
 from pave.model.answer import Answer, Prepared, Stream, answered, generated
-from pave.model.applied import Names
 from pave.model.call import Calls, senses_of
 from pave.model.inputs import ClipFeatures, Inputs, Use
 from pave.model.kept import Kept
@@ -70,7 +69,8 @@ class Chat(Lines):
 
     @neutral()
     def __init__(self, calls: Calls, kept: Kept, row: Mapping[str, Any], timeout: Timeout) -> None:
-        self.calls, self.kept, self._timeout = calls, kept, limit_of(timeout)
+        self.calls, self.kept = calls, kept
+        self._timeout: Timeout = limit_of(timeout)
         self._row = row_of({**row, "question": ""})
         self.history = [(question, answer) for question, answer in self._row.history]
         self.recomputed = ""  # what the last question computed again, and why
@@ -135,14 +135,18 @@ class Chat(Lines):
     def _begin(self, question: str, patches: Sequence[str] | None, options: Mapping[str, Any]) -> tuple[Prepared, Turn]:
         refuse_questions(self.calls.host, [question])
         if not self._busy.acquire(blocking=False):
-            raise UsageError("this chat is answering another question: wait, or read or close its stream, then ask again")
+            raise UsageError(
+                "this chat is answering another question: wait, or read or close its stream, then ask again"
+            )
         try:
             return self._prepared(question, self._row.patches if patches is None else patches, options)
         except BaseException:
             self._busy.release()
             raise
 
-    def _prepared(self, question: str, patches: Names, options: Mapping[str, Any]) -> tuple[Prepared, Turn]:
+    def _prepared(
+        self, question: str, patches: Sequence[str] | None, options: Mapping[str, Any]
+    ) -> tuple[Prepared, Turn]:
         again: list[str] = []
         requested = self.calls.applied.uses([patches], 1)
         begin = time.perf_counter()
@@ -234,7 +238,7 @@ class Chat(Lines):
                 why = f"those of {self.calls.host.model_type} cannot be cropped"
                 if not self._told:
                     self._told = True
-                    warn([f"every question of this chat computes the whole prompt: its keys and values are kept, but {why}"], UserWarning)
+                    warn([f"keys and values are kept, but {why}: each question computes its whole prompt"], UserWarning)
         if self._asked:
             again.append(f"keys and values of all {inputs.input_ids.shape[1]:,} tokens were computed: {why}")
         return None, 0

@@ -36,14 +36,16 @@ SAMPLING = {"temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "eps
 # Fields of GenerationConfig that an answer cannot have, by the reason.
 REFUSED = {
     "an answer is one text; model.generate() returns more": (
-        "num_return_sequences output_attentions output_hidden_states output_logits output_scores return_dict_in_generate"
+        "num_return_sequences output_attentions output_hidden_states output_logits output_scores "
+        "return_dict_in_generate"
     ),
     "it counts the prompt, too; use max_new_tokens or min_new_tokens": "max_length min_length",
     "the base's own tokens begin and end a prompt; use stop_strings to end an answer": (
         "bos_token_id decoder_start_token_id eos_token_id forced_bos_token_id pad_token_id token_healing"
     ),
     "the library keeps keys and values itself": (
-        "cache_config cache_implementation continuous_batching_config low_memory max_cache_len prefill_chunk_size use_cache"
+        "cache_config cache_implementation continuous_batching_config low_memory max_cache_len prefill_chunk_size "
+        "use_cache"
     ),
     "it would run the base without the clip, or run another model": (
         "assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind "

@@ -172,9 +172,10 @@ class PatchedModel:
             chat.ask("What do you hear?")
             chat.ask("And before that?")
 
-        The arguments are those of `ask`; without names, each question uses all patches that are enabled by then. Answers
-        are those of `ask` with the same history. The clip is read, seen and encoded here; keys and values are kept from
-        question to question. Both lie in `kept`, whose `limit` (bytes) bounds what all chats of this model keep."""
+        The arguments are those of `ask`; without names, each question uses all patches that are enabled by then.
+        Answers are those of `ask` with the same history. The clip is read, seen and encoded here, and keys and values
+        are kept from question to question: in `kept`, whose `limit` (bytes) bounds what all chats of this model keep.
+        """
         row = {"clip": clip, "patches": patches, "history": history, **signals}
         row |= {"audio_track": audio_track, "video_track": video_track}
         return Chat(self.calls, self.kept, row, timeout)

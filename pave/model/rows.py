@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ from pave.model.options import WHY, settings
 from pave.patch.attached import Attached
 
 UNASKED = "not read: the question is not about the clip, so the base answers alone"
+TOY = (
+    "not a clip of the Playroom: the embedded base knows toys in its room and nothing else; for real films take "
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf, or another video LLM, as the base"
+)
 PARTS = ("clip", "question", "patches", "history")  # of a row
 Rows = Sequence[Sequence[Any] | Mapping[str, Any]]
 
@@ -89,10 +93,20 @@ def perceive(
     files = {clip.report.source: clip.report.warnings for clip in clips if isinstance(clip, Clip) and clip.again}
     warn(told(files))
     features = calls.perception.features(clips, senses_of(uses))
+    if strange := [i for i, clip in enumerate(clips) if _beyond_playroom(calls, clip)]:
+        warn([TOY])
+        for i in strange:
+            features[i] = replace(features[i], warnings=(*features[i].warnings, TOY))
     pairs = [(clip, own) for clip, own in zip(clips, features, strict=True) if isinstance(clip, Clip)]
     later = [text for clip, own in pairs for text in own.warnings[len(clip.report.warnings) :]]
-    warn(list(dict.fromkeys(later)))  # of files that were opened for an encoder
+    warn(list(dict.fromkeys(text for text in later if text != TOY)))  # of files that were opened for an encoder
     return clips, features, {"read": read - begin, "encode": time.perf_counter() - read}
+
+
+def _beyond_playroom(calls: Calls, clip: Clip | ClipFeatures) -> bool:
+    """Whether the embedded base is asked about pictures that are not of its world, which have its own size."""
+    size = clip.report.size if isinstance(clip, Clip) else None
+    return calls.host.repo == "playroom" and size not in (None, calls.host.size)
 
 
 def parted(calls: Calls, others: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -130,7 +144,9 @@ def clips_of(calls: Calls, rows: Sequence[Row], uses: Sequence[Use], timeout: Ti
     for i, row in enumerate(rows):
         given, signals = row.clip, _checked(calls, row)
         if signals and isinstance(given, ClipFeatures):
-            raise UsageError(f"{', '.join(signals)}: features are encoded already; give signals to the clip, and encode it")
+            raise UsageError(
+                f"{', '.join(signals)}: features are encoded already; give signals to the clip, and encode it"
+            )
         if signals and not isinstance(given, str | Path | Clip):
             clips.append(_from_frames(given, signals, timeout))
             continue

@@ -26,7 +26,7 @@ from pave.model.kept import Kept, bytes_of
 from pave.model.patched import PatchedModel
 
 TURNS = ("What do you hear?", "Is it loud?", "And now, at the end?")
-MOST = {"max_new_tokens": 4}
+MOST: dict[str, Any] = {"max_new_tokens": 4}
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def test_a_further_question_reads_sees_and_encodes_nothing(
         answers = [chat.ask(question, **MOST) for question in TURNS[:2]]
     assert not seen and answers[1].signals["audio"].startswith("present")
     assert set(answers[1].timings) == {"read", "encode", "prepare", "generate"}
-    with pytest.raises(MediaError, match="film.mp4"):
+    with pytest.raises(MediaError, match=r"no-film\.mp4"):
         one.chat(film.with_name("no-film.mp4"))
 
 
@@ -306,9 +306,10 @@ def test_other_forms_of_a_clip(one: PatchedModel) -> None:
     hears(one)
     clip = clips()[0]
     assert clip.frames is not None and clip.audio is not None
-    for source, how in (
+    forms: list[tuple[Any, dict[str, Any]]] = [
         (one.encode_clip(clip), {}),
         (clip, {"audio": None}),
         (clip.frames, {"audio": (clip.audio, 16_000)}),
-    ):
+    ]
+    for source, how in forms:
         assert one.chat(source, **how).ask(TURNS[0], **MOST) == one.ask(source, TURNS[0], **MOST, **how)
