@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pave.cli.terminal import lines_of, prompt, quiet, remark, say, say_pieces
+from pave.cli.terminal import Talk, lines_of, patch_names, quiet, remark, say, say_pieces
 from pave.errors import PaveError, UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +30,12 @@ HELP = "/patches NAME … uses these from now on (none: the base alone), /new be
 
 Base = Annotated[str, typer.Option(metavar="BASE", help="'playroom', a folder, or a Hub id.")]
 Patches = Annotated[
-    list[str] | None, typer.Option(metavar="PATCH", help="A name, a folder, a file or user/repo; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        metavar="PATCH",
+        help="A name, a folder, a file or user/repo; may be repeated.",
+        autocompletion=patch_names,
+    ),
 ]
 Signals = Annotated[
     list[str] | None,
@@ -150,15 +157,15 @@ def _talk(model: PatchedModel, dialogue: Chat, name: str, options: Mapping[str, 
 
 def _typed() -> Iterator[str]:
     """The lines that are typed, or that stdin has, without empty ones."""
-    asking = sys.stdin.isatty()
-    while True:
-        if asking:
-            prompt()
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if line.strip():
-            yield line.strip()
+    if not sys.stdin.isatty():
+        yield from filter(None, map(str.strip, sys.stdin))
+        return
+    with suppress(ImportError):
+        import_module("readline")  # input() takes the arrow keys with it; Windows has its own
+    with suppress(EOFError):
+        while True:
+            if line := input("> ").strip():
+                yield line
 
 
 def _opened(base: str, patches: Sequence[str], dtype: str, device: str, frames: int | None, gate: bool) -> PatchedModel:
@@ -177,6 +184,10 @@ def _tell(answer: Answer, name: str, told: Mapping[str, str]) -> dict[str, str]:
     for what, state in known.items():
         if told.get(what) != state:
             remark(f"{what}: {state}" if state else what)
+    if Talk.details:
+        steps = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in answer.timings.items())
+        cached = f" ({answer.cached_tokens:,} of them kept from before)" if answer.cached_tokens else ""
+        remark(f"{steps}; {answer.prompt_tokens:,} tokens{cached}, {answer.tokens} answered")
     if answer.finish_reason == "length":
         remark(f"warning: the answer was cut after {answer.tokens} tokens; allow more with --max-new-tokens")
     return {**told, **known}

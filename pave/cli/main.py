@@ -13,11 +13,11 @@ from typing import Annotated, Literal, get_args
 import typer
 
 from pave.cli import ask, data, encode, evaluate, patch, recipe, weights
-from pave.cli.terminal import PLAIN, lines_of, quiet, remark, run_command, say
+from pave.cli.terminal import PLAIN, Talk, lines_of, quiet, remark, run_command, say
 
 Split = Literal["train", "val", "test"]
 
-app = typer.Typer(help="Give a frozen video LLM a new sense.", **PLAIN)
+app = typer.Typer(help="Give a frozen video LLM a new sense.", **{**PLAIN, "add_completion": True})
 app.add_typer(data.app, name="data")
 app.add_typer(patch.app, name="patch")
 app.add_typer(recipe.app, name="recipe")
@@ -27,7 +27,14 @@ app.add_typer(weights.app, name="weights")
 @app.callback(invoke_without_command=True)
 def front(
     version: Annotated[bool, typer.Option("--version", help="Show the version and stop.", is_eager=True)] = False,
+    less: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
+    more: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also print seconds of each step, and logs of the dependencies.")
+    ] = False,
 ) -> None:
+    if less and more:
+        raise typer.BadParameter("--quiet and --verbose: choose one")
+    Talk.remarks, Talk.details = not less, more
     if version:
         import pave
 

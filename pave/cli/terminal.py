@@ -31,8 +31,18 @@ PLAIN: dict[str, Any] = {
 }
 
 
+class Talk:
+    """How much the commands say, besides results and errors."""
+
+    remarks = True  # --quiet: nothing
+    details = False  # --verbose: also what the dependencies log, and the seconds of each step
+
+
 def quiet() -> None:
-    """Silence log messages and progress bars of the dependencies; PAVE reports what matters itself."""
+    """Silence log messages and progress bars of the dependencies, but with --verbose; PAVE reports what matters
+    itself."""
+    if Talk.details:
+        return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -48,8 +58,8 @@ def say(*lines: object) -> None:
 
 
 def remark(*lines: object) -> None:
-    """Print to stderr, so that stdout holds only results; a line each."""
-    for line in lines:
+    """Print to stderr, so that stdout holds only results; a line each. With --quiet, nothing."""
+    for line in lines if Talk.remarks else ():
         print(shown(line), file=sys.stderr)
 
 
@@ -66,11 +76,6 @@ def say_pieces(pieces: Iterable[str]) -> None:
     print(flush=True)
 
 
-def prompt() -> None:
-    """Ask for a line."""
-    print("> ", end="", file=sys.stderr, flush=True)
-
-
 def say_table(table: Any) -> None:
     """Print a table of `rich`, whose cells are `shown` already, to stdout."""
     from rich.console import Console
@@ -81,6 +86,14 @@ def say_table(table: Any) -> None:
 def lines_of(text: object) -> list[str]:
     """The lines of a text that may have several: of a card, of an answer, of a `Lines`, which has escaped its own."""
     return str(text).expandtabs(4).split("\n")
+
+
+def patch_names(incomplete: str) -> list[str]:
+    """For the completion of a shell: names of the catalogue, and the user's aliases."""
+    from pave.hub.aliases import aliases
+    from pave.hub.catalogue import names
+
+    return [name for name in (*names(), *sorted(aliases())) if name.startswith(incomplete)]
 
 
 def warned(message: Warning | str, *_: object, **__: object) -> None:
@@ -112,7 +125,7 @@ def run_command(command: typer.Typer, name: str) -> None:
             raise
         if os.environ.get("PAVE_TRACEBACK"):
             raise
-        remark(f"{name}: {error}")
+        print(shown(f"{name}: {error}"), file=sys.stderr)
         raise SystemExit(2) from None
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

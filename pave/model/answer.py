@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ from transformers import (
 from pave.errors import UsageError
 from pave.model.call import Calls
 from pave.model.inputs import Inputs
+from pave.text.shown import counted, shown
 
 Finish = Literal["stop", "length"]
 
@@ -46,6 +48,14 @@ class Answer(str):
         answer = super().__new__(cls, text)
         vars(answer).update(facts)
         return answer
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the text, and below it how it came about."""
+        senses = [f"{sense} {state}" for sense, state in self.signals.items()]
+        facts = [", ".join(self.patches) or "no patch", *senses, *self.warnings]
+        cut = [f"cut after {counted(self.tokens, 'token')}"] if self.finish_reason == "length" else []
+        small = escape(shown("; ".join([*facts, *cut, f"{sum(self.timings.values()):.2f} s"])))
+        return f"<p>{escape(self)}</p><p><small>{small}</small></p>"
 
 
 @dataclass(frozen=True)

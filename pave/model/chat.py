@@ -17,6 +17,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from transformers import DynamicCache
+
 from pave.ambient import neutral
 from pave.errors import UsageError
 from pave.media.clip import Clip, limit_of
@@ -26,7 +28,7 @@ from pave.model.answer import Answer, Prepared, Stream, answered, generated
 from pave.model.call import Calls, senses_of
 from pave.model.inputs import ClipFeatures, Inputs, Use
 from pave.model.kept import Kept
-from pave.model.layout import refuse_questions
+from pave.model.layout import refuse_history, refuse_questions
 from pave.model.options import MOST, answering
 from pave.model.rows import clips_of, perceive, prepared, reading, row_of
 from pave.text.shown import Lines, counted, shortened
@@ -64,7 +66,7 @@ class Turn:
 class Chat(Lines):
     """A dialogue about one clip. `history` holds its turns and may be changed: with an empty list it begins anew.
 
-    What is kept between questions lies in `model.kept`, within its limit of bytes; what a chat alone keeps is freed
+    What is kept between questions lies in `model.kept`, within its limit of bytes; what only this chat keeps is freed
     when it is closed or dropped. A chat answers one question at a time."""
 
     @neutral()
@@ -72,12 +74,14 @@ class Chat(Lines):
         self.calls, self.kept = calls, kept
         self._timeout: Timeout = limit_of(timeout)
         self._row = row_of({**row, "question": ""})
-        self.history = [(question, answer) for question, answer in self._row.history]
+        refuse_history(calls.host, self._row.history)
+        self.history: list[tuple[str, str]] = [(question, answer) for question, answer in self._row.history]
         self.recomputed = ""  # what the last question computed again, and why
-        self._clip: Hashable = (object(),)
-        self._prefix = (object(),)
+        self._prefix = object()  # keys of what this chat keeps; a file's features have one of their own
+        self._clip: Hashable = object()
+        self._own = self._prefix, self._clip
         self._busy, self._asked, self._told = threading.Lock(), False, False
-        weakref.finalize(self, kept.drop, self._prefix, self._clip)
+        weakref.finalize(self, kept.drop, *self._own)
         requested = calls.applied.uses([self._row.patches], 1)
         self._known(requested, requested, [])
 
@@ -110,12 +114,13 @@ class Chat(Lines):
 
     @property
     def bytes(self) -> int:
-        """Bytes that are kept for the next question; other chats about the same file share its features."""
+        """Bytes that are kept for the next question, the features of a file included."""
         return self.kept.size(self._prefix) + self.kept.size(self._clip)
 
     def close(self) -> None:
-        """Free what only this chat keeps; another question would compute it again."""
-        self.kept.drop(self._prefix, self._clip)
+        """Free what only this chat keeps; another question would compute it again. The features of a file stay, within
+        the limit, for other chats about it."""
+        self.kept.drop(*self._own)
 
     def __enter__(self) -> Chat:
         return self
@@ -212,18 +217,17 @@ class Chat(Lines):
         patches = []
         for use in inputs.uses:
             if use.acting[0]:
-                counters = [0 if each.is_inference() else each._version for each in use.attached.parameters()]
+                tensors = (*use.attached.parameters(), *use.attached.buffers())
+                counters = [0 if each.is_inference() else each._version for each in tensors]
                 patches.append((weakref.ref(use.attached), use.weight, *counters))
         return self._clip, *patches
 
     def _reused(self, inputs: Inputs, turn: Turn, again: list[str]) -> tuple[Any, int]:
         """Keys and values of the beginning of a prompt, and their number; None if the kept ones are not its own, with
         the reason in `again`."""
-        prefix: Prefix | None = self.kept.take(self._prefix)
-        if turn.beams > 1:
-            why = "a search with beams needs them for itself"
-        elif prefix is None:
-            why = "they were not kept"
+        prefix: Prefix | None = self.kept.take(self._prefix) if turn.beams == 1 else None
+        if prefix is None:
+            why = "they were not kept" if turn.beams == 1 else "a search with beams needs its own"
         elif prefix.state != turn.state:
             why = "other patches act on it, or the patches or the clip have changed"
         else:
@@ -255,8 +259,8 @@ class Chat(Lines):
 
     def _end(self, turn: Turn, output: Any, answer: Answer | None) -> None:
         """Keep what the next question needs."""
-        if output is not None and turn.beams == 1:
-            past = output.past_key_values
+        past = None if output is None else output.past_key_values
+        if turn.beams == 1 and isinstance(past, DynamicCache):  # others have a fixed length
             ids = output.sequences[0, : past.get_seq_length()].tolist()
             self.kept.put(self._prefix, Prefix(ids, past, turn.state))
         if answer is not None:

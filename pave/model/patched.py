@@ -10,6 +10,7 @@ patches (applied.py), the frozen networks (perception.py), and the calls (call.p
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -42,6 +43,7 @@ from pave.patch.attached import Attached
 from pave.patch.base_match import base_match
 from pave.patch.file import Patch
 from pave.patch.report import PatchReport
+from pave.text.shown import shown
 
 
 def load(
@@ -82,6 +84,14 @@ class PatchedModel:
     def __reduce_ex__(self, protocol: Any) -> Any:
         remedy = "load it again with pave.load there, and apply patches from export(name).save(path)"
         raise UsageError(f"a model cannot be pickled, since its base holds hooks that cannot; {remedy}")
+
+    def __repr__(self) -> str:
+        base = self.host.repo or os.path.basename(str(self.base.name_or_path)) or "a model"
+        size = sum(each.numel() for each in self.base.parameters())
+        placed = f"{size / 1e6:,.1f} M parameters, {str(self.host.dtype).removeprefix('torch.')} on {self.host.device}"
+        states = ((name, each.weight, "" if each.enabled else ", off") for name, each in self.patches.items())
+        patches = [f"{name} (weight {weight:g}{off})" for name, weight, off in states]
+        return shown(f"PatchedModel({base}: {self.host.model_type}, {placed}; {', '.join(patches) or 'no patches'})")
 
     @property
     def base(self) -> PreTrainedModel:

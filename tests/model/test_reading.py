@@ -21,7 +21,7 @@ from pave.media.clip import Clip
 from pave.media.warned import told
 from pave.model.answer import Answer
 from pave.model.patched import PatchedModel
-from pave.model.rows import _clips, _row
+from pave.model.rows import clips_of, row_of
 
 WHAT = "What do you hear?"
 
@@ -47,9 +47,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(model: PatchedModel, *rows: dict[str, Any]) -> list[Clip]:
     """The clips of questions as `ask_batch` reads them."""
-    asked = [_row({"question": WHAT, **row}) for row in rows]
+    asked = [row_of({"question": WHAT, **row}) for row in rows]
     uses = model.applied.uses([row.patches for row in asked], len(asked))
-    clips = _clips(model.calls, asked, uses, "auto")
+    clips = clips_of(model.calls, asked, uses, "auto")
     assert all(isinstance(clip, Clip) for clip in clips)
     return clips  # type: ignore[return-value]
 
