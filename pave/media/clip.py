@@ -74,7 +74,8 @@ class Signal:
     values: Tensor
     times: Tensor
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        return brief(self)
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.times.shape != self.values.shape[:1]:
