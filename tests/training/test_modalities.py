@@ -102,7 +102,7 @@ def test_the_loss_of_a_mixed_step_is_that_of_its_parts(recipe: Make, mixed: str,
     clips = run.clips_of(0)
     assert {clip.modality for clip in clips} == {"pictures", "sound", "both"}
     with torch.no_grad():
-        ((whole, _, _),) = run.losses_of(0)
+        ((whole, *_, kinds),) = run.losses_of(0)
 
         def count(clip: object) -> int:
             return sum(len(turn.answer) if more else 1 for turn in clip.turns)  # type: ignore[attr-defined]
@@ -113,7 +113,8 @@ def test_the_loss_of_a_mixed_step_is_that_of_its_parts(recipe: Make, mixed: str,
             run.stages[0] = replace(
                 run.stages[0], options=run.stages[0].options.model_copy(update={"batch": len(run.drawn[0])})
             )
-            ((loss, _, _),) = run.losses_of(0)
+            ((loss, *_),) = run.losses_of(0)
+            assert kinds[f"loss, {kind}"] == pytest.approx(float(loss), rel=1e-6)
             parts += float(loss) * sum(map(count, run.drawn[0]))
     assert float(whole) == pytest.approx(parts / sum(map(count, clips)), rel=1e-6)
 
