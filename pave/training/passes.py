@@ -23,7 +23,7 @@ from pave.features.stored import Ahead
 from pave.model.inputs import ClipFeatures
 from pave.model.layout import perceived
 from pave.packing.rows import Turn
-from pave.recipe import Modality, TrainConfig
+from pave.recipe import MODALITIES, Modality, TrainConfig
 from pave.training.dataset import TrainingClip, packed, tokens_of
 from pave.training.keep import Keep
 from pave.training.loss import answers, cross_entropy, divergence, scores, total
@@ -114,11 +114,12 @@ class Passes:
         learned = torch.tensor([*chain(*own)])[answer]
         entropy = cross_entropy(logits[learned], targets[learned])
         losses, _ = total(entropy, each[learned])
-        seen = [clip.modality for clip, mine in zip(clips, own, strict=True) for _ in mine]  # of each answer
         kinds = dict[Modality, float]()
-        for kind in {clip.modality for clip in clips if clip.modality}:
+        seen = [clip.modality for clip, mine in zip(clips, own, strict=True) for _ in mine]  # of each answer
+        for kind in MODALITIES if any(seen) else ():
             those = torch.tensor([modality == kind for modality in seen])[answer][learned]
-            kinds[kind] = total(entropy.detach()[those], each[learned][those])[0].item()
+            if those.any():
+                kinds[kind] = total(entropy.detach()[those], each[learned][those])[0].item()
         if self.keep is None or learned.all():
             return losses, 0.0, kinds
         teacher = self.keep.teacher(features, more)

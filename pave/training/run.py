@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,13 +31,13 @@ from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
 from pave.text.progress import Shown, silent
 from pave.training.checkpoint import NAME, Best, State, owned, read_checkpoint, restore, values, write_checkpoint
-from pave.training.dataset import Dataset, TrainingClip, read_dataset, shuffled
+from pave.training.dataset import Dataset, TrainingClip, read_dataset, shuffled, turns_of
 from pave.training.gate import balanced, fit
 from pave.training.keep import Keep
 from pave.training.log import Log
 from pave.training.look import Look
 from pave.training.loss import Score, score
-from pave.training.modalities import drawn
+from pave.training.modalities import Draw
 from pave.training.passes import Passes, Share
 from pave.training.plan import Stretch, mix, order, stretches
 from pave.training.ranks import ALONE, Ranks, joined
@@ -285,7 +285,9 @@ class Run:
         if step not in self.drawn:
             found = [clips[self._order(index // length)[index % length]] for index in stage.clips(step)]
             shares = stage.options.modalities
-            found = drawn(found, shares, stage.options.seed, step) if shares else found
+            if shares:
+                draw = Draw(shares, clips, partial(turns_of, self.setup.model.host))
+                found = draw.step(found, stage.options.seed, step)
             self.drawn = {**{last: self.drawn[last] for last in [*self.drawn][-1:]}, step: found}
         return self.drawn[step]
 
