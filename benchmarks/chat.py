@@ -108,7 +108,7 @@ def main() -> None:
     small = parser.parse_args().small
     study = Study("chat")
     for name, build in BASES.items():
-        figures = compared(build(), 2 if small else 15)
+        figures = compared(build(), 2 if small else 5)
         print(name, figures)
         if not small:
             study.add(name, figures)

@@ -109,7 +109,7 @@ class Clip:
     def _repr_html_(self) -> str:
         """In a notebook: its first key frames, small, and its report."""
         few = () if self.frames is None else self.frames[:SHOWN]
-        return f"{''.join((thumbnail(frame, HIGH) for frame in few))}{self.report._repr_html_()}"
+        return f"{''.join(thumbnail(frame, HIGH) for frame in few)}{self.report._repr_html_()}"
 
     @classmethod
     @neutral()
