@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from pave.data import Example, Source
+from pave.endpoint import client
 from pave.errors import FileDamaged, JudgeError, UsageError
-from pave.evaluation import chat
 from pave.evaluation.aspects import ASPECTS
 from pave.evaluation.judge import VERDICTS, Judge, Verdict
 
 Answer = tuple[int, dict[str, str], bytes]  # status, headers, body
+KEYS = ("PAVE_JUDGE_KEY", "PAVE_WRITER_KEY", "OPENAI_API_KEY")
 KEY = "sk-only-from-the-environment"
 
 
@@ -75,9 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    for name in (*chat.KEYS, "HTTP_PROXY", "http_proxy"):
+    for name in (*KEYS, "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(chat, "FIRST", 0.01)  # seconds of the first wait
+    monkeypatch.setattr(client, "FIRST", 0.01)  # seconds of the first wait
     with Endpoint() as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
@@ -211,7 +212,7 @@ def test_replies_that_cannot_be_read_are_counted_and_do_not_count(endpoint) -> N
 
 def test_a_busy_server_is_asked_again_when_it_says(endpoint, monkeypatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(chat.time, "sleep", waits.append)
+    monkeypatch.setattr(client.time, "sleep", waits.append)
     turns = [
         (429, {"Retry-After": "7"}, b"slow down"),
         (503, {"Retry-After": formatdate(time.time() + 30, usegmt=True)}, b""),
@@ -220,7 +221,7 @@ def test_a_busy_server_is_asked_again_when_it_says(endpoint, monkeypatch) -> Non
     endpoint.answer = lambda number, body: turns[number - 1] if number <= len(turns) else yes()
     found, _ = judged(endpoint, ["x"], tries=6)
     assert found["judge"]["own"].value == 1 and len(endpoint.asked) == 6
-    assert waits[0] == 7 and 25 < waits[1] <= 30 and waits[2] == chat.LONGEST
+    assert waits[0] == 7 and 25 < waits[1] <= 30 and waits[2] == client.LONGEST
     assert waits[3:] == [0.08, 0.16], "without a time, the wait doubles"
 
 
@@ -256,7 +257,7 @@ def test_a_body_that_is_no_completion_is_tried_again_and_told(endpoint, body: by
 
 
 def test_a_reply_without_end_is_bounded(endpoint, monkeypatch) -> None:
-    monkeypatch.setattr(chat, "LARGEST", 10_000)
+    monkeypatch.setattr(client, "LARGEST", 10_000)
     endpoint.answer = lambda number, body: (200, {}, completion("x" * 20_000))
     with pytest.raises(JudgeError, match="replies with over 10,000 bytes"):
         judged(endpoint, ["x"])
