@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from pave.cli import data, encode, evaluate, patch, recipe, weights
+from pave.cli import curate, data, encode, evaluate, patch, recipe, weights
 from pave.cli.terminal import PLAIN, lines_of, quiet, remark, run_command, say
 
 Split = Literal["train", "val", "test"]
@@ -230,6 +230,7 @@ def profile_command(
 
 app.command()(encode.encode)
 app.command("eval")(evaluate.evaluate)
+app.command()(curate.curate)
 
 
 @app.command("new-encoder")

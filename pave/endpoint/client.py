@@ -191,11 +191,16 @@ def _content(data: bytes) -> Reply:
     usage = value.get("usage")
     tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
     return Reply(
-        content if isinstance(content, str) else "",
-        model if isinstance(model, str) else "",
+        _written(content),
+        _written(model),
         tokens if type(tokens) is int and tokens >= 0 else None,
         "refused" if refusal or end == "content_filter" else "cut" if end == "length" else "stop",
     )
+
+
+def _written(text: Any) -> str:
+    """A text that has a UTF-8 encoding: JSON can hold halves of characters."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
 
 
 def _seconds(after: str | None) -> float | None:

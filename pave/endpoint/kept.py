@@ -7,7 +7,7 @@ cut is dropped when the file is opened. Only keys and places are in memory. Know
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -30,9 +30,6 @@ class Kept:
     def __contains__(self, key: str) -> bool:
         return key in self.places or key in self.values
 
-    def __len__(self) -> int:
-        return len(self.places) + len(self.values)
-
     def get(self, key: str) -> Mapping[str, Any] | None:
         """The value of a key; None if there is none."""
         if self.file is None or key not in self.places:
@@ -41,6 +38,14 @@ class Kept:
         with reading(self.file) as opened:
             opened.seek(begin)
             return json_text.parse_json(self.file, opened.read(length), "line")
+
+    def all(self) -> Iterator[Mapping[str, Any]]:
+        """All values, in the order in which they were added."""
+        if self.file is None or not self.places:
+            yield from self.values.values()
+            return
+        with reading(self.file) as opened:
+            yield from (json_text.parse_json(self.file, line, "line") for line in opened)
 
     def add(self, key: str, value: Mapping[str, Any]) -> None:
         """Keep a value under a new key."""

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pave.data import Example
-from pave.errors import UsageError, nearest
 from pave.endpoint.client import Chat, Messages
 from pave.endpoint.kept import Kept
 from pave.endpoint.many import done
+from pave.errors import UsageError, nearest
 from pave.evaluation.aspects import ASPECTS, ONE, Aspect
 from pave.evaluation.metrics.measured import Measured
 from pave.text.shown import quoted
@@ -118,9 +118,7 @@ class Judge:
             found.setdefault(label, {})[run] = Measured.mean_of([each and each.score for each in verdicts])
         return found, _remarks([known[key] for key in asked])
 
-    def _ask(
-        self, fresh: Mapping[str, tuple[str, Messages]], total: int, kept: Kept, tell: OnVerdicts | None
-    ) -> None:
+    def _ask(self, fresh: Mapping[str, tuple[str, Messages]], total: int, kept: Kept, tell: OnVerdicts | None) -> None:
         """Keep fresh verdicts beside those that are known."""
         count = total - len(fresh)
         for (key, _), verdict in done(lambda each: self._judged(*each[1]), fresh.items(), ASKED, "judge"):
