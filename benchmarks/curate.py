@@ -34,7 +34,7 @@ AT_ONCE = 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clips", type=int, default=200)
     clips = parser.parse_args().clips
     with TemporaryDirectory() as folder:

@@ -8,6 +8,7 @@ them, that write down sounds or speech, or that classify. Knows nothing of who r
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -29,6 +30,8 @@ from pave.media.clip import Clip
 from pave.media.resampling import resample
 
 SURE = 0.1  # probability of a class that is told; the likeliest is told in any case
+SHORTEST = 0.1  # seconds of a segment
+CLASSIFIED, WRITTEN = 10, 30  # seconds that classifiers (AST, HTS-AT) and Whisper read: they cut off the rest
 ONE = Lock()  # tokenizers and models are not made for several threads
 
 
@@ -80,7 +83,7 @@ def _captioned(options: Curation, clip: Clip) -> Captioned:
             _captioner(name, "pictures").of_pictures(shown, options.asked, options.longest) for name in options.pictures
         ]
         pictures = [(round(t, 2), "; ".join(each)) for t, *each in zip(clip.times.tolist(), *told, strict=True)]
-    if clip.audio is not None and clip.rate:
+    if clip.audio is not None and clip.rate and clip.audio.shape[1] >= SHORTEST * clip.rate:
         spans, parts = zip(*_segments(clip, options.segments), strict=True)
         told = [_captioner(name, "sounds").of_sounds(parts, clip.rate) for name in options.sounds]
         sounds = [(*span, "; ".join(each)) for span, *each in zip(spans, *told, strict=True)]
@@ -88,10 +91,11 @@ def _captioned(options: Curation, clip: Clip) -> Captioned:
 
 
 def _segments(clip: Clip, count: int) -> Iterator[tuple[tuple[float, float], torch.Tensor]]:
-    """Equal parts (n,) of the sound, each with its seconds; fewer if there are fewer samples."""
+    """Equal parts (n,) of the sound, each with its seconds; fewer of a short sound."""
     assert clip.audio is not None and clip.rate
     sound = clip.audio.mean(0)
-    edges = torch.linspace(0, len(sound), min(count, len(sound)) + 1).long().tolist()
+    count = min(count, max(1, int(len(sound) / clip.rate / SHORTEST)))
+    edges = torch.linspace(0, len(sound), count + 1, dtype=torch.float64).long().tolist()
     for first, last in pairwise(edges):
         seconds = [round(clip.audio_start + edge / clip.rate, 2) for edge in (first, last)]
         yield (seconds[0], seconds[1]), sound[first:last]
@@ -123,9 +127,15 @@ class Captioner:
         """What it says of each part (n,) of a sound, at `rate` Hz."""
         own = self.pipe.feature_extractor.sampling_rate
         with ONE:
-            return [self._heard(resample(part[None], rate, own)[0].numpy(), own) for part in parts]
+            return [self._heard(resample(part[None], rate, own)[0], own) for part in parts]
 
-    def _heard(self, samples: np.ndarray, rate: int) -> str:
+    def _heard(self, samples: torch.Tensor, rate: int) -> str:
+        """What it says of all windows (n,) of a part, without repetitions."""
+        window = (CLASSIFIED if self.classifies else WRITTEN) * rate
+        windows = samples.chunk(math.ceil(len(samples) / window))
+        return "; ".join(dict.fromkeys(self._heard_at_once(each.numpy(), rate) for each in windows))
+
+    def _heard_at_once(self, samples: np.ndarray, rate: int) -> str:
         if not samples.any():
             return "silence"  # of which models that write down speech make something up
         told = self.pipe({"raw": samples, "sampling_rate": rate})

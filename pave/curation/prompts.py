@@ -91,7 +91,8 @@ def scores(text: str, count: int) -> list[dict[str, float]]:
         raise ValueError(f"it scores {len(found)} of {count} entries")
     for each in found:
         for name in SCORES:
-            if type(value := each.get(name)) not in (int, float) or not WORST <= value <= BEST:
+            value = each.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not WORST <= value <= BEST:
                 raise ValueError(f"{name!r} must be a number from {WORST} to {BEST}, got {quoted(value)}")
     return [{name: float(each[name]) for name in SCORES} for each in found]
 

@@ -90,15 +90,15 @@ def curate(
         raise DataError(
             "these clips are parts of files, which our format of data cannot name; cut them into files first"
         )
-    prompts = prompts_of(options)
+    prompts, writer, show = prompts_of(options), writer_of(options), show or silent()
     seen = Seen(options.similar) if options.similar else None
     with raised_as(DataError), held(out, "pave curate"):
-        captions = Kept(out / CAPTIONS)
-        show = show or silent()
-        with show.stage("captions", len(clips)) as stage:
-            for count in _describe(options, clips, captions, workers, engine):
-                stage.to(count)
-        asking = Asking(options, writer_of(options), out / REPLIES)
+        captions, asking = Kept(out / CAPTIONS), Asking(options, writer, out / REPLIES)
+        left = {clip: key for clip in clips if (key := key_of(options, *clip)) not in captions}
+        with show.stage("captions", len(clips), len(clips) - len(left)) as stage:
+            for clip, value in _described(options, list(left), workers, engine):
+                captions.add(left[clip], json.loads(value))
+                stage.to(stage.done + 1)
 
         def write(clip: tuple[str, Source]) -> bool:
             """Have all requests about a clip answered; False if the budget does not allow it."""
@@ -113,19 +113,14 @@ def curate(
         return _assemble(options, clips, out, captions, asking, prompts, seen)
 
 
-def _describe(options: Curation, clips: Clips, captions: Kept, workers: int, engine: Engine) -> Iterator[int]:
-    """Caption the clips that are not captioned; yields how many are."""
-    left = {clip: key for clip in clips if (key := key_of(options, *clip)) not in captions}
-    count = len(clips) - len(left)
-    yield count
-    if left:
+def _described(
+    options: Curation, clips: Clips, workers: int, engine: Engine
+) -> Iterator[tuple[tuple[str, Source], str]]:
+    """Each clip with its captions, as JSON."""
+    if clips:
         refuse_unknown(options)
     work = partial(caption, options)
-    results = on_ray(work, list(left), workers) if engine == "ray" else done(work, left, workers, "captions")
-    for clip, value in results:
-        captions.add(left[clip], json.loads(value))
-        count += 1
-        yield count
+    return on_ray(work, clips, workers) if engine == "ray" else done(work, clips, workers, "captions")
 
 
 def _captions(options: Curation, clip: tuple[str, Source], captions: Kept) -> Captioned:
@@ -174,7 +169,7 @@ def _assemble(
             requests, models = requests + 1, models | {value["model"]} - {""}
         found = Curated(
             str(out),
-            options.facts(),
+            options.facts() | {"writer": asking.writer.shown},
             len(clips),
             complete,
             described,

@@ -41,6 +41,8 @@ class Writer(Protocol):
 def writer_of(options: Curation) -> Writer:
     """The writer that is named."""
     if not options.remote:
+        if options.per_minute is not None:
+            raise UsageError("--per-minute is for an endpoint; a transformers model has no limit of requests")
         return LocalModel(options.writer, options.sent)
     chat = (options.writer, options.model, options.timeout, options.tries, "writer", options.sent)
     return Chat(*chat, Pace(options.per_minute))

@@ -12,6 +12,7 @@ from typing import TypeVar
 from pave.errors import DataError
 
 T = TypeVar("T")
+BLOCKS = 4_096  # of rows: each costs the driver some memory
 
 
 def on_ray(work: Callable[[T], str], given: Sequence[T], workers: int) -> Iterator[tuple[T, str]]:
@@ -27,7 +28,9 @@ def on_ray(work: Callable[[T], str], given: Sequence[T], workers: int) -> Iterat
     logging.getLogger("ray.data").setLevel("ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     share = min(1.0, ray.cluster_resources().get("GPU", 0) / workers)
-    rows = ray.data.from_items([{"place": place} for place in range(len(given))], override_num_blocks=len(given))
+    rows = ray.data.from_items(
+        [{"place": place} for place in range(len(given))], override_num_blocks=min(len(given), BLOCKS)
+    )
     pool = ray.data.TaskPoolStrategy(size=workers)
     done = rows.map(
         lambda row: {"place": row["place"], "told": work(given[row["place"]])}, num_gpus=share or None, compute=pool

@@ -69,7 +69,7 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options(models: dict[str, Any], url: str = URL, **more: Any) -> Curation:
-    return Curation(writer=url, model="author-1", frames=2, segments=2, **models, **more)
+    return Curation(writer=url, model="author-1", frames=2, segments=2, longest=6, **models, **more)
 
 
 def copied(room: Path, name: str) -> Path:
@@ -333,7 +333,7 @@ def test_equal_requests_are_paid_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        ((200, {}, completion("yes", "m", usage={"total_tokens": 7})), Reply("yes", "m", 7)),
+        ((200, {}, completion("yes", "m", tokens=7)), Reply("yes", "m", 7)),
         ((200, {}, completion("half", "m", "length")), Reply("half", "m", None, "cut")),
         ((200, {}, completion(None, "m", "content_filter")), Reply("", "m", None, "refused")),
         ((400, {}, b'{"error": {"code": "content_policy_violation"}}'), Reply("", ended="refused")),

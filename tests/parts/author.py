@@ -39,14 +39,14 @@ class Author:
             return rng.choice([(429, {"Retry-After": "0"}, b"slow down"), (503, {"Retry-After": "0"}, b"")])
         with self.lock:
             self.paid[key] += 1
-        usage = {"usage": {"total_tokens": 100 + len(json.dumps(body["messages"])) // 4}}
+        tokens = 100 + len(json.dumps(body["messages"])) // 4
         if flaw < share / 4:
             return 400, {}, b'{"error": {"code": "content_filter"}}'
         if flaw < share / 2:
-            return 200, {}, completion(None, "author-1", "content_filter", **usage)
+            return 200, {}, completion(None, "author-1", "content_filter", tokens)
         if flaw < share:
-            return 200, {}, completion("Sorry, [here] are some: [{", "author-1", **usage)
-        return 200, {}, completion(self.text(body["messages"], rng), "author-1", **usage)
+            return 200, {}, completion("Sorry, [here] are some: [{", "author-1", tokens=tokens)
+        return 200, {}, completion(self.text(body["messages"], rng), "author-1", tokens=tokens)
 
     def text(self, messages: list[dict[str, str]], rng: Random) -> str:
         """What it says."""

@@ -13,10 +13,11 @@ from typing import Any
 Answer = tuple[int, dict[str, str], bytes]  # status, headers, body
 
 
-def completion(text: Any, model: str = "judge-1-2026", finish: str = "stop", **more: Any) -> bytes:
-    """The body of a reply. more: further keys, as `usage`."""
+def completion(text: Any, model: str = "judge-1-2026", finish: str = "stop", tokens: int | None = None) -> bytes:
+    """The body of a reply. tokens: of request and reply, if the server counts them."""
     message = {"role": "assistant", "content": text}
-    return json.dumps({"model": model, "choices": [{"message": message, "finish_reason": finish}], **more}).encode()
+    usage = {} if tokens is None else {"usage": {"total_tokens": tokens}}
+    return json.dumps({"model": model, "choices": [{"message": message, "finish_reason": finish}], **usage}).encode()
 
 
 class Endpoint(ThreadingHTTPServer):
