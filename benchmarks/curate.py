@@ -2,10 +2,11 @@
 
     python benchmarks/curate.py            # writes benchmarks/results/curate.json; about half an hour on two cores
     python benchmarks/curate.py --clips 20
+    python benchmarks/curate.py --folder work    # keeps the clips and both folders there
 
 Captioners: a small random BLIP and a small random AST, by their pipelines. Writer: a scripted one behind a real server
 on this machine, which turns requests away, refuses some, and replies to others in a way that cannot be read. One run is
-killed (SIGKILL) while it captions and again while it asks, and goes on; another is not killed. Both folders must be
+killed (SIGKILL) while it captions and again while it asks, and goes on; another beside it is not killed. Both folders must be
 equal, byte by byte; each is checked on its own, too: every number of entries, every line by `pave data check`, and the
 counts of the report against the lines of the files.
 """
@@ -17,6 +18,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,9 +38,11 @@ AT_ONCE = 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clips", type=int, default=200)
-    clips = parser.parse_args().clips
+    parser.add_argument("--folder", type=Path)
+    asked = parser.parse_args()
+    clips = asked.clips
     with TemporaryDirectory() as folder:
-        figures = measured(Path(folder), clips)
+        figures = measured((asked.folder or Path(folder)).absolute(), clips)
     print(json.dumps(figures, indent=1))
     if clips == 200:
         Study("curate").add("killed twice", figures)
@@ -60,15 +64,14 @@ def measured(folder: Path, clips: int) -> dict:
         return time.perf_counter() - begin
 
     whole, broken = folder / "whole", folder / "broken"
-    with serving(author := Author(0.1)) as server:
-        seconds, asked = finish(whole, server.url), len(author.paid)
-    with serving(author := Author(0.1)) as server:
-        captions = broken / "captions.jsonl"
+    with serving(Author(0.1)) as other, serving(author := Author(0.1)) as server, ThreadPoolExecutor(1) as pool:
+        unharmed, captions = pool.submit(finish, whole, other.url), broken / "captions.jsonl"
         killed(command(broken, server.url), lambda: len(lines_so_far(captions)) >= clips // 3)
         before = len(lines_so_far(captions))
-        killed(command(broken, server.url), lambda: author.paid.total() >= asked // 2)
+        killed(command(broken, server.url), lambda: author.paid.total() >= 7 * clips)
         paid = author.paid.total()
         finish(broken, server.url)
+        seconds = unharmed.result()
     report = json.loads((broken / "report.json").read_text())
     kept, replies = lines(broken / "captions.jsonl"), lines(broken / "replies.jsonl")
     again = sum(count - 1 for count in author.paid.values())
