@@ -6,7 +6,7 @@
 
 Captioners: a small random BLIP and a small random AST, by their pipelines. Writer: a scripted one behind a real server
 on this machine, which turns requests away, refuses some, and replies to others in a way that cannot be read. One run is
-killed (SIGKILL) while it captions and again while it asks, and goes on; another beside it is not killed. Both folders must be
+killed (SIGKILL) while it captions and again while it asks, and goes on; another beside it is not. Both folders must be
 equal, byte by byte; each is checked on its own, too: every number of entries, every line by `pave data check`, and the
 counts of the report against the lines of the files.
 """

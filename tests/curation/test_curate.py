@@ -165,7 +165,7 @@ def test_a_curation_that_is_killed_ends_as_one_that_is_not(room: Path, models) -
 
 def test_the_limit_of_tokens_holds_and_a_larger_one_goes_on(room: Path, models) -> None:
     with serving(author := Author()) as server:
-        first = run(room, "short", models, server.url, tokens=20_000)
+        first = run(room, "short", models, server.url, tokens=20_000, at_once=2)
         assert 0 < first.complete < 10 and 10_000 < first.tokens <= 20_000
         assert "raise --tokens" in str(first) and flaws(room / "short") == []
         second = run(room, "short", models, server.url)

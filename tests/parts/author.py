@@ -34,9 +34,9 @@ class Author:
             self.tries[key] += 1
             first = self.tries[key] == 1
         rng = Random(key)
-        flaw, share = rng.random(), self.flawed
-        if self.busy and first and rng.random() < share:
-            return rng.choice([(429, {"Retry-After": "0"}, b"slow down"), (503, {"Retry-After": "0"}, b"")])
+        flaw, busy, share = rng.random(), rng.random(), self.flawed  # both are drawn at every try
+        if self.busy and first and busy < share:
+            return 429 if busy < share / 2 else 503, {"Retry-After": "0"}, b"slow down"
         with self.lock:
             self.paid[key] += 1
         tokens = 100 + len(json.dumps(body["messages"])) // 4
