@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -22,7 +23,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 SPECIAL = "[PAD] [UNK] [CLS] [SEP] [DEC]"
 WORDS = "a red blue green ball drum bell on the floor moves left right up toy block car near door wall and then"
 HEARD = ("bell", "drum", "beep", "whistle")
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 LOUD = 8.0
 CHAT = "{% for each in messages %}[CLS] {{ each.content }} [SEP] {% endfor %}[DEC]"
 
@@ -34,7 +35,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     ends = [("[CLS]", words["[CLS]"]), ("[SEP]", words["[SEP]"])]
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
     named = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "bos": "[DEC]", "eos": "[SEP]"}
-    special = {f"{name}_token": token for name, token in named.items()}
+    special: dict[str, Any] = {f"{name}_token": token for name, token in named.items()}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
@@ -55,8 +56,11 @@ def write_of_pictures(folder: Path) -> Path:
 def write_of_sounds(folder: Path) -> Path:
     """An AST that knows four sounds."""
     torch.manual_seed(0)
-    named = {"label2id": {name: place for place, name in enumerate(HEARD)}, "id2label": dict(enumerate(HEARD))}
-    size = {"max_length": 64, "num_mel_bins": 32}
+    named: dict[str, Any] = {
+        "label2id": {name: place for place, name in enumerate(HEARD)},
+        "id2label": dict(enumerate(HEARD)),
+    }
+    size: dict[str, Any] = {"max_length": 64, "num_mel_bins": 32}
     model = ASTForAudioClassification(ASTConfig(**size, **SMALL, **named))
     _speak_up(model)
     model.save_pretrained(folder)
