@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from author import Author
-from captioners import HEARD, write_chat, write_of_pictures, write_of_sounds
+from captioners import HEARD, write_chat, write_of_pictures, write_of_sounds, write_of_speech, write_seeing_chat
 from chat_server import Answer, completion, serving
 from killing import flaws, killed, lines
 
@@ -69,7 +69,8 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options(models: dict[str, Any], url: str = URL, **more: Any) -> Curation:
-    return Curation(writer=url, model="author-1", frames=2, segments=2, longest=6, **models, **more)
+    own = {"frames": 2, "segments": 2, "longest": 6, **models, **more}
+    return Curation(writer=url, model="author-1", **own)
 
 
 def copied(room: Path, name: str) -> Path:
@@ -393,6 +394,21 @@ def test_sound_is_cut_into_equal_parts_and_silence_is_not_captioned(models) -> N
     told = captions._captioned(options({"sounds": models["sounds"]}), Clip.from_frames(audio=sound, rate=8_000))
     assert [span[:2] for span in told.sounds] == [(0.0, 1.0), (1.0, 2.0)] and told.alone and not told.pictures
     assert told.sounds[0][2] == "silence" and set(told.sounds[1][2].split(", ")) <= set(HEARD)
+
+
+def test_a_chat_model_that_sees_is_asked_the_question(tmp_path: Path) -> None:
+    model = {"pictures": (str(write_seeing_chat(tmp_path / "llava")),)}
+    clip = Clip.from_frames(np.random.default_rng(0).integers(0, 255, (1, 40, 40, 3), dtype=np.uint8))
+    told = [captions._captioned(options(model, asked=asked), clip) for asked in ("a drum near", "the wall")]
+    (one,), (other,) = (each.pictures for each in told)
+    assert one[1] != other[1] and len(one[1].split()) <= 6 and "drum near" not in one[1]
+
+
+def test_speech_of_over_half_a_minute_is_written_down_in_parts(tmp_path: Path) -> None:
+    model = {"sounds": (str(write_of_speech(tmp_path / "speech")),)}
+    sound = np.random.default_rng(0).normal(0, 0.1, 8_000 * 32).astype(np.float32)
+    (part,) = captions._captioned(options(model, segments=1), Clip.from_frames(audio=sound, rate=8_000)).sounds
+    assert part[:2] == (0.0, 32.0) and len(part[2].split("; ")) == 2
 
 
 def test_a_captioner_that_is_not_there_is_told(tmp_path: Path) -> None:
