@@ -24,6 +24,7 @@ ORDER = (
     "evaluation",
     "tasks",
     "training",
+    "curation",
     "playroom",
     "features",
     "encoders",
@@ -39,6 +40,7 @@ ORDER = (
     "media",
     "readers",
     "packing",
+    "endpoint",
     "data prompt recipe data_sets sidechannel config",  # the vocabulary
     "files",
     "errors ambient",
