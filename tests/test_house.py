@@ -28,6 +28,7 @@ ORDER = (
     "features",
     "encoders",
     "model",
+    "explaining",
     "senses",
     "hub",
     "patch",

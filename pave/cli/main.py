@@ -7,14 +7,13 @@ fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
 
-from pave.cli import data, encode, evaluate, patch, recipe, weights
+from pave.cli import data, encode, evaluate, explain, patch, recipe, weights
+from pave.cli.signals import signals_of
 from pave.cli.terminal import PLAIN, lines_of, quiet, remark, run_command, say
 
 Split = Literal["train", "val", "test"]
@@ -82,7 +81,7 @@ def ask(
     quiet()
     from pave.model.patched import load
 
-    signals = _signals(signal or [], timeout)
+    signals = signals_of(signal or [], timeout)
     model = load(base, dtype=dtype, device=device, frames=frames)
     for source in patch or []:
         remark(*lines_of(model.apply_patch(source, gate=gate)))
@@ -102,44 +101,6 @@ def ask(
     if base == "playroom" and not patch:
         remark(TOY)
     say(*lines_of(answer))
-
-
-def _signals(options: Sequence[str], timeout: float | None) -> dict[str, Any]:
-    """Signals by name, from NAME=PATH: a path, a list of paths (a repeated name; always for views), or sound (audio),
-    read within `timeout`."""
-    from inspect import signature
-
-    from pave.errors import SignalError
-    from pave.model.patched import PatchedModel
-
-    # ask() takes signals as keyword arguments, so a signal cannot be named like one of its parameters.
-    reserved = signature(PatchedModel.ask).parameters
-    named: dict[str, list[str]] = {}
-    for option in options:
-        name, equals, path = option.partition("=")
-        if not (name and equals and path):
-            raise SignalError(f"--signal {option}: write NAME=PATH, for example imu=ride.npy")
-        if name in reserved:
-            raise SignalError(
-                f"--signal {option}: {name} is not a signal; name one that a patch reads, for example imu or views"
-            )
-        named.setdefault(name, []).append(path)
-    readers: dict[str, Any] = {"audio": partial(_sound, timeout=timeout), "views": list}
-    return {name: readers.get(name, _one_or_list)(paths) for name, paths in named.items()}
-
-
-def _one_or_list(paths: list[str]) -> str | list[str]:
-    return paths if len(paths) > 1 else paths[0]
-
-
-def _sound(paths: list[str], timeout: float | None) -> Any:
-    """The one file with sound."""
-    from pave.errors import SignalError
-    from pave.media.clip import sound
-
-    if len(paths) > 1:
-        raise SignalError(f"--signal audio= is given {len(paths)} times; give one file")
-    return sound(paths[0], timeout or "auto")
 
 
 @app.command()
@@ -230,6 +191,7 @@ def profile_command(
 
 app.command()(encode.encode)
 app.command("eval")(evaluate.evaluate)
+app.command()(explain.explain)
 
 
 @app.command("new-encoder")

@@ -25,7 +25,7 @@ from transformers import (
 
 from pave.errors import UsageError
 from pave.model.call import Calls
-from pave.model.inputs import Inputs
+from pave.model.inputs import ClipFeatures, Inputs
 from pave.text.shown import quoted
 
 
@@ -63,6 +63,8 @@ class Prepared:
     warnings: Sequence[Sequence[str]]
     timings: Mapping[str, float]  # seconds of each step so far
     most: int  # tokens of an answer
+    clips: Sequence[Any] = ()  # `Clip`s; none of a show
+    features: Sequence[ClipFeatures] = ()
 
 
 def most_of(max_new_tokens: object) -> int:

@@ -23,6 +23,7 @@ from pave.base import Host
 from pave.config import PatchConfig, SenseConfig
 from pave.encoder import Encoder
 from pave.errors import UsageError
+from pave.explaining.explanation import Explanation
 from pave.loading.base import Device, load_base
 from pave.media.clip import Clip
 from pave.media.decoding import Timeout
@@ -30,6 +31,7 @@ from pave.model.answer import Answer, answers, pieces
 from pave.model.applied import Applied, Names
 from pave.model.applying import apply, built, find_patch, swap
 from pave.model.call import Calls
+from pave.model.explain import explain
 from pave.model.inputs import ClipFeatures, Inputs
 from pave.model.layout import History, Layout
 from pave.model.perception import Perception
@@ -138,6 +140,31 @@ class PatchedModel:
         row = {"clip": clip, "question": question, "patches": patches, **signals}
         row |= {"audio_track": audio_track, "video_track": video_track}
         return pieces(self.calls, prepared(self.calls, [row], timeout, max_new_tokens))
+
+    def explain(
+        self,
+        clip: Any = None,
+        question: str = "",
+        *,
+        patches: Sequence[str] | None = None,
+        max_new_tokens: int = 32,
+        timeout: Timeout = "auto",
+        audio_track: int | None = None,
+        video_track: int | None = None,
+        **signals: Any,
+    ) -> Explanation:
+        """`ask`, and see why: which side tokens each key frame read, and which seconds the answer depends on.
+
+        A second is cited if the answer changes, or is less than half as likely, once it is silenced, and not once
+        another second drawn by lot is. That takes a pass of the base for every half second, at most 63 for each sense;
+        in clips longer than 32 s, windows are longer than a second. What matters for less than half a window is whole
+        in one; an answer that depends on several moments at once may have none that it is cited for.
+
+        Seconds of tokens without times (a scan) cannot be deleted, and tokens that a patch inserts into the prompt are
+        not read by key frames: `Explanation.missing` says so."""
+        row = {"clip": clip, "question": question, "patches": patches, **signals}
+        row |= {"audio_track": audio_track, "video_track": video_track}
+        return explain(self.calls, row, timeout, max_new_tokens)
 
     def watch(
         self,

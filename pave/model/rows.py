@@ -78,7 +78,7 @@ def prepared(calls: Calls, asked: Rows, timeout: Timeout, max_new_tokens: int) -
     inputs = calls.around(layout, [row.question for row in rows])
     signals = [{**unasked(requested, uses, i), **_signals(inputs.uses, clip, i)} for i, clip in enumerate(features)]
     seconds = {"read": read - begin, "encode": encoded - read, "prepare": time.perf_counter() - encoded}
-    return Prepared(inputs, signals, [clip.warnings for clip in features], seconds, most)
+    return Prepared(inputs, signals, [clip.warnings for clip in features], seconds, most, clips, features)
 
 
 def _row(row: Sequence[Any] | Mapping[str, Any]) -> Row:
