@@ -72,9 +72,8 @@ def measured(model: Any, folder: Path, seed: int) -> dict[str, Any]:
     apart = [window for window in windows if window[0] >= cited.end or window[1] <= cited.start]
     other = Random(f"other {seed}").choice(apart)  # another lot than that of `explain`
     clip = Clip.read(file, frames=model.host.frames)
-    with_noise = [
-        str(model.ask(clip, question, audio=noisy(clip, *span, seed))) for span in ((cited.start, cited.end), other)
-    ]
+    spans = ((cited.start, cited.end), other)
+    with_noise = [str(model.ask(clip, question, audio=noisy(clip, start, end, seed))) for start, end in spans]
     return figures | {
         "sense": cited.sense,
         "there": cited.start <= middle <= cited.end,

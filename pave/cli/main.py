@@ -76,6 +76,9 @@ def ask(
     gate: Annotated[
         bool, typer.Option(help="Let a patch leave questions that are not about VIDEO to the base, if it has a gate.")
     ] = True,
+    conflict: Annotated[
+        bool, typer.Option("--conflict", help="Also measure whether pictures and signals disagree; takes longer.")
+    ] = False,
 ) -> None:
     """Ask a frozen video LLM about VIDEO."""
     quiet()
@@ -92,12 +95,16 @@ def ask(
         timeout=timeout or "auto",
         audio_track=audio_track,
         video_track=video_track,
+        conflict=conflict,
         **signals,
     )
     for text in answer.warnings:
         remark(f"warning: {video.name}: {text}")
     for sense, state in answer.signals.items():
         remark(f"{sense}: {state}")
+    if conflict:
+        score = "not measured: it takes pictures and a signal" if answer.conflict is None else f"{answer.conflict:.2f}"
+        remark(f"conflict of pictures and signals: {score}")
     if base == "playroom" and not patch:
         remark(TOY)
     say(*lines_of(answer))

@@ -36,6 +36,7 @@ class Answer(str):
     signals: Mapping[str, str]  # sense -> what was read, or why nothing was
     timings: Mapping[str, float]  # seconds of each step
     warnings: tuple[str, ...]  # what is wrong with the clip's files, as in `Clip.report`
+    conflict: float | None = None  # whether pictures and signals disagree, 0 to 1, if `ask` was told to measure it
 
     def __new__(
         cls,

@@ -31,6 +31,7 @@ from pave.model.answer import Answer, answers, pieces
 from pave.model.applied import Applied, Names
 from pave.model.applying import apply, built, find_patch, swap
 from pave.model.call import Calls
+from pave.model.conflict import conflict_of
 from pave.model.explain import explain
 from pave.model.inputs import ClipFeatures, Inputs
 from pave.model.layout import History, Layout
@@ -102,6 +103,7 @@ class PatchedModel:
         timeout: Timeout = "auto",
         audio_track: int | None = None,
         video_track: int | None = None,
+        conflict: bool = False,
         **signals: Any,
     ) -> Answer:
         """Ask one question about a clip: a path, a Clip, frames, or a picture; or about `audio=` alone.
@@ -110,12 +112,18 @@ class PatchedModel:
         timeout, audio_track, video_track: how a file is read, as in `Clip.read`.
         signals: further streams by name, as in `Clip.from_frames`; `audio=(samples, rate)` or the path of a file
         replaces the clip's own sound, `audio=None` drops it.
+        conflict: also whether pictures and signals contradict each other, as `Answer.conflict`: 0 to 1, or None if
+        there is only one of them. The question is asked three more times: of each alone, and of neither.
 
         A file that is damaged, cut short or ambiguous: a `MediaWarning`, and `Answer.warnings`.
         """
         row = {"clip": clip, "question": question, "patches": patches, **signals}
         row |= {"audio_track": audio_track, "video_track": video_track}
-        return answers(self.calls, prepared(self.calls, [row], timeout, max_new_tokens))[0]
+        asked = prepared(self.calls, [row], timeout, max_new_tokens)
+        answer = answers(self.calls, asked)[0]
+        if conflict:
+            answer.conflict = conflict_of(self.calls, asked, question, answer)
+        return answer
 
     def ask_batch(self, rows: Rows, *, max_new_tokens: int = 32, timeout: Timeout = "auto") -> list[Answer]:
         """Ask many questions in one batch: (clip, question), (clip, question, patches), or a mapping of clip, question,
