@@ -2,10 +2,10 @@
 
     python benchmarks/conflict.py [--folder FOLDER]      # half an hour on one thread; continues after a stop
 
-Playroom clips of held-out scenes with one card on the rug and one sound; about half of them name the same thing. Each is
-asked what is heard, and what is seen. `conflict` of either question is compared with the truth (AUROC, Brier score); and
-on ordinary clips, where nothing contradicts anything, counted is how often it is above 0.5. Three patches: two that are
-shipped, and the recipe of audio-playroom trained with such clips (`trained`), in FOLDER. Seeds are fixed.
+Playroom clips of held-out scenes with one card on the rug and one sound; about half of them name the same thing. Each
+is asked what is heard, and what is seen. `conflict` of either question is compared with the truth (AUROC, Brier score);
+on ordinary clips, where nothing contradicts anything, it is counted how often it is above 0.5. Three patches: two that
+are shipped, and the recipe of audio-playroom trained with such clips (`trained`), in FOLDER. Seeds are fixed.
 """
 
 from __future__ import annotations
@@ -68,10 +68,8 @@ def ordinary(model: Any, folder: Path) -> dict[str, Any]:
     answers = [model.ask(each.video, each.question, conflict=True) for each in examples]
     figures: dict[str, Any] = {"questions": len(examples)}
     for channel in CHANNELS:
-        own = [
-            (answer, each) for answer, each in zip(answers, examples, strict=True) if each.facts["channel"] == channel
-        ]
-        figures[channel] = mean([answer == each.answer for answer, each in own])
+        own = zip(answers, examples, strict=True)
+        figures[channel] = mean([answer == each.answer for answer, each in own if each.facts["channel"] == channel])
     return figures | {"above 0.5": mean([answer.conflict > 0.5 for answer in answers])}
 
 

@@ -50,3 +50,13 @@ def test_a_picture_has_a_row_for_all_that_is_there() -> None:
     rows = [axes.get_ylabel().replace("\n", " ") for axes in explanation((2, 2), timed=False).plot().axes]
     assert rows == ["key frames", "sound", "audio read where", "audio nats lost without"]
     assert found._repr_html_() == found._repr_html_() and "&lt;b&gt;" in found._repr_html_()
+
+
+def test_the_command_says_when_it_was_heard_and_writes_the_page(command, tmp_path: Path) -> None:
+    out, room = tmp_path / "page.html", ROOT / "examples/room.mp4"
+    words = ("explain", room, "is there a bell?", "--patch", "audio-playroom", "--out", out)
+    code, said, remarks = command(*words)
+    assert code == 0 and said.startswith("yes (heard at 1.") and remarks.splitlines()[-1] == str(out)
+    assert "heard at 1." in out.read_text("utf-8")
+    code, _, remarks = command(*words, "--signal", "bell=x")
+    assert code == 2 and "no applied patch reads the signal 'bell'" in remarks

@@ -41,6 +41,12 @@ def test_a_card_that_contradicts_the_sound_is_a_conflict_and_one_that_agrees_is_
     assert pickle.loads(pickle.dumps(answer)).conflict == answer.conflict
 
 
+def test_the_command_tells_the_score_only_if_asked(command):
+    words = ("ask", ROOT / "examples/room.mp4", QUESTION, "--patch", "audio-playroom")
+    _, _, remarks = command(*words, "--conflict")
+    assert "conflict of pictures and signals: 0.0" in remarks and "conflict" not in command(*words)[2]
+
+
 def test_a_picture_that_says_nothing_of_the_sound_is_no_conflict(ears):
     answer = ears.ask(ROOT / "examples/room.mp4", "what colour is the ball when you hear the bell?", conflict=True)
     assert answer.conflict is not None and answer.conflict < 0.1 and answer == "red"
