@@ -4,8 +4,8 @@
 
 Playroom clips of held-out scenes with one card on the rug and one sound; about half of them name the same thing. Each
 is asked what is heard, and what is seen. `conflict` of either question is compared with the truth (AUROC, Brier score);
-on ordinary clips, where nothing contradicts anything, it is counted how often it is above 0.5. Three patches: two that
-are shipped, and the recipe of audio-playroom trained with such clips (`trained`), in FOLDER. Seeds are fixed.
+on ordinary clips, where nothing contradicts anything, it is counted how often it is above 0.5. Two patches: the
+shipped audio-playroom, and its recipe trained with such clips (`trained`), in FOLDER. Seeds are fixed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pave.playroom.writer import clip_seeds, write_clip, write_clips
 from pave.readers.questions import read_data
 
 CLIPS, PART, SEED = 120, 20, 23
-ORDINARY = 40  # clips
+ORDINARY = 16  # clips
 QUESTIONS = {"heard": HEAR[0], "seen": "what sign do you see?"}
 CHANNELS = ("video", "audio", "audio+video", "order")
 # audio-playroom's recipe with fewer clips and steps, and questions about clips of this kind
@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "pave-conflict")
     folder, study, seeds = parser.parse_args().folder, Study("conflict"), list(clip_seeds(CLIPS, SEED, "test"))
-    sources = {"audio-playroom": "audio-playroom", "trained": trained, "favor-playroom": "favor-playroom"}
+    sources = {"audio-playroom": "audio-playroom", "trained": trained}
     with tempfile.TemporaryDirectory() as clips:
         for name, source in sources.items():
             if name in study:

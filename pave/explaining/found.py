@@ -59,11 +59,6 @@ class Cited:
     other_lost: float  # nats, without those instead
     other_answer: str
 
-    @property
-    def changes(self) -> bool:
-        """Whether the answer is another one without these seconds; if not, it is less likely."""
-        return self.answer != self.other_answer
-
     def __str__(self) -> str:
         return f"{VERBS.get(self.sense, 'read')} at {self.start:.1f}–{self.end:.1f} s"
 

@@ -57,15 +57,14 @@ def likelihoods(
     for visual, template in zip(layout.visual, layout.templates, strict=True):
         before, after = host.prompt(question, template)
         rows.append(pack([*before, *visual], [Turn(after, [*host.encode_text(text), host.end]) for text in answers]))
-    batch = collate(rows, host.pad)
-    logits = calls.forward(layout.inputs(batch["input_ids"], batch["attention_mask"], batch["position_ids"]), None, 0)
-    labels = batch["labels"][:, 1:]
-    each = logits.logits[:, :-1].cpu().float().log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    found = torch.zeros(len(clips), len(answers))
+    batch, most = collate(rows, host.pad), max(int((row.turns > 0).sum()) for row in rows)  # tokens behind a prefix
+    inputs = layout.inputs(batch["input_ids"], batch["attention_mask"], batch["position_ids"])
+    logits = calls.forward(inputs, None, most + 1).logits[:, :-1].cpu().float()
+    labels = batch["labels"][:, -most:]
+    each = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != IGNORE)
+    found = torch.zeros(len(rows), len(answers))
     for i, row in enumerate(rows):
-        owner = row.turns[1:] - 1
-        own = row.labels[1:] != IGNORE
-        found[i].index_add_(0, owner[own], each[i, -len(owner) :][own])
+        found[i].index_add_(0, (row.turns[-most:] - 1).clamp(min=0), each[i])
     return found
 
 
