@@ -27,23 +27,31 @@ from pave.playroom.writer import clip_seeds, write_clip, write_clips
 from pave.readers.questions import read_data
 
 CLIPS, PART, SEED = 120, 20, 23
-ORDINARY = 16  # clips
+ORDINARY = 40  # clips
 QUESTIONS = {"heard": HEAR[0], "seen": "what sign do you see?"}
 CHANNELS = ("video", "audio", "audio+video", "order")
-# audio-playroom's recipe with fewer clips and steps, and questions about clips of this kind
-RECIPE = [
-    "data.playroom.clips=580",
-    "data.playroom.channels=[video, audio, audio+video, order, caption, conflict]",
+# audio-playroom's recipe with fewer clips, and questions about clips of this kind; the later runs begin with the patch
+# of the one before, and have no captions
+SOME = ["data.playroom.clips=580"]
+FIRST = [
+    *SOME,
+    f"data.playroom.channels=[{', '.join(CHANNELS)}, caption, conflict]",
     "train.steps=240",
     "train.batch=20",
 ]
+LATER = [*SOME, f"data.playroom.channels=[{', '.join(CHANNELS)}, conflict]", "train.steps=110", "train.batch=12"]
+RUNS = (FIRST, LATER, LATER)
 
 
 def trained(folder: Path) -> Path:
-    """The patch of the recipe, trained once."""
-    if not (folder / "patch.safetensors").exists():
-        pave.train(recipe("audio-playroom", [*RECIPE, f"train.output={folder}"]), resume=True)
-    return folder
+    """The patch of the last run, each trained once."""
+    before: list[str] = []
+    for i, run in enumerate(RUNS):
+        output = folder / str(i)
+        if not (output / "patch.safetensors").exists():
+            pave.train(recipe("audio-playroom", [*run, *before, f"train.output={output}"]), resume=True)
+        before = [f"train.start_from={output}"]
+    return folder / str(len(RUNS) - 1)
 
 
 def measured(model: Any, folder: Path, seed: int) -> dict[str, Any]:
