@@ -34,7 +34,9 @@ def cli_page() -> str:
         "Answers go to stdout, remarks to stderr. Exit code 0: done. 1: a check found something wrong (`pave doctor`, "
         "`pave patch verify`). 2: the command could not do it, and one line says why and what to do (wrong "
         "options also print the usage); "
-        "`PAVE_TRACEBACK=1` in the environment shows where.\n"
+        "`PAVE_TRACEBACK=1` in the environment shows where. `pave --quiet COMMAND` prints results and errors only, "
+        "`pave --verbose COMMAND` also the seconds of each step and what the dependencies log; "
+        "`pave --install-completion` lets your shell complete commands and names of patches.\n"
     )
     for app, name in ((main.app, "pave"), (train.app, "pave-train")):
         lines += [line for path, command in _commands(get_command(app), name) for line in _command(path, command)]

@@ -39,6 +39,7 @@ from pave.media.clip import Clip
 from pave.media.pixels import preprocess, scaled
 from pave.packing.mask import windowed
 from pave.prompt import CHATML, Prompter
+from pave.text.shown import brief
 
 Newline = Literal["end", "grid", "none"]
 PASS = 8  # frames per vision pass where the bits of a frame must not depend on the number of frames
@@ -54,6 +55,9 @@ class Visual:
     times: Tensor  # float64 (b t) seconds
     deep: Tensor | None = None  # (b t s k d) DeepStack features for the first k layers of the decoder
     blind: Tensor | None = None  # bool (b,) rows without pictures, whose features are zeros; None: there are none
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def without_pictures(self) -> list[int]:

@@ -77,7 +77,7 @@ def imports(module: str) -> frozenset[str]:
 
 def floor(module: str) -> int:
     """How far down a module's wing lies."""
-    wing = module.split(".")[1]
+    wing = module.split(".")[1].replace("__main__", "cli")  # `python -m pave` is the command
     return next(place for place, names in enumerate(ORDER) if wing in names.split())
 
 

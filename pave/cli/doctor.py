@@ -23,7 +23,7 @@ WIDEST = 28  # characters of a check's name: "patch fast-on-audio-playroom"
 HERE = Path(__file__).parents[1]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Check(Lines):
     """The result of one check. `remedy` is what to do when it is not ok."""
 

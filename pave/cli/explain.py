@@ -41,7 +41,7 @@ def explain(
     ] = None,
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Maximum length of the answer, in tokens.")
-    ] = 32,
+    ] = 128,
     dtype: Annotated[
         str, typer.Option(metavar="DTYPE", help="'auto', 'float32', 'bfloat16', 'float16' or 'float64'.")
     ] = "auto",

@@ -12,17 +12,12 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from pave.cli import data, encode, evaluate, explain, patch, recipe, weights
-from pave.cli.signals import signals_of
-from pave.cli.terminal import PLAIN, lines_of, quiet, remark, run_command, say
+from pave.cli import ask, data, encode, evaluate, explain, patch, recipe, weights
+from pave.cli.terminal import PLAIN, Talk, lines_of, quiet, remark, run_command, say
 
 Split = Literal["train", "val", "test"]
-TOY = (
-    "the embedded base knows toys in a Playroom room and nothing else; for real films use --base "
-    "llava-hf/llava-onevision-qwen2-7b-ov-hf, or another video LLM"
-)
 
-app = typer.Typer(help="Give a frozen video LLM a new sense.", **PLAIN)
+app = typer.Typer(help="Give a frozen video LLM a new sense.", **{**PLAIN, "add_completion": True})
 app.add_typer(data.app, name="data")
 app.add_typer(patch.app, name="patch")
 app.add_typer(recipe.app, name="recipe")
@@ -32,7 +27,14 @@ app.add_typer(weights.app, name="weights")
 @app.callback(invoke_without_command=True)
 def front(
     version: Annotated[bool, typer.Option("--version", help="Show the version and stop.", is_eager=True)] = False,
+    less: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
+    more: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also print seconds of each step, and logs of the dependencies.")
+    ] = False,
 ) -> None:
+    if less and more:
+        raise typer.BadParameter("--quiet and --verbose: choose one")
+    Talk.remarks, Talk.details = not less, more
     if version:
         import pave
 
@@ -40,74 +42,8 @@ def front(
         raise typer.Exit
 
 
-@app.command()
-def ask(
-    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video or an image.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in plain text.")],
-    base: Annotated[str, typer.Option(metavar="BASE", help="'playroom', a folder, or a Hub id.")] = "playroom",
-    patch: Annotated[
-        list[str] | None, typer.Option(metavar="PATCH", help="A name, a folder, a file or user/repo; may be repeated.")
-    ] = None,
-    signal: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="File or folder of another signal; repeat views=FILE for each camera."),
-    ] = None,
-    audio_track: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Which sound of VIDEO, from 0. Default: the file's default.")
-    ] = None,
-    video_track: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, help="Which pictures of VIDEO, from 0. Default: the file's default."),
-    ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(metavar="S", min=0.1, help="Time limit for reading VIDEO, in seconds. Default: by its length."),
-    ] = None,
-    frames: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Key frames. Default: what the base was trained with.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Maximum length of the answer, in tokens.")
-    ] = 32,
-    dtype: Annotated[
-        str, typer.Option(metavar="DTYPE", help="'auto', 'float32', 'bfloat16', 'float16' or 'float64'.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="'auto', 'cpu', 'cuda', ...")] = "auto",
-    gate: Annotated[
-        bool, typer.Option(help="Let a patch leave questions that are not about VIDEO to the base, if it has a gate.")
-    ] = True,
-    conflict: Annotated[
-        bool, typer.Option("--conflict", help="Also measure whether pictures and signals disagree; takes longer.")
-    ] = False,
-) -> None:
-    """Ask a frozen video LLM about VIDEO."""
-    quiet()
-    from pave.model.patched import load
-
-    signals = signals_of(signal or [], timeout)
-    model = load(base, dtype=dtype, device=device, frames=frames)
-    for source in patch or []:
-        remark(*lines_of(model.apply_patch(source, gate=gate)))
-    answer = model.ask(
-        video,
-        question,
-        max_new_tokens=max_new_tokens,
-        timeout=timeout or "auto",
-        audio_track=audio_track,
-        video_track=video_track,
-        conflict=conflict,
-        **signals,
-    )
-    for text in answer.warnings:
-        remark(f"warning: {video.name}: {text}")
-    for sense, state in answer.signals.items():
-        remark(f"{sense}: {state}")
-    if conflict:
-        score = "not measured: it takes pictures and a signal" if answer.conflict is None else f"{answer.conflict:.2f}"
-        remark(f"conflict of pictures and signals: {score}")
-    if base == "playroom" and not patch:
-        remark(TOY)
-    say(*lines_of(answer))
+app.command()(ask.ask)
+app.command()(ask.chat)
 
 
 @app.command()

@@ -6,9 +6,10 @@ it needs when it runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,7 @@ from pave.cli.certify import certify
 from pave.cli.terminal import PLAIN, lines_of, quiet, remark, say
 from pave.errors import PatchError
 from pave.patch.filenames import WEIGHTS
+from pave.text.shown import shown
 
 if TYPE_CHECKING:
     from pave.patch.file import Patch
@@ -29,24 +31,52 @@ app.command("certify")(certify)
 
 
 @app.command("list")
-def patch_list() -> None:
+def patch_list(
+    as_json: Annotated[bool, typer.Option("--json", help="Print names, senses, bases and bytes as JSON.")] = False,
+) -> None:
     """List patches: catalogue, aliases, downloads."""
     from pave.hub.aliases import aliases
     from pave.hub.catalogue import list_patches
     from pave.hub.locate import downloaded
 
-    for entry in list_patches():
-        say(entry)
-    for name, target in sorted(aliases().items()):
-        say(f"{name}: alias of {target}")
-    for place in downloaded():
-        say(f"{place.source}: downloaded from the Hub [{place.path.stat().st_size:,} bytes]")
+    rows: list[dict[str, Any]] = [
+        {
+            "name": entry.name,
+            "senses": list(entry.recipe.senses),
+            "base": entry.recipe.base,
+            "bytes": entry.file.stat().st_size if entry.file else None,
+            "kind": "shipped" if entry.file else "official checkpoint" if entry.recipe.released else "recipe",
+            "description": " ".join(entry.recipe.description.split()),
+        }
+        for entry in list_patches()
+    ]
+    rows += [{"name": name, "kind": "alias", "target": target} for name, target in sorted(aliases().items())]
+    rows += [{"name": each.source, "kind": "downloaded", "bytes": each.path.stat().st_size} for each in downloaded()]
+    if as_json:
+        say(*lines_of(json.dumps(rows, indent=1)))
+    else:
+        say(*_table(rows))
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Patches in columns: name, base, senses, bytes; and what they are."""
+    cells = [("NAME", "BASE", "SENSES", "BYTES", "")]
+    for row in rows:
+        size = f"{row['bytes']:,}" if row.get("bytes") else ""
+        told = row.get("description") or (f"alias of {row['target']}" if "target" in row else "")
+        what = "; ".join(filter(None, (told, "" if row["kind"] in ("shipped", "alias") else row["kind"])))
+        cells.append((row["name"], row.get("base", ""), ", ".join(row.get("senses", ())), size, what))
+    cells = [tuple(map(shown, each)) for each in cells]
+    wide = [max(len(each[place]) for each in cells) for place in range(4)]
+    for name, base, senses, size, what in cells:
+        yield f"{name:{wide[0]}}  {base:{wide[1]}}  {senses:{wide[2]}}  {size:>{wide[3]}}  {what}".rstrip()
 
 
 @app.command("info")
 def patch_info(
     source: Annotated[str, typer.Argument(metavar="PATCH", help="A name, a folder, a file, or user/repo of the Hub.")],
     dim: Dim = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print its config and all facts as JSON.")] = False,
 ) -> None:
     """Show the metadata of a patch.
 
@@ -56,6 +86,13 @@ def patch_info(
     from pave.hub.locate import info
 
     patch, place = info(source, dim=dim)
+    if as_json:
+        size = place.path.stat().st_size if place.path.is_file() else None
+        facts = {"source": place.source, "file": str(place.path), "bytes": size, "sha256": patch.content}
+        certificate = None if patch.certificate is None else dict(patch.certificate)
+        facts |= {"config": json.loads(patch.text), "certificate": certificate, "remark": place.remark}
+        say(*lines_of(json.dumps(facts, indent=1)))
+        return
     size = f" ({place.path.stat().st_size:,} bytes)" if place.path.is_file() else ""
     _describe(patch, f"{place.path if not place.repo else place.source}{size}")
     if place.remark:

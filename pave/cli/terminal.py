@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import typer
@@ -21,11 +22,27 @@ from pave.files.quiet import TALKATIVE
 from pave.text.shown import shown
 
 # Plain help: drawing rich panels takes twice the time of everything else in `pave --help`.
-PLAIN = {"rich_markup_mode": None, "no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
+PLAIN: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "no_args_is_help": True,
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+
+class Talk:
+    """How much the commands say, besides results and errors."""
+
+    remarks = True  # --quiet: nothing
+    details = False  # --verbose: also what the dependencies log, and the seconds of each step
 
 
 def quiet() -> None:
-    """Silence log messages and progress bars of the dependencies; PAVE reports what matters itself."""
+    """Silence log messages and progress bars of the dependencies, but with --verbose; PAVE reports what matters
+    itself."""
+    if Talk.details:
+        return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -41,9 +58,22 @@ def say(*lines: object) -> None:
 
 
 def remark(*lines: object) -> None:
-    """Print to stderr, so that stdout holds only results; a line each."""
-    for line in lines:
+    """Print to stderr, so that stdout holds only results; a line each. With --quiet, nothing."""
+    for line in lines if Talk.remarks else ():
         print(shown(line), file=sys.stderr)
+
+
+def say_pieces(pieces: Iterable[str]) -> None:
+    """Print a text to stdout as its pieces come, with its own line breaks; spaces and breaks at its ends are left
+    out."""
+    begun, space = False, ""
+    for piece in pieces:
+        text = space + piece if begun else piece.lstrip()
+        space = text[len(text.rstrip()) :]  # printed only if something follows
+        text = text.rstrip()
+        begun = begun or bool(text)
+        print("\n".join(map(shown, text.expandtabs(4).split("\n"))), end="", flush=True)
+    print(flush=True)
 
 
 def say_table(table: Any) -> None:
@@ -56,6 +86,14 @@ def say_table(table: Any) -> None:
 def lines_of(text: object) -> list[str]:
     """The lines of a text that may have several: of a card, of an answer, of a `Lines`, which has escaped its own."""
     return str(text).expandtabs(4).split("\n")
+
+
+def patch_names(incomplete: str) -> list[str]:
+    """For the completion of a shell: names of the catalogue, and the user's aliases."""
+    from pave.hub.aliases import aliases
+    from pave.hub.catalogue import names
+
+    return [name for name in (*names(), *sorted(aliases())) if name.startswith(incomplete)]
 
 
 def warned(message: Warning | str, *_: object, **__: object) -> None:
@@ -87,7 +125,7 @@ def run_command(command: typer.Typer, name: str) -> None:
             raise
         if os.environ.get("PAVE_TRACEBACK"):
             raise
-        remark(f"{name}: {error}")
+        print(shown(f"{name}: {error}"), file=sys.stderr)
         raise SystemExit(2) from None
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

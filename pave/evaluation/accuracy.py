@@ -33,8 +33,8 @@ from pave.features.stored import Features
 from pave.files.atomic import write_text
 from pave.files.locks import held
 from pave.media.decoding import Timeout
-from pave.model.answer import most_of
 from pave.model.inputs import ClipFeatures
+from pave.model.options import most_of
 from pave.model.patched import PatchedModel
 from pave.readers.questions import Data, names_of, read_data
 from pave.tasks.known import task_of

@@ -36,8 +36,8 @@ from pave.features.cache import FeatureCache, OnClip
 from pave.files.locks import held
 from pave.media.clip import Clip
 from pave.media.decoding import Timeout
-from pave.model.answer import most_of
 from pave.model.inputs import ClipFeatures
+from pave.model.options import most_of
 from pave.model.patched import PatchedModel
 from pave.patch.certificate import (
     CONTROLS,

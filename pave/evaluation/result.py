@@ -58,7 +58,7 @@ class Score:
         return self.right / self.asked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation(Lines):
     """The answers of a run, or of several on the same questions; the unreadable clips with the reasons, whose questions
     are left out; and the warnings of clips that were read."""

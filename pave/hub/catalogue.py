@@ -21,7 +21,7 @@ RECIPE = "patch.yaml"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")  # of a folder; longer ones no file system takes
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CatalogueEntry(Lines):
     """One patch of the catalogue, as its recipe describes it."""
 

@@ -26,22 +26,23 @@ from torch import Tensor
 
 from pave.ambient import neutral
 from pave.errors import MediaError, SignalError, UsageError
-from pave.media.arrays import pictures_of, size_of, sound_of, tensor_of, times_of
+from pave.media.arrays import pictures_of, size_of, sound_of, tensor_of, thumbnail, times_of
 from pave.media.decoding import Timeout
 from pave.media.key_frames import Request
 from pave.media.pixels import scaled
 from pave.media.resampling import resample
-from pave.text.shown import Lines
+from pave.text.shown import Lines, brief, shown
 
 Path = str | os.PathLike
 if TYPE_CHECKING:
     from pave.media.decode import Part
 
 TIMEOUT: Timeout = "auto"  # limit of decoding a file: grows with its length
+SHOWN, HIGH = 8, 96  # key frames of a clip in a notebook, and their height in pixels
 PICTURED = ("fast", "views")  # signals that are pictures, or a list of them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Lines):
     """What reading a clip found. `print(report)` gives one line, and one more per warning."""
 
@@ -73,6 +74,9 @@ class Signal:
     values: Tensor
     times: Tensor
 
+    def __repr__(self) -> str:
+        return brief(self)
+
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.times.shape != self.values.shape[:1]:
             shapes = f"values {tuple(self.values.shape)} and times {tuple(self.times.shape)}"
@@ -96,6 +100,16 @@ class Clip:
     report: Report = field(default_factory=Report)
     again: Callable[[Sequence[float]], Iterator[Tensor]] | None = None  # other pictures of the same file, one by one
     timeout: Timeout = TIMEOUT  # limit of decoding the files of its signals
+
+    def __repr__(self) -> str:
+        frames = f"{len(self.frames)} key frames, " if self.frames is not None else ""
+        others = f"; {', '.join(self.signals)}" if self.signals else ""
+        return f"Clip({frames}{self.report}{shown(others)})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: its first key frames, small, and its report."""
+        few = () if self.frames is None else self.frames[:SHOWN]
+        return f"{''.join(thumbnail(frame, HIGH) for frame in few)}{self.report._repr_html_()}"
 
     @classmethod
     @neutral()

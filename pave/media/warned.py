@@ -25,10 +25,10 @@ def told(warnings: Mapping[str, Sequence[str]], most: int = FEW) -> list[str]:
     return lines if len(some) <= most else [*lines, f"and {counted(len(some) - most, 'more clip')} with warnings"]
 
 
-def warn(lines: Sequence[str]) -> None:
+def warn(lines: Sequence[str], kind: type[Warning] = MediaWarning) -> None:
     """Warn of these lines, at the line of the user that led here."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(OURS):
         level, frame = level + 1, frame.f_back
     if lines:
-        python.warn("\n".join(lines), MediaWarning, stacklevel=level)
+        python.warn("\n".join(lines), kind, stacklevel=level)

@@ -40,7 +40,7 @@ def conflict_of(calls: Calls, asked: Prepared, question: str, answer: str) -> fl
         return None
     names, blurred = [use.name for use in uses if use.acting[0]], _blurred(features)
     clips, patches = [features, blurred, blurred], [[], names, []]  # picture alone, signal alone, neither
-    said = texts(calls, calls.prepare(clips, [question] * 3, patches), asked.most)
+    said = texts(calls, calls.prepare(clips, [question] * 3, patches), asked.options["max_new_tokens"])
     candidates = {_plain(text): text.strip() for text in (*said, answer)}
     likely = likelihoods(calls, clips, question, patches, list(candidates.values()))
     picture, signal, neither = likely.softmax(-1)

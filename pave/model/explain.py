@@ -36,6 +36,7 @@ BATCH = 8  # rows at once
 MOST = 4  # windows looked at in detail, of one sense
 HEIGHT = 96  # pixels of a key frame that is kept, at most
 NO_TIMES = "its tokens have no times, so no second of it can be deleted"
+NO_SAMPLES = "the features hold no samples to silence; pass the file, or a Clip"
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ class _Case:
 
 @neutral()
 @torch.no_grad()
-def explain(calls: Calls, row: Mapping[str, Any], timeout: Timeout, max_new_tokens: int) -> Explanation:
+def explain(calls: Calls, row: Mapping[str, Any], timeout: Timeout, options: Mapping[str, Any]) -> Explanation:
     """One question, as `ask` takes it. UsageError if no patch with a sense acts on it."""
-    asked = prepared(calls, [row], timeout, max_new_tokens)
+    asked = prepared(calls, [row], timeout, options)
     clip, features, uses = asked.clips[0], asked.features[0], [use for use in asked.inputs.uses if use.sensing[0]]
     if not uses:
         signals = "; ".join(f"{sense} {state}" for sense, state in asked.signals[0].items())
@@ -86,27 +87,29 @@ def explain(calls: Calls, row: Mapping[str, Any], timeout: Timeout, max_new_toke
         raise UsageError(f"{why}: the answer is the base's own; apply a patch, or pass the signal it reads")
     answer = answers(calls, asked)[0]
     names = [use.name for use in asked.inputs.uses if use.acting[0]]
-    ids = calls.generate(asked.inputs, max_new_tokens=asked.most, do_sample=False, num_beams=1)
-    case = _Case(calls, features, row["question"], names, ids[0, asked.inputs.input_ids.shape[1] :].cpu(), asked.most)
-    base = texts(calls, calls.prepare([features], [case.question], []), asked.most)[0].strip()
+    ids, most = calls.generate(asked.inputs, **options), options["max_new_tokens"]
+    case = _Case(calls, features, row["question"], names, ids[0, asked.inputs.input_ids.shape[1] :].cpu(), most)
+    base = texts(calls, calls.prepare([features], [case.question], []), most)[0].strip()
     readings, missing = _readings(calls, asked.inputs, uses)
     deletions, cited = [], []
     for key, (sense, encoder) in _encoders(calls, uses).items():
         side, _ = features.side(key, "time")
         if side is None or not side.present:
             continue
-        if side.kind == "set":
-            missing[sense] = NO_TIMES
+        if side.kind == "set" or (encoder.hears and not isinstance(clip, Clip)):
+            missing[sense] = NO_TIMES if side.kind == "set" else NO_SAMPLES
             continue
-        spans = windows(side)
-        without = [{key: silenced(encoder, clip, side, start, end)} for start, end in spans.tolist()]
+        spans, whole = windows(side), clip if isinstance(clip, Clip) else Clip()
+        without = [{key: silenced(encoder, whole, side, start, end)} for start, end in spans.tolist()]
         likely = case.likelihoods([{}, *without])
         deletions.append(Deletions(sense, spans, likely[0] - likely[1:]))
         cited += _cited(case, str(answer), deletions[-1], without)
     cited.sort(key=lambda each: -each.lost)
     times = features.times.double().cpu()
     parts = tuple(readings), tuple(deletions), tuple(cited), missing
-    return Explanation(case.question, answer, base, times, *parts, **_shown(clip, times))
+    return Explanation(
+        case.question, answer, base, times, *parts, **_shown(clip, times) if isinstance(clip, Clip) else {}
+    )
 
 
 def _readings(calls: Calls, inputs: Inputs, uses: Sequence[Use]) -> tuple[list[Reading], dict[str, str]]:

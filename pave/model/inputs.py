@@ -21,6 +21,7 @@ from pave.errors import UsageError
 from pave.fusion.align import beyond
 from pave.patch.attached import Attached
 from pave.sidechannel import Rule, SideBatch, SideTokens
+from pave.text.shown import brief
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class ClipFeatures:
     deep: Tensor | None = None  # (t s k d), where the base has such features
     warnings: tuple[str, ...] = ()  # of the clip's files, as in `Report`
     sensors: frozenset[str] = frozenset()  # keys of `sides` that are not its own sound and may outlast it
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def blind(self) -> bool:
@@ -81,6 +85,9 @@ class Use:
     rows: Tensor  # bool (b,) on the CPU: rows that request the patch
     sides: Mapping[str, tuple[SideBatch | None, ...]]  # sense -> side channel of each row, None where it has none
 
+    def __repr__(self) -> str:
+        return f"Use({self.name}, weight {self.weight:g}, rows {self.rows.tolist()})"
+
     @property
     def sensing(self) -> Tensor:
         """Rows that request the patch and have at least one of its senses (b,)."""
@@ -123,7 +130,10 @@ class Inputs:
     uses: tuple[Use, ...] = ()
     newline: tuple[Newline, ...] = ()  # of each row; empty: the base's default
     position_ids: Tensor | None = None  # int64 (b l); None: derived from the mask
-    base: Host | str | None = None  # that saw the clips, or its identity; None: unknown
+    base: Host | str | None = field(default=None, repr=False)  # that saw the clips, or its identity; None: unknown
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         parts = (self.input_ids, self.attention_mask, self.visual, self.uses, self.newline, self.position_ids)

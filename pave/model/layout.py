@@ -21,7 +21,7 @@ from pave.fusion.align import align
 from pave.model.inputs import ClipFeatures, Inputs, Use, stack
 from pave.patch.attached import Attached
 from pave.sidechannel import SideBatch
-from pave.text.shown import counted
+from pave.text.shown import counted, quoted
 
 History = Sequence[tuple[str, str]]  # questions and answers before a question, in the same dialogue
 
@@ -160,6 +160,19 @@ def refuse_questions(host: Host, questions: Iterable[object]) -> None:
         host.refuse_text(question)
 
 
+def refuse_history(host: Host, history: object) -> None:
+    """UsageError for what is no list of earlier turns, each a question that this base takes and its answer."""
+    if isinstance(history, str) or not isinstance(history, Collection):
+        raise UsageError(f"the history is a {type(history).__name__}; pass a list of (question, answer)")
+    for turn in history:
+        if not isinstance(turn, tuple | list) or len(turn) != 2:
+            raise UsageError(f"a turn of the history is (question, answer), got {quoted(turn)}")
+        question, answer = turn
+        host.refuse_text(question)
+        if not isinstance(answer, str):
+            raise UsageError(f"the answer of a turn is a {type(answer).__name__}; pass text (a str)")
+
+
 def tokenise(
     host: Host, questions: Sequence[str], layout: Layout, histories: Sequence[History] = ()
 ) -> tuple[Tensor, Tensor]:
@@ -169,7 +182,9 @@ def tokenise(
     them, and silently mixes up rows otherwise. Spare ones are in the left padding, are masked out, and read zeros.
     """
     histories = histories or [()] * len(questions)
-    refuse_questions(host, [*questions, *(text for history in histories for turn in history for text in turn)])
+    refuse_questions(host, questions)
+    for history in histories:
+        refuse_history(host, history)
     rows = []
     for question, template, visual, history in zip(questions, layout.templates, layout.visual, histories, strict=True):
         before, after = host.prompt(question, template, history)

@@ -10,7 +10,8 @@ patches (applied.py), the frozen networks (perception.py), and the calls (call.p
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
@@ -27,21 +28,25 @@ from pave.explaining.explanation import Explanation
 from pave.loading.base import Device, load_base
 from pave.media.clip import Clip
 from pave.media.decoding import Timeout
-from pave.model.answer import Answer, answers, pieces
+from pave.model.answer import Answer, Stream, answers
 from pave.model.applied import Applied, Names
 from pave.model.applying import apply, built, find_patch, swap
 from pave.model.call import Calls
+from pave.model.chat import Chat
 from pave.model.conflict import conflict_of
 from pave.model.explain import explain
 from pave.model.inputs import ClipFeatures, Inputs
+from pave.model.kept import Kept
 from pave.model.layout import History, Layout
+from pave.model.options import MOST, answering
 from pave.model.perception import Perception
-from pave.model.rows import Rows, prepared
+from pave.model.rows import Rows, parted, prepared
 from pave.model.watch import MEMORY, Show
 from pave.patch.attached import Attached
 from pave.patch.base_match import base_match
 from pave.patch.file import Patch
 from pave.patch.report import PatchReport
+from pave.text.shown import shown
 
 
 def load(
@@ -67,6 +72,7 @@ class PatchedModel:
         self.applied = Applied(host.language_model)
         self.perception = Perception(host)
         self.calls = Calls(host, self.applied, self.perception)
+        self.kept = Kept()  # by chats
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchedModel:
         """A model with a base and patches of its own. UsageError if parts of the base are on disk."""
@@ -81,6 +87,14 @@ class PatchedModel:
     def __reduce_ex__(self, protocol: Any) -> Any:
         remedy = "load it again with pave.load there, and apply patches from export(name).save(path)"
         raise UsageError(f"a model cannot be pickled, since its base holds hooks that cannot; {remedy}")
+
+    def __repr__(self) -> str:
+        base = self.host.repo or os.path.basename(str(self.base.name_or_path)) or "a model"
+        size = sum(each.numel() for each in self.base.parameters())
+        placed = f"{size / 1e6:,.1f} M parameters, {str(self.host.dtype).removeprefix('torch.')} on {self.host.device}"
+        states = ((name, each.weight, "" if each.enabled else ", off") for name, each in self.patches.items())
+        patches = [f"{name} (weight {weight:g}{off})" for name, weight, off in states]
+        return shown(f"PatchedModel({base}: {self.host.model_type}, {placed}; {', '.join(patches) or 'no patches'})")
 
     @property
     def base(self) -> PreTrainedModel:
@@ -99,38 +113,47 @@ class PatchedModel:
         question: str = "",
         *,
         patches: Sequence[str] | None = None,
-        max_new_tokens: int = 32,
+        history: History = (),
+        max_new_tokens: int = MOST,
         timeout: Timeout = "auto",
         audio_track: int | None = None,
         video_track: int | None = None,
         conflict: bool = False,
-        **signals: Any,
+        **signals_and_options: Any,
     ) -> Answer:
-        """Ask one question about a clip: a path, a Clip, frames, or a picture; or about `audio=` alone.
+        """Ask one question about a clip: a path, a Clip, its features, frames, or a picture; or about `audio=` alone.
 
         patches: names; None means all that are enabled.
+        history: earlier turns of the dialogue, [(question, answer), …].
         timeout, audio_track, video_track: how a file is read, as in `Clip.read`.
-        signals: further streams by name, as in `Clip.from_frames`; `audio=(samples, rate)` or the path of a file
-        replaces the clip's own sound, `audio=None` drops it.
         conflict: also whether pictures and signals contradict each other, as `Answer.conflict`: 0 to 1, or None if
         there is only one of them. The question is asked three more times: of each alone, and of neither.
+        signals_and_options: further streams by name, as in `Clip.from_frames`; `audio=(samples, rate)` or the path of a
+        file replaces the clip's own sound, `audio=None` drops it. And options of Hugging Face's `generate` by name,
+        such as `temperature=0.7`, which turns sampling on; without any, answers are greedy.
 
-        A file that is damaged, cut short or ambiguous: a `MediaWarning`, and `Answer.warnings`.
+        A file that is damaged, cut short or ambiguous: a `MediaWarning`, and `Answer.warnings`. An answer that is cut
+        by `max_new_tokens`: `Answer.finish_reason` is "length".
         """
-        row = {"clip": clip, "question": question, "patches": patches, **signals}
+        signals, options = parted(self.calls, signals_and_options)
+        row = {"clip": clip, "question": question, "patches": patches, "history": history, **signals}
         row |= {"audio_track": audio_track, "video_track": video_track}
-        asked = prepared(self.calls, [row], timeout, max_new_tokens)
+        asked = prepared(self.calls, [row], timeout, answering(max_new_tokens, options))
         answer = answers(self.calls, asked)[0]
         if conflict:
             answer.conflict = conflict_of(self.calls, asked, question, answer)
         return answer
 
-    def ask_batch(self, rows: Rows, *, max_new_tokens: int = 32, timeout: Timeout = "auto") -> list[Answer]:
+    def ask_batch(
+        self, rows: Rows, *, max_new_tokens: int = MOST, timeout: Timeout = "auto", **options: Any
+    ) -> list[Answer]:
         """Ask many questions in one batch: (clip, question), (clip, question, patches), or a mapping of clip, question,
-        patches, audio_track, video_track and signals. Rows may name different patches. timeout: of each file."""
+        patches, history, audio_track, video_track and signals. Rows may name different patches. timeout: of each file.
+        options: of Hugging Face's `generate`, for all rows."""
+        checked = answering(max_new_tokens, options)
         if isinstance(rows, Collection) and not len(rows):
             return []
-        return answers(self.calls, prepared(self.calls, rows, timeout, max_new_tokens))
+        return answers(self.calls, prepared(self.calls, rows, timeout, checked))
 
     def stream(
         self,
@@ -138,16 +161,44 @@ class PatchedModel:
         question: str = "",
         *,
         patches: Sequence[str] | None = None,
-        max_new_tokens: int = 32,
+        history: History = (),
+        max_new_tokens: int = MOST,
+        timeout: Timeout = "auto",
+        audio_track: int | None = None,
+        video_track: int | None = None,
+        **signals_and_options: Any,
+    ) -> Stream:
+        """`ask`, but an iterator over the pieces of the answer as it is generated; then `answer` is all of it. Closing
+        the stream stops the generation."""
+        signals, options = parted(self.calls, signals_and_options)
+        row = {"clip": clip, "question": question, "patches": patches, "history": history, **signals}
+        row |= {"audio_track": audio_track, "video_track": video_track}
+        return Stream(self.calls, prepared(self.calls, [row], timeout, answering(max_new_tokens, options)))
+
+    def chat(
+        self,
+        clip: Any = None,
+        *,
+        patches: Sequence[str] | None = None,
+        history: History = (),
         timeout: Timeout = "auto",
         audio_track: int | None = None,
         video_track: int | None = None,
         **signals: Any,
-    ) -> Iterator[str]:
-        """`ask`, but stream the answer as it is generated. Closing the iterator stops the generation."""
-        row = {"clip": clip, "question": question, "patches": patches, **signals}
+    ) -> Chat:
+        """A dialogue about one clip, whose further questions cost little more than their own tokens:
+
+            chat = model.chat("kitchen.mp4", patches=["audio-avsd"])
+            chat.ask("What do you hear?")
+            chat.ask("And before that?")
+
+        The arguments are those of `ask`; without names, each question uses all patches that are enabled by then.
+        Answers are those of `ask` with the same history. The clip is read, seen and encoded here, and keys and values
+        are kept from question to question: in `kept`, whose `limit` (bytes) bounds what all chats of this model keep.
+        """
+        row = {"clip": clip, "patches": patches, "history": history, **signals}
         row |= {"audio_track": audio_track, "video_track": video_track}
-        return pieces(self.calls, prepared(self.calls, [row], timeout, max_new_tokens))
+        return Chat(self.calls, self.kept, row, timeout)
 
     def explain(
         self,
@@ -155,7 +206,7 @@ class PatchedModel:
         question: str = "",
         *,
         patches: Sequence[str] | None = None,
-        max_new_tokens: int = 32,
+        max_new_tokens: int = MOST,
         timeout: Timeout = "auto",
         audio_track: int | None = None,
         video_track: int | None = None,
@@ -172,7 +223,7 @@ class PatchedModel:
         not read by key frames: `Explanation.missing` says so."""
         row = {"clip": clip, "question": question, "patches": patches, **signals}
         row |= {"audio_track": audio_track, "video_track": video_track}
-        return explain(self.calls, row, timeout, max_new_tokens)
+        return explain(self.calls, row, timeout, answering(max_new_tokens, {}))
 
     def watch(
         self,

@@ -30,10 +30,12 @@ from pave.fusion.clock import APART, INSTANT
 from pave.media.arrays import pictures_of, sound_of, tensor_of, times_of
 from pave.media.clip import Clip
 from pave.media.pixels import scaled
-from pave.model.answer import Answer, Prepared, answers, most_of
+from pave.model.answer import Answer, Prepared, answers
 from pave.model.call import Calls
 from pave.model.inputs import ClipFeatures, Use
-from pave.model.layout import lay_out, perceived, refuse_questions
+from pave.model.layout import History as Turns
+from pave.model.layout import lay_out, perceived, refuse_history, refuse_questions
+from pave.model.options import MOST, answering
 from pave.model.rows import unasked
 from pave.patch.attached import Attached
 from pave.sidechannel import SideTokens
@@ -126,11 +128,20 @@ class Show:
         return self.now
 
     @neutral()
-    def ask(self, question: str, *, patches: Sequence[str] | None = None, max_new_tokens: int = 32) -> Answer:
+    def ask(
+        self,
+        question: str,
+        *,
+        patches: Sequence[str] | None = None,
+        history: Turns = (),
+        max_new_tokens: int = MOST,
+        **options: Any,
+    ) -> Answer:
         """Ask about everything so far. patches: names; None means those passed to watch(), or else all that were
-        applied by then and are enabled."""
+        applied by then and are enabled. history, options: as in `PatchedModel.ask`."""
         refuse_questions(self.calls.host, [question])
-        most = most_of(max_new_tokens)
+        refuse_history(self.calls.host, history)
+        checked = answering(max_new_tokens, options)
         names = self.names if patches is None else self.calls.applied.wanted(patches, 1)[0]
         if patches is None and not self.named:
             enabled = self.calls.applied.wanted(None, 1)[0]
@@ -150,7 +161,7 @@ class Show:
         features = replace(self.calls.perception.encode([clip], [])[0], sides=sides, absent=summaries)
         encoded = time.perf_counter()
         laid = [self._perceived(use, features, made) for use in uses]
-        inputs = self.calls.around(lay_out(self.calls.host, [features], laid), [question])
+        inputs = self.calls.around(lay_out(self.calls.host, [features], laid), [question], [history])
         signals = unasked(requested, uses, 0)
         for attached in (use.attached for use in uses):
             for sense, facts in attached.config.senses.items():
@@ -158,7 +169,7 @@ class Show:
                 if count := late[attached, sense]:
                     signals[sense] += f"; {count} steps arrived over {PATIENCE:g} s late and were skipped"
         seconds = {"encode": encoded - begin, "prepare": time.perf_counter() - encoded}
-        return answers(self.calls, Prepared(inputs, [signals], [told], seconds, most))[0]
+        return answers(self.calls, Prepared(inputs, [signals], [told], seconds, checked))[0]
 
     def _perceived(
         self, use: Use, features: ClipFeatures, made: Mapping[Attached, tuple[Tensor, Tensor] | None]

@@ -17,7 +17,7 @@ GATE = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PatchReport(Lines):
     """An applied patch: its parts, its source, and whether it was made for this base."""
 

@@ -24,7 +24,7 @@ FEW = 5  # of many, in print
 LONG = 300  # characters of a question in print
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Check(Lines):
     """The findings about one data set."""
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import fields, is_dataclass
+from html import escape
+from typing import Any
 
 # Unicode's controls (C0, C1), format characters (bidi, zero width, tags), line separators, surrogates, and letters
 # without a shape. Zero-width joiners stay between characters of scripts and emoji that need them (👩‍🚀, می‌خواهم):
@@ -56,3 +59,31 @@ class Lines(ABC):
 
     def __str__(self) -> str:
         return "\n".join(map(shown, self.lines()))
+
+    __repr__ = __str__  # for a console; a dataclass must say repr=False
+
+    def _repr_html_(self) -> str:
+        """In a notebook."""
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def brief(value: Any) -> str:
+    """The repr of a dataclass that holds tensors: their dtypes and shapes instead of their numbers, and no empty
+    fields."""
+    facts = {each.name: getattr(value, each.name) for each in fields(value) if each.repr}
+    some = [f"{name}={_brief(fact)}" for name, fact in facts.items() if _told(fact)]
+    return f"{type(value).__name__}({', '.join(some)})"
+
+
+def _told(value: Any) -> bool:
+    return value is not None and not (isinstance(value, Sized) and not hasattr(value, "dtype") and not len(value))
+
+
+def _brief(value: Any) -> str:
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{str(value.dtype).removeprefix('torch.')} ({' '.join(map(str, value.shape))})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_brief(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list | tuple) and not isinstance(value, str):
+        return f"[{', '.join(map(_brief, value[:4]))}{', …' if len(value) > 4 else ''}]"
+    return shown(shortened(str(value) if is_dataclass(value) else repr(value), 200))

@@ -30,7 +30,7 @@ NO_PICTURES = "has no pictures; give a video, or a folder of pictures"
 MISSING, UNREADABLE, SILENT, DAMAGED = "missing", "unreadable", "without sound", "damaged, but read"
 
 
-@dataclass
+@dataclass(repr=False)
 class Scan(Lines):
     """All findings."""
 

@@ -32,7 +32,7 @@ GB = 1e9
 Asked = Mapping[Source, Mapping[float, Sequence[Example]]]  # questions about each clip, by weight
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trial(Lines):
     """Seconds and bytes."""
 

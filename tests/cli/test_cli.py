@@ -61,8 +61,8 @@ def test_help_lists_exactly_the_commands(command):
     verbs = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()]
     assert (code, verbs[:10], verbs[10:]) == (
         0,
-        ["ask", "demo", "playroom", "profile", "encode", "eval", "explain", "new-encoder", "doctor", "data"],
-        ["patch", "recipe", "weights"],
+        ["ask", "chat", "demo", "playroom", "profile", "encode", "eval", "explain", "new-encoder", "doctor"],
+        ["data", "patch", "recipe", "weights"],
     )
 
 

@@ -116,6 +116,9 @@ def test_what_cannot_be_explained_is_refused_or_said(one):
     hears(one)
     with pytest.raises(UsageError, match=r"no patch has a signal here \(audio absent"):
         one.explain(make_clip(sound=False), "What?")
+    (features,) = one.encode([make_clip()])
+    found = one.explain(features, "What?", max_new_tokens=2)
+    assert "no samples to silence" in found.missing["audio"] and found.readings and not found.deletions
 
 
 # what is deleted
