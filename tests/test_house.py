@@ -29,6 +29,7 @@ ORDER = (
     "features",
     "encoders",
     "model",
+    "explaining",
     "senses",
     "hub",
     "patch",

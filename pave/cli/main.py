@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from pave.cli import ask, curate, data, encode, evaluate, patch, recipe, weights
+from pave.cli import ask, curate, data, encode, evaluate, explain, patch, recipe, weights
 from pave.cli.terminal import PLAIN, Talk, lines_of, quiet, remark, run_command, say
 
 Split = Literal["train", "val", "test"]
@@ -134,6 +134,7 @@ def profile_command(
 
 app.command()(encode.encode)
 app.command("eval")(evaluate.evaluate)
+app.command()(explain.explain)
 app.command()(curate.curate)
 
 
