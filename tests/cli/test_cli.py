@@ -122,7 +122,7 @@ def test_playroom_takes_every_channel_of_a_recipe_but_captions(command, tmp_path
     words = [word for name in (*asked, caption) for word in ("--channel", name)]
     code, _, err = command("playroom", tmp_path, *words)
     assert code == 2 and f"'{caption}' is not one of {', '.join(map(repr, asked))}" in err
-    assert caption == "caption" and len(asked) == 16 and not list(tmp_path.iterdir())
+    assert caption == "caption" and len(asked) == 17 and not list(tmp_path.iterdir())
 
 
 def test_playroom_refuses_a_split_that_does_not_exist(command, tmp_path):
