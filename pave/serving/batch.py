@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
+from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
-from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 
 from pave.model.call import Calls
 from pave.model.inputs import ClipFeatures, Inputs, Use, stack
@@ -39,7 +38,11 @@ class Batch:
 
     def run(self, pause: Callable[[], bool]) -> None:
         """Generate until all rows are over, or `pause` says so after a token."""
-        rows = self.rows
+        rows, marks = self.rows, self.calls.host.placeholders
+
+        def between() -> bool:  # not before the token of a mark has been read: it is hidden below
+            return pause() and not any(row.ids and row.ids[-1] in marks for row in rows)
+
         output = self.calls.generate(
             self.inputs,
             self.past,
@@ -48,12 +51,13 @@ class Batch:
             num_beams=1,
             logits_processor=LogitsProcessorList([Steps(rows)]),
             streamer=Feed(rows, self.calls.host.stops),
-            stopping_criteria=StoppingCriteriaList([Over(rows, pause)]),
+            stopping_criteria=StoppingCriteriaList([Over(rows, between)]),
             return_dict_in_generate=True,
         )
-        ids = output.sequences.cpu()
-        more = torch.ones(len(rows), ids.shape[1] - self.inputs.input_ids.shape[1], dtype=torch.int64)
-        mask = torch.cat([self.inputs.attention_mask, more], 1)
+        ids, known = output.sequences.cpu(), self.inputs.input_ids.shape[1]
+        fresh = ids[:, known:]
+        fresh[torch.isin(fresh, torch.tensor([*marks]))] = self.calls.host.pad  # else they would be counted as media
+        mask = torch.cat([self.inputs.attention_mask, torch.ones_like(fresh)], 1)
         self.inputs, self.past = replace(self.inputs, input_ids=ids, attention_mask=mask), output.past_key_values
 
     @property
@@ -62,10 +66,10 @@ class Batch:
 
     @property
     def joinable(self) -> bool:
-        """Whether rows can join and leave: positions follow from the mask, and the cache keeps every token."""
+        """Whether rows can join and leave: the cache keeps every token, and in order."""
         cache = self.past
         plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
-        return plain and not self.calls.host.on_a_grid and not self.calls.host.beyond(self.inputs.input_ids)
+        return plain
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

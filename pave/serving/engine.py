@@ -166,6 +166,10 @@ class Engine:
 
     # Generation
 
+    def text_of(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of tokens."""
+        return str(self.model.host.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
     @property
     def waiting(self) -> int:
         """Requests that are not in the batch yet."""
@@ -242,20 +246,13 @@ class Engine:
         """Jobs after their first token."""
         calls = self.model.calls
         features = [job.features for job in jobs if job.features is not None]
-        rows = [row for job in jobs if (row := self._row(job))]
+        rows = [self._row(job) for job in jobs]
         batch = Batch(calls, rows, features, ready.inputs)
         batch.run(lambda: True)
         return batch
 
     def _row(self, job: Job) -> Row:
-        tokenizer = self.model.host.tokenizer
-
-        def decode(ids: list[int]) -> str:
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            assert isinstance(text, str)
-            return text
-
-        job.row = Row(job.asked.sampling, job.cancelled, decode, job.tell)
+        job.row = Row(job.asked.sampling, job.cancelled, self.text_of, job.tell)
         return job.row
 
     def _prepared(self, jobs: Sequence[Job]) -> list[tuple[Sequence[Job], Prepared]]:

@@ -100,5 +100,5 @@ class Intake:
                     raise refused  # a link has taken its place meanwhile
                 while piece := file.read(PIECE):
                     yield piece
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
             raise refused from None

@@ -73,6 +73,8 @@ class Remote:
                     target = answer.getheader("location") if answer.status in (301, 302, 303, 307, 308) else None
                     if target is None:
                         yield from self._body(parts, answer)
+                        if clock.over.is_set():  # which looks like the end of a body without a length
+                            raise TimeoutError
                         return
                     url = urljoin(url, target)
                     if parts.scheme == "https" and not url.lower().startswith("https:"):
@@ -118,7 +120,8 @@ class Remote:
         try:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", path, headers={"Accept-Encoding": "identity", "User-Agent": "pave"})
-            yield connection.getresponse()
+            with connection.getresponse() as answer:  # which holds the socket, too
+                yield answer
         finally:
             connection.close()
 

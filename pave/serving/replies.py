@@ -17,7 +17,7 @@ from pave.serving.engine import Busy, Done
 from pave.serving.messages import Refused
 from pave.serving.rows import Chosen
 
-Token = Callable[[int], str]  # the text of a token
+Text = Callable[[Sequence[int], bool], str]  # the text of tokens; whether special ones are left out
 
 
 class Denied(PaveError):
@@ -56,7 +56,7 @@ class Reply:
     """The frame of one answer, whole or in pieces."""
 
     model: str
-    token: Token
+    text_of: Text
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -101,7 +101,7 @@ class Reply:
         return {"content": content, "refusal": None}
 
     def _likely(self, id: int, logprob: float) -> dict[str, Any]:
-        text = self.token(id)
+        text = self.text_of([id], False)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
