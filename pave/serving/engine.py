@@ -209,20 +209,16 @@ class Engine:
                 parts.append(self._begun(jobs, ready))
             if len(parts) > 1 and not all(part.joinable for part in parts):
                 for part in parts:  # one after the other
-                    part.run(lambda: False)
-                    self._settle()
+                    part.run(self._settled)
                 return None
             parts = [part for part in parts if not part.over]
             if not parts:
-                self._settle()
                 return None
             batch = parts[0]
             if batch.joinable and (len(parts) > 1 or any(row.over for row in batch.rows)):
                 batch = joined(parts)
-            self._settle()
             self.metrics.rows.observe(len(batch.rows))
             batch.run(self._pausing(batch))
-            self._settle()
             return None if batch.over else batch
         except Exception as error:
             live, self._live = self._live, []
@@ -232,11 +228,12 @@ class Engine:
 
     def _pausing(self, batch: Batch) -> Callable[[], bool]:
         """Whether it is worth to pause: others can join, or half of the rows are over."""
-        if batch.past is not None and not batch.joinable:
-            return lambda: False
+        if not batch.joinable:
+            return self._settled
         rows, most = len(batch.rows), self.limits.rows
 
         def pause() -> bool:
+            self._settled()
             left = sum(not row.over for row in batch.rows)
             return bool(left) and ((bool(self._ready) and left < most) or (rows > 1 and left <= rows // 2))
 
@@ -248,7 +245,7 @@ class Engine:
         features = [job.features for job in jobs if job.features is not None]
         rows = [self._row(job) for job in jobs]
         batch = Batch(calls, rows, features, ready.inputs)
-        batch.run(lambda: True)
+        batch.run(lambda: not self._settled())
         return batch
 
     def _row(self, job: Job) -> Row:
@@ -295,17 +292,17 @@ class Engine:
             self._end(job, InterruptedError())
         return job.cancelled.is_set()
 
-    def _settle(self) -> None:
-        """Tell of the rows that are over, which leave the batch."""
-        left = []
-        for job in self._live:
-            row = job.row
-            if row is None or not row.over:
-                left.append(job)
-            elif row.finish is None:
-                self._end(job, InterruptedError())
-            else:
-                self._end(
-                    job, Done(row.text, row.finish, len(row.ids), chosen=tuple(row.chosen[: len(row.ids)]), **job.facts)
-                )
-        self._live = left
+    def _settled(self) -> bool:
+        """Tell of the rows that are over, after every token. False: nobody asks for a pause here."""
+        over = [job for job in self._live if job.row is not None and job.row.over]
+        self._live = [job for job in self._live if job not in over]
+        for job in over:
+            self._end(job, self._done(job))
+        return False
+
+    def _done(self, job: Job) -> Event:
+        row = job.row
+        if row is None or row.finish is None:
+            return InterruptedError()
+        chosen = tuple(row.chosen[: len(row.ids)])
+        return Done(row.text, row.finish, len(row.ids), chosen=chosen, **job.facts)
