@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicLayer
 from pave.model.call import Calls
 from pave.model.inputs import ClipFeatures, Inputs, Use, stack
 from pave.model.layout import padded
-from pave.serving.rows import Feed, Over, Row, Steps
+from pave.serving.rows import Over, Row, Steps
 
 
 @dataclass
@@ -43,15 +43,15 @@ class Batch:
         def between() -> bool:  # not before the token of a mark has been read: it is hidden below
             return pause() and not any(row.ids and row.ids[-1] in marks for row in rows)
 
+        over = Over(rows, frozenset(self.calls.host.stops), between)
         output = self.calls.generate(
             self.inputs,
             self.past,
             max_new_tokens=max(row.sampling.most - len(row.ids) for row in rows) + 1,  # the rows end themselves
             do_sample=False,
             num_beams=1,
-            logits_processor=LogitsProcessorList([Steps(rows)]),
-            streamer=Feed(rows, self.calls.host.stops),
-            stopping_criteria=StoppingCriteriaList([Over(rows, between)]),
+            logits_processor=LogitsProcessorList([Steps(rows, over)]),
+            stopping_criteria=StoppingCriteriaList([over]),
             return_dict_in_generate=True,
         )
         ids, known = output.sequences.cpu(), self.inputs.input_ids.shape[1]

@@ -195,18 +195,17 @@ class Engine:
                     self._changed.wait_for(lambda: self._ready or (self._closing and not self._held))
                     if not self._ready:
                         return
-                fresh = [
-                    self._ready.popleft() for _ in range(min(len(self._ready), self.limits.rows - len(self._live)))
-                ]
+                free = self.limits.rows - len(self._live)
+                fresh = [self._ready.popleft() for _ in range(min(len(self._ready), free))]
             batch = self._step(batch, fresh)
 
     def _step(self, batch: Batch | None, fresh: Sequence[Job]) -> Batch | None:
         """Run the batch with what has come, until more can join."""
         try:
             parts = [] if batch is None else [batch]
-            for jobs, ready in self._prepared([job for job in fresh if not self._left(job)]):
-                self._live += jobs
-                parts.append(self._begun(jobs, ready))
+            groups = self._prepared([job for job in fresh if not self._left(job)])
+            self._live += [job for jobs, _ in groups for job in jobs]
+            parts += [self._begun(jobs, ready) for jobs, ready in groups]
             if len(parts) > 1 and not all(part.joinable for part in parts):
                 for part in parts:  # one after the other
                     part.run(self._settled)

@@ -9,14 +9,13 @@ b rows, v tokens of the vocabulary, l tokens so far
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, MinPLogitsWarper, StoppingCriteria, TopKLogitsWarper, TopPLogitsWarper
-from transformers.generation.streamers import BaseStreamer
 
 from pave.model.answer import Finish
 from pave.serving.messages import Sampling
@@ -107,40 +106,32 @@ class Row:
             self.piece(piece)
 
 
+class Over(StoppingCriteria):
+    """Gives every row its next token, and ends the rows that are complete, or that nobody waits for; all of them for a
+    pause. (A streamer would be told of tokens before or after this, by the release of transformers, or a step late.)"""
+
+    def __init__(self, rows: Sequence[Row], ends: Collection[int], pause: Callable[[], bool]) -> None:
+        self.rows, self.ends, self.pause = rows, ends, pause
+        self.stopped = False  # on a GPU generate() runs another step meanwhile, and takes it back
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if not self.stopped:
+            for row, id in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
+                row.feed(id, id in self.ends)
+            self.stopped = self.pause() or all(row.over for row in self.rows)
+        return torch.tensor([self.stopped or row.over for row in self.rows], device=input_ids.device)
+
+
 class Steps(LogitsProcessor):
     """Chooses the next token of every row; generate() finds it alone above minus infinity."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
+    def __init__(self, rows: Sequence[Row], over: Over) -> None:
+        self.rows, self.over = rows, over
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.over.stopped:
+            return scores
         ids = torch.stack([row.choose(logits).to(scores.device) for row, logits in zip(self.rows, scores, strict=True)])
         for row, logits, id in zip(self.rows, scores, ids.tolist(), strict=True):
             row.note(logits, id)
         return torch.full_like(scores, -torch.inf).scatter_(1, ids[:, None], 0)
-
-
-class Feed(BaseStreamer):
-    """Gives every row its next token."""
-
-    def __init__(self, rows: Sequence[Row], ends: Sequence[int]) -> None:
-        self.rows, self.ends = rows, frozenset(ends)
-
-    def put(self, value: Tensor) -> None:
-        if value.ndim == 1:  # otherwise the prompts (b l)
-            for row, id in zip(self.rows, value.tolist(), strict=True):
-                row.feed(id, id in self.ends)
-
-    def end(self) -> None:
-        pass
-
-
-class Over(StoppingCriteria):
-    """Ends the rows that are complete, or that nobody waits for; and all of them for a pause."""
-
-    def __init__(self, rows: Sequence[Row], pause: Callable[[], bool]) -> None:
-        self.rows, self.pause = rows, pause
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        pause = self.pause()
-        return torch.tensor([pause or row.over for row in self.rows], device=input_ids.device)
