@@ -49,7 +49,7 @@ clean:
 
 # Optional dependencies are for tests only: PEFT imports them if installed, and they print messages into the demo.
 .venv/complete: .venv/installed
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation -e ".[dev,quantize,ray,serve,train]"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation -e ".[dev,curate,quantize,ray,serve,train]"
 	touch $@
 
 .venv-floor/installed: setup.cfg pyproject.toml constraints-floor.txt

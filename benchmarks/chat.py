@@ -42,10 +42,20 @@ def middle() -> PatchedModel:
     """A random base of middle size."""
     tokenizer = load("playroom").host.tokenizer
     ids = tokenizer.get_added_vocab()
-    vision = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4}
-    text = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 8}
+    vision: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+    }
+    text: dict[str, Any] = {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 10,
+        "num_attention_heads": 8,
+    }
     config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**vision, image_size=224, patch_size=14, vision_use_head=False),  # type: ignore[arg-type]
+        vision_config=SiglipVisionConfig(**vision, image_size=224, patch_size=14, vision_use_head=False),
         text_config=Qwen2Config(**text, num_key_value_heads=4, vocab_size=len(tokenizer), max_position_embeddings=4096),
         image_token_index=ids["<image>"],
         video_token_index=ids["<video>"],
@@ -98,7 +108,7 @@ def main() -> None:
     small = parser.parse_args().small
     study = Study("chat")
     for name, build in BASES.items():
-        figures = compared(build(), 2 if small else 15)
+        figures = compared(build(), 2 if small else 5)
         print(name, figures)
         if not small:
             study.add(name, figures)

@@ -1,7 +1,7 @@
 """What keeps a base from forgetting what it knew while a patch is trained, and what does that cost in accuracy?
 
     python benchmarks/keep_study.py                 # audio-playroom, three seeds per setting; two hours
-    python benchmarks/keep_study.py RECIPE          # another recipe: a file, its folder, or a catalogue name
+    python benchmarks/keep_study.py RECIPE [KEY=VALUE ...]   # another recipe: a file, its folder, or a catalogue name
     python benchmarks/keep_study.py --table         # the results so far, and the plot
 
 Every setting differs from the recipe in the keys named below, alone. Accuracy is that of the held-out questions under
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from tempfile import gettempdir
@@ -45,23 +46,23 @@ SEEDS = (0, 1, 2)
 class Bench:
     """Clips are encoded once; all runs use the same features."""
 
-    def __init__(self, recipe: str, folder: Path) -> None:
-        self.recipe, self.folder = recipe, folder
+    def __init__(self, recipe: str, words: Sequence[str], folder: Path) -> None:
+        self.recipe, self.words, self.folder = recipe, words, folder
         self.seen: Dataset | None = None
 
     def run(self, words: tuple[str, ...], seed: int) -> dict[str, Any]:
         """One training: held-out accuracy by channel, retention, and seconds of a step."""
-        words = (*COMMON, *words, f"train.seed={seed}", f"train.output={self.folder}")
+        words = (*self.words, *COMMON, *words, f"train.seed={seed}", f"train.output={self.folder}")
         setup = Setup.of(catalogue.recipe(self.recipe, words))
         self.seen = self.seen or read_dataset(setup)
         run = Run.of(setup, self.seen)
-        begin = time.perf_counter()
+        begin = time.process_time()
         run.fit(lambda step, steps, figures: None)
-        seconds = (time.perf_counter() - begin) / run.steps
+        seconds = (time.process_time() - begin) / run.steps
         found = token_accuracy(setup.model, self.seen.val, setup.names, 8)
         kept = run.probe.measure(setup.model, setup.names, whole=True)
         accuracy = {channel: round(share, 4) for channel, share in found.items()}
-        return {"accuracy": accuracy, "retention": kept.facts(), "seconds_of_a_step": round(seconds, 3)}
+        return {"accuracy": accuracy, "retention": kept.facts(), "core_seconds_of_a_step": round(seconds, 3)}
 
 
 def plot(rows: dict[str, tuple[float, float]], path: Path) -> None:
@@ -85,12 +86,13 @@ def plot(rows: dict[str, tuple[float, float]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="audio-playroom")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="for all settings")
     parser.add_argument("--table", action="store_true", help="only show the results so far")
     parser.add_argument("--folder", type=Path, help="for clips and features")
     options = parser.parse_args()
-    name = catalogue.recipe(options.recipe).name
+    name = catalogue.recipe(options.recipe, options.words).name
     study = Study(f"keep_{name}")
-    bench = Bench(options.recipe, options.folder or Path(gettempdir()) / f"pave-keep-{name}")
+    bench = Bench(options.recipe, options.words, options.folder or Path(gettempdir()) / f"pave-keep-{name}")
     for seed in () if options.table else SEEDS:
         for setting, words in SETTINGS.items():
             if (key := f"{setting}, seed {seed}") not in study:
@@ -110,7 +112,7 @@ def main() -> None:
             )
         )
         rows[setting] = mean(tokens), mean(right)
-        step = mean(run["seconds_of_a_step"] for run in runs)
+        step = mean(run["core_seconds_of_a_step"] for run in runs)
         shares = "".join(f" {min(each):7.3f}-{max(each):.3f}" for each in (right, tokens))
         print(f"{setting:26} {len(runs):4}{shares} {mean(kl):8.3f} {mean(answers):8.3f} {step:7.2f}")
     if rows:

@@ -21,6 +21,7 @@ from pave.patch.file import Patch
 SIZES = {  # of the language models: channels, inner channels, layers, heads, key heads, vocabulary (Qwen2, config.json)
     "0.5B": (896, 4864, 24, 14, 2, 151936),
     "7B": (3584, 18944, 28, 28, 4, 152064),
+    "2 GB": (1536, 8960, 14, 12, 2, 151936),
     "small": (256, 512, 2, 4, 2, 512),
 }
 SIDE = 1024  # channels of a side token, as those of ImageBind

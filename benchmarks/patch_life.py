@@ -5,9 +5,9 @@
 
 Each round runs PAVE and PEFT in turn on one embedded base; only ratios within a round count. PEFT loads the LoRA of the
 same patch from its own files; PAVE reads the whole patch, fusion included, checks hashes, base and values, and loads
-it. `cold` opens a shrunk patch of a 7B base that is not in the page cache. `changes` applies, swaps, reweights,
-enables, disables and removes at random, asks in between, and compares every weight, hook and answer with the base
-whenever no patch is left.
+it. `cold` opens a shrunk patch of a 7B base that is not in the page cache. `processes` applies a patch to a base of
+2 GB in one process after the other. `changes` applies, swaps, reweights, enables, disables and removes at random, asks
+in between, and compares every weight, hook and answer with the base whenever no patch is left.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,7 @@ from peft.utils.hotswap import hotswap_adapter
 from study import Study
 
 from pave.config import FusionConfig
+from pave.encoder import load_encoder
 from pave.files.tensorfile import digest
 from pave.hub.catalogue import folder_of
 from pave.media.clip import Clip
@@ -140,6 +143,35 @@ def rows_of_sixteen(patch: Patch, rounds: int, folder: Path) -> dict[str, Any]:
     return {"milliseconds": middle, "one each, of one for all": round(share, 3)}
 
 
+FIRST = """
+import sys, time
+import pave
+model = pave.load(sys.argv[1])
+begin = time.perf_counter()
+model.apply_patch(sys.argv[2])
+print(time.perf_counter() - begin)
+"""
+
+
+def in_processes(size: str, folder: Path) -> dict[str, Any]:
+    """Seconds of the first `apply_patch` in each of two processes, which must hash the base, and find its hash."""
+    model = empty_model(size)
+    model.base.save_pretrained(folder / "base")
+    model.host.tokenizer.save_pretrained(folder / "base")
+    model.host._fingerprint = None
+    patch = folder / "patch.safetensors"
+    random_patch(model, FusionConfig(width=96), rank=8, channels=load_encoder("logmel").spec.dim).save(patch)
+    stored = sum(file.stat().st_size for file in (folder / "base").glob("*.safetensors"))
+    del model
+    took = []
+    for _ in range(3):
+        command = [sys.executable, "-c", FIRST, str(folder / "base"), str(patch)]
+        environment = {**os.environ, "PAVE_HOME": str(folder / "home"), "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        took.append(round(float(done.stdout.split()[-1]), 3))
+    return {"gigabytes": round(stored / 1e9, 2), "first process, s": took[0], "next ones, s": took[1:]}
+
+
 def changes(count: int, folder: Path) -> dict[str, Any]:
     """Random changes with real questions between them."""
     model, patch = load("playroom"), Patch.load(folder_of("audio-playroom"))
@@ -210,6 +242,7 @@ def main() -> None:
             "beside PEFT": lambda: beside_peft(3 if small else 30, folder),
             "sixteen rows": lambda: sixteen(3 if small else 31, folder),
             "cold, 7B": lambda: cold(2 if small else 15, folder),
+            "processes": lambda: in_processes("small" if small else "2 GB", folder),
             "changes": lambda: changes(50 if small else 10_000, folder),
         }
         for key, part in parts.items():

@@ -27,6 +27,7 @@ from pave.errors import (
     SignalError,
     TrainingError,
     UsageError,
+    WriterError,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ __all__ = [
     "SignalError",
     "TrainingError",
     "UsageError",
+    "WriterError",
     "__version__",
     "certify",
     "evaluate",

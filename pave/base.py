@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -33,12 +34,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from pave.ambient import neutral
 from pave.config import BaseFacts
 from pave.errors import BaseModelError, MediaError
-from pave.files import tensorfile
+from pave.files import remembered, tensorfile
 from pave.files.copied import guard_captures
 from pave.media.clip import Clip
 from pave.media.pixels import preprocess, scaled
 from pave.packing.mask import windowed
 from pave.prompt import CHATML, Prompter
+from pave.text.shown import brief
 
 Newline = Literal["end", "grid", "none"]
 PASS = 8  # frames per vision pass where the bits of a frame must not depend on the number of frames
@@ -54,6 +56,9 @@ class Visual:
     times: Tensor  # float64 (b t) seconds
     deep: Tensor | None = None  # (b t s k d) DeepStack features for the first k layers of the decoder
     blind: Tensor | None = None  # bool (b,) rows without pictures, whose features are zeros; None: there are none
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def without_pictures(self) -> list[int]:
@@ -129,6 +134,8 @@ class Host(ABC):
         self.prompter = Prompter(tokenizer, template or self.own_template(), self.AGAIN, self.CLOSING)
         self._ran: set[str] = set()
         self._fingerprint: str | None = None
+        self.files: tuple[Path, ...] = ()  # that the weights were read from, if they were
+        self._read: list[tuple[int, int]] = []  # their state when they had been read
         self._identity: str | None = None
         for path in self.read_apart:  # accelerate loads a weight only while its module is called
             module, _, leaf = path.rpartition(".")
@@ -421,10 +428,21 @@ class Host(ABC):
         """sha256 of the language model's weights as bfloat16, vocabulary rows cut to the tokenizer; computed once.
 
         Equal for sharded and cast copies of one checkpoint; hashing 7B parameters takes seconds, so it is deferred
-        until a patch is applied or saved."""
+        until a patch is applied or saved, and remembered on disk for weights that are as they were read."""
         if self._fingerprint is None:
-            self._fingerprint = self._hash()
+            as_read = self.files and self._state() == self._read
+            key = remembered.key_of(self._weights(), self.files) if as_read else ""
+            self._fingerprint = remembered.recall(key) or self._hash()
+            remembered.remember(key, self._fingerprint)
         return self._fingerprint
+
+    def read_from(self, files: Sequence[Path]) -> None:
+        """The weights are, from now on, those of these files, unless they are changed."""
+        self.files, self._read = tuple(files), self._state()
+
+    def _state(self) -> list[tuple[int, int]]:
+        """Where the weights are, and how often each was changed in place."""
+        return [(tensor.data_ptr(), tensor._version) for _, tensor in self._weights()]
 
     def _hash(self) -> str:
         digest = hashlib.sha256()

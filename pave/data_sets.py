@@ -32,6 +32,7 @@ AskedChannel = Literal[
     "speech",
     "speech+video",
     "match",
+    "conflict",
 ]
 Channel = Literal[AskedChannel, "caption"]  # caption: all channels, for training
 

@@ -9,6 +9,7 @@ PaveError
 ├── TrainingError       a run cannot continue (NaN, no data, a folder of another run)
 ├── SignalError         a side signal has the wrong shape, non-finite values or no times
 ├── JudgeError          a judge of answers cannot be reached, or refuses
+├── WriterError         a writer of instructions cannot be reached, or refuses
 ├── UsageError          a function was called with an invalid value; also a ValueError
 └── FileError           a file cannot be opened, read or written; names file, cause and remedy
     ├── FileDamaged         its content is not valid for its file type
@@ -69,6 +70,10 @@ class SignalError(PaveError):
 
 class JudgeError(PaveError):
     """A judge of answers cannot be reached, or refuses."""
+
+
+class WriterError(PaveError):
+    """A language model that writes instructions cannot be reached, or refuses."""
 
 
 class UsageError(PaveError, ValueError):

@@ -63,6 +63,15 @@ MODALITIES: tuple[Modality, ...] = get_args(Modality)
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+class Match(Config):
+    """Clips that are asked whether their sound belongs to their pictures: half of them have that of another clip."""
+
+    share: Share = 0.1  # of those trained with both; video-SALMONN's (arXiv 2406.15704)
+    question: Annotated[str, Field(min_length=1, max_length=1_000)] = "Does the sound belong to the pictures?"
+    same: Annotated[str, Field(min_length=1, max_length=100)] = "Yes."  # the answer where it does
+    other: Annotated[str, Field(min_length=1, max_length=100)] = "No."
+
+
 class Modalities(Config):
     """How often a clip that has pictures and sound is trained with what. `sound`: with any sense of the patch. Shares
     are those of Audio-Visual LLM's data (130, 45 and 85 of 260 thousand), and need not add up to 1."""
@@ -72,9 +81,19 @@ class Modalities(Config):
     both: Share = 0.33
     # channel of the data -> what its questions need: they are not asked without it. Others are asked in any case.
     needs: dict[str, Modality] = Field(default={}, max_length=1_000)
+    # Share of clips trained with both that get the sound of another clip, and questions that need one of the two only.
+    unpaired: Share = 0.0
+    match: Match | None = None
 
     @model_validator(mode="after")
     def _draws(self) -> Modalities:
+        if (self.unpaired or self.match) and not self.both:
+            raise ValueError("unpaired and match are about clips that are trained with both; give both a share")
+        if self.unpaired and not {"pictures", "sound"} <= {*self.needs.values()}:
+            cause = "unpaired asks what needs pictures alone, and what needs sound alone"
+            raise ValueError(f"{cause}; name channels of the data for each in needs")
+        if self.unpaired + (self.match.share if self.match else 0) > 1:
+            raise ValueError("unpaired and match.share are more than all clips; lower one of them")
         if not self.pictures + self.sound + self.both:
             raise ValueError("pictures, sound and both are 0, so there is nothing to draw; give one of them a share")
         return self

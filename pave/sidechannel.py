@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pave.errors import SignalError
+from pave.text.shown import brief
 
 Rule = Literal["time", "index"]
 PARTS = ("x", "times", "spans", "valid")  # the tensors of `SideTokens`, by name
@@ -32,6 +33,9 @@ class SideTokens:
     spans: Tensor  # (τ 2) first and last second that a token covers, float64
     valid: Tensor  # (τ h w) bool
     kind: Literal["sequence", "set"] = "sequence"  # set: times are ignored, alignment falls back to the index rule
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", self.times.to("cpu", torch.float64))
@@ -105,6 +109,9 @@ class SideBatch:
     blend: tuple[Tensor, Tensor] | None = None  # each (b t m); index rule with fewer steps than key frames in a row
     sets: Tensor | None = None  # (b,) bool: rows that are sets, their times are ignored; None: no row
     timed: bool = False  # aligned by the time rule
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def present(self) -> Tensor:

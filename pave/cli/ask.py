@@ -10,13 +10,13 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pave.cli.signals import signals_of
 from pave.cli.terminal import Talk, lines_of, patch_names, quiet, remark, say, say_pieces
 from pave.errors import PaveError, UsageError
 
@@ -83,15 +83,21 @@ def ask(
     dtype: Dtype = "auto",
     device: Device = "auto",
     gate: Gate = True,
+    conflict: Annotated[
+        bool, typer.Option("--conflict", help="Also measure whether pictures and signals disagree; takes longer.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer and all facts about it as JSON.")] = False,
 ) -> None:
     """Ask a frozen video LLM about VIDEO."""
     quiet()
-    signals, options = _signals(signal or [], timeout), _options(option or [])
+    signals, options = signals_of(signal or [], timeout), _options(option or [])
     model = _opened(base, patch or [], dtype, device, frames, gate)
-    read = {"timeout": timeout or "auto", "audio_track": audio_track, "video_track": video_track}
+    read = {"timeout": timeout or "auto", "audio_track": audio_track, "video_track": video_track, "conflict": conflict}
     answer = model.ask(video, question, max_new_tokens=max_new_tokens, **read, **signals, **options)
     _tell(answer, video.name, {})
+    if conflict:
+        score = "not measured: it takes pictures and a signal" if answer.conflict is None else f"{answer.conflict:.2f}"
+        remark(f"conflict of pictures and signals: {score}")
     if as_json:
         say(*lines_of(json.dumps({"answer": str(answer), **vars(answer)}, indent=1)))
     else:
@@ -119,7 +125,7 @@ def chat(
     else can be typed.
     """
     quiet()
-    signals, options = _signals(signal or [], timeout), _options(option or [])
+    signals, options = signals_of(signal or [], timeout), _options(option or [])
     model = _opened(base, patch or [], dtype, device, frames, gate)
     read: dict[str, Any] = {"timeout": timeout or "auto", "audio_track": audio_track, "video_track": video_track}
     with model.chat(video, **read, **signals) as dialogue:
@@ -212,41 +218,3 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
 
         answering(MOST, found)
     return found
-
-
-def _signals(options: Sequence[str], timeout: float | None) -> dict[str, Any]:
-    """Signals by name, from NAME=PATH: a path, a list of paths (a repeated name; always for views), or sound (audio),
-    read within `timeout`."""
-    from inspect import signature
-
-    from pave.errors import SignalError
-    from pave.model.patched import PatchedModel
-
-    # ask() takes signals as keyword arguments, so a signal cannot be named like one of its parameters.
-    reserved = signature(PatchedModel.ask).parameters
-    named: dict[str, list[str]] = {}
-    for option in options:
-        name, equals, path = option.partition("=")
-        if not (name and equals and path):
-            raise SignalError(f"--signal {option}: write NAME=PATH, for example imu=ride.npy")
-        if name in reserved:
-            raise SignalError(
-                f"--signal {option}: {name} is not a signal; name one that a patch reads, for example imu or views"
-            )
-        named.setdefault(name, []).append(path)
-    readers: dict[str, Any] = {"audio": partial(_sound, timeout=timeout), "views": list}
-    return {name: readers.get(name, _one_or_list)(paths) for name, paths in named.items()}
-
-
-def _one_or_list(paths: list[str]) -> str | list[str]:
-    return paths if len(paths) > 1 else paths[0]
-
-
-def _sound(paths: list[str], timeout: float | None) -> Any:
-    """The one file with sound."""
-    from pave.errors import SignalError
-    from pave.media.clip import sound
-
-    if len(paths) > 1:
-        raise SignalError(f"--signal audio= is given {len(paths)} times; give one file")
-    return sound(paths[0], timeout or "auto")

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from pave.cli import ask, data, encode, evaluate, patch, recipe, serve, weights
+from pave.cli import ask, curate, data, encode, evaluate, explain, patch, recipe, serve, weights
 from pave.cli.terminal import PLAIN, Talk, lines_of, quiet, remark, run_command, say
 
 Split = Literal["train", "val", "test"]
@@ -135,6 +135,8 @@ def profile_command(
 
 app.command()(encode.encode)
 app.command("eval")(evaluate.evaluate)
+app.command()(explain.explain)
+app.command()(curate.curate)
 
 
 @app.command("new-encoder")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Messages = list[dict[str, str]]
+from pave.endpoint.client import Messages
 
 # Video-ChatGPT, quantitative_evaluation/evaluate_activitynet_qa.py and evaluate_benchmark_1 to 5 at 659e04b.
 SYSTEM = (

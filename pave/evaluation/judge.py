@@ -11,19 +11,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from pave.data import Example
+from pave.endpoint.client import Chat, Messages
+from pave.endpoint.kept import Kept
+from pave.endpoint.many import done
 from pave.errors import UsageError, nearest
-from pave.evaluation.aspects import ASPECTS, ONE, Aspect, Messages
-from pave.evaluation.chat import Chat
+from pave.evaluation.aspects import ASPECTS, ONE, Aspect
 from pave.evaluation.metrics.measured import Measured
-from pave.files import json_text
-from pave.files.atomic import append, read_bytes, write_text
 from pave.text.shown import quoted
 
 VERDICTS = "judged.jsonl"
@@ -50,6 +49,13 @@ class Verdict:
         if value is None or (aspect.yes and yes is None):
             return cls(None, None, model)
         return cls(yes[1].lower() == "yes" if yes and aspect.yes else None, value, model)
+
+    @classmethod
+    def kept(cls, value: Mapping[str, Any] | None) -> Verdict:
+        """The verdict as it was written."""
+        yes, score = (value or {}).get("yes"), (value or {}).get("score")
+        known = yes if isinstance(yes, bool) else None, float(score) if isinstance(score, int | float) else None
+        return cls(*known, str((value or {}).get("model", "")))
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Judge:
         tell: OnVerdicts | None = None,
     ) -> tuple[dict[str, dict[str, Measured]], list[str]]:
         """Metrics of the answers, by run, and remarks. Equal answers to equal questions are judged once."""
-        known, asked = _read(folder), dict[str, tuple[str, Messages]]()
+        kept, asked = Kept(folder and folder / VERDICTS), dict[str, tuple[str, Messages]]()
         keys: dict[tuple[str, str], list[str | None]] = {}  # of verdicts, by aspect and run
         for name in self.aspects:
             for run, answers in runs.items():
@@ -99,7 +105,8 @@ class Judge:
             raise UsageError(
                 f"a judge's {unpaired[0]!r} compares two questions with the same answer, and there are none"
             )
-        self._ask({key: each for key, each in asked.items() if key not in known}, len(asked), known, folder, tell)
+        self._ask({key: each for key, each in asked.items() if key not in kept}, len(asked), kept, tell)
+        known = {key: Verdict.kept(kept.get(key)) for key in asked}
         found: dict[str, dict[str, Measured]] = {}
         for (name, run), own in keys.items():
             verdicts = [None if key is None else known[key] for key in own]
@@ -111,37 +118,22 @@ class Judge:
             found.setdefault(label, {})[run] = Measured.mean_of([each and each.score for each in verdicts])
         return found, _remarks([known[key] for key in asked])
 
-    def _ask(
-        self,
-        fresh: Mapping[str, tuple[str, Messages]],
-        total: int,
-        known: dict[str, Verdict],
-        folder: Path | None,
-        tell: OnVerdicts | None,
-    ) -> None:
-        """Add fresh verdicts to those that are known."""
-        done = total - len(fresh)
-        with ThreadPoolExecutor(ASKED, thread_name_prefix="judge") as pool:
-            waiting = {pool.submit(self._judged, *each): key for key, each in fresh.items()}
-            try:
-                for each in as_completed(waiting):
-                    key, (verdict, reply) = waiting[each], each.result()
-                    known[key] = verdict
-                    _keep(folder, key, verdict, reply)
-                    done += 1
-                    if tell:
-                        tell(done, total)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    def _ask(self, fresh: Mapping[str, tuple[str, Messages]], total: int, kept: Kept, tell: OnVerdicts | None) -> None:
+        """Keep fresh verdicts beside those that are known."""
+        count = total - len(fresh)
+        for (key, _), verdict in done(lambda each: self._judged(*each[1]), fresh.items(), ASKED, "judge"):
+            kept.add(key, verdict)
+            count += 1
+            if tell:
+                tell(count, total)
 
     def _key(self, messages: Messages) -> str:
         """Of a verdict: everything that it depends on."""
         return sha256(json.dumps([self.chat.shown, self.model, messages]).encode()).hexdigest()
 
-    def _judged(self, name: str, messages: Messages) -> tuple[Verdict, str]:
-        reply, model = self.chat.reply(messages)
-        return Verdict.read(reply, ASPECTS[name], model), reply
+    def _judged(self, name: str, messages: Messages) -> dict[str, Any]:
+        reply = self.chat.reply(messages)
+        return {**asdict(Verdict.read(reply.text, ASPECTS[name], reply.model)), "reply": reply.text}
 
 
 def _requests(aspect: Aspect, examples: Sequence[Example], answers: Sequence[str]) -> Iterator[Messages | None]:
@@ -166,28 +158,3 @@ def _remarks(verdicts: Sequence[Verdict]) -> list[str]:
     models = sorted({each.model for each in verdicts if each.model})
     remarks = [f"of {len(verdicts):,} replies of the judge {unread:,} cannot be read and do not count"]
     return [*(remarks if unread else []), *([f"judged by {', '.join(map(quoted, models))}"] if models else [])]
-
-
-def _read(folder: Path | None) -> dict[str, Verdict]:
-    """The verdicts in a folder, without a last line that is cut."""
-    found: dict[str, Verdict] = {}
-    if folder is None or not (file := folder / VERDICTS).exists():
-        return found
-    *lines, rest = read_bytes(file).split(b"\n")
-    if rest:
-        write_text(file, "".join(line.decode() + "\n" for line in lines))
-    for line in lines:
-        value = json_text.parse_json(file, line, "line")
-        yes, score = value.get("yes"), value.get("score")
-        found[str(value.get("key"))] = Verdict(
-            yes if isinstance(yes, bool) else None,
-            float(score) if isinstance(score, int | float) else None,
-            str(value.get("model", "")),
-        )
-    return found
-
-
-def _keep(folder: Path | None, key: str, verdict: Verdict, reply: str) -> None:
-    if folder is not None:
-        value = {"key": key, "yes": verdict.yes, "score": verdict.score, "model": verdict.model, "reply": reply}
-        append(folder / VERDICTS, (json.dumps(value) + "\n").encode())

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from pave.data import Source
 from pave.data_sets import DataSet
 from pave.encoder import consent
 from pave.errors import DataError, raised_as
+from pave.features.cluster import on_ray
 from pave.features.files import DTYPES, ClipEntry, FeatureKey, files, read_header, write, write_list
 from pave.features.worker import WORKERS, Job, ask, borrow, size_of
 from pave.files.locks import held
@@ -146,7 +146,9 @@ def _encode(
         left = [shard for shard in own if not _done(shard, existing.get(shard.path, []), retry)]
         progress(sum(len(shard.clips) for shard in own) - sum(len(shard.clips) for shard in left))
         sizes = {shard.path: len(shard.clips) for shard in left}
-        for path in (_in_threads if engine == "local" else _on_ray)(partial(extract, job, key), left, workers):
+        work = partial(extract, job, key)
+        paths = _in_threads(work, left, workers) if engine == "local" else _on_ray(work, left, workers)
+        for path in paths:
             progress(sizes[path])
         return _tally(out, shards, _existing(shards, key))
     finally:
@@ -198,21 +200,8 @@ def _in_threads(work: Callable[[Shard], Path], shards: Sequence[Shard], workers:
 
 
 def _on_ray(work: Callable[[Shard], Path], shards: Sequence[Shard], workers: int) -> Iterator[Path]:
-    """The same on Ray Data, on the cluster of the environment, or on this machine."""
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-        import ray.data  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise DataError('--engine ray needs Ray; run pip install "pave[ray]"') from None
-    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    logging.getLogger("ray.data").setLevel("ERROR")
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    share = min(1.0, ray.cluster_resources().get("GPU", 0) / workers)
-    rows = ray.data.from_items([{"place": place} for place in range(len(shards))], override_num_blocks=len(shards))
-    pool = ray.data.TaskPoolStrategy(size=workers)
-    done = rows.map(lambda row: {"path": str(work(shards[row["place"]]))}, num_gpus=share or None, compute=pool)
-    for row in done.iter_rows():
-        yield Path(row["path"])
+    for shard, _ in on_ray(lambda shard: str(work(shard)), shards, workers):
+        yield shard.path
 
 
 def extract(job: Job, key: FeatureKey, shard: Shard) -> Path:

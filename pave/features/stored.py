@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from random import Random
 from typing import Any
 
@@ -68,12 +67,17 @@ def shuffled(clips: Sequence[Stored], seed: int) -> list[Stored]:
     order = list(range(len(clips)))
     Random(seed).shuffle(order)
     donors = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+    return [with_signals(clip, clips[donors[place]]) for place, clip in enumerate(clips)]
 
-    def fetch(clip: Stored, donor: Stored) -> Finish:
+
+def with_signals(clip: Stored, donor: Stored) -> Stored:
+    """A clip with the side tokens of another one."""
+
+    def fetch() -> Finish:
         own, other = clip.fetch(), donor.fetch()
         return lambda: replace(own(), sides=other().sides)
 
-    return [replace(clip, fetch=partial(fetch, clip, clips[donors[place]])) for place, clip in enumerate(clips)]
+    return replace(clip, fetch=fetch, present=donor.present, absent=donor.absent, outside=donor.outside)
 
 
 class Features(Mapping[Source, ClipFeatures]):

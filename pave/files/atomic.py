@@ -139,12 +139,23 @@ def append(path: Path, data: bytes) -> None:
         descriptor = os.open(path, flags, 0o666)
         try:
             _refuse_odd(os.fstat(descriptor))
-            os.write(descriptor, data)
+            if os.write(descriptor, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
     except OSError as error:
         cause = f"cannot be written ({error.strerror or error})"
         raise FileError(path, cause, "free disk space or fix the permissions") from None
+
+
+def cut(path: Path, size: int) -> None:
+    """Drop the bytes of a file beyond a size."""
+    try:
+        if os.path.getsize(path) > size:
+            os.truncate(path, size)
+    except OSError as error:
+        cause = f"cannot be written ({error.strerror or error})"
+        raise FileError(path, cause, "fix the permissions") from None
 
 
 @contextmanager

@@ -23,12 +23,15 @@ from torch import Tensor, nn
 
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
+from pave.fusion.attention import Seen, attention
 from pave.fusion.inserted import Concatenation, Pooled
 from pave.fusion.meta import Blank
 from pave.fusion.reader import POINT, Reader, Standardise
 from pave.fusion.rope import SECTIONS, Places, Rotations, cube_places, cube_turns, rotate, time_turns
-from pave.fusion.segments import Segments, groups, part
+from pave.fusion.segments import Segments, groups, part, spread
 from pave.sidechannel import SideBatch
+
+Numbers = Tensor | None  # of key frames; None: all
 
 
 class Fusion(Reader, ABC):
@@ -56,21 +59,38 @@ class Fusion(Reader, ABC):
         """The update (b t s d) of `tokens` (b t s d), in their dtype; `vision` is (b t s q)."""
         if not side.x.shape[1]:
             return torch.zeros_like(tokens)
+        parts = groups(side)
+        updates = [self._part(vision, tokens, side, frames) for frames in parts or [None]]
+        return torch.cat(updates, dim=1)[:, torch.cat(parts).argsort()] if parts else updates[0]
+
+    def weights(self, vision: Tensor | None, tokens: Tensor, side: SideBatch) -> Tensor:
+        """The attention of the visual tokens of each key frame to the side tokens of one clip (t τ h w): the mean
+        of layers, heads and visual tokens. A null key has its share of it, so that a key frame sums to 1 or less."""
+        found = torch.zeros(side.index.shape[1], *side.x.shape[1:4], device=tokens.device)
+        for frames in groups(side) or [None]:
+            layers: list[Tensor] = []
+            self._part(vision, tokens, side, frames, layers)
+            own = slice(None) if frames is None else frames
+            found[own] = spread(torch.stack(layers).mean((0, 2)), side, own)
+        return found
+
+    def _part(
+        self, vision: Tensor | None, tokens: Tensor, side: SideBatch, frames: Numbers, seen: Seen = None
+    ) -> Tensor:
+        """`forward` for some key frames."""
         places = cube_places(side) if self.config.rope == "3d" else None
-        if not (parts := groups(side)):
-            return self._update(vision, tokens, side, None, places)
-        updates = []
-        for frames in parts:
-            own = None if vision is None else vision[:, frames]
-            there = None if places is None else (places[0][:, frames], places[1][:, frames])
-            updates.append(self._update(own, tokens[:, frames], part(side, frames), frames, there))
-        return torch.cat(updates, dim=1)[:, torch.cat(parts).argsort()]
+        if frames is None:
+            return self._update(vision, tokens, side, None, places, seen)
+        own = None if vision is None else vision[:, frames]
+        there = None if places is None else (places[0][:, frames], places[1][:, frames])
+        return self._update(own, tokens[:, frames], part(side, frames), frames, there, seen)
 
     @abstractmethod
     def _update(
-        self, vision: Tensor | None, tokens: Tensor, side: SideBatch, frames: Tensor | None, places: Places | None
+        self, vision: Tensor | None, tokens: Tensor, side: SideBatch, frames: Numbers, places: Places | None, seen: Seen
     ) -> Tensor:
-        """`forward` for some key frames: their numbers `frames` (None: all), and their places for `rope: 3d`."""
+        """`forward` for some key frames, and their places for `rope: 3d`; `seen` gets the attention of each layer
+        ((b t) s (m n))."""
 
     def _rotations(
         self, side: SideBatch, segments: Segments, s: int, places: Places | None
@@ -137,7 +157,7 @@ class Folded(Fusion):
         self.register_buffer("scale", torch.ones(()))
 
     def _update(
-        self, vision: Tensor | None, tokens: Tensor, side: SideBatch, frames: Tensor | None, places: Places | None
+        self, vision: Tensor | None, tokens: Tensor, side: SideBatch, frames: Numbers, places: Places | None, seen: Seen
     ) -> Tensor:
         if not side.x.shape[1]:
             return torch.zeros_like(tokens)
@@ -157,10 +177,11 @@ class Folded(Fusion):
             y = F.layer_norm(y, y.shape[-1:])
         y = y.view(len(k), -1, y.shape[-1])
         if q_turns is not None:
-            update = self._attend_placed(y, k, v, mask, q_turns)
+            update = self._attend_placed(y, k, v, mask, q_turns, seen)
+        elif seen is None and self.folds(y.shape[1], k.shape[1]):
+            update = self._attend_folded(y, k, v, mask)
         else:
-            attend = self._attend_folded if self.folds(y.shape[1], k.shape[1]) else self._attend
-            update = attend(y, k, v, mask)
+            update = self._attend(y, k, v, mask, seen)
         return update.view_as(tokens).to(tokens.dtype)
 
     def folds(self, s: int, n: float) -> bool:
@@ -196,20 +217,28 @@ class Folded(Fusion):
         values = rearrange(values, "h (bt k) d -> bt (h k) d", bt=frames)
         return torch.bmm(scores.softmax(-1).flatten(2), values)
 
-    def _attend(self, y: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, y: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, seen: Seen) -> Tensor:
         """The same in the usual order, for many side tokens."""
         q = y if self.query is None else self.query(y)
         q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         keep = None if mask is None else mask[:, None, None]
-        read = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=keep)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        if seen is not None:
+            seen.append(attention(q, k, keep)[..., :-1])  # without the null key
+        read = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
         return self.out(read.transpose(1, 2).flatten(2))
 
-    def _attend_placed(self, y: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, turns: Rotations) -> Tensor:
+    def _attend_placed(
+        self, y: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, turns: Rotations, seen: Seen
+    ) -> Tensor:
         """The usual order for queries with rotations of their own; the null key has no place, and reads none."""
         q = (y if self.query is None else self.query(y)).unflatten(-1, (self.heads, -1)) / math.sqrt(k.shape[-1])
         turned, q, k, v = (x.transpose(1, 2) for x in (rotate(q, turns), q, k, v))
         scores = torch.cat([turned @ k[:, :, :-1].mT, q @ k[:, :, -1:].mT], dim=-1)
-        read = _masked(scores, mask, "bt k -> bt 1 1 k").softmax(-1) @ v
+        weights = _masked(scores, mask, "bt k -> bt 1 1 k").softmax(-1)
+        if seen is not None:
+            seen.append(weights.mean(1)[..., :-1])
+        read = weights @ v
         return self.out(read.transpose(1, 2).flatten(2))
 
 
@@ -247,7 +276,7 @@ class Official(Fusion):
             self.register_buffer("scale", torch.ones(()))
 
     def _update(
-        self, vision: Tensor | None, tokens: Tensor, side: SideBatch, frames: Tensor | None, places: Places | None
+        self, vision: Tensor | None, tokens: Tensor, side: SideBatch, frames: Numbers, places: Places | None, seen: Seen
     ) -> Tensor:
         if not side.x.shape[1]:
             return torch.zeros_like(tokens)
@@ -270,7 +299,7 @@ class Official(Fusion):
         k, v = k.flatten(1, 2).transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
         for i, layer in enumerate(self.cross_attn_layers):
             own = slice(i * self.heads, (i + 1) * self.heads)
-            z = layer(z, k[:, own], v[:, own], keep, q_turns)
+            z = layer(z, k[:, own], v[:, own], keep, q_turns, seen)
         update = self._head(z).view(len(k), *tokens.shape[2:])
         if has_keys is not None:
             update = update.masked_fill_(~has_keys[:, None, None], 0)
@@ -314,10 +343,14 @@ class _Layer(nn.Module):
             nn.Linear(2 * width, width, bias=False),
         )
 
-    def forward(self, z: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, turns: Rotations | None) -> Tensor:
+    def forward(
+        self, z: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, turns: Rotations | None, seen: Seen
+    ) -> Tensor:
         """z ((b t s) w) after attention to k and v (bt h k e); the mask `keep` (bt 1 1 k) is 0 or -inf."""
         q = self.attn.q_linear(z).view(len(k), -1, k.shape[1], k.shape[3])
         q = (q if turns is None else rotate(q, turns)).transpose(1, 2)
+        if seen is not None:
+            seen.append(attention(q, k, keep))
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
         z = z + read.transpose(1, 2).reshape(z.shape)
         norm, widen, gelu, narrow = self.ffn

@@ -21,6 +21,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from pave.config import ResamplerConfig
+from pave.fusion.attention import Seen, attention
 from pave.fusion.clock import Clock, nearest_windows, steps_until, synchronise, windows_before
 from pave.fusion.meta import Blank
 from pave.fusion.reader import Standardise
@@ -42,12 +43,14 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=EPS)
 
-    def forward(self, x: Tensor, read: Tensor, keep: Tensor | None = None) -> Tensor:
-        """x (b n q) after attention to `read` (b k c), where `keep` (… k) is true."""
+    def forward(self, x: Tensor, read: Tensor, keep: Tensor | None = None, seen: Seen = None) -> Tensor:
+        """x (b n q) after attention to `read` (b k c), where `keep` (… k) is true; `seen` gets the weights."""
         q, k, v = (
             rearrange(each, "b n (h e) -> b h n e", h=self.heads)
             for each in (self.query(x), self.key(read), self.value(read))
         )
+        if seen is not None:
+            seen.append(attention(q, k, keep))
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=dropout)
         y = self.out(rearrange(y, "b h n e -> b n (h e)"))
@@ -68,12 +71,12 @@ class Layer(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=EPS)
 
-    def forward(self, queries: Tensor, x: Tensor, mask: Tensor | None, real: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, x: Tensor, mask: Tensor | None, real: Tensor, seen: Seen = None) -> Tensor:
         """queries (b n q) after attention to x (b k c), with the masks of causal attention (k k) and of real tokens
-        (b k)."""
-        states = self.causal(x, x, mask)
+        (b k); `seen` gets the weights of queries on states (b n k), and of states on x (b k k)."""
+        states = self.causal(x, x, mask, seen)
         queries = self.among(queries, queries)
-        queries = self.cross(queries, states, rearrange(real, "b k -> b 1 1 k"))
+        queries = self.cross(queries, states, rearrange(real, "b k -> b 1 1 k"), seen)
         return self.norm(queries + self.ffn(queries))
 
 
@@ -88,11 +91,11 @@ class QFormer(nn.Module):
         self.layers = nn.ModuleList(Layer(width, channels, heads, dropout) for _ in range(layers))
         self.apply(_init_weights)
 
-    def forward(self, queries: Tensor, x: Tensor, mask: Tensor | None, real: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, x: Tensor, mask: Tensor | None, real: Tensor, seen: Seen = None) -> Tensor:
         """Outputs of queries (b n q) for x (b k c); masks of causal attention (k k) and of real tokens (b k)."""
         queries = self.dropout(self.norm(queries))
         for layer in self.layers:
-            queries = layer(queries, x, mask, real)
+            queries = layer(queries, x, mask, real, seen)
         return queries
 
 
@@ -149,6 +152,23 @@ class Resampler(nn.Module, ABC):
         """The number of similarities that `forward` gives for these sides."""
         return 0
 
+    def weights(self, sides: Mapping[str, SideBatch | None], read: Tensor) -> tuple[Tensor, Tensor]:
+        """From the weights of key frames on the tokens of `look` (t τ n): those on the steps of the clock (t τ), each
+        of which holds all senses; and the middles of these steps (τ,) in seconds."""
+        clock = synchronise(sides, self.config)
+        found, first = read.new_zeros(len(read), clock.count), 0
+        for part in clock.parts(WINDOWS, self.config.slots):
+            own, steps = self.reads(self._windows(part, sides), part)
+            mine, first = read[:, first : first + len(own)], first + len(own)
+            begin = round((part.start - clock.start) * clock.rate)
+            steps = (steps + begin).flatten().clamp(max=clock.count - 1)  # beyond the end: padding
+            found.index_add_(1, steps.to(read.device), torch.einsum("tin,ink->tik", mine, own).flatten(1))
+        return found, clock.start + (torch.arange(clock.count, dtype=torch.float64) + 0.5) / clock.rate
+
+    @abstractmethod
+    def reads(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:
+        """The weights of the tokens of `look` on the steps of their window (τ n k), and which steps these are (τ k)."""
+
     @abstractmethod
     def look(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:
         """Tokens (τ n c) of windows of steps (w k m c), and the similarity of the outputs within a window."""
@@ -197,7 +217,26 @@ class Queries(Resampler):
         similar = [similarity(outputs) for _, outputs in levels[1:] or levels]
         return torch.cat([tokens for tokens, _ in levels], dim=-1), torch.cat(similar)
 
-    def _level(self, x: Tensor, real: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def reads(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:
+        """Mean of the layers; the states of a layer are half the steps themselves, as in attention rollout (Abnar and
+        Zuidema, arXiv 2005.00928)."""
+        real, m = clock.steps < clock.count, self.config.slots
+        found = []
+        for k in self.config.levels:
+            layers: list[Tensor] = []
+            self._level(x, real, k, layers)
+            pairs = zip(layers[1::2], layers[::2], strict=True)
+            own = torch.stack([cross @ _half(causal) for cross, causal in pairs]).mean(0)
+            kept = repeat(real, "w (p k) -> (w p) k", k=k).any(-1)
+            level = own.new_zeros(len(kept), own.shape[1], k)
+            level[kept.to(x.device)] = reduce(own, "w n (k m) -> w n k", "sum", m=m)
+            level = rearrange(level, "(w p) n k -> w p n k", w=len(x))
+            # a piece of a window reads its own steps only
+            apart = torch.eye(level.shape[1], device=x.device)
+            found.append(rearrange(torch.einsum("wpnk,pr->wpnrk", level, apart), "w p n r k -> w (p n) (r k)"))
+        return torch.stack(found).mean(0), clock.steps
+
+    def _level(self, x: Tensor, real: Tensor, k: int, seen: Seen = None) -> tuple[Tensor, Tensor]:
         """Outputs of windows of k steps in order of time (w n q), zero for windows beyond the end; and the outputs of
         real windows only."""
         m, queries = self.config.slots, self.queries[str(k)]
@@ -205,7 +244,7 @@ class Queries(Resampler):
         kept = real.any(-1).nonzero()[:, 0].to(x.device)
         windows = rearrange(x, "w (p k) m c -> (w p) (k m) c", k=k)[kept] + self.position[: k * m]
         mask = causal_mask(k, m, self.config.causal_direction, x.device)
-        outputs = self.qformer(queries.expand(len(windows), -1, -1), windows, mask, real.to(x.device)[kept])
+        outputs = self.qformer(queries.expand(len(windows), -1, -1), windows, mask, real.to(x.device)[kept], seen)
         tokens = outputs.new_zeros(len(real), *queries.shape).index_copy(0, kept, outputs)
         return rearrange(tokens, "(w p) n q -> w (p n) q", w=len(x)), outputs
 
@@ -226,13 +265,25 @@ class States(Resampler):
         self.causal = Attention(self.width, config.heads, config.dropout).apply(_init_weights)
 
     def look(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:
+        states, window, place = self._states(x, clock)
+        return rearrange(states, "w (k m) c -> w k m c", m=x.shape[2])[window, place], x.new_zeros(0)
+
+    def reads(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:
+        seen: list[Tensor] = []
+        _, window, place = self._states(x, clock, seen)
+        m = x.shape[2]
+        own = reduce(_half(seen[0]), "w (k m) (l n) -> w k m l", "sum", m=m, n=m)
+        return own[window, place], clock.steps[window]
+
+    def _states(self, x: Tensor, clock: Clock, seen: Seen = None) -> tuple[Tensor, Tensor, Tensor]:
+        """States of all windows (w (k m) c); the window that contains each step's longest past, and the step's place in
+        it."""
         k, m = x.shape[1:3]
         windows = rearrange(x, "w k m c -> w (k m) c") + self.position
-        states = self.causal(windows, windows, causal_mask(k, m, "past", x.device))
+        states = self.causal(windows, windows, causal_mask(k, m, "past", x.device), seen)
         steps = torch.arange(clock.known, clock.count)
-        window = ((steps - k) // clock.stride + 1).clamp(min=0)  # the window that contains the step's longest past
-        states = rearrange(states, "w (k m) c -> w k m c", m=m)[window, steps - window * clock.stride]
-        return states, x.new_zeros(0)
+        window = ((steps - k) // clock.stride + 1).clamp(min=0)
+        return states, window, steps - window * clock.stride
 
     def times(self, clock: Clock) -> Tensor:
         return clock.start + (torch.arange(clock.known, clock.count, dtype=torch.float64) + 0.5) / clock.rate
@@ -256,6 +307,11 @@ def causal_mask(k: int, m: int, direction: str, device: torch.device) -> Tensor 
         return None
     step = torch.arange(k, device=device).repeat_interleave(m)
     return step[:, None] >= step if direction == "past" else step[:, None] <= step
+
+
+def _half(weights: Tensor) -> Tensor:
+    """Weights (b k k) with those of the residual beside them."""
+    return (weights + torch.eye(weights.shape[-1], device=weights.device)) / 2
 
 
 def similarity(x: Tensor) -> Tensor:

@@ -65,6 +65,24 @@ class Segments:
         return torch.lerp(picked, x.index_select(0, self.after), self.share.to(x.dtype))
 
 
+def spread(weights: Tensor, side: SideBatch, frames: slice | Tensor) -> Tensor:
+    """Weights of the slots of some key frames (t (m n)) of one row, as those of its side tokens (t τ h w): the inverse
+    of gathering. Where a slot interpolates two steps, each has its share; padding has none."""
+    steps, *grid = side.x.shape[1:4]
+    real = Segments(side).mask()
+    slots = weights if real is None else weights * real[frames, : weights.shape[1]]
+    slots = slots.unflatten(-1, (-1, grid[0] * grid[1]))  # (t m n)
+    parts = [(side.index, torch.ones_like(side.index))]
+    if side.blend is not None:
+        after, share = side.blend
+        parts = [(side.index, 1 - share), (after, share)]
+    found = slots.new_zeros(len(slots), steps, slots.shape[2])
+    for index, share in parts:
+        index, share = (each[0, frames, : slots.shape[1], None] for each in (index, share))
+        found.scatter_add_(1, index.expand(slots.shape), slots * share.to(slots.dtype))
+    return found.unflatten(-1, grid)
+
+
 def groups(side: SideBatch) -> list[Tensor]:
     """Key frames (indices) of one row, in groups with segments of similar length: none is twice as long as another.
     Empty, unless padding all segments to the longest one at least doubles a large number of tokens. A batch of several

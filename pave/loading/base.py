@@ -107,6 +107,8 @@ def load_base(
             revision=_revision(place),
         )
         _refuse_contradictions(base)
+    files = _weight_files(place)
+    base.read_from(files)
     if half or quantise or isinstance(where, dict):
         base.fingerprint()
     if kind != exact:
@@ -118,7 +120,14 @@ def load_base(
         low_memory.dispatch(model, where, base.read_apart)
     else:
         model.to(where)
+        base.read_from(files)
     return base
+
+
+def _weight_files(place: str) -> list[Path]:
+    """The files that transformers reads the weights of a base from."""
+    folder = place if os.path.isdir(place) else os.path.dirname(cached_file(place, "config.json") or "")
+    return sorted(Path(folder).glob("*.safetensors")) if folder else []
 
 
 def _refuse_contradictions(base: Host) -> None:

@@ -9,7 +9,9 @@ t pictures, c channels, n samples, y x pixels
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from numbers import Integral
 from typing import Any, Literal
 
@@ -145,3 +147,12 @@ def channels_first(sound: Tensor, channels: int | None = None) -> Tensor:
             cause = f"audio has shape ({c}, {n}), of which either side may be its channels"
             raise MediaError(f"{cause}; pass more than {CHANNELS} samples, or their mean (n,)")
     raise MediaError(f"audio has shape {tuple(sound.shape)}; pass (n,), (channels, n) or (n, channels)")
+
+
+def thumbnail(frame: Tensor, height: int) -> str:
+    """A frame (3 y x) as an HTML image of this height in pixels."""
+    from PIL import Image
+
+    image, data = Image.fromarray(rearrange(frame, "c y x -> y x c").numpy()), BytesIO()
+    image.resize((max(1, round(height * image.width / image.height)), height)).save(data, "png")
+    return f'<img src="data:image/png;base64,{b64encode(data.getvalue()).decode()}">'

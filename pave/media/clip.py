@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pave.ambient import neutral
 from pave.errors import MediaError, SignalError, UsageError
-from pave.media.arrays import pictures_of, size_of, sound_of, tensor_of, times_of
+from pave.media.arrays import pictures_of, size_of, sound_of, tensor_of, thumbnail, times_of
 from pave.media.decoding import Timeout
 from pave.media.key_frames import Request
 from pave.media.pixels import scaled
@@ -74,7 +74,8 @@ class Signal:
     values: Tensor
     times: Tensor
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        return brief(self)
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.times.shape != self.values.shape[:1]:
@@ -108,7 +109,7 @@ class Clip:
     def _repr_html_(self) -> str:
         """In a notebook: its first key frames, small, and its report."""
         few = () if self.frames is None else self.frames[:SHOWN]
-        return f"{''.join(map(_picture, few))}{self.report._repr_html_()}"
+        return f"{''.join(thumbnail(frame, HIGH) for frame in few)}{self.report._repr_html_()}"
 
     @classmethod
     @neutral()
@@ -272,18 +273,6 @@ class Clip:
         instants = torch.tensor(seconds, dtype=torch.float64) + 1e-6  # absorbs rounding errors, as `exact` for files
         for place in (torch.searchsorted(self.times, instants, right=True) - 1).clamp(min=0):
             yield self.frames[place]
-
-
-def _picture(frame: Tensor) -> str:
-    """A frame (3 y x) as HTML."""
-    from base64 import b64encode
-    from io import BytesIO
-
-    from PIL import Image
-
-    image, data = Image.fromarray(rearrange(frame, "c y x -> y x c").numpy()), BytesIO()
-    image.resize((max(1, round(HIGH * image.width / image.height)), HIGH)).save(data, "png")
-    return f'<img src="data:image/png;base64,{b64encode(data.getvalue()).decode()}">'
 
 
 def _named(clip: Clip) -> Iterator[str]:

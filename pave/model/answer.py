@@ -26,7 +26,7 @@ from transformers import (
 
 from pave.errors import UsageError
 from pave.model.call import Calls
-from pave.model.inputs import Inputs
+from pave.model.inputs import ClipFeatures, Inputs
 from pave.text.shown import counted, shown
 
 Finish = Literal["stop", "length"]
@@ -43,6 +43,7 @@ class Answer(str):
     tokens: int  # of the answer, without the one that ends it
     prompt_tokens: int  # of the prompt, the clip included
     cached_tokens: int  # of these, how many were in the cache of a chat
+    conflict: float | None = None  # whether pictures and signals disagree, 0 to 1, if `ask` was told to measure it
 
     def __new__(cls, text: str, **facts: Any) -> Answer:
         answer = super().__new__(cls, text)
@@ -69,6 +70,8 @@ class Prepared:
     options: Mapping[str, Any]  # of generate()
     past: Any = None  # keys and values of the beginning of each row, as in `Calls.generate`
     cached: int = 0  # tokens of a row in `past`
+    clips: Sequence[Any] = ()  # `Clip`s, or the features that were passed; none of a show or a chat
+    features: Sequence[ClipFeatures] = ()
 
 
 def answers(calls: Calls, prepared: Prepared) -> list[Answer]:

@@ -259,8 +259,8 @@ class Chat(Lines):
 
     def _end(self, turn: Turn, output: Any, answer: Answer | None) -> None:
         """Keep what the next question needs."""
-        past = None if output is None else output.past_key_values
-        if turn.beams == 1 and isinstance(past, DynamicCache):  # others have a fixed length
+        past: Any = getattr(output, "past_key_values", None)
+        if output is not None and turn.beams == 1 and isinstance(past, DynamicCache):  # others have a fixed length
             ids = output.sequences[0, : past.get_seq_length()].tolist()
             self.kept.put(self._prefix, Prefix(ids, past, turn.state))
         if answer is not None:

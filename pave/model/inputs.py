@@ -37,7 +37,8 @@ class ClipFeatures:
     warnings: tuple[str, ...] = ()  # of the clip's files, as in `Report`
     sensors: frozenset[str] = frozenset()  # keys of `sides` that are not its own sound and may outlast it
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def blind(self) -> bool:
@@ -131,7 +132,8 @@ class Inputs:
     position_ids: Tensor | None = None  # int64 (b l); None: derived from the mask
     base: Host | str | None = field(default=None, repr=False)  # that saw the clips, or its identity; None: unknown
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        return brief(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         parts = (self.input_ids, self.attention_mask, self.visual, self.uses, self.newline, self.position_ids)

@@ -24,6 +24,7 @@ from pave.base import Host
 from pave.config import PatchConfig, SenseConfig
 from pave.encoder import Encoder
 from pave.errors import UsageError
+from pave.explaining.explanation import Explanation
 from pave.loading.base import Device, load_base
 from pave.media.clip import Clip
 from pave.media.decoding import Timeout
@@ -32,6 +33,8 @@ from pave.model.applied import Applied, Names
 from pave.model.applying import apply, built, find_patch, swap
 from pave.model.call import Calls
 from pave.model.chat import Chat
+from pave.model.conflict import conflict_of
+from pave.model.explain import explain
 from pave.model.inputs import ClipFeatures, Inputs
 from pave.model.kept import Kept
 from pave.model.layout import History, Layout
@@ -115,6 +118,7 @@ class PatchedModel:
         timeout: Timeout = "auto",
         audio_track: int | None = None,
         video_track: int | None = None,
+        conflict: bool = False,
         **signals_and_options: Any,
     ) -> Answer:
         """Ask one question about a clip: a path, a Clip, its features, frames, or a picture; or about `audio=` alone.
@@ -122,6 +126,8 @@ class PatchedModel:
         patches: names; None means all that are enabled.
         history: earlier turns of the dialogue, [(question, answer), …].
         timeout, audio_track, video_track: how a file is read, as in `Clip.read`.
+        conflict: also whether pictures and signals contradict each other, as `Answer.conflict`: 0 to 1, or None if
+        there is only one of them. The question is asked three more times: of each alone, and of neither.
         signals_and_options: further streams by name, as in `Clip.from_frames`; `audio=(samples, rate)` or the path of a
         file replaces the clip's own sound, `audio=None` drops it. And options of Hugging Face's `generate` by name,
         such as `temperature=0.7`, which turns sampling on; without any, answers are greedy.
@@ -132,7 +138,11 @@ class PatchedModel:
         signals, options = parted(self.calls, signals_and_options)
         row = {"clip": clip, "question": question, "patches": patches, "history": history, **signals}
         row |= {"audio_track": audio_track, "video_track": video_track}
-        return answers(self.calls, prepared(self.calls, [row], timeout, answering(max_new_tokens, options)))[0]
+        asked = prepared(self.calls, [row], timeout, answering(max_new_tokens, options))
+        answer = answers(self.calls, asked)[0]
+        if conflict:
+            answer.conflict = conflict_of(self.calls, asked, question, answer)
+        return answer
 
     def ask_batch(
         self, rows: Rows, *, max_new_tokens: int = MOST, timeout: Timeout = "auto", **options: Any
@@ -189,6 +199,31 @@ class PatchedModel:
         row = {"clip": clip, "patches": patches, "history": history, **signals}
         row |= {"audio_track": audio_track, "video_track": video_track}
         return Chat(self.calls, self.kept, row, timeout)
+
+    def explain(
+        self,
+        clip: Any = None,
+        question: str = "",
+        *,
+        patches: Sequence[str] | None = None,
+        max_new_tokens: int = MOST,
+        timeout: Timeout = "auto",
+        audio_track: int | None = None,
+        video_track: int | None = None,
+        **signals: Any,
+    ) -> Explanation:
+        """`ask`, and see why: which side tokens each key frame read, and which seconds the answer depends on.
+
+        A second is cited if the answer changes, or is less than half as likely, once it is silenced, and not once
+        another second drawn by lot is. That takes a pass of the base for every half second, at most 63 for each sense;
+        in clips longer than 32 s, windows are longer than a second. What matters for less than half a window is whole
+        in one; an answer that depends on several moments at once may have none that it is cited for.
+
+        Seconds of tokens without times (a scan) cannot be deleted, and tokens that a patch inserts into the prompt are
+        not read by key frames: `Explanation.missing` says so."""
+        row = {"clip": clip, "question": question, "patches": patches, **signals}
+        row |= {"audio_track": audio_track, "video_track": video_track}
+        return explain(self.calls, row, timeout, answering(max_new_tokens, {}))
 
     def watch(
         self,

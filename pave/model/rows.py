@@ -78,7 +78,8 @@ def prepared(calls: Calls, asked: Rows, timeout: Timeout, options: Mapping[str, 
     inputs = calls.around(layout, [row.question for row in rows], [row.history for row in rows])
     signals = [{**unasked(requested, uses, i), **_signals(inputs.uses, clip, i)} for i, clip in enumerate(features)]
     seconds = {**seconds, "prepare": time.perf_counter() - begin}
-    return Prepared(inputs, signals, [clip.warnings for clip in features], seconds, options)
+    warnings = [clip.warnings for clip in features]
+    return Prepared(inputs, signals, warnings, seconds, options, clips=clips, features=features)
 
 
 def perceive(

@@ -13,7 +13,7 @@ import numpy as np
 
 from pave.playroom import draw as pictures
 from pave.playroom import signs
-from pave.playroom.questions import CAPTION, Choice, Question
+from pave.playroom.questions import CAPTION, HEAR, Choice, Question
 from pave.playroom.world import FPS, FRAMES, PHASES, SOUNDS, Scene, Script, Table, choose
 
 
@@ -52,6 +52,13 @@ def questions(scene: Scene, state: Match) -> Iterator[Choice]:
     yield [(Fraction(1), Question("does the sound belong to the picture?", same, "match", "match"))]
     text = "what sign do you see and what sound do you hear?"
     yield [(Fraction(1), Question(text, f"{state.card} {state.sound}", CAPTION, "told"))]
+
+
+def asked(scene: Scene, state: Match) -> Iterator[Choice]:
+    """All possible questions about one of the two, whatever the other says."""
+    heard = [Question(text, state.sound, "conflict", "heard") for text in HEAR]
+    yield [(Fraction(1, len(HEAR)), each) for each in heard]
+    yield [(Fraction(1), Question("what sign do you see?", state.card, "conflict", "seen"))]
 
 
 def show(frames: np.ndarray, scene: Scene, state: Match) -> None:

@@ -6,8 +6,9 @@ of everything else, and questions, each with the best possible score without tha
 fast   signs that flash between key frames     views   cards that only two further cameras see
 depth  which of two cards is near              imu     shakes of the rug, felt by a sensor under it
 
-Three replace the sounds of a clip:
-speech  words of the same vowels in different orders      match  one sound, and a card that it matches or not
+Four replace the sounds of a clip:
+speech    words of the same vowels in different orders    match  one sound, and a card that it matches or not
+conflict  the same sound and card, of which one is asked
 audio+fast  events, each either a sound or a sign between key frames, so that both senses are needed
 """
 
@@ -26,7 +27,7 @@ from pave.playroom.questions import Answers, Choice, Question, best, tally, whol
 from pave.playroom.world import Scene, Table, choose
 
 SOUNDING = {"audio", "audio+video", "order"}  # channels that ask about sounds
-INSTEAD = ("speech", "match", mixed.BOTH)  # senses that replace the sounds of a clip
+INSTEAD = ("speech", "match", "conflict", mixed.BOTH)  # senses that replace the sounds of a clip
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ SENSES = {
     "imu": Sense(SHAKING.draw, SHAKING.states, SHAKING.questions),
     "speech": Sense(SPOKEN.draw, SPOKEN.states, SPOKEN.questions),
     "match": Sense(matches.draw, matches.states, matches.questions),
+    "conflict": Sense(matches.draw, matches.states, matches.asked),
     mixed.BOTH: Sense(mixed.draw, mixed.states, mixed.questions, mixed.alone),
 }
 

@@ -47,9 +47,9 @@ def write_clip(
         script = extra[mixed.BOTH].heard
     if "depth" in extra:
         distances.show(frames, scene, draw.pictures())
-    if "match" in extra:
-        matches.show(frames, scene, extra["match"])
-        script = extra["match"].heard
+    for state in (extra[name] for name in ("match", "conflict") if name in extra):
+        matches.show(frames, scene, state)
+        script = state.heard
     write_film(path, frames, sound.samples(scene, script, seed, extra.get("speech")) if audio else None)
 
 

@@ -55,12 +55,14 @@ class Record:
 def json_records(path: Path) -> Iterator[Record]:
     """The records of a JSON file in any of its three forms. Which one it has is seen at its beginning."""
     with reading(path) as file:
-        first = next((line for line in iter(lambda: file.readline(LONGEST + 1), b"") if line.strip()), b"")
-        first = first.removeprefix(BOM_UTF8).strip()
+        lines = (line.removeprefix(BOM_UTF8).strip() for line in iter(lambda: file.readline(LONGEST + 1), b""))
+        filled = filter(None, lines)
+        first = next(filled, b"")
+        second = next(filled, b"") if first == b"{" else b""
         file.seek(0)
         if first.startswith(b"["):
             yield from _items(path, file)
-        elif _begins_document(path, first):
+        elif _begins_document(path, first, second):
             yield from _document(path, file)
         else:
             yield from _lines(path, file)
@@ -73,7 +75,7 @@ def _lines(path: Path, file: BufferedReader) -> Iterator[Record]:
         if line.strip():
             try:
                 # Some editors write a byte order mark.
-                yield as_record(json_value(line.removeprefix(BOM_UTF8)), number, "line")
+                yield as_record(json_value(line.removeprefix(BOM_UTF8).rstrip()), number, "line")
             except ValueError as error:
                 yield Record(number, flaw=str(error))
 
@@ -167,12 +169,12 @@ class _Text:
 # ---------------------------------------------------------------- an object
 
 
-def _begins_document(path: Path, first: bytes) -> bool:
-    """Whether a file is one object, by its first line: that begins one, or holds all of it."""
+def _begins_document(path: Path, first: bytes, second: bytes) -> bool:
+    """Whether a file is one object, by its first lines: they begin one, or the first holds all of it."""
     if not first.startswith(b"{"):
         return False
     if first == b"{":
-        return True
+        return not second.startswith(b"{")  # else a broken line and the next one
     try:
         value = json_value(first)
     except ValueError:

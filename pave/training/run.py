@@ -13,14 +13,14 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from pave.ambient import neutral
 from pave.errors import DataError, TrainingError
@@ -31,14 +31,14 @@ from pave.patch.filenames import WEIGHTS
 from pave.recipe import Recipe
 from pave.text.progress import Shown, silent
 from pave.training.checkpoint import NAME, Best, State, owned, read_checkpoint, restore, values, write_checkpoint
-from pave.training.dataset import Dataset, TrainingClip, read_dataset, shuffled
+from pave.training.dataset import Dataset, TrainingClip, read_dataset, shuffled, turns_of
 from pave.training.gate import balanced, fit
 from pave.training.keep import Keep
 from pave.training.log import Log
 from pave.training.look import Look
 from pave.training.loss import Score, score
-from pave.training.modalities import drawn
-from pave.training.passes import Passes
+from pave.training.modalities import Draw
+from pave.training.passes import Passes, Share
 from pave.training.plan import Stretch, mix, order, stretches
 from pave.training.ranks import ALONE, Ranks, joined
 from pave.training.retention import Probe
@@ -96,7 +96,7 @@ class Run:
     dataset: Dataset
     trainee: Trainee
     losses: list[float] = field(default_factory=list)  # of all steps so far
-    auxiliary: dict[str, float] = field(default_factory=dict)  # losses of the last step, weighted
+    figures: dict[str, float] = field(default_factory=dict)  # of the last step: all its losses
     kept: int = 0  # step of the last checkpoint
     lengths: dict[int, int] = field(default_factory=dict)  # from which step on the run was to have how many
     best: Best | None = None
@@ -168,8 +168,7 @@ class Run:
             self.losses.append(self.step(step))
             seconds = time.perf_counter() - begin
             self.seconds += seconds
-            figures = {"loss": self.losses[-1], "rate": rate, **self.auxiliary}
-            figures |= {"seconds": seconds, "waited": self.ahead.waited - waited}
+            figures = {**self.figures, "rate": rate, "seconds": seconds, "waited": self.ahead.waited - waited}
             if (step + 1) % options.eval_every == 0 and not last:
                 look = self.look()
                 self.choose(step + 1, look.own)
@@ -192,20 +191,20 @@ class Run:
 
     def step(self, step: int) -> float:
         """One optimiser step; returns the loss of the answers, without auxiliary losses."""
-        options, trainee, loss = self.stage(step).options, self.trainee, 0.0
+        options, trainee, figures = self.stage(step).options, self.trainee, Counter[str]()
         with training(trainee.attached):  # also while activations are recomputed
             trainee.optimiser.zero_grad()
-            self.auxiliary = {}
             try:
-                for learned, kept, auxiliary in self.losses_of(step):
-                    loss += learned.item()
-                    for name, value in auxiliary.items():
-                        self.auxiliary[name] = self.auxiliary.get(name, 0.0) + value.item()
+                for learned, kept, auxiliary, modalities in self.losses_of(step):
+                    more = {name: value.item() for name, value in auxiliary.items()}
+                    for name, value in {"loss": learned.item(), **more, **modalities}.items():
+                        figures[name] += value
                     if learned.requires_grad:  # False if all clips lack the sense: only the frozen base runs
                         sum(auxiliary.values(), learned + options.keep * kept).backward()
             except DataError as error:  # its features are damaged, and its file has changed
                 raise DataError(f"step {step + 1}: {error}; {self.left()}") from None
-        loss, self.auxiliary = self.passes.add_up(loss, self.auxiliary)
+        self.figures = self.passes.add_up(figures, self.clips_of(step))
+        loss = self.figures["loss"]
         norm = trainee.clip_gradients(options.max_grad_norm)
         if not (math.isfinite(loss) and norm.isfinite()):
             parts = ["fusion", "lora", *(["resampler"] if self.setup.recipe.resampler else [])]
@@ -215,7 +214,7 @@ class Run:
         trainee.optimiser.step()
         return loss
 
-    def losses_of(self, step: int) -> Iterator[tuple[Tensor, Tensor | float, dict[str, Tensor]]]:
+    def losses_of(self, step: int) -> Iterator[Share]:
         """The losses of each pass of a step, as in `Passes.losses`."""
         clips, following = self.clips_of(step), [] if step + 1 == self.steps else self.clips_of(step + 1)
         more = self.keep.turns(step, [self.acts(clip) for clip in clips]) if self.keep else [[] for _ in clips]
@@ -286,7 +285,9 @@ class Run:
         if step not in self.drawn:
             found = [clips[self._order(index // length)[index % length]] for index in stage.clips(step)]
             shares = stage.options.modalities
-            found = drawn(found, shares, stage.options.seed, step) if shares else found
+            if shares:
+                draw = Draw(shares, clips, partial(turns_of, self.setup.model.host))
+                found = draw.step(found, stage.options.seed, step)
             self.drawn = {**{last: self.drawn[last] for last in [*self.drawn][-1:]}, step: found}
         return self.drawn[step]
 

@@ -95,6 +95,9 @@ class Setup:
 
         model = sharded(loaded, ranks) if divides else loaded()
         recipe = recipe.model_copy(update={"train": recipe.train.on(model.host.dim)})
+        for match in (part.modalities.match for part in recipe.train.parts if part.modalities):
+            for name in ("question", "same", "other") if match else ():
+                model.host.refuse_text(getattr(match, name), f"train.modalities.match.{name}")
         below = tuple(model.apply_patch(each) for each in recipe.train.on_top_of)
         senses = {sense: model.encoder(config) for sense, config in recipe.senses.items()}
         folder, data = recipe.output / "features", recipe.data

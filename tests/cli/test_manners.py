@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 import os
-import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,12 +14,10 @@ import torch
 from clips import counting_frames
 from places import ROOT
 
-import pave
 from pave.hub.catalogue import list_patches
 from pave.media.clip import Clip
 from pave.model.answer import Answer
 from pave.model.patched import PatchedModel
-from pave.text.shown import Lines
 
 ROOM = ROOT / "examples" / "room.mp4"
 Command = Callable[..., tuple[int, str, str]]
@@ -64,15 +59,6 @@ def test_a_notebook_shows_a_clip_and_an_answer(playroom: PatchedModel) -> None:
     assert repr(Answer("red", **facts)) == "'red'"
 
 
-def test_whatever_consists_of_lines_shows_them_in_a_console() -> None:
-    kinds = []
-    for module in pkgutil.walk_packages(pave.__path__, "pave."):
-        if not module.name.startswith(("pave.encoders.", "pave.cli.new_encoder.")) and "__main__" not in module.name:
-            members = inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
-            kinds += [kind for _, kind in members if issubclass(kind, Lines)]
-    assert len(set(kinds)) > 8 and not [kind for kind in kinds if kind.__repr__ is not Lines.__repr__]
-
-
 def test_patches_are_listed_as_a_table_and_as_json(command: Command) -> None:
     code, out, _ = command("patch", "list", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
@@ -98,10 +84,11 @@ def test_a_patch_is_told_as_json(command: Command) -> None:
     code, out, _ = command("patch", "info", "audio-playroom", "--json")
     found = json.loads(out)
     assert code == 0 and found["config"]["senses"]["audio"]["encoder"] == "logmel"
-    assert found["sha256"].startswith("cd0e2156908eeeef") and found["certificate"]["format"]
+    assert found["sha256"].startswith("cd0e2156908eeeef") and found["certificate"]["listening"]
 
 
-def test_commands_say_more_or_less(command: Command) -> None:
+def test_commands_say_more_or_less(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", False)  # as `quiet` does in a process of its own
     words = ("ask", ROOM, "is there a drum?", "--patch", "audio-playroom", "--max-new-tokens", 1)
     usual, less, more = (command(*level, *words) for level in ((), ("--quiet",), ("-v",)))
     assert usual[1] == less[1] == more[1] and less[2] == ""
@@ -114,7 +101,7 @@ def test_commands_say_more_or_less(command: Command) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("pave ", "doctor"), ("pave patch ", "shrink"), ("pave ask --patch fast", "fast-playroom")],
+    [("pave pat", "patch"), ("pave ask --patch fast", "fast-playroom")],
 )
 def test_a_shell_completes_commands_and_patches(typed: str, offered: str) -> None:
     words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split(" ")) - 1), "_PAVE_COMPLETE": "complete_bash"}

@@ -255,4 +255,6 @@ def test_whatever_describes_itself_as_text_is_an_error_or_consists_of_lines() ->
                 and not issubclass(kind, PaveError | Lines)
             ):
                 found.add(name)
+            if issubclass(kind, Lines):
+                assert kind.__repr__ is Lines.__repr__, f"{name} shows its lines in a console, too: repr=False"
     assert found == PARTS

@@ -3,85 +3,37 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from email.utils import formatdate
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import Answer, Endpoint, completion, serving
 
 from pave.data import Example, Source
+from pave.endpoint import client
 from pave.errors import FileDamaged, JudgeError, UsageError
-from pave.evaluation import chat
 from pave.evaluation.aspects import ASPECTS
 from pave.evaluation.judge import VERDICTS, Judge, Verdict
 
-Answer = tuple[int, dict[str, str], bytes]  # status, headers, body
+KEYS = ("PAVE_JUDGE_KEY", "PAVE_WRITER_KEY", "OPENAI_API_KEY")
 KEY = "sk-only-from-the-environment"
-
-
-def completion(text: Any, model: str = "judge-1-2026") -> bytes:
-    return json.dumps({"model": model, "choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
 
 
 def yes(score: float = 5) -> Answer:
     return 200, {}, completion(f"{{'pred': 'yes', 'score': {score}}}")
 
 
-class Endpoint(ThreadingHTTPServer):
-    """Answers requests as a test says, and keeps them."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.asked: list[tuple[str, dict[str, str], dict[str, Any]]] = []
-        self.answer: Callable[[int, dict[str, Any]], Answer] = lambda number, body: yes()
-        self.slow = 0.0  # seconds between two pieces of a body
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Endpoint
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, dict(self.headers), body))
-        status, headers, data = self.server.answer(len(self.server.asked), body)
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        size = 1 if self.server.slow else max(1, len(data))
-        for begin in range(0, len(data), size):
-            if self.server.slow:
-                time.sleep(self.server.slow)
-            try:
-                self.wfile.write(data[begin : begin + size])
-            except OSError:
-                return
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    for name in (*chat.KEYS, "HTTP_PROXY", "http_proxy"):
+    for name in (*KEYS, "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(chat, "FIRST", 0.01)  # seconds of the first wait
-    with Endpoint() as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setattr(client, "FIRST", 0.01)  # seconds of the first wait
+    with serving(lambda number, body: yes()) as server:
         yield server
-        server.shutdown()
 
 
 def question(text: str = "What is it?", right: str = "A kettle.", line: int = 1) -> Example:
@@ -211,7 +163,7 @@ def test_replies_that_cannot_be_read_are_counted_and_do_not_count(endpoint) -> N
 
 def test_a_busy_server_is_asked_again_when_it_says(endpoint, monkeypatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(chat.time, "sleep", waits.append)
+    monkeypatch.setattr(client.time, "sleep", waits.append)
     turns = [
         (429, {"Retry-After": "7"}, b"slow down"),
         (503, {"Retry-After": formatdate(time.time() + 30, usegmt=True)}, b""),
@@ -220,7 +172,7 @@ def test_a_busy_server_is_asked_again_when_it_says(endpoint, monkeypatch) -> Non
     endpoint.answer = lambda number, body: turns[number - 1] if number <= len(turns) else yes()
     found, _ = judged(endpoint, ["x"], tries=6)
     assert found["judge"]["own"].value == 1 and len(endpoint.asked) == 6
-    assert waits[0] == 7 and 25 < waits[1] <= 30 and waits[2] == chat.LONGEST
+    assert waits[0] == 7 and 25 < waits[1] <= 30 and waits[2] == client.LONGEST
     assert waits[3:] == [0.08, 0.16], "without a time, the wait doubles"
 
 
@@ -256,7 +208,7 @@ def test_a_body_that_is_no_completion_is_tried_again_and_told(endpoint, body: by
 
 
 def test_a_reply_without_end_is_bounded(endpoint, monkeypatch) -> None:
-    monkeypatch.setattr(chat, "LARGEST", 10_000)
+    monkeypatch.setattr(client, "LARGEST", 10_000)
     endpoint.answer = lambda number, body: (200, {}, completion("x" * 20_000))
     with pytest.raises(JudgeError, match="replies with over 10,000 bytes"):
         judged(endpoint, ["x"])

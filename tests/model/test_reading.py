@@ -157,16 +157,14 @@ def test_a_sensor_that_outlasts_the_clip_is_read_as_far_as_the_clip_goes(one: Pa
     assert isinstance(still, Answer) and still.signals["imu"] == "present: 6000 steps from 0.05 s", "a picture lasts"
 
 
-def test_the_command_prints_warnings_and_what_the_embedded_base_knows(
-    command: Callable[..., tuple[int, str, str]], files: Path
-) -> None:
+def test_the_command_prints_warnings(command: Callable[..., tuple[int, str, str]], files: Path) -> None:
     code, out, err = command("ask", files / "half.mp4", WHAT, "--max-new-tokens", 2)
     told, *_ = (line for line in err.splitlines() if line.startswith("warning: "))
     assert code == 0 and out and told.startswith("warning: half.mp4: cut short")
-    assert err.count("knows toys") == 1 and "take llava-hf/" in err and "MediaWarning" not in err
+    assert "MediaWarning" not in err
     words = ("ask", files / "two.mkv", WHAT, "--patch", "audio-playroom", "--max-new-tokens", 2)
     code, _, err = command(*words, "--audio-track", 1, "--timeout", 600)
-    assert code == 0 and "audio: present" in err and err.count("knows toys") == 1
+    assert code == 0 and "audio: present" in err
     code, _, err = command(*words, "--audio-track", 5)
     assert code == 2 and "has 2 audio tracks" in err
     code, _, err = command(*words, "--video-track", 1)

@@ -107,6 +107,15 @@ def test_a_clip_has_either_sounds_or_words_or_a_match(tmp_path):
     assert min(kinds["audio",], kinds["speech",], kinds["match",]) > 5
 
 
+def test_conflicting_clips_are_asked_what_is_heard_and_what_is_seen(tmp_path):
+    lines = [json.loads(line) for line in write_clips(tmp_path, 24, 0, "val", ["conflict"]).read_text().splitlines()]
+    of_clip = defaultdict(dict)
+    for line in lines:
+        of_clip[line["video"]][line["kind"]] = line["conversations"][1]["value"]
+    assert len(of_clip) == 24 and all(set(each) == {"heard", "seen"} for each in of_clip.values())
+    assert 6 <= sum(each["heard"] == each["seen"] for each in of_clip.values()) <= 18
+
+
 def test_words_differ_at_fifty_spectra_per_second_but_not_at_one():
     encoders: dict[int, Any] = {rate: load_encoder("logmel", bands=48, rate=rate) for rate in (1, 50)}
     for seed in range(30):

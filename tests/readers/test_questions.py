@@ -353,3 +353,15 @@ def test_a_check_goes_on_behind_broken_lines(tmp_path: Path) -> None:
     assert (found.records, found.questions, found.clips, found.missing) == (4, 2, 1, ())
     assert [each.partition(":")[0] for each in found.broken] == ["line 2", "line 3"] and not found.ok
     assert check(DataSet(file=tmp_path / "a.jsonl"), 1).ok
+
+
+def test_a_broken_first_line_is_left_out_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    file, line = tmp_path / "a.jsonl", write_line("a.mp4", "?", "x")
+    for first in ("{\n", "{\n\n", '{"video": \n', "}\n", "what\n", '"{"\n', "\ufeff{\n"):
+        file.write_text(first + line * 2)
+        found = check(DataSet(file=file))
+        assert (found.records, found.questions) == (3, 2) and [each[:7] for each in found.broken] == ["line 1:"], first
+        assert "line 2" not in found.broken[0]  # of a text of one line
+    file.write_text(line.replace("{", "{\n").replace("}", "\n}"))  # one object over several lines
+    assert check(DataSet(file=file)).questions == 1

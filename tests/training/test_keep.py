@@ -81,14 +81,14 @@ def test_the_loss_of_a_step_weighs_questions_or_tokens(recipe: Make, mean_over: 
     wanted = (
         torch.stack([each.mean() for each in losses]).mean() if mean_over == "questions" else torch.cat(losses).mean()
     )
-    ((loss, kept, _),) = run.losses_of(0)
+    ((loss, kept, *_),) = run.losses_of(0)
     assert kept == 0.0 and torch.allclose(loss, wanted, rtol=1e-5)
 
 
 def test_what_is_kept_is_the_divergence_of_each_question_asked_alone(run: Run) -> None:
     model, keep = run.setup.model, run.keep
     assert keep is not None
-    ((untrained, nothing, _),) = run.losses_of(0)
+    ((untrained, nothing, *_),) = run.losses_of(0)
     assert isinstance(nothing, Tensor)
     assert nothing.item() == pytest.approx(0, abs=1e-6), "an untrained patch changes nothing"
     disturb(run)
@@ -101,7 +101,7 @@ def test_what_is_kept_is_the_divergence_of_each_question_asked_alone(run: Run) -
             question = keep.questions[next(order)]
             base, own = (alone(model, clip.features, question, ids, names) for names in ((), run.setup.names))
             each.append(divergence(own, base).mean())
-    ((loss, kept, _),) = run.losses_of(0)
+    ((loss, kept, *_),) = run.losses_of(0)
     wanted = torch.stack(each).sum().item() / sum(len(clip.turns) for clip in clips)
     assert isinstance(kept, Tensor) and len(each) == 4 and kept.item() == pytest.approx(wanted, rel=1e-4)
     assert not torch.equal(loss, untrained)

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from runs import quiet, trained
 from pave.errors import DataError, RecipeError
 from pave.model.patched import load
 from pave.patch.file import Patch
-from pave.recipe import Modalities, Recipe
-from pave.training.modalities import drawn, possible
+from pave.recipe import MODALITIES, Modalities, Recipe
+from pave.training.dataset import TrainingClip, turns_of
+from pave.training.modalities import Draw, possible
 from pave.training.run import Run, train
 
 Make = Callable[..., Recipe]
@@ -44,18 +46,29 @@ def sounds(workshop: Path) -> str:
     return f"data.train={workshop / 'sounds.jsonl'}"
 
 
-def test_what_is_drawn_has_the_shares_of_the_recipe(recipe: Make, mixed: str) -> None:
-    run = Run.begin(recipe(mixed, BY_TURNS))
+def drawing(run: Run, **more: object) -> Draw:
     shares = run.setup.recipe.train.modalities
     assert shares
+    shares = shares.model_validate({**shares.model_dump(), **more})
+    return Draw(shares, run.dataset.train, partial(turns_of, run.setup.model.host))
+
+
+def heard(clip: TrainingClip) -> torch.Tensor:
+    (side,) = clip.features.sides.values()
+    assert side
+    return side.x
+
+
+def test_what_is_drawn_has_the_shares_of_the_recipe(recipe: Make, mixed: str) -> None:
+    run = Run.begin(recipe(mixed, BY_TURNS))
+    draw = drawing(run)
     clip = next(clip for clip in run.dataset.train if run.acts(clip))
     deaf = next(clip for clip in run.dataset.train if not run.acts(clip))
-    found = Counter(each.modality for step in range(400) for each in drawn([clip] * 5, shares, 0, step))
-    assert all(abs(found[kind] / 2000 - share) < 0.05 for kind, share in dict(shares).items() if kind != "needs")
-    assert {each.modality for each in drawn([deaf] * 50, shares, 0, 0)} == {"pictures"}
-    assert [each.modality for each in drawn([clip] * 9, shares, 0, 3)] == [
-        each.modality for each in drawn([clip] * 9, shares, 0, 3)
-    ]
+    found = Counter(each.modality for step in range(400) for each in draw.step([clip] * 5, 0, step))
+    assert all(abs(found[kind] / 2000 - getattr(draw.shares, kind)) < 0.05 for kind in MODALITIES)
+    assert {each.modality for each in draw.step([deaf] * 50, 0, 0)} == {"pictures"}
+    first, again = ([each.modality for each in draw.step([clip] * 9, 0, 3)] for _ in range(2))
+    assert first == again
 
 
 def test_a_question_is_not_asked_without_what_it_needs(recipe: Make, mixed: str) -> None:
@@ -75,11 +88,77 @@ def test_a_question_is_not_asked_without_what_it_needs(recipe: Make, mixed: str)
         "sound": asked & {"sound", "any"},
         "both": asked,
     }
-    for each in drawn([clip] * 40, shares, 0, 0):
+    for each in Draw(shares, [clip], lambda asked: ()).step([clip] * 40, 0, 0):
         assert each.modality and len(each.turns) == len(each.examples) == len(allowed[each.modality])
     only = replace(clip, examples=tuple(replace(each, facts={"channel": "both"}) for each in examples))
-    assert {each.modality for each in drawn([only] * 40, shares, 0, 0)} == {"both"}
+    assert {each.modality for each in Draw(shares, [only], lambda asked: ()).step([only] * 40, 0, 0)} == {"both"}
     assert possible(only, Modalities(both=0, needs={"both": "both"})) == {}
+
+
+MATCH = {"share": 1, "question": "does the sound belong to the picture?", "same": "yes", "other": "no"}
+NEEDS = {"video": "pictures", "audio": "sound", "audio+video": "both", "order": "sound"}
+
+
+def test_unpaired_clips_have_the_sound_of_another_and_questions_about_either(recipe: Make, mixed: str) -> None:
+    run = Run.begin(recipe(mixed, BY_TURNS))
+    draw = drawing(run, pictures=0, sound=0, both=1, unpaired=1, needs=NEEDS)
+    hearing = []
+    for clip in run.dataset.train:
+        if run.acts(clip):
+            asked = [
+                replace(clip.examples[0], facts={"channel": channel}) for channel in ("audio+video", "order", "video")
+            ]
+            hearing.append(replace(clip, examples=tuple(asked), turns=draw.turns_of(asked)))
+    files = set()
+    for clip in replace(draw, clips=hearing).step(hearing, 0, 0):
+        own = next(each for each in hearing if each.examples[0].source == clip.examples[0].source)
+        donors = {example.source for example in clip.examples if example.facts["channel"] in ("audio", "order")}
+        assert clip.modality == "both" and own.examples[0].source not in donors and len(donors) <= 1
+        assert torch.equal(clip.features.tokens, own.features.tokens)
+        (donor,) = (each for each in hearing if {each.examples[0].source} == donors)
+        assert torch.equal(heard(clip), heard(donor)) and not torch.equal(heard(clip), heard(own))
+        needs = [NEEDS[example.facts["channel"]] for example in clip.examples]
+        assert needs == sorted(needs) and "both" not in needs and len(clip.turns) == len(needs)
+        assert all(turn in (*own.turns, *donor.turns) for turn in clip.turns)
+        files |= donors
+    assert len(files) > 1
+
+
+def test_half_of_the_clips_that_are_asked_whether_they_match_do(recipe: Make, mixed: str) -> None:
+    run = Run.begin(recipe(mixed, BY_TURNS))
+    draw = drawing(run, pictures=0, sound=0, both=1, match=MATCH, needs=NEEDS)
+    hearing = [clip for clip in run.dataset.train if run.acts(clip)]
+    found = Counter[str]()
+    for clip in draw.step([hearing[0]] * 60, 0, 0):
+        (example,) = clip.examples
+        assert (
+            torch.equal(heard(clip), heard(hearing[0])) == (example.answer == "yes")
+            and example.question == MATCH["question"]
+        )
+        assert clip.turns == turns_of(run.setup.model.host, [example])
+        found[example.answer] += 1
+    assert found.total() == 60 and 18 <= found["yes"] <= 42
+    alone = replace(draw, clips=hearing[:1]).step([hearing[0]] * 20, 0, 0)
+    assert {clip.examples[0].answer for clip in alone} == {"yes"}, "no other clip has a sound"
+
+
+def test_a_sound_that_answers_the_same_is_not_called_another(recipe: Make, mixed: str) -> None:
+    run = Run.begin(recipe(mixed, BY_TURNS))
+    draw = drawing(run, pictures=0, sound=0, both=1, match=MATCH, needs={"audio": "sound"})
+    first, second = [clip for clip in run.dataset.train if run.acts(clip)][:2]
+    example = replace(first.examples[0], question="what do you hear?", answer="a bell", facts={"channel": "audio"})
+
+    def answers(other: str) -> set[str]:
+        clips = [
+            replace(
+                clip, examples=(replace(example, source=clip.examples[0].source, answer=answer),), turns=clip.turns[:1]
+            )
+            for clip, answer in ((first, "a bell"), (second, other))
+        ]
+        found = replace(draw, clips=clips).step([clips[0]] * 40, 0, 0)
+        return {clip.examples[0].answer for clip in found}
+
+    assert answers("a bell") == {"yes"} and answers("a horn") == {"yes", "no"}
 
 
 def test_a_step_sees_what_was_drawn(recipe: Make, mixed: str) -> None:
@@ -102,7 +181,7 @@ def test_the_loss_of_a_mixed_step_is_that_of_its_parts(recipe: Make, mixed: str,
     clips = run.clips_of(0)
     assert {clip.modality for clip in clips} == {"pictures", "sound", "both"}
     with torch.no_grad():
-        ((whole, _, _),) = run.losses_of(0)
+        ((whole, *_, kinds),) = run.losses_of(0)
 
         def count(clip: object) -> int:
             return sum(len(turn.answer) if more else 1 for turn in clip.turns)  # type: ignore[attr-defined]
@@ -113,13 +192,16 @@ def test_the_loss_of_a_mixed_step_is_that_of_its_parts(recipe: Make, mixed: str,
             run.stages[0] = replace(
                 run.stages[0], options=run.stages[0].options.model_copy(update={"batch": len(run.drawn[0])})
             )
-            ((loss, _, _),) = run.losses_of(0)
+            ((loss, *_),) = run.losses_of(0)
+            assert kinds[f"loss, {kind}"] == pytest.approx(float(loss), rel=1e-6)
             parts += float(loss) * sum(map(count, run.drawn[0]))
     assert float(whole) == pytest.approx(parts / sum(map(count, clips)), rel=1e-6)
 
 
 def test_an_interrupted_run_gives_the_bytes_of_an_uninterrupted_one(recipe: Make, mixed: str) -> None:
-    words = (mixed, BY_TURNS, "train.checkpoint_every=1")
+    needs = ", ".join(f"{channel}: {need}" for channel, need in NEEDS.items())
+    asked = f"match: {{share: 0.3, question: '{MATCH['question']}', same: 'yes', other: 'no'}}"
+    words = (mixed, f"{BY_TURNS[:-1]}, unpaired: 0.3, {asked}, needs: {{{needs}}}}}", "train.checkpoint_every=1")
     whole = train(recipe(*words)).patch.read_bytes()
 
     def stop(step: int, steps: int, figures: dict[str, float]) -> None:
@@ -174,6 +256,10 @@ def test_sound_files_without_modalities_are_refused_with_the_remedy(recipe: Make
         ("train.modalities={pictures: 2}", "1 or less|less than"),
         ("train.modalities={audio: 1}", "audio"),
         ("train.modalities={needs: {question: hearing}}", "hearing"),
+        ("train.modalities={unpaired: 0.1}", "name channels of the data for each"),
+        ("train.modalities={both: 0, match: {}}", "give both a share"),
+        ("train.modalities={match: {share: 0.7}, unpaired: 0.4, needs: {a: sound, b: pictures}}", "lower one"),
+        ("train.modalities={match: {question: ''}}", "question"),
         ("train.modalities=0.5", "modalities"),
     ],
 )

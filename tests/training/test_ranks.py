@@ -135,7 +135,7 @@ def test_the_parts_of_processes_add_up_to_the_step_of_one(
         run.trainee.optimiser.zero_grad()
         sums, passes = torch.zeros(2), 0
         with training(run.trainee.attached):
-            for loss, kept, _ in run.losses_of(step):
+            for loss, kept, *_ in run.losses_of(step):
                 sums, passes = sums + torch.stack([loss.detach(), torch.as_tensor(kept).detach()]), passes + 1
                 if loss.requires_grad:
                     (loss + kept).backward()

@@ -68,7 +68,7 @@ def step_of(recipe: Recipe) -> tuple[Run, list[dict[str, float]], dict[str, Tens
         run.trainee.attached.train()
         parts = [
             {"loss": float(loss), "kept": float(kept), **{name: float(each) for name, each in more.items()}}
-            for loss, kept, more in run.losses_of(0)
+            for loss, kept, more, _ in run.losses_of(0)
         ]
     parameters = {name: each for part in run.trainee.parameters.values() for name, each in part.items()}
     loss = run.step(0)

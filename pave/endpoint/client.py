@@ -1,33 +1,40 @@
 """Requests to an endpoint that speaks OpenAI's chat completions, with a bound on everything.
 
-In: messages. Out: the text of the reply. A busy or broken server is tried again: after the time that it asks for
-(Retry-After), or after one that doubles. The key comes from the environment, and goes to that endpoint only: redirects
-are not followed. Knows nothing of what is asked.
+In: messages. Out: the reply and the tokens that it took. A busy or broken server is tried again: after the time that it
+asks for (Retry-After), or after one that doubles. The key comes from the environment, and goes to that endpoint only:
+redirects are not followed. Knows nothing of what is asked.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from ipaddress import ip_address
-from typing import Any
+from threading import Lock
+from typing import Any, Literal
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from pave.errors import JudgeError, UsageError
+from pave.errors import JudgeError, PaveError, UsageError, WriterError
 from pave.text.shown import quoted, shortened
 
-KEYS = ("PAVE_JUDGE_KEY", "OPENAI_API_KEY")
+Messages = list[dict[str, str]]
+Role = Literal["judge", "writer"]  # what the model is asked for
+ERRORS: Mapping[Role, type[PaveError]] = {"judge": JudgeError, "writer": WriterError}
+KEY = "OPENAI_API_KEY"  # unless the role has its own
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses of a server that may answer later
 FIRST, LONGEST = 1.0, 60.0  # seconds between two tries
 LARGEST = 1 << 20  # bytes of a reply
 PIECE = 1 << 16
+# What servers say of a request whose text they do not take: OpenAI, Azure, vLLM, llama.cpp.
+UNWANTED = re.compile(r"content[ _-]?(filter|policy|management)|context[ _-]?(length|size)|too (long|large)", re.I)
 
 
 class _Stay(HTTPRedirectHandler):
@@ -46,6 +53,31 @@ class _Busy(Exception):
 
 
 @dataclass(frozen=True)
+class Reply:
+    """What a model said. `ended`: by itself, at the limit of tokens, or it refused."""
+
+    text: str
+    model: str = ""  # as the endpoint names it
+    tokens: int | None = None  # of the request and the reply; None: the endpoint does not say
+    ended: Literal["stop", "cut", "refused"] = "stop"
+
+
+class Pace:
+    """Lets requests begin at most so many times a minute, evenly spaced, whoever asks; None: at any time."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self.gap = 60 / per_minute if per_minute else 0.0
+        self.next, self.lock = 0.0, Lock()
+
+    def wait(self) -> None:
+        with self.lock:
+            begin = max(time.monotonic(), self.next)
+            self.next = begin + self.gap
+        if (left := begin - time.monotonic()) > 0:
+            time.sleep(left)
+
+
+@dataclass(frozen=True)
 class Chat:
     """An endpoint and a model."""
 
@@ -53,6 +85,9 @@ class Chat:
     model: str
     timeout: float  # seconds of one try
     tries: int
+    role: Role = "judge"
+    options: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})  # further keys of a request
+    pace: Pace = field(default_factory=lambda: Pace(None), repr=False, compare=False)  # of tries, too
 
     def __post_init__(self) -> None:
         try:
@@ -63,10 +98,10 @@ class Chat:
         except ValueError:  # of a port that is none
             valid = False
         if not valid or parts.username is not None:
-            remedy = f"give one as https://api.openai.com/v1, and its key in {KEYS[0]}"
-            raise UsageError(f"the judge's address is not one of an endpoint; {remedy}")
+            remedy = f"give one as https://api.openai.com/v1, and its key in {self.keys[0]}"
+            raise UsageError(f"the {self.role}'s address is not one of an endpoint; {remedy}")
         if self._key() and parts.scheme == "http" and not _local(str(parts.hostname)):
-            raise UsageError(f"judge {self.shown}: the key would cross the network unencrypted; use https")
+            raise UsageError(f"{self.role} {self.shown}: the key would cross the network unencrypted; use https")
 
     @property
     def shown(self) -> str:
@@ -75,26 +110,31 @@ class Chat:
         port = f":{parts.port}" if parts.port else ""
         return f"{parts.scheme}://{parts.hostname}{port}{parts.path}".rstrip("/")
 
-    @staticmethod
-    def _key() -> str:
-        return next((value for name in KEYS if (value := os.environ.get(name, "").strip())), "")
+    @property
+    def keys(self) -> tuple[str, str]:
+        """The variables of the environment that may hold the key; the first that does is taken."""
+        return f"PAVE_{self.role.upper()}_KEY", KEY
 
-    def reply(self, messages: Sequence[dict[str, str]]) -> tuple[str, str]:
-        """The text of the reply, and the model as the endpoint names it. JudgeError if it cannot be had."""
+    def _key(self) -> str:
+        return next((value for name in self.keys if (value := os.environ.get(name, "").strip())), "")
+
+    def reply(self, messages: Messages) -> Reply:
+        """What the model says; the error of the role if that cannot be had."""
         wait = FIRST
         for left in range(self.tries - 1, -1, -1):
             try:
                 return self._once(messages)
             except _Busy as busy:
                 if not left:
-                    cause = f"judge {self.shown}: {busy}, {self.tries} times"
-                    raise JudgeError(f"{cause}; the same command goes on where it stopped") from None
+                    cause = f"{self.role} {self.shown}: {busy}, {self.tries} times"
+                    raise ERRORS[self.role](f"{cause}; the same command goes on where it stopped") from None
                 time.sleep(min(LONGEST, wait if busy.after is None else busy.after))
                 wait *= 2
         raise AssertionError("the last try returns or raises")
 
-    def _once(self, messages: Sequence[dict[str, str]]) -> tuple[str, str]:
-        body = json.dumps({"model": self.model, "messages": list(messages), "temperature": 0}).encode()
+    def _once(self, messages: Messages) -> Reply:
+        self.pace.wait()
+        body = json.dumps({"model": self.model, "messages": messages, **self.options}).encode()
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         headers |= {"Authorization": f"Bearer {key}"} if (key := self._key()) else {}
         try:
@@ -105,7 +145,9 @@ class Chat:
                 data = self._read(response)
         except HTTPError as error:
             with error:
-                raise self._refusal(error) from None
+                if (refused := self._refusal(error)) is None:
+                    return Reply("", ended="refused")
+            raise refused from None
         except (URLError, HTTPException, OSError) as error:
             raise _Busy(f"cannot be reached ({getattr(error, 'reason', error) or type(error).__name__})") from None
         return _content(data)
@@ -121,8 +163,8 @@ class Chat:
                 raise _Busy(f"takes over {self.timeout:g} s for a reply")
         return data
 
-    def _refusal(self, error: HTTPError) -> Exception:
-        """What an error of the server means."""
+    def _refusal(self, error: HTTPError) -> Exception | None:
+        """What an error of the server means; None: that this one request is not taken."""
         try:
             told = error.read(PIECE).decode("utf-8", "replace").strip()
         except (HTTPException, OSError):
@@ -130,19 +172,35 @@ class Chat:
         cause = f"answers {error.code} {error.reason}: {shortened(told, 300)}" if told else f"answers {error.code}"
         if error.code in AGAIN:
             return _Busy(cause, _seconds(error.headers.get("Retry-After")))
-        remedy = f"set its key in {KEYS[0]}" if error.code in (401, 403) else "check the address and --judge-model"
-        return JudgeError(f"judge {self.shown}: {cause}; {remedy}")
+        if error.code == 413 or (error.code in (400, 422) and UNWANTED.search(told)):
+            return None
+        known = error.code in (401, 403)
+        remedy = f"set its key in {self.keys[0]}" if known else f"check the address and --{self.role}-model"
+        return ERRORS[self.role](f"{self.role} {self.shown}: {cause}; {remedy}")
 
 
-def _content(data: bytes) -> tuple[str, str]:
-    """The text in a body; empty if the model said nothing."""
+def _content(data: bytes) -> Reply:
+    """The reply in a body; without a text if the model said nothing."""
     try:
         value = json.loads(data)
-        message = value["choices"][0]["message"]
-        content, model = message.get("content"), value.get("model", "")
+        choice = value["choices"][0]
+        message, end = choice["message"], choice.get("finish_reason")
+        content, model, refusal = message.get("content"), value.get("model", ""), message.get("refusal")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise _Busy(f"replies with no chat completion: {quoted(data[:200])}") from None
-    return content if isinstance(content, str) else "", model if isinstance(model, str) else ""
+    usage = value.get("usage")
+    tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return Reply(
+        _written(content),
+        _written(model),
+        tokens if type(tokens) is int and tokens >= 0 else None,
+        "refused" if refusal or end == "content_filter" else "cut" if end == "length" else "stop",
+    )
+
+
+def _written(text: Any) -> str:
+    """A text that has a UTF-8 encoding: JSON can hold halves of characters."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
 
 
 def _seconds(after: str | None) -> float | None:

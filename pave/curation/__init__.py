@@ -1,0 +1,1 @@
+"""Instructions about clips, written by a language model from captions."""

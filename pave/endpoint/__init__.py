@@ -1,0 +1,1 @@
+"""Language models that are asked: endpoints, what they replied so far, and many requests at a time."""
