@@ -6,7 +6,6 @@ may be cancelled at any moment. Knows nothing of HTTP.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter, deque
@@ -30,8 +29,6 @@ from pave.serving.metrics import Metrics
 from pave.serving.reading import Reader
 from pave.serving.rows import Chosen, Row
 from pave.serving.settings import Limits
-
-log = logging.getLogger("pave.serving")
 
 
 class Busy(PaveError):
@@ -173,7 +170,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Requests that are not in the batch yet."""
-        return self._held - len(self._live)
+        return max(0, self._held - len(self._live))
 
     @property
     def running(self) -> int:

@@ -215,7 +215,7 @@ def test_a_client_that_leaves_ends_its_generation(place, client, clip):
 
 def test_so_does_one_that_waits_for_all_of_it(place, clip):
     with pytest.raises(openai.APITimeoutError):
-        place.client("key", timeout=0.4).chat.completions.create(**asks(clip, max_tokens=LONG))
+        place.client("key", timeout=0.1).chat.completions.create(**asks(clip, max_tokens=LONG))
     place.until(lambda: idle(place))
     assert b"pave_cancelled_total 0.0" not in place.send("/metrics").read()
 
