@@ -49,11 +49,11 @@ clean:
 
 # Optional dependencies are for tests only: PEFT imports them if installed, and they print messages into the demo.
 .venv/complete: .venv/installed
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation -e ".[dev,curate,quantize,ray,train]"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation -e ".[dev,curate,quantize,ray,serve,train]"
 	touch $@
 
 .venv-floor/installed: setup.cfg pyproject.toml constraints-floor.txt
-	$(call install,.venv-floor,constraints-floor.txt,dev$(comma)quantize$(comma)ray$(comma)train)
+	$(call install,.venv-floor,constraints-floor.txt,dev$(comma)quantize$(comma)ray$(comma)serve$(comma)train)
 
 # What the extra `docs` asks for, without PAVE itself.
 .venv-docs/installed: setup.cfg constraints.txt

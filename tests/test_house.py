@@ -21,6 +21,7 @@ import pave
 # From the top down: a wing imports from those further down, and files of one wing from each other.
 ORDER = (
     "cli",
+    "serving",
     "evaluation",
     "tasks",
     "training",

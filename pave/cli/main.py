@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from pave.cli import ask, curate, data, encode, evaluate, explain, patch, recipe, weights
+from pave.cli import ask, curate, data, encode, evaluate, explain, patch, recipe, serve, weights
 from pave.cli.terminal import PLAIN, Talk, lines_of, quiet, remark, run_command, say
 
 Split = Literal["train", "val", "test"]
@@ -44,6 +44,7 @@ def front(
 
 app.command()(ask.ask)
 app.command()(ask.chat)
+app.command()(serve.serve)
 
 
 @app.command()

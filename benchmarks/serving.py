@@ -1,0 +1,107 @@
+"""Is a server that is asked by many at once faster than the same server asked by one, with the same answers?
+
+    python benchmarks/serving.py            # 64 requests at once, 8 patches; writes benchmarks/results/serving.json
+    python benchmarks/serving.py --small    # 16 requests; writes nothing
+
+`pave serve playroom` runs in a process of its own, with eight patches: those shipped, under several names. Every
+request is about a clip of its own. `new`: clips that the server has not seen, so that decoding, the vision tower and
+encoders are part of it; `again`: the same clips with another patch of the same senses. `one`: requests one after the
+other; `many`: all at once. `gain`: seconds of `one` over those of `many`. `equal`: the share of answers to `again` that
+are the same in both ways.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from study import Study
+
+from pave.playroom.writer import write_clips
+
+SOURCES = ("audio-playroom", "fast-playroom", "favor-playroom", "fast-on-audio-playroom") * 2
+ROOT = Path(__file__).parents[1]
+QUESTION = "what colour is the ball when you hear the bell?"
+
+
+class Server:
+    """A server with eight patches, p0 to p7."""
+
+    def __init__(self, requests: int) -> None:
+        command = [sys.executable, "-m", "pave.cli.main", "serve", "playroom", "--port", "0", "--queue", str(requests)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PAVE_ADMIN_KEY": "admin"}
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+        assert self.process.stdout is not None
+        self.port = int(self.process.stdout.readline().rpartition(":")[2].partition("/")[0])
+        for number, source in enumerate(SOURCES):
+            self.send("/v1/load_patch", {"source": source, "name": f"p{number}"})
+
+    def send(self, path: str, body: dict) -> dict:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=600)
+        headers = {"Content-Type": "application/json", "Authorization": "Bearer admin"}
+        connection.request("POST", path, json.dumps(body), headers)
+        reply = connection.getresponse()
+        found = json.load(reply)
+        assert reply.status == 200, found
+        return found
+
+    def ask(self, film: str, patch: int) -> str:
+        content = [{"type": "video_url", "video_url": {"url": film}}, {"type": "text", "text": QUESTION}]
+        body = {"model": f"playroom+p{patch}", "messages": [{"role": "user", "content": content}]}
+        return self.send("/v1/chat/completions", body)["choices"][0]["message"]["content"]
+
+
+def asked(server: Server, films: Sequence[str], shift: int, workers: int) -> tuple[list[str], float]:
+    """Answers about films, a patch each, and the seconds of all."""
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        answers = list(pool.map(server.ask, films, [(number + shift) % 8 for number in range(len(films))]))
+    return answers, time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Throughput of pave serve.")
+    parser.add_argument("--small", action="store_true", help="16 requests; writes nothing")
+    small = parser.parse_args().small
+    count = 16 if small else 64
+    with TemporaryDirectory() as folder:
+        write_clips(folder, 2 * count, seed=0)
+        files = sorted(Path(folder).rglob("*.mp4"))
+        films = [f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}" for file in files]
+    first, second = films[:count], films[count : 2 * count]
+    server = Server(count)
+    try:
+        asked(server, films[:1] * 8, 0, 1)  # builds the encoders
+        _, new_one = asked(server, first[1:], 0, 1)
+        _, new_many = asked(server, second, 0, count)
+        one, again_one = asked(server, second, 4, 1)
+        many, again_many = asked(server, second, 4, count)
+    finally:
+        server.process.terminate()
+        server.process.wait()
+    new_one *= count / (count - 1)
+    figures = {
+        "new": {"one": round(new_one, 2), "many": round(new_many, 2), "gain": round(new_one / new_many, 2)},
+        "again": {"one": round(again_one, 2), "many": round(again_many, 2), "gain": round(again_one / again_many, 2)},
+        "equal": sum(a == b for a, b in zip(one, many, strict=True)) / count,
+        "different_answers": len({*many}),
+    }
+    print(f"{count} requests, 8 patches: {figures}", flush=True)
+    if not small:
+        Study("serving").add(f"{count} requests, 8 patches", figures)
+
+
+if __name__ == "__main__":
+    main()

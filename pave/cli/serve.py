@@ -1,0 +1,92 @@
+"""The `pave serve` command: a base and its patches behind an OpenAI-compatible API, until it is stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pave.cli.ask import Device, Dtype, Frames, Patches
+from pave.cli.terminal import lines_of, quiet, remark, say
+from pave.errors import UsageError
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="'playroom', a folder, or a Hub id.")] = "playroom",
+    patch: Patches = None,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: on all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0: a free one.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option("--served-model-name", metavar="NAME", help="Of the base. Default: its own.")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="Clients must send one; may be repeated. Better: PAVE_API_KEY, with commas between them.",
+        ),
+    ] = None,
+    admin_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", envvar="PAVE_ADMIN_KEY", help="Allows to load and unload patches with this key."),
+    ] = None,
+    allow_media_from: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="Fetch media from this host; may be repeated. '*': every public one."),
+    ] = None,
+    media_folder: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Read file: URIs of clients, of files in this folder only.")
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Requests that are generated together.")] = 16,
+    queue: Annotated[int, typer.Option(metavar="N", min=1, help="Requests at once; others are refused: 429.")] = 64,
+    readers: Annotated[int, typer.Option(metavar="N", min=1, help="Clips that are read and encoded at once.")] = 2,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of an answer, at most.")] = 1024,
+    max_clip_mb: Annotated[int, typer.Option(metavar="MB", min=1, help="Megabytes of a media file, at most.")] = 64,
+    max_clip_seconds: Annotated[float, typer.Option(metavar="S", min=0.1, help="Length of a clip, at most.")] = 600.0,
+    stopping: Annotated[
+        float, typer.Option(metavar="S", min=0, help="Seconds for running answers when it is stopped.")
+    ] = 60.0,
+    frames: Frames = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+) -> None:
+    """Serve BASE and its patches, OpenAI-compatible.
+
+    Patches are models, as BASE+PATCH or BASE+PATCH+PATCH. Stops with Ctrl-C or SIGTERM, after the running answers.
+    """
+    quiet()
+    try:
+        from pave.serving.api import create_app
+        from pave.serving.run import serve as run
+    except ModuleNotFoundError as error:
+        raise UsageError(f"pave serve needs {error.name}: pip install 'pave[serve]'") from None
+    import os
+
+    from pave.model.patched import load
+    from pave.serving.settings import Limits, Settings, keys_of, server_name
+
+    limits = Limits(
+        rows=batch,
+        waiting=queue,
+        readers=readers,
+        tokens=max_tokens,
+        clip_bytes=max_clip_mb << 20,
+        clip_seconds=max_clip_seconds,
+    )
+    settings = Settings(
+        name or server_name(base),
+        keys_of(os.environ.get("PAVE_API_KEY")) | {*(api_key or [])},
+        admin_key,
+        frozenset(each.lower() for each in allow_media_from or []),
+        media_folder,
+        limits,
+    )
+    model = load(base, dtype=dtype, device=device, frames=frames)
+    for source in patch or []:
+        remark(*lines_of(model.apply_patch(source)))
+    if host not in LOCAL and not settings.keys:
+        remark(f"warning: whoever reaches {host} may ask; set PAVE_API_KEY to ask for a key")
+    run(create_app(model, settings), host, port, stopping, lambda url: say(f"serving {settings.name} at {url}/v1"))

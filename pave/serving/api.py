@@ -1,0 +1,336 @@
+"""The routes of the server: chat completions, models, patches, health, metrics.
+
+    app = create_app(pave.load("playroom"), Settings(keys=frozenset({"secret"})))
+
+In: requests over HTTP. Out: OpenAI's JSON. Each request is checked before its body is read: its key, its place in the
+queue, its size. A client that goes away ends its generation. The log has a line of JSON for each request, without what
+was asked and answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pave.errors import PaveError, nearest
+from pave.model.patched import PatchedModel
+from pave.patch.report import PatchReport
+from pave.serving.engine import Busy, Done, Engine, Event, Job
+from pave.serving.media import Intake
+from pave.serving.messages import Asked, Refused, asked
+from pave.serving.metrics import Metrics
+from pave.serving.remote import Remote
+from pave.serving.replies import Denied, Reply, failed, line
+from pave.serving.settings import Settings, patches_of
+
+log = logging.getLogger("pave.serving")
+ADMIN_BYTES = 1 << 16  # of a request about patches
+TEXT_BYTES = 8 << 20  # of a request beside its media
+
+
+def create_app(model: PatchedModel, settings: Settings) -> FastAPI:
+    """The server as an ASGI application. It owns the model from now on."""
+    limits, metrics = settings.limits, Metrics()
+    remote = Remote(settings.hosts, limits.clip_bytes, limits.fetch)
+    engine = Engine(model, Intake(limits.clip_bytes, settings.folder, remote), limits, metrics)
+    front = _Front(engine, settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(engine.close)
+
+    app = FastAPI(title="PAVE", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.engine = engine
+    app.add_middleware(_Logged, metrics=metrics)
+    app.add_exception_handler(PaveError, refused)
+    app.add_exception_handler(HTTPException, refused)
+    app.post("/v1/chat/completions", response_model=None)(front.complete)
+    app.get("/v1/models", response_model=None)(front.models)
+    app.get("/v1/models/{model:path}", response_model=None)(front.model)
+    app.post("/v1/load_patch", response_model=None)(front.load)
+    app.post("/v1/unload_patch", response_model=None)(front.unload)
+    app.get("/health", response_model=None)(front.health)
+    app.get("/ready", response_model=None)(front.ready)
+    app.get("/metrics", response_model=None)(front.figures)
+    return app
+
+
+class _Front:
+    """The routes of one server."""
+
+    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
+        self.engine, self.settings, self.metrics = engine, settings, metrics
+        self.since = int(time.time())
+
+    # Answers
+
+    async def complete(self, request: Request) -> Response:
+        self._refuse_strangers(request)
+        with ExitStack() as stack:
+            stack.enter_context(self.engine.place())
+            most = TEXT_BYTES + 2 * (self.settings.limits.clip_bytes * 4 // 3)
+            question = await asyncio.to_thread(asked, await self._json(request, most), self.settings.limits.tokens)
+            patches = self._patches(question.model)
+            answer = _Answer(self, request, question, patches)
+            first = await answer.first()
+            if question.stream:
+                return _Stream(answer, first, stack.pop_all())
+            return JSONResponse(answer.reply.whole(await answer.end(first)))
+
+    def _patches(self, model: str) -> tuple[str, ...]:
+        known = self.engine.patches
+        patches = patches_of(model, self.settings.name, known)
+        if patches is None:
+            ids = [self.settings.name, *(f"{self.settings.name}+{name}" for name in known)]
+            raise Denied(404, "model_not_found", f"no model {model!r}; {nearest(model, ids)}")
+        return patches
+
+    # Models and patches
+
+    async def models(self, request: Request) -> Response:
+        self._refuse_strangers(request)
+        some = [
+            self._described((), None),
+            *(self._described((name,), each) for name, each in self.engine.patches.items()),
+        ]
+        return JSONResponse({"object": "list", "data": some})
+
+    async def model(self, request: Request, model: str) -> Response:
+        self._refuse_strangers(request)
+        patches = self._patches(model)
+        report = self.engine.patches[patches[0]] if len(patches) == 1 else None
+        return JSONResponse(self._described(patches, report))
+
+    def _described(self, patches: tuple[str, ...], report: PatchReport | None) -> dict[str, Any]:
+        base = self.settings.name
+        facts = {"id": "+".join((base, *patches)), "object": "model", "created": self.since, "owned_by": "pave"}
+        facts |= {"root": base, "parent": base if patches else None, "max_model_len": self.engine.model.host.context}
+        return facts if report is None else {**facts, "senses": dict(report.senses), "sha256": report.sha256}
+
+    async def load(self, request: Request) -> Response:
+        source, name = await self._named(request, "source", "name")
+        if source is None:
+            raise Refused("source", "is missing; name a patch of the catalogue, a folder, a file, or user/repo")
+        report = await asyncio.to_thread(self.engine.load, source, name)
+        return JSONResponse(self._described((report.name,), report))
+
+    async def unload(self, request: Request) -> Response:
+        (name,) = await self._named(request, "name")
+        if name is None:
+            raise Refused("name", "is missing; it is the last part of the model's id")
+        await asyncio.to_thread(self.engine.unload, name)
+        return JSONResponse({"id": f"{self.settings.name}+{name}", "object": "model", "deleted": True})
+
+    async def _named(self, request: Request, *fields: str) -> list[str | None]:
+        """Fields of a request of the operator."""
+        if self.settings.admin is None:
+            raise Denied(
+                403, "disabled", "patches are fixed; start the server with --admin-key to load and unload them"
+            )
+        if not hmac.compare_digest(_key(request).encode(), self.settings.admin.encode()):
+            raise Denied(401, "invalid_api_key", "this needs the admin key, as Authorization: Bearer KEY")
+        body = await self._json(request, ADMIN_BYTES)
+        body = body if isinstance(body, dict) else {"": body}
+        for name, value in body.items():
+            if name not in fields or not isinstance(value, str | None):
+                raise Refused(name, f"is not expected, or no text; send {' and '.join(fields)}")
+        return [body.get(name) for name in fields]
+
+    # State
+
+    async def health(self) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self) -> Response:
+        full = self.engine.waiting + self.engine.running >= self.settings.limits.waiting
+        return JSONResponse({"status": "busy" if full else "ready"}, 503 if full else 200)
+
+    async def figures(self) -> Response:
+        self.metrics.running.set(self.engine.running)
+        self.metrics.waiting.set(self.engine.waiting)
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    # Every request
+
+    def _refuse_strangers(self, request: Request) -> None:
+        keys, key = self.settings.keys, _key(request).encode()
+        if keys and not any(hmac.compare_digest(key, each.encode()) for each in keys):
+            raise Denied(401, "invalid_api_key", "this server needs a key, as Authorization: Bearer KEY")
+
+    async def _json(self, request: Request, most: int) -> Any:
+        """The body of a request. Its type must be JSON: web pages of others can send only plain text unasked."""
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise Denied(415, "unsupported_media_type", "send JSON, with Content-Type: application/json")
+        seconds = self.settings.limits.upload
+        try:
+            body = await asyncio.wait_for(_body(request, most), seconds)
+        except asyncio.TimeoutError:
+            raise Denied(408, "too_slow", f"the request took more than {seconds:g} s; send a smaller clip") from None
+        try:
+            return await asyncio.to_thread(json.loads, body)
+        except (ValueError, RecursionError) as error:
+            cause = error if isinstance(error, ValueError) else "nested too deeply"
+            raise Denied(400, "invalid_json", f"the body is not valid JSON ({cause}); send an object") from None
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The body of a request."""
+    body = bytearray()
+    announced = request.headers.get("content-length", "")
+    if not (announced.isdecimal() and int(announced) > most):
+        async for piece in request.stream():
+            body += piece
+            if len(body) > most:
+                break
+        else:
+            return bytes(body)
+    raise Denied(413, "too_large", f"the request has more than {most:,} bytes; send a smaller clip")
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    """The answer to a request that failed."""
+    if isinstance(error, HTTPException):  # of the routes
+        code = "not_found" if error.status_code == 404 else "refused"
+        error = Denied(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
+    status, body = failed(error)
+    request.state.reason = body["error"]["code"]
+    headers = {"retry-after": str(error.seconds)} if isinstance(error, Busy) else {}
+    headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
+    return JSONResponse(body, status, headers=headers)
+
+
+class _Logged:
+    """Gives each request an id, counts it, and logs how it ended."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        request, begin, status = Request(scope, receive), time.monotonic(), 0
+        id, error = f"req-{uuid.uuid4().hex}", None
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", id.encode())]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, named)
+        except Exception as caught:
+            error = caught
+            request.state.reason = type(caught).__name__
+            if not status:
+                await (await refused(request, caught))(scope, receive, named)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            self.metrics.requests.labels(path, str(status)).inc()
+            facts = {"request": id, "method": scope["method"], "path": path, "status": status}
+            facts |= {"seconds": round(time.monotonic() - begin, 4), **getattr(request.state, "facts", {})}
+            facts |= {"reason": reason} if (reason := getattr(request.state, "reason", None)) else {}
+            if error is not None:
+                log.error("failed", exc_info=error, extra={"facts": facts})
+            elif path not in ("/health", "/ready", "/metrics"):
+                log.info("request", extra={"facts": facts})
+
+
+class _Answer:
+    """One answer on its way to its client."""
+
+    def __init__(self, front: _Front, request: Request, question: Asked, patches: tuple[str, ...]) -> None:
+        self.front, self.request, self.question = front, request, question
+        self.begin = time.monotonic()
+        self.reply = Reply(question.model, front.engine.text_of)
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        self.job: Job = front.engine.submit(
+            question, patches, lambda event: loop.call_soon_threadsafe(self._events.put_nowait, event)
+        )
+
+    async def first(self) -> Event:
+        """The first event, which decides the status; raised if it is an error."""
+        event = await self._next()
+        self.front.metrics.first.observe(time.monotonic() - self.begin)
+        return event
+
+    async def end(self, event: Event) -> Done:
+        while not isinstance(event, Done):
+            event = await self._next()
+        self._count(event)
+        return event
+
+    async def lines(self, event: Event) -> AsyncIterator[str]:
+        """The answer as a stream."""
+        yield self.reply.first()
+        try:
+            while not isinstance(event, Done):
+                yield self.reply.piece(str(event))
+                event = await self._next()
+            self._count(event)
+            yield self.reply.last(event, self.question.usage)
+        except PaveError as error:  # the status has gone out already
+            yield line(failed(error)[1])
+
+    async def _next(self) -> Event:
+        """The next event, unless the client goes away, which ends the job."""
+        event = asyncio.ensure_future(self._events.get())
+        gone = asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait((event, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not event.done():
+                raise Denied(499, "client_gone", "the client has gone")
+            if isinstance(found := event.result(), BaseException):
+                raise found
+            return found
+        except BaseException:
+            self.job.cancelled.set()
+            raise
+        finally:
+            event.cancel()
+            gone.cancel()
+
+    async def _gone(self) -> None:
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
+        self.front.metrics.cancelled.inc()
+
+    def _count(self, done: Done) -> None:
+        facts = {"model": self.question.model, "prompt_tokens": done.prompt_tokens, "tokens": done.tokens}
+        self.request.state.facts = {**facts, "finish": done.finish}
+        self.front.metrics.seconds.observe(time.monotonic() - self.begin)
+        self.front.metrics.tokens.inc(done.tokens)
+        self.front.metrics.prompt_tokens.inc(done.prompt_tokens)
+
+
+def _key(request: Request) -> str:
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+class _Stream(StreamingResponse):
+    """An answer in pieces, which holds its place until it has ended, however it ends."""
+
+    def __init__(self, answer: _Answer, first: Event, place: ExitStack) -> None:
+        super().__init__(answer.lines(first), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        self.place = place
+        place.callback(answer.job.cancelled.set)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.place:
+            await super().__call__(scope, receive, send)

@@ -1,0 +1,92 @@
+"""The clip of a request: its media are stored, read and encoded, unless the same bytes have been before.
+
+In: content parts, and the patches of the request. Out: `ClipFeatures`; those of the last clips are kept, so that a
+further question of a dialogue, which sends its clip again, costs neither decoding nor encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pave.errors import MediaError, PaveError
+from pave.media.clip import Clip, sound
+from pave.model.call import senses_of
+from pave.model.inputs import ClipFeatures
+from pave.model.kept import Kept
+from pave.model.layout import refuse_questions
+from pave.model.patched import PatchedModel
+from pave.model.rows import reading, row_of
+from pave.serving.media import Given, Intake, Stored
+from pave.serving.settings import Limits
+
+
+class Reader:
+    """Makes features of media. For several threads."""
+
+    def __init__(self, model: PatchedModel, intake: Intake, limits: Limits) -> None:
+        self.model, self.intake, self.limits = model, intake, limits
+        self.kept = Kept(limits.kept)
+
+    def features(self, media: Sequence[Given], patches: Sequence[str], question: str) -> ClipFeatures:
+        """The features of a request's clip, with the senses of its patches."""
+        refuse_questions(self.model.host, [question])  # before the clip is read
+        with TemporaryDirectory(prefix="pave-serve-") as folder:  # of this user alone
+            try:
+                files = {each.kind: self.intake.store(each, Path(folder) / each.kind) for each in media}
+                return self._encoded(files, patches, question)
+            except PaveError as error:
+                if folder in str(error):  # a client has no use for names of temporary files
+                    raise MediaError(str(error).replace(f"{folder}/", "the ")) from None
+                raise
+
+    def _encoded(self, files: dict[Any, Stored], patches: Sequence[str], question: str) -> ClipFeatures:
+        calls, perception = self.model.calls, self.model.perception
+        uses = calls.open(calls.applied.uses([patches], 1), [question])
+        needed = perception.encoders(senses_of(uses))
+        key = tuple((kind, file.sha256) for kind, file in sorted(files.items()))
+        known: ClipFeatures | None = self.kept.get(key)
+        lacking = {name: each for name, each in needed.items() if known is None or name not in known.sides}
+        if known is not None and not lacking:
+            return known
+        film = next((file.path for kind, file in files.items() if kind != "audio"), None)
+        options = {} if film is None else reading(calls, [row_of((film, question, patches))], uses, 0)
+        clip = self._clip(film, files["audio"].path if "audio" in files else None, options)
+        if known is None:
+            known = perception.features([clip], needed.values())[0]
+        else:
+            sensed = perception.sense(clip, lacking.values())
+            known = replace(
+                known,
+                sides={**known.sides, **sensed.sides},
+                absent={**known.absent, **sensed.absent},
+                sensors=known.sensors | sensed.sensors,
+                warnings=tuple(dict.fromkeys([*known.warnings, *sensed.warnings])),
+            )
+        self.kept.put(key, known)
+        return known
+
+    def _clip(self, film: Path | None, heard: Path | None, options: dict[str, Any]) -> Clip:
+        limits = self.limits
+        clip = None
+        if film is not None:
+            clip = self._within(Clip.read(film, **options, end=limits.clip_seconds, timeout=limits.reading))
+        if heard is not None:
+            own = Clip.read(heard, frames=0, end=limits.clip_seconds, timeout=limits.reading)
+            own = self._within(sound(own))
+            clip = own if clip is None else clip.beside({"audio": own})
+        assert clip is not None  # every request has media
+        return clip
+
+    def _within(self, clip: Clip) -> Clip:
+        """The clip; MediaError if its file is longer than was read."""
+        report, limits = clip.report, self.limits
+        if report.seconds > limits.clip_seconds:
+            raise MediaError(f"{report.source}: is {report.seconds:.0f} s long; send at most {limits.clip_seconds:g} s")
+        if report.pictures > limits.clip_pictures:
+            cause = f"has {report.pictures:,} pictures"
+            raise MediaError(f"{report.source}: {cause}; send at most {limits.clip_pictures:,}")
+        return clip
