@@ -53,7 +53,7 @@ clean:
 	touch $@
 
 .venv-floor/installed: setup.cfg pyproject.toml constraints-floor.txt
-	$(call install,.venv-floor,constraints-floor.txt,dev$(comma)quantize$(comma)ray$(comma)serve$(comma)train)
+	$(call install,.venv-floor,constraints-floor.txt,dev$(comma)curate$(comma)quantize$(comma)ray$(comma)serve$(comma)train)
 
 # What the extra `docs` asks for, without PAVE itself.
 .venv-docs/installed: setup.cfg constraints.txt
