@@ -35,7 +35,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(tokenizer) -> PatchedModel:
     """Its answers do not end by themselves."""
     host = make_base(tokenizer)
-    host.model.get_output_embeddings().weight.data[host.stops] = 0
+    head: Any = host.model.get_output_embeddings()
+    head.weight.data[host.stops] = 0
     model = PatchedModel(host)
     hears(model)
     return model

@@ -36,12 +36,10 @@ def after(calls: int) -> Callable[[], bool]:
 def begun(model: PatchedModel, numbers: list[int], sampling: dict[str, Any], pause: Callable[[], bool]) -> Batch:
     clips = [model.encode([make_clip(i)])[0] for i in numbers]
     asked = [ASKED[i] for i in numbers]
-    rows = [
-        dict(zip(("clip", "question", "patches"), (clip, *one[:2]), strict=True))
-        for clip, one in zip(clips, asked, strict=True)
-    ]
+    pairs = zip(clips, asked, strict=True)
+    rows: list[dict[str, Any]] = [{"clip": clip, "question": one[0], "patches": one[1]} for clip, one in pairs]
     ready = prepared(model.calls, rows, "auto", {})
-    decode = partial(model.host.tokenizer.decode, skip_special_tokens=True)
+    decode: Any = partial(model.host.tokenizer.decode, skip_special_tokens=True)
     live = [Row(Sampling(one[2], **sampling), threading.Event(), decode, lambda piece: None) for one in asked]
     batch = Batch(model.calls, live, clips, ready.inputs)
     batch.run(pause)
