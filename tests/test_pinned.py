@@ -28,6 +28,7 @@ PATCHES = {
     "fast-playroom": "a031f60c00bd2f9e4dd81bf7463bba010fc7f909f8e926b36019135b5a8aec14",
     "favor-playroom": "e5653fac72c4d983b67878a025c56c9b1d3a022224627d474bbb27ad170e7e11",
     "imu-playroom": "e31552f85d2156c742c191c06cd6608bac5702baadf7b543bf5576a68b250fb4",
+    "mat-playroom": "d251ebac096d6d3404dd2ac1beaa6d8b3c32c2c1787b8db8e8c8867ef3908437",
     "views-playroom": "59557783c771934223ca4838d4213bd81b229418717d506df4de41e41562e916",
 }
 RECIPES = {
@@ -37,6 +38,7 @@ RECIPES = {
     "audio-avsd": "a9b1b7040c06c21ae2032eb3bdaa6df4acc724c2d5099f37ba3b9a217be5e4ca",
     "audio-music-avqa": "20511406294dcd53d49b223e6715a0514b67850b3ae2ec0374a4956cc20168cf",
     "audio-playroom": "8d3b7433327b9ea43c083a4e1edf27c4a0efb423b36c2a3b78cb5c414cb99c9d",
+    "avllm-mat": "410fbd7f0bab43fa5282863e41a31fecc13f623dbb41d438b20c70719e66c53f",
     "depth-playroom": "fcb8ffab223b9cdc83f5d987d6ebf60f2f5f67f7868ccf71765039d863473517",
     "fast-on-audio-playroom": "dc4826ef097d6966ce7ca08bcb3637909de8e1b231491b0729a98a2f9a8f7aca",
     "fast-playroom": "f8fad7ba54f8941b0205bf504e5fb05af1ff0b4da49ee34cad9820da6d7a1e35",
@@ -44,6 +46,7 @@ RECIPES = {
     "favor-playroom": "08ddcb71c7bb0bd074cae11b6b9781757e5faa91de1c34d1601dbbb478f3baeb",
     "highfps-video": "2eadaac7d16f81009729d55851c65135da73c0fdb3099d76ab56660ba668266c",
     "imu-playroom": "df2336ace56f90cb9252d090e14e33e680ece5412a6970ae0f95b379f6e14743",
+    "mat-playroom": "5d2f68714eedc53c6015340d651918ba5afe20bac3df440bf4689ee2dd70b9ae",
     "multiview-egoexo": "fa58dc972bf1aabbd16d2ba4ce55df6d71fcae61dc1389845f1898dec3cca69f",
     "views-playroom": "8b033b66afa726810fa7be2a6323c67b70312ad0c548a6528c8b96d0f8d6918a",
 }

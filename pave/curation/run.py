@@ -42,7 +42,7 @@ INSTRUCTIONS, DROPPED, REPORT = "instructions.jsonl", "dropped.jsonl", "report.j
 Clips = Sequence[tuple[str, Source]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curated(Lines):
     """What became of the clips. An entry is a question with its answer, or a dialogue."""
 

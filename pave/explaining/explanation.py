@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CLEARLY = math.log(2)  # nats: an answer that loses these is half as likely
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation(Found, Lines):
     """Why a model gives an answer. Attention (`readings`) shows what was read, not that it mattered; deletion has shown
     it of the seconds in `cited`."""

@@ -135,7 +135,8 @@ def test_a_template_without_a_known_form_of_a_second_question_is_refused(base: H
 def test_texts_of_a_history_are_refused_like_questions(one: PatchedModel, tmp_path: Path) -> None:
     clip = make_clip()
     with pytest.raises(UsageError, match="the question is empty"):
-        one.prepare([clip], ["Where?"], histories=[[("What?", " ")]])
+        one.prepare([clip], ["Where?"], histories=[[(" ", "Here.")]])
+    assert one.prepare([clip], ["Where?"], histories=[[("What?", "")]]), "a base may have said nothing"
     with pytest.raises(UsageError, match="got 1 clip, 1 question and 2 dialogues"):
         one.prepare([clip], ["Where?"], histories=[[], []])
     (tmp_path / "a.jsonl").write_text(write_line("a.mp4", "What?", "x " * 5_000, "Where?", "Here."))
