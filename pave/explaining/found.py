@@ -63,7 +63,7 @@ class Cited:
         return f"{VERBS.get(self.sense, 'read')} at {self.start:.1f}–{self.end:.1f} s"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found:
     """All of it."""
 

@@ -239,6 +239,7 @@ PARTS = {
     "Figure",
     "Certificate",
     "Gain",
+    "Cited",
     "_Options",
 }
 
