@@ -31,7 +31,9 @@ HEARD = ("speech", "speech+video", "match")
 
 
 def test_channels_are_those_of_a_recipe():
-    assert {*CHANNELS, *HEARD, *MIXED, "video", "audio", "audio+video", "order", "conflict", "caption"} == set(get_args(Channel))
+    assert {*CHANNELS, *HEARD, *MIXED, "video", "audio", "audio+video", "order", "conflict", "caption"} == set(
+        get_args(Channel)
+    )
 
 
 @pytest.mark.parametrize("name", SENSES)
