@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pave.cli.ask import MOST, AudioTrack, Base, Device, Dtype, Frames, Most, Signals, Timeout, VideoTrack
 from pave.cli.signals import signals_of
 from pave.cli.terminal import lines_of, quiet, remark, say
 
@@ -17,35 +18,18 @@ def explain(
     patch: Annotated[
         list[str], typer.Option(metavar="PATCH", help="A name, a folder, a file or user/repo; may be repeated.")
     ],
-    base: Annotated[str, typer.Option(metavar="BASE", help="'playroom', a folder, or a Hub id.")] = "playroom",
+    base: Base = "playroom",
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page; one that exists is replaced.")] = Path(
         "explanation.html"
     ),
-    signal: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="File or folder of another signal; repeat views=FILE for each camera."),
-    ] = None,
-    audio_track: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Which sound of VIDEO, from 0. Default: the file's default.")
-    ] = None,
-    video_track: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, help="Which pictures of VIDEO, from 0. Default: the file's default."),
-    ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(metavar="S", min=0.1, help="Time limit for reading VIDEO, in seconds. Default: by its length."),
-    ] = None,
-    frames: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Key frames. Default: what the base was trained with.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Maximum length of the answer, in tokens.")
-    ] = 128,
-    dtype: Annotated[
-        str, typer.Option(metavar="DTYPE", help="'auto', 'float32', 'bfloat16', 'float16' or 'float64'.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="'auto', 'cpu', 'cuda', ...")] = "auto",
+    signal: Signals = None,
+    audio_track: AudioTrack = None,
+    video_track: VideoTrack = None,
+    timeout: Timeout = None,
+    frames: Frames = None,
+    max_new_tokens: Most = MOST,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
 ) -> None:
     """Show which seconds of VIDEO an answer depends on.
 
