@@ -48,7 +48,7 @@ class Served:
     def send(self, path: str, body: Any = None, **headers: str) -> HTTPResponse:
         return send(self.port, path, body, **headers)
 
-    def until(self, wanted: Any, seconds: float = 30.0) -> None:
+    def until(self, wanted: Any, seconds: float = 300.0) -> None:
         """Wait until something is the case."""
         end = time.monotonic() + seconds
         while not wanted():
