@@ -29,14 +29,16 @@ from large import empty_model, random_patch
 from peft import PeftModel
 from peft.utils.hotswap import hotswap_adapter
 from study import Study
+from transformers import Qwen2Config, Qwen2Model
 
-from pave.config import FusionConfig
+from pave.config import FusionConfig, LoraConfig
 from pave.encoder import load_encoder
 from pave.files.tensorfile import digest
 from pave.hub.catalogue import folder_of
 from pave.media.clip import Clip
 from pave.model.patched import PatchedModel, load
 from pave.patch.file import Patch
+from pave.patch.lora import Call, Lora, Loras, running, targets
 from pave.patch.peft import export_peft
 from pave.playroom.writer import write_clips
 from pave.readers.questions import read_data
@@ -172,6 +174,40 @@ def in_processes(size: str, folder: Path) -> dict[str, Any]:
     return {"gigabytes": round(stored / 1e9, 2), "first process, s": took[0], "next ones, s": took[1:]}
 
 
+def decoding(rounds: int) -> dict[str, Any]:
+    """Milliseconds of a core for one token in each of 16 rows of a random decoder of 512 channels, by how many LoRAs of
+    rank 64 the rows have in turn."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        vocab_size=512,
+    )
+    decoder, shape = Qwen2Model(config).eval(), LoraConfig(r=64, lora_alpha=64)
+    loras, inside = Loras(decoder), [Lora(shape, targets(shape, decoder)).eval() for _ in range(16)]
+    for lora in inside:
+        for parameter in lora.requires_grad_(False).parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        loras.add(lora)
+    ids = torch.randint(0, 512, (16, 1))
+    took: dict[int, list[float]] = {0: [], 1: [], 2: [], 8: [], 16: []}
+    for _ in range(rounds):
+        for many, times in took.items():
+            gates = {lora: torch.arange(16).remainder(many).eq(i).float() for i, lora in enumerate(inside[:many])}
+            with torch.no_grad(), running(Call(gates)):
+                decoder(input_ids=ids, use_cache=False)  # prepares the weights, as the prefill does
+                begin = time.process_time()
+                for _ in range(10):
+                    decoder(input_ids=ids, use_cache=False)
+                times.append((time.process_time() - begin) / 10)
+    share = statistics.median(a / b for a, b in zip(took[16], took[1], strict=True))
+    middle = {f"{many} LoRAs": round(1000 * statistics.median(times), 1) for many, times in took.items()}
+    return {"rounds": rounds, "milliseconds": middle, "16, of one for all": round(share, 3)}
+
+
 def changes(count: int, folder: Path) -> dict[str, Any]:
     """Random changes with real questions between them."""
     model, patch = load("playroom"), Patch.load(folder_of("audio-playroom"))
@@ -241,6 +277,7 @@ def main() -> None:
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "beside PEFT": lambda: beside_peft(3 if small else 30, folder),
             "sixteen rows": lambda: sixteen(3 if small else 31, folder),
+            "decoding": lambda: decoding(2 if small else 15),
             "cold, 7B": lambda: cold(2 if small else 15, folder),
             "processes": lambda: in_processes("small" if small else "2 GB", folder),
             "changes": lambda: changes(50 if small else 10_000, folder),

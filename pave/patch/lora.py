@@ -30,6 +30,8 @@ from pave.errors import RecipeError
 from pave.files.copied import OURS, guard, release
 from pave.fusion.meta import Blank
 
+TWO = 2  # rows of a product at least, in a batch: a product of one has other bits
+COPIES = 2  # of the weights of a call's LoRAs, at most, to have those of each row side by side
 Layers = tuple[tuple[str, int, int], ...]  # module path inside the language model, channels in and out
 
 
@@ -37,16 +39,17 @@ class Assignment(NamedTuple):
     """At most one LoRA for each row of a layer's input."""
 
     which: tuple[tuple[int, float], ...]  # index and factor (weight times scaling) of each LoRA
-    chosen: Tensor | None  # int64 (B,): index into `which`; None: the only one
-    wanted: Tensor | None  # bool (B 1 1): rows with a LoRA; None: all
+    rows: tuple[Tensor, ...]  # int64 (k,): the rows of each
+    owners: Tensor | None  # int64 (k,): of each row that has any, in order, the index into `which`, if they are many
+    every: bool  # whether each row has one
 
 
 class Product(NamedTuple):
     """A batched product with one pair of matrices per row."""
 
-    a: tuple[Tensor, ...]  # (in r) to choose from, or one expanded to all rows (B in r)
-    b: tuple[Tensor, ...]  # (r out) times the factor, or (B r out)
-    assignment: Assignment
+    a: Tensor  # (k in r); of a single row of several, twice
+    b: Tensor  # (k r out) times the factor; likewise
+    rows: Tensor | None  # int64 (k,): for these rows; None: for all
     dropout: float
 
 
@@ -75,12 +78,18 @@ class Call:
     def _products_of(self, loras: tuple[Lora, ...], path: str, x: Tensor) -> Iterator[Product]:
         pairs = [lora.pairs[path] for lora in loras]
         scalings = tuple(pair.scaling for pair in pairs)
-        for assignment in self._assignments(loras, scalings, len(x), x.device):
-            a = tuple(pairs[i].A.to(x).mT for i, _ in assignment.which)
-            b = tuple((pairs[i].B.float() * factor).to(x).mT for i, factor in assignment.which)
-            if assignment.chosen is None:
-                a, b = ((each.expand(len(x), -1, -1),) for (each,) in (a, b))
-            yield Product(a, b, assignment, pairs[0].dropout if pairs[0].training else 0.0)
+        for which, rows, owners, every in self._assignments(loras, scalings, len(x), x.device):
+            a = [pairs[i].A.to(x) for i, _ in which]
+            b = [(pairs[i].B.float() * factor).to(x) for i, factor in which]
+            dropout = pairs[0].dropout if pairs[0].training else 0.0
+            if owners is not None:
+                down, up = torch.stack(a)[owners], torch.stack(b)[owners]
+                yield Product(down.mT, up.mT, None if every else rows[0], dropout)
+                continue
+            for one, other, own in zip(a, b, rows, strict=True):
+                count = max(len(own), min(len(x), TWO))
+                down, up = one.expand(count, -1, -1), other.expand(count, -1, -1)
+                yield Product(down.mT, up.mT, None if every and len(which) == 1 else own, dropout)
 
     def _assignments(
         self, loras: tuple[Lora, ...], scalings: tuple[float, ...], count: int, device: torch.device
@@ -99,9 +108,12 @@ class Call:
 
 def _assignment(rows: Sequence[tuple[int, float] | None], device: torch.device) -> Assignment:
     which = tuple(dict.fromkeys(filter(None, rows)))
-    chosen = None if len(which) == 1 else torch.tensor([which.index(row) if row else 0 for row in rows], device=device)
-    wanted = None if all(rows) else torch.tensor([row is not None for row in rows], device=device)[:, None, None]
-    return Assignment(which, chosen, wanted)
+    places = [[place for place, row in enumerate(rows) if row == each] for each in which]
+    some = [place for place, row in enumerate(rows) if row]
+    if len(which) == 1 or len(some) > COPIES * len(which):
+        return Assignment(which, tuple(torch.tensor(each, device=device) for each in places), None, all(rows))
+    owners = torch.tensor([which.index(row) for row in rows if row], device=device)
+    return Assignment(which, (torch.tensor(some, device=device),), owners, all(rows))
 
 
 # The LoRAs of the current call, per thread. Hooks of all others do nothing, so a direct call of the base gives the
@@ -199,17 +211,20 @@ OURS.add(_hook)
 def updated(x: Tensor, out: Tensor, products: Sequence[Product]) -> Tensor:
     """`out` (B … out) plus the low-rank updates of x (B … in), each on its rows.
 
-    One batched product per row, whichever LoRAs the rows use: bits do not depend on the other rows (law 6), and sixteen
-    rows with different patches cost as much as sixteen with the same. Computes in the layer's dtype: float32 training
-    weights are cast at every call, those of a loaded patch once.
+    One batched product per row, whichever LoRAs the rows use: bits do not depend on the other rows (law 6). Many LoRAs
+    are one product, with the weights of each row side by side, which takes a few times their memory; of few, each is a
+    product of its own. Computes in the layer's dtype: float32 training weights are cast at every call, those of a
+    loaded patch once.
     """
     if x.dim() != 3:
         rows, flat = (each.reshape(len(x), -1, each.shape[-1]) for each in (x, out))
         return updated(rows, flat, products).view_as(out)
-    for a, b, (_, chosen, wanted), dropout in products:
-        down, up = (a[0], b[0]) if chosen is None else (torch.stack(a)[chosen], torch.stack(b)[chosen])
-        more = torch.baddbmm(out, torch.bmm(F.dropout(x, dropout) if dropout else x, down), up)
-        out = more if wanted is None else torch.where(wanted, more, out)
+    for a, b, rows, dropout in products:
+        own, before = (x, out) if rows is None else (x[rows], out[rows])
+        if len(own) < len(a):
+            own, before = (each.expand(len(a), -1, -1) for each in (own, before))
+        more = torch.baddbmm(before, torch.bmm(F.dropout(own, dropout) if dropout else own, a), b)
+        out = more if rows is None else out.index_copy(0, rows, more[: len(rows)])
     return out
 
 

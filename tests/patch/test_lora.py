@@ -80,6 +80,41 @@ def test_rows_of_weight_zero_keep_their_exact_logits(base: Host, lora: Lora) -> 
     assert not torch.allclose(unmixed[0], before[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("size", [(512, 512, 64), (512, 1536, 64), (96, 40, 4), (768, 768, 1)])
+def test_a_row_has_the_same_bits_whichever_loras_the_others_have(size: tuple[int, int, int], tokens: int) -> None:
+    """Wide layers and single tokens, for which products of another layout in memory have other bits."""
+    inputs, outputs, rank = size
+    torch.manual_seed(0)
+    model, config = nn.Sequential(nn.Linear(inputs, outputs)), LoraConfig(r=rank, lora_alpha=rank)
+    inside = [Lora(config, (("0", inputs, outputs),)).eval().requires_grad_(False) for _ in range(16)]
+    loras, x = Loras(model), torch.randn(16, tokens, inputs)
+    for each in inside:
+        nn.init.normal_(each.pairs["0"].B)
+        loras.add(each)
+
+    def out(owners: list[int | None]) -> Tensor:
+        gates = {each: torch.tensor([float(owner == i) for owner in owners]) for i, each in enumerate(inside)}
+        with running(Call({each: weights for each, weights in gates.items() if weights.any()})):
+            return model(x)
+
+    alone = [out([number] * 16) for number in range(16)]
+    patterns: list[list[int | None]] = [
+        [*range(16)],
+        [*range(15, -1, -1)],
+        [0, 1] * 8,
+        [None, 3] * 8,
+        [None, *range(15)],
+        [*range(8), *[None] * 8],
+        [0, 0, 0, 0, 1, 1, 1, None, 2, 2, 2, 2, 2, 2, 2, 2],
+        [*[None] * 15, 5],
+        [None, 7, *[2] * 14],
+    ]
+    for owners in patterns:
+        wanted = [model(x)[row] if owner is None else alone[owner][row] for row, owner in enumerate(owners)]
+        assert torch.equal(out(owners), torch.stack(wanted)), owners
+
+
 def test_beams_get_the_loras_of_their_rows(base: Host, lora: Lora) -> None:
     Loras(base.language_model).add(lora)
     wide = ids(2).repeat_interleave(3, 0)
