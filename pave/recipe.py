@@ -66,7 +66,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Match(Config):
     """Clips that are asked whether their sound belongs to their pictures: half of them have that of another clip."""
 
-    share: Share = 0.1  # of those trained with both; video-SALMONN's (arXiv 2406.15704)
+    share: Share = 0.1  # of those trained with both; video-SALMONN's (Sun et al., ICML 2024)
     question: Annotated[str, Field(min_length=1, max_length=1_000)] = "Does the sound belong to the pictures?"
     same: Annotated[str, Field(min_length=1, max_length=100)] = "Yes."  # the answer where it does
     other: Annotated[str, Field(min_length=1, max_length=100)] = "No."

@@ -3,7 +3,7 @@ patch learns to answer from each of them (modality-augmented training: Shu et al
 Understanding", arXiv 2312.06720, section 3.2).
 
 Some that are trained with both have the sound of another clip, and are asked about one of the two, or whether they
-belong together (mixed training and its match questions: Sun et al., video-SALMONN, arXiv 2406.15704, which lost 6.2
+belong together (mixed training and its match questions: Sun et al., video-SALMONN, ICML 2024, which lost 6.2
 points of audio-visual questions without it).
 
 In: a clip, its questions, and the shares of a recipe. Out: the clip as a step sees it, with the questions that can be
