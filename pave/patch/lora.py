@@ -30,7 +30,7 @@ from pave.errors import RecipeError
 from pave.files.copied import OURS, guard, release
 from pave.fusion.meta import Blank
 
-TWO = 2  # rows of a product at least, in a batch: a product of one has other bits
+LEAST = 2  # rows of a product at least, in a batch: a product of one has other bits
 COPIES = 2  # of the weights of a call's LoRAs, at most, to have those of each row side by side
 Layers = tuple[tuple[str, int, int], ...]  # module path inside the language model, channels in and out
 
@@ -87,7 +87,7 @@ class Call:
                 yield Product(down.mT, up.mT, None if every else rows[0], dropout)
                 continue
             for one, other, own in zip(a, b, rows, strict=True):
-                count = max(len(own), min(len(x), TWO))
+                count = max(len(own), min(len(x), LEAST))
                 down, up = one.expand(count, -1, -1), other.expand(count, -1, -1)
                 yield Product(down.mT, up.mT, None if every and len(which) == 1 else own, dropout)
 

@@ -67,9 +67,7 @@ class Batch:
     @property
     def joinable(self) -> bool:
         """Whether rows can join and leave: the cache keeps every token, and in order."""
-        cache = self.past
-        plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
-        return plain
+        return isinstance(self.past, DynamicCache) and all(type(layer) is DynamicLayer for layer in self.past.layers)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
