@@ -148,9 +148,8 @@ def test_shipped_patches_are_unchanged():
 def test_recipes_of_the_catalogue_resolve_as_before():
     later = {"keep", "gate", "mean_over"}  # younger keys, with which these recipes say what they did before them
     excluded = {"description": True, "data": {"train", "val"}, "train": {"output", *later}}  # text and local paths, too
-    assert {
-        (each.recipe.train.keep, each.recipe.train.gate, each.recipe.train.mean_over) for each in list_patches()
-    } == {(0, False, "tokens")}
+    older = [each.recipe.train for each in list_patches() if each.name != "favor-av"]
+    assert {(each.keep, each.gate, each.mean_over) for each in older} == {(0, False, "tokens")}
     resolved = {each.name: each.recipe.model_dump(mode="json", exclude=excluded) for each in list_patches()}
     digests = {name: hashlib.sha256(json.dumps(facts, sort_keys=True).encode()) for name, facts in resolved.items()}
     assert {name: digest.hexdigest() for name, digest in digests.items()} == RECIPES

@@ -267,6 +267,6 @@ def test_a_clip_without_pictures_is_absent(encoder):
 
 def test_favors_recipe_accepts_it_instead_of_the_base_s_vision_tower():
     overrides = ["senses.fast={encoder: instructblip-video}", "resampler.slots=32", "data.train=/nowhere.jsonl"]
-    recipe = read_recipe(folder_of("favor-av"), overrides)
+    recipe = read_recipe(folder_of("favor-av-prefix"), overrides)
     spec = load_encoder("instructblip-video", **recipe.senses["fast"].options).spec
     assert recipe.resampler and recipe.resampler.slots == prod(spec.grid) and spec.rate == recipe.resampler.rate

@@ -62,7 +62,7 @@ from pave.sidechannel import SideBatch, SideTokens
 from pave.training.plan import stretches
 
 # Official checkpoints: channels of their base, layers of their fusion.
-OURS = {"favor-av", "avllm-mat", *(name for name in catalogue.names() if name.endswith("-playroom"))}
+OURS = {"favor-av", "favor-av-prefix", "avllm-mat", *(name for name in catalogue.names() if name.endswith("-playroom"))}
 RELEASED = {
     "ScanQA 0.5B": (896, 2),
     "ScanQA 7B": (3584, 2),

@@ -109,7 +109,7 @@ def test_the_cost_needs_the_encoder(one: PatchedModel) -> None:
 def test_favor_av_has_the_published_values() -> None:
     """Of the paper (arXiv 2310.05863) and its inference code (BriansIDP/AudioVisualLLM at 52ab7d1: model/Qformer.py,
     openllama.py, inference.py); the warm-up is that of its successor's configurations. Rates and batch are ours."""
-    recipe = catalogue.recipe("favor-av")
+    recipe = catalogue.recipe("favor-av-prefix")
     resampler, lora = recipe.resampler, recipe.lora
     assert resampler is not None and lora is not None
     assert (resampler.layers, resampler.width, resampler.heads, resampler.dropout) == (2, 768, 12, 0.1)
@@ -118,6 +118,13 @@ def test_favor_av_has_the_published_values() -> None:
     assert set(lora.target_modules) == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert 0.2 <= recipe.train.warmup <= 0.3
     assert recipe.fusion.combine == "prefix" and (recipe.train.keep, recipe.train.gate) == (0, False)
+
+
+def test_favor_av_adds_to_the_visual_tokens_and_keeps_the_base() -> None:
+    recipe, published = catalogue.recipe("favor-av"), catalogue.recipe("favor-av-prefix")
+    assert recipe.fusion.combine == "add" and recipe.resampler and recipe.resampler.readout == "states"
+    assert recipe.train.keep and recipe.train.gate
+    assert (recipe.senses, recipe.lora, recipe.frames) == (published.senses, published.lora, published.frames)
 
 
 @pytest.fixture
