@@ -137,6 +137,9 @@ class Host(ABC):
         self.files: tuple[Path, ...] = ()  # that the weights were read from, if they were
         self._read: list[tuple[int, int]] = []  # their state when they had been read
         self._identity: str | None = None
+        head = self.model.get_output_embeddings()
+        if head is not None and _contiguous not in head._forward_pre_hooks.values():
+            head.register_forward_pre_hook(_contiguous)
         for path in self.read_apart:  # accelerate loads a weight only while its module is called
             module, _, leaf = path.rpartition(".")
             if leaf in _offloaded(model.get_submodule(module)):
@@ -516,6 +519,12 @@ Base = Host  # the public name, which users' own families and encoders import
 def last_again(x: Tensor, size: int) -> Tensor:
     """Repeat the last row until the length is a multiple of `size`."""
     return torch.cat([x, x[-1:].expand(-len(x) % size, *x.shape[1:])])
+
+
+def _contiguous(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The last states of several rows are a slice, for which torch copies the frozen weights of the head for each row
+    (`should_fold` in aten/src/ATen/native/LinearAlgebra.cpp): 1.5 s instead of 8 ms for eight rows of SmolLM2-135M."""
+    return tuple(each.contiguous() for each in inputs)
 
 
 def _offloaded(module: nn.Module) -> dict[str, Tensor]:

@@ -395,6 +395,15 @@ def test_logits_of_selected_positions(one: PatchedModel) -> None:
     torch.testing.assert_close(last, whole[:, -1:], atol=1e-4, rtol=1e-4)
 
 
+def test_the_head_multiplies_one_matrix(one: PatchedModel) -> None:
+    """For a slice of the states, torch would copy its weights for every row."""
+    seen, head = list[bool](), one.base.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    greedy(one, one.prepare(clips(), QUESTIONS))
+    handle.remove()
+    assert len(seen) > 1 and all(seen)
+
+
 def test_only_the_patch_learns(one: PatchedModel) -> None:
     hears(one)
     inputs = one.prepare(clips(), QUESTIONS)
