@@ -5,9 +5,9 @@
 
 `pave serve playroom` runs in a process of its own, with eight patches: those shipped, under several names. Every
 request is about a clip of its own. `new`: clips that the server has not seen, so that decoding, the vision tower and
-encoders are part of it; `again`: the same clips with another patch of the same senses. `one`: requests one after the
-other; `many`: all at once. `gain`: seconds of `one` over those of `many`. `equal`: the share of answers to `again` that
-are the same in both ways.
+encoders are part of it; `again`: the same clips with another patch of the same senses; `told`: the same with a question
+whose answer is a list of sounds instead of one word. `one`: requests one after the other; `many`: all at once. `gain`:
+seconds of `one` over those of `many`. `equal`: the share of answers to `again` and `told` that are the same in both ways.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
+from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,6 +33,7 @@ from pave.playroom.writer import write_clips
 SOURCES = ("audio-playroom", "fast-playroom", "favor-playroom", "fast-on-audio-playroom") * 2
 ROOT = Path(__file__).parents[1]
 QUESTION = "what colour is the ball when you hear the bell?"
+LONG = "what do you see and hear, first to last?"
 
 
 class Server:
@@ -57,18 +59,24 @@ class Server:
         assert reply.status == 200, found
         return found
 
-    def ask(self, film: str, patch: int) -> str:
-        content = [{"type": "video_url", "video_url": {"url": film}}, {"type": "text", "text": QUESTION}]
+    def ask(self, film: str, patch: int, question: str) -> str:
+        content = [{"type": "video_url", "video_url": {"url": film}}, {"type": "text", "text": question}]
         body = {"model": f"playroom+p{patch}", "messages": [{"role": "user", "content": content}]}
         return self.send("/v1/chat/completions", body)["choices"][0]["message"]["content"]
 
 
-def asked(server: Server, films: Sequence[str], shift: int, workers: int) -> tuple[list[str], float]:
+def asked(
+    server: Server, films: Sequence[str], shift: int, workers: int, question: str = QUESTION
+) -> tuple[list[str], float]:
     """Answers about films, a patch each, and the seconds of all."""
-    begin = time.perf_counter()
+    begin, patches = time.perf_counter(), [(number + shift) % 8 for number in range(len(films))]
     with ThreadPoolExecutor(workers) as pool:
-        answers = list(pool.map(server.ask, films, [(number + shift) % 8 for number in range(len(films))]))
+        answers = list(pool.map(server.ask, films, patches, repeat(question)))
     return answers, time.perf_counter() - begin
+
+
+def gain(one: float, many: float) -> dict[str, float]:
+    return {"one": round(one, 2), "many": round(many, 2), "gain": round(one / many, 2)}
 
 
 def main() -> None:
@@ -88,14 +96,18 @@ def main() -> None:
         _, new_many = asked(server, second, 0, count)
         one, again_one = asked(server, second, 4, 1)
         many, again_many = asked(server, second, 4, count)
+        long_one, told_one = asked(server, second, 4, 1, LONG)
+        long_many, told_many = asked(server, second, 4, count, LONG)
     finally:
         server.process.terminate()
         server.process.wait()
-    new_one *= count / (count - 1)
+    pairs = list(zip(one + long_one, many + long_many, strict=True))
     figures = {
-        "new": {"one": round(new_one, 2), "many": round(new_many, 2), "gain": round(new_one / new_many, 2)},
-        "again": {"one": round(again_one, 2), "many": round(again_many, 2), "gain": round(again_one / again_many, 2)},
-        "equal": sum(a == b for a, b in zip(one, many, strict=True)) / count,
+        "new": gain(new_one * count / (count - 1), new_many),
+        "again": gain(again_one, again_many),
+        "told": gain(told_one, told_many),
+        "words_of_told": round(sum(len(each.split()) for each in long_many) / count, 1),
+        "equal": sum(a == b for a, b in pairs) / len(pairs),
         "different_answers": len({*many}),
     }
     print(f"{count} requests, 8 patches: {figures}", flush=True)
