@@ -6,8 +6,8 @@
 `pave serve playroom` runs in a process of its own, with eight patches: those shipped, under several names. Every
 request is about a clip of its own. `new`: clips that the server has not seen, so that decoding, the vision tower and
 encoders are part of it; `again`: the same clips with another patch of the same senses; `told`: the same with a question
-whose answer is a list of sounds instead of one word. `one`: requests one after the other; `many`: all at once. `gain`:
-seconds of `one` over those of `many`. `equal`: the share of answers to `again` and `told` that are the same in both ways.
+whose answer is a list instead of one word. `one`: requests one after the other; `many`: all at once. `gain`: seconds of
+`one` over those of `many`. `equal`: the share of answers to `again` and `told` that are the same in both ways.
 """
 
 from __future__ import annotations
