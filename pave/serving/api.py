@@ -22,6 +22,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pave.errors import PaveError, nearest
@@ -38,6 +39,7 @@ from pave.serving.settings import Settings, patches_of
 log = logging.getLogger("pave.serving")
 ADMIN_BYTES = 1 << 16  # of a request about patches
 TEXT_BYTES = 8 << 20  # of a request beside its media
+GONE = "the client has gone"
 
 
 def create_app(model: PatchedModel, settings: Settings) -> FastAPI:
@@ -177,6 +179,8 @@ class _Front:
         seconds = self.settings.limits.upload
         try:
             body = await asyncio.wait_for(_body(request, most), seconds)
+        except ClientDisconnect:
+            raise Denied(499, "client_gone", GONE) from None
         except asyncio.TimeoutError:
             raise Denied(408, "too_slow", f"the request took more than {seconds:g} s; send a smaller clip") from None
         try:
@@ -284,8 +288,10 @@ class _Answer:
                 event = await self._next()
             self._count(event)
             yield self.reply.last(event, self.question.usage)
-        except PaveError as error:  # the status has gone out already
+        except Exception as error:  # the status has gone out already
             yield line(failed(error)[1])
+            if not isinstance(error, PaveError):
+                raise
 
     async def _next(self) -> Event:
         """The next event, unless the client goes away, which ends the job."""
@@ -294,7 +300,7 @@ class _Answer:
         try:
             await asyncio.wait((event, gone), return_when=asyncio.FIRST_COMPLETED)
             if not event.done():
-                raise Denied(499, "client_gone", "the client has gone")
+                raise Denied(499, "client_gone", GONE)
             if isinstance(found := event.result(), BaseException):
                 raise found
             return found

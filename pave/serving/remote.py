@@ -80,7 +80,7 @@ class Remote:
                     if parts.scheme == "https" and not url.lower().startswith("https:"):
                         raise _refused(parts, "it leads from https to an address without", "give an https address")
             raise _refused(parts, f"more than {REDIRECTS} redirects", "give the address of the file itself")
-        except (OSError, HTTPException, ValueError) as error:
+        except (MediaError, OSError, HTTPException, ValueError) as error:
             if clock.over.is_set():
                 raise MediaError(f"{_shown(url)}: took longer than {self.seconds:g} s; send the file itself") from None
             if isinstance(error, MediaError):
@@ -177,7 +177,8 @@ class _Connection(HTTPConnection):
     """A connection to one address, whatever the name server says now; with TLS, of the host's own name."""
 
     def __init__(self, parts: SplitResult, address: str, clock: _Clock) -> None:
-        super().__init__(parts.hostname or "", parts.port or PORTS[parts.scheme])
+        self.default_port = PORTS[parts.scheme]  # which the header Host leaves out, also for https
+        super().__init__(parts.hostname or "", parts.port or self.default_port)
         self._secure, self._address, self._clock = parts.scheme == "https", address, clock
 
     def connect(self) -> None:
