@@ -95,7 +95,8 @@ def settings() -> set[str]:
 
 def answering(max_new_tokens: object, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of generate() for an answer, complete and checked; UsageError for the first that is unknown, impossible
-    or without effect. Without options: greedy. An option of sampling turns it on; temperature=0, or nearly so, is greedy."""
+    or without effect. Without options: greedy. An option of sampling turns it on; a temperature of 0, or nearly, does
+    not."""
     found: dict[str, Any] = {"do_sample": False, "num_beams": 1, **options, "max_new_tokens": most_of(max_new_tokens)}
     for name, value in options.items():
         if name in WHY:

@@ -23,7 +23,6 @@ from pave.model.rows import reading, row_of
 from pave.serving.media import Given, Intake, Stored
 from pave.serving.settings import Limits
 
-
 UNHEARD = "the sound beside the clip is not read: no patch that answers this question hears"
 
 
