@@ -11,14 +11,14 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from pave.errors import MediaError
+from pave.errors import MediaError, UsageError
 from pave.text.shown import quoted
 
 PORTS = {"http": 80, "https": 443}
@@ -41,6 +41,21 @@ def resolved(host: str, port: int) -> list[str]:
         return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError) as error:
         raise MediaError(f"{host}: its address is not found ({error}); check the name") from None
+
+
+def hosts_of(given: Iterable[str]) -> frozenset[str]:
+    """The hosts that an operator allows, as in `Remote.hosts`; UsageError for what is none."""
+    found = set()
+    for each in given:
+        try:
+            parts, port = urlsplit(f"//{each}"), urlsplit(f"//{each}").port
+        except ValueError:
+            parts, port = urlsplit(""), None
+        host = (parts.hostname or "").removesuffix(".")
+        if each != "*" and (parts.netloc != each or "@" in each or not (NAME.match(host) or _is_address(host))):
+            raise UsageError(f"{quoted(each)} is no host; write example.org or example.org:8080, without https://")
+        found.add(each if each == "*" else host if port is None else f"{host}:{port}")
+    return frozenset(found)
 
 
 def is_public(address: Address) -> bool:
@@ -107,8 +122,10 @@ class Remote:
         host = (parts.hostname or "").removesuffix(".")
         if not (NAME.match(host) or _is_address(host)):
             raise MediaError(f"{_shown(url)}: {quoted(host)} is no host name; write https://host/file")
-        named = host if port in (None, PORTS[parts.scheme]) else f"{host}:{port}"
-        if named not in self.hosts and not ("*" in self.hosts and named == host):
+        plain = port in (None, PORTS[parts.scheme])
+        named = host if plain else f"{host}:{port}"
+        allowed = {named, f"{host}:{port or PORTS[parts.scheme]}", *("*" if plain else "")}
+        if not allowed & self.hosts:
             remedy = "the server is started with --allow-media-from for hosts that it may ask; or send a data: URI"
             raise MediaError(f"{_shown(url)}: media from {named} are not allowed; {remedy}")
         return parts

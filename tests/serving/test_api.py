@@ -18,6 +18,7 @@ from families import make_base
 from patched import hears
 from served import Served, about, inline, served
 
+from pave.errors import UsageError
 from pave.model.patched import PatchedModel
 from pave.serving.reading import UNHEARD
 from pave.serving.settings import Limits, Settings
@@ -202,6 +203,12 @@ def test_other_refusals_have_their_status(place, clip):
     big = about("data:video/mp4;base64," + "A" * (2 << 20), QUESTION)
     assert status(asks(clip, messages=[big])) == (400, "invalid_media")
     assert place.send("/nothing").status == 404
+
+
+@pytest.mark.parametrize("keys", [{"keys": frozenset({"key", ""})}, {"admin": " "}])
+def test_an_empty_key_is_refused(keys):
+    with pytest.raises(UsageError, match="a key is empty"):
+        Settings(**keys)
 
 
 def test_a_request_that_drips_is_left(place):

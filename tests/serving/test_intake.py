@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pave.errors import MediaError
+from pave.errors import MediaError, UsageError
 from pave.serving.media import Given, Intake
-from pave.serving.remote import Remote, _Clock, _Connection, is_public
+from pave.serving.remote import Remote, _Clock, _Connection, hosts_of, is_public
 
 CLIP = b"a clip" * 1000
 PUBLIC = "93.184.215.14"
@@ -186,6 +186,11 @@ def test_no_file_outside_the_media_folder_is_read(name, folder, tmp_path):
     assert message == "no such file in the media folder; check the name"
 
 
+def test_what_is_no_uri_is_no_file(folder, tmp_path):
+    message = refused(Intake(1 << 20, folder), "file://[::1", tmp_path / "video")
+    assert message == "no such file in the media folder; check the name"
+
+
 def test_files_in_the_media_folder_are_read(folder, tmp_path):
     for number, name in enumerate(("clip.mp4", "own", "up/media/clip.mp4", "c%6Cip.mp4")):
         stored = Intake(1 << 20, folder).store(Given("video", f"file://{folder}/{name}"), tmp_path / str(number))
@@ -198,6 +203,31 @@ def test_a_host_that_is_not_allowed_is_not_even_looked_up(outside, tmp_path):
     assert "not allowed" in refused(intake, "http://sub.media.test/", tmp_path / "video1")
     assert "not allowed" in refused(intake, "http://media.test.evil.test/", tmp_path / "video2")
     assert not outside.asked
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("Media.test", "https://media.test/a"),
+        ("media.test.", "http://MEDIA.test:80/a"),
+        ("media.test:443", "https://media.test/a"),
+        ("media.test:8080", "http://media.test:8080/a"),
+        ("[2606:2800::1]:8080", "http://[2606:2800::1]:8080/a"),
+        ("*", "https://media.test/a"),
+    ],
+)
+def test_an_operator_may_write_a_host_with_its_port(given, url):
+    remote = Remote(hosts_of([given]))
+    assert remote.checked(url).path == "/a"
+    for other in ("https://other.test:8443/a", "http://media.test:81/a"):
+        with pytest.raises(MediaError, match="not allowed"):
+            remote.checked(other)
+
+
+@pytest.mark.parametrize("given", ["https://media.test", "media.test/", "a@media.test", "media.test:x", "*.test", ""])
+def test_what_is_no_host_cannot_be_allowed(given):
+    with pytest.raises(UsageError, match="is no host; write"):
+        hosts_of([given])
 
 
 def test_an_allowed_host_gives_its_clip(outside, tmp_path):
