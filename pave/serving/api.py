@@ -32,9 +32,10 @@ from pave.serving.engine import Busy, Done, Engine, Event, Job
 from pave.serving.media import Intake
 from pave.serving.messages import Asked, Refused, asked
 from pave.serving.metrics import Metrics
-from pave.serving.remote import Remote
+from pave.serving.remote import Remote, is_address
 from pave.serving.replies import Denied, Reply, failed, line
 from pave.serving.settings import Settings, patches_of
+from pave.text.shown import quoted
 
 log = logging.getLogger("pave.serving")
 ADMIN_BYTES = 1 << 16  # of a request about patches
@@ -171,6 +172,12 @@ class _Front:
         keys, key = self.settings.keys, _key(request).encode()
         if keys and not any(hmac.compare_digest(key, each.encode()) for each in keys):
             raise Denied(401, "invalid_api_key", "this server needs a key, as Authorization: Bearer KEY")
+        host = request.url.hostname or ""
+        if not keys and not is_local(host):
+            remedy = "ask for its address or localhost, or set PAVE_API_KEY"
+            raise Denied(
+                403, "forbidden_host", f"without keys, this server does not answer as {quoted(host)}; {remedy}"
+            )
 
     async def _json(self, request: Request, most: int) -> Any:
         """The body of a request. Its type must be JSON: web pages of others can send only plain text unasked."""
@@ -322,6 +329,12 @@ class _Answer:
         self.front.metrics.seconds.observe(time.monotonic() - self.begin)
         self.front.metrics.tokens.inc(done.tokens)
         self.front.metrics.prompt_tokens.inc(done.prompt_tokens)
+
+
+def is_local(host: str) -> bool:
+    """Whether the host of a request is an address, or a name that no public name server gives. A web page of others can
+    lead its own name to this machine (DNS rebinding), and so reach a server that asks for no key."""
+    return is_address(host) or "." not in host or host.endswith((".localhost", ".local", ".internal"))
 
 
 def _key(request: Request) -> str:

@@ -52,7 +52,7 @@ def hosts_of(given: Iterable[str]) -> frozenset[str]:
         except ValueError:
             parts, port = urlsplit(""), None
         host = (parts.hostname or "").removesuffix(".")
-        if each != "*" and (parts.netloc != each or "@" in each or not (NAME.match(host) or _is_address(host))):
+        if each != "*" and (parts.netloc != each or "@" in each or not (NAME.match(host) or is_address(host))):
             raise UsageError(f"{quoted(each)} is no host; write example.org or example.org:8080, without https://")
         found.add(each if each == "*" else host if port is None else f"{host}:{port}")
     return frozenset(found)
@@ -120,7 +120,7 @@ class Remote:
         if "@" in parts.netloc:
             raise MediaError(f"{_shown(url)}: names a user; addresses with credentials are not fetched")
         host = (parts.hostname or "").removesuffix(".")
-        if not (NAME.match(host) or _is_address(host)):
+        if not (NAME.match(host) or is_address(host)):
             raise MediaError(f"{_shown(url)}: {quoted(host)} is no host name; write https://host/file")
         plain = port in (None, PORTS[parts.scheme])
         named = host if plain else f"{host}:{port}"
@@ -145,7 +145,7 @@ class Remote:
     def _address(self, parts: SplitResult) -> str:
         """An address of the host; MediaError if one of them is not public."""
         host, port = (parts.hostname or "").removesuffix("."), parts.port or PORTS[parts.scheme]
-        found = [host] if _is_address(host) else self.resolve(host, port)
+        found = [host] if is_address(host) else self.resolve(host, port)
         for each in found:
             if "%" in each or not self.allows(ip_address(each)):
                 raise _refused(parts, f"{host} is at {each}, which is not public", "send the file itself")
@@ -210,7 +210,8 @@ class _Connection(HTTPConnection):
             secure.do_handshake()
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address, not a name."""
     try:
         ip_address(host)
     except ValueError:

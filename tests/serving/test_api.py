@@ -221,6 +221,20 @@ def test_other_web_pages_get_no_leave(place):
     assert reply.status == 200 and not [name for name, _ in reply.getheaders() if name.startswith("access-control")]
 
 
+def test_a_server_without_keys_does_not_answer_by_a_public_name(model):
+    with served(model, Settings("tiny")) as place:
+        for host, status in (
+            ("evil.example", 403),
+            ("127.0.0.1.evil.example:80", 403),
+            ("127.0.0.1", 200),
+            ("[::1]:80", 200),
+            ("localhost:8000", 200),
+            ("pave", 200),
+            ("pave.default.svc.cluster.local", 200),
+        ):
+            assert place.send("/v1/models", host=host).status == status, host
+
+
 # Load
 
 
