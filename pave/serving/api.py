@@ -174,10 +174,8 @@ class _Front:
             raise Denied(401, "invalid_api_key", "this server needs a key, as Authorization: Bearer KEY")
         host = request.url.hostname or ""
         if not keys and not is_local(host):
-            remedy = "ask for its address or localhost, or set PAVE_API_KEY"
-            raise Denied(
-                403, "forbidden_host", f"without keys, this server does not answer as {quoted(host)}; {remedy}"
-            )
+            cause = f"without keys, this server does not answer as {quoted(host)}"
+            raise Denied(403, "forbidden_host", f"{cause}; ask for its address or localhost, or set PAVE_API_KEY")
 
     async def _json(self, request: Request, most: int) -> Any:
         """The body of a request. Its type must be JSON: web pages of others can send only plain text unasked."""

@@ -474,7 +474,7 @@ def test_a_full_disk_loses_one_value_and_no_other(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     kept.add("c", {"text": "c"})
     for each in (kept, Kept(kept.file)):
-        assert [each.get(key) and each.get(key)["text"] for key in "abc"] == ["a", None, "c"]
+        assert [(each.get(key) or {}).get("text") for key in "abc"] == ["a", None, "c"]
 
 
 def test_what_is_kept_is_found_again(tmp_path: Path) -> None:
