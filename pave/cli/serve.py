@@ -38,7 +38,13 @@ def serve(
         typer.Option(metavar="HOST", help="Fetch media from this host; may be repeated. '*': every public one."),
     ] = None,
     media_folder: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Read file: URIs of clients, of files in this folder only.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            exists=True,
+            file_okay=False,
+            help="Read file: URIs of clients, of files in this folder only.",
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Requests that are generated together.")] = 16,
     queue: Annotated[int, typer.Option(metavar="N", min=1, help="Requests at once; others are refused: 429.")] = 64,
@@ -66,6 +72,7 @@ def serve(
     import os
 
     from pave.model.patched import load
+    from pave.serving.remote import hosts_of
     from pave.serving.settings import Limits, Settings, keys_of, server_name
 
     limits = Limits(
@@ -80,7 +87,7 @@ def serve(
         name or server_name(base),
         keys_of(os.environ.get("PAVE_API_KEY")) | {*(api_key or [])},
         admin_key,
-        frozenset(each.lower() for each in allow_media_from or []),
+        hosts_of(allow_media_from or []),
         media_folder,
         limits,
     )

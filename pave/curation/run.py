@@ -90,6 +90,7 @@ def curate(
         raise DataError(
             "these clips are parts of files, which our format of data cannot name; cut them into files first"
         )
+    clips = _distinct(clips)
     prompts, writer, show = prompts_of(options), writer_of(options), show or silent()
     seen = Seen(options.similar) if options.similar else None
     with raised_as(DataError), held(out, "pave curate"):
@@ -108,9 +109,18 @@ def curate(
                 return False
 
         with show.stage("clips", len(clips)) as stage:
-            for count, _ in enumerate(done(write, clips, options.at_once, "writer"), 1):
+            for count, _ in enumerate(done(write, clips, options.at_once, "writer", asking.close), 1):
                 stage.to(count, note=f"{asking.spent:,} tokens")
         return _assemble(options, clips, out, captions, asking, prompts, seen)
+
+
+def _distinct(clips: Clips) -> Clips:
+    """The clips, with a number behind a name that an earlier one has: of the same file with another sound."""
+    seen, found = Counter[str](), []
+    for name, source in clips:
+        seen[name] += 1
+        found.append((name if seen[name] == 1 else f"{name} ({seen[name]})", source))
+    return found
 
 
 def _described(

@@ -88,9 +88,11 @@ class Asking:
         self.kept = Kept(file)
         self.changed, self.pending = Condition(), dict[str, int]()  # tokens that requests may need, by key
         self.spent = sum(_tokens(value) for value in self.kept.all())
+        self.closed = False
 
     def __call__(self, messages: Messages) -> Reply:
-        """The reply; Spent if it would have to be paid beyond the budget. Equal requests are paid once."""
+        """The reply; Spent if it would have to be paid beyond the budget, or after `close`. Equal requests are paid
+        once."""
         key = self._key(messages)
         with self.changed:
             self.changed.wait_for(lambda: key not in self.pending)
@@ -113,6 +115,10 @@ class Asking:
                 del self.pending[key]
                 self.changed.notify_all()
 
+    def close(self) -> None:
+        """Pay for nothing more, whatever is left of the budget."""
+        self.closed = True
+
     def known(self, messages: Messages) -> Reply:
         """The reply that was paid already; Spent if there is none."""
         if (value := self.kept.get(self._key(messages))) is None:
@@ -121,7 +127,7 @@ class Asking:
 
     def _fits(self, need: int) -> bool:
         limit = self.options.tokens
-        return limit is None or self.spent + sum(self.pending.values()) + need <= limit
+        return not self.closed and (limit is None or self.spent + sum(self.pending.values()) + need <= limit)
 
     def _key(self, messages: Messages) -> str:
         facts = [self.writer.shown, self.options.model, self.options.sent, messages]

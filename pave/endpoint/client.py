@@ -97,7 +97,8 @@ class Chat:
             )
         except ValueError:  # of a port that is none
             valid = False
-        if not valid or parts.username is not None:
+        # The path of chat completions is put behind the address, where a query or a fragment would swallow it.
+        if not valid or parts.username is not None or re.search("[?#]", self.url):
             remedy = f"give one as https://api.openai.com/v1, and its key in {self.keys[0]}"
             raise UsageError(f"the {self.role}'s address is not one of an endpoint; {remedy}")
         if self._key() and parts.scheme == "http" and not _local(str(parts.hostname)):

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from pave.errors import FileDamaged
+from pave.errors import FileDamaged, FileError
 from pave.files import json_text
 from pave.files.atomic import append, cut, reading
 
@@ -54,7 +54,11 @@ class Kept:
             return
         line = json.dumps({"key": key, **value}).encode() + b"\n"
         with self.lock:
-            append(self.file, line)
+            try:
+                append(self.file, line)
+            except FileError:
+                cut(self.file, self.end)  # part of the line may be there, and the next would not begin a line
+                raise
             self.places[key] = self.end, len(line)
             self.end += len(line)
 

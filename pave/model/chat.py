@@ -194,13 +194,7 @@ class Chat(Lines):
             sensed = calls.perception.sense(clip, lacking.values())
             warn([text for text in sensed.warnings if text not in features.warnings])
             again.append(f"{' and '.join(each.spec.sense for each in lacking.values())} was encoded")
-            features = replace(
-                features,
-                sides={**features.sides, **sensed.sides},
-                absent={**features.absent, **sensed.absent},
-                sensors=features.sensors | sensed.sensors,
-                warnings=tuple(dict.fromkeys([*features.warnings, *sensed.warnings])),
-            )
+            features = features.with_senses(sensed)
         assert isinstance(clip, Clip)
         self.kept.put(self._clip, Known(None if row.clip is clip else clip, options, features))
         return features

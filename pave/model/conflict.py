@@ -28,34 +28,41 @@ from pave.ambient import neutral
 from pave.model.answer import Prepared, texts
 from pave.model.call import Calls
 from pave.model.inputs import ClipFeatures
+from pave.model.layout import History
 from pave.packing.rows import IGNORE, Turn, collate, pack
 
 
 @neutral()
 @torch.no_grad()
-def conflict_of(calls: Calls, asked: Prepared, question: str, answer: str) -> float | None:
+def conflict_of(calls: Calls, asked: Prepared, question: str, history: History, answer: str) -> float | None:
     """The score of a single prepared question; None if no patch has a signal, or if there are no pictures."""
     (features,), uses = asked.features, asked.inputs.uses
     if features.blind or not any(use.sensing[0] for use in uses):
         return None
     names, blurred = [use.name for use in uses if use.acting[0]], _blurred(features)
     clips, patches = [features, blurred, blurred], [[], names, []]  # picture alone, signal alone, neither
-    said = texts(calls, calls.prepare(clips, [question] * 3, patches), asked.options["max_new_tokens"])
+    alone = calls.prepare(clips, [question] * 3, patches, [history] * 3)
+    said = texts(calls, alone, asked.options["max_new_tokens"])
     candidates = {_plain(text): text.strip() for text in (*said, answer)}
-    likely = likelihoods(calls, clips, question, patches, list(candidates.values()))
+    likely = likelihoods(calls, clips, question, patches, list(candidates.values()), history)
     picture, signal, neither = likely.softmax(-1)
     pairs = picture[:, None] * signal * (1 - neither[:, None] - neither)
     return float((pairs.sum() - pairs.diagonal().sum()).clamp(0, 1))
 
 
 def likelihoods(
-    calls: Calls, clips: Sequence[ClipFeatures], question: str, patches: Sequence[list[str]], answers: Sequence[str]
+    calls: Calls,
+    clips: Sequence[ClipFeatures],
+    question: str,
+    patches: Sequence[list[str]],
+    answers: Sequence[str],
+    history: History = (),
 ) -> Tensor:
     """Log-likelihoods of answers in each row (b a), all after one prefix."""
     host, layout = calls.host, calls.lay_out(clips, patches)
     rows = []
     for visual, template in zip(layout.visual, layout.templates, strict=True):
-        before, after = host.prompt(question, template)
+        before, after = host.prompt(question, template, history)
         rows.append(pack([*before, *visual], [Turn(after, [*host.encode_text(text), host.end]) for text in answers]))
     batch, most = collate(rows, host.pad), max(int((row.turns > 0).sum()) for row in rows)  # tokens behind a prefix
     inputs = layout.inputs(batch["input_ids"], batch["attention_mask"], batch["position_ids"])

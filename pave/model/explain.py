@@ -8,6 +8,7 @@ b rows, t key frames, s visual tokens of a key frame, τ time steps, w windows, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -26,7 +27,7 @@ from pave.explaining.found import Cited, Deletions, Reading
 from pave.explaining.silencing import silenced, windows
 from pave.media.clip import Clip
 from pave.media.decoding import Timeout
-from pave.model.answer import answers, texts
+from pave.model.answer import answered, generated, texts
 from pave.model.call import Calls
 from pave.model.inputs import ClipFeatures, Inputs, Use
 from pave.model.rows import prepared
@@ -85,10 +86,12 @@ def explain(calls: Calls, row: Mapping[str, Any], timeout: Timeout, options: Map
         signals = "; ".join(f"{sense} {state}" for sense, state in asked.signals[0].items())
         why = f"no patch has a signal here ({signals})" if signals else "no patch with a sense is used"
         raise UsageError(f"{why}: the answer is the base's own; apply a patch, or pass the signal it reads")
-    answer = answers(calls, asked)[0]
+    begin = time.perf_counter()
+    output = generated(calls, asked)
+    [answer] = answered(calls, asked, output, time.perf_counter() - begin)
+    ids, most = output.sequences[0, asked.inputs.input_ids.shape[1] :].cpu(), options["max_new_tokens"]
     names = [use.name for use in asked.inputs.uses if use.acting[0]]
-    ids, most = calls.generate(asked.inputs, **options), options["max_new_tokens"]
-    case = _Case(calls, features, row["question"], names, ids[0, asked.inputs.input_ids.shape[1] :].cpu(), most)
+    case = _Case(calls, features, row["question"], names, ids, most)
     base = texts(calls, calls.prepare([features], [case.question], []), most)[0].strip()
     readings, missing = _readings(calls, asked.inputs, uses)
     deletions, cited = [], []

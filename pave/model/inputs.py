@@ -49,6 +49,16 @@ class ClipFeatures:
         """The clip as if it had none."""
         return replace(self, vision=self.vision[..., :0], tokens=self.tokens[..., :0], deep=None)
 
+    def with_senses(self, sensed: ClipFeatures) -> ClipFeatures:
+        """The clip with further side channels, as `Perception.sense` encodes them."""
+        return replace(
+            self,
+            sides={**self.sides, **sensed.sides},
+            absent={**self.absent, **sensed.absent},
+            warnings=tuple(dict.fromkeys([*self.warnings, *sensed.warnings])),
+            sensors=self.sensors | sensed.sensors,
+        )
+
     def side(self, key: str, rule: Rule) -> tuple[SideTokens | None, int]:
         """The side channel that a sense reads, and how many steps of it are beyond the clip (see `pave.fusion.align`),
         which belong to nobody; by the index rule and in the clip's own sound, none are."""

@@ -20,6 +20,7 @@ from pave.errors import UsageError, nearest
 from pave.text.shown import quoted
 
 MOST = 128  # tokens of an answer: several sentences
+COLDEST = 1e-5  # temperatures below it are greedy, as in vLLM: logits divided by them overflow
 
 # Options of forward(), and the field of its output that each one fills.
 FORWARD = {
@@ -94,7 +95,8 @@ def settings() -> set[str]:
 
 def answering(max_new_tokens: object, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of generate() for an answer, complete and checked; UsageError for the first that is unknown, impossible
-    or without effect. Without options: greedy. An option of sampling turns it on; temperature=0 is greedy."""
+    or without effect. Without options: greedy. An option of sampling turns it on; a temperature of 0, or nearly, does
+    not."""
     found: dict[str, Any] = {"do_sample": False, "num_beams": 1, **options, "max_new_tokens": most_of(max_new_tokens)}
     for name, value in options.items():
         if name in WHY:
@@ -104,8 +106,7 @@ def answering(max_new_tokens: object, options: Mapping[str, Any]) -> dict[str, A
         if value is not None:
             found[name] = _checked(name, value)
     asked = [name for name in options if name in SAMPLING and options[name] is not None]
-    greedy = found.get("temperature") == 0
-    if greedy:
+    if (heat := found.get("temperature")) is not None and heat < COLDEST:
         found = {name: value for name, value in found.items() if name not in SAMPLING}
     elif asked and options.get("do_sample") is False:
         raise UsageError(f"{asked[0]}={options[asked[0]]} has no effect with do_sample=False; leave one of them out")

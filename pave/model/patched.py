@@ -141,7 +141,7 @@ class PatchedModel:
         asked = prepared(self.calls, [row], timeout, answering(max_new_tokens, options))
         answer = answers(self.calls, asked)[0]
         if conflict:
-            answer.conflict = conflict_of(self.calls, asked, question, answer)
+            answer.conflict = conflict_of(self.calls, asked, question, history, answer)
         return answer
 
     def ask_batch(

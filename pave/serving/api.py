@@ -22,6 +22,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pave.errors import PaveError, nearest
@@ -31,13 +32,15 @@ from pave.serving.engine import Busy, Done, Engine, Event, Job
 from pave.serving.media import Intake
 from pave.serving.messages import Asked, Refused, asked
 from pave.serving.metrics import Metrics
-from pave.serving.remote import Remote
+from pave.serving.remote import Remote, is_address
 from pave.serving.replies import Denied, Reply, failed, line
 from pave.serving.settings import Settings, patches_of
+from pave.text.shown import quoted
 
 log = logging.getLogger("pave.serving")
 ADMIN_BYTES = 1 << 16  # of a request about patches
 TEXT_BYTES = 8 << 20  # of a request beside its media
+GONE = "the client has gone"
 
 
 def create_app(model: PatchedModel, settings: Settings) -> FastAPI:
@@ -169,6 +172,10 @@ class _Front:
         keys, key = self.settings.keys, _key(request).encode()
         if keys and not any(hmac.compare_digest(key, each.encode()) for each in keys):
             raise Denied(401, "invalid_api_key", "this server needs a key, as Authorization: Bearer KEY")
+        host = request.url.hostname or ""
+        if not keys and not is_local(host):
+            cause = f"without keys, this server does not answer as {quoted(host)}"
+            raise Denied(403, "forbidden_host", f"{cause}; ask for its address or localhost, or set PAVE_API_KEY")
 
     async def _json(self, request: Request, most: int) -> Any:
         """The body of a request. Its type must be JSON: web pages of others can send only plain text unasked."""
@@ -177,6 +184,8 @@ class _Front:
         seconds = self.settings.limits.upload
         try:
             body = await asyncio.wait_for(_body(request, most), seconds)
+        except ClientDisconnect:
+            raise Denied(499, "client_gone", GONE) from None
         except asyncio.TimeoutError:
             raise Denied(408, "too_slow", f"the request took more than {seconds:g} s; send a smaller clip") from None
         try:
@@ -284,8 +293,10 @@ class _Answer:
                 event = await self._next()
             self._count(event)
             yield self.reply.last(event, self.question.usage)
-        except PaveError as error:  # the status has gone out already
+        except Exception as error:  # the status has gone out already
             yield line(failed(error)[1])
+            if not isinstance(error, PaveError):
+                raise
 
     async def _next(self) -> Event:
         """The next event, unless the client goes away, which ends the job."""
@@ -294,7 +305,7 @@ class _Answer:
         try:
             await asyncio.wait((event, gone), return_when=asyncio.FIRST_COMPLETED)
             if not event.done():
-                raise Denied(499, "client_gone", "the client has gone")
+                raise Denied(499, "client_gone", GONE)
             if isinstance(found := event.result(), BaseException):
                 raise found
             return found
@@ -316,6 +327,12 @@ class _Answer:
         self.front.metrics.seconds.observe(time.monotonic() - self.begin)
         self.front.metrics.tokens.inc(done.tokens)
         self.front.metrics.prompt_tokens.inc(done.prompt_tokens)
+
+
+def is_local(host: str) -> bool:
+    """Whether the host of a request is an address, or a name that no public name server gives. A web page of others can
+    lead its own name to this machine (DNS rebinding), and so reach a server that asks for no key."""
+    return is_address(host) or "." not in host or host.endswith((".localhost", ".local", ".internal"))
 
 
 def _key(request: Request) -> str:

@@ -90,18 +90,10 @@ def joined(batches: Sequence[Batch]) -> Batch:
     )
     past: Any = batches[0].past
     for layers in zip(*(batch.past.layers for batch in batches), strict=True):
-        some = list(zip(layers, kept, strict=True))
-        keys, values = ([_aligned(part(layer)[i], ids.shape[1] - 1) for layer, i in some] for part in (_keys, _values))
-        layers[0].keys, layers[0].values = torch.cat(keys), torch.cat(values)
+        for name in ("keys", "values"):
+            parts = [getattr(layer, name)[some] for layer, some in zip(layers, kept, strict=True)]
+            setattr(layers[0], name, torch.cat([_aligned(part, ids.shape[1] - 1) for part in parts]))
     return Batch(calls, [batch.rows[i] for batch, i in places], clips, inputs, past)
-
-
-def _keys(layer: Any) -> Tensor:
-    return layer.keys
-
-
-def _values(layer: Any) -> Tensor:
-    return layer.values
 
 
 def _aligned(cached: Tensor, length: int) -> Tensor:

@@ -155,10 +155,12 @@ class Engine:
             if name not in self.patches:
                 raise PatchNotFound(name, "no patch of this name is loaded", nearest(name, self.patches))
             self._leaving.add(name)
-            try:
+        try:
+            with self._changed:
                 self._changed.wait_for(lambda: not self._used[name])
-                self.model.remove_patch(name)
-            finally:
+            self.model.remove_patch(name)  # without the lock: it waits for the running batch, which needs the lock
+        finally:
+            with self._changed:
                 self._leaving.discard(name)
 
     # Generation
@@ -203,11 +205,11 @@ class Engine:
             groups = self._prepared([job for job in fresh if not self._left(job)])
             self._live += [job for jobs, _ in groups for job in jobs]
             parts += [self._begun(jobs, ready) for jobs, ready in groups]
+            parts = [part for part in parts if not part.over]
             if len(parts) > 1 and not all(part.joinable for part in parts):
                 for part in parts:  # one after the other
                     part.run(self._settled)
                 return None
-            parts = [part for part in parts if not part.over]
             if not parts:
                 return None
             batch = parts[0]
@@ -237,16 +239,12 @@ class Engine:
 
     def _begun(self, jobs: Sequence[Job], ready: Prepared) -> Batch:
         """Jobs after their first token."""
-        calls = self.model.calls
-        features = [job.features for job in jobs if job.features is not None]
-        rows = [self._row(job) for job in jobs]
-        batch = Batch(calls, rows, features, ready.inputs)
+        rows = [Row(job.asked.sampling, job.cancelled, self.text_of, job.tell) for job in jobs]
+        for job, row in zip(jobs, rows, strict=True):
+            job.row = row
+        batch = Batch(self.model.calls, rows, list(ready.features), ready.inputs)
         batch.run(lambda: not self._settled())
         return batch
-
-    def _row(self, job: Job) -> Row:
-        job.row = Row(job.asked.sampling, job.cancelled, self.text_of, job.tell)
-        return job.row
 
     def _prepared(self, jobs: Sequence[Job]) -> list[tuple[Sequence[Job], Prepared]]:
         """Jobs as batches: one, unless some of them cannot be asked, or not together."""

@@ -87,10 +87,11 @@ class Intake:
         is elsewhere: a client learns nothing about other files."""
         if self.folder is None:
             raise MediaError("files of the server's machine are not read; send a data: URI (or: --media-folder)")
-        parts, refused = urlsplit(uri), MediaError("no such file in the media folder; check the name")
-        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
-            raise refused
+        refused = MediaError("no such file in the media folder; check the name")
         try:
+            parts = urlsplit(uri)
+            if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+                raise refused
             folder = self.folder.resolve(strict=True)
             path = Path(unquote(parts.path, errors="strict")).resolve(strict=True)
             if not path.is_relative_to(folder):

@@ -6,6 +6,7 @@ elsewhere and cannot here is refused, unless its value says what is the case any
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from pave.errors import UsageError, nearest
-from pave.model.options import MOST
+from pave.model.options import COLDEST, MOST
 from pave.serving.media import Given, Kind
 from pave.text.shown import quoted
 
@@ -31,6 +32,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 LABELS = {"user", "metadata", "safety_identifier"}  # of the client's own, which no answer depends on
 STOPS = 16
+FIELD = re.compile(r"(?!str\b)\w+")  # in the place of an error; pydantic also names the types that it has tried
 
 
 class Refused(UsageError):
@@ -128,7 +130,8 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         given = (self.temperature, self.top_p, self.top_k, self.min_p)
-        return self.temperature == 0 or all(each is None for each in given)
+        cold = self.temperature is not None and self.temperature < COLDEST
+        return cold or all(each is None for each in given)
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def asked(body: Any, most: int) -> Asked:
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, Refused):
             raise cause from None
-        where = ".".join(str(each) for each in first["loc"] if each not in ("str", "list[constrained-str]"))
+        where = ".".join(str(each) for each in first["loc"] if isinstance(each, int) or FIELD.fullmatch(each))
         raise Refused(where, f"{first['msg']}, got {quoted(first['input'])}" if where else first["msg"]) from None
     tokens = request.max_completion_tokens or request.max_tokens or min(MOST, most)
     if tokens > most:

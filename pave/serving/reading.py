@@ -23,6 +23,8 @@ from pave.model.rows import reading, row_of
 from pave.serving.media import Given, Intake, Stored
 from pave.serving.settings import Limits
 
+UNHEARD = "the sound beside the clip is not read: no patch that answers this question hears"
+
 
 class Reader:
     """Makes features of media. For several threads."""
@@ -50,24 +52,17 @@ class Reader:
         key = tuple((kind, file.sha256) for kind, file in sorted(files.items()))
         known: ClipFeatures | None = self.kept.get(key)
         lacking = {name: each for name, each in needed.items() if known is None or name not in known.sides}
-        if known is not None and not lacking:
-            return known
-        film = next((file.path for kind, file in files.items() if kind != "audio"), None)
-        options = {} if film is None else reading(calls, [row_of((film, question, patches))], uses, 0)
-        clip = self._clip(film, files["audio"].path if "audio" in files else None, options)
-        if known is None:
-            known = perception.features([clip], needed.values())[0]
-        else:
-            sensed = perception.sense(clip, lacking.values())
-            known = replace(
-                known,
-                sides={**known.sides, **sensed.sides},
-                absent={**known.absent, **sensed.absent},
-                sensors=known.sensors | sensed.sensors,
-                warnings=tuple(dict.fromkeys([*known.warnings, *sensed.warnings])),
-            )
-        self.kept.put(key, known)
-        return known
+        if known is None or lacking:
+            film = next((file.path for kind, file in files.items() if kind != "audio"), None)
+            options = {} if film is None else reading(calls, [row_of((film, question, patches))], uses, 0)
+            clip = self._clip(film, files["audio"].path if "audio" in files else None, options)
+            if known is None:
+                known = perception.features([clip], needed.values())[0]
+            else:
+                known = known.with_senses(perception.sense(clip, lacking.values()))
+            self.kept.put(key, known)
+        unheard = "audio" in files and not any(each.hears for each in needed.values())
+        return replace(known, warnings=(*known.warnings, UNHEARD)) if unheard else known
 
     def _clip(self, film: Path | None, heard: Path | None, options: dict[str, Any]) -> Clip:
         limits = self.limits

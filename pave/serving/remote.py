@@ -11,14 +11,14 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from pave.errors import MediaError
+from pave.errors import MediaError, UsageError
 from pave.text.shown import quoted
 
 PORTS = {"http": 80, "https": 443}
@@ -41,6 +41,21 @@ def resolved(host: str, port: int) -> list[str]:
         return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError) as error:
         raise MediaError(f"{host}: its address is not found ({error}); check the name") from None
+
+
+def hosts_of(given: Iterable[str]) -> frozenset[str]:
+    """The hosts that an operator allows, as in `Remote.hosts`; UsageError for what is none."""
+    found = set()
+    for each in given:
+        try:
+            parts, port = urlsplit(f"//{each}"), urlsplit(f"//{each}").port
+        except ValueError:
+            parts, port = urlsplit(""), None
+        host = (parts.hostname or "").removesuffix(".")
+        if each != "*" and (parts.netloc != each or "@" in each or not (NAME.match(host) or is_address(host))):
+            raise UsageError(f"{quoted(each)} is no host; write example.org or example.org:8080, without https://")
+        found.add(each if each == "*" else host if port is None else f"{host}:{port}")
+    return frozenset(found)
 
 
 def is_public(address: Address) -> bool:
@@ -80,7 +95,7 @@ class Remote:
                     if parts.scheme == "https" and not url.lower().startswith("https:"):
                         raise _refused(parts, "it leads from https to an address without", "give an https address")
             raise _refused(parts, f"more than {REDIRECTS} redirects", "give the address of the file itself")
-        except (OSError, HTTPException, ValueError) as error:
+        except (MediaError, OSError, HTTPException, ValueError) as error:
             if clock.over.is_set():
                 raise MediaError(f"{_shown(url)}: took longer than {self.seconds:g} s; send the file itself") from None
             if isinstance(error, MediaError):
@@ -105,10 +120,12 @@ class Remote:
         if "@" in parts.netloc:
             raise MediaError(f"{_shown(url)}: names a user; addresses with credentials are not fetched")
         host = (parts.hostname or "").removesuffix(".")
-        if not (NAME.match(host) or _is_address(host)):
+        if not (NAME.match(host) or is_address(host)):
             raise MediaError(f"{_shown(url)}: {quoted(host)} is no host name; write https://host/file")
-        named = host if port in (None, PORTS[parts.scheme]) else f"{host}:{port}"
-        if named not in self.hosts and not ("*" in self.hosts and named == host):
+        plain = port in (None, PORTS[parts.scheme])
+        named = host if plain else f"{host}:{port}"
+        allowed = {named, f"{host}:{port or PORTS[parts.scheme]}", *("*" if plain else "")}
+        if not allowed & self.hosts:
             remedy = "the server is started with --allow-media-from for hosts that it may ask; or send a data: URI"
             raise MediaError(f"{_shown(url)}: media from {named} are not allowed; {remedy}")
         return parts
@@ -128,7 +145,7 @@ class Remote:
     def _address(self, parts: SplitResult) -> str:
         """An address of the host; MediaError if one of them is not public."""
         host, port = (parts.hostname or "").removesuffix("."), parts.port or PORTS[parts.scheme]
-        found = [host] if _is_address(host) else self.resolve(host, port)
+        found = [host] if is_address(host) else self.resolve(host, port)
         for each in found:
             if "%" in each or not self.allows(ip_address(each)):
                 raise _refused(parts, f"{host} is at {each}, which is not public", "send the file itself")
@@ -177,7 +194,8 @@ class _Connection(HTTPConnection):
     """A connection to one address, whatever the name server says now; with TLS, of the host's own name."""
 
     def __init__(self, parts: SplitResult, address: str, clock: _Clock) -> None:
-        super().__init__(parts.hostname or "", parts.port or PORTS[parts.scheme])
+        self.default_port = PORTS[parts.scheme]  # which the header Host leaves out, also for https
+        super().__init__(parts.hostname or "", parts.port or self.default_port)
         self._secure, self._address, self._clock = parts.scheme == "https", address, clock
 
     def connect(self) -> None:
@@ -192,7 +210,8 @@ class _Connection(HTTPConnection):
             secure.do_handshake()
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address, not a name."""
     try:
         ip_address(host)
     except ValueError:

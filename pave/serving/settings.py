@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pave.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -34,6 +36,10 @@ class Settings:
     hosts: frozenset[str] = frozenset()  # that media are fetched from
     folder: Path | None = None  # that files of this machine are read from
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not all(key.strip() for key in (*self.keys, *([] if self.admin is None else [self.admin]))):
+            raise UsageError("a key is empty, and would let everybody in; set it, or leave the option out")
 
 
 def keys_of(text: str | None) -> frozenset[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import time
 import wave
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +33,7 @@ from pave.data import Source
 from pave.endpoint import client
 from pave.endpoint.client import Pace, Reply
 from pave.endpoint.kept import Kept
-from pave.errors import DataError, EncoderError, RecipeError, UsageError, WriterError
+from pave.errors import DataError, EncoderError, FileError, RecipeError, UsageError, WriterError
 from pave.features.extract import found
 from pave.media.clip import Clip
 from pave.playroom.world import draw_scene, draw_script
@@ -188,6 +190,31 @@ def test_a_server_that_stays_down_ends_it_with_what_was_paid(room: Path, models,
         down = 10**6
         run(room, "down", models, server.url)
     assert max(author.paid.values()) == 1
+
+
+def test_an_error_ends_the_clips_that_have_begun_too(room: Path, models) -> None:
+    author, whole = Author(busy=False), len(lines(room / "whole/replies.jsonl"))
+
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        time.sleep(0.05 if number > 5 else 0)  # until the error has been heard of
+        return (400, {}, b"no such parameter") if number == 5 else author(number, body)
+
+    with serving(answer) as server:
+        with pytest.raises(WriterError, match="no such parameter"):
+            run(room, "stopped", models, server.url)
+        assert len(server.asked) < whole / 2
+        run(room, "stopped", models, server.url)
+    assert max(author.paid.values()) == 1
+
+
+def test_one_film_with_two_sounds_is_two_clips(room: Path, models, tmp_path: Path) -> None:
+    film = sorted((room / "clips").glob("*.mp4"))[0]
+    clips = [("film", Source(film)), ("film", Source(film, (("audio", str(film)),)))]
+    with serving(Author(0.0)) as server:
+        told = curate(options(models, server.url, similar=0.01), clips, tmp_path)
+    assert told.complete == 2
+    ids = [each["id"] for name in ("instructions", "dropped") for each in lines(tmp_path / f"{name}.jsonl")]
+    assert {each.partition("#")[0] for each in ids} == {"film", "film (2)"} and len({*ids}) == len(ids)
 
 
 # What is said
@@ -434,6 +461,20 @@ def test_options_that_cannot_be_are_refused(given: dict[str, Any], wrong: str) -
 def test_parts_of_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="parts of files"):
         curate(options({"pictures": ("x",)}), [("a", Source(Path("a.mp4"), start=1.0))], tmp_path / "out")
+
+
+def test_a_full_disk_loses_one_value_and_no_other(tmp_path: Path) -> None:
+    kept, limits = Kept(tmp_path / "kept.jsonl"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept.add("a", {"text": "a"})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, limits[1]))
+    try:
+        with pytest.raises(FileError, match="free disk space"):
+            kept.add("b", {"text": "b" * 40})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    kept.add("c", {"text": "c"})
+    for each in (kept, Kept(kept.file)):
+        assert [(each.get(key) or {}).get("text") for key in "abc"] == ["a", None, "c"]
 
 
 def test_what_is_kept_is_found_again(tmp_path: Path) -> None:

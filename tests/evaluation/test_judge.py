@@ -246,7 +246,8 @@ def test_a_redirect_is_not_followed_with_the_key(endpoint, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "file:///etc/passwd", "api.openai.com/v1", "http://", "http://a:b@c/v1", "http://h:x/v1"]
+    "url",
+    ["", "file:///etc/passwd", "api.openai.com/v1", "http://", "http://a:b@c/v1", "http://h:x/v1", "http://h/v1?a=b"],
 )
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="address is not one of an endpoint; give one as https"):

@@ -41,6 +41,12 @@ def test_a_card_that_contradicts_the_sound_is_a_conflict_and_one_that_agrees_is_
     assert pickle.loads(pickle.dumps(answer)).conflict == answer.conflict
 
 
+def test_the_score_is_that_of_the_question_behind_its_history(ears):
+    room, asked = ROOT / "examples/room.mp4", "what colour is the ball when you hear the bell?"
+    alone = ears.ask(room, asked, conflict=True)
+    assert alone.conflict != ears.ask(room, asked, history=[(QUESTION, "drum")], conflict=True).conflict
+
+
 def test_the_command_tells_the_score_only_if_asked(command):
     words = ("ask", ROOT / "examples/room.mp4", QUESTION, "--patch", "audio-playroom")
     _, _, remarks = command(*words, "--conflict")
@@ -64,12 +70,12 @@ def test_likelihoods_behind_one_prefix_are_those_of_each_answer_alone(one, combi
     fusion: Any = {"width": 32, "heads": 2, "combine": combine}
     hears(one, fusion=FusionConfig.model_validate(fusion))
     clips, answers = one.encode([make_clip(), make_clip(1)]), ["hear", "What do", "a"]
-    patches = [["ears"], []]
+    patches, history = [["ears"], []], [("Who is there?", "a")]
     with torch.no_grad():
-        found = likelihoods(one.calls, clips, "What do you hear?", patches, answers)
+        found = likelihoods(one.calls, clips, "What do you hear?", patches, answers, history)
         for i, clip in enumerate(clips):
             for j, answer in enumerate(answers):
-                inputs = one.prepare([clip], ["What do you hear?"], patches=[patches[i]])
+                inputs = one.prepare([clip], ["What do you hear?"], patches=[patches[i]], histories=[history])
                 ids = torch.tensor([*one.host.encode_text(answer), one.host.end])
                 for token in ids:
                     found[i, j] -= one.forward(inputs).logits[0, -1].log_softmax(-1)[token]

@@ -69,7 +69,7 @@ def send(port: int, path: str, body: Any = None, **headers: str) -> HTTPResponse
 @contextmanager
 def served(model: PatchedModel, settings: Settings) -> Iterator[Served]:
     app = create_app(model, settings)
-    config = uvicorn.Config(app, port=0, log_level="error", lifespan="on", timeout_graceful_shutdown=20)
+    config = uvicorn.Config(app, port=0, log_level="error", lifespan="on", timeout_graceful_shutdown=300)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -80,5 +80,5 @@ def served(model: PatchedModel, settings: Settings) -> Iterator[Served]:
         yield Served(port, app.state.engine, server)
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(300)
         assert not thread.is_alive()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,13 @@ from families import make_base
 from patched import hears
 from served import Served, about, inline, served
 
+from pave.errors import UsageError
 from pave.model.patched import PatchedModel
+from pave.serving.reading import UNHEARD
 from pave.serving.settings import Limits, Settings
 
 QUESTION = "What do you hear?"
+MODELS = ("tiny", "tiny+ears")
 LONG = 400  # tokens: an answer that is still being written when something happens
 
 
@@ -150,6 +154,8 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_completion_tokens": 3}, "max_tokens"),
     ({"stop": ["x"] * 17}, "stop"),
+    ({"stop": ""}, "stop"),
+    ({"messages": [{"role": "user", "content": ["text"]}]}, "messages.0.content"),
     ({"top_logprobs": 2}, "top_logprobs"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"frequency_penalty": 1.0}, "frequency_penalty"),
@@ -166,6 +172,14 @@ def test_what_cannot_be_done_is_refused_by_its_name(change, param, place, clip):
     assert (reply.status, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert ";" in error["message"] or param, error
     assert "pave-serve" not in error["message"]  # no names of temporary files
+
+
+def test_a_sound_that_nobody_hears_is_told(client, clip):
+    sound = {"type": "audio_url", "audio_url": {"url": inline(clip)}}
+    message = about(inline(clip), QUESTION)
+    message["content"].append(sound)
+    told = [client.chat.completions.create(**asks(clip, model=name, messages=[message])).pave for name in MODELS]
+    assert [each["warnings"] for each in told] == [[UNHEARD], []]
 
 
 def test_neutral_values_of_others_are_taken(client, clip):
@@ -191,6 +205,12 @@ def test_other_refusals_have_their_status(place, clip):
     assert place.send("/nothing").status == 404
 
 
+@pytest.mark.parametrize("keys", [{"keys": frozenset({"key", ""})}, {"admin": " "}])
+def test_an_empty_key_is_refused(keys):
+    with pytest.raises(UsageError, match="a key is empty"):
+        Settings(**keys)
+
+
 def test_a_request_that_drips_is_left(place):
     reply = place.send("/v1/chat/completions", b"{", authorization="Bearer key", content_length="9")
     assert reply.status == 408
@@ -199,6 +219,20 @@ def test_a_request_that_drips_is_left(place):
 def test_other_web_pages_get_no_leave(place):
     reply = place.send("/health", origin="https://evil.example")
     assert reply.status == 200 and not [name for name, _ in reply.getheaders() if name.startswith("access-control")]
+
+
+def test_a_server_without_keys_does_not_answer_by_a_public_name(model):
+    with served(model, Settings("tiny")) as place:
+        for host, status in (
+            ("evil.example", 403),
+            ("127.0.0.1.evil.example:80", 403),
+            ("127.0.0.1", 200),
+            ("[::1]:80", 200),
+            ("localhost:8000", 200),
+            ("pave", 200),
+            ("pave.default.svc.cluster.local", 200),
+        ):
+            assert place.send("/v1/models", host=host).status == status, host
 
 
 # Load
@@ -219,6 +253,16 @@ def test_so_does_one_that_waits_for_all_of_it(place, clip):
         place.client("key", timeout=0.1).chat.completions.create(**asks(clip, max_tokens=LONG))
     place.until(lambda: idle(place))
     assert b"pave_cancelled_total 0.0" not in place.send("/metrics").read()
+
+
+def test_and_one_that_leaves_while_it_uploads_which_is_no_fault_of_the_server(place, caplog):
+    with socket.create_connection(("127.0.0.1", place.port)) as half, caplog.at_level("INFO", "pave.serving"):
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key\r\n"
+        half.sendall(head + b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
+        place.until(lambda: place.engine.waiting)
+        half.close()
+        place.until(lambda: caplog.records)
+    assert [(each.levelname, each.facts["status"]) for each in caplog.records] == [("INFO", 499)]  # type: ignore[attr-defined]
 
 
 def test_requests_beyond_the_queue_are_told_when_to_come_again(place, client, clip):
@@ -250,8 +294,9 @@ def test_patches_come_and_go_with_the_admin_key(place, client, model, clip, tmp_
     assert place.send("/v1/load_patch", load, authorization="Bearer key").status == 401
     assert place.send("/v1/load_patch", load, authorization="Bearer admin").status == 200
     assert [each.id for each in client.models.list()] == ["tiny", "tiny+ears", "tiny+more"]
-    alone = model.ask(clip, QUESTION, patches=["more"], max_new_tokens=LONG)
-    stream = client.chat.completions.create(**asks(clip, model="tiny+more", max_tokens=LONG), stream=True)
+    alone = model.ask(clip, QUESTION, patches=["more"], max_new_tokens=30)
+    others = [client.chat.completions.create(**asks(clip, model="tiny", max_tokens=120), stream=True) for _ in "ab"]
+    stream = client.chat.completions.create(**asks(clip, model="tiny+more", max_tokens=30), stream=True)
     pieces = [next(iter(stream)).choices[0].delta.content]
     unload = threading.Thread(
         target=place.send, args=("/v1/unload_patch", {"name": "more"}), kwargs={"authorization": "Bearer admin"}
@@ -261,7 +306,8 @@ def test_patches_come_and_go_with_the_admin_key(place, client, model, clip, tmp_
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(**asks(clip, model="tiny+more"))
     pieces += [chunk.choices[0].delta.content or "" for chunk in stream]
-    unload.join(30)
+    assert [list(other)[-1].choices[0].finish_reason for other in others] == ["length", "length"]  # of the same batch
+    unload.join(300)
     assert "".join(pieces) == alone and list(model.patches) == ["ears"]
     assert place.send("/v1/unload_patch", {"name": "more"}, authorization="Bearer admin").status == 404
     assert place.send("/v1/load_patch", {"source": str(tmp_path)}, authorization="Bearer admin").status == 400
@@ -272,5 +318,5 @@ def test_a_server_that_stops_finishes_what_runs(model, clip):
         stream = place.client().chat.completions.create(**asks(clip, max_tokens=LONG), stream=True)
         first = next(iter(stream))
         place.server.should_exit = True
-        rest = pool.submit(list, stream).result(60)
+        rest = pool.submit(list, stream).result(300)
     assert first and rest[-1].choices[0].finish_reason == "length"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,12 +14,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from pave.errors import MediaError
+from pave.errors import MediaError, UsageError
 from pave.serving.media import Given, Intake
-from pave.serving.remote import Remote, is_public
+from pave.serving.remote import Remote, _Clock, _Connection, hosts_of, is_public
 
 CLIP = b"a clip" * 1000
 PUBLIC = "93.184.215.14"
@@ -50,13 +52,14 @@ class Host(BaseHTTPRequestHandler):
         self.send_response(404 if kind == "missing" else 200)
         if kind == "packed":
             self.send_header("Content-Encoding", "gzip")
-        if kind == "short":
+        if kind in ("short", "late"):
             self.send_header("Content-Length", str(2 * len(CLIP)))
         self.end_headers()
         try:
-            for _ in range(10**6 if kind in ("endless", "slow") else 1):
-                self.wfile.write(b"." if kind == "slow" else CLIP)
-                time.sleep(0.01 if kind == "slow" else 0)
+            slow = kind in ("slow", "late")
+            for _ in range(10**6 if kind == "endless" or slow else 1):
+                self.wfile.write(b"." if slow else CLIP)
+                time.sleep(0.01 if slow else 0)
         except OSError:
             self.server.left.set()  # type: ignore[attr-defined]
 
@@ -183,6 +186,11 @@ def test_no_file_outside_the_media_folder_is_read(name, folder, tmp_path):
     assert message == "no such file in the media folder; check the name"
 
 
+def test_what_is_no_uri_is_no_file(folder, tmp_path):
+    message = refused(Intake(1 << 20, folder), "file://[::1", tmp_path / "video")
+    assert message == "no such file in the media folder; check the name"
+
+
 def test_files_in_the_media_folder_are_read(folder, tmp_path):
     for number, name in enumerate(("clip.mp4", "own", "up/media/clip.mp4", "c%6Cip.mp4")):
         stored = Intake(1 << 20, folder).store(Given("video", f"file://{folder}/{name}"), tmp_path / str(number))
@@ -195,6 +203,31 @@ def test_a_host_that_is_not_allowed_is_not_even_looked_up(outside, tmp_path):
     assert "not allowed" in refused(intake, "http://sub.media.test/", tmp_path / "video1")
     assert "not allowed" in refused(intake, "http://media.test.evil.test/", tmp_path / "video2")
     assert not outside.asked
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("Media.test", "https://media.test/a"),
+        ("media.test.", "http://MEDIA.test:80/a"),
+        ("media.test:443", "https://media.test/a"),
+        ("media.test:8080", "http://media.test:8080/a"),
+        ("[2606:2800::1]:8080", "http://[2606:2800::1]:8080/a"),
+        ("*", "https://media.test/a"),
+    ],
+)
+def test_an_operator_may_write_a_host_with_its_port(given, url):
+    remote = Remote(hosts_of([given]))
+    assert remote.checked(url).path == "/a"
+    for other in ("https://other.test:8443/a", "http://media.test:81/a"):
+        with pytest.raises(MediaError, match="not allowed"):
+            remote.checked(other)
+
+
+@pytest.mark.parametrize("given", ["https://media.test", "media.test/", "a@media.test", "media.test:x", "*.test", ""])
+def test_what_is_no_host_cannot_be_allowed(given):
+    with pytest.raises(UsageError, match="is no host; write"):
+        hosts_of([given])
 
 
 def test_an_allowed_host_gives_its_clip(outside, tmp_path):
@@ -247,9 +280,20 @@ def test_a_clip_without_end_is_cut_off_by_its_bytes(outside, tmp_path):
     assert outside.server.left.wait(10)  # type: ignore[attr-defined]
 
 
-def test_a_host_that_drips_is_left_after_the_limit(outside, tmp_path):
-    assert "longer than 0.3 s" in refused(outside.intake(seconds=0.3), outside.url("slow/"), tmp_path / "video")
+@pytest.mark.parametrize("path", ["slow/", "late/"])  # without a length, and with one
+def test_a_host_that_drips_is_left_after_the_limit(path, outside, tmp_path):
+    assert "longer than 0.3 s" in refused(outside.intake(seconds=0.3), outside.url(path), tmp_path / "video")
     assert outside.server.left.wait(10)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("url", "host"), [("https://media.test/a", "media.test"), ("https://b.test:80/", "b.test:80")])
+def test_a_host_is_named_as_in_its_address(url, host):
+    near, far = socket.socketpair()
+    with near, far:
+        connection = _Connection(urlsplit(url), "127.0.0.1", _Clock(60))
+        connection.sock = near
+        connection.request("GET", "/")
+        assert f"\r\nHost: {host}\r\n".encode() in far.recv(1000)
 
 
 def test_inline_media_are_stored_within_their_limit(tmp_path):

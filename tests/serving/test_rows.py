@@ -58,7 +58,9 @@ def test_text_comes_as_soon_as_it_is_certain():
         assert pieces == told
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0}, {"top_k": 1}, {"top_p": 0.1}, {"min_p": 1}])
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 0}, {"temperature": 1e-40}, {"top_k": 1}, {"top_p": 0.1}, {"min_p": 1}]
+)
 def test_these_are_greedy(sampling):
     assert {int(row(**sampling)[0].choose(LOGITS)) for _ in range(20)} == {1}
 
