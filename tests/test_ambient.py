@@ -22,6 +22,7 @@ import torch
 from listening import EARS, noise
 from patched import alike
 from places import ROOT
+from runs import KEEPING
 from scans import room
 from seeing import EYES, small_sizes
 from small import make_clip
@@ -232,11 +233,11 @@ def test_new_tensors_of_numbers_are_float32_and_others_keep_their_dtype() -> Non
 
 def test_training_has_the_same_losses_and_draws_no_random_numbers_of_others(recipe: Callable[..., Any]) -> None:
     """Also where gradients are off: train() needs them itself."""
-    plain = train(recipe("train.steps=2", "fusion.dropout=0.2", output="plain"))
+    plain = train(recipe(*KEEPING, "train.steps=2", "fusion.dropout=0.2", output="plain"))
     states = (default_dtype(torch.bfloat16), default_device("meta"), torch.autocast("cpu"), torch.inference_mode())
     with together(*states):
         before = seeds()
-        other = train(recipe("train.steps=2", "fusion.dropout=0.2", output="other"))
+        other = train(recipe(*KEEPING, "train.steps=2", "fusion.dropout=0.2", output="other"))
         assert alike(seeds(), before)
     assert other.metrics["loss"] == plain.metrics["loss"] and other.patch.read_bytes() == plain.patch.read_bytes()
 

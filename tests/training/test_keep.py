@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import KEEPING
 from small import make_clip
 from torch import Tensor
 from typer.testing import CliRunner
@@ -31,6 +33,12 @@ from pave.training.loss import answers, divergence, total
 from pave.training.run import Run, train
 
 Make = Callable[..., Recipe]
+
+
+@pytest.fixture
+def recipe(recipe: Make) -> Make:
+    """The workshop's recipe with what is tested here."""
+    return partial(recipe, *KEEPING)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import pytest
 import torch
 from patched import RESAMPLER
 from places import PARTS, ROOT
+from runs import KEEPING
 from small import awaken
 from torch import Tensor
 
@@ -46,7 +47,7 @@ RUNS = {
 
 
 def words(workshop: Path, output: Path, *more: str) -> list[str]:
-    return [f"train.output={output}", f"data.train={workshop / 'mixed.jsonl'}", *more]
+    return [f"train.output={output}", f"data.train={workshop / 'mixed.jsonl'}", *KEEPING, *more]
 
 
 def environment(**more: object) -> dict[str, str]:
@@ -114,7 +115,9 @@ def ranked(recipe: Make, workshop: Path) -> Callable[..., Run]:
 
     def of(rank: int, count: int, *words: str, sharded: bool = False) -> Run:
         if words not in runs:
-            five = recipe(f"data.train={workshop / 'mixed.jsonl'}", "train.batch=5", *words, output=str(len(runs)))
+            five = recipe(
+                *KEEPING, f"data.train={workshop / 'mixed.jsonl'}", "train.batch=5", *words, output=str(len(runs))
+            )
             runs[words] = Run.begin(five)
             awaken(runs[words].setup.model, "ears")
         return replace(runs[words], setup=replace(runs[words].setup, ranks=Ranks(rank, count), sharded=sharded))
