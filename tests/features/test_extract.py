@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -121,7 +122,7 @@ def test_tokens_are_rounded_to_the_given_dtype(media: Path, done: Path, tmp_path
 
 def test_a_killed_and_restarted_run_gives_the_same_files(media: Path, done: Path, tmp_path: Path) -> None:
     for least in (1, 3):
-        with begin("pave.cli.main", "encode", "logmel", media, tmp_path, *WORDS) as process:
+        with forked.begin(tmp_path / ".log", ["pave", "encode", "logmel", media, tmp_path, *WORDS]) as process:
             while len(files(tmp_path)) < least and process.poll() is None:
                 time.sleep(0.002)
             process.send_signal(signal.SIGKILL)
@@ -136,11 +137,11 @@ def test_a_killed_and_restarted_run_gives_the_same_files(media: Path, done: Path
 
 
 def test_two_processes_fill_one_folder_with_the_same_files(media: Path, done: Path, tmp_path: Path) -> None:
-    words = ("pave.cli.main", "encode", "logmel", media, tmp_path, *WORDS)
-    with begin(*words) as one, begin(*words) as two:
-        results = [process.communicate(timeout=300) for process in (one, two)]
+    words = ["pave", "encode", "logmel", media, tmp_path / "out", *WORDS]
+    with forked.begin(tmp_path / "one", words) as one, forked.begin(tmp_path / "two", words) as two:
+        results = [process.communicate() for process in (one, two)]
     assert (one.returncode, two.returncode) == (0, 0), results
-    assert same(tmp_path, done) and not list(tmp_path.glob(".*"))
+    assert same(tmp_path / "out", done) and not list((tmp_path / "out").glob(".*"))
 
 
 def test_a_folder_that_another_work_is_filling_is_refused(media: Path, tmp_path: Path) -> None:

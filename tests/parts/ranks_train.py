@@ -60,8 +60,7 @@ def turn() -> tuple[float, float]:
     return begin, time.monotonic()
 
 
-def main() -> None:
-    workshop, runs = sys.argv[1], json.loads(sys.argv[2])
+def main(workshop: str, runs: dict[str, list[str]]) -> None:
     with joined() as ranks:
         found: dict[str, Any] = {
             name: trained(name, read_recipe(workshop, words), ranks) for name, words in runs.items()
@@ -71,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1], json.loads(sys.argv[2]))

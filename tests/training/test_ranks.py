@@ -11,10 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+import ranks_train
 import torch
 from patched import RESAMPLER
 from places import PARTS, ROOT
@@ -270,9 +273,10 @@ def test_an_error_is_told_by_the_first_process(together: tuple[Path, list[dict[s
 def test_the_end_of_a_process_ends_the_others_and_any_number_of_them_goes_on(
     workshop: Path, tmp_path: Path, alone: Callable[[str], Path]
 ) -> None:
-    runs = json.dumps({"killed": words(workshop, tmp_path / "out", *FEW, "train.checkpoint_every=1")})
+    runs = {"killed": words(workshop, tmp_path / "out", *FEW, "train.checkpoint_every=1")}
     same = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    ranks = [begin(PARTS / "ranks_train.py", workshop, runs, **same, RANK=rank) for rank in range(2)]
+    work = partial(ranks_train.main, str(workshop), runs)
+    ranks = [forked.begin(tmp_path / str(rank), work, **same, RANK=rank) for rank in range(2)]
     (_, err), _ = (rank.communicate() for rank in ranks)
     assert ranks[1].returncode == -signal.SIGKILL and ranks[0].returncode == 1, err
     (error,) = re.findall("TrainingError: (process 0 of 2: another one has ended, or does not answer; what .*)", err)

@@ -18,6 +18,7 @@ from types import FrameType
 
 import pytest
 import torch
+from forked import begin
 from places import ROOT
 from runs import KEEPING, quiet, trained
 from small import full_disk, write_base, write_line
@@ -90,26 +91,20 @@ def test_evaluating_and_saving_change_nothing(recipe: Make, workshop: Path, whol
     assert replace(written, certificate=quiet.certificate).save(workshop / "bare.safetensors").read_bytes() == whole
 
 
-KILLED = """
-import os, signal, sys
-from pave.recipe import read_recipe
-from pave.training.run import train
-def progress(step, steps, figures):
-    if step == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-train(read_recipe(sys.argv[1], sys.argv[2:]), progress=progress)
-"""
-
-
 @pytest.mark.parametrize("cache", ["keep", "none"])
 def test_a_killed_and_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
     workshop: Path, tmp_path: Path, whole: bytes, cache: str
 ) -> None:
     output = tmp_path / "killed"
     words = [f"train.output={output}", f"data.cache={cache}", *WHOLE]
-    command = [sys.executable, "-c", KILLED, str(workshop), *words]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+
+    def die(step: int, steps: int, figures: dict[str, float]) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with begin(tmp_path, lambda: train(read_recipe(workshop, words), progress=die)) as killed:
+        _, err = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, err
     assert (output / NAME).is_file() and not (output / "patch.safetensors").exists()
     pictures = [key.endswith("-pictures") for key in Shards.of(output / "features").entries]
     assert len(pictures) == 6 and pictures == [cache == "none"] * 6
