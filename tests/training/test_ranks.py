@@ -71,6 +71,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def two(folder: Path, work: Callable[[], object]) -> list[forked.Forked]:
+    """Two processes with the environment that torchrun gives them."""
+    same = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [forked.begin(folder / f"rank-{i}", work, **same, RANK=i, LOCAL_RANK=i) for i in range(2)]
+
+
 def losses(folder: Path) -> Tensor:
     """The losses of a run, in full."""
     return torch.tensor(json.loads(read_metadata(folder / NAME)["losses"]), dtype=torch.float64)
@@ -100,15 +106,14 @@ def alone(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 @pytest.fixture(scope="module")
 def together(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """All runs in two processes of torchrun: their folders, and what each process has printed."""
+    """All runs in two processes, started as torchrun does: their folders, and what each process has printed."""
     folder = tmp_path_factory.mktemp("together")
     runs = {name: words(workshop, folder / name, *more) for name, more in RUNS.items()}
     runs["broken"] = words(workshop, folder / "broken", *FEW, "train.start_from=nowhere")
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    out, err = (process := begin(*torchrun, PARTS / "ranks_train.py", workshop, json.dumps(runs))).communicate()
-    assert process.returncode == 0, err
-    found = sorted((json.loads(line) for line in out.splitlines()), key=lambda each: each["rank"])
-    return folder, [each["runs"] for each in found]
+    ranks = two(folder, partial(ranks_train.main, str(workshop), runs))
+    told = [rank.communicate() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told
+    return folder, [json.loads(out)["runs"] for out, _ in told]
 
 
 @pytest.fixture
@@ -274,9 +279,7 @@ def test_the_end_of_a_process_ends_the_others_and_any_number_of_them_goes_on(
     workshop: Path, tmp_path: Path, alone: Callable[[str], Path]
 ) -> None:
     runs = {"killed": words(workshop, tmp_path / "out", *FEW, "train.checkpoint_every=1")}
-    same = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    work = partial(ranks_train.main, str(workshop), runs)
-    ranks = [forked.begin(tmp_path / str(rank), work, **same, RANK=rank) for rank in range(2)]
+    ranks = two(tmp_path, partial(ranks_train.main, str(workshop), runs))
     (_, err), _ = (rank.communicate() for rank in ranks)
     assert ranks[1].returncode == -signal.SIGKILL and ranks[0].returncode == 1, err
     (error,) = re.findall("TrainingError: (process 0 of 2: another one has ended, or does not answer; what .*)", err)
