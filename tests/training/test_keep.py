@@ -207,7 +207,7 @@ def test_retention_is_that_of_each_question_asked_alone(run: Run) -> None:
 
 
 def test_keep_makes_a_patch_forget_less(recipe: Make) -> None:
-    rates = ("train.fusion_lr=0.03", "train.lora_lr=0.03", "train.steps=12")
+    rates = ("train.fusion_lr=0.03", "train.lora_lr=0.03", "train.steps=12", "train.gate=false")
     off, on = (
         train(recipe(*rates, f"train.keep={keep}", output=f"keep-{keep}")).metrics["retention"] for keep in (0, 3)
     )

@@ -266,8 +266,13 @@ def test_a_patch_is_trained_on_top_of_another_that_does_not_change(
         train(recipe(*words, output="above"), resume=True)
 
 
-def test_training_can_start_from_a_patch(recipe: Make, tmp_path: Path) -> None:
-    first = train(recipe("name=first", output="first")).patch
+@pytest.fixture(scope="module")
+def first(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A patch to start from."""
+    return train(read_recipe(workshop, ["name=first", f"train.output={tmp_path_factory.mktemp('first')}"])).patch
+
+
+def test_training_can_start_from_a_patch(recipe: Make, first: Path, tmp_path: Path) -> None:
     before = first.read_bytes()
     run = Run.begin(recipe(f"train.start_from={first}", output="second"))
     start, tensors = run.setup.model.export(run.setup.recipe.name).tensors, Patch.load(first).tensors
@@ -297,8 +302,9 @@ def test_training_can_start_from_a_patch(recipe: Make, tmp_path: Path) -> None:
         ("senses={audio: {encoder: logmel, options: {bands: 4}}}", "its senses is "),
     ],
 )
-def test_training_cannot_start_from_a_patch_of_another_shape(recipe: Make, words: str, message: str) -> None:
-    first = train(recipe("name=first", output="first")).patch
+def test_training_cannot_start_from_a_patch_of_another_shape(
+    recipe: Make, first: Path, words: str, message: str
+) -> None:
     with pytest.raises(RecipeError, match=f"train.start_from=.*{message}"):
         Setup.of(recipe(words, f"train.start_from={first}"))
     with pytest.raises(PatchNotFound, match="no patch, folder or file"):
