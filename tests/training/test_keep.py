@@ -236,10 +236,11 @@ def test_training_fits_a_gate(recipe: Make, workshop: Path) -> None:
 
 
 def test_a_run_that_starts_from_a_patch_fits_the_gate_anew(recipe: Make, tmp_path: Path) -> None:
-    first = train(recipe(output="first")).patch
+    short = ("train.steps=1", "train.keep=0")
+    first = train(recipe(*short, output="first")).patch
     for gate in (True, False):
-        words = (f"train.start_from={first}", f"train.gate={str(gate).lower()}", "train.steps=1")
-        again = Patch.load(train(recipe(*words, output=f"again-{gate}")).patch)
+        words = (f"train.start_from={first}", f"train.gate={str(gate).lower()}")
+        again = Patch.load(train(recipe(*short, *words, output=f"again-{gate}")).patch)
         assert again.config.gate == gate == ("gate.weight" in again.tensors)
 
 
