@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -52,12 +51,10 @@ class Forked:
             self.returncode = os.waitstatus_to_exitcode(status) if ended else None
         return self.returncode
 
-    def wait(self, seconds: float = 300.0) -> int:
-        end = time.monotonic() + seconds
-        while (code := self.poll()) is None:
-            assert time.monotonic() < end, f"process {self.pid} has not ended within {seconds:g} s"
-            time.sleep(0.005)
-        return code
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
 
     def communicate(self) -> tuple[str, str]:
         """Wait for its end: what it has written to stdout and stderr."""
