@@ -41,16 +41,18 @@ LOSS, WEIGHTS = 1e-5, 1e-4  # what several processes may differ in from one
 FAVOR = json.dumps({**RESAMPLER, "diversity": 0.5})
 # Two clips of a step are one for each process, and two of the eight have no sound.
 FEW = ("train.batch=2", "train.steps=6")
-PLAIN = {"plain": FEW, "parts": (*FEW, "train.shard=true"), "stopped": FEW}
+PLAIN = (*FEW, *KEEPING)
 RUNS = {
-    **PLAIN,
+    "plain": PLAIN,
+    "parts": (*PLAIN, "train.shard=true"),
+    "stopped": PLAIN,
     "recomputed": (*FEW, "train.shard=true", "train.gradient_checkpointing=true", "train.dtype=bfloat16"),
     "favor": (*FEW, "train.shard=true", f"resampler={FAVOR}", "train.mean_over=tokens"),
 }
 
 
 def words(workshop: Path, output: Path, *more: str) -> list[str]:
-    return [f"train.output={output}", f"data.train={workshop / 'mixed.jsonl'}", *KEEPING, *more]
+    return [f"train.output={output}", f"data.train={workshop / 'mixed.jsonl'}", *more]
 
 
 def environment(**more: object) -> dict[str, str]:
@@ -278,13 +280,13 @@ def test_an_error_is_told_by_the_first_process(together: tuple[Path, list[dict[s
 def test_the_end_of_a_process_ends_the_others_and_any_number_of_them_goes_on(
     workshop: Path, tmp_path: Path, alone: Callable[[str], Path]
 ) -> None:
-    runs = {"killed": words(workshop, tmp_path / "out", *FEW, "train.checkpoint_every=1")}
+    runs = {"killed": words(workshop, tmp_path / "out", *PLAIN, "train.checkpoint_every=1")}
     ranks = two(tmp_path, partial(ranks_train.main, str(workshop), runs))
     (_, err), _ = (rank.communicate() for rank in ranks)
     assert ranks[1].returncode == -signal.SIGKILL and ranks[0].returncode == 1, err
     (error,) = re.findall("TrainingError: (process 0 of 2: another one has ended, or does not answer; what .*)", err)
     assert error.endswith("--resume goes on from it") and "the last good checkpoint, of step 3" in error
-    train(read_recipe(workshop, words(workshop, tmp_path / "out", *FEW, "train.checkpoint_every=1")), resume=True)
+    train(read_recipe(workshop, words(workshop, tmp_path / "out", *PLAIN, "train.checkpoint_every=1")), resume=True)
     loss, weights = off(alone("plain"), tmp_path / "out")
     assert loss <= LOSS and weights <= WEIGHTS
 
@@ -295,7 +297,7 @@ def test_accelerate_trains_on_two_machines_and_says_everything_once(
     pytest.importorskip("accelerate")
     launch = ("-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version=2", "--num_processes=2")
     net = ("--num_machines=2", "--main_process_ip=127.0.0.1", f"--main_process_port={free_port()}")
-    line = ("-m", "pave.cli.train", workshop, *words(workshop, tmp_path / "out", *FEW))
+    line = ("-m", "pave.cli.train", workshop, *words(workshop, tmp_path / "out", *PLAIN))
     machines = [begin(*launch, *net, f"--machine_rank={rank}", *line) for rank in range(2)]
     (out, err), (other_out, other_err) = (machine.communicate() for machine in machines)
     assert [machine.returncode for machine in machines] == [0, 0], err + other_err
@@ -307,7 +309,7 @@ def test_accelerate_trains_on_two_machines_and_says_everything_once(
 
 def test_ray_trains_with_two_workers(workshop: Path, tmp_path: Path, alone: Callable[[str], Path]) -> None:
     pytest.importorskip("ray.train", reason='pip install "pave[ray]"')
-    line = ("-m", "pave.cli.train", workshop, *words(workshop, tmp_path / "out", *FEW), "--engine=ray", "--workers=2")
+    line = ("-m", "pave.cli.train", workshop, *words(workshop, tmp_path / "out", *PLAIN), "--engine=ray", "--workers=2")
     out, err = (process := begin(*line)).communicate()
     assert process.returncode == 0, err
     assert out.splitlines()[-1].startswith(str(tmp_path / "out" / "patch.safetensors")) and "2 processes" in err
