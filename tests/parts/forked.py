@@ -18,6 +18,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 
+import torch
+
 COMMANDS = {"pave": "pave.cli.main", "pave-train": "pave.cli.train"}
 
 
@@ -30,7 +32,11 @@ class Forked:
         self.outputs = [folder / name for name in ("stdout", "stderr")]
         self.pid = os.fork()
         if self.pid == 0:
-            os._exit(_run(work, self.outputs, environment))
+            code = 1
+            try:
+                code = _run(work, self.outputs, environment)
+            finally:
+                os._exit(code)  # never back into the test
 
     def __enter__(self) -> Forked:
         return self
@@ -79,6 +85,7 @@ def begin(folder: Path, work: Sequence[object] | Callable[[], object], **environ
 def _run(work: Callable[[], object], outputs: Sequence[Path], environment: Mapping[str, object]) -> int:
     """In the child: its exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    torch.set_num_threads(1)  # a pool of OpenMP threads does not survive a fork: the next use of it would hang
     os.environ.update({name: str(value) for name, value in environment.items()})
     for number, (name, file) in enumerate(zip(("stdout", "stderr"), outputs, strict=True), 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
