@@ -28,7 +28,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "parts"))
 from author import Author
 from captioners import write_of_pictures, write_of_sounds
 from chat_server import serving
-from killing import CURATE, flaws, killed, lines
+from killing import flaws, killed, lines
 
 from pave.playroom.writer import write_clips
 
@@ -56,19 +56,25 @@ def measured(folder: Path, clips: int) -> dict:
     def command(out: Path, url: str) -> list[str]:
         options = ["--writer", url, "--writer-model", "author-1", "--option", f"at_once={AT_ONCE}"]
         options += ["--option", "frames=2", "--option", "segments=2", "--option", "longest=6"]
-        return ["curate", str(folder / "clips"), str(out), *options, *models]
+        return [sys.executable, "-m", "pave", "curate", str(folder / "clips"), str(out), *options, *models]
 
     def finish(out: Path, url: str) -> float:
         begin = time.perf_counter()
-        subprocess.run([sys.executable, "-c", CURATE, *command(out, url)], check=True)
+        subprocess.run(command(out, url), check=True)
         return time.perf_counter() - begin
 
     whole, broken = folder / "whole", folder / "broken"
     with serving(Author(0.1)) as other, serving(author := Author(0.1)) as server, ThreadPoolExecutor(1) as pool:
         unharmed, captions = pool.submit(finish, whole, other.url), broken / "captions.jsonl"
-        killed(command(broken, server.url), lambda: len(lines_so_far(captions)) >= clips // 3)
+        killed(
+            subprocess.Popen(command(broken, server.url), stderr=subprocess.DEVNULL),
+            lambda: len(lines_so_far(captions)) >= clips // 3,
+        )
         before = len(lines_so_far(captions))
-        killed(command(broken, server.url), lambda: author.paid.total() >= 7 * clips)
+        killed(
+            subprocess.Popen(command(broken, server.url), stderr=subprocess.DEVNULL),
+            lambda: author.paid.total() >= 7 * clips,
+        )
         paid = author.paid.total()
         finish(broken, server.url)
         seconds = unharmed.result()

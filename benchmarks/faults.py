@@ -34,13 +34,14 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import TemporaryDirectory, gettempdir, mkdtemp
 from typing import Any
 
 import torch
 from study import Study
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "parts"))
+from forked import Forked, begin
 from hub_server import FAULTS, HubServer
 
 from pave.config import BaseFacts, FusionConfig, LoraConfig, PatchConfig, SenseFacts
@@ -48,18 +49,6 @@ from pave.errors import PatchError
 from pave.files.locks import SWEPT
 from pave.hub.locate import locate
 from pave.patch.file import Patch, fusion_of
-
-SAVER = """
-import sys
-from pathlib import Path
-from pave.patch.file import Patch
-one, other, target = sys.argv[1:]
-patches = [Patch.load(one), Patch.load(other)]
-print("ready", flush=True)
-while True:
-    for patch in patches:
-        patch.save(target)
-"""
 
 # Forks a process for every line that it reads, {"cache": folder, "answer": file}: the child requests the patch and
 # writes the result. Forks start at the same time, and a thousand of them need no imports.
@@ -207,8 +196,6 @@ def writers(tries: int, folder: Path) -> dict[str, Any]:
             time.sleep(0.02)
             found[verdict(target, whole)] += 1
         found["BAD: a writer has ended"] += (one.poll() is not None) + (other.poll() is not None)
-        one.kill()
-        other.kill()
     return {"looks": tries, **counts(found)}
 
 
@@ -345,12 +332,20 @@ def two_large(folder: Path) -> list[Path]:
     return [made(seed, 1024, 1024).save(folder / f"{seed}.safetensors") for seed in (0, 1)]
 
 
-def saver(names: list[Path], target: Path) -> subprocess.Popen[bytes]:
+def saver(names: list[Path], target: Path) -> Forked:
     """A process that saves in an endless loop; it is running when this returns."""
-    command = [sys.executable, "-c", SAVER, *map(str, names), str(target)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
-    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-    while not target.exists() and process.poll() is None:
+
+    def save() -> None:
+        SWEPT.clear()  # as in a process that has not saved anything yet
+        patches = [Patch.load(name) for name in names]
+        (output / "ready").touch()
+        while True:
+            for patch in patches:
+                patch.save(target)
+
+    output = Path(mkdtemp(dir=target.parent))
+    process = begin(output, save)
+    while not ((output / "ready").exists() and target.exists()) and process.poll() is None:
         time.sleep(0.005)
     return process
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ from pave.model.patched import PatchedModel, load
 from pave.playroom.world import draw_scene, draw_script
 from pave.playroom.writer import write_clip, write_clips
 from pave.recipe import Recipe, read_recipe
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """No waiting for the disk: the files of tests need not outlive a crash of the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +61,8 @@ def one(tokenizer: PreTrainedTokenizerFast) -> PatchedModel:
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A user's folder: `base/`, `patch.yaml`, `train.jsonl` about six clips with sound, and `mixed.jsonl`, which adds
-    two clips without a sound track. Features of its clips are cached in `features/`."""
+    two clips without a sound track. Features of its clips are cached in `features/`. Its recipe asks nothing that needs
+    no sense and fits no gate, which would take half of a run so short: add KEEPING (`runs`) for both."""
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "features").mkdir()
     write_base(folder / "base", tokenizer)
@@ -69,7 +79,7 @@ senses:
 fusion: {{width: 32, heads: 2}}
 lora: {{r: 4}}
 data: {{train: {folder / "train.jsonl"}}}
-train: {{steps: 4, batch: 3, checkpoint_every: 2}}
+train: {{steps: 4, batch: 3, checkpoint_every: 2, keep: 0, gate: false}}
 """)
     return folder
 

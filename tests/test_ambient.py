@@ -7,21 +7,24 @@ import copy
 import locale
 import os
 import random
+import runpy
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forked import begin
 from listening import EARS, noise
 from patched import alike
 from places import ROOT
+from runs import KEEPING
 from scans import room
 from seeing import EYES, small_sizes
 from small import make_clip
@@ -232,11 +235,11 @@ def test_new_tensors_of_numbers_are_float32_and_others_keep_their_dtype() -> Non
 
 def test_training_has_the_same_losses_and_draws_no_random_numbers_of_others(recipe: Callable[..., Any]) -> None:
     """Also where gradients are off: train() needs them itself."""
-    plain = train(recipe("train.steps=2", "fusion.dropout=0.2", output="plain"))
+    plain = train(recipe(*KEEPING, "train.steps=2", "fusion.dropout=0.2", output="plain"))
     states = (default_dtype(torch.bfloat16), default_device("meta"), torch.autocast("cpu"), torch.inference_mode())
     with together(*states):
         before = seeds()
-        other = train(recipe("train.steps=2", "fusion.dropout=0.2", output="other"))
+        other = train(recipe(*KEEPING, "train.steps=2", "fusion.dropout=0.2", output="other"))
         assert alike(seeds(), before)
     assert other.metrics["loss"] == plain.metrics["loss"] and other.patch.read_bytes() == plain.patch.read_bytes()
 
@@ -259,21 +262,23 @@ print(report.sha256, hashlib.sha256(logits.numpy().tobytes()).hexdigest())
 def test_no_result_depends_on_locale_encoding_hash_seed_or_folder(tmp_path: Path) -> None:
     """In a process with decimal commas or a dotless i where the machine has them, and with ASCII files elsewhere."""
     write_clip(tmp_path / "Ton ı.mp4", draw_scene(0), draw_script(0), 0)
-    known = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "1"}
+    (tmp_path / "alone.py").write_text(ALONE, "utf-8")
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     foreign = {"PYTHONHASHSEED": "2", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": foreign_locale()}
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "alone.py").write_text(ALONE, "utf-8")
-    found = [
-        subprocess.run(
-            [sys.executable, str(tmp_path / "alone.py"), str(tmp_path)],
-            env=environment,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-        for environment, folder in ((known, ROOT), (known | foreign, tmp_path / "elsewhere"))
-    ]
-    assert found[0].stdout == found[1].stdout != "", found[1].stderr
+    command = [sys.executable, str(tmp_path / "alone.py"), str(tmp_path)]
+    found = subprocess.run(
+        command, env={**os.environ, **own, **foreign}, cwd=tmp_path / "elsewhere", capture_output=True, text=True
+    )
+    here, err = begin(tmp_path, partial(alone, tmp_path)).communicate()
+    assert here == found.stdout != "", err + found.stderr
+
+
+def alone(folder: Path) -> None:
+    """The same in this process as it is."""
+    with threads(1):
+        sys.argv[1:] = [str(folder)]
+        runpy.run_path(str(folder / "alone.py"))
 
 
 def foreign_locale() -> str:

@@ -2,8 +2,7 @@
 trains only two steps here, and of `train_your_own.py` only the recipe is checked."""
 
 import importlib.util
-import os
-import subprocess
+import runpy
 import sys
 from typing import Any
 
@@ -11,19 +10,6 @@ from huggingface_hub import constants
 from places import ROOT
 
 EXAMPLES = ROOT / "examples"
-
-
-def output(name: str, *words: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def opened(name: str) -> Any:
@@ -35,8 +21,11 @@ def opened(name: str) -> Any:
     return module
 
 
-def test_ask_shows_the_base_the_patched_base_and_the_base_again():
-    lines = dict(line.split(maxsplit=1) for line in output("ask.py").splitlines() if line.startswith("  "))
+def test_ask_shows_the_base_the_patched_base_and_the_base_again(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ask.py"])
+    runpy.run_path(str(EXAMPLES / "ask.py"), run_name="__main__")
+    shown = capsys.readouterr().out.splitlines()
+    lines = dict(line.split(maxsplit=1) for line in shown if line.startswith("  "))
     assert lines["removed"].split("  (")[0].strip() == lines["base"].strip()
     assert "patched" in lines
 

@@ -65,7 +65,7 @@ def alone(scene: Scene, state: Mixed, text: str) -> dict[str, Fraction]:
     return {way: best(_answers_given(way, scene, part), text) for way, part in known.items()}
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)  # a scene has 506
 def _answers_given(way: str, scene: Scene, known: Script) -> Answers:
     """Answers and their weights, over all states of the scene that agree with the known part."""
     return tally((weight, questions(scene, state)) for weight, state in whole(_by_part(way)[known.events]))

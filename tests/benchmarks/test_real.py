@@ -267,7 +267,7 @@ senses: {audio: {encoder: logmel, options: {bands: 8, rate: 5}}}
 fusion: {kind: folded, width: 16, heads: 2}
 lora: {r: 1, lora_alpha: 1}
 data: {train: unset}
-train: {steps: 2, batch: 2}
+train: {steps: 2, batch: 2, gate: false}
 """
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import write_clip
+from forked import begin
 from places import ROOT
 from small import write_line
 
@@ -307,25 +307,16 @@ def test_help_imports_no_torch() -> None:
 
 def test_ctrl_c_leaves_the_last_good_checkpoint_and_says_how_to_resume(workshop: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    words = [str(workshop), f"train.output={output}", "train.steps=100000", "train.checkpoint_every=1"]
-    started = subprocess.Popen(
-        [sys.executable, "-m", "pave.cli.train", *words],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        ),  # a job in the background ignores it
-    )
-    deadline = time.monotonic() + 300
-    while not (output / NAME).exists() and started.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(started.pid, signal.SIGINT)
-    _, err = started.communicate(timeout=300)
+    words = [f"train.output={output}", "train.steps=100000", "train.checkpoint_every=1"]
+    with begin(tmp_path, ["pave-train", workshop, *words]) as started:
+        while not (output / NAME).exists() and started.poll() is None:
+            time.sleep(0.01)
+        started.send_signal(signal.SIGINT)
+        _, err = started.communicate()
     assert started.returncode == 130, err
     assert re.search(rf"the last good checkpoint, of step \d+, is in {output}, and --resume goes on from it", err)
     assert "Traceback" not in err
     assert not [file for file in output.iterdir() if file.name.startswith(".")], "no half-written file"
-    run = Run.begin(read_recipe(workshop, words[1:]))
+    run = Run.begin(read_recipe(workshop, words))
     run.resume()
     assert run.kept == len(run.losses) >= 1

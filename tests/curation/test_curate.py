@@ -18,6 +18,7 @@ import pytest
 from author import Author
 from captioners import HEARD, write_chat, write_of_pictures, write_of_sounds, write_of_speech, write_seeing_chat
 from chat_server import Answer, completion, serving
+from forked import begin
 from killing import flaws, killed, lines
 
 from pave.config import parse
@@ -149,12 +150,12 @@ def test_clips_of_all_sorts_become_instructions_that_training_can_read(models, t
     assert words <= set(HEARD) and words
 
 
-def test_a_curation_that_is_killed_ends_as_one_that_is_not(room: Path, models) -> None:
+def test_a_curation_that_is_killed_ends_as_one_that_is_not(room: Path, models, tmp_path: Path) -> None:
     assert flaws(room / "whole") == []
     whole, out = lines(room / "whole/replies.jsonl"), copied(room, "broken")
     with serving(author := Author()) as server:
         words = words_of(models, room / "clips", out, server.url)
-        killed(words, lambda: author.paid.total() >= len(whole) // 2)
+        killed(begin(tmp_path, ["pave", *words]), lambda: author.paid.total() >= len(whole) // 2)
         paid, replies = author.paid.total(), out / "replies.jsonl"
         assert not (out / "instructions.jsonl").exists()
         replies.write_bytes(replies.read_bytes()[:-5])  # as if the kill had come within the last write

@@ -70,8 +70,9 @@ SENSES = {"audio": (120, 1), "video": (240, 2), "3d": (32, 24), "multiview": (32
 every_size = pytest.mark.parametrize("size", SIZES)
 
 
-def write_config(folder: Path, size: str) -> Path:
-    """The config.json of a LLaVA-OneVision of a real size."""
+def write_config(folder: Path, size: str, eyes: int = 26) -> Path:
+    """The config.json of a LLaVA-OneVision of a real size. `eyes`: layers of its vision tower, of which each costs a
+    test some 20 ms."""
     hidden, inner, layers, heads, key_heads, vocabulary = SIZES[size]
     text = Qwen2Config(
         hidden_size=hidden,
@@ -84,7 +85,7 @@ def write_config(folder: Path, size: str) -> Path:
     vision = SiglipVisionConfig(
         hidden_size=1152,
         intermediate_size=4304,
-        num_hidden_layers=26,
+        num_hidden_layers=eyes,
         num_attention_heads=16,
         image_size=384,
         patch_size=14,
@@ -366,7 +367,7 @@ def test_a_converted_checkpoint_of_full_depth_fits_the_names_and_shapes_of_its_b
     patch = convert(write_checkpoint(tmp_path / "pave", *weights, blocks=24), "depth", HEARING)
     assert patch.config.lora and set(patch.config.lora.target_modules) == set(LoraConfig().target_modules)
     file = patch.save(tmp_path / "patch.safetensors")
-    cost = profile(write_config(tmp_path / "base", "0.5B"), file, side_steps=[32])
+    cost = profile(write_config(tmp_path / "base", "0.5B", eyes=1), file, side_steps=[32])
     assert cost.file_bytes == file.stat().st_size == pytest.approx(2 * cost.params, rel=0.02)
     assert cost.memory.patch < 4 * cost.params
     assert cost.lora_params == 35_192_832 and cost.params + sum(cost.dead_params.values()) == 41_428_608
@@ -388,7 +389,7 @@ def test_an_official_checkpoint_is_profiled_without_a_download(
     size: str, params: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    cost = profile(write_config(tmp_path, size), "audio-avsd")
+    cost = profile(write_config(tmp_path, size, eyes=1), "audio-avsd")
     assert cost.params + sum(cost.dead_params.values()) == params
     # In bfloat16, as PAVE's training script saves them; trained here, patches are in float32.
     assert cost.file_bytes == pytest.approx(cost.params * (2 if size == "7B" else 4), rel=0.01)
@@ -399,7 +400,7 @@ def test_an_official_checkpoint_is_profiled_without_a_download(
 @pytest.mark.parametrize("name", [name for name in catalogue.names() if not name.endswith("-playroom")])
 def test_a_recipe_of_the_catalogue_can_be_built_on_its_base(name: str, tmp_path: Path) -> None:
     """For LLaVA-OneVision 7B: every encoder, resampler and fusion is built with its dimensions."""
-    cost = profile(write_config(tmp_path, "7B"), catalogue.folder() / name / "patch.yaml")
+    cost = profile(write_config(tmp_path, "7B", eyes=1), catalogue.folder() / name / "patch.yaml")
     assert not cost.trained and cost.lora_params > 20e6 and sum(cost.fusion_params.values()) > 2e6
     assert cost.shrunk_bytes < 20e6 or name == "favor-av-prefix", "whose 42 million parameters of a Q-Former are FAVOR's"
 
@@ -453,7 +454,8 @@ def test_memory_is_that_of_weights_keys_and_features_in_the_chosen_dtype(
 def test_only_the_config_of_a_hub_base_is_downloaded_and_then_it_works_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = {"config.json": (write_config(tmp_path, "7B") / "config.json").read_bytes(), "model.safetensors": b"\0" * 9}
+    config = write_config(tmp_path, "7B", eyes=1) / "config.json"
+    files = {"config.json": config.read_bytes(), "model.safetensors": b"\0" * 9}
     with HubServer() as hub, hub.client(tmp_path / "cache"):
         hub.create("tester/seven", files)
         online = outline("tester/seven")

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,8 @@ from clips import click, counting_frames, write_clip
 from places import ROOT
 from small import write_line
 
-from pave.encoder import CONSENT, load_encoder
+from pave.cli import main
+from pave.encoder import CONSENT, PLACE, load_encoder
 from pave.errors import DataError, EncoderError
 from pave.features import extract
 from pave.features.extract import listed
@@ -62,30 +65,14 @@ def same(one: Path, other: Path) -> bool:
     return contents[0] == contents[1]
 
 
-def begin(*words: object, checkout: Path = ROOT) -> subprocess.Popen[str]:
-    """Start `python -m WORDS` with the PAVE of a checkout."""
+def run(*words: object) -> str:
+    """Run `python -m WORDS` to the end, successfully: its stdout."""
     # By default Ray runs at low priority, which is slow beside other tests, and sends usage statistics.
-    settings = {**os.environ, "PYTHONPATH": str(checkout), "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    pipe = subprocess.PIPE
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-m", *map(str, words)]
-    return subprocess.Popen(
-        command,
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        env=settings,
-        cwd=checkout,
-        # background jobs ignore SIGINT, and their children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def run(*words: object, checkout: Path = ROOT) -> tuple[str, str]:
-    """Run it to the end, successfully: stdout and stderr."""
-    with begin(*words, checkout=checkout) as process:
-        out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    return out, err
+    done = subprocess.run(command, capture_output=True, text=True, env=settings, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_every_readable_clip_is_stored_once_and_equals_fresh_features(media: Path, done: Path) -> None:
@@ -121,7 +108,7 @@ def test_tokens_are_rounded_to_the_given_dtype(media: Path, done: Path, tmp_path
 
 def test_a_killed_and_restarted_run_gives_the_same_files(media: Path, done: Path, tmp_path: Path) -> None:
     for least in (1, 3):
-        with begin("pave.cli.main", "encode", "logmel", media, tmp_path, *WORDS) as process:
+        with forked.begin(tmp_path / ".log", ["pave", "encode", "logmel", media, tmp_path, *WORDS]) as process:
             while len(files(tmp_path)) < least and process.poll() is None:
                 time.sleep(0.002)
             process.send_signal(signal.SIGKILL)
@@ -130,17 +117,17 @@ def test_a_killed_and_restarted_run_gives_the_same_files(media: Path, done: Path
         path.unlink()
     begun = {path: path.stat().st_mtime_ns for path in files(tmp_path)}
     assert len(begun) >= 3
-    tally = extract.encode(JOB, listed(media), tmp_path, size=2, workers=2)
+    tally = extract.encode(JOB, listed(media), tmp_path, size=2)
     assert same(tmp_path, done) and (tally.clips, tally.absent, len(tally.refused)) == (9, 1, 2)
     assert all(path.stat().st_mtime_ns == then for path, then in begun.items()), "finished files have stayed"
 
 
 def test_two_processes_fill_one_folder_with_the_same_files(media: Path, done: Path, tmp_path: Path) -> None:
-    words = ("pave.cli.main", "encode", "logmel", media, tmp_path, *WORDS)
-    with begin(*words) as one, begin(*words) as two:
-        results = [process.communicate(timeout=300) for process in (one, two)]
+    words = ["pave", "encode", "logmel", media, tmp_path / "out", *WORDS[:-1], 1]
+    with forked.begin(tmp_path / "one", words) as one, forked.begin(tmp_path / "two", words) as two:
+        results = [process.communicate() for process in (one, two)]
     assert (one.returncode, two.returncode) == (0, 0), results
-    assert same(tmp_path, done) and not list(tmp_path.glob(".*"))
+    assert same(tmp_path / "out", done) and not list((tmp_path / "out").glob(".*"))
 
 
 def test_a_folder_that_another_work_is_filling_is_refused(media: Path, tmp_path: Path) -> None:
@@ -179,12 +166,9 @@ def test_a_folder_of_other_features_is_refused_and_stays(media: Path, done: Path
 
 @pytest.fixture(scope="module")
 def moody(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with a custom encoder that behaves as the name of the clip says."""
-    folder = tmp_path_factory.mktemp("checkout")
-    (folder / "encoders").mkdir()
-    for name in ("pave", "setup.cfg", *(f"encoders/{file.name}" for file in (ROOT / "encoders").glob("*.py"))):
-        (folder / name).symlink_to(ROOT / name)
-    (folder / "encoders" / "moody.py").write_text(
+    """A user's folder of encoders, with one that behaves as the name of the clip says."""
+    folder = tmp_path_factory.mktemp("moody")
+    (folder / "moody.py").write_text(
         """
 import os, signal, time
 from pathlib import Path
@@ -216,14 +200,28 @@ def build():
     return folder
 
 
+def encoding(media: Path, moody: Path, *words: object) -> forked.Forked:
+    """`pave encode moody`; what it prints and writes is beside the media."""
+
+    def work() -> None:
+        import_module("pave.encoders").__path__.append(str(moody))
+        sys.argv = ["pave", "encode", "moody", *map(str, (media, media.with_name("out"), *words))]
+        main.main()
+
+    return forked.begin(media.parent, work, **{PLACE: moody})
+
+
 def test_a_clip_that_crashes_its_worker_is_skipped_and_the_others_are_encoded(
     media: Path, moody: Path, tmp_path: Path
 ) -> None:
     names = ("bug", "calm", "crash", "greedy", "hang", "loud", "once", "zeal")
+    (tmp_path / "media").mkdir()
     for name in names:
-        (tmp_path / f"{name}.mp4").write_bytes((media / "1.mp4").read_bytes() + name.encode())
+        (tmp_path / "media" / f"{name}.mp4").write_bytes((media / "1.mp4").read_bytes() + name.encode())
     limits = ("--timeout", "4", "--memory", "2", "--workers", "1", "--dtype", "float16", "--shard", "100")
-    out, _ = run("pave.cli.main", "encode", "moody", tmp_path, tmp_path / "out", *limits, checkout=moody)
+    with encoding(tmp_path / "media", moody, *limits) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
     assert "3 of 8 clips are encoded" in out and "5 clips quarantined" in out
     lines = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
     why = {Path(line["file"]).stem: line["why"] for line in lines}
@@ -253,7 +251,7 @@ def test_a_rank_takes_every_other_shard(media: Path, tmp_path: Path, monkeypatch
 
 def test_ray_does_the_same(media: Path, done: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason='pip install "pave[ray]"')
-    out, _ = run("pave.cli.main", "encode", "logmel", media, tmp_path, *WORDS, "--engine", "ray")
+    out = run("pave.cli.main", "encode", "logmel", media, tmp_path, *WORDS, "--engine", "ray")
     assert same(tmp_path, done) and "6 of 9 clips are encoded" in out
 
 
@@ -353,10 +351,11 @@ def test_clips_are_read_as_their_lines_say_and_warnings_are_kept(media: Path, tm
 
 
 def test_a_stopped_run_prints_how_to_continue(media: Path, moody: Path, tmp_path: Path) -> None:
-    (tmp_path / "hang.mp4").write_bytes((media / "1.mp4").read_bytes())
-    with begin("pave.cli.main", "encode", "moody", tmp_path, tmp_path / "out", checkout=moody) as process:
-        while not (tmp_path / "hang.tried").exists() and process.poll() is None:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "hang.mp4").write_bytes((media / "1.mp4").read_bytes())
+    with encoding(tmp_path / "media", moody) as process:
+        while not (tmp_path / "media" / "hang.tried").exists() and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate()
     assert process.returncode == 130 and "the same command again to continue" in err

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
+
+from forked import Forked
 
 from pave.data_sets import DataSet
 from pave.readers.check import check
-
-CURATE = "import sys; from pave.cli.main import main; sys.argv[0] = 'pave'; main()"
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
 
 
-def killed(command: Sequence[str], when: Callable[[], bool]) -> None:
-    """Run `pave COMMAND` and kill it (SIGKILL) once `when` says so."""
-    process = subprocess.Popen([sys.executable, "-c", CURATE, *command], stderr=subprocess.DEVNULL)
+def killed(process: Forked | Popen[bytes], when: Callable[[], bool]) -> None:
+    """Kill a process (SIGKILL) once `when` says so."""
     while not when():
         if process.poll() is not None:
             raise AssertionError(f"it ended before it was killed, with {process.returncode}")

@@ -1,7 +1,5 @@
 """One of several processes that train together, several recipes one after the other.
 
-    torchrun --nproc_per_node 2 tests/parts/ranks_train.py WORKSHOP '{"NAME": ["KEY=VALUE", ...], ...}'
-
 Out: a line of JSON on stdout: of each run the bytes of the decoder's layers that this process has stored, and the
 error, if it has failed; of `turn`, when the process had its turn of working alone. A run named `stopped` fails at step
 3 and is resumed; in one named `killed`, process 1 kills itself at step 3.
@@ -12,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from typing import Any
 
@@ -60,15 +57,10 @@ def turn() -> tuple[float, float]:
     return begin, time.monotonic()
 
 
-def main() -> None:
-    workshop, runs = sys.argv[1], json.loads(sys.argv[2])
+def main(workshop: str, runs: dict[str, list[str]]) -> None:
     with joined() as ranks:
         found: dict[str, Any] = {
             name: trained(name, read_recipe(workshop, words), ranks) for name, words in runs.items()
         }
         found["turn"] = ranks.one_by_one(turn)
         print(json.dumps({"rank": ranks.rank, "runs": found}) + "\n", end="", flush=True)
-
-
-if __name__ == "__main__":
-    main()

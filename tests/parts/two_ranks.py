@@ -1,14 +1,11 @@
 """One of two processes that train a patch together over gloo; rank 1 has a batch in which no row has the sense.
 
-    python tests/parts/two_ranks.py RANK STORE
-
 Out: JSON on stdout: gradients and losses under DDP; under FSDP2 the difference of the exported patch from DDP's.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from datetime import timedelta
 from typing import Any
 
@@ -52,7 +49,3 @@ def main(rank: int, store: str) -> None:
     total = sum(float(value.double().sum()) for value in first.tensors.values())
     print(json.dumps({"losses": losses, "others": others, "off": off, "total": total}))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])

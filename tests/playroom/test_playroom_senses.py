@@ -57,7 +57,7 @@ def test_drawn_states_are_those_of_the_enumeration(name):
         assert abs(seen[state] / 3000 - share) < 5 * (share / 3000) ** 0.5 + 1e-3
 
 
-@pytest.mark.parametrize(("scene", "channels"), [(5, CHANNELS), (6, CHANNELS), (5, HEARD), (5, MIXED)])
+@pytest.mark.parametrize(("scene", "channels"), [(6, CHANNELS), (5, HEARD), (5, MIXED)])
 def test_enumerated_optimum_is_the_score_of_the_best_guess_without_the_sense(scene, channels):
     scene = draw_scene(scene)
     tally, optima = defaultdict(Counter), {}
@@ -100,13 +100,13 @@ def test_states_are_independent_of_sounds_and_of_each_other():
 
 def test_a_clip_has_either_sounds_or_words_or_a_match(tmp_path):
     channels = ("video", "audio", "order", *HEARD)
-    lines = [json.loads(line) for line in write_clips(tmp_path, 40, 0, "val", channels).read_text().splitlines()]
+    lines = [json.loads(line) for line in write_clips(tmp_path, 24, 0, "val", channels).read_text().splitlines()]
     asked = defaultdict(set)
     for line in lines:
         asked[line["video"]].add(line["channel"].split("+")[0].replace("order", "audio"))
     kinds = Counter(tuple(sorted(each - {"video"})) for each in asked.values())
     assert all(len(kind) <= 1 for kind in kinds)
-    assert min(kinds["audio",], kinds["speech",], kinds["match",]) > 5
+    assert min(kinds["audio",], kinds["speech",], kinds["match",]) > 3
 
 
 def test_conflicting_clips_are_asked_what_is_heard_and_what_is_seen(tmp_path):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import KEEPING
 from small import make_clip
 from torch import Tensor
 from typer.testing import CliRunner
@@ -31,6 +33,12 @@ from pave.training.loss import answers, divergence, total
 from pave.training.run import Run, train
 
 Make = Callable[..., Recipe]
+
+
+@pytest.fixture
+def recipe(recipe: Make) -> Make:
+    """The workshop's recipe with what is tested here."""
+    return partial(recipe, *KEEPING)
 
 
 @pytest.fixture
@@ -199,7 +207,7 @@ def test_retention_is_that_of_each_question_asked_alone(run: Run) -> None:
 
 
 def test_keep_makes_a_patch_forget_less(recipe: Make) -> None:
-    rates = ("train.fusion_lr=0.03", "train.lora_lr=0.03", "train.steps=12")
+    rates = ("train.fusion_lr=0.03", "train.lora_lr=0.03", "train.steps=12", "train.gate=false")
     off, on = (
         train(recipe(*rates, f"train.keep={keep}", output=f"keep-{keep}")).metrics["retention"] for keep in (0, 3)
     )
@@ -228,10 +236,11 @@ def test_training_fits_a_gate(recipe: Make, workshop: Path) -> None:
 
 
 def test_a_run_that_starts_from_a_patch_fits_the_gate_anew(recipe: Make, tmp_path: Path) -> None:
-    first = train(recipe(output="first")).patch
+    short = ("train.steps=1", "train.keep=0")
+    first = train(recipe(*short, output="first")).patch
     for gate in (True, False):
-        words = (f"train.start_from={first}", f"train.gate={str(gate).lower()}", "train.steps=1")
-        again = Patch.load(train(recipe(*words, output=f"again-{gate}")).patch)
+        words = (f"train.start_from={first}", f"train.gate={str(gate).lower()}")
+        again = Patch.load(train(recipe(*short, *words, output=f"again-{gate}")).patch)
         assert again.config.gate == gate == ("gate.weight" in again.tensors)
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import pickle
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import two_ranks
+from forked import begin
 from patched import QUESTIONS, favor_config
-from places import PARTS, ROOT
 from small import awaken, make_clip, make_config
 
 import pave
@@ -214,15 +213,8 @@ def test_inputs_labels_and_models_of_another_kind_are_refused(one: PatchedModel,
 
 def test_two_processes_train_together_though_one_has_no_row_with_the_sense(tmp_path: Path) -> None:
     """Under DDP and under FSDP2, whose distributed weights are gathered by export."""
-    path = os.pathsep.join([str(ROOT), str(PARTS)])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    script = [sys.executable, str(PARTS / "two_ranks.py")]
-    ranks = [
-        subprocess.Popen(
-            [*script, str(rank), str(tmp_path / "store")], env=environment, stdout=-1, stderr=-1, text=True
-        )
-        for rank in range(2)
-    ]
+    store = str(tmp_path / "store")
+    ranks = [begin(tmp_path / str(rank), partial(two_ranks.main, rank, store)) for rank in range(2)]
     done = [rank.communicate() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], done[0][1] + done[1][1]
     first, second = (json.loads(out) for out, _ in done)

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from pave.errors import BaseModelError, RecipeError
 from pave.model.patched import load
 from pave.patch.file import Patch
-from pave.recipe import Recipe
-from pave.training.run import train
+from pave.recipe import Recipe, read_recipe
+from pave.training.run import Result, train
 
 Make = Callable[..., Recipe]
 LIBRARIES = {"int8": "torchao", "nf4": "bitsandbytes"}
 
 
+FEW = ("train.steps=2", "train.gradient_checkpointing=true")
+
+
+@pytest.fixture(scope="module")
+def whole(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The same training on the base as it is."""
+    return train(read_recipe(workshop, [f"train.output={tmp_path_factory.mktemp('whole')}", *FEW]))
+
+
 @pytest.mark.parametrize("kind", LIBRARIES)
-def test_a_patch_that_was_trained_on_a_quantised_base_fits_the_full_one(recipe: Make, kind: str) -> None:
+def test_a_patch_that_was_trained_on_a_quantised_base_fits_the_full_one(recipe: Make, whole: Result, kind: str) -> None:
     pytest.importorskip(LIBRARIES[kind])
-    few = ("train.steps=2", "train.gradient_checkpointing=true")
-    whole, light = train(recipe(*few)), train(recipe(*few, f"train.quantize={kind}", output="light"))
+    light = train(recipe(*FEW, f"train.quantize={kind}", output="light"))
     losses = [result.metrics["loss"] for result in (whole, light)]
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)
     patch = Patch.load(light.patch)
     assert patch.config.training["quantize"] == kind and "quantize" not in Patch.load(whole.patch).config.training
     assert load(recipe().base).apply_patch(patch).base_match == "exact"
-    again = train(recipe(*few, f"train.quantize={kind}", output="again"))
+    again = train(recipe(*FEW, f"train.quantize={kind}", output="again"))
     assert again.patch.read_bytes() == light.patch.read_bytes()
 
 

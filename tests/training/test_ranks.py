@@ -11,13 +11,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+import ranks_train
 import torch
 from patched import RESAMPLER
 from places import PARTS, ROOT
+from runs import KEEPING
 from small import awaken
 from torch import Tensor
 
@@ -37,9 +41,11 @@ LOSS, WEIGHTS = 1e-5, 1e-4  # what several processes may differ in from one
 FAVOR = json.dumps({**RESAMPLER, "diversity": 0.5})
 # Two clips of a step are one for each process, and two of the eight have no sound.
 FEW = ("train.batch=2", "train.steps=6")
-PLAIN = {"plain": FEW, "parts": (*FEW, "train.shard=true"), "stopped": FEW}
+PLAIN = (*FEW, *KEEPING)
 RUNS = {
-    **PLAIN,
+    "plain": PLAIN,
+    "parts": (*PLAIN, "train.shard=true"),
+    "stopped": PLAIN,
     "recomputed": (*FEW, "train.shard=true", "train.gradient_checkpointing=true", "train.dtype=bfloat16"),
     "favor": (*FEW, "train.shard=true", f"resampler={FAVOR}", "train.mean_over=tokens"),
 }
@@ -65,6 +71,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def two(folder: Path, work: Callable[[], object]) -> list[forked.Forked]:
+    """Two processes with the environment that torchrun gives them."""
+    same = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [forked.begin(folder / f"rank-{i}", work, **same, RANK=i, LOCAL_RANK=i) for i in range(2)]
 
 
 def losses(folder: Path) -> Tensor:
@@ -96,15 +108,14 @@ def alone(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 @pytest.fixture(scope="module")
 def together(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """All runs in two processes of torchrun: their folders, and what each process has printed."""
+    """All runs in two processes, started as torchrun does: their folders, and what each process has printed."""
     folder = tmp_path_factory.mktemp("together")
     runs = {name: words(workshop, folder / name, *more) for name, more in RUNS.items()}
     runs["broken"] = words(workshop, folder / "broken", *FEW, "train.start_from=nowhere")
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    out, err = (process := begin(*torchrun, PARTS / "ranks_train.py", workshop, json.dumps(runs))).communicate()
-    assert process.returncode == 0, err
-    found = sorted((json.loads(line) for line in out.splitlines()), key=lambda each: each["rank"])
-    return folder, [each["runs"] for each in found]
+    ranks = two(folder, partial(ranks_train.main, str(workshop), runs))
+    told = [rank.communicate() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told
+    return folder, [json.loads(out)["runs"] for out, _ in told]
 
 
 @pytest.fixture
@@ -114,7 +125,9 @@ def ranked(recipe: Make, workshop: Path) -> Callable[..., Run]:
 
     def of(rank: int, count: int, *words: str, sharded: bool = False) -> Run:
         if words not in runs:
-            five = recipe(f"data.train={workshop / 'mixed.jsonl'}", "train.batch=5", *words, output=str(len(runs)))
+            five = recipe(
+                *KEEPING, f"data.train={workshop / 'mixed.jsonl'}", "train.batch=5", *words, output=str(len(runs))
+            )
             runs[words] = Run.begin(five)
             awaken(runs[words].setup.model, "ears")
         return replace(runs[words], setup=replace(runs[words].setup, ranks=Ranks(rank, count), sharded=sharded))
@@ -267,14 +280,13 @@ def test_an_error_is_told_by_the_first_process(together: tuple[Path, list[dict[s
 def test_the_end_of_a_process_ends_the_others_and_any_number_of_them_goes_on(
     workshop: Path, tmp_path: Path, alone: Callable[[str], Path]
 ) -> None:
-    runs = json.dumps({"killed": words(workshop, tmp_path / "out", *FEW, "train.checkpoint_every=1")})
-    same = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    ranks = [begin(PARTS / "ranks_train.py", workshop, runs, **same, RANK=rank) for rank in range(2)]
+    runs = {"killed": words(workshop, tmp_path / "out", *PLAIN, "train.checkpoint_every=1")}
+    ranks = two(tmp_path, partial(ranks_train.main, str(workshop), runs))
     (_, err), _ = (rank.communicate() for rank in ranks)
     assert ranks[1].returncode == -signal.SIGKILL and ranks[0].returncode == 1, err
     (error,) = re.findall("TrainingError: (process 0 of 2: another one has ended, or does not answer; what .*)", err)
     assert error.endswith("--resume goes on from it") and "the last good checkpoint, of step 3" in error
-    train(read_recipe(workshop, words(workshop, tmp_path / "out", *FEW, "train.checkpoint_every=1")), resume=True)
+    train(read_recipe(workshop, words(workshop, tmp_path / "out", *PLAIN, "train.checkpoint_every=1")), resume=True)
     loss, weights = off(alone("plain"), tmp_path / "out")
     assert loss <= LOSS and weights <= WEIGHTS
 
@@ -285,7 +297,7 @@ def test_accelerate_trains_on_two_machines_and_says_everything_once(
     pytest.importorskip("accelerate")
     launch = ("-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version=2", "--num_processes=2")
     net = ("--num_machines=2", "--main_process_ip=127.0.0.1", f"--main_process_port={free_port()}")
-    line = ("-m", "pave.cli.train", workshop, *words(workshop, tmp_path / "out", *FEW))
+    line = ("-m", "pave.cli.train", workshop, *words(workshop, tmp_path / "out", *PLAIN))
     machines = [begin(*launch, *net, f"--machine_rank={rank}", *line) for rank in range(2)]
     (out, err), (other_out, other_err) = (machine.communicate() for machine in machines)
     assert [machine.returncode for machine in machines] == [0, 0], err + other_err
@@ -297,7 +309,7 @@ def test_accelerate_trains_on_two_machines_and_says_everything_once(
 
 def test_ray_trains_with_two_workers(workshop: Path, tmp_path: Path, alone: Callable[[str], Path]) -> None:
     pytest.importorskip("ray.train", reason='pip install "pave[ray]"')
-    line = ("-m", "pave.cli.train", workshop, *words(workshop, tmp_path / "out", *FEW), "--engine=ray", "--workers=2")
+    line = ("-m", "pave.cli.train", workshop, *words(workshop, tmp_path / "out", *PLAIN), "--engine=ray", "--workers=2")
     out, err = (process := begin(*line)).communicate()
     assert process.returncode == 0, err
     assert out.splitlines()[-1].startswith(str(tmp_path / "out" / "patch.safetensors")) and "2 processes" in err

@@ -18,8 +18,9 @@ from types import FrameType
 
 import pytest
 import torch
+from forked import begin
 from places import ROOT
-from runs import quiet, trained
+from runs import KEEPING, quiet, trained
 from small import full_disk, write_base, write_line
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -43,6 +44,7 @@ from pave.training.trainee import checkpoint_activations, training
 
 Make = Callable[..., Recipe]
 DROPOUT = ("fusion.dropout=0.2", "lora.lora_dropout=0.2")
+WHOLE = (*DROPOUT, *KEEPING)
 
 
 @torch.no_grad()
@@ -54,9 +56,9 @@ def logits(run: Run, count: int = 8) -> Tensor:
 
 @pytest.fixture(scope="module")
 def whole(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The patch file of an uninterrupted run with dropout, from freshly encoded clips."""
+    """The patch file of an uninterrupted run with dropout and all that a run does by default, from fresh clips."""
     output = tmp_path_factory.mktemp("whole")
-    recipe = read_recipe(workshop, [f"train.output={output}", *DROPOUT])
+    recipe = read_recipe(workshop, [f"train.output={output}", *WHOLE])
     return train(recipe).patch.read_bytes()
 
 
@@ -65,8 +67,8 @@ def whole(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def test_the_same_seed_gives_the_same_file_and_another_seed_another(recipe: Make, whole: bytes) -> None:
     """Once from fresh features, once from cached ones, in another folder."""
-    assert train(recipe(*DROPOUT)).patch.read_bytes() == whole
-    other = train(recipe(*DROPOUT, "train.seed=1", output="other")).patch
+    assert train(recipe(*WHOLE)).patch.read_bytes() == whole
+    other = train(recipe(*WHOLE, "train.seed=1", output="other")).patch
     assert Patch.load(other).tensors.keys() == Patch.load(recipe().output).tensors.keys()
     assert other.read_bytes() != whole
 
@@ -74,14 +76,14 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_another(recipe: Make
 def test_dropout_has_an_effect(recipe: Make, whole: bytes) -> None:
     output = recipe().output
     (output / "whole.safetensors").write_bytes(whole)
-    dropped, plain = Patch.load(output / "whole.safetensors").tensors, Patch.load(train(recipe()).patch).tensors
+    dropped, plain = Patch.load(output / "whole.safetensors").tensors, Patch.load(train(recipe(*KEEPING)).patch).tensors
     for part in ("fusion", "lora"):
         assert any(not torch.equal(dropped[name], plain[name]) for name in plain if name.startswith(part))
 
 
 def test_evaluating_and_saving_change_nothing(recipe: Make, workshop: Path, whole: bytes) -> None:
     """Held-out accuracy and a checkpoint after every step."""
-    busy = recipe(*DROPOUT, "train.eval_every=1", "train.checkpoint_every=1", f"data.val={workshop / 'mixed.jsonl'}")
+    busy = recipe(*WHOLE, "train.eval_every=1", "train.checkpoint_every=1", f"data.val={workshop / 'mixed.jsonl'}")
     written = Patch.load(train(busy).patch)
     (workshop / "whole.safetensors").write_bytes(whole)
     quiet = Patch.load(workshop / "whole.safetensors")
@@ -89,26 +91,20 @@ def test_evaluating_and_saving_change_nothing(recipe: Make, workshop: Path, whol
     assert replace(written, certificate=quiet.certificate).save(workshop / "bare.safetensors").read_bytes() == whole
 
 
-KILLED = """
-import os, signal, sys
-from pave.recipe import read_recipe
-from pave.training.run import train
-def progress(step, steps, figures):
-    if step == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-train(read_recipe(sys.argv[1], sys.argv[2:]), progress=progress)
-"""
-
-
 @pytest.mark.parametrize("cache", ["keep", "none"])
 def test_a_killed_and_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
     workshop: Path, tmp_path: Path, whole: bytes, cache: str
 ) -> None:
     output = tmp_path / "killed"
-    words = [f"train.output={output}", f"data.cache={cache}", *DROPOUT]
-    command = [sys.executable, "-c", KILLED, str(workshop), *words]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    words = [f"train.output={output}", f"data.cache={cache}", *WHOLE]
+
+    def die(step: int, steps: int, figures: dict[str, float]) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with begin(tmp_path, lambda: train(read_recipe(workshop, words), progress=die)) as killed:
+        _, err = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, err
     assert (output / NAME).is_file() and not (output / "patch.safetensors").exists()
     pictures = [key.endswith("-pictures") for key in Shards.of(output / "features").entries]
     assert len(pictures) == 6 and pictures == [cache == "none"] * 6
@@ -120,9 +116,9 @@ def test_a_killed_and_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
 
 
 def test_a_finished_run_is_resumed_without_a_step(recipe: Make, whole: bytes) -> None:
-    train(recipe(*DROPOUT))
+    train(recipe(*WHOLE))
     (recipe().output / "patch.safetensors").unlink()
-    result = train(recipe(*DROPOUT), resume=True, progress=lambda *_: pytest.fail("no step is left"))
+    result = train(recipe(*WHOLE), resume=True, progress=lambda *_: pytest.fail("no step is left"))
     assert result.patch.read_bytes() == whole
 
 
@@ -143,15 +139,15 @@ def test_resuming_with_another_recipe_base_or_data_is_refused(
 
 def test_a_damaged_checkpoint_is_refused_and_the_run_can_start_again(recipe: Make, whole: bytes) -> None:
     file = recipe().output / NAME
-    train(recipe(*DROPOUT))
+    train(recipe(*WHOLE))
     broken = bytearray(file.read_bytes())
     broken[len(broken) // 2] ^= 1
     file.write_bytes(broken)
     with pytest.raises(TrainingError, match=r"is damaged.*; delete it and start without --resume"):
-        train(recipe(*DROPOUT), resume=True)
+        train(recipe(*WHOLE), resume=True)
     file.unlink()
     (file.parent / "patch.safetensors").unlink()
-    assert train(recipe(*DROPOUT)).patch.read_bytes() == whole
+    assert train(recipe(*WHOLE)).patch.read_bytes() == whole
 
 
 def test_a_finished_run_is_not_overwritten_from_python(recipe: Make) -> None:
@@ -204,7 +200,7 @@ def test_features_that_are_cut_short_during_a_run_are_encoded_again(
             os.truncate(file, 100)
 
     with pytest.warns(UserWarning, match=r"was cut short.* was encoded again"):
-        result = train(read_recipe(workshop, [f"train.output={output}", *DROPOUT]), progress=cut)
+        result = train(read_recipe(workshop, [f"train.output={output}", *WHOLE]), progress=cut)
     assert result.patch.read_bytes() == whole
 
 
@@ -270,13 +266,17 @@ def test_a_patch_is_trained_on_top_of_another_that_does_not_change(
         train(recipe(*words, output="above"), resume=True)
 
 
-def test_training_can_start_from_a_patch(recipe: Make, tmp_path: Path) -> None:
-    first = train(recipe("name=first", output="first")).patch
+@pytest.fixture(scope="module")
+def first(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A patch to start from."""
+    return train(read_recipe(workshop, ["name=first", f"train.output={tmp_path_factory.mktemp('first')}"])).patch
+
+
+def test_training_can_start_from_a_patch(recipe: Make, first: Path, tmp_path: Path) -> None:
     before = first.read_bytes()
     run = Run.begin(recipe(f"train.start_from={first}", output="second"))
     start, tensors = run.setup.model.export(run.setup.recipe.name).tensors, Patch.load(first).tensors
-    learned = [name for name in start if not name.startswith("gate.")]  # a gate is fitted anew
-    assert start.keys() == tensors.keys() and all(torch.equal(start[name], tensors[name]) for name in learned)
+    assert start.keys() == tensors.keys() and all(torch.equal(start[name], tensors[name]) for name in tensors)
     run.fit(quiet)
     second = Patch.load(run.finish().patch)
     assert (
@@ -302,8 +302,9 @@ def test_training_can_start_from_a_patch(recipe: Make, tmp_path: Path) -> None:
         ("senses={audio: {encoder: logmel, options: {bands: 4}}}", "its senses is "),
     ],
 )
-def test_training_cannot_start_from_a_patch_of_another_shape(recipe: Make, words: str, message: str) -> None:
-    first = train(recipe("name=first", output="first")).patch
+def test_training_cannot_start_from_a_patch_of_another_shape(
+    recipe: Make, first: Path, words: str, message: str
+) -> None:
     with pytest.raises(RecipeError, match=f"train.start_from=.*{message}"):
         Setup.of(recipe(words, f"train.start_from={first}"))
     with pytest.raises(PatchNotFound, match="no patch, folder or file"):
@@ -605,7 +606,9 @@ def test_a_step_builds_its_layout_once_and_tokenises_nothing(recipe: Make, keep:
     assert dict(calls) == {"align": 4, "lay_out": lays, "wanted": layouts}
 
 
-@pytest.mark.parametrize("words", [("lora.lora_dropout=0.4",), ("train.keep=0", "lora.lora_dropout=0.4"), ()])
+@pytest.mark.parametrize(
+    "words", [("train.keep=1", "lora.lora_dropout=0.4"), ("lora.lora_dropout=0.4",), ("train.keep=1",)]
+)
 def test_recomputed_activations_give_the_same_steps(recipe: Make, words: Sequence[str]) -> None:
     """With dropout, the recomputation drops the same; and the base's answers are those that it gives otherwise."""
     plain, recomputed = (
