@@ -162,26 +162,25 @@ def readme(host: Host, command: str) -> str:
     name = served_name(host)
     return f"""# {name} for vLLM
 
-`{DECODER}/` is the language model of {name} without its vision tower, as {text_model(host).__name__}; `{LORAS}/` holds the
-LoRA of each patch. In this folder:
+`{DECODER}/` is the language model of {name}, without the vision tower, as {text_model(host).__name__};
+`{LORAS}/` has the LoRA of each patch. In this folder, run
 
 ```sh
 {command}
 ```
 
-vLLM gets prompts as embeddings (`prompt_embeds` of `/v1/completions`). PAVE computes them: vision tower, encoders and
-fusion run in its process, which needs no copy of this folder.
+vLLM gets prompts as embeddings (`prompt_embeds` of `/v1/completions`). PAVE computes them in a process of its own, with
+the base and the patches:
 
 ```python
 import pave
 from pave.serving.vllm import Front
 
-model = pave.load({name!r}, device="cpu")
-model.apply_patch(...)
-front = Front(model, "http://127.0.0.1:8000/v1")
-print(front.ask("clip.mp4", "What do you hear?"))
+model = pave.load({name!r})
+model.apply_patch(PATCH)
+print(Front(model, "http://127.0.0.1:8000/v1").ask("clip.mp4", "What do you hear?"))
 ```
 
-`--enable-prompt-embeds` lets clients crash the server with embeddings of a wrong form: let only trusted ones reach it. After a
-patch has been trained again, export it again.
+Export a patch again when it has been trained again. With `--enable-prompt-embeds`, embeddings of a wrong shape may
+crash vLLM: let only trusted clients reach it.
 """

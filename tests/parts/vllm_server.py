@@ -110,7 +110,10 @@ class _Handler(BaseHTTPRequestHandler):
             if self.server.trouble == "broken" and count == len(ids):
                 return self.say({"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}})
             before, reason = text, ("stop" if ended else "length") if count == len(ids) else None
-            if not (now := decode(ids[:count], skip_special_tokens=True)).endswith("\N{REPLACEMENT CHARACTER}") or reason:
+            if (
+                not (now := decode(ids[:count], skip_special_tokens=True)).endswith("\N{REPLACEMENT CHARACTER}")
+                or reason
+            ):
                 text = now  # vLLM holds back half a character, too
             choice = {"index": 0, "text": text[len(before) :], "logprobs": None, "finish_reason": reason}
             choice["stop_reason"] = ids[-1] if reason == "stop" else None
