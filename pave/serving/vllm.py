@@ -176,17 +176,14 @@ class Front:
             with self._client.completions.create(prompt=None, **known, extra_body=others) as stream:
                 yield from stream
         except openai.NotFoundError as error:
+            cause = f"has no model {body['model']!r} ({error.message})"
             remedy = "pass base=, or serve it as README.md of `pave export vllm` says"
-            raise ServerError(
-                f"vLLM at {self.url} has no model {body['model']!r} ({error.message}); {remedy}"
-            ) from None
+            raise ServerError(f"vLLM at {self.url} {cause}; {remedy}") from None
         except openai.AuthenticationError:
             raise ServerError(f"vLLM at {self.url} wants another key; set it in VLLM_API_KEY") from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise ServerError(
-                f"vLLM at {self.url} cannot be reached ({cause}); start it, or check the address"
-            ) from None
+            raise ServerError(f"vLLM at {self.url} does not answer ({cause}); start it, or see its log") from None
         except openai.APIError as error:
             raise ServerError(f"vLLM at {self.url}: {error.message}; see the log of the server") from None
 

@@ -1,4 +1,4 @@
-"""A server on loopback with the completions of vLLM 0.32.0 for prompts of embeddings, run by transformers and PEFT.
+"""A server on loopback with the completions of vLLM 0.33.0 for prompts of embeddings, run by transformers and PEFT.
 
 It serves what `pave export vllm` wrote, and knows nothing of PAVE. A request must fit vLLM's published schema, and have
 no field beyond it: vLLM ignores those. Prompts are decoded as vLLM does it (vllm/renderers/embed_utils.py).
@@ -77,6 +77,7 @@ class Vllm(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: Vllm
+    protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -101,14 +102,18 @@ class _Handler(BaseHTTPRequestHandler):
     def stream(self, ids: list[int], body: dict[str, Any], prompt: int) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         decode, text = self.server.decoder.tokenizer.decode, ""
         ended = ids[-1] in body["stop_token_ids"]
         for count in range(1, len(ids) + 1):
-            if self.server.trouble == "cut" and count == len(ids):
+            if self.server.trouble and count == len(ids):
+                self.close_connection = True
+                if self.server.trouble == "broken":
+                    self.say({"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}})
+                if self.server.trouble != "cut":
+                    self.write(b"")
                 return
-            if self.server.trouble == "broken" and count == len(ids):
-                return self.say({"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}})
             before, reason = text, ("stop" if ended else "length") if count == len(ids) else None
             if (
                 not (now := decode(ids[:count], skip_special_tokens=True)).endswith("\N{REPLACEMENT CHARACTER}")
@@ -120,11 +125,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.say({"choices": [choice]}, body)
         usage = {"prompt_tokens": prompt, "completion_tokens": len(ids), "total_tokens": prompt + len(ids)}
         self.say({"choices": [], "usage": usage}, body)
-        self.wfile.write(b"data: [DONE]\n\n")
+        self.write(b"data: [DONE]\n\n")
+        self.write(b"")
 
     def say(self, event: dict[str, Any], body: dict[str, Any] | None = None) -> None:
         facts = {} if body is None else {"id": "cmpl-1", "object": "text_completion", "created": 1}
-        self.wfile.write(b"data: " + json.dumps({**facts, **event}).encode() + b"\n\n")
+        self.write(b"data: " + json.dumps({**facts, **event}).encode() + b"\n\n")
+
+    def write(self, piece: bytes) -> None:
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
 
     def refuse(self, status: int, message: str) -> None:
         data = json.dumps({"error": {"message": message, "type": "Error", "param": None, "code": status}}).encode()

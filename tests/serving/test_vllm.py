@@ -259,7 +259,8 @@ def test_options_of_an_answer_are_fields_of_vllms_request():
 @pytest.mark.parametrize(
     ("trouble", "told"),
     [
-        ("cut", "before the end of the answer"),
+        ("cut", "does not answer"),
+        ("short", "before the end of the answer"),
         ("broken", "EngineCore died"),
         ("full", "longer than the maximum"),
     ],
@@ -280,7 +281,7 @@ def test_a_server_that_lacks_the_model_the_key_or_itself_is_an_error_with_the_re
         front.ask(make_clip(0), QUESTION, patches=())
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     assert Front(front.model, server.url, base="tiny").ask(make_clip(0), QUESTION, patches=(), **SHORT)
-    with pytest.raises(ServerError, match="cannot be reached"):
+    with pytest.raises(ServerError, match="does not answer"):
         Front(front.model, "http://127.0.0.1:9/v1", base="tiny").ask(make_clip(0), QUESTION, patches=())
 
 
