@@ -36,12 +36,13 @@ PATCHES = ("audio-playroom", "fast-playroom", "favor-playroom")
 START = 900  # seconds in which a server must be ready
 
 
-def started(vllm: str, command: str, folder: Path) -> tuple[subprocess.Popen, int]:
-    """A server of an exported folder, and its port."""
+def started(vllm: str, command: str, folder: Path, flags: str) -> tuple[subprocess.Popen, int]:
+    """A server of an exported folder, and its port. flags: further ones."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [vllm, *shlex.split(command.replace("\\\n", ""))[1:], "--host", "127.0.0.1", "--port", str(port)]
+    words += shlex.split(flags)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     log = (folder / "server.log").open("w")
     process = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -69,6 +70,7 @@ def asked(front: Front, rows: Sequence[tuple[Path, str, tuple[str, ...]]], worke
 def main() -> None:
     parser = argparse.ArgumentParser(description="Answers through vLLM.")
     parser.add_argument("--vllm", default=shutil.which("vllm"), help="the command of vLLM")
+    parser.add_argument("--flags", default="", help="further flags of vllm serve, as '--enforce-eager'")
     parser.add_argument("--small", action="store_true", help="4 questions; writes nothing")
     options = parser.parse_args()
     if options.vllm is None:
@@ -83,7 +85,7 @@ def main() -> None:
         lines = read_data(write_clips(folder / "clips", 4 if options.small else 16, seed=0, split="test"))
         rows = [(line.video, line.question, (PATCHES[i % len(PATCHES)],)) for i, line in enumerate(lines)]
         rows = rows[:4] if options.small else rows[:32]
-        process, port = started(options.vllm, command, folder / "export")
+        process, port = started(options.vllm, command, folder / "export", options.flags)
         try:
             front = Front(model, f"http://127.0.0.1:{port}/v1")
             through, one = asked(front, rows, 1)

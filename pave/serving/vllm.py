@@ -206,7 +206,7 @@ def fields_of(options: Mapping[str, Any], own: GenerationConfig | None) -> dict[
 def request(embeddings: Tensor, stops: Sequence[int], fields: Mapping[str, Any]) -> dict[str, Any]:
     """The body of a streamed request for `/v1/completions` with a prompt of embeddings (l d)."""
     file = io.BytesIO()
-    torch.save(embeddings.detach().cpu().clone(), file)  # a view would be saved with all that it is a part of
+    torch.save(embeddings.cpu(), file)
     return {
         "prompt_embeds": base64.b64encode(file.getvalue()).decode(),
         "stop_token_ids": list(stops),

@@ -196,11 +196,14 @@ def test_a_front_answers_as_ask_does(front: Front, server: Vllm, case: str):
         assert getattr(reply.answer, fact) == getattr(expected, fact)
 
 
-def test_a_front_keeps_the_history_and_the_gate(tokenizer, tmp_path: Path):
+def test_a_front_keeps_the_history_the_gate_and_the_name_of_the_export(tokenizer, tmp_path: Path):
     model = PatchedModel(make_base(tokenizer))
     hears(model, gate=True)
     export(model, tmp_path)
-    gate: Any = model.applied.module("ears").gate
+    patch = model.export("ears")
+    model.remove_patch("ears")
+    model.apply_patch(patch, name="mine")
+    gate: Any = model.applied.module("mine").gate
     assert isinstance(gate, Gate)
     with serving(tmp_path, "tiny") as server:
         front = Front(model, server.url, base="tiny")
