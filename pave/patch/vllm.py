@@ -102,23 +102,18 @@ def _refuse_other(host: Host, folder: Path) -> None:
 
 def _decoder(host: Host) -> PreTrainedModel:
     """The base's language model and its output layer as one model, which shares their weights."""
-    kind, weights, head = text_model(host), host.language_model.state_dict(), host.model.get_output_embeddings()
-    embedding = host.model.get_input_embeddings()
-    tied = head is None or head.weight is embedding.weight
-    named = {f"{kind.base_model_prefix}.{name}": value for name, value in weights.items()}
-    if not tied:
-        assert head is not None
-        named["lm_head.weight"] = head.weight.detach()
-    if odd := [name for name, value in named.items() if not _plain(value)]:
-        cause = f"{odd[0]} is quantised or offloaded, and {len(odd) - 1} more"
+    kind, embedding, head = text_model(host), host.model.get_input_embeddings(), host.model.get_output_embeddings()
+    output = embedding.weight if head is None else head.weight
+    weights = {f"{kind.base_model_prefix}.{name}": each for name, each in host.language_model.state_dict().items()}
+    weights["lm_head.weight"] = output.detach()
+    if odd := [name for name, value in weights.items() if not _plain(value)]:
+        cause = f"{odd[0]} is quantised or offloaded, as are {len(odd) - 1} more"
         raise BaseModelError(f"{served_name(host)}: {cause}; load the base without quantize= and device maps")
     config = deepcopy(host.model.config.get_text_config())
-    config.tie_word_embeddings = tied
+    config.tie_word_embeddings = output is embedding.weight
     with torch.device("meta"):
         model: Any = kind(config)
-    if tied:
-        named["lm_head.weight"] = embedding.weight.detach()
-    model.load_state_dict(named, assign=True)
+    model.load_state_dict(weights, assign=True)
     model.tie_weights()
     return model
 
@@ -129,8 +124,8 @@ def _plain(value: Tensor) -> bool:
 
 
 def save_lora(patch: Patch, config: LoraConfig, folder: Path) -> None:
-    """Write the LoRA with factor 1 in every layer, which is multiplied into B: vLLM before 0.33 takes lora_alpha and r
-    of all layers to be the same."""
+    """Write the LoRA with lora_alpha = r in every layer, the rest of its factor in B: earlier releases of vLLM read no
+    rank_pattern and alpha_pattern, which would change the factors."""
     tensors = {name.removeprefix("lora."): each for name, each in patch.weights().items() if name.startswith("lora.")}
     scaled = {
         name: each * config.scaling_of(name.removesuffix(".B")) if name.endswith(".B") else each

@@ -104,7 +104,7 @@ def test_patches_of_one_base_share_a_folder_and_a_command(one: PatchedModel, tmp
 
 
 def test_every_layer_of_an_exported_lora_has_factor_one(one: PatchedModel, tmp_path: Path):
-    """vLLM before 0.33 reads `r` and `lora_alpha`, and no pattern."""
+    """Earlier releases of vLLM read `r` and `lora_alpha`, and no pattern."""
     hears(one, lora=BY_LAYER)
     export(one, tmp_path)
     facts = json.loads((tmp_path / "loras/ears/adapter_config.json").read_text())
