@@ -142,7 +142,8 @@ def serve_command(host: Host, folder: Path) -> str:
     for path in sorted(folder.glob(f"{LORAS}/*/{PEFT_CONFIG}")):
         facts = json.loads(path.read_text("utf-8"))
         ranks[path.parent.name] = max([facts["r"], *facts["rank_pattern"].values()])
-    dtype = str(host.dtype).removeprefix("torch.")  # by itself vLLM runs float32 weights in 16 bits
+    # By itself, vLLM runs float32 weights in 16 bits.
+    dtype = json.loads((folder / DECODER / "config.json").read_text("utf-8"))["dtype"]
     parts = [f"vllm serve {DECODER}", f"--served-model-name {shlex.quote(served_name(host))}"]
     parts += [f"--dtype {dtype}", "--enable-prompt-embeds"]
     if ranks:

@@ -95,11 +95,7 @@ def test_patches_of_one_base_share_a_folder_and_a_command(one: PatchedModel, tmp
     assert rank == 32 and rank in RANKS
     loras = words[words.index("--lora-modules") + 1 :]
     assert loras == ["ears=loras/ears", "more=loras/more"] and words[words.index("--max-loras") + 1] == "2"
-    assert (
-        words[words.index("--dtype") + 1]
-        == "float32"
-        == json.loads((tmp_path / "decoder/config.json").read_text())["dtype"]
-    )
+    assert words[words.index("--dtype") + 1] == "float32", "by itself vLLM would run it in 16 bits"
     assert "--lora-modules ears=loras/ears more=loras/more" in (tmp_path / "README.md").read_text()
 
 
