@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, make_base
-from patched import config_for, hears, logits
+from patched import config_for, favors, hears, logits
 from safetensors.torch import load_file
 from small import awaken, make_clip
 from vllm_server import Decoder, Vllm, serving
@@ -146,15 +146,18 @@ def model(tokenizer) -> PatchedModel:
     hears(model, "more", lora=LoraConfig(r=2, lora_alpha=4))
     hears(model, "plain", lora=None)
     hears(model, "prefix", fusion=FusionConfig(width=32, heads=2, combine="prefix"))
+    hears(model, "compact", fusion=FusionConfig(width=32, heads=2, combine="compact"))
+    hears(model, "alone", sound_alone=True)
+    favors(model)
     return model
 
 
 @pytest.fixture(scope="module")
 def server(model: PatchedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     folder = tmp_path_factory.mktemp("export")
-    export(model, folder, "ears", "more", "plain", "prefix")
+    export(model, folder, *model.patches)
     with serving(folder, "tiny") as server:
-        assert server.decoder.loras == ["ears", "more", "prefix"]
+        assert server.decoder.loras == sorted(model.patches.keys() - {"plain"})
         yield server
 
 
@@ -178,6 +181,9 @@ CASES: dict[str, tuple[tuple[str, ...], Clip, str]] = {
     "no LoRA": (("plain",), make_clip(1), "tiny"),
     "two fusions, one LoRA": (("ears", "plain"), make_clip(1), "ears"),
     "inserted tokens": (("prefix",), make_clip(1), "prefix"),
+    "replaced tokens": (("compact",), make_clip(1), "compact"),
+    "sound alone": (("alone",), Clip.from_frames(audio=make_clip(0).audio, rate=16_000), "alone"),
+    "resampler": (("favor",), make_clip(0), "favor"),
 }
 
 
