@@ -72,7 +72,7 @@ def ready(port: int) -> bool:
         return False
 
 
-def asked(front: Front, rows: Sequence[Row], workers: int) -> tuple[list[str], float]:
+def asked(front: Front, rows: Sequence[Row], workers: int) -> tuple[Sequence[str], float]:
     """Answers to all questions, and the seconds that they took."""
     begin = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
@@ -87,7 +87,8 @@ def main() -> None:
     parser.add_argument("--url", help="of a server that serves an export of these patches already")
     parser.add_argument("--small", action="store_true", help="4 questions; writes nothing")
     options = parser.parse_args()
-    if options.vllm is None and options.url is None:
+    vllm: str = options.vllm or ""
+    if not vllm and options.url is None:
         return print("no vllm here: install it in an environment of its own, and pass --vllm PATH")
     model, command = load("playroom", dtype="float32", device="cpu"), ""
     with TemporaryDirectory() as name, ExitStack() as stack:
@@ -96,7 +97,7 @@ def main() -> None:
             model.apply_patch(patch)
             command = export_vllm(model.export(patch), model.host, folder / "export")
         if url is None:
-            url = stack.enter_context(server(options.vllm, command, folder / "export", options.flags))
+            url = stack.enter_context(server(vllm, command, folder / "export", options.flags))
         lines = read_data(write_clips(folder / "clips", 4 if options.small else 16, seed=0, split="test"))
         rows = [(line.video, line.question, (PATCHES[i % len(PATCHES)],)) for i, line in enumerate(lines)]
         figures = compared(model, Front(model, url), rows[: 4 if options.small else 32])

@@ -59,7 +59,7 @@ def export_vllm(patch: Patch, host: Host, folder: str | Path) -> str:
 def text_model(host: Host) -> type[PreTrainedModel]:
     """The class of the base's language model as a model of its own; BaseModelError unless vLLM runs it alone."""
     config = host.model.config.get_text_config()
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if host.on_a_grid:  # vLLM counts prompt embeddings as text
         raise _refused(host, "gives visual tokens positions on a grid, and vLLM numbers prompt embeddings one by one")
     if kind is None or kind.__name__ not in SERVED:
@@ -74,7 +74,7 @@ def _refused(host: Host, cause: str) -> BaseModelError:
 
 def served_name(host: Host) -> str:
     """What a vLLM server calls the base."""
-    return host.repo or Path(host.model.name_or_path).name or host.model_type
+    return host.repo or Path(host.model.name_or_path or "").name or host.model_type
 
 
 def save_decoder(host: Host, folder: Path) -> None:
@@ -102,8 +102,8 @@ def _refuse_other(host: Host, folder: Path) -> None:
 
 def _decoder(host: Host) -> PreTrainedModel:
     """The base's language model and its output layer as one model, which shares their weights."""
-    kind, embedding, head = text_model(host), host.model.get_input_embeddings(), host.model.get_output_embeddings()
-    output = embedding.weight if head is None else head.weight
+    kind, embedding = text_model(host), host.model.get_input_embeddings()
+    output: Any = (host.model.get_output_embeddings() or embedding).weight
     weights = {f"{kind.base_model_prefix}.{name}": each for name, each in host.language_model.state_dict().items()}
     weights["lm_head.weight"] = output.detach()
     if odd := [name for name, value in weights.items() if not _plain(value)]:
