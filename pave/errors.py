@@ -10,6 +10,7 @@ PaveError
 ├── SignalError         a side signal has the wrong shape, non-finite values or no times
 ├── JudgeError          a judge of answers cannot be reached, or refuses
 ├── WriterError         a writer of instructions cannot be reached, or refuses
+├── ServerError         a vLLM server cannot be reached, or refuses
 ├── UsageError          a function was called with an invalid value; also a ValueError
 └── FileError           a file cannot be opened, read or written; names file, cause and remedy
     ├── FileDamaged         its content is not valid for its file type
@@ -74,6 +75,10 @@ class JudgeError(PaveError):
 
 class WriterError(PaveError):
     """A language model that writes instructions cannot be reached, or refuses."""
+
+
+class ServerError(PaveError):
+    """A vLLM server cannot be reached, or refuses."""
 
 
 class UsageError(PaveError, ValueError):

@@ -12,13 +12,14 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from pave.cli import ask, curate, data, encode, evaluate, explain, patch, recipe, serve, weights
+from pave.cli import ask, curate, data, encode, evaluate, explain, export, patch, recipe, serve, weights
 from pave.cli.terminal import PLAIN, Talk, lines_of, quiet, remark, run_command, say
 
 Split = Literal["train", "val", "test"]
 
 app = typer.Typer(help="Give a frozen video LLM a new sense.", **{**PLAIN, "add_completion": True})
 app.add_typer(data.app, name="data")
+app.add_typer(export.app, name="export")
 app.add_typer(patch.app, name="patch")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(weights.app, name="weights")

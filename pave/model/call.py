@@ -174,6 +174,21 @@ class Calls:
             guard_captures(self.host.model)
         return generated
 
+    @neutral()
+    @torch.no_grad()
+    def embedded(self, inputs: Inputs) -> list[Tensor]:
+        """What the language model reads: embeddings (l d) of each row without its padding, those of its visual rows
+        fused. Bases with DeepStack add more to them in their first layers."""
+        visual = self._visual_rows(inputs)
+        ids = inputs.input_ids.to(self.host.device)
+        places = ids == self.host.placeholder
+        embeddings = self.host.model.get_input_embeddings()(ids.masked_fill(places, self.host.pad))
+        if visual:
+            rows = torch.cat([*visual[self.host.modality].pooler_output])
+            embeddings = embeddings.masked_scatter(places[..., None], rows.to(embeddings))
+        real = inputs.attention_mask.to(self.host.device).bool()
+        return [row[mask] for row, mask in zip(embeddings, real, strict=True)]
+
     def _checked(self, inputs: Inputs, options: dict[str, Any]) -> dict[str, Any]:
         """Options of generate() with the base's defaults; UsageError for inputs and options it cannot handle."""
         refuse_other(inputs)

@@ -1,5 +1,6 @@
 """`pave serve`: an OpenAI-compatible server of a base and its patches. Needs the extra `serve`.
 
 A request's way: api.py (routes) -> messages.py (what it asks) -> media.py, remote.py (its files) -> engine.py (waits,
-is read and encoded, joins a batch) -> rows.py (its tokens) -> replies.py (what goes back).
+is read and encoded, joins a batch) -> rows.py (its tokens) -> replies.py (what goes back). Apart from these: vllm.py, a
+front of a vLLM server.
 """

@@ -60,7 +60,8 @@ def test_help_lists_exactly_the_commands(command):
     code, out, _ = command("--help")
     verbs = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()]
     assert code == 0 and " ".join(verbs) == (
-        "ask chat serve demo playroom profile encode eval explain curate new-encoder doctor data patch recipe weights"
+        "ask chat serve demo playroom profile encode eval explain curate new-encoder doctor data export patch recipe "
+        "weights"
     )
 
 
