@@ -90,6 +90,8 @@ def test_patches_of_one_base_share_a_folder_and_a_command(one: PatchedModel, tmp
     written = (tmp_path / "decoder/model.safetensors").stat().st_mtime_ns
     words = shlex.split(export(one, tmp_path, "more").replace("\\\n", ""))
     assert (tmp_path / "decoder/model.safetensors").stat().st_mtime_ns == written
+    modes = {file.stat().st_mode for file in (tmp_path / "decoder").iterdir()}
+    assert len(modes) == 1, "a server of another user can read all or nothing"
     assert words[:3] == ["vllm", "serve", "decoder"] and "--enable-prompt-embeds" in words
     rank = int(words[words.index("--max-lora-rank") + 1])
     assert rank == 32 and rank in RANKS
