@@ -92,7 +92,6 @@ def serve(
     if host not in LOCAL and not settings.keys:
         remark(f"warning: whoever reaches {host} may ask; set PAVE_API_KEY to ask for a key")
 
-
     def ready(url: str) -> None:
         say(f"serving {settings.name} at {url}/v1", f"a page to try it: {url}")
 

@@ -14,15 +14,24 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from select import select
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --hide-scrollbars --mute-audio --no-first-run --disable-dev-shm-usage "
-    "--no-zygote --single-process --autoplay-policy=no-user-gesture-required --remote-debugging-pipe"
-).split()
-SECONDS = 60.0  # for anything that a page is waited for
+    "--headless",
+    "--no-sandbox",
+    "--no-zygote",
+    "--no-first-run",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--mute-audio",
+    "--autoplay-policy=no-user-gesture-required",
+    "--remote-debugging-pipe",
+)
+SECONDS = 300.0  # for anything that a page is waited for
 
 
 def chrome() -> str | None:
@@ -33,8 +42,8 @@ def chrome() -> str | None:
 class Page:
     """One page. `problems`: what its console and its security policy complain of; `requests`: every address asked."""
 
-    def __init__(self, to: IO[bytes], back: IO[bytes]) -> None:
-        self._to, self._back, self._count, self._session = to, back, 0, ""
+    def __init__(self, to: int, back: int) -> None:
+        self._to, self._back, self._count, self._session, self._read = to, back, 0, "", b""
         self.problems: list[str] = []
         self.requests: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -47,20 +56,23 @@ class Page:
         self._count += 1
         command = {"id": self._count, "method": method, "params": options}
         command |= {"sessionId": self._session} if self._session else {}
-        self._to.write(json.dumps(command).encode() + b"\0")
-        self._to.flush()
+        text = json.dumps(command).encode() + b"\0"
+        while text:
+            text = text[os.write(self._to, text) :]
         while (message := self._next()).get("id") != self._count:
             self._note(message)
         assert "error" not in message, (method, message["error"])
         return message["result"]
 
     def _next(self) -> dict[str, Any]:
-        text = b""
-        while not text.endswith(b"\0"):
-            byte = self._back.read(1)
-            assert byte, "the browser has ended"
-            text += byte
-        return json.loads(text[:-1])
+        while b"\0" not in self._read:
+            ready, _, _ = select([self._back], [], [], SECONDS)
+            assert ready, ("the browser says nothing", self.problems)
+            piece = os.read(self._back, 1 << 16)
+            assert piece, ("the browser has ended", self.problems)
+            self._read += piece
+        text, _, self._read = self._read.partition(b"\0")
+        return json.loads(text)
 
     def _note(self, message: dict[str, Any]) -> None:
         facts = message.get("params", {})
@@ -86,7 +98,7 @@ class Page:
     def until(self, code: str) -> Any:
         """The value of an expression, once it is true."""
         end = time.monotonic() + SECONDS
-        while not (found := self.run(code)):
+        while (found := self.run(code)) in (None, False, 0, ""):  # an element is {}
             assert time.monotonic() < end, (code, self.problems, self.run("document.body.innerText"))
             time.sleep(0.05)
         return found
@@ -138,8 +150,9 @@ def browsing(program: str, more: Sequence[str] = ()) -> Iterator[Page]:
         os.close(read)
         os.close(write)
         try:
-            with os.fdopen(to, "wb") as out, os.fdopen(back, "rb") as answers:
-                yield Page(out, answers)
+            yield Page(to, back)
         finally:
+            os.close(to)
+            os.close(back)
             running.kill()
             running.wait()

@@ -25,7 +25,13 @@ SEEDS = dict(enumerate(clip_seeds(12, seed=0, split="test")))
 def listed() -> list[dict[str, Any]]:
     """All examples: where their clips are, what they are about, and the questions with their answers."""
     return [
-        {"id": str(each), "object": "example", "clip": f"/v1/examples/{each}", "about": about, "questions": _asked(each)}
+        {
+            "id": str(each),
+            "object": "example",
+            "clip": f"/v1/examples/{each}",
+            "about": about,
+            "questions": _asked(each),
+        }
         for about, some in (("sounds", HEARD), ("signs", FLASHED))
         for each in some
     ]

@@ -33,7 +33,7 @@ async function start() {
     const models = await server.models();
     state.base = models[0].root;
     $("open-key").hidden = !server.hasKey();
-    $("base").textContent = `${state.base}, ${models.length === 1 ? "no patches" : `${models.length - 1} to switch on`}`;
+    $("base").textContent = `base: ${state.base}`;
     $("patches").querySelectorAll("div").forEach((each) => each.remove());
     $("patches").append(...models.slice(1).map(choice));
     if (models.length === 1) $("patches").append(make("div", {}, "This server has no patches: start it with --patch."));
@@ -62,11 +62,8 @@ async function showCard(name) {
   try {
     const { card, certificate } = await server.card(name);
     $("card-title").textContent = name;
-    const { kind, why, lines } = certificate;
-    const words = { certified: "Certified", refused: "Not certified", void: "Certificate void", none: "Not certified" };
-    const verdict = make("p", { className: `certificate ${kind}` }, make("strong", {}, words[kind]), why ? `: ${why}.` : "");
-    const figures = lines.length ? [make("pre", {}, lines.slice(1).map((line) => line.slice(2)).join("\n"))] : [];
-    $("card-text").replaceChildren(verdict, ...figures, card ? markdown(card) : "");
+    const proof = make("div", { className: `certificate ${certificate.kind}` }, markdown(certificate.text));
+    $("card-text").replaceChildren(...(certificate.text ? [proof] : []), markdown(card));
     $("card").showModal();
     $("card").scrollTop = 0;
   } catch (error) {
@@ -79,7 +76,7 @@ async function showCard(name) {
 async function offer(examples) {
   $("examples").hidden = !examples.length;
   const buttons = examples.map((example, i) => {
-    const label = `Clip ${i + 1}: ${example.about}`;
+    const label = `${example.about} ${i + 1}`;
     const button = make("button", { type: "button", className: "quiet" }, make("video", { muted: true }), label);
     return { example, button };
   });
@@ -87,7 +84,7 @@ async function offer(examples) {
   for (const { example, button } of buttons) {
     const film = await server.example(example.id);
     button.querySelector("video").src = `${URL.createObjectURL(film)}#t=1`;
-    const file = new File([film], `${button.textContent}.mp4`, { type: film.type });
+    const file = new File([film], `playroom-${example.id}.mp4`, { type: film.type });
     button.addEventListener("click", () => take(file, example.questions));
   }
 }

@@ -131,7 +131,7 @@ export class TimeAxis {
     });
     pen.fillStyle = colour("soft");
     pen.textAlign = "left";
-    pen.fillText(`${sense}: lost without it`, LEFT, top + 11);
+    pen.fillText(`${sense}: lost without this second`, LEFT, top + 11);
   }
 
   axis(pen, colour, top) {
