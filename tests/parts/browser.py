@@ -9,9 +9,9 @@ import base64
 import json
 import os
 import shutil
-import subprocess
+import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from select import select
@@ -139,14 +139,15 @@ class Page:
 
 
 @contextmanager
-def browsing(program: str, more: Sequence[str] = ()) -> Iterator[Page]:
+def browsing(program: str) -> Iterator[Page]:
     """A page in a browser of its own, which ends with the block."""
     (read, to), (back, write) = os.pipe(), os.pipe()
+    # Chromium reads commands from descriptor 3, and answers on 4
+    descriptors = [(os.POSIX_SPAWN_DUP2, read, 3), (os.POSIX_SPAWN_DUP2, write, 4)]
+    silent = (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)
     with TemporaryDirectory(prefix="pave-browser-", ignore_cleanup_errors=True) as home:
-        # Chromium reads commands from descriptor 3, and answers on 4
-        command = ["/bin/sh", "-c", f'exec "$@" 3<&{read} 4>&{write}', "sh", program, *FLAGS, *more]
-        command += [f"--user-data-dir={home}", "about:blank"]
-        running = subprocess.Popen(command, pass_fds=(read, write), stderr=subprocess.DEVNULL)
+        command = [program, *FLAGS, f"--user-data-dir={home}", "about:blank"]
+        process = os.posix_spawnp(program, command, os.environ, file_actions=[*descriptors, silent])
         os.close(read)
         os.close(write)
         try:
@@ -154,5 +155,5 @@ def browsing(program: str, more: Sequence[str] = ()) -> Iterator[Page]:
         finally:
             os.close(to)
             os.close(back)
-            running.kill()
-            running.wait()
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)

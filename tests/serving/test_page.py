@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 import pytest
+from clips import counting_frames, write_clip
 from families import make_base
 from patched import hears
 from places import ROOT
@@ -83,11 +84,12 @@ def test_without_a_key_there_is_only_the_page(place):
 def test_examples_are_clips_with_sound_and_the_answers_of_their_scenes(place, tmp_path):
     _, listed = fetched(place, "/v1/examples")
     example = listed["data"][0]
-    (tmp_path / "clip.mp4").write_bytes(place.send(example["clip"], **KEY).read())
-    clip = Clip.read(tmp_path / "clip.mp4")
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(place.send(example["clip"], **KEY).read())
+    clip = Clip.read(path)
     assert clip.report.seconds == 4 and clip.audio is not None
     asked = [each for each in example["questions"] if "you hear the" in each["text"]]
-    rows = [(clip, each["text"], ["audio-playroom"]) for each in asked]
+    rows = [(path, each["text"], ["audio-playroom"]) for each in asked]
     assert len({each["answer"] for each in asked}) == 3
     assert place.engine.model.ask_batch(rows) == [each["answer"] for each in asked]
     assert {"sounds", "signs"} == {each["about"] for each in listed["data"]}
@@ -155,9 +157,7 @@ def test_other_bases_have_no_clips_to_try_and_a_patch_from_memory_has_no_card(to
 
 
 def test_the_embedded_base_says_what_it_knows_of_other_films(place, tmp_path):
-    from clips import counting_frames, write_clip
-
-    write_clip(tmp_path / "film.mp4", counting_frames(8), fps=4)
+    write_clip(tmp_path / "film.mp4", counting_frames(8, (48, 64)), fps=4)
     body = {"model": "room", "messages": [about(inline(tmp_path / "film.mp4"), "what do you see?")]}
     _, reply = fetched(place, "/v1/chat/completions", body)
     assert any("not a clip of the Playroom" in each for each in reply["pave"]["warnings"])
