@@ -7,6 +7,7 @@ import { TimeAxis } from "./time.js";
 const $ = (id) => document.getElementById(id);
 const IDEAS = ["What do you hear?", "What happens here?"];
 const time = new TimeAxis($("wave"));
+// clip: the promise of { kind, uri }; answers: of the questions about it, where they are known
 const state = { base: "", clip: null, answers: new Map(), asking: null, asked: null };
 
 // What went wrong, in words; the server's question for a key opens the dialog.
@@ -93,7 +94,8 @@ async function offer(examples) {
 async function take(file, questions = IDEAS.map((text) => ({ text }))) {
   calm();
   state.asking?.abort();
-  const kind = kindOf(file);
+  const kind = kindOf(file), clip = address(file).then((uri) => ({ kind, uri }));
+  state.clip = clip;
   state.answers = new Map(questions.map(({ text, answer }) => [text, answer]));
   $("about").textContent = `${file.name}, ${size(file.size)}`;
   $("about").hidden = false;
@@ -102,14 +104,16 @@ async function take(file, questions = IDEAS.map((text) => ({ text }))) {
   forget();
   $("earlier").hidden = true;
   $("earlier").tBodies[0].replaceChildren();
+  $("time").hidden = kind === "image";
+  $("no-wave").hidden = true;
   try {
-    state.clip = { kind, uri: await address(file) };
-    $("time").hidden = kind === "image";
-    const heard = kind !== "image" && (await time.hear(file));
-    $("no-wave").hidden = heard || kind === "image";
-    $("no-wave").textContent = "No sound that this browser can draw; the server reads what there is.";
+    await clip;
+    const heard = await time.hear(file);
+    if (state.clip !== clip) return;
+    $("no-wave").hidden = heard;
     $("wave").setAttribute("aria-label", `The sound of ${file.name} over ${time.seconds.toFixed(1)} seconds`);
   } catch (error) {
+    if (state.clip !== clip) return;
     state.clip = null;
     tell(new server.Trouble(`${file.name} cannot be read: ${error.message}`));
   }
@@ -173,22 +177,23 @@ async function ask() {
   const patches = chosen(), model = [state.base, ...patches].join("+");
   const panes = [pane($("alone"), "Base alone", state.base)];
   if (patches.length) panes.push(pane($("patched"), `With ${patches.join(" and ")}`, model));
-  const ends = await Promise.all(panes.map((each) => answered(each, question, asking.signal)));
+  const clip = await state.clip;
+  const ends = await Promise.all(panes.map((each) => answered(each, clip, question, asking.signal)));
   if (state.asking !== asking) return;
   state.asking = null;
   $("send").textContent = "Ask";
   const texts = panes.map((each) => each.text.textContent);
-  state.asked = { question, model, texts };
+  state.asked = { clip, question, model, texts };
   judge(panes, ends, state.answers.get(question));
   const reads = Object.values(ends[1]?.pave.signals ?? {});
   $("explain").disabled = !reads.some((each) => each.startsWith("present"));
 }
 
-async function answered({ model, text, facts }, question, signal) {
+async function answered({ model, text, facts }, clip, question, signal) {
   const begin = performance.now();
   text.classList.add("waiting");
   try {
-    const end = await server.answer(model, state.clip, question, (piece) => {
+    const end = await server.answer(model, clip, question, (piece) => {
       text.classList.remove("waiting");
       text.append(piece);
     }, signal);
@@ -259,7 +264,7 @@ async function explain() {
   $("explain").disabled = true;
   $("why").replaceChildren(make("p", { className: "waiting" }, "Each second is silenced in turn, and the question asked again"));
   try {
-    const found = await server.explain(asked.model, state.clip, asked.question);
+    const found = await server.explain(asked.model, asked.clip, asked.question);
     if (state.asked !== asked) return;
     time.show(found);
     const [first, ...others] = found.text;

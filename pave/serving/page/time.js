@@ -22,10 +22,12 @@ export class TimeAxis {
     this.player = null;
   }
 
-  // Draws the sound of a file; false if this browser cannot decode it.
+  // Draws the sound of a file, unless another clip has been chosen meanwhile; false if this browser cannot decode it.
   async hear(file) {
+    this.file = file;
     try {
       const sound = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await file.arrayBuffer());
+      if (this.file !== file) return true;
       this.peaks = peaks(sound, 1600);
       this.seconds = Math.max(this.seconds, sound.duration);
       return true;
