@@ -48,8 +48,9 @@ class Page:
         self.requests: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
+        for domain in ("Page", "Runtime", "Log", "DOM"):
             self.call(f"{domain}.enable")
+        self.call("Network.enable", maxPostDataSize=1)  # else each clip comes back over the pipe
 
     def call(self, method: str, **options: Any) -> dict[str, Any]:
         """One command of the protocol."""

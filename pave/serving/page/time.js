@@ -80,13 +80,15 @@ export class TimeAxis {
   }
 
   draw() {
+    this.canvas.hidden = !this.seconds;
+    if (this.canvas.hidden) return;
     const lanes = this.found?.deletions.length ?? 0;
     const height = WAVE + lanes * (BARS + GAP) + AXIS;
     const { canvas } = this, width = canvas.clientWidth, scale = devicePixelRatio;
     canvas.style.height = `${height}px`;
     canvas.width = width * scale;
     canvas.height = height * scale;
-    if (!this.seconds || !width) return;
+    if (!width) return;
     const pen = canvas.getContext("2d"), style = getComputedStyle(canvas);
     const colour = (name) => style.getPropertyValue(`--${name}`);
     pen.scale(scale, scale);
