@@ -177,7 +177,7 @@ async function ask() {
   const patches = chosen(), model = [state.base, ...patches].join("+");
   const panes = [pane($("alone"), "Base alone", state.base)];
   if (patches.length) panes.push(pane($("patched"), `With ${patches.join(" and ")}`, model));
-  const clip = await state.clip;
+  const { clip } = state;
   const ends = await Promise.all(panes.map((each) => answered(each, clip, question, asking.signal)));
   if (state.asking !== asking) return;
   state.asking = null;
@@ -193,7 +193,7 @@ async function answered({ model, text, facts }, clip, question, signal) {
   const begin = performance.now();
   text.classList.add("waiting");
   try {
-    const end = await server.answer(model, clip, question, (piece) => {
+    const end = await server.answer(model, await clip, question, (piece) => {
       text.classList.remove("waiting");
       text.append(piece);
     }, signal);
@@ -264,7 +264,7 @@ async function explain() {
   $("explain").disabled = true;
   $("why").replaceChildren(make("p", { className: "waiting" }, "Each second is silenced in turn, and the question asked again"));
   try {
-    const found = await server.explain(asked.model, asked.clip, asked.question);
+    const found = await server.explain(asked.model, await asked.clip, asked.question);
     if (state.asked !== asked) return;
     time.show(found);
     const [first, ...others] = found.text;
