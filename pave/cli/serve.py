@@ -1,4 +1,4 @@
-"""The `pave serve` command: a base and its patches behind an OpenAI-compatible API, until it is stopped."""
+"""The `pave serve` command: a base and its patches behind an OpenAI-compatible API and a page, until it is stopped."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pave.cli.ask import Device, Dtype, Frames, Patches
 from pave.cli.terminal import lines_of, quiet, remark, say
 from pave.errors import UsageError
 
+SHOWN = ("audio-playroom", "fast-playroom")  # patches of the embedded base, if none is named
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -59,9 +60,10 @@ def serve(
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
-    """Serve BASE and its patches, OpenAI-compatible.
+    """Serve BASE and its patches: an OpenAI-compatible API, and a page to try them.
 
-    Patches are models, as BASE+PATCH or BASE+PATCH+PATCH. Stops with Ctrl-C or SIGTERM, after the running answers.
+    Patches are models, as BASE+PATCH or BASE+PATCH+PATCH. Without --patch, the embedded base is served with
+    audio-playroom and fast-playroom. Stops with Ctrl-C or SIGTERM, after the running answers.
     """
     quiet()
     try:
@@ -92,8 +94,12 @@ def serve(
         limits,
     )
     model = load(base, dtype=dtype, device=device, frames=frames)
-    for source in patch or []:
+    for source in patch or (SHOWN if base == "playroom" else ()):
         remark(*lines_of(model.apply_patch(source)))
     if host not in LOCAL and not settings.keys:
         remark(f"warning: whoever reaches {host} may ask; set PAVE_API_KEY to ask for a key")
-    run(create_app(model, settings), host, port, stopping, lambda url: say(f"serving {settings.name} at {url}/v1"))
+
+    def ready(url: str) -> None:
+        say(f"serving {settings.name} at {url}/v1", f"a page to try it: {url}")
+
+    run(create_app(model, settings), host, port, stopping, ready)

@@ -89,7 +89,7 @@ def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> s
         lines += ["", "## Held-out questions", "", "Share answered correctly under teacher forcing, of questions that"]
         lines += ["training did not see.", "", "| questions | base | with the patch |", "|---|---|---|"]
         lines += [_row(key, f"{before:.3f}", f"{after:.3f}") for key, (before, after) in figures.items()]
-    lines += _listens(patch)
+    lines += listens(patch)
     if kept := patch.retention:
         lines += [
             "",
@@ -109,8 +109,8 @@ def card(patch: Patch, repo: str, example: Mapping[str, Any] | None = None) -> s
     return "\n".join(lines) + "\n"
 
 
-def _listens(patch: Patch) -> Iterator[str]:
-    """What shows that the patch uses its senses."""
+def listens(patch: Patch) -> Iterator[str]:
+    """What shows that the patch uses its senses, as lines of Markdown."""
     if not patch.config.senses:
         return
     found = standing(patch)

@@ -94,7 +94,7 @@ def perceive(
     files = {clip.report.source: clip.report.warnings for clip in clips if isinstance(clip, Clip) and clip.again}
     warn(told(files))
     features = calls.perception.features(clips, senses_of(uses))
-    if strange := [i for i, clip in enumerate(clips) if _beyond_playroom(calls, clip)]:
+    if strange := [i for i, clip in enumerate(clips) if beyond_playroom(calls, clip)]:
         warn([TOY])
         for i in strange:
             features[i] = replace(features[i], warnings=(*features[i].warnings, TOY))
@@ -104,7 +104,7 @@ def perceive(
     return clips, features, {"read": read - begin, "encode": time.perf_counter() - read}
 
 
-def _beyond_playroom(calls: Calls, clip: Clip | ClipFeatures) -> bool:
+def beyond_playroom(calls: Calls, clip: Clip | ClipFeatures) -> bool:
     """Whether the embedded base is asked about pictures that are not of its world, which have its own size."""
     size = clip.report.size if isinstance(clip, Clip) else None
     return calls.host.repo == "playroom" and size not in (None, calls.host.size)

@@ -1,4 +1,4 @@
-"""The routes of the server: chat completions, models, patches, health, metrics.
+"""The routes of the server: chat completions, explanations, models, patches, health, metrics, and the page.
 
     app = create_app(pave.load("playroom"), Settings(keys=frozenset({"secret"})))
 
@@ -15,9 +15,9 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -29,9 +29,12 @@ from pave.errors import PaveError, nearest
 from pave.model.patched import PatchedModel
 from pave.patch.report import PatchReport
 from pave.serving.engine import Busy, Done, Engine, Event, Job
+from pave.serving.explained import body as explanation
+from pave.serving.explained import refuse_more
 from pave.serving.media import Intake
 from pave.serving.messages import Asked, Refused, asked
 from pave.serving.metrics import Metrics
+from pave.serving.page.routes import add_page
 from pave.serving.remote import Remote, is_address
 from pave.serving.replies import Denied, Reply, failed, line
 from pave.serving.settings import Settings, patches_of
@@ -41,6 +44,7 @@ log = logging.getLogger("pave.serving")
 ADMIN_BYTES = 1 << 16  # of a request about patches
 TEXT_BYTES = 8 << 20  # of a request beside its media
 GONE = "the client has gone"
+T = TypeVar("T")
 
 
 def create_app(model: PatchedModel, settings: Settings) -> FastAPI:
@@ -63,11 +67,13 @@ def create_app(model: PatchedModel, settings: Settings) -> FastAPI:
     app.post("/v1/chat/completions", response_model=None)(front.complete)
     app.get("/v1/models", response_model=None)(front.models)
     app.get("/v1/models/{model:path}", response_model=None)(front.model)
+    app.post("/v1/explain", response_model=None)(front.explain)
     app.post("/v1/load_patch", response_model=None)(front.load)
     app.post("/v1/unload_patch", response_model=None)(front.unload)
     app.get("/health", response_model=None)(front.health)
     app.get("/ready", response_model=None)(front.ready)
     app.get("/metrics", response_model=None)(front.figures)
+    add_page(app, engine, front.refuse_strangers)
     return app
 
 
@@ -81,17 +87,29 @@ class _Front:
     # Answers
 
     async def complete(self, request: Request) -> Response:
-        self._refuse_strangers(request)
+        self.refuse_strangers(request)
         with ExitStack() as stack:
             stack.enter_context(self.engine.place())
-            most = TEXT_BYTES + 2 * (self.settings.limits.clip_bytes * 4 // 3)
-            question = await asyncio.to_thread(asked, await self._json(request, most), self.settings.limits.tokens)
-            patches = self._patches(question.model)
+            question, patches = await self._asked(request)
             answer = _Answer(self, request, question, patches)
             first = await answer.first()
             if question.stream:
                 return _Stream(answer, first, stack.pop_all())
             return JSONResponse(answer.reply.whole(await answer.end(first)))
+
+    async def explain(self, request: Request) -> Response:
+        self.refuse_strangers(request)
+        with self.engine.place():
+            question, patches = await self._asked(request)
+            refuse_more(question)
+            found = await self.unless_gone(request, asyncio.wrap_future(self.engine.explain(question, patches)))
+            return JSONResponse(explanation(question.model, patches, found))
+
+    async def _asked(self, request: Request) -> tuple[Asked, tuple[str, ...]]:
+        """What the body of a request asks, and of which patches."""
+        most = TEXT_BYTES + 2 * (self.settings.limits.clip_bytes * 4 // 3)
+        question = await asyncio.to_thread(asked, await self._json(request, most), self.settings.limits.tokens)
+        return question, self._patches(question.model)
 
     def _patches(self, model: str) -> tuple[str, ...]:
         known = self.engine.patches
@@ -104,7 +122,7 @@ class _Front:
     # Models and patches
 
     async def models(self, request: Request) -> Response:
-        self._refuse_strangers(request)
+        self.refuse_strangers(request)
         some = [
             self._described((), None),
             *(self._described((name,), each) for name, each in self.engine.patches.items()),
@@ -112,7 +130,7 @@ class _Front:
         return JSONResponse({"object": "list", "data": some})
 
     async def model(self, request: Request, model: str) -> Response:
-        self._refuse_strangers(request)
+        self.refuse_strangers(request)
         patches = self._patches(model)
         report = self.engine.patches[patches[0]] if len(patches) == 1 else None
         return JSONResponse(self._described(patches, report))
@@ -168,7 +186,7 @@ class _Front:
 
     # Every request
 
-    def _refuse_strangers(self, request: Request) -> None:
+    def refuse_strangers(self, request: Request) -> None:
         keys, key = self.settings.keys, _key(request).encode()
         if keys and not any(hmac.compare_digest(key, each.encode()) for each in keys):
             raise Denied(401, "invalid_api_key", "this server needs a key, as Authorization: Bearer KEY")
@@ -176,6 +194,23 @@ class _Front:
         if not keys and not is_local(host):
             cause = f"without keys, this server does not answer as {quoted(host)}"
             raise Denied(403, "forbidden_host", f"{cause}; ask for its address or localhost, or set PAVE_API_KEY")
+
+    async def unless_gone(self, request: Request, awaited: Awaitable[T]) -> T:
+        """What is awaited, unless the client goes away, which cancels it."""
+        wanted, gone = asyncio.ensure_future(awaited), asyncio.ensure_future(self._gone(request))
+        try:
+            await asyncio.wait((wanted, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not wanted.done():
+                raise Denied(499, "client_gone", GONE)
+            return wanted.result()
+        finally:
+            wanted.cancel()
+            gone.cancel()
+
+    async def _gone(self, request: Request) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.metrics.cancelled.inc()
 
     async def _json(self, request: Request, most: int) -> Any:
         """The body of a request. Its type must be JSON: web pages of others can send only plain text unasked."""
@@ -300,26 +335,14 @@ class _Answer:
 
     async def _next(self) -> Event:
         """The next event, unless the client goes away, which ends the job."""
-        event = asyncio.ensure_future(self._events.get())
-        gone = asyncio.ensure_future(self._gone())
         try:
-            await asyncio.wait((event, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not event.done():
-                raise Denied(499, "client_gone", GONE)
-            if isinstance(found := event.result(), BaseException):
+            found = await self.front.unless_gone(self.request, self._events.get())
+            if isinstance(found, BaseException):
                 raise found
             return found
         except BaseException:
             self.job.cancelled.set()
             raise
-        finally:
-            event.cancel()
-            gone.cancel()
-
-    async def _gone(self) -> None:
-        while (await self.request.receive())["type"] != "http.disconnect":
-            pass
-        self.front.metrics.cancelled.inc()
 
     def _count(self, done: Done) -> None:
         facts = {"model": self.question.model, "prompt_tokens": done.prompt_tokens, "tokens": done.tokens}

@@ -10,12 +10,13 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from pave.errors import PatchNotFound, PaveError, nearest
+from pave.explaining.explanation import Explanation
 from pave.media.clip import limit_of
 from pave.model.answer import Finish, Prepared
 from pave.model.inputs import ClipFeatures
@@ -71,7 +72,7 @@ class Job:
 
 
 class Engine:
-    """Answers requests. One thread generates; `readers` threads read and encode."""
+    """Answers requests. One thread generates, `readers` threads read and encode, and one explains."""
 
     def __init__(self, model: PatchedModel, intake: Intake, limits: Limits, metrics: Metrics) -> None:
         self.model, self.limits, self.metrics = model, limits, metrics
@@ -83,6 +84,7 @@ class Engine:
         self._held, self._closing, self._pace = 0, False, 1.0  # requests; whether no more come; seconds a request took
         self._live: list[Job] = []  # in the batch
         self._pool = ThreadPoolExecutor(limits.readers, thread_name_prefix="read")
+        self._explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")
         self._thread = threading.Thread(target=self._generate, name="generate", daemon=True)
         self._thread.start()
 
@@ -110,13 +112,33 @@ class Engine:
     def submit(self, asked: Asked, patches: tuple[str, ...], tell: Tell) -> Job:
         """Begin to answer. `tell` gets the events, from other threads."""
         job = Job(asked, patches, tell)
+        self._use(patches)
+        self._pool.submit(self._read, job)
+        return job
+
+    def explain(self, asked: Asked, patches: tuple[str, ...]) -> Future[Explanation]:
+        """Find out why the answer is what it is; one at a time, and beside the batch, whose rows it does not join."""
+        self._use(patches)
+
+        def explained() -> Explanation:
+            return self.reader.explained(asked.media, patches, asked.question, asked.sampling.most)
+
+        future = self._explaining.submit(explained)
+        future.add_done_callback(lambda _: self._leave(patches))
+        return future
+
+    def _use(self, patches: tuple[str, ...]) -> None:
+        """Keep patches from being unloaded."""
         with self._changed:
             for name in patches:
                 if name in self._leaving:
                     raise PatchNotFound(name, "is being unloaded", nearest(name, self.patches))
             self._used.update(patches)
-        self._pool.submit(self._read, job)
-        return job
+
+    def _leave(self, patches: tuple[str, ...]) -> None:
+        with self._changed:
+            self._used.subtract(patches)
+            self._changed.notify_all()
 
     def _read(self, job: Job) -> None:
         try:
@@ -132,9 +154,7 @@ class Engine:
             self._changed.notify_all()
 
     def _end(self, job: Job, event: Event) -> None:
-        with self._changed:
-            self._used.subtract(job.patches)
-            self._changed.notify_all()
+        self._leave(job.patches)
         job.tell(event)
 
     # Patches
@@ -184,6 +204,7 @@ class Engine:
             self._closing = True
             self._changed.notify_all()
         self._pool.shutdown()
+        self._explaining.shutdown()
         self._thread.join()
 
     def _generate(self) -> None:

@@ -9,13 +9,14 @@ import json
 import logging
 import socket
 import time
+import warnings
 from collections.abc import Callable
 from traceback import extract_tb
 
 import uvicorn
 from fastapi import FastAPI
 
-from pave.errors import UsageError
+from pave.errors import MediaWarning, UsageError
 
 KEEP_ALIVE = 30  # seconds for which an idle connection stays open
 
@@ -63,6 +64,7 @@ def serve(app: FastAPI, host: str, port: int, stopping: float, ready: Callable[[
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=round(stopping),
     )
+    warnings.simplefilter("ignore", MediaWarning)  # clients are told; the log is JSON
     shown = f"[{host}]" if ":" in host else host
     ready(f"http://{shown}:{bound.getsockname()[1]}")
     uvicorn.Server(config).run(sockets=[bound])

@@ -402,7 +402,7 @@ def test_a_recipe_of_the_catalogue_can_be_built_on_its_base(name: str, tmp_path:
     """For LLaVA-OneVision 7B: every encoder, resampler and fusion is built with its dimensions."""
     cost = profile(write_config(tmp_path, "7B", eyes=1), catalogue.folder() / name / "patch.yaml")
     assert not cost.trained and cost.lora_params > 20e6 and sum(cost.fusion_params.values()) > 2e6
-    assert cost.shrunk_bytes < 20e6 or name == "favor-av-prefix", "whose 42 million parameters of a Q-Former are FAVOR's"
+    assert cost.shrunk_bytes < 20e6 or name == "favor-av-prefix", "whose Q-Former has FAVOR's 42 million parameters"
 
 
 @pytest.mark.parametrize(
