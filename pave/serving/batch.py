@@ -71,10 +71,12 @@ class Batch:
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """The rows of joinable batches that are not over, as one batch."""
+    """The rows of joinable batches that are not over, as one batch; one of these if all have just ended."""
     calls = batches[0].calls
     kept = [[i for i, row in enumerate(batch.rows) if not row.over] for batch in batches]
     places = [(batch, i) for batch, some in zip(batches, kept, strict=True) for i in some]
+    if not places:
+        return batches[0]
     clips = [_light(batch.clips[i]) for batch, i in places]
     real = [batch.inputs.input_ids[i][batch.inputs.attention_mask[i].bool()].tolist() for batch, i in places]
     counts = [row.count(calls.host.placeholder) for row in real]

@@ -218,6 +218,7 @@ class Engine:
                 free = self.limits.rows - len(self._live)
                 fresh = [self._ready.popleft() for _ in range(min(len(self._ready), free))]
             batch = self._step(batch, fresh)
+            self._settled()  # a client may leave at any moment, also between the last token and the end of a batch
 
     def _step(self, batch: Batch | None, fresh: Sequence[Job]) -> Batch | None:
         """Run the batch with what has come, until more can join."""
@@ -303,9 +304,10 @@ class Engine:
 
     def _left(self, job: Job) -> bool:
         """Whether nobody waits for a job any more, which ends it."""
-        if job.cancelled.is_set():
+        left = job.cancelled.is_set()
+        if left:
             self._end(job, InterruptedError())
-        return job.cancelled.is_set()
+        return left
 
     def _settled(self) -> bool:
         """Tell of the rows that are over, after every token. False: nobody asks for a pause here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import socket
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from served import Served, about, inline, served
 
 from pave.errors import UsageError
 from pave.model.patched import PatchedModel
+from pave.serving.engine import Done, Event
+from pave.serving.messages import asked
 from pave.serving.reading import UNHEARD
 from pave.serving.settings import Limits, Settings
 
@@ -246,6 +249,32 @@ def test_a_client_that_leaves_ends_its_generation(place, client, clip):
     stream.close()
     place.until(lambda: idle(place))
     assert job.row is not None and job.row.finish is None and len(job.row.ids) < LONG
+
+
+class Leaves(threading.Event):
+    """A client who leaves when somebody has looked so many times."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks = looks
+
+    def is_set(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_whenever_a_client_leaves_its_request_ends(place, clip, together):
+    question = asked(asks(clip, max_tokens=4), LONG)
+    for looks in range(12):
+        ends = [queue.Queue[Event]() for _ in range(together)]
+        for each in ends:
+            place.engine.submit(question, ("ears",), each.put).cancelled = Leaves(looks)
+        for each in ends:
+            while isinstance(event := each.get(timeout=60), str):
+                pass
+            assert isinstance(event, InterruptedError | Done), looks
+    assert idle(place)
 
 
 def test_so_does_one_that_waits_for_all_of_it(place, clip):
