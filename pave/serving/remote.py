@@ -48,7 +48,8 @@ def hosts_of(given: Iterable[str]) -> frozenset[str]:
     found = set()
     for each in given:
         try:
-            parts, port = urlsplit(f"//{each}"), urlsplit(f"//{each}").port
+            parts = urlsplit(f"//{each}")
+            port = parts.port
         except ValueError:
             parts, port = urlsplit(""), None
         host = (parts.hostname or "").removesuffix(".")
