@@ -154,7 +154,10 @@ def _blind(clip: Clip) -> bool:
 
 
 def _span(clip: Clip) -> tuple[float, float]:
-    """The seconds of a clip's sound, or of its sensors; zeros if it has neither."""
+    """The seconds of a clip's sound, or of its sensors; zeros if it has neither. A stream, whose sound is not held, has
+    them as times without pictures."""
+    if clip.frames is None and clip.times is not None:
+        return clip.times[0].item(), clip.times[-1].item()
     if clip.audio is not None and clip.rate:
         return clip.audio_start, clip.audio_start + clip.audio.shape[1] / clip.rate
     times = [each.times for each in clip.signals.values() if isinstance(each, Signal) and len(each.times)]

@@ -28,6 +28,7 @@ from pave.model.options import WHY, settings
 from pave.patch.attached import Attached
 
 UNASKED = "not read: the question is not about the clip, so the base answers alone"
+UNTRAINED = "not read: the patch was not trained for clips without pictures"
 TOY = (
     "not a clip of the Playroom: the embedded base knows toys in its room and nothing else; for real films take "
     "llava-hf/llava-onevision-qwen2-7b-ov-hf, or another video LLM, as the base"
@@ -70,11 +71,8 @@ def prepared(calls: Calls, asked: Rows, timeout: Timeout, options: Mapping[str, 
     begin = time.perf_counter()
     layout = lay_out(calls.host, features, perceived(uses, features))
     for i, (clip, own) in enumerate(zip(clips, features, strict=True)):
-        reads = [use.sensing[i] for use in layout.uses if use.rows[i] and use.attached.config.sound_alone]
-        if own.blind and reads and not any(reads):
-            what = clip.report.source if isinstance(clip, Clip) else "the clip"
-            why = "; ".join(f"{sense} {lack}" for sense, lack in _signals(layout.uses, own, i).items())
-            raise MediaError(f"{what}: has no pictures, and nothing else of it can be read ({why}); give another file")
+        if own.blind:
+            refuse_unread(clip, layout.uses, i, _signals(layout.uses, own, i))
     inputs = calls.around(layout, [row.question for row in rows], [row.history for row in rows])
     signals = [{**unasked(requested, uses, i), **_signals(inputs.uses, clip, i)} for i, clip in enumerate(features)]
     seconds = {**seconds, "prepare": time.perf_counter() - begin}
@@ -89,7 +87,7 @@ def perceive(
     begin = time.perf_counter()
     clips = clips_of(calls, rows, uses, timeout)
     for i, clip in enumerate(clips):
-        _refuse_blind(clip, [use.attached for use in requested if use.rows[i] and use.weight])
+        refuse_blind(clip, [use.attached for use in requested if use.rows[i] and use.weight])
     read = time.perf_counter()
     files = {clip.report.source: clip.report.warnings for clip in clips if isinstance(clip, Clip) and clip.again}
     warn(told(files))
@@ -225,7 +223,7 @@ def unasked(requested: Sequence[Use], uses: Sequence[Use], row: int) -> dict[str
     return {sense: UNASKED for attached in left for sense in attached.config.senses}
 
 
-def _refuse_blind(clip: Clip | ClipFeatures, patches: Sequence[Attached]) -> None:
+def refuse_blind(clip: Clip | ClipFeatures, patches: Sequence[Attached]) -> None:
     """MediaError for a clip without pictures that none of the patches of its row was trained for."""
     if not (clip.frames is None if isinstance(clip, Clip) else clip.blind):
         return
@@ -238,13 +236,22 @@ def _refuse_blind(clip: Clip | ClipFeatures, patches: Sequence[Attached]) -> Non
     raise MediaError(f"{what}: has no pictures ({cause}); {remedy}")
 
 
+def refuse_unread(clip: Clip | ClipFeatures, uses: Sequence[Use], row: int, signals: Mapping[str, str]) -> None:
+    """MediaError for a clip without pictures of which those of its patches that were trained for it read nothing."""
+    reads = [use.sensing[row] for use in uses if use.rows[row] and use.attached.config.sound_alone]
+    if reads and not any(reads):
+        what = clip.report.source if isinstance(clip, Clip) else "the clip"
+        why = "; ".join(f"{sense} {lack}" for sense, lack in signals.items())
+        raise MediaError(f"{what}: has no pictures, and nothing else of it can be read ({why}); give another file")
+
+
 def _signals(uses: Sequence[Use], clip: ClipFeatures, row: int) -> dict[str, str]:
     """For every sense of a row's patches: what was read, or why nothing was."""
     signals = {}
     for use in uses:
         for sense, facts in use.attached.config.senses.items() if use.rows[row] else ():
             if clip.blind and not use.attached.config.sound_alone:
-                signals[sense] = "not read: the patch was not trained for clips without pictures"
+                signals[sense] = UNTRAINED
                 continue
             side, outside = clip.side(facts.preprocessing, facts.align)
             if side is not None and side.present:

@@ -28,7 +28,7 @@ from pave.encoder import mixed
 from pave.errors import MediaError, PatchNotFound, UsageError
 from pave.fusion.clock import APART, INSTANT
 from pave.media.arrays import pictures_of, sound_of, tensor_of, times_of
-from pave.media.clip import Clip
+from pave.media.clip import Clip, Report
 from pave.media.pixels import scaled
 from pave.model.answer import Answer, Prepared, answers
 from pave.model.call import Calls
@@ -36,7 +36,7 @@ from pave.model.inputs import ClipFeatures, Use
 from pave.model.layout import History as Turns
 from pave.model.layout import lay_out, perceived, refuse_history, refuse_questions
 from pave.model.options import MOST, answering
-from pave.model.rows import unasked
+from pave.model.rows import UNTRAINED, refuse_blind, refuse_unread, unasked
 from pave.patch.attached import Attached
 from pave.sidechannel import SideTokens
 from pave.streaming.chunks import Chunk, chunks_of
@@ -49,8 +49,11 @@ MEMORY = 1 << 28  # bytes: 600 pictures of 384 x 384, 18 hours of a token of 102
 
 
 class Show:
-    """A stream of pictures and sound. Iterating reads a chunk and yields the current second; `ask` answers about
-    everything read by then. Both may be called from different threads."""
+    """A stream of pictures, sound or both. Iterating reads a chunk and yields the current second; `ask` answers about
+    everything read by then. Both may be called from different threads.
+
+    As long as no picture has come, the stream is a sound, as `ask("speech.wav", question)` is about one; from the first
+    picture on it is a film."""
 
     @neutral()
     def __init__(
@@ -70,8 +73,8 @@ class Show:
             raise UsageError(f"memory={memory}; give the bytes for pictures and for each sense, 1 or more")
         self.calls, self.last = calls, inf if last is None else float(last)
         self.names, self.named = calls.applied.wanted(patches, 1)[0], patches is not None
-        self.begin, self.now = inf, -inf  # seconds of the first and the last picture
-        self.sound_end = -inf  # second at which the sound so far ends
+        self.begin, self.seen = inf, -inf  # seconds of the first and the last picture
+        self.sound_begin, self.sound_end = inf, -inf  # seconds at which the sound so far begins and ends
         self.latest = torch.zeros(0)
         self.pictures = History(memory)
         self.encoders: dict[str, StreamingEncoder] = {}  # by the encoder's `spec.preprocessing`
@@ -120,9 +123,14 @@ class Show:
             self._store(chunk)
             return self.now
 
+    @property
+    def now(self) -> float:
+        """The current second: of the last picture; of the end of the sound, as long as no picture has come."""
+        return self.sound_end if self.seen == -inf else self.seen
+
     def see(self, until: float = inf) -> float:
-        """Read up to this second, to the end, or until sound is a minute ahead; returns the second of the last
-        picture."""
+        """Read up to this second, to the end, or until sound is a minute ahead of the pictures; returns the current
+        second."""
         while self.now < until and self.sound_end < until + PATIENCE and next(self, None) is not None:
             pass
         return self.now
@@ -158,16 +166,23 @@ class Show:
         with self._lock:
             clip, sides, made, summaries, late = self._remembered()
             told = tuple(self.warnings)
+        if blind := clip.frames is None:
+            refuse_blind(clip, [use.attached for use in requested if use.weight])
         features = replace(self.calls.perception.encode([clip], [])[0], sides=sides, absent=summaries)
         encoded = time.perf_counter()
-        laid = [self._perceived(use, features, made) for use in uses]
-        inputs = self.calls.around(lay_out(self.calls.host, [features], laid), [question], [history])
+        layout = lay_out(self.calls.host, [features], [self._perceived(use, features, made) for use in uses])
+        inputs = self.calls.around(layout, [question], [history])
         signals = unasked(requested, uses, 0)
         for attached in (use.attached for use in uses):
             for sense, facts in attached.config.senses.items():
+                if blind and not attached.config.sound_alone:
+                    signals[sense] = UNTRAINED
+                    continue
                 signals[sense] = summaries[facts.preprocessing]
                 if count := late[attached, sense]:
                     signals[sense] += f"; {count} steps arrived over {PATIENCE:g} s late and were skipped"
+        if blind:
+            refuse_unread(clip, layout.uses, 0, signals)
         seconds = {"encode": encoded - begin, "prepare": time.perf_counter() - encoded}
         return answers(self.calls, Prepared(inputs, [signals], [told], seconds, checked))[0]
 
@@ -178,7 +193,7 @@ class Show:
         resampler = use.attached.resampler
         if resampler is None:
             return perceived([use], [features])[0]
-        outputs = made[use.attached]
+        outputs = made[use.attached] if use.attached.config.sound_alone or not features.blind else None
         side = None if outputs is None else resampler.side(outputs[0], outputs[1], features.times.cpu())
         return replace(use, sides={RESAMPLED: (side,)})
 
@@ -187,12 +202,13 @@ class Show:
         self._check_clock(chunk)
         self.warnings += chunk.warnings
         if chunk.sound is not None:
+            self.sound_begin = min(self.sound_begin, chunk.start)
             self.sound_end = max(self.sound_end, chunk.start) + chunk.sound.shape[1] / chunk.rate
         if chunk.frames is not None and chunk.times is not None:
             for frame, second in zip(chunk.frames.split(1), chunk.times.tolist(), strict=True):
                 self.pictures.add(second, lambda frame=frame: (scaled(frame, size).clone(),))
             self.latest = chunk.frames[-1:].clone()  # copied, since a camera may reuse its buffer
-            self.begin, self.now = min(self.begin, chunk.times[0].item()), chunk.times[-1].item()
+            self.begin, self.seen = min(self.begin, chunk.times[0].item()), chunk.times[-1].item()
         for key, each in self.encoders.items():
             for tokens, until in each.feed(chunk):
                 self._finish(key, tokens, until)
@@ -211,7 +227,7 @@ class Show:
 
     def _check_clock(self, chunk: Chunk) -> None:
         """MediaError for a chunk that cannot follow the previous ones; checked before any of it is stored."""
-        clock = torch.tensor([] if self.now == -inf else [self.now], dtype=torch.float64)
+        clock = torch.tensor([] if self.seen == -inf else [self.seen], dtype=torch.float64)
         clock = clock if chunk.times is None else torch.cat([clock, chunk.times])
         jumps = clock.diff()
         if (jumps < 0).any():
@@ -222,7 +238,7 @@ class Show:
             cause = f"there is no picture between {before:g} s and {after:g} s"
             raise MediaError(f"{cause}; call watch() again for the rest")
         sound = max(self.sound_end, chunk.start)  # second of the next sample
-        begins = self.now == -inf or (self.sound_end == -inf and chunk.sound is not None)
+        begins = self.seen == -inf or (self.sound_end == -inf and chunk.sound is not None)
         both = len(clock) and (chunk.sound is not None or self.sound_end > -inf)
         if self._file is None and begins and both and abs(clock[0].item() - sound) > PATIENCE:
             cause = f"pictures are at {clock[0]:g} s, their sound is at {sound:g} s"
@@ -293,9 +309,14 @@ class Show:
 
     def _key_frames(self) -> Clip:
         """Spread evenly over the pictures that the question covers, by the rule of `Clip.read`. Once pictures have been
-        thinned out, a key frame has the time of the picture that it shows."""
-        if self.now == -inf:
-            raise MediaError("there is no picture yet; read further before you ask")
+        thinned out, a key frame has the time of the picture that it shows. As long as no picture has come: times spread
+        evenly over the sound."""
+        if self.seen == -inf:
+            if self.sound_end <= self.sound_begin:
+                raise MediaError("there is no picture and no sound yet; read further before you ask")
+            first = max(self.sound_begin, self.sound_end - self.last)
+            times = torch.linspace(first, self.sound_end, self.calls.host.frames, dtype=torch.float64)
+            return Clip(times=times, report=Report(source="the stream so far"))
         first = max(self.begin, self.now - self.last)
         count = self.calls.host.frames if first < self.now else 1
         instants = torch.linspace(first, self.now, count, dtype=torch.float64)

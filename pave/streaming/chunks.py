@@ -42,30 +42,37 @@ def chunks_of(
     mono: Mono = True,
 ) -> Generator[Chunk, None, None]:
     """The pictures of a file, one by one, each with the sound since the previous one; then the remaining sound, second
-    by second. Without `audio`, no sound is decoded; tracks and `mono` as in `Clip.read`."""
+    by second: all of it, in a file without pictures. Without `audio`, no sound is decoded; tracks and `mono` as in
+    `Clip.read`."""
     check_file(path)
     survey = survey_of(path, video_track, audio_track)
     told = [*survey.cut_short, *survey.warnings]
     if audio and len(survey.audio) > 1 and audio_track is None:
         told.append(f"{len(survey.audio)} sound tracks: audio_track={survey.heard[0]} is used")
-    if survey.video is None:
-        raise refuse(path, "has no pictures, and a base needs them", "give a video file")
+    hears = audio and bool(survey.heard)
+    if survey.video is None and not hears:
+        raise refuse(path, "has no pictures, and no sound that is read", "give a video, or watch with a patch that hears")
     with opened(path) as noise:
         origin, reader, second = None, None, 0.0
-        for each in shown(path, survey):
+        for each in shown(path, survey) if survey.video else ():
             if origin is None:
                 origin = each.stamp
-                if audio and survey.heard:
+                if hears:
                     reader = SoundReader(path, noise, survey, origin * survey.video.base, mono)
             second = float((each.stamp - origin) * survey.video.base)
             frames = rearrange(torch.from_numpy(np.ascontiguousarray(each.pixels())), "y x c -> 1 c y x")
             sound = (None, 0, 0.0) if reader is None else reader.until(second)
             yield Chunk(frames, torch.tensor([second], dtype=torch.float64), *sound, fresh(told, reader))
         if origin is None:
-            raise refuse(path, "no picture in it decodes", "the file is damaged: download or record it again")
+            if not hears:
+                raise refuse(path, "no picture in it decodes", "the file is damaged: download or record it again")
+            told += [f"damaged: 0 of {len(survey.packets)} coded pictures decode"] if survey.video else []
+            reader = SoundReader(path, noise, survey, None, mono)
         while reader is not None and not reader.over:
             second = max(second, reader.second) + 1
             yield Chunk(None, None, *reader.until(second), fresh(told, reader))
+        if origin is None and not reader.sound.rate:
+            raise refuse(path, "nothing in it decodes", "the file is damaged: download or record it again")
 
 
 def fresh(told: list[str], reader: SoundReader | None) -> tuple[str, ...]:
@@ -80,9 +87,9 @@ def fresh(told: list[str], reader: SoundReader | None) -> tuple[str, ...]:
 class SoundReader:
     """Decodes the sound of a file incrementally."""
 
-    def __init__(self, path: str, container: Any, survey: Survey, origin: Fraction, mono: Mono) -> None:
+    def __init__(self, path: str, container: Any, survey: Survey, origin: Fraction | None, mono: Mono) -> None:
         self.frames = heard(container, survey.audio[survey.heard[0]], survey.shifts)
-        self.sound = Sound(Request(path, mono=mono), origin)
+        self.sound = Sound(Request(path, mono=mono), origin, counted=survey.counted)
         self.returned = 0  # samples so far
 
     @property

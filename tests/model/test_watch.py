@@ -396,7 +396,7 @@ def test_a_patch_that_needs_the_whole_clip_is_refused_by_name(one: PatchedModel)
 
 
 def test_a_file_without_pictures_and_a_wrong_source_are_refused(one: PatchedModel, files: dict[str, Path]) -> None:
-    with pytest.raises(MediaError, match=r"audio\.m4a: has no pictures, .*; give a video file"):
+    with pytest.raises(MediaError, match=r"audio\.m4a: has no pictures, .*; give a video, or"):
         one.watch(files["audio"]).see()
     with pytest.raises(MediaError, match=r"gone\.mp4: no such file"):
         one.watch("gone.mp4").see()
@@ -452,7 +452,7 @@ def test_sound_without_a_rate_is_refused(one: PatchedModel) -> None:
 def test_a_question_before_the_first_picture_or_of_another_patch_is_refused(one: PatchedModel) -> None:
     hears(one)
     with one.watch(chunks(4), rate=16_000) as show:
-        with pytest.raises(MediaError, match="there is no picture yet"):
+        with pytest.raises(MediaError, match="there is no picture and no sound yet"):
             show.ask(QUESTION)
         next(show)
         hears(one, "late", senses={"audio": sense(rate=4)})
