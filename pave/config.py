@@ -61,6 +61,7 @@ def _kinds(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
+Modality = Literal["pictures", "sound", "both"]  # what a clip is trained with, or has
 RESAMPLED = "resampled"  # name of the only fusion of a patch with a resampler
 
 # Bounds of everything that a patch file or a recipe may say, checked before anything is built from it. They are far
@@ -115,6 +116,8 @@ class FusionConfig(Config):
     combine: Literal["add", "interleave", "prefix", "compact"] = "add"
     # compact only: segments of a clip that have a side token each. Omitted if 4, so older files keep their bytes.
     segments: Annotated[int, Field(ge=1, le=1024, exclude_if=lambda count: count == SEGMENTS)] = SEGMENTS
+    # Omitted if False, likewise.
+    marker: Annotated[bool, Field(exclude_if=operator.not_)] = False  # a learned vector says: pictures, sound or both
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["base", "float32"] = "base"  # compute dtype: the base's; or float32, as the official evaluation
 
@@ -326,7 +329,9 @@ def _pattern(values: Mapping[str, V], other: V) -> dict[str, V]:
 
 
 def resampler_fits(config: Any) -> Any:
-    """Raise where a resampler does not support these senses or this fusion."""
+    """Raise where a resampler or a marker does not support these senses or this fusion."""
+    if config.fusion.marker and not config.senses:
+        raise ValueError("fusion.marker is about senses, and there are none; add one, or remove the key")
     if config.resampler is not None:
         if not config.senses:
             raise ValueError("a resampler needs at least one sense; add a sense, or remove resampler")
@@ -418,6 +423,17 @@ class PatchConfig(Config):
     def replaces(self) -> bool:
         """Whether few tokens of its own stand in place of all visual ones."""
         return self.fusion.combine == "compact"
+
+    @property
+    def marked(self) -> tuple[Modality, ...]:
+        """The modalities with a learned marker: those that it acts on. Where it has tokens of its own for clips without
+        pictures, these are learned already."""
+        found: tuple[tuple[Modality, bool], ...] = (
+            ("pictures", self.keep_lora_when_absent),
+            ("sound", self.sound_alone and not self.carries),
+            ("both", True),
+        )
+        return tuple(each for each, acts in found if acts and self.fusion.marker)
 
     @property
     def read(self) -> dict[str, int]:

@@ -20,6 +20,7 @@ from pave.config import (
     Frames,
     FusionConfig,
     LoraConfig,
+    Modality,
     Name,
     ResamplerConfig,
     SenseConfig,
@@ -58,7 +59,6 @@ WIDE = 896
 NARROW_RATE, WIDE_RATE = 3e-3, 2e-5
 
 
-Modality = Literal["pictures", "sound", "both"]  # what a clip is trained with
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -153,6 +153,9 @@ def cost_of(
             attached.summary, torch.empty(t, s, host.dim, device="meta")
         )
         fusion_params["pictures"], dead["pictures"] = _numbers(attached.summary), 0
+    if attached.marker is not None:
+        fusion_params["marker"], dead["marker"] = _numbers(attached.marker), 0
+        beside += 0 if attached.adds else 1
     prompt, short = rows + (around or 0) + beside + text, visual + beside + text
     for name, (steps, h, w) in read.items():
         # Even segments. Aligned by time, the segments at the ends are shorter and the others longer, by one part in t.

@@ -96,14 +96,15 @@ class Calls:
 
     @neutral()
     def fused_tokens(self, inputs: Inputs) -> list[Tensor]:
-        """Visual tokens (t s d) of each row, plus the update of each patch that has a side channel there. All patches
-        read the base's own tokens; other rows stay bit-identical.
+        """Visual tokens (t s d) of each row, plus the update of each patch that has a side channel there, and its
+        marker. All patches read the base's own tokens; other rows stay bit-identical.
 
         Fusion runs row by row: the bits of a row do not depend on the rest of its batch (law 6), sixteen rows cost the
         same with sixteen patches as with one, and no padding is computed. One row of a real clip fills a device."""
         uses = self._uses(inputs)
         visual = inputs.visual.to(self.host.device, self.host.dtype).rows()
-        for i in inputs.visual.without_pictures:
+        blind = inputs.visual.without_pictures
+        for i in blind:
             for use in (use for use in uses if use.carries(i)):
                 vision, tokens = use.attached.carrying(*visual[i].tokens.shape[1:3])
                 visual[i] = replace(visual[i], vision=vision.to(self.host.dtype), tokens=tokens)
@@ -116,6 +117,9 @@ class Calls:
                     if side is not None:
                         update = fusion(row.vision, row.tokens.to(dtype), side.to(row.tokens.device))
                         fused[i] = fused[i] + update * use.weight
+            for i in range(len(fused)) if use.attached.adds else ():
+                if (mark := use.mark(i, i in blind)) is not None:
+                    fused[i] = fused[i] + mark * use.weight
         return [tokens[0].to(self.host.dtype) for tokens in fused]
 
     @neutral()

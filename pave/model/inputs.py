@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pave.base import Host, Newline, Seen, Visual
-from pave.config import PatchConfig
+from pave.config import Modality, PatchConfig
 from pave.errors import UsageError
 from pave.fusion.align import beyond
 from pave.patch.attached import Attached
@@ -118,6 +118,13 @@ class Use:
     def replaces(self, row: int) -> bool:
         """Whether tokens of the patch stand in place of all visual ones of a row."""
         return self.attached.config.replaces and bool(self.acting[row])
+
+    def mark(self, row: int, blind: bool) -> Tensor | None:
+        """The patch's marker (d,) for what it reads of a row, if it has one; `blind`: the row has no pictures."""
+        if self.attached.marker is None or not self.acting[row] or (blind and not self.sensing[row]):
+            return None
+        sensed: Modality = "sound" if blind else "both"
+        return self.attached.marking(sensed if self.sensing[row] else "pictures")
 
     @property
     def strength(self) -> Tensor:

@@ -125,8 +125,8 @@ def refuse_apart(host: Host, patches: Sequence[Attached]) -> None:
 
 
 def inserted(uses: Sequence[Use], visual: Sequence[Tensor | None]) -> list[list[list[Tensor]]]:
-    """Tokens that patches insert: for each row, for each sense, groups (n d), one per key frame or a single one; and
-    one for what replaces its visual tokens (t s d), which is None for a clip without pictures."""
+    """Tokens that patches insert: for each row, for each sense, groups (n d), one per key frame or a single one; one
+    for what replaces its visual tokens (t s d), which is None for a clip without pictures; and one for a marker."""
     groups: list[list[list[Tensor]]] = [[] for _ in visual]
     for use in uses:
         read = use.attached.reading(use.sides) if use.weight and not use.attached.adds else {}
@@ -139,6 +139,9 @@ def inserted(uses: Sequence[Use], visual: Sequence[Tensor | None]) -> list[list[
         for i, own in enumerate(visual):
             if own is not None and use.replaces(i):
                 groups[i].append([use.attached.summing(own)])  # the last group comes first
+            mark = None if use.attached.adds else use.mark(i, own is None)
+            if mark is not None:
+                groups[i].append([mark[None]])
     return groups
 
 

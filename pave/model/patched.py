@@ -243,14 +243,18 @@ class PatchedModel:
                     ...
                     print(show.ask("What do you hear?"))
 
-        source: a video file, which is read progressively; or an iterable of (frames, times, samples): pictures as in
-            `Clip.from_frames`, their seconds, and samples at `rate` Hz that continue those of the previous chunk; the
-            first sample is second 0. None means no pictures or no sound in this chunk.
+        source: a video or sound file, which is read progressively; or an iterable of (frames, times, samples): pictures
+            as in `Clip.from_frames`, their seconds, and samples at `rate` Hz that continue those of the previous chunk;
+            the first sample is second 0. None means no pictures or no sound in this chunk.
         patches: names of the patches to run; None means all that are enabled, both now and when a question is asked.
         last: a question covers this many seconds before it; None: everything so far.
         memory: bytes for pictures, and for each sense. Beyond that, the past is thinned out evenly.
         audio_track, video_track: of a file, as in `Clip.read`; its sound is decoded only if a patch hears it, and there
             is no time limit.
+
+        A stream that has only sound (a microphone, a sound file) can be asked about with patches that were trained for
+        sound alone, as `ask("speech.wav", question)` can; the current second is then that of the sound. From the first
+        picture on it is a film, whose sound may have begun earlier.
 
         After a whole file, `show.ask` answers as `ask(file)` does. Side tokens are bit-identical for sound at the
         encoder's own rate until its first piece is complete (8 to 30 seconds, depending on the encoder); after that

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from pave.ambient import neutral
 from pave.base import Host
-from pave.config import RESAMPLED, PatchConfig
+from pave.config import RESAMPLED, Modality, PatchConfig
 from pave.errors import BaseModelError, PatchMismatch, PatchNotFound, RecipeError, UsageError
 from pave.fusion.inserted import Summary
 from pave.patch.base_match import load_its_base, refuse_dimensions
@@ -27,6 +27,7 @@ from pave.patch.carrier import Carrier
 from pave.patch.file import Patch, fusion_of, misfits, refuse_taken, resampler_of
 from pave.patch.gate import Gate
 from pave.patch.lora import Lora, Loras, blank_lora, targets
+from pave.patch.marker import Marker
 from pave.sidechannel import SideBatch
 
 
@@ -55,6 +56,7 @@ class Attached(nn.Module):
         self.gate = Gate(config.base.dim) if config.gate else None
         self.carrier = Carrier(config.base.vision_dim, config.base.dim) if config.carries else None
         self.summary = Summary(config.base.dim, config.fusion.width) if config.replaces else None
+        self.marker = Marker(config.base.dim, config.marked) if config.marked else None
         self.gated = config.gate  # False: the gate is kept open
         self.device, self.dtype = host.device, host.dtype  # of the base and of LoRA
         self.precision = host.dtype  # of the fusion and the resampler
@@ -211,6 +213,10 @@ class Attached(nn.Module):
         assert self.summary is not None
         return self._cast(self.summary)(tokens.to(self.device, self.precision))
 
+    def marking(self, modality: Modality) -> Tensor | None:
+        """The marker (d,) of a modality, if it has one."""
+        return self._cast(self.marker)(modality) if self.marker and modality in self.config.marked else None
+
     def _cast(self, module: nn.Module) -> Callable[..., Any]:
         """The module in its compute dtype: float32 training weights are cast at every call, so that training computes
         exactly what the loaded patch will."""
@@ -223,7 +229,7 @@ class Attached(nn.Module):
     def ready(self, *, trainable: bool) -> Attached:
         """Move the modules to the base's device. Trainable: weights stay float32 and are cast at every call; otherwise
         they are cast once."""
-        fused = (self.resampler, self.fusion, self.carrier, self.summary)
+        fused = (self.resampler, self.fusion, self.carrier, self.summary, self.marker)
         parts = (*((module, self.precision) for module in fused), (self.lora, self.dtype))
         for module, dtype in parts:
             if module is not None:

@@ -41,6 +41,7 @@ from pave.patch import shrink
 from pave.patch.carrier import Carrier
 from pave.patch.filenames import WEIGHTS
 from pave.patch.gate import Gate
+from pave.patch.marker import Marker
 from pave.text.shown import counted, quoted
 from pave.text.values import plain
 
@@ -252,6 +253,8 @@ def tensors_of(config: PatchConfig) -> dict[str, Tensor]:
             parts["summary"] = Summary(config.base.dim, config.fusion.width).state_dict()
     if config.carries:
         parts["carrier"] = Carrier(config.base.vision_dim, config.base.dim).to("meta").state_dict()
+    if config.marked:
+        parts["marker"] = Marker(config.base.dim, config.marked).to("meta").state_dict()
     return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pave.patch.attached import Attached
 from pave.text.shown import Lines
 
-FUSING = ("carrier", "summary")  # parts that count as fusion: what stands for pictures
+FUSING = ("carrier", "summary", "marker")  # parts that count as fusion: what stands for pictures, or is beside them
 GATE = {
     "on": "questions that are not about the clip are left to the base",
     "off": "the patch acts on every question",

@@ -51,10 +51,11 @@ def chunks_of(
         told.append(f"{len(survey.audio)} sound tracks: audio_track={survey.heard[0]} is used")
     hears = audio and bool(survey.heard)
     if survey.video is None and not hears:
-        raise refuse(path, "has no pictures, and no sound that is read", "give a video, or watch with a patch that hears")
+        raise refuse(path, "has no pictures, and no sound that a patch hears", "give a video, or apply a patch first")
     with opened(path) as noise:
         origin, reader, second = None, None, 0.0
         for each in shown(path, survey) if survey.video else ():
+            assert survey.video is not None
             if origin is None:
                 origin = each.stamp
                 if hears:
@@ -71,7 +72,7 @@ def chunks_of(
         while reader is not None and not reader.over:
             second = max(second, reader.second) + 1
             yield Chunk(None, None, *reader.until(second), fresh(told, reader))
-        if origin is None and not reader.sound.rate:
+        if origin is None and reader is not None and not reader.sound.rate:
             raise refuse(path, "nothing in it decodes", "the file is damaged: download or record it again")
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pave.base import Host
+from pave.config import Modality
 from pave.data import Example, Source
 from pave.data_sets import DataConfig, Sets
 from pave.encoder import Encoder
@@ -34,7 +35,6 @@ from pave.packing.rows import Turn, collate, pack
 from pave.playroom.writer import write_clips
 from pave.readers.parts import Part, missing_of, places_of, read_parts
 from pave.readers.questions import names_of
-from pave.recipe import Modality
 from pave.text.shown import counted
 from pave.training.plan import order
 from pave.training.ranks import Ranks

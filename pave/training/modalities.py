@@ -18,11 +18,12 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from pave.config import Modality
 from pave.data import Example
 from pave.features.stored import Finish, Stored, with_signals
 from pave.model.inputs import ClipFeatures
 from pave.packing.rows import Turn
-from pave.recipe import MODALITIES, Match, Modalities, Modality
+from pave.recipe import MODALITIES, Match, Modalities
 from pave.training.dataset import TrainingClip
 
 TRIES = 8  # for the sound of another clip

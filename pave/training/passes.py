@@ -19,11 +19,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pave.config import Modality
 from pave.features.stored import Ahead
 from pave.model.inputs import ClipFeatures
 from pave.model.layout import perceived
 from pave.packing.rows import Turn
-from pave.recipe import MODALITIES, Modality, TrainConfig
+from pave.recipe import MODALITIES, TrainConfig
 from pave.training.dataset import TrainingClip, packed, tokens_of
 from pave.training.keep import Keep
 from pave.training.loss import answers, cross_entropy, divergence, scores, total

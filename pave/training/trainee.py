@@ -83,9 +83,10 @@ class Trainee:
 
 def _begun(start: Patch, config: PatchConfig, host: Host) -> dict[str, Tensor]:
     """The tensors of a patch to start from. A gate is fitted anew; a LoRA of another shape begins anew, and a carrier
-    that the patch does not have."""
+    and markers that the patch does not have."""
     anew = ("gate.", *(() if same_lora(start.config.lora, config.lora) else ("lora.",)))
     anew += () if start.config.sound_alone and config.sound_alone else ("carrier.",)
+    anew += tuple(f"marker.{each}" for each in {*start.config.marked} ^ {*config.marked})
     fresh = Attached(config, host).state_dict()
     kept = {name: value for name, value in start.weights().items() if not name.startswith(anew)}
     return {**kept, **{name: value for name, value in fresh.items() if name.startswith(anew)}}
@@ -110,6 +111,8 @@ def calibrate(attached: Attached, clips: Sequence[ClipFeatures]) -> None:
     if attached.carrier is not None and seen:
         vision = torch.cat([rearrange(clip.vision, "t s q -> (t s) q") for clip in seen])
         attached.carrier.calibrate(vision.float(), tokens)
+    if attached.marker is not None and seen and not attached.adds:
+        attached.marker.calibrate(tokens)
     side_tokens = {}
     for sense, facts in attached.config.senses.items():
         sides = [side for clip in clips if (side := clip.sides[facts.preprocessing]) is not None]
