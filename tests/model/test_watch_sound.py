@@ -12,9 +12,9 @@ import pytest
 import torch
 from clips import counting_frames, write_clip
 from families import FRAMES
-from patched import favors, hears, sense
+from patched import favors, hears
 from small import awaken
-from test_watch import both, remembered, tone
+from test_watch import both, eyes, remembered, tone
 
 from pave.config import FusionConfig
 from pave.errors import MediaError
@@ -132,10 +132,10 @@ def test_what_cannot_be_answered_from_sound_is_refused(one: PatchedModel, files,
             show.ask(QUESTION)
         with pytest.raises(MediaError, match=r"has no pictures \(no patch is used"):
             show.ask(QUESTION, patches=[])
-    hears(one, "alone", sound_alone=True, senses={"audio": sense(rate=4)})
-    with one.watch([(None, None, np.zeros(7, np.float32))], rate=RATE) as show:
+    hears(one, "eyes", sound_alone=True, senses={"fast": eyes(one, rate=2)})
+    with one.watch(microphone(2), rate=RATE) as show:
         show.see()
-        with pytest.raises(MediaError, match="nothing else of it can be read"):
+        with pytest.raises(MediaError, match=r"nothing else of it can be read \(.*fast absent: no picture has come"):
             show.ask(QUESTION)
     broken = tmp_path / "broken.wav"
     broken.write_bytes(files["wav"].read_bytes()[:44])
