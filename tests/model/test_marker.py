@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pave.config import FusionConfig, PatchConfig, parse
 from pave.errors import RecipeError
+from pave.evaluation.cost import cost_of
 from pave.media.clip import Clip
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
@@ -79,7 +80,7 @@ def test_each_modality_has_its_own_where_the_patch_acts(one: PatchedModel, combi
             before[other] = logits(one, clip)
 
 
-def test_the_token_stands_in_front(one: PatchedModel) -> None:
+def test_the_token_stands_in_front_and_is_counted(one: PatchedModel) -> None:
     marked(one, "prefix")
     inputs = one.prepare([FILM], [ASKED])
     marker = one.applied.module("marked").marker
@@ -87,6 +88,8 @@ def test_the_token_stands_in_front(one: PatchedModel) -> None:
     place = int((inputs.input_ids[0] == one.host.placeholder).nonzero()[0])
     (embedded,) = one.calls.embedded(inputs)
     assert torch.equal(embedded[place], marker("both"))
+    cost = cost_of(one.host, one.export("marked"), side_steps=(20,))
+    assert cost.beside == 20 + 1 and cost.fusion_params["marker"] == one.host.dim
 
 
 def test_the_file_has_it_and_older_files_keep_their_bytes(one: PatchedModel, tmp_path: Path) -> None:
