@@ -213,13 +213,16 @@ def _hook(loras: Loras, path: str, layer: nn.Module, inputs: tuple[Tensor, ...],
     if torch.compiler.is_compiling() and not torch.is_grad_enabled() and type(layer.weight) in PLAIN:
         torch.ops.pave.add_low_rank(output, inputs[0], layer.weight, loras.name)
         return None
-    return _update(loras, path, inputs[0], output)
+    return _apart(loras, path, inputs[0], output)
 
 
-@torch.compiler.disable  # with gradients, or weights of another kind: the graph ends at each LoRA
 def _update(loras: Loras, path: str, x: Tensor, out: Tensor) -> Tensor | None:
     call = _active.get()
     return updated(x, out, products) if call.gates and (products := call.products(loras, path, x)) else None
+
+
+# With gradients, or weights of another kind, a graph ends at each LoRA.
+_apart: Any = torch.compiler.disable(_update)
 
 
 @torch.library.custom_op("pave::add_low_rank", mutates_args=["out"], tags=[torch.Tag.cudagraph_unsafe])

@@ -134,7 +134,7 @@ def training(attached: Attached) -> Iterator[None]:
         attached.eval()
 
 
-def attention(host: Host, longest: int) -> AbstractContextManager[None]:
+def attention(host: Host, longest: int) -> AbstractContextManager[object]:
     """The kernels for steps whose rows have at most so many tokens: plain products where torch's flash attention is
     slower. In bfloat16 on a CPU (torch 2.13, AMX) its forward and backward pass of 8 rows of 88 tokens take 37 ms,
     plain products 12 ms; of 256 tokens 65 and 94 ms."""
