@@ -115,7 +115,7 @@ class Calls:
                 for i, (row, side) in enumerate(zip(visual, sides, strict=True)):
                     if side is not None:
                         update = fusion(row.vision, row.tokens.to(dtype), side.to(row.tokens.device))
-                        fused[i] = fused[i] + update * use.weight
+                        fused[i] = torch.add(fused[i], update, alpha=use.weight)
         return [tokens[0].to(self.host.dtype) for tokens in fused]
 
     @neutral()
