@@ -7,7 +7,8 @@ Each round runs PAVE and PEFT in turn on one embedded base; only ratios within a
 same patch from its own files; PAVE reads the whole patch, fusion included, checks hashes, base and values, and loads
 it. `cold` opens a shrunk patch of a 7B base that is not in the page cache. `processes` applies a patch to a base of
 2 GB in one process after the other. `changes` applies, swaps, reweights, enables, disables and removes at random, asks
-in between, and compares every weight, hook and answer with the base whenever no patch is left.
+in between, and compares every weight, hook and answer with the base whenever no patch is left. `compiled` counts the
+graphs of torch.compile.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -29,6 +31,8 @@ from large import empty_model, random_patch
 from peft import PeftModel
 from peft.utils.hotswap import hotswap_adapter
 from study import Study
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from transformers import Qwen2Config, Qwen2Model
 
 from pave.config import FusionConfig, LoraConfig
@@ -267,6 +271,41 @@ def trace(model: PatchedModel) -> str:
     return digest(repr((hooks, wanted)), model.base.state_dict())
 
 
+def compiled(swaps: int, folder: Path) -> dict[str, Any]:
+    """Graphs of a compiled base, then of the same base with a patch, and how many more its swaps need."""
+    torch._dynamo.reset()
+    counter, model = CompileCounter(), load("playroom")
+    patch = Patch.load(folder_of("audio-playroom") / "patch.safetensors")
+    clip = Clip.read(read_data(write_clips(folder / "compiled", 1, 0, "test", ["audio"]))[0].video)
+    language: Any = model.host.language_model
+    language.compile(backend=counter, dynamic=True)
+
+    def ask() -> Tensor:
+        with torch.no_grad():
+            return model.forward(model.prepare([clip], ["What do you hear?"])).logits
+
+    def so_far(before: int = 0) -> int:
+        ask()
+        return int(counter.frame_count) - before
+
+    bare = so_far()
+    model.apply_patch(patch, name="a")
+    patched = so_far(bare)
+    for step in range(swaps):
+        scaled = {name: value * (0.5 + step / swaps) for name, value in patch.tensors.items()}
+        model.swap_patch("a", replace(patch, tensors=scaled))
+        ask()
+    with_graph = ask()
+    language._compiled_call_impl = None
+    return {
+        "graphs, bare": bare,
+        "graphs, patched": patched,
+        "swaps": swaps,
+        "graphs for the swaps": so_far(bare + patched),
+        "largest difference to the uncompiled base": (ask() - with_graph).abs().max().item(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="few rounds and changes; writes no result")
@@ -280,6 +319,7 @@ def main() -> None:
             "decoding": lambda: decoding(2 if small else 15),
             "cold, 7B": lambda: cold(2 if small else 15, folder),
             "processes": lambda: in_processes("small" if small else "2 GB", folder),
+            "compiled": lambda: compiled(3 if small else 50, folder),
             "changes": lambda: changes(50 if small else 10_000, folder),
         }
         for key, part in parts.items():

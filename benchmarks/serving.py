@@ -7,7 +7,9 @@
 request is about a clip of its own. `new`: clips that the server has not seen, so that decoding, the vision tower and
 encoders are part of it; `again`: the same clips with another patch of the same senses; `told`: the same with a question
 whose answer is a list instead of one word. `one`: requests one after the other; `many`: all at once. `gain`: seconds of
-`one` over those of `many`. `equal`: the share of answers to `again` and `told` that are the same in both ways.
+`one` over those of `many`. `equal`: the share of answers to `again` and `told` that are the same in both ways. Then, of
+the second question of a dialogue about a known clip: milliseconds to the first text of a stream over HTTP and of
+`model.stream` in Python, in turn; `ratio` is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import base64
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -28,6 +31,8 @@ from tempfile import TemporaryDirectory
 
 from study import Study
 
+import pave
+from pave.media.clip import Clip
 from pave.playroom.writer import write_clips
 
 SOURCES = ("audio-playroom", "fast-playroom", "favor-playroom", "fast-on-audio-playroom") * 2
@@ -60,8 +65,7 @@ class Server:
         return found
 
     def ask(self, film: str, patch: int, question: str) -> str:
-        content = [{"type": "video_url", "video_url": {"url": film}}, {"type": "text", "text": question}]
-        body = {"model": f"playroom+p{patch}", "messages": [{"role": "user", "content": content}]}
+        body = {"model": f"playroom+p{patch}", "messages": messages_about(film, question)}
         return self.send("/v1/chat/completions", body)["choices"][0]["message"]["content"]
 
 
@@ -73,6 +77,44 @@ def asked(
     with ThreadPoolExecutor(workers) as pool:
         answers = list(pool.map(server.ask, films, patches, repeat(question)))
     return answers, time.perf_counter() - begin
+
+
+def first_text(server: Server, film: str, file: Path, rounds: int) -> dict[str, float]:
+    """Milliseconds to the first text of a further question."""
+    model = pave.load("playroom")
+    patch = model.apply_patch(SOURCES[0]).name
+    wanted = [*model.export(patch).config.senses.values()]
+    clip = model.encode_clip(Clip.read(file, frames=model.host.frames), wanted)
+    answer = server.ask(film, 0, LONG)
+    messages = [*messages_about(film, LONG), {"role": "assistant", "content": answer}]
+    messages += [{"role": "user", "content": QUESTION}]
+    body = json.dumps({"model": "playroom+p0", "messages": messages, "stream": True}).encode()
+
+    def python() -> None:
+        next(iter(model.stream(clip, QUESTION, history=[(LONG, answer)])))
+
+    def http() -> None:
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=600)
+        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        while not json.loads(reply.readline()[6:])["choices"][0]["delta"].get("content"):
+            reply.readline()  # the empty line between events
+        connection.close()
+
+    times: dict[str, list[float]] = {"python": [], "http": []}
+    for number in range(rounds + 1):
+        for name, call in (("python", python), ("http", http)):
+            begin = time.perf_counter()
+            call()
+            times[name] += [time.perf_counter() - begin] if number else []  # the first round warms up
+    ratio = statistics.median(a / b for a, b in zip(times["http"], times["python"], strict=True))
+    shown = {f"milliseconds, {name}": round(statistics.median(each) * 1000, 1) for name, each in times.items()}
+    return {**shown, "ratio": round(ratio, 2), "rounds": rounds}
+
+
+def messages_about(film: str, question: str) -> list[dict]:
+    content = [{"type": "video_url", "video_url": {"url": film}}, {"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
 
 
 def gain(one: float, many: float) -> dict[str, float]:
@@ -88,16 +130,17 @@ def main() -> None:
         write_clips(folder, 2 * count, seed=0)
         files = sorted(Path(folder).rglob("*.mp4"))
         films = [f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}" for file in files]
-    first, second = films[:count], films[count : 2 * count]
+    early, second = films[:count], films[count : 2 * count]
     server = Server(count)
     try:
         asked(server, films[:1] * 8, 0, 1)  # builds the encoders
-        _, new_one = asked(server, first[1:], 0, 1)
+        _, new_one = asked(server, early[1:], 0, 1)
         _, new_many = asked(server, second, 0, count)
         one, again_one = asked(server, second, 4, 1)
         many, again_many = asked(server, second, 4, count)
         long_one, told_one = asked(server, second, 4, 1, LONG)
         long_many, told_many = asked(server, second, 4, count, LONG)
+        first = first_text(server, films[0], files[0], 3 if small else 31)
     finally:
         server.process.terminate()
         server.process.wait()
@@ -110,8 +153,9 @@ def main() -> None:
         "equal": sum(a == b for a, b in pairs) / len(pairs),
         "different_answers": len({*many}),
     }
-    print(f"{count} requests, 8 patches: {figures}", flush=True)
+    print(f"{count} requests, 8 patches: {figures}\nfirst text: {first}", flush=True)
     if not small:
+        Study("serving").add("first text of a further question", first)
         Study("serving").add(f"{count} requests, 8 patches", figures)
 
 

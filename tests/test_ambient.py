@@ -24,6 +24,7 @@ from forked import begin
 from listening import EARS, noise
 from patched import alike
 from places import ROOT
+from runs import KEEPING
 from scans import room
 from seeing import EYES, small_sizes
 from small import make_clip
@@ -36,7 +37,6 @@ from pave.media.clip import Clip
 from pave.playroom.world import draw_scene, draw_script
 from pave.playroom.writer import write_clip
 from pave.training.run import train
-from runs import KEEPING
 
 SENSOR = torch.sin(torch.arange(400, dtype=torch.float32)).view(100, 4)
 

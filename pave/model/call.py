@@ -116,10 +116,10 @@ class Calls:
                 for i, (row, side) in enumerate(zip(visual, sides, strict=True)):
                     if side is not None:
                         update = fusion(row.vision, row.tokens.to(dtype), side.to(row.tokens.device))
-                        fused[i] = fused[i] + update * use.weight
+                        fused[i] = torch.add(fused[i], update, alpha=use.weight)
             for i in range(len(fused)) if use.attached.adds else ():
                 if (mark := use.mark(i, i in blind)) is not None:
-                    fused[i] = fused[i] + mark * use.weight
+                    fused[i] = torch.add(fused[i], mark, alpha=use.weight)
         return [tokens[0].to(self.host.dtype) for tokens in fused]
 
     @neutral()

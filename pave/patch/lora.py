@@ -10,13 +10,15 @@ b rows of a call, B rows inside the base (b, or b times the beams), l tokens, r 
 
 from __future__ import annotations
 
+import itertools
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from functools import cached_property, partial
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import peft
 import torch
@@ -24,15 +26,23 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from pave.config import LoraConfig
 from pave.errors import RecipeError
 from pave.files.copied import OURS, guard, release
 from pave.fusion.meta import Blank
 
+# Otherwise a graph that was compiled before a patch is applied would go on without its LoRA: by default, torch.compile
+# assumes that no hook is added.
+torch._dynamo.config.skip_nnmodule_hook_guards = False
+
 LEAST = 2  # rows of a product at least, in a batch: a product of one has other bits
 COPIES = 2  # of the weights of a call's LoRAs, at most, to have those of each row side by side
+PLAIN = (Tensor, nn.Parameter)  # weights that are not quantised
 Layers = tuple[tuple[str, int, int], ...]  # module path inside the language model, channels in and out
+_count = itertools.count()
+_loras = weakref.WeakValueDictionary[str, "Loras"]()  # by name, for compiled graphs
 
 
 class Assignment(NamedTuple):
@@ -169,6 +179,9 @@ class Loras:
         self._layers = language_model
         self._inside: list[Lora] = []
         self._hooks: dict[str, RemovableHandle] = {}
+        self.paths: Any = WeakIdKeyDictionary()  # weight -> path of its layer
+        self.name = str(next(_count))
+        _loras[self.name] = self
         self._lock = threading.Lock()
 
     def add(self, lora: Lora) -> None:
@@ -178,6 +191,7 @@ class Loras:
             for path in lora.pairs.keys() - self._hooks.keys():
                 layer = self._layers.get_submodule(path)
                 self._hooks[path] = layer.register_forward_hook(partial(_hook, self, path))
+                self.paths[layer.weight] = path
                 guard(layer)
 
     def remove(self, lora: Lora) -> None:
@@ -195,14 +209,35 @@ class Loras:
         return [lora for lora in _active.get().gates if lora in inside and path in lora.pairs]
 
 
-@torch.compiler.disable  # else adding or removing patches would recompile a compiled base
 def _hook(loras: Loras, path: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled() and type(layer.weight) in PLAIN:
+        torch.ops.pave.add_low_rank(output, inputs[0], layer.weight, loras.name)
+        return None
+    return _apart(loras, path, inputs[0], output)
+
+
+def _update(loras: Loras, path: str, x: Tensor, out: Tensor) -> Tensor | None:
     call = _active.get()
-    return (
-        updated(inputs[0], output, products)
-        if call.gates and (products := call.products(loras, path, inputs[0]))
-        else None
-    )
+    return updated(x, out, products) if call.gates and (products := call.products(loras, path, x)) else None
+
+
+# With gradients, or weights of another kind, a graph ends at each LoRA.
+_apart: Any = torch.compiler.disable(_update)
+
+
+@torch.library.custom_op("pave::add_low_rank", mutates_args=["out"], tags=[torch.Tag.cudagraph_unsafe])
+def add_low_rank(out: Tensor, x: Tensor, weight: Tensor, loras: str) -> None:
+    """A hook in a compiled graph, where it is opaque: which LoRAs a call uses is known when it runs, so that no other
+    patch needs another graph, and CUDA graphs leave it out. `weight` tells which layer it is: equal layers may share
+    their graph."""
+    if (path := _loras[loras].paths.get(weight)) is None:
+        raise RuntimeError("a weight of the base was replaced after it was compiled; call torch.compiler.reset()")
+    if (more := _update(_loras[loras], path, x, out)) is not None:
+        out.copy_(more)
+
+
+@add_low_rank.register_fake
+def _(out: Tensor, x: Tensor, weight: Tensor, loras: str) -> None: ...
 
 
 OURS.add(_hook)

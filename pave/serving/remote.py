@@ -134,7 +134,7 @@ class Remote:
     @contextmanager
     def _answer(self, parts: SplitResult, clock: _Clock) -> Iterator[HTTPResponse]:
         """The answer to a GET from a checked address."""
-        connection = _Connection(parts, self._address(parts), clock)
+        connection = _Connection(parts, self._addresses(parts), clock)
         try:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", path, headers={"Accept-Encoding": "identity", "User-Agent": "pave"})
@@ -143,14 +143,14 @@ class Remote:
         finally:
             connection.close()
 
-    def _address(self, parts: SplitResult) -> str:
-        """An address of the host; MediaError if one of them is not public."""
+    def _addresses(self, parts: SplitResult) -> Sequence[str]:
+        """The addresses of the host; MediaError if one of them is not public."""
         host, port = (parts.hostname or "").removesuffix("."), parts.port or PORTS[parts.scheme]
         found = [host] if is_address(host) else self.resolve(host, port)
         for each in found:
             if "%" in each or not self.allows(ip_address(each)):
                 raise _refused(parts, f"{host} is at {each}, which is not public", "send the file itself")
-        return found[0]
+        return found
 
     def _body(self, parts: SplitResult, answer: HTTPResponse) -> Iterator[bytes]:
         if answer.status != 200:
@@ -192,15 +192,16 @@ class _Clock:
 
 
 class _Connection(HTTPConnection):
-    """A connection to one address, whatever the name server says now; with TLS, of the host's own name."""
+    """A connection to the first of these addresses that takes it, whatever the name server says now; with TLS, of the
+    host's own name."""
 
-    def __init__(self, parts: SplitResult, address: str, clock: _Clock) -> None:
+    def __init__(self, parts: SplitResult, addresses: Sequence[str], clock: _Clock) -> None:
         self.default_port = PORTS[parts.scheme]  # which the header Host leaves out, also for https
         super().__init__(parts.hostname or "", parts.port or self.default_port)
-        self._secure, self._address, self._clock = parts.scheme == "https", address, clock
+        self._secure, self._addresses, self._clock = parts.scheme == "https", addresses, clock
 
     def connect(self) -> None:
-        plain = socket.create_connection((self._address, self.port), timeout=self._clock.seconds)
+        plain = self._reached()
         self.sock = plain
         self._clock.watch(plain)
         if self._secure:
@@ -209,6 +210,14 @@ class _Connection(HTTPConnection):
             self.sock = secure
             self._clock.watch(secure)
             secure.do_handshake()
+
+    def _reached(self) -> socket.socket:
+        *others, last = self._addresses
+        patience = self._clock.seconds / len(self._addresses)  # one that says nothing leaves time for the others
+        for each in others:
+            with suppress(OSError):
+                return socket.create_connection((each, self.port), timeout=patience)
+        return socket.create_connection((last, self.port), timeout=self._clock.seconds)
 
 
 def is_address(host: str) -> bool:

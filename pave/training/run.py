@@ -44,7 +44,7 @@ from pave.training.ranks import ALONE, Ranks, joined
 from pave.training.retention import Probe
 from pave.training.seen import Steps
 from pave.training.setup import Setup
-from pave.training.trainee import Trainee, training
+from pave.training.trainee import Trainee, attention, training
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -192,7 +192,8 @@ class Run:
     def step(self, step: int) -> float:
         """One optimiser step; returns the loss of the answers, without auxiliary losses."""
         options, trainee, figures = self.stage(step).options, self.trainee, Counter[str]()
-        with training(trainee.attached):  # also while activations are recomputed
+        longest = max(clip.length for clip in self.clips_of(step))
+        with training(trainee.attached), attention(self.setup.model.host, longest):  # also of recomputed activations
             trainee.optimiser.zero_grad()
             try:
                 for learned, kept, auxiliary, modalities in self.losses_of(step):

@@ -14,6 +14,7 @@ from families import make_base
 from patched import QUESTIONS, alike, clips, hears, hooked, logits, other_ears, portrait
 from small import awaken
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from transformers import PreTrainedTokenizerFast
 
 from pave.config import FusionConfig, LoraConfig
@@ -153,32 +154,52 @@ def test_a_swap_does_not_wait_for_a_running_question_which_finishes_with_the_old
     assert torch.equal(late[0], first) and not torch.equal(logits(one), first)
 
 
-def test_a_compiled_base_is_not_compiled_again_for_another_patch(one: PatchedModel) -> None:
-    hears(one)
-    first, patch = logits(one), other_ears(one)
+@pytest.mark.parametrize("part", ["language model", "layers"])
+def test_a_compiled_base_is_one_graph_and_another_patch_needs_no_other(one: PatchedModel, part: str) -> None:
+    """Compiled before it was patched, too: torch does not look by itself whether hooks were added."""
+    language: Any = one.host.language_model
+    parts = [language] if part == "language model" else [*language.layers]
     torch._dynamo.reset()
-    model: Any = one.host.language_model
-    model.compile(backend="eager", dynamic=True)
-    for _ in range(2):
-        torch.testing.assert_close(logits(one), first, atol=1e-5, rtol=1e-5)
-        logits(one, patches=[])
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        one.swap_patch("ears", patch)
-        assert not torch.allclose(logits(one), first, atol=1e-3)
-        one.set_weight("ears", 0.5)
-        logits(one)
-        one.apply_patch(other_ears(one, lora=LoraConfig(r=2, lora_alpha=3)), name="more")
-        logits(one)
-        one.remove_patch("more")
-        one.disable("ears")
-        logits(one)
-    model._compiled_call_impl = None
-    one.enable("ears")
-    one.set_weight("ears", 1.0)
-    swapped = logits(one)
-    one.remove_patch("ears")
-    one.apply_patch(patch)
-    assert torch.equal(logits(one), swapped)
+    counter: Any = CompileCounter()
+
+    def compiled() -> Tensor:
+        for each in parts:
+            each.compile(backend=counter, dynamic=True)
+        found = logits(one)
+        for each in parts:
+            each._compiled_call_impl = None
+        assert not torch.is_grad_enabled() and torch.equal(found, logits(one)), "the same without compiling"
+        return found
+
+    with torch.no_grad():
+        bare = compiled()
+        before = counter.frame_count
+        hears(one)
+        patch = other_ears(one)
+        first = compiled()
+        assert not torch.allclose(first, bare, atol=1e-3) and counter.frame_count <= 2 * before
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for _ in range(2):
+                one.swap_patch("ears", patch)
+                assert not torch.allclose(compiled(), first, atol=1e-3)
+            one.set_weight("ears", 0.5)
+            compiled()
+            one.apply_patch(other_ears(one, lora=LoraConfig(r=2, lora_alpha=3)), name="more")
+            compiled()
+            one.remove_patch("more")
+            one.disable("ears")
+            assert torch.equal(compiled(), bare)
+            one.remove_patch("ears")
+            assert torch.equal(compiled(), bare)
+    hears(one)
+    graphs = counter.frame_count
+    for each in parts:
+        each.compile(backend=counter, dynamic=True)
+    learning = one.forward(one.prepare(clips(), QUESTIONS)).logits  # with gradients, a graph ends at each LoRA
+    assert counter.frame_count > graphs and not torch.allclose(learning, bare, atol=1e-3)
+    for each in parts:
+        each._compiled_call_impl = None
+    torch.testing.assert_close(logits(one), learning.detach())
 
 
 def test_a_refused_swap_leaves_the_old_patch(one: PatchedModel) -> None:

@@ -270,6 +270,15 @@ def test_the_name_is_looked_up_once_so_that_a_later_answer_changes_nothing(outsi
     assert stored.path.read_bytes() == CLIP and next(later) == ["10.0.0.1"]
 
 
+def test_an_address_that_does_not_answer_is_followed_by_the_next(outside, tmp_path):
+    """As for a host with IPv6 on a machine without it. Nobody listens at 127.0.0.2."""
+    for number, addresses in enumerate((["127.0.0.2", "::1", "127.0.0.1"], ["127.0.0.1", "127.0.0.2"])):
+        remote = Remote(outside.intake().remote.hosts, resolve=lambda *_, all=addresses: all, allows=lambda _: True)
+        assert Intake(1 << 20, None, remote).store(Given("video", outside.url()), tmp_path / str(number))
+    remote = Remote(outside.intake().remote.hosts, resolve=lambda *_: ["::1", "127.0.0.2"], allows=lambda _: True)
+    assert "cannot be fetched" in refused(Intake(1 << 20, None, remote), outside.url(), tmp_path / "video")
+
+
 @pytest.mark.parametrize(("path", "cause"), [("missing/", "404"), ("packed/", "compressed"), ("short/", "early")])
 def test_what_is_no_clip_is_refused(path, cause, outside, tmp_path):
     assert cause in refused(outside.intake(), outside.url(path), tmp_path / "video")

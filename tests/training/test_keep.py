@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import KEEPING
 from small import make_clip
 from torch import Tensor
 from typer.testing import CliRunner
@@ -30,7 +31,6 @@ from pave.training.general import built_in
 from pave.training.keep import LONGEST, own_answers
 from pave.training.loss import answers, divergence, total
 from pave.training.run import Run, train
-from runs import KEEPING
 
 Make = Callable[..., Recipe]
 

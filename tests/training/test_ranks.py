@@ -21,6 +21,7 @@ import ranks_train
 import torch
 from patched import RESAMPLER
 from places import PARTS, ROOT
+from runs import KEEPING
 from small import awaken
 from torch import Tensor
 
@@ -34,7 +35,6 @@ from pave.training.ranks import Ranks, joined
 from pave.training.run import Run, train
 from pave.training.setup import Setup
 from pave.training.trainee import training
-from runs import KEEPING
 
 Make = Callable[..., Recipe]
 LOSS, WEIGHTS = 1e-5, 1e-4  # what several processes may differ in from one

@@ -20,6 +20,7 @@ import pytest
 import torch
 from forked import begin
 from places import ROOT
+from runs import KEEPING, quiet, trained
 from small import full_disk, write_base, write_line
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -40,7 +41,6 @@ from pave.training.loss import scores, token_accuracy
 from pave.training.run import Run, train
 from pave.training.setup import Setup
 from pave.training.trainee import checkpoint_activations, training
-from runs import KEEPING, quiet, trained
 
 Make = Callable[..., Recipe]
 DROPOUT = ("fusion.dropout=0.2", "lora.lora_dropout=0.2")

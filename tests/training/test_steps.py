@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import quiet, trained
 from torch import Tensor
 
 from pave.errors import RecipeError, TrainingError
@@ -19,7 +20,6 @@ from pave.recipe import NARROW_RATE, WIDE, WIDE_RATE, Recipe, TrainConfig
 from pave.text.progress import Shown
 from pave.training.plan import divided, stretches
 from pave.training.run import Run, train
-from runs import quiet, trained
 
 Make = Callable[..., Recipe]
 DROPOUT = ("fusion.dropout=0.2", "lora.lora_dropout=0.2")
