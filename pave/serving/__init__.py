@@ -4,3 +4,14 @@ A request's way: api.py (routes) -> messages.py (what it asks) -> media.py, remo
 is read and encoded, joins a batch) -> rows.py (its tokens) -> replies.py (what goes back). Apart from these: vllm.py, a
 front of a vLLM server.
 """
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """`pave.serving:app`, as Ray Serve asks for it."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pave.serving.cluster import app
+
+    return app

@@ -25,13 +25,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pave.errors import PaveError, nearest
 from pave.model.patched import PatchedModel
 from pave.patch.report import PatchReport
-from pave.serving.engine import Busy, Done, Engine, Event, Job
+from pave.serving.engine import Done, Engine, Event, Job
 from pave.serving.explained import body as explanation
 from pave.serving.explained import refuse_more
 from pave.serving.gate import GONE, Gate
 from pave.serving.media import Intake
 from pave.serving.messages import Asked, asked
-from pave.serving.metrics import Metrics
+from pave.serving.metrics import TYPE, Metrics
 from pave.serving.page.routes import add_page
 from pave.serving.remote import Remote
 from pave.serving.replies import Denied, Reply, failed, line
@@ -41,8 +41,8 @@ log = logging.getLogger("pave.serving")
 T = TypeVar("T")
 
 
-def create_app(model: PatchedModel, settings: Settings) -> FastAPI:
-    """The server as an ASGI application. It owns the model from now on."""
+def create_app(model: PatchedModel, settings: Settings, named: bool = False) -> FastAPI:
+    """The server as an ASGI application. It owns the model from now on. named: requests come with an id."""
     limits, metrics = settings.limits, Metrics()
     remote = Remote(settings.hosts, limits.clip_bytes, limits.fetch)
     engine = Engine(model, Intake(limits.clip_bytes, settings.folder, remote), limits, metrics)
@@ -54,8 +54,8 @@ def create_app(model: PatchedModel, settings: Settings) -> FastAPI:
         await asyncio.to_thread(engine.close)
 
     app = FastAPI(title="PAVE", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.engine = engine
-    app.add_middleware(_Logged, metrics=metrics)
+    app.state.engine, app.state.front = engine, front
+    app.add_middleware(Logged, metrics=metrics, named=named)
     app.add_exception_handler(PaveError, refused)
     app.add_exception_handler(HTTPException, refused)
     app.post("/v1/chat/completions", response_model=None)(front.complete)
@@ -118,8 +118,8 @@ class _Front:
     async def models(self, request: Request) -> Response:
         self.gate.refuse_strangers(request)
         some = [
-            self._described((), None),
-            *(self._described((name,), each) for name, each in self.engine.patches.items()),
+            self.described((), None),
+            *(self.described((name,), each) for name, each in self.engine.patches.items()),
         ]
         return JSONResponse({"object": "list", "data": some})
 
@@ -127,9 +127,9 @@ class _Front:
         self.gate.refuse_strangers(request)
         patches = self._patches(model)
         report = self.engine.patches[patches[0]] if len(patches) == 1 else None
-        return JSONResponse(self._described(patches, report))
+        return JSONResponse(self.described(patches, report))
 
-    def _described(self, patches: tuple[str, ...], report: PatchReport | None) -> dict[str, Any]:
+    def described(self, patches: tuple[str, ...], report: PatchReport | None) -> dict[str, Any]:
         base = self.settings.name
         facts = {"id": "+".join((base, *patches)), "object": "model", "created": self.since, "owned_by": "pave"}
         facts |= {"root": base, "parent": base if patches else None, "max_model_len": self.engine.model.host.context}
@@ -138,12 +138,15 @@ class _Front:
     async def load(self, request: Request) -> Response:
         source, name = await self.gate.source(request)
         report = await asyncio.to_thread(self.engine.load, source, name)
-        return JSONResponse(self._described((report.name,), report))
+        return JSONResponse(self.described((report.name,), report))
 
     async def unload(self, request: Request) -> Response:
         name = await self.gate.name(request)
         await asyncio.to_thread(self.engine.unload, name)
-        return JSONResponse({"id": f"{self.settings.name}+{name}", "object": "model", "deleted": True})
+        return JSONResponse(self.deleted(name))
+
+    def deleted(self, name: str) -> dict[str, Any]:
+        return {"id": f"{self.settings.name}+{name}", "object": "model", "deleted": True}
 
     # State
 
@@ -151,13 +154,17 @@ class _Front:
         return JSONResponse({"status": "ok"})
 
     async def ready(self) -> Response:
-        full = self.engine.waiting + self.engine.running >= self.settings.limits.waiting
+        full = self.engine.full
         return JSONResponse({"status": "busy" if full else "ready"}, 503 if full else 200)
 
     async def figures(self) -> Response:
+        return Response(self.text(), media_type=TYPE)
+
+    def text(self) -> bytes:
+        """The metrics of now."""
         self.metrics.running.set(self.engine.running)
         self.metrics.waiting.set(self.engine.waiting)
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+        return self.metrics.text()
 
     # Every request
 
@@ -186,28 +193,33 @@ async def refused(request: Request, error: Exception) -> Response:
         error = Denied(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
     status, body = failed(error)
     request.state.reason = body["error"]["code"]
-    headers = {"retry-after": str(error.seconds)} if isinstance(error, Busy) else {}
+    seconds = getattr(error, "seconds", None)
+    headers = {} if seconds is None else {"retry-after": str(seconds)}
     headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
     return JSONResponse(body, status, headers=headers)
 
 
-class _Logged:
-    """Gives each request an id, counts it, and logs how it ended."""
+class Logged:
+    """Gives each request an id, counts it, and logs how it ended.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    named: a proxy has given it one, and tells the client."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, named: bool) -> None:
+        self.app, self.metrics, self.named = app, metrics, named
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         request, begin, status = Request(scope, receive), time.monotonic(), 0
-        id, error = f"req-{uuid.uuid4().hex}", None
+        id = request.headers.get("x-request-id", "") if self.named else f"req-{uuid.uuid4().hex}"
+        error = None
 
         async def named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", id.encode())]
+                own = [] if self.named else [(b"x-request-id", id.encode())]
+                message["headers"] = [*message["headers"], *own]
             await send(message)
 
         try:
@@ -218,7 +230,7 @@ class _Logged:
             if not status:
                 await (await refused(request, caught))(scope, receive, named)
         finally:
-            path = getattr(scope.get("route"), "path", "other")
+            path = getattr(scope.get("route"), "path", "") or "other"
             self.metrics.requests.labels(path, str(status)).inc()
             facts = {"request": id, "method": scope["method"], "path": path, "status": status}
             facts |= {"seconds": round(time.monotonic() - begin, 4), **getattr(request.state, "facts", {})}

@@ -198,6 +198,10 @@ class Engine:
     def running(self) -> int:
         return len(self._live)
 
+    @property
+    def full(self) -> bool:
+        return self._held >= self.limits.waiting
+
     def close(self) -> None:
         """Take no more requests, finish those that are here, and end the threads."""
         with self._changed:

@@ -21,11 +21,11 @@ Text = Callable[[Sequence[int], bool], str]  # the text of tokens; whether speci
 
 
 class Denied(PaveError):
-    """A request that must not, or cannot, be answered, with its status and code."""
+    """A request that must not, or cannot, be answered, with its status and code; `seconds` until it may be."""
 
-    def __init__(self, status: int, code: str, cause: str) -> None:
+    def __init__(self, status: int, code: str, cause: str, seconds: int | None = None) -> None:
         super().__init__(cause)
-        self.status, self.code = status, code
+        self.status, self.code, self.seconds = status, code, seconds
 
 
 def failed(error: BaseException) -> tuple[int, dict[str, Any]]:

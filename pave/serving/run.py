@@ -39,6 +39,21 @@ class Lines(logging.Formatter):
         return json.dumps(facts, ensure_ascii=False)
 
 
+def log_lines() -> None:
+    """Write the log of this process to stderr, and nothing else."""
+    logger, handler = logging.getLogger("pave.serving"), logging.StreamHandler()
+    handler.setFormatter(Lines())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    warnings.simplefilter("ignore", MediaWarning)  # clients are told; the log is JSON
+
+
+def url_of(host: str, port: int) -> str:
+    """The address of a server."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def serve(app: FastAPI, host: str, port: int, stopping: float, ready: Callable[[str], object]) -> None:
     """Serve until SIGTERM or Ctrl-C. port: 0 takes a free one. stopping: seconds in which running answers may end.
     ready: called with the address."""
@@ -51,11 +66,7 @@ def serve(app: FastAPI, host: str, port: int, stopping: float, ready: Callable[[
     except (OSError, OverflowError) as error:
         bound.close()
         raise UsageError(f"{host}:{port} cannot be served ({error}); choose another --host or --port") from None
-    logger, handler = logging.getLogger("pave.serving"), logging.StreamHandler()
-    handler.setFormatter(Lines())
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    log_lines()
     config = uvicorn.Config(
         app,
         log_level="error",
@@ -64,7 +75,5 @@ def serve(app: FastAPI, host: str, port: int, stopping: float, ready: Callable[[
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=round(stopping),
     )
-    warnings.simplefilter("ignore", MediaWarning)  # clients are told; the log is JSON
-    shown = f"[{host}]" if ":" in host else host
-    ready(f"http://{shown}:{bound.getsockname()[1]}")
+    ready(url_of(host, bound.getsockname()[1]))
     uvicorn.Server(config).run(sockets=[bound])
