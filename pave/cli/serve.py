@@ -76,14 +76,8 @@ def serve(
         raise UsageError("--replicas and --max-replicas need --engine ray")
     if max_replicas and max_replicas < (replicas or 1):
         raise UsageError(f"--max-replicas {max_replicas} is less than --replicas {replicas}; raise it, or leave it out")
-    try:
-        from pave.serving.api import create_app
-        from pave.serving.run import serve as run
-    except ModuleNotFoundError as error:
-        raise UsageError(f"pave serve needs {error.name}: pip install 'pave[serve]'") from None
     import os
 
-    from pave.model.patched import load
     from pave.serving.remote import hosts_of
     from pave.serving.settings import SHOWN, Limits, Settings, keys_of, server_name
 
@@ -110,13 +104,19 @@ def serve(
     def ready(url: str) -> None:
         say(f"serving {settings.name} at {url}/v1", f"a page to try it: {url}")
 
-    if engine == "ray":
-        try:
+    try:
+        if engine == "ray":
             from pave.serving.cluster import Spec, serve_on_ray
-        except ModuleNotFoundError as error:
-            raise UsageError(f"--engine ray needs Ray Serve ({error.name}): pip install 'pave[serve,ray]'") from None
-        spec = Spec(base, patches, settings, replicas or 1, max_replicas, dtype, device, frames, stopping)
-        return serve_on_ray(spec, host, port, ready)
+
+            spec = Spec(base, patches, settings, replicas or 1, max_replicas, dtype, device, frames, stopping)
+            return serve_on_ray(spec, host, port, ready)
+        from pave.serving.api import create_app
+        from pave.serving.run import serve as run
+    except ModuleNotFoundError as error:
+        extras = "serve,ray" if engine == "ray" else "serve"
+        raise UsageError(f"pave serve needs {error.name}: pip install 'pave[{extras}]'") from None
+    from pave.model.patched import load
+
     model = load(base, dtype=dtype, device=device, frames=frames)
     for source in patches:
         remark(*lines_of(model.apply_patch(source)))

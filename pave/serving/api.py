@@ -10,9 +10,7 @@ was asked and answered.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar
@@ -20,7 +18,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from pave.errors import PaveError, nearest
 from pave.model.patched import PatchedModel
@@ -28,16 +26,17 @@ from pave.patch.report import PatchReport
 from pave.serving.engine import Done, Engine, Event, Job
 from pave.serving.explained import body as explanation
 from pave.serving.explained import refuse_more
+from pave.serving.failures import Denied, failed, line
 from pave.serving.gate import GONE, Gate
+from pave.serving.log import Logged, refused
 from pave.serving.media import Intake
 from pave.serving.messages import Asked, asked
 from pave.serving.metrics import TYPE, Metrics
 from pave.serving.page.routes import add_page
 from pave.serving.remote import Remote
-from pave.serving.replies import Denied, Reply, failed, line
+from pave.serving.replies import Reply
 from pave.serving.settings import Settings, patches_of
 
-log = logging.getLogger("pave.serving")
 T = TypeVar("T")
 
 
@@ -184,61 +183,6 @@ class _Front:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         self.metrics.cancelled.inc()
-
-
-async def refused(request: Request, error: Exception) -> Response:
-    """The answer to a request that failed."""
-    if isinstance(error, HTTPException):  # of the routes
-        code = "not_found" if error.status_code == 404 else "refused"
-        error = Denied(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
-    status, body = failed(error)
-    request.state.reason = body["error"]["code"]
-    seconds = getattr(error, "seconds", None)
-    headers = {} if seconds is None else {"retry-after": str(seconds)}
-    headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
-    return JSONResponse(body, status, headers=headers)
-
-
-class Logged:
-    """Gives each request an id, counts it, and logs how it ended.
-
-    named: a proxy has given it one, and tells the client."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, named: bool) -> None:
-        self.app, self.metrics, self.named = app, metrics, named
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        request, begin, status = Request(scope, receive), time.monotonic(), 0
-        id = request.headers.get("x-request-id", "") if self.named else f"req-{uuid.uuid4().hex}"
-        error = None
-
-        async def named(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                own = [] if self.named else [(b"x-request-id", id.encode())]
-                message["headers"] = [*message["headers"], *own]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, named)
-        except Exception as caught:
-            error = caught
-            request.state.reason = type(caught).__name__
-            if not status:
-                await (await refused(request, caught))(scope, receive, named)
-        finally:
-            path = getattr(scope.get("route"), "path", "") or "other"
-            self.metrics.requests.labels(path, str(status)).inc()
-            facts = {"request": id, "method": scope["method"], "path": path, "status": status}
-            facts |= {"seconds": round(time.monotonic() - begin, 4), **getattr(request.state, "facts", {})}
-            facts |= {"reason": reason} if (reason := getattr(request.state, "reason", None)) else {}
-            if error is not None:
-                log.error("failed", exc_info=error, extra={"facts": facts})
-            elif path not in ("/health", "/ready", "/metrics"):
-                log.info("request", extra={"facts": facts})
 
 
 class _Answer:

@@ -15,9 +15,8 @@ from typing import Any
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from pave.serving.messages import Refused
+from pave.serving.failures import Denied, Refused
 from pave.serving.remote import is_address
-from pave.serving.replies import Denied
 from pave.serving.settings import Settings
 from pave.text.shown import quoted
 

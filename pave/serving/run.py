@@ -5,48 +5,16 @@ In: an app and an address. Out: nothing; a line of JSON on stderr for each reque
 
 from __future__ import annotations
 
-import json
-import logging
 import socket
-import time
-import warnings
 from collections.abc import Callable
-from traceback import extract_tb
 
 import uvicorn
 from fastapi import FastAPI
 
-from pave.errors import MediaWarning, UsageError
+from pave.errors import UsageError
+from pave.serving.log import log_lines
 
 KEEP_ALIVE = 30  # seconds for which an idle connection stays open
-
-
-class Lines(logging.Formatter):
-    """A record as one line of JSON: time, level, event and facts; an exception by its place, without its values."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        facts: dict[str, object] = {
-            "time": f"{when}.{record.msecs:03.0f}Z",
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-        }
-        facts |= getattr(record, "facts", {})
-        if record.exc_info:
-            kind, _, trace = record.exc_info
-            facts["error"] = kind.__name__ if kind else ""
-            facts["traceback"] = [f"{each.filename}:{each.lineno} {each.name}" for each in extract_tb(trace)]
-        return json.dumps(facts, ensure_ascii=False)
-
-
-def log_lines() -> None:
-    """Write the log of this process to stderr, and nothing else."""
-    logger, handler = logging.getLogger("pave.serving"), logging.StreamHandler()
-    handler.setFormatter(Lines())
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    warnings.simplefilter("ignore", MediaWarning)  # clients are told; the log is JSON
 
 
 def url_of(host: str, port: int) -> str:
