@@ -56,11 +56,11 @@ def serve(
         float, typer.Option(metavar="S", min=0, help="Seconds for running answers when it is stopped.")
     ] = 60.0,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="ray: replicas on the Ray cluster, or on this machine.")
+        Literal["local", "ray"], typer.Option(metavar="ENGINE", help="'local', or 'ray' for replicas on a cluster.")
     ] = "local",
-    replicas: Annotated[int | None, typer.Option(metavar="N", min=1, help="With --engine ray. Default: 1.")] = None,
+    replicas: Annotated[int | None, typer.Option(metavar="N", min=1, help="On Ray. Default: 1.")] = None,
     max_replicas: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="With --engine ray: as many, under load.")
+        int | None, typer.Option(metavar="N", min=1, help="On Ray, under load. Default: --replicas.")
     ] = None,
     frames: Frames = None,
     dtype: Dtype = "auto",
