@@ -104,20 +104,25 @@ def serve(
     def ready(url: str) -> None:
         say(f"serving {settings.name} at {url}/v1", f"a page to try it: {url}")
 
-    try:
-        if engine == "ray":
+    if engine == "ray":
+        try:
             from pave.serving.cluster import Spec, serve_on_ray
-
-            spec = Spec(base, patches, settings, replicas or 1, max_replicas, dtype, device, frames, stopping)
-            return serve_on_ray(spec, host, port, ready)
+        except ModuleNotFoundError as error:
+            raise _needs(error, "serve,ray") from None
+        spec = Spec(base, patches, settings, replicas or 1, max_replicas, dtype, device, frames, stopping)
+        return serve_on_ray(spec, host, port, ready)
+    try:
         from pave.serving.api import create_app
         from pave.serving.run import serve as run
     except ModuleNotFoundError as error:
-        extras = "serve,ray" if engine == "ray" else "serve"
-        raise UsageError(f"pave serve needs {error.name}: pip install 'pave[{extras}]'") from None
+        raise _needs(error, "serve") from None
     from pave.model.patched import load
 
     model = load(base, dtype=dtype, device=device, frames=frames)
     for source in patches:
         remark(*lines_of(model.apply_patch(source)))
     run(create_app(model, settings), host, port, stopping, ready)
+
+
+def _needs(error: ModuleNotFoundError, extras: str) -> UsageError:
+    return UsageError(f"pave serve needs {error.name}: pip install 'pave[{extras}]'")
