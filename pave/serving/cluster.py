@@ -43,7 +43,7 @@ from pave.serving.settings import SHOWN, Settings, keys_of, server_name
 
 NAME = "pave"  # of the application
 SPARE = 16  # requests to a replica beside those that it answers: for 429, /v1/models, the page
-SECONDS = 10.0  # in which a replica tells its state
+SECONDS = 30.0  # in which all replicas tell their state
 LOST = (RayActorError, DeploymentUnavailableError)
 SCOPE = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "client", "server")
 
@@ -90,6 +90,8 @@ class Front:
             told = await response.results_async(timeout_s=seconds, return_exceptions=True)
         except DeploymentUnavailableError:
             told = []
+        except TimeoutError:
+            raise Denied(503, "replica_slow", f"a replica has not answered in {seconds:g} s; ask again", 1) from None
         for each in told:
             if isinstance(each, BaseException) and not isinstance(each, LOST):
                 raise each
