@@ -182,14 +182,17 @@ def application(spec: Spec) -> Any:
     """The application for Ray Serve. Each replica takes a GPU, if the cluster has any, or else a CPU core."""
     limits, most = spec.settings.limits, max(spec.replicas, spec.most or 0)
     places = limits.waiting + SPARE
-    scale = {"min_replicas": spec.replicas, "max_replicas": most, "target_ongoing_requests": limits.rows}
     replicas = serve.deployment(
         Replica,
         ray_actor_options={"num_gpus": 1, "num_cpus": 0} if "GPU" in ray.cluster_resources() else {"num_cpus": 1},
         max_ongoing_requests=places,
         graceful_shutdown_timeout_s=spec.stopping,
         max_constructor_retry_count=1,
-        **({"num_replicas": most} if most == spec.replicas else {"autoscaling_config": scale}),
+        autoscaling_config={
+            "min_replicas": spec.replicas,
+            "max_replicas": most,
+            "target_ongoing_requests": limits.rows,
+        },
     )
     front = serve.deployment(
         serve.ingress()(Front),
