@@ -90,7 +90,7 @@ class Cluster:
 def replicas() -> set[int]:
     """The processes of replicas."""
     done = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True)
-    return {int(found[1]) for found in re.finditer(r"^\s*(\d+) ray::ServeReplica:pave:Replica", done.stdout, re.M)}
+    return {int(found[1]) for found in re.finditer(r"^\s*(\d+) ray::\S*ServeReplica:pave:Replica", done.stdout, re.M)}
 
 
 @pytest.fixture(scope="module")
