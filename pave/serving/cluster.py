@@ -53,7 +53,7 @@ class Front:
 
     def __init__(self, replicas: Any, settings: Settings) -> None:
         log_lines()
-        self.replicas, self.settings, self.gate, self.metrics = replicas, settings, Gate(settings), Metrics()
+        self.replicas, self.gate, self.metrics = replicas, Gate(settings), Metrics()
         self._held: tuple[int, Held] | None = None  # version, patches of all replicas; None: they have not been asked
         self._changing = asyncio.Lock()
 
