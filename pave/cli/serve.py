@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,7 +11,6 @@ from pave.cli.ask import Device, Dtype, Frames, Patches
 from pave.cli.terminal import lines_of, quiet, remark, say
 from pave.errors import UsageError
 
-SHOWN = ("audio-playroom", "fast-playroom")  # patches of the embedded base, if none is named
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -56,6 +55,13 @@ def serve(
     stopping: Annotated[
         float, typer.Option(metavar="S", min=0, help="Seconds for running answers when it is stopped.")
     ] = 60.0,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(metavar="ENGINE", help="'local', or 'ray' for replicas on a cluster.")
+    ] = "local",
+    replicas: Annotated[int | None, typer.Option(metavar="N", min=1, help="On Ray. Default: 1.")] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="On Ray, under load. Default: --replicas.")
+    ] = None,
     frames: Frames = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -66,16 +72,14 @@ def serve(
     audio-playroom and fast-playroom. Stops with Ctrl-C or SIGTERM, after the running answers.
     """
     quiet()
-    try:
-        from pave.serving.api import create_app
-        from pave.serving.run import serve as run
-    except ModuleNotFoundError as error:
-        raise UsageError(f"pave serve needs {error.name}: pip install 'pave[serve]'") from None
+    if engine == "local" and (replicas or max_replicas):
+        raise UsageError("--replicas and --max-replicas need --engine ray")
+    if max_replicas and max_replicas < (replicas or 1):
+        raise UsageError(f"--max-replicas {max_replicas} is less than --replicas {replicas}; raise it, or leave it out")
     import os
 
-    from pave.model.patched import load
     from pave.serving.remote import hosts_of
-    from pave.serving.settings import Limits, Settings, keys_of, server_name
+    from pave.serving.settings import SHOWN, Limits, Settings, keys_of, server_name
 
     limits = Limits(
         rows=batch,
@@ -93,13 +97,32 @@ def serve(
         media_folder,
         limits,
     )
-    model = load(base, dtype=dtype, device=device, frames=frames)
-    for source in patch or (SHOWN if base == "playroom" else ()):
-        remark(*lines_of(model.apply_patch(source)))
+    patches = tuple(patch or (SHOWN if base == "playroom" else ()))
     if host not in LOCAL and not settings.keys:
         remark(f"warning: whoever reaches {host} may ask; set PAVE_API_KEY to ask for a key")
 
     def ready(url: str) -> None:
         say(f"serving {settings.name} at {url}/v1", f"a page to try it: {url}")
 
+    if engine == "ray":
+        try:
+            from pave.serving.cluster import Spec, serve_on_ray
+        except ModuleNotFoundError as error:
+            raise _needs(error, "serve,ray") from None
+        spec = Spec(base, patches, settings, replicas or 1, max_replicas, dtype, device, frames, stopping)
+        return serve_on_ray(spec, host, port, ready)
+    try:
+        from pave.serving.api import create_app
+        from pave.serving.run import serve as run
+    except ModuleNotFoundError as error:
+        raise _needs(error, "serve") from None
+    from pave.model.patched import load
+
+    model = load(base, dtype=dtype, device=device, frames=frames)
+    for source in patches:
+        remark(*lines_of(model.apply_patch(source)))
     run(create_app(model, settings), host, port, stopping, ready)
+
+
+def _needs(error: ModuleNotFoundError, extras: str) -> UsageError:
+    return UsageError(f"pave serve needs {error.name}: pip install 'pave[{extras}]'")

@@ -10,11 +10,7 @@ was asked and answered.
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
-import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar
@@ -22,33 +18,30 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from pave.errors import PaveError, nearest
 from pave.model.patched import PatchedModel
 from pave.patch.report import PatchReport
-from pave.serving.engine import Busy, Done, Engine, Event, Job
+from pave.serving.engine import Done, Engine, Event, Job
 from pave.serving.explained import body as explanation
 from pave.serving.explained import refuse_more
+from pave.serving.failures import Denied, failed, line
+from pave.serving.gate import GONE, Gate
+from pave.serving.log import Logged, refused
 from pave.serving.media import Intake
-from pave.serving.messages import Asked, Refused, asked
-from pave.serving.metrics import Metrics
+from pave.serving.messages import Asked, asked
+from pave.serving.metrics import TYPE, Metrics
 from pave.serving.page.routes import add_page
-from pave.serving.remote import Remote, is_address
-from pave.serving.replies import Denied, Reply, failed, line
+from pave.serving.remote import Remote
+from pave.serving.replies import Reply
 from pave.serving.settings import Settings, patches_of
-from pave.text.shown import quoted
 
-log = logging.getLogger("pave.serving")
-ADMIN_BYTES = 1 << 16  # of a request about patches
-TEXT_BYTES = 8 << 20  # of a request beside its media
-GONE = "the client has gone"
 T = TypeVar("T")
 
 
-def create_app(model: PatchedModel, settings: Settings) -> FastAPI:
-    """The server as an ASGI application. It owns the model from now on."""
+def create_app(model: PatchedModel, settings: Settings, named: bool = False) -> FastAPI:
+    """The server as an ASGI application. It owns the model from now on. named: requests come with an id."""
     limits, metrics = settings.limits, Metrics()
     remote = Remote(settings.hosts, limits.clip_bytes, limits.fetch)
     engine = Engine(model, Intake(limits.clip_bytes, settings.folder, remote), limits, metrics)
@@ -60,8 +53,8 @@ def create_app(model: PatchedModel, settings: Settings) -> FastAPI:
         await asyncio.to_thread(engine.close)
 
     app = FastAPI(title="PAVE", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.engine = engine
-    app.add_middleware(_Logged, metrics=metrics)
+    app.state.engine, app.state.front = engine, front
+    app.add_middleware(Logged, metrics=metrics, named=named)
     app.add_exception_handler(PaveError, refused)
     app.add_exception_handler(HTTPException, refused)
     app.post("/v1/chat/completions", response_model=None)(front.complete)
@@ -73,7 +66,7 @@ def create_app(model: PatchedModel, settings: Settings) -> FastAPI:
     app.get("/health", response_model=None)(front.health)
     app.get("/ready", response_model=None)(front.ready)
     app.get("/metrics", response_model=None)(front.figures)
-    add_page(app, engine, front.refuse_strangers)
+    add_page(app, engine, front.gate.refuse_strangers)
     return app
 
 
@@ -81,13 +74,13 @@ class _Front:
     """The routes of one server."""
 
     def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
-        self.engine, self.settings, self.metrics = engine, settings, metrics
+        self.engine, self.settings, self.metrics, self.gate = engine, settings, metrics, Gate(settings)
         self.since = int(time.time())
 
     # Answers
 
     async def complete(self, request: Request) -> Response:
-        self.refuse_strangers(request)
+        self.gate.refuse_strangers(request)
         with ExitStack() as stack:
             stack.enter_context(self.engine.place())
             question, patches = await self._asked(request)
@@ -98,7 +91,7 @@ class _Front:
             return JSONResponse(answer.reply.whole(await answer.end(first)))
 
     async def explain(self, request: Request) -> Response:
-        self.refuse_strangers(request)
+        self.gate.refuse_strangers(request)
         with self.engine.place():
             question, patches = await self._asked(request)
             refuse_more(question)
@@ -107,8 +100,8 @@ class _Front:
 
     async def _asked(self, request: Request) -> tuple[Asked, tuple[str, ...]]:
         """What the body of a request asks, and of which patches."""
-        most = TEXT_BYTES + 2 * (self.settings.limits.clip_bytes * 4 // 3)
-        question = await asyncio.to_thread(asked, await self._json(request, most), self.settings.limits.tokens)
+        body = await self.gate.json(request, self.gate.most)
+        question = await asyncio.to_thread(asked, body, self.settings.limits.tokens)
         return question, self._patches(question.model)
 
     def _patches(self, model: str) -> tuple[str, ...]:
@@ -122,53 +115,37 @@ class _Front:
     # Models and patches
 
     async def models(self, request: Request) -> Response:
-        self.refuse_strangers(request)
+        self.gate.refuse_strangers(request)
         some = [
-            self._described((), None),
-            *(self._described((name,), each) for name, each in self.engine.patches.items()),
+            self.described((), None),
+            *(self.described((name,), each) for name, each in self.engine.patches.items()),
         ]
         return JSONResponse({"object": "list", "data": some})
 
     async def model(self, request: Request, model: str) -> Response:
-        self.refuse_strangers(request)
+        self.gate.refuse_strangers(request)
         patches = self._patches(model)
         report = self.engine.patches[patches[0]] if len(patches) == 1 else None
-        return JSONResponse(self._described(patches, report))
+        return JSONResponse(self.described(patches, report))
 
-    def _described(self, patches: tuple[str, ...], report: PatchReport | None) -> dict[str, Any]:
+    def described(self, patches: tuple[str, ...], report: PatchReport | None) -> dict[str, Any]:
         base = self.settings.name
         facts = {"id": "+".join((base, *patches)), "object": "model", "created": self.since, "owned_by": "pave"}
         facts |= {"root": base, "parent": base if patches else None, "max_model_len": self.engine.model.host.context}
         return facts if report is None else {**facts, "senses": dict(report.senses), "sha256": report.sha256}
 
     async def load(self, request: Request) -> Response:
-        source, name = await self._named(request, "source", "name")
-        if source is None:
-            raise Refused("source", "is missing; name a patch of the catalogue, a folder, a file, or user/repo")
+        source, name = await self.gate.source(request)
         report = await asyncio.to_thread(self.engine.load, source, name)
-        return JSONResponse(self._described((report.name,), report))
+        return JSONResponse(self.described((report.name,), report))
 
     async def unload(self, request: Request) -> Response:
-        (name,) = await self._named(request, "name")
-        if name is None:
-            raise Refused("name", "is missing; it is the last part of the model's id")
+        name = await self.gate.name(request)
         await asyncio.to_thread(self.engine.unload, name)
-        return JSONResponse({"id": f"{self.settings.name}+{name}", "object": "model", "deleted": True})
+        return JSONResponse(self.deleted(name))
 
-    async def _named(self, request: Request, *fields: str) -> list[str | None]:
-        """Fields of a request of the operator."""
-        if self.settings.admin is None:
-            raise Denied(
-                403, "disabled", "patches are fixed; start the server with --admin-key to load and unload them"
-            )
-        if not hmac.compare_digest(_key(request).encode(), self.settings.admin.encode()):
-            raise Denied(401, "invalid_api_key", "this needs the admin key, as Authorization: Bearer KEY")
-        body = await self._json(request, ADMIN_BYTES)
-        body = body if isinstance(body, dict) else {"": body}
-        for name, value in body.items():
-            if name not in fields or not isinstance(value, str | None):
-                raise Refused(name, f"is not expected, or no text; send {' and '.join(fields)}")
-        return [body.get(name) for name in fields]
+    def deleted(self, name: str) -> dict[str, Any]:
+        return {"id": f"{self.settings.name}+{name}", "object": "model", "deleted": True}
 
     # State
 
@@ -176,24 +153,19 @@ class _Front:
         return JSONResponse({"status": "ok"})
 
     async def ready(self) -> Response:
-        full = self.engine.waiting + self.engine.running >= self.settings.limits.waiting
+        full = self.engine.full
         return JSONResponse({"status": "busy" if full else "ready"}, 503 if full else 200)
 
     async def figures(self) -> Response:
+        return Response(self.text(), media_type=TYPE)
+
+    def text(self) -> bytes:
+        """The metrics of now."""
         self.metrics.running.set(self.engine.running)
         self.metrics.waiting.set(self.engine.waiting)
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+        return self.metrics.text()
 
     # Every request
-
-    def refuse_strangers(self, request: Request) -> None:
-        keys, key = self.settings.keys, _key(request).encode()
-        if keys and not any(hmac.compare_digest(key, each.encode()) for each in keys):
-            raise Denied(401, "invalid_api_key", "this server needs a key, as Authorization: Bearer KEY")
-        host = request.url.hostname or ""
-        if not keys and not is_local(host):
-            cause = f"without keys, this server does not answer as {quoted(host)}"
-            raise Denied(403, "forbidden_host", f"{cause}; ask for its address or localhost, or set PAVE_API_KEY")
 
     async def unless_gone(self, request: Request, awaited: Awaitable[T]) -> T:
         """What is awaited, unless the client goes away, which cancels it."""
@@ -211,87 +183,6 @@ class _Front:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         self.metrics.cancelled.inc()
-
-    async def _json(self, request: Request, most: int) -> Any:
-        """The body of a request. Its type must be JSON: web pages of others can send only plain text unasked."""
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise Denied(415, "unsupported_media_type", "send JSON, with Content-Type: application/json")
-        seconds = self.settings.limits.upload
-        try:
-            body = await asyncio.wait_for(_body(request, most), seconds)
-        except ClientDisconnect:
-            raise Denied(499, "client_gone", GONE) from None
-        except asyncio.TimeoutError:
-            raise Denied(408, "too_slow", f"the request took more than {seconds:g} s; send a smaller clip") from None
-        try:
-            return await asyncio.to_thread(json.loads, body)
-        except (ValueError, RecursionError) as error:
-            cause = error if isinstance(error, ValueError) else "nested too deeply"
-            raise Denied(400, "invalid_json", f"the body is not valid JSON ({cause}); send an object") from None
-
-
-async def _body(request: Request, most: int) -> bytes:
-    """The body of a request."""
-    body = bytearray()
-    announced = request.headers.get("content-length", "")
-    if not (announced.isdecimal() and int(announced) > most):
-        async for piece in request.stream():
-            body += piece
-            if len(body) > most:
-                break
-        else:
-            return bytes(body)
-    raise Denied(413, "too_large", f"the request has more than {most:,} bytes; send a smaller clip")
-
-
-async def refused(request: Request, error: Exception) -> Response:
-    """The answer to a request that failed."""
-    if isinstance(error, HTTPException):  # of the routes
-        code = "not_found" if error.status_code == 404 else "refused"
-        error = Denied(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
-    status, body = failed(error)
-    request.state.reason = body["error"]["code"]
-    headers = {"retry-after": str(error.seconds)} if isinstance(error, Busy) else {}
-    headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
-    return JSONResponse(body, status, headers=headers)
-
-
-class _Logged:
-    """Gives each request an id, counts it, and logs how it ended."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        request, begin, status = Request(scope, receive), time.monotonic(), 0
-        id, error = f"req-{uuid.uuid4().hex}", None
-
-        async def named(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", id.encode())]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, named)
-        except Exception as caught:
-            error = caught
-            request.state.reason = type(caught).__name__
-            if not status:
-                await (await refused(request, caught))(scope, receive, named)
-        finally:
-            path = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(path, str(status)).inc()
-            facts = {"request": id, "method": scope["method"], "path": path, "status": status}
-            facts |= {"seconds": round(time.monotonic() - begin, 4), **getattr(request.state, "facts", {})}
-            facts |= {"reason": reason} if (reason := getattr(request.state, "reason", None)) else {}
-            if error is not None:
-                log.error("failed", exc_info=error, extra={"facts": facts})
-            elif path not in ("/health", "/ready", "/metrics"):
-                log.info("request", extra={"facts": facts})
 
 
 class _Answer:
@@ -350,17 +241,6 @@ class _Answer:
         self.front.metrics.seconds.observe(time.monotonic() - self.begin)
         self.front.metrics.tokens.inc(done.tokens)
         self.front.metrics.prompt_tokens.inc(done.prompt_tokens)
-
-
-def is_local(host: str) -> bool:
-    """Whether the host of a request is an address, or a name that no public name server gives. A web page of others can
-    lead its own name to this machine (DNS rebinding), and so reach a server that asks for no key."""
-    return is_address(host) or "." not in host or host.endswith((".localhost", ".local", ".internal"))
-
-
-def _key(request: Request) -> str:
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 class _Stream(StreamingResponse):

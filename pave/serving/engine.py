@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pave.errors import PatchNotFound, PaveError, nearest
+from pave.errors import PatchNotFound, nearest
 from pave.explaining.explanation import Explanation
 from pave.media.clip import limit_of
 from pave.model.answer import Finish, Prepared
@@ -24,20 +24,13 @@ from pave.model.patched import PatchedModel
 from pave.model.rows import prepared
 from pave.patch.report import PatchReport
 from pave.serving.batch import Batch, joined
+from pave.serving.failures import Busy, Refused
 from pave.serving.media import Intake
-from pave.serving.messages import Asked, Refused
+from pave.serving.messages import Asked
 from pave.serving.metrics import Metrics
 from pave.serving.reading import Reader
 from pave.serving.rows import Chosen, Row
 from pave.serving.settings import Limits
-
-
-class Busy(PaveError):
-    """No request can wait any more; `seconds` until it is worth trying again."""
-
-    def __init__(self, cause: str, seconds: int) -> None:
-        super().__init__(f"{cause}; try again in {seconds} s")
-        self.seconds = seconds
 
 
 @dataclass(frozen=True)
@@ -197,6 +190,10 @@ class Engine:
     @property
     def running(self) -> int:
         return len(self._live)
+
+    @property
+    def full(self) -> bool:
+        return self._held >= self.limits.waiting
 
     def close(self) -> None:
         """Take no more requests, finish those that are here, and end the threads."""

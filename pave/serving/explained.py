@@ -10,7 +10,8 @@ from typing import Any
 from pave.explaining.explanation import Explanation
 from pave.explaining.found import Cited, Deletions, Reading
 from pave.model.answer import Answer
-from pave.serving.messages import Asked, Refused
+from pave.serving.failures import Refused
+from pave.serving.messages import Asked
 
 
 def refuse_more(question: Asked) -> None:

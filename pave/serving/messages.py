@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from pave.errors import UsageError, nearest
+from pave.errors import nearest
 from pave.model.options import COLDEST, MOST
+from pave.serving.failures import Refused
 from pave.serving.media import Given, Kind
 from pave.text.shown import quoted
 
@@ -33,14 +34,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 LABELS = {"user", "metadata", "safety_identifier"}  # of the client's own, which no answer depends on
 STOPS = 16
 FIELD = re.compile(r"(?!str\b)\w+")  # in the place of an error; pydantic also names the types that it has tried
-
-
-class Refused(UsageError):
-    """A request whose field `param` cannot be."""
-
-    def __init__(self, param: str, cause: str) -> None:
-        super().__init__(f"{param}: {cause}" if param else cause)
-        self.param = param or None
 
 
 class _Strict(BaseModel):

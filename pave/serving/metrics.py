@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterable, Mapping
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+TYPE = "text/plain; version=0.0.4"
 SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -30,3 +36,24 @@ class Metrics:
     def text(self) -> bytes:
         """All of them in Prometheus' format."""
         return generate_latest(self.registry)
+
+
+class Merged(Collector):
+    """The figures of several servers, each with its name as the label `replica`."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self.families: dict[str, Metric] = {}
+        for name, text in texts.items():
+            for family in text_string_to_metric_families(text):
+                merged = self.families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    merged.add_sample(sample.name, {**sample.labels, "replica": name}, sample.value)
+
+    def collect(self) -> Iterable[Metric]:
+        return self.families.values()
+
+    def text(self) -> bytes:
+        """All of them in Prometheus' format."""
+        registry = CollectorRegistry()
+        registry.register(self)
+        return generate_latest(registry)

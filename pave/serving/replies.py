@@ -1,54 +1,21 @@
-"""Answers and errors as OpenAI's API writes them, with a field `pave` for what it has no place for.
+"""Answers as OpenAI's API writes them, with a field `pave` for what it has no place for.
 
-In: events of the engine. Out: dictionaries for JSON, and lines of a stream. Knows nothing of HTTP but status codes.
+In: events of the engine. Out: dictionaries for JSON, and lines of a stream. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pave.errors import MediaError, PatchError, PatchNotFound, PaveError, SignalError, UsageError
-from pave.serving.engine import Busy, Done
-from pave.serving.messages import Refused
+from pave.serving.engine import Done
+from pave.serving.failures import line
 from pave.serving.rows import Chosen
 
 Text = Callable[[Sequence[int], bool], str]  # the text of tokens; whether special ones are left out
-
-
-class Denied(PaveError):
-    """A request that must not, or cannot, be answered, with its status and code."""
-
-    def __init__(self, status: int, code: str, cause: str) -> None:
-        super().__init__(cause)
-        self.status, self.code = status, code
-
-
-def failed(error: BaseException) -> tuple[int, dict[str, Any]]:
-    """The status and the body for an error. What is no fault of the request is not told."""
-    status, kind, code = 500, "server_error", "internal_error"
-    text, param = "the server failed; its log tells why, by the x-request-id of this answer", None
-    if isinstance(error, PaveError):
-        text, param = str(error), getattr(error, "param", None)
-    if isinstance(error, Denied):
-        status, code = error.status, error.code
-    elif isinstance(error, Busy):
-        status, code = 429, "busy"
-    elif isinstance(error, PatchNotFound):
-        status, code = 404, "model_not_found"
-    elif isinstance(error, MediaError | SignalError):
-        status, code = 400, "invalid_media"
-    elif isinstance(error, PatchError):
-        status, code = 400, "patches_do_not_fit"
-    elif isinstance(error, Refused | UsageError):
-        status, code = 400, "invalid_value"
-    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 500: "server_error"}
-    kind = kinds.get(status, "server_error" if status > 500 else "invalid_request_error")
-    return status, {"error": {"message": text, "type": kind, "param": param, "code": code}}
 
 
 @dataclass(frozen=True)
@@ -103,11 +70,6 @@ class Reply:
     def _likely(self, id: int, logprob: float) -> dict[str, Any]:
         text = self.text_of([id], False)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-
-
-def line(body: dict[str, Any]) -> str:
-    """One event of a stream."""
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 def usage(done: Done) -> dict[str, int]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pave.errors import UsageError
 
+SHOWN = ("audio-playroom", "fast-playroom")  # patches of the embedded base, if none is named
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -15,9 +15,9 @@ from fastapi.responses import JSONResponse
 
 from pave.errors import PatchNotFound, nearest
 from pave.serving.engine import Engine
+from pave.serving.failures import Denied
 from pave.serving.page.cards import card_of
 from pave.serving.page.examples import film, listed
-from pave.serving.replies import Denied
 
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 POLICY = (

@@ -1,0 +1,210 @@
+"""`pave serve playroom --engine ray` with two replicas: patches that both have or none, and one that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from places import ROOT
+from prometheus_client.parser import text_string_to_metric_families
+from served import about, send
+
+from pave.model.patched import PatchedModel
+from pave.serving.metrics import Merged
+
+FILM = ROOT / "examples" / "room.mp4"
+QUESTION = "what colour is the ball when you hear the bell?"
+LONG = {"temperature": 2.0, "max_tokens": 1000, "stream": True}  # at this temperature an answer hardly ever ends
+ADMIN = {"authorization": "Bearer admin"}
+
+
+def test_the_figures_of_servers_stay_apart():
+    text = '# HELP pave_x Things\n# TYPE pave_x counter\npave_x_total{{path="/"}} {}.0\n'
+    found = Merged({name: text.format(i) for i, name in enumerate("ab")}).text().decode()
+    assert found.count("# TYPE pave_x_total counter") == 1
+    assert 'pave_x_total{path="/",replica="a"} 0.0' in found and 'pave_x_total{path="/",replica="b"} 1.0' in found
+
+
+@pytest.mark.parametrize("words", [("--replicas", 2), ("--engine", "ray", "--replicas", 3, "--max-replicas", 2)])
+def test_numbers_of_replicas_that_cannot_be_are_refused(command, words):
+    code, _, err = command("serve", "playroom", *words)
+    assert code == 2 and "replicas" in err
+
+
+@dataclass
+class Cluster:
+    port: int
+    running: subprocess.Popen[str]
+    log: Path
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=600)
+
+    def ask(self, patch: str = "", **options: Any) -> Any:
+        model = f"playroom+{patch}" if patch else "playroom"
+        messages: Any = [about(f"file://{FILM}", QUESTION)]
+        return self.client.chat.completions.create(model=model, messages=messages, **options)
+
+    def send(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        reply = send(self.port, path, body, **headers)
+        return reply.status, json.load(reply)
+
+    def figure(self, name: str, **labels: str) -> Counter[str]:
+        """A figure of each replica that is running."""
+        found = Counter[str]()
+        while (reply := send(self.port, "/metrics")).status == 503:  # a replica is slow
+            pass
+        for family in text_string_to_metric_families(reply.read().decode()):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    found[sample.labels["replica"]] += int(sample.value)
+        return found
+
+    def answered(self) -> Counter[str]:
+        found = self.figure("pave_requests_total", path="/v1/chat/completions", status="200")
+        return Counter({name: count for name, count in found.items() if name != "front" and count})
+
+    def until(self, wanted: Callable[[], Any]) -> None:
+        end = time.monotonic() + 600
+        while not wanted():
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.1)
+
+
+def replicas() -> set[int]:
+    """The processes of replicas."""
+    done = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True)
+    return {int(found[1]) for found in re.finditer(r"^\s*(\d+) ray::\S*ServeReplica:pave:Replica", done.stdout, re.M)}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    pytest.importorskip("ray.serve", reason='pip install "pave[ray]"')
+    log = tmp_path_factory.mktemp("cluster") / "log"
+    command = [sys.executable, "-m", "pave.cli.main", "serve", "playroom", "--port", "0", "--engine", "ray"]
+    command += ["--replicas", "2", "--queue", "16", "--media-folder", str(FILM.parent)]
+    # By default Ray runs at low priority, which is slow beside other tests, and sends usage statistics.
+    settings = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    variables = {**os.environ, **settings, "PYTHONPATH": str(ROOT), "PAVE_ADMIN_KEY": "admin"}
+    with open(log, "w") as errors:
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables, cwd=ROOT)
+    assert running.stdout is not None
+    said = running.stdout.readline()
+    assert said.startswith("serving playroom at http://127.0.0.1:"), log.read_text()
+    yield Cluster(int(said.rpartition(":")[2].partition("/")[0]), running, log)
+    running.terminate()  # a kill would leave the processes of Ray
+    assert running.wait(300) == 0, log.read_text()
+
+
+def test_both_replicas_answer_as_one_process_whole_and_in_pieces(cluster: Cluster, playroom: PatchedModel):
+    playroom.apply_patch("audio-playroom")
+    alone = {name: playroom.ask(FILM, QUESTION, patches=[name] if name else []) for name in ("", "audio-playroom")}
+    assert len({*alone.values()}) == 2
+    with ThreadPoolExecutor(8) as pool:
+        for name, answer in alone.items():
+            assert {each.choices[0].message.content for each in pool.map(cluster.ask, [name] * 8)} == {answer}
+    chunks = list(cluster.ask("audio-playroom", stream=True))
+    assert "".join(each.choices[0].delta.content or "" for each in chunks) == alone["audio-playroom"]
+    assert len(cluster.answered()) == 2
+    assert cluster.send("/ready") == (200, {"status": "ready"})
+
+
+def test_errors_are_those_of_one_process(cluster: Cluster):
+    assert cluster.send("/v1/chat/completions", {"model": "none", "messages": []})[0] == 400
+    assert cluster.send("/v1/chat/completions", {}, host="evil.example")[1]["error"]["code"] == "forbidden_host"
+    assert cluster.send("/v1/models/none")[1]["error"]["code"] == "model_not_found"
+    assert cluster.send("/v1/load_patch", {"source": "x"})[1]["error"]["code"] == "invalid_api_key"
+    reply = send(cluster.port, "/v1/models")
+    assert [name.lower() for name, _ in reply.getheaders()].count("x-request-id") == 1
+
+
+def test_a_client_that_leaves_ends_its_generation(cluster: Cluster):
+    stream = cluster.ask(**LONG)
+    next(iter(stream))
+    cluster.until(lambda: cluster.figure("pave_running").total() == 1)
+    stream.close()
+    cluster.until(lambda: cluster.figure("pave_running").total() == 0)
+    assert cluster.figure("pave_cancelled_total").total() == 1
+
+
+def models(cluster: Cluster) -> set[str]:
+    """The models of all replicas: each request goes to any of them."""
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda _: cluster.client.models.list(), range(12)))
+    found = {tuple(model.id for model in reply) for reply in replies}
+    assert len(found) == 1
+    return {*found.pop()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_patch_that_one_replica_cannot_load_is_on_none(cluster: Cluster, tmp_path: Path):
+    before, one = models(cluster), min(replicas())
+    patch = tmp_path / "patch.safetensors"
+    shutil.copy(ROOT / "patches" / "favor-playroom" / "patch.safetensors", patch)
+    root = f"/proc/self/task/{one}/root{patch}"  # a path that only this process has
+    status, body = cluster.send("/v1/load_patch", {"source": root, "name": "favor"}, **ADMIN)
+    assert status == 404 and "/proc/self" in body["error"]["message"], body
+    assert models(cluster) == before
+    assert cluster.send("/v1/load_patch", {"source": str(patch), "name": "favor"}, **ADMIN)[0] == 200
+    assert models(cluster) == before | {"playroom+favor"}
+    assert cluster.send("/v1/load_patch", {"source": str(patch), "name": "favor"}, **ADMIN)[0] == 400
+    assert cluster.send("/v1/unload_patch", {"name": "fast-playroom"}, **ADMIN)[0] == 200
+    assert models(cluster) == (before | {"playroom+favor"}) - {"playroom+fast-playroom"}
+
+
+def test_when_a_replica_is_killed_only_answers_that_had_begun_end_with_an_error(cluster: Cluster):
+    """Whole answers are asked again of the other one. The replica that comes has the patches that were loaded."""
+    assert cluster.send("/v1/load_patch", {"source": "favor-playroom", "name": "late"}, **ADMIN)[0] == 200
+    with ThreadPoolExecutor(16) as pool:
+        streams = list(pool.map(lambda _: cluster.ask(**LONG), range(6)))
+        cluster.until(lambda: sum(count > 0 for count in cluster.figure("pave_running").values()) == 2)
+        stop, first = threading.Event(), cluster.ask("late").choices[0].message.content
+
+        def load() -> list[str | None]:
+            found = []
+            while not stop.is_set():
+                found.append(cluster.ask("late").choices[0].message.content)
+            return found
+
+        def end(stream: Any) -> str:
+            try:
+                return [each.choices[0].finish_reason for each in stream][-1]
+            except openai.APIError as error:
+                assert error.body["code"] == "replica_lost", error  # type: ignore[index]
+                return "lost"
+
+        ends, loads = [pool.submit(end, each) for each in streams], [pool.submit(load) for _ in range(4)]
+        old, killed = cluster.answered(), min(replicas())
+        os.kill(killed, signal.SIGKILL)
+        cluster.until(lambda: len(replicas() - {killed}) == 2 and len({*cluster.answered()} - {*old}) == 1)
+        stop.set()
+        answers = [answer for each in loads for answer in each.result(600)]
+        told = Counter(each.result(600) for each in ends)
+    assert len(answers) > 4 and {*answers} == {first}
+    assert told["lost"] and told["lost"] < 6 and told.keys() <= {"lost", "length", "stop"}, told
+
+
+def test_without_any_replica_the_error_says_so(cluster: Cluster):
+    with ThreadPoolExecutor(1) as pool:
+        stream = cluster.ask(**LONG)
+        rest = pool.submit(list, stream)
+        for each in replicas():
+            os.kill(each, signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="ask again"):
+            rest.result(600)
