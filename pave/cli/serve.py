@@ -108,7 +108,7 @@ def serve(
         try:
             from pave.serving.cluster import Spec, serve_on_ray
         except ModuleNotFoundError as error:
-            raise _needs(error, "serve,ray") from None
+            raise _needs(error, "serve,serve-ray") from None
         spec = Spec(base, patches, settings, replicas or 1, max_replicas, dtype, device, frames, stopping)
         return serve_on_ray(spec, host, port, ready)
     try:

@@ -95,7 +95,7 @@ def replicas() -> set[int]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    pytest.importorskip("ray.serve", reason='pip install "pave[ray]"')
+    pytest.importorskip("ray.serve", reason='pip install "pave[serve,serve-ray]"')
     log = tmp_path_factory.mktemp("cluster") / "log"
     command = [sys.executable, "-m", "pave.cli.main", "serve", "playroom", "--port", "0", "--engine", "ray"]
     command += ["--replicas", "2", "--queue", "16", "--media-folder", str(FILM.parent)]
