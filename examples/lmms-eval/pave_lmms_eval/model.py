@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
-from pave_lmms_eval.rows import cut, heard, options_of, row_of, turn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
@@ -26,6 +25,7 @@ import pave
 from pave.errors import UsageError
 from pave.model.options import answering
 from pave.model.rows import prepared
+from pave_lmms_eval.rows import cut, heard, options_of, row_of, turn
 
 Row = dict[str, Any]
 BETWEEN = "+"  # names of patches in one model argument
