@@ -1,15 +1,17 @@
 """Does lmms-eval, with the plug-in, find the scores of `pave eval`? AVSD, AVQA, MUSIC-AVQA, ScanQA, SQA3D.
 
-    PYTHON benchmarks/lmms_eval_plugin.py    # writes benchmarks/results/lmms_eval.json
+    PYTHON benchmarks/lmms_eval_plugin.py [--folder FOLDER]    # writes benchmarks/results/lmms_eval.json
 
 PYTHON: that of an environment with lmms-eval, PAVE and examples/lmms-eval, whose README.md says how to make it. The
 files are small, in the publishers' layouts, about clips and scans of the Playroom. lmms-eval's own command asks them of
 the embedded base with `audio-playroom` and `depth-playroom`, and `pave.evaluate` asks them again.
-`equal answers`: the share of all questions; `largest difference`: of all scores. Without lmms-eval it says so and ends.
+`equal answers`: the share of all questions; `largest difference`: of all scores. FOLDER keeps the files and what
+lmms-eval found, and a further run goes on from there. Without lmms-eval it says so and ends.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -32,7 +34,7 @@ from pave.readers.questions import read_data
 
 TASKS = ("avsd", "avqa", "music-avqa", "scanqa", "sqa3d")
 PATCHES = ("audio-playroom", "depth-playroom")
-CLIPS, SCANS, BATCH, MOST = 4, 2, 16, 8  # clips, scans, questions of a batch, tokens of an answer
+CLIPS, SCANS, BATCH, MOST = 6, 4, 16, 8  # clips, scans, questions of a batch, tokens of an answer
 
 
 def publish(folder: Path) -> None:
@@ -111,17 +113,18 @@ def through(folder: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
     words += ["--tasks", ",".join(map(named, TASKS)), "--output_path", str(out), "--log_samples"]
     words += ["--gen_kwargs", f"max_new_tokens={MOST}"]
     environment = os.environ | {"PAVE_DATA": str(folder), "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
-    results = sorted(out.rglob("*_results.json"))
-    if done.returncode or len(results) != 1:  # its command ends with 0 after an error, too
-        raise SystemExit(f"lmms-eval failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
-    print(done.stdout[done.stdout.find("|") :], flush=True)
+    if not out.exists():
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+        if done.returncode or not out.exists():  # its command ends with 0 after an error, too
+            raise SystemExit(f"lmms-eval failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+        print(done.stdout[done.stdout.find("|") :], flush=True)
+    (results,) = out.rglob("*_results.json")
     answers = {}
     for task in TASKS:
         (samples,) = out.rglob(f"*_samples_{named(task)}.jsonl")
         lines = sorted(map(json.loads, samples.read_text("utf-8").splitlines()), key=lambda line: line["doc_id"])
         answers[task] = [line["filtered_resps"][0] for line in lines]
-    return json.loads(results[0].read_text("utf-8"))["results"], answers
+    return json.loads(results.read_text("utf-8"))["results"], answers
 
 
 def named(task: str) -> str:
@@ -157,6 +160,9 @@ def scores(results: dict[str, Any], own: Evaluation) -> dict[str, tuple[Any, Any
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Scores of lmms-eval and of pave eval.")
+    parser.add_argument("--folder", type=Path, help="keeps files and results; default: a temporary one")
+    options = parser.parse_args()
     try:
         key = f"lmms-eval {version('lmms_eval')}"
     except PackageNotFoundError:
@@ -165,8 +171,10 @@ def main() -> None:
     for patch in PATCHES:
         model.apply_patch(patch)
     with TemporaryDirectory() as name:
-        publish(Path(name))
-        figures = compared(model, Path(name))
+        folder: Path = options.folder or Path(name)
+        if not (folder / TASKS[-1]).exists():
+            publish(folder)
+        figures = compared(model, folder.resolve())
     print(f"{key}: {json.dumps(figures, indent=1)}", flush=True)
     Study("lmms_eval").add(key, figures)
 
