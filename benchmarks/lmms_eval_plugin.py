@@ -5,8 +5,8 @@
 PYTHON: that of an environment with lmms-eval, PAVE and examples/lmms-eval, whose README.md says how to make it. The
 files are small, in the publishers' layouts, about clips and scans of the Playroom. lmms-eval's own command asks them of
 the embedded base with `audio-playroom` and `depth-playroom`, and `pave.evaluate` asks them again.
-`equal answers`: the share of all questions; `largest difference`: of all scores. FOLDER keeps the files and what
-lmms-eval found, and a further run goes on from there. Without lmms-eval it says so and ends.
+`equal answers`: the share of all questions; `largest difference`: of all scores. FOLDER keeps the files and
+the results of lmms-eval. Without lmms-eval it says so and ends.
 """
 
 from __future__ import annotations
@@ -104,27 +104,13 @@ def _scan(asked: Example) -> Path:
     return Path(str(dict(asked.source.signals)["depth"]))
 
 
-def through(folder: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """The results of lmms-eval's own command, and its answers by task."""
+def command(out: Path) -> list[str]:
+    """lmms-eval's own, which writes its results to a folder."""
     tasks = subprocess.run([sys.executable, "-m", "pave_lmms_eval"], check=True, capture_output=True, text=True)
-    out = folder / "lmms-eval"
     words = [sys.executable, "-m", "lmms_eval", "--model", "pave", "--include_path", tasks.stdout.strip()]
     words += ["--model_args", f"base=playroom,dtype=float32,patches={'+'.join(PATCHES)}", "--batch_size", str(BATCH)]
-    words += ["--tasks", ",".join(map(named, TASKS)), "--output_path", str(out), "--log_samples"]
-    words += ["--gen_kwargs", f"max_new_tokens={MOST}"]
-    environment = os.environ | {"PAVE_DATA": str(folder), "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
-    if not out.exists():
-        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
-        if done.returncode or not out.exists():  # its command ends with 0 after an error, too
-            raise SystemExit(f"lmms-eval failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
-        print(done.stdout[done.stdout.find("|") :], flush=True)
-    (results,) = out.rglob("*_results.json")
-    answers = {}
-    for task in TASKS:
-        (samples,) = out.rglob(f"*_samples_{named(task)}.jsonl")
-        lines = sorted(map(json.loads, samples.read_text("utf-8").splitlines()), key=lambda line: line["doc_id"])
-        answers[task] = [line["filtered_resps"][0] for line in lines]
-    return json.loads(results.read_text("utf-8"))["results"], answers
+    words += ["--tasks", ",".join(map(named, TASKS)), "--gen_kwargs", f"max_new_tokens={MOST}"]
+    return [*words, "--output_path", str(out), "--log_samples"]
 
 
 def named(task: str) -> str:
@@ -133,21 +119,33 @@ def named(task: str) -> str:
 
 
 def compared(model: PatchedModel, folder: Path) -> dict[str, Any]:
-    results, answers = through(folder)
+    """Scores and answers of both, each in its own process, at the same time."""
+    out = folder / "lmms-eval"
+    shutil.rmtree(out, ignore_errors=True)
+    environment = os.environ | {"PAVE_DATA": str(folder), "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command(out), cwd=folder, env=environment, **pipes) as process:
+        found = {task: evaluate(model, folder / task, task=task, max_new_tokens=MOST, batch=BATCH) for task in TASKS}
+        said = process.communicate()[0]
+    if process.returncode or not out.exists():  # it ends with 0 after an error, too
+        raise SystemExit(f"lmms-eval failed:\n{said[-6000:]}")
+    print(said[said.find("|") :], flush=True)
+    (results,) = out.rglob("*_results.json")
+    theirs = json.loads(results.read_text("utf-8"))["results"]
     figures: dict[str, Any] = {"patches": list(PATCHES)}
-    equal, asked, largest = 0, 0, 0.0
-    for task in TASKS:
-        own = evaluate(model, folder / task, task=task, max_new_tokens=MOST, batch=BATCH)
-        equal += sum(text == sample.answer.strip() for text, sample in zip(answers[task], own.samples, strict=True))
-        asked += len(own.samples)
+    pairs, largest = list[bool](), 0.0
+    for task, own in found.items():
+        (samples,) = out.rglob(f"*_samples_{named(task)}.jsonl")
+        lines = sorted(map(json.loads, samples.read_text("utf-8").splitlines()), key=lambda line: line["doc_id"])
+        answers = [line["filtered_resps"][0] for line in lines]
+        pairs += [text == sample.answer.strip() for text, sample in zip(answers, own.samples, strict=True)]
         figures[task] = {"questions": len(own.samples)}
-        for metric, (theirs, ours) in scores(results[named(task)], own).items():
-            figures[task][metric] = {"lmms-eval": theirs, "pave eval": ours}
-            if isinstance(theirs, float) and isinstance(ours, float):
-                largest = max(largest, abs(theirs - ours))
-            elif not (isinstance(theirs, str) and isinstance(ours, str)):
-                largest = float("inf")  # only one of them has a value
-    return {**figures, "equal answers": equal / asked, "largest difference": largest}
+        for metric, (other, ours) in scores(theirs[named(task)], own).items():
+            figures[task][metric] = {"lmms-eval": other, "pave eval": ours}
+            if type(other) is not type(ours):
+                raise SystemExit(f"{task}: {metric} is {other} in lmms-eval and {ours} in pave eval")
+            largest = max(largest, abs(other - ours)) if isinstance(ours, float) else largest
+    return {**figures, "equal answers": sum(pairs) / len(pairs), "largest difference": largest}
 
 
 def scores(results: dict[str, Any], own: Evaluation) -> dict[str, tuple[Any, Any]]:
