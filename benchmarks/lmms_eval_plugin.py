@@ -137,7 +137,7 @@ def compared(model: PatchedModel, folder: Path) -> dict[str, Any]:
     for task, own in found.items():
         (samples,) = out.rglob(f"*_samples_{named(task)}.jsonl")
         lines = sorted(map(json.loads, samples.read_text("utf-8").splitlines()), key=lambda line: line["doc_id"])
-        answers = [line["filtered_resps"][0] for line in lines]
+        answers = ["".join(line["filtered_resps"]) for line in lines]  # a text, or a list of one
         pairs += [text == sample.answer.strip() for text, sample in zip(answers, own.samples, strict=True)]
         figures[task] = {"questions": len(own.samples)}
         for metric, (other, ours) in scores(theirs[named(task)], own).items():
