@@ -57,7 +57,7 @@ HEARD = {
 }
 SPEECH = Budget(steps=200, batch=8, rate=1e-3)  # of the projector, through the language model
 PICTURES = 100  # for the test of what the base sees
-DIGITS = ("name=real-digits", "train.steps=80", "train.keep=10")
+DIGITS = ("name=real-digits", "train.steps=160", "train.keep=10")
 FIRST = ("digits, folded", "words, folded", "things, folded")  # of `make real`, seed 0
 TRAININGS = {
     "digits, folded": Training("words", "digits", DIGITS, seeds=(0, 1, 2)),
