@@ -15,11 +15,13 @@ from runs import quiet, trained
 from torch import Tensor
 
 from pave.errors import RecipeError, TrainingError
+from pave.model.patched import load
 from pave.patch.file import Patch
 from pave.recipe import NARROW_RATE, WIDE, WIDE_RATE, Recipe, TrainConfig
 from pave.text.progress import Shown
 from pave.training.plan import divided, stretches
 from pave.training.run import Run, train
+from pave.training.trainee import attention
 
 Make = Callable[..., Recipe]
 DROPOUT = ("fusion.dropout=0.2", "lora.lora_dropout=0.2")
@@ -364,3 +366,10 @@ def test_keys_that_contradict_each_other_are_refused(recipe: Make, word: str, me
     with pytest.raises(RecipeError) as refused:
         recipe(word)
     assert message in str(refused.value)
+
+
+def test_short_rows_in_bfloat16_take_plain_products_on_a_cpu() -> None:
+    for dtype, longest, flash in (("bfloat16", 128, False), ("bfloat16", 129, True), ("float32", 128, True)):
+        with attention(load("playroom", dtype=dtype).host, longest):
+            assert torch.backends.cuda.flash_sdp_enabled() is flash
+        assert torch.backends.cuda.flash_sdp_enabled()
