@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,10 @@ def test_without_any_replica_the_error_says_so(cluster: Cluster):
 
     with ThreadPoolExecutor(1) as pool:
         lost = pool.submit(until_lost)
-        for each in replicas():
-            os.kill(each, signal.SIGKILL)
+        while not lost.done():  # a request between two streams waits for the replicas that Ray starts
+            for each in replicas():
+                with suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
+            time.sleep(1)
         with pytest.raises(openai.APIError, match="ask again"):
             lost.result(600)

@@ -15,7 +15,8 @@ TASKS = Path(__file__).parent / "tasks"
 def models() -> Any:
     """The manifest of the model: chat for questions, simple (`--force_simple`) for tasks scored by likelihood, which
     lmms-eval does not ask of chat models."""
-    from lmms_eval.models.registry_v2 import ModelManifest  # lmms-eval is being imported when it loads entry points
+    # lmms-eval is being imported when it loads entry points.
+    from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]
 
     name = f"{__name__}.model"
     return ModelManifest("pave", simple_class_path=f"{name}.Pave", chat_class_path=f"{name}.PaveChat")

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
-from lmms_eval.api.model import lmms
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts  # pyright: ignore[reportMissingImports]
+from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
