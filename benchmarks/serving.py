@@ -126,10 +126,10 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="16 requests; writes nothing")
     small = parser.parse_args().small
     count = 16 if small else 64
-    with TemporaryDirectory() as folder:
-        write_clips(folder, 2 * count, seed=0)
-        files = sorted(Path(folder).rglob("*.mp4"))
-        films = [f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}" for file in files]
+    folder = TemporaryDirectory()
+    write_clips(folder.name, 2 * count, seed=0)
+    files = sorted(Path(folder.name).rglob("*.mp4"))
+    films = [f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}" for file in files]
     early, second = films[:count], films[count : 2 * count]
     server = Server(count)
     try:
@@ -144,6 +144,7 @@ def main() -> None:
     finally:
         server.process.terminate()
         server.process.wait()
+        folder.cleanup()
     pairs = list(zip(one + long_one, many + long_many, strict=True))
     figures = {
         "new": gain(new_one * count / (count - 1), new_many),

@@ -249,7 +249,12 @@ def test_whatever_describes_itself_as_text_is_an_error_or_consists_of_lines() ->
     for module in pkgutil.walk_packages(pave.__path__, "pave."):
         if module.name.startswith(("pave.encoders.", "pave.cli.new_encoder.")) or module.name.endswith("__main__"):
             continue
-        for name, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+        try:
+            imported = importlib.import_module(module.name)
+        except ModuleNotFoundError as error:  # an extra that is tested where it is installed
+            assert "ray[serve]" in str(error) and module.name in ("pave.serving.cluster", "pave.serving.replica")
+            continue
+        for name, kind in inspect.getmembers(imported, inspect.isclass):
             if (
                 kind.__module__.startswith("pave.")
                 and "__str__" in vars(kind)
