@@ -139,8 +139,8 @@ def training(attached: Attached) -> Iterator[None]:
 
 def attention(host: Host, longest: int) -> AbstractContextManager[object]:
     """The kernels for steps whose clips have at most so many tokens with their questions (those that keep the base add
-    some): plain products where torch's flash attention is slower. In bfloat16 on a CPU (torch 2.13, AMX) its forward and backward pass of 8 rows of 88 tokens take 37 ms,
-    plain products 12 ms; of 256 tokens 65 and 94 ms."""
+    some): plain products where torch's flash attention is slower. In bfloat16 on a CPU (torch 2.13, AMX) its forward
+    and backward pass of 8 rows of 88 tokens take 37 ms, plain products 12 ms; of 256 tokens 65 and 94 ms."""
     slow = host.device.type == "cpu" and host.dtype == torch.bfloat16 and longest <= SHORT
     return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
 
