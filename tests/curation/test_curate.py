@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
+import subprocess
+import sys
 import time
 import wave
 from collections.abc import Callable
@@ -20,6 +23,7 @@ from captioners import HEARD, write_chat, write_of_pictures, write_of_sounds, wr
 from chat_server import Answer, completion, serving
 from forked import begin
 from killing import flaws, killed, lines
+from places import ROOT
 
 from pave.config import parse
 from pave.curation import captions
@@ -165,6 +169,18 @@ def test_a_curation_that_is_killed_ends_as_one_that_is_not(room: Path, models, t
         assert (out / name).read_bytes() == (room / "whole" / name).read_bytes(), name
     assert len({each["key"] for each in lines(replies)}) == len(lines(replies)) == len(whole)
     assert paid < author.paid.total() <= len(whole) + 8 + 1, "what was under way is asked again, and no more"
+
+
+def test_captions_made_on_ray_are_the_same(room: Path, models) -> None:
+    pytest.importorskip("ray", reason='pip install "pave[ray]"')
+    with serving(Author()) as server:
+        words = words_of(models, room / "clips", room / "ray", server.url)
+        command = [sys.executable, "-m", "pave.cli.main", *words, "--engine", "ray", "--workers", "1"]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0 and "10 of 10 clips done" in done.stdout, done.stderr
+    for name in ("captions", "instructions"):
+        one, other = (sorted((room / way / f"{name}.jsonl").read_text().splitlines()) for way in ("ray", "whole"))
+        assert one == other
 
 
 def test_the_limit_of_tokens_holds_and_a_larger_one_goes_on(room: Path, models) -> None:
