@@ -26,10 +26,14 @@ from pave.files.locks import SWEPT, held, mark, scratch, sweep
 
 fcntl = pytest.importorskip("fcntl")
 HOLD = "with held(place, 'the other', {shared!r}): wait()"
+# Until the child has run, it still has what it got from its parent: the parent says "ready" after it.
 HOLD_AND_FORK = """
 with held(place, 'the other'):
+    reading, writing = os.pipe()
     if os.fork():
+        os.read(reading, 1)
         wait()
+    os.write(writing, b'.')
     time.sleep(60)
 """
 WRITE = """
