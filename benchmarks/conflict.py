@@ -1,6 +1,6 @@
 """When a card and a sound disagree: is it noticed, and is the sense answered that the question asks for?
 
-    python benchmarks/conflict.py [--folder FOLDER]      # half an hour on one thread; continues after a stop
+    python benchmarks/conflict.py [--folder FOLDER]      # an hour on one thread; continues after a stop
 
 Playroom clips of held-out scenes with one card on the rug and one sound; about half of them name the same thing. Each
 is asked what is heard, and what is seen. `conflict` of either question is compared with the truth (AUROC, Brier score);
@@ -40,7 +40,7 @@ FIRST = [
     "train.batch=20",
 ]
 LATER = [*SOME, f"data.playroom.channels=[{', '.join(CHANNELS)}, conflict]", "train.steps=110", "train.batch=12"]
-RUNS = (FIRST, LATER, LATER)
+RUNS = (FIRST, LATER, LATER, LATER, LATER)
 
 
 def trained(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
     python benchmarks/favor_study.py            # three seeds of everything; one to two minutes a run, sixty runs
     python benchmarks/favor_study.py sound dir  # only rows with these prefixes
+    python benchmarks/favor_study.py long       # two read-outs, four times the steps, five seeds; an hour
     python benchmarks/favor_study.py --table    # table and plot of the results so far
     python benchmarks/favor_study.py --small    # a quick test of the script; writes no result
 
@@ -9,15 +10,16 @@ Every row is the recipe `favor-playroom` at a twelfth of its budget, on question
 same clips, same rates. This compares how fast a variant learns; words take several times as long in every row. Rows of
 `sound` are patches without a resampler, whose fusion reads the given number of log-mel spectra per second; one per
 second is the baseline that FAVOR should beat. In `senses: apart` the Q-Former reads frames and sound separately, with
-two queries each. Accuracies are on held-out questions, by channel; `beside favor` is the difference to the first row in
-points over all questions, lowest and highest of the seeds. Run again, it continues with the missing rows.
+two queries each. `long` rows are trained four times as long. Accuracies are on held-out questions, by channel; `beside
+favor` is the difference to the first row of the same budget in points over all questions, lowest and highest of the
+seeds. Run again, it continues with the missing rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -40,6 +42,7 @@ from pave.training.run import Run
 from pave.training.setup import Setup
 
 SEEDS = (0, 1, 2)
+LONG, MORE_SEEDS = "long: ", (0, 1, 2, 3, 4)
 BUDGET = ["train.steps=150", "train.batch=6", "train.eval_every=100000", "train.checkpoint_every=100000"]
 CLIPS, TEST_CLIPS = 600, 300
 CHANNELS = ("audio", "audio+video", "order")
@@ -51,6 +54,8 @@ def hearing(rate: int) -> str:
 
 
 APART = "senses: apart"
+STATES = ["resampler={window: 2, stride: 1, width: 128, heads: 4, readout: states}"]
+FOUR_TIMES = ["train.steps=600"]
 ROWS: dict[str, list[str]] = {
     "favor": [],
     "sound, 1 a second": ["resampler=null", hearing(1)],
@@ -72,10 +77,16 @@ ROWS: dict[str, list[str]] = {
     ],
     "pictures: none": [hearing(50)],
     APART: [],
-    "read-out: states": ["resampler={window: 2, stride: 1, width: 128, heads: 4, readout: states}"],
+    "read-out: states": STATES,
     "read-out: prefix": ["fusion.combine=prefix"],
     "read-out: interleave": ["fusion.combine=interleave"],
+    LONG + "favor": FOUR_TIMES,
+    LONG + "states": [*STATES, *FOUR_TIMES],
 }
+
+
+def seeds_of(name: str) -> tuple[int, ...]:
+    return MORE_SEEDS if name.startswith(LONG) else SEEDS
 
 
 class Apart(Queries):
@@ -108,9 +119,10 @@ class Bench:
         self.fixed = [*budget, f"data={{train: {train}, val: {test}}}", f"train.output={folder}"]
         self.seen: dict[tuple[str, ...], Dataset] = {}
 
-    def run(self, name: str, seed: int) -> dict[str, Any]:
+    def run(self, name: str, seed: int, more: Sequence[str] = ()) -> dict[str, Any]:
         """One run: accuracy by channel, and its cost."""
-        setup = Setup.of(read_recipe(folder_of("favor-playroom"), [*ROWS[name], *self.fixed, f"train.seed={seed}"]))
+        words = [*self.fixed, *ROWS[name], *more, f"train.seed={seed}"]
+        setup = Setup.of(read_recipe(folder_of("favor-playroom"), words))
         encoders = tuple(encoder.spec.preprocessing for encoder in setup.senses.values())
         if encoders not in self.seen:
             self.seen[encoders] = read_dataset(setup)
@@ -161,25 +173,26 @@ def main() -> None:
     options = parser.parse_args()
     rows = [name for name in ROWS if not options.rows or name.startswith(tuple(options.rows))]
     if options.small:
-        bench = Bench(options.folder / "small", [*BUDGET, "train.steps=2"], 12, 8)
+        bench = Bench(options.folder / "small", BUDGET, 12, 8)
         for name in rows:
-            print(name, bench.run(name, 0), flush=True)
+            print(name, bench.run(name, 0, ["train.steps=2"]), flush=True)
         return
     study, bench = Study("favor_study"), Bench(options.folder, BUDGET, CLIPS, TEST_CLIPS)
-    for seed, name in product(SEEDS, rows):
+    for seed, name in product(MORE_SEEDS, rows):
         key = f"{name}, seed {seed}"
-        if key not in study and not options.table:
+        if seed in seeds_of(name) and key not in study and not options.table:
             study.add(key, bench.run(name, seed))
             print(key, study.runs[key], flush=True)
     found = {
         name: runs
         for name in ROWS
-        if (runs := [study.runs[key] for s in SEEDS if (key := f"{name}, seed {s}") in study])
+        if (runs := [study.runs[key] for s in seeds_of(name) if (key := f"{name}, seed {s}") in study])
     }
     print(f"{'':21} {'parameters':>10} runs  {'  '.join(CHANNELS)}  beside favor")
     for name, runs in found.items():
         parts = "  ".join(f"{mean(run['accuracy'][c] for run in runs):{len(c)}.3f}" for c in CHANNELS)
-        pairs = zip(runs, found.get("favor", ()), strict=False)
+        first = LONG + "favor" if name.startswith(LONG) else "favor"
+        pairs = zip(runs, found.get(first, ()), strict=False)
         beside = sorted(100 * (one["accuracy"]["all"] - other["accuracy"]["all"]) for one, other in pairs)
         difference = f"{beside[0]:+5.1f} to {beside[-1]:+5.1f}" if beside else ""
         print(f"{name:21} {runs[0]['parameters']:10,} {len(runs):4}  {parts}  {difference}")

@@ -32,10 +32,10 @@ from pave.training.setup import Setup
 
 SEEDS = (0, 1, 2)
 BUDGET = (
-    "train.steps=100",
-    "train.batch=12",
+    "train.steps=150",
+    "train.batch=6",
     "train.fusion_lr=3e-3",
-    "data.playroom={clips: 800, seed: 7, channels: [video, audio, audio+video, order]}",
+    "data.playroom={clips: 800, seed: 7, channels: [video, audio, audio+video, order, caption]}",
     "train.eval_every=100000",
     "train.checkpoint_every=100000",
 )
@@ -94,8 +94,8 @@ Made by `benchmarks/tables.py`, from `benchmarks/results/tables.json`. Mean ± s
 {paper}
 **What this can show**: how fast each variant learns to use a sound that is aligned with pictures, with equal clips,
 steps and rates, when no answer can be guessed from the pictures. **What it cannot**: what a variant reaches in the end
-(100 steps are a third of what the shipped patch has), what pretrained encoders and large language models make of it,
-and anything about scans, cameras or speech. The paper's rows are of another sense, another base and another measure:
+(150 steps of six clips are a sixth of what the shipped patch has), what pretrained encoders and large language models
+make of it, and anything about scans, cameras or speech. The paper's rows are of another sense, another base and another measure:
 only the order of rows can be compared. The rates are those of the first row, so a row that wants others is at a
 disadvantage; `fusion_study.py` tunes them for `folded` and `official`.
 """
