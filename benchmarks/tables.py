@@ -95,9 +95,9 @@ Made by `benchmarks/tables.py`, from `benchmarks/results/tables.json`. Mean ± s
 **What this can show**: how fast each variant learns to use a sound that is aligned with pictures, with equal clips,
 steps and rates, when no answer can be guessed from the pictures. **What it cannot**: what a variant reaches in the end
 (150 steps of six clips are a sixth of what the shipped patch has), what pretrained encoders and large language models
-make of it, and anything about scans, cameras or speech. The paper's rows are of another sense, another base and another measure:
-only the order of rows can be compared. The rates are those of the first row, so a row that wants others is at a
-disadvantage; `fusion_study.py` tunes them for `folded` and `official`.
+make of it, and anything about scans, cameras or speech. The paper's rows are of another sense, another base and another
+measure: only the order of rows can be compared. The rates are those of the first row, so a row that wants others is at
+a disadvantage; `fusion_study.py` tunes them for `folded` and `official`.
 """
 
 

@@ -52,6 +52,9 @@ def serve(
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of an answer, at most.")] = 1024,
     max_clip_mb: Annotated[int, typer.Option(metavar="MB", min=1, help="Megabytes of a media file, at most.")] = 64,
     max_clip_seconds: Annotated[float, typer.Option(metavar="S", min=0.1, help="Length of a clip, at most.")] = 600.0,
+    prefix_mb: Annotated[
+        int, typer.Option(metavar="MB", min=0, help="Keys and values kept for further questions, at most; 0: none.")
+    ] = 2048,
     stopping: Annotated[
         float, typer.Option(metavar="S", min=0, help="Seconds for running answers when it is stopped.")
     ] = 60.0,
@@ -88,6 +91,7 @@ def serve(
         tokens=max_tokens,
         clip_bytes=max_clip_mb << 20,
         clip_seconds=max_clip_seconds,
+        prefixes=prefix_mb << 20,
     )
     settings = Settings(
         name or server_name(base),

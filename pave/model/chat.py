@@ -159,7 +159,7 @@ class Chat(Lines):
         seconds = time.perf_counter() - begin
         row = {"clip": features, "question": question, "patches": patches, "history": self.history}
         ready = prepared(self.calls, [row], None, options)
-        turn = Turn(question, self._state(ready.inputs), options["num_beams"])
+        turn = Turn(question, (self._clip, *state_of(ready.inputs.uses, 0)), options["num_beams"])
         past, cached = self._reused(ready.inputs, turn, again)
         self.recomputed = "; ".join(again)
         self._asked = True
@@ -206,16 +206,6 @@ class Chat(Lines):
             return os.path.abspath(self._row.clip), file.st_mtime_ns, file.st_size, *self._row.tracks.items()
         return self._clip
 
-    def _state(self, inputs: Inputs) -> tuple[Any, ...]:
-        """On what keys and values depend besides ids. The counter of a parameter tells of changes in place."""
-        patches = []
-        for use in inputs.uses:
-            if use.acting[0]:
-                tensors = (*use.attached.parameters(), *use.attached.buffers())
-                counters = [0 if each.is_inference() else each._version for each in tensors]
-                patches.append((weakref.ref(use.attached), use.weight, *counters))
-        return self._clip, *patches
-
     def _reused(self, inputs: Inputs, turn: Turn, again: list[str]) -> tuple[Any, int]:
         """Keys and values of the beginning of a prompt, and their number; None if the kept ones are not its own, with
         the reason in `again`."""
@@ -260,3 +250,15 @@ class Chat(Lines):
         if answer is not None:
             self.history.append((turn.question, str(answer)))
         self._busy.release()
+
+
+def state_of(uses: Sequence[Use], row: int) -> tuple[Any, ...]:
+    """On what keys and values of a row depend besides ids and clip: the patches that act. The counter of a parameter
+    tells of changes in place."""
+    patches = []
+    for use in uses:
+        if use.acting[row]:
+            tensors = (*use.attached.parameters(), *use.attached.buffers())
+            counters = [0 if each.is_inference() else each._version for each in tensors]
+            patches.append((weakref.ref(use.attached), use.weight, *counters))
+    return tuple(patches)

@@ -83,6 +83,7 @@ class _Front:
         self.gate.refuse_strangers(request)
         with ExitStack() as stack:
             stack.enter_context(self.engine.place())
+            stack.enter_context(self.gate.holding(request))
             question, patches = await self._asked(request)
             answer = _Answer(self, request, question, patches)
             first = await answer.first()
@@ -92,7 +93,7 @@ class _Front:
 
     async def explain(self, request: Request) -> Response:
         self.gate.refuse_strangers(request)
-        with self.engine.place():
+        with self.engine.place(), self.gate.holding(request):
             question, patches = await self._asked(request)
             refuse_more(question)
             found = await self.unless_gone(request, asyncio.wrap_future(self.engine.explain(question, patches)))
@@ -241,6 +242,7 @@ class _Answer:
         self.front.metrics.seconds.observe(time.monotonic() - self.begin)
         self.front.metrics.tokens.inc(done.tokens)
         self.front.metrics.prompt_tokens.inc(done.prompt_tokens)
+        self.front.metrics.cached_tokens.inc(done.cached_tokens)
 
 
 class _Stream(StreamingResponse):

@@ -72,12 +72,24 @@ class Batch:
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """The rows of joinable batches that are not over, as one batch; one of these if all have just ended."""
-    calls = batches[0].calls
     kept = [[i for i, row in enumerate(batch.rows) if not row.over] for batch in batches]
-    places = [(batch, i) for batch, some in zip(batches, kept, strict=True) for i in some]
-    if not places:
+    if not any(kept):
         return batches[0]
-    clips = [_light(batch.clips[i]) for batch, i in places]
+    batch = selected(batches, kept, light=True)
+    columns = batch.inputs.input_ids.shape[1] - 1
+    batch.past = batches[0].past
+    for layers in zip(*(each.past.layers for each in batches), strict=True):
+        for name in ("keys", "values"):
+            parts = [getattr(layer, name)[some] for layer, some in zip(layers, kept, strict=True)]
+            setattr(layers[0], name, torch.cat([aligned(part, columns) for part in parts]))
+    return batch
+
+
+def selected(batches: Sequence[Batch], kept: Sequence[Sequence[int]], light: bool) -> Batch:
+    """Some rows of batches as one, without keys and values. light: these come from elsewhere, and no pictures are
+    needed."""
+    calls, places = batches[0].calls, [(batch, i) for batch, some in zip(batches, kept, strict=True) for i in some]
+    clips = [_light(batch.clips[i]) if light else batch.clips[i] for batch, i in places]
     real = [batch.inputs.input_ids[i][batch.inputs.attention_mask[i].bool()].tolist() for batch, i in places]
     counts = [row.count(calls.host.placeholder) for row in real]
     ids, mask = padded(calls.host, real, [max(counts) - count for count in counts])
@@ -90,15 +102,10 @@ def joined(batches: Sequence[Batch]) -> Batch:
         None,
         calls.host,
     )
-    past: Any = batches[0].past
-    for layers in zip(*(batch.past.layers for batch in batches), strict=True):
-        for name in ("keys", "values"):
-            parts = [getattr(layer, name)[some] for layer, some in zip(layers, kept, strict=True)]
-            setattr(layers[0], name, torch.cat([_aligned(part, ids.shape[1] - 1) for part in parts]))
-    return Batch(calls, [batch.rows[i] for batch, i in places], clips, inputs, past)
+    return Batch(calls, [batch.rows[i] for batch, i in places], clips, inputs)
 
 
-def _aligned(cached: Tensor, length: int) -> Tensor:
+def aligned(cached: Tensor, length: int) -> Tensor:
     """Keys or values (b h l d) with so many columns: on the left there are masked ones, to add or to drop."""
     return pad(cached, (0, 0, length - cached.shape[2], 0))
 

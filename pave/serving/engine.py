@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from pave.serving.failures import Busy, Refused
 from pave.serving.media import Intake
 from pave.serving.messages import Asked
 from pave.serving.metrics import Metrics
+from pave.serving.prefixes import Prefixes
 from pave.serving.reading import Reader
 from pave.serving.rows import Chosen, Row
 from pave.serving.settings import Limits
@@ -41,6 +42,7 @@ class Done:
     finish: Finish
     tokens: int
     prompt_tokens: int
+    cached_tokens: int  # of the prompt, that were not computed anew
     patches: tuple[str, ...]
     signals: Mapping[str, str]  # as in `Answer`
     warnings: tuple[str, ...]
@@ -59,6 +61,7 @@ class Job:
     patches: tuple[str, ...]
     tell: Tell
     cancelled: threading.Event = field(default_factory=threading.Event)
+    clip: Hashable = None  # the key of its bytes
     features: ClipFeatures | None = None
     row: Row | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # of `Done`
@@ -69,7 +72,7 @@ class Engine:
 
     def __init__(self, model: PatchedModel, intake: Intake, limits: Limits, metrics: Metrics) -> None:
         self.model, self.limits, self.metrics = model, limits, metrics
-        self.reader = Reader(model, intake, limits)
+        self.reader, self.prefixes = Reader(model, intake, limits), Prefixes(limits.prefixes)
         self._changed = threading.Condition()
         self._ready: deque[Job] = deque()  # encoded, not yet in the batch
         self._used: Counter[str] = Counter()  # patches of all requests
@@ -138,7 +141,7 @@ class Engine:
             if job.cancelled.is_set():
                 return self._end(job, InterruptedError())
             begin = time.perf_counter()
-            job.features = self.reader.features(job.asked.media, job.patches, job.asked.question)
+            job.clip, job.features = self.reader.features(job.asked.media, job.patches, job.asked.question)
             self.metrics.read.observe(time.perf_counter() - begin)
         except Exception as error:
             return self._end(job, error)
@@ -223,7 +226,7 @@ class Engine:
             parts = [] if batch is None else [batch]
             groups = self._prepared([job for job in fresh if not self._left(job)])
             self._live += [job for jobs, _ in groups for job in jobs]
-            parts += [self._begun(jobs, ready) for jobs, ready in groups]
+            parts += [part for jobs, ready in groups for part in self._begun(jobs, ready)]
             parts = [part for part in parts if not part.over]
             if len(parts) > 1 and not all(part.joinable for part in parts):
                 for part in parts:  # one after the other
@@ -256,14 +259,13 @@ class Engine:
 
         return pause
 
-    def _begun(self, jobs: Sequence[Job], ready: Prepared) -> Batch:
+    def _begun(self, jobs: Sequence[Job], ready: Prepared) -> list[Batch]:
         """Jobs after their first token."""
         rows = [Row(job.asked.sampling, job.cancelled, self.text_of, job.tell) for job in jobs]
         for job, row in zip(jobs, rows, strict=True):
             job.row = row
-        batch = Batch(self.model.calls, rows, list(ready.features), ready.inputs)
-        batch.run(lambda: not self._settled())
-        return batch
+        clips = [job.clip for job in jobs]
+        return self.prefixes.begun(self.model.calls, rows, clips, ready, lambda: not self._settled())
 
     def _prepared(self, jobs: Sequence[Job]) -> list[tuple[Sequence[Job], Prepared]]:
         """Jobs as batches: one, unless some of them cannot be asked, or not together."""
@@ -319,4 +321,4 @@ class Engine:
         if row is None or row.finish is None:
             return InterruptedError()
         chosen = tuple(row.chosen[: len(row.ids)])
-        return Done(row.text, row.finish, len(row.ids), chosen=chosen, **job.facts)
+        return Done(row.text, row.finish, len(row.ids), cached_tokens=row.cached, chosen=chosen, **job.facts)

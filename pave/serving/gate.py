@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from pave.serving.failures import Denied, Refused
+from pave.serving.failures import Busy, Denied, Refused
 from pave.serving.remote import is_address
 from pave.serving.settings import Settings
 from pave.text.shown import quoted
@@ -31,6 +32,7 @@ class Gate:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.most = TEXT_BYTES + 2 * (settings.limits.clip_bytes * 4 // 3)  # bytes of a request with media
+        self._held = 0  # bytes of the requests that are being answered
 
     def refuse_strangers(self, request: Request) -> None:
         keys, key = self.settings.keys, _key(request).encode()
@@ -40,6 +42,15 @@ class Gate:
         if not keys and not is_local(host):
             cause = f"without keys, this server does not answer as {quoted(host)}"
             raise Denied(403, "forbidden_host", f"{cause}; ask for its address or localhost, or set PAVE_API_KEY")
+
+    @contextmanager
+    def holding(self, request: Request) -> Iterator[None]:
+        """Within the block, the bytes of a request count among those that all requests may have together."""
+        request.state.bytes = 0
+        try:
+            yield
+        finally:
+            self._held -= request.state.bytes
 
     async def source(self, request: Request) -> tuple[str, str | None]:
         """Which patch an operator loads, and under which name."""
@@ -85,24 +96,32 @@ class Gate:
         """The bytes of a request."""
         seconds = self.settings.limits.upload
         try:
-            return await asyncio.wait_for(_received(request, most), seconds)
+            return await asyncio.wait_for(self._received(request, most), seconds)
         except ClientDisconnect:
             raise Denied(499, "client_gone", GONE) from None
         except asyncio.TimeoutError:
             raise Denied(408, "too_slow", f"the request took more than {seconds:g} s; send a smaller clip") from None
 
+    async def _received(self, request: Request, most: int) -> bytes:
+        body = bytearray()
+        announced = request.headers.get("content-length", "")
+        if not (announced.isdecimal() and int(announced) > most):
+            async for piece in request.stream():
+                body += piece
+                self._hold(request, len(piece))
+                if len(body) > most:
+                    break
+            else:
+                return bytes(body)
+        raise Denied(413, "too_large", f"the request has more than {most:,} bytes; send a smaller clip")
 
-async def _received(request: Request, most: int) -> bytes:
-    body = bytearray()
-    announced = request.headers.get("content-length", "")
-    if not (announced.isdecimal() and int(announced) > most):
-        async for piece in request.stream():
-            body += piece
-            if len(body) > most:
-                break
-        else:
-            return bytes(body)
-    raise Denied(413, "too_large", f"the request has more than {most:,} bytes; send a smaller clip")
+    def _hold(self, request: Request, count: int) -> None:
+        if not hasattr(request.state, "bytes"):  # of an operator
+            return
+        request.state.bytes += count
+        self._held += count
+        if self._held > max(self.settings.limits.uploads, self.most):  # one alone may always have what it may have
+            raise Busy(f"requests of {self._held:,} bytes are being answered or wait", 1)
 
 
 def is_local(host: str) -> bool:

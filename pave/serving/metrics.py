@@ -29,6 +29,7 @@ class Metrics:
         self.rows = Histogram("pave_batch_rows", "Rows of the batch, whenever it changes", buckets=ROWS, registry=own)
         self.tokens = Counter("pave_generated_tokens", "Tokens of answers", registry=own)
         self.prompt_tokens = Counter("pave_prompt_tokens", "Tokens of prompts", registry=own)
+        self.cached_tokens = Counter("pave_cached_tokens", "Tokens of prompts not computed anew", registry=own)
         self.cancelled = Counter("pave_cancelled", "Requests whose client went away", registry=own)
         self.running = Gauge("pave_running", "Requests in the batch", registry=own)
         self.waiting = Gauge("pave_waiting", "Requests that are read or wait", registry=own)

@@ -6,7 +6,7 @@ further question of a dialogue, which sends its clip again, costs neither decodi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +35,8 @@ class Reader:
         self.model, self.intake, self.limits = model, intake, limits
         self.kept = Kept(limits.kept)
 
-    def features(self, media: Sequence[Given], patches: Sequence[str], question: str) -> ClipFeatures:
-        """The features of a request's clip, with the senses of its patches."""
+    def features(self, media: Sequence[Given], patches: Sequence[str], question: str) -> tuple[Hashable, ClipFeatures]:
+        """The features of a request's clip, with the senses of its patches; and a key of its bytes."""
         refuse_questions(self.model.host, [question])  # before the clip is read
         with self._stored(media) as files:
             return self._encoded(files, patches, question)
@@ -63,7 +63,9 @@ class Reader:
         calls = self.model.calls
         return calls.open(calls.applied.uses([patches], 1), [question])
 
-    def _encoded(self, files: dict[Any, Stored], patches: Sequence[str], question: str) -> ClipFeatures:
+    def _encoded(
+        self, files: dict[Any, Stored], patches: Sequence[str], question: str
+    ) -> tuple[Hashable, ClipFeatures]:
         perception, uses = self.model.perception, self._uses(patches, question)
         needed = perception.encoders(senses_of(uses))
         key = tuple((kind, file.sha256) for kind, file in sorted(files.items()))
@@ -79,7 +81,7 @@ class Reader:
                 known = known.with_senses(perception.sense(clip, lacking.values()))
             self.kept.put(key, known)
         unheard = "audio" in files and not any(each.hears for each in needed.values())
-        return replace(known, warnings=(*known.warnings, UNHEARD)) if unheard else known
+        return key, replace(known, warnings=(*known.warnings, UNHEARD)) if unheard else known
 
     def _read(self, files: dict[Any, Stored], patches: Sequence[str], question: str, uses: Sequence[Use]) -> Clip:
         film = next((file.path for kind, file in files.items() if kind != "audio"), None)

@@ -72,9 +72,10 @@ class Reply:
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
-def usage(done: Done) -> dict[str, int]:
+def usage(done: Done) -> dict[str, Any]:
     total = done.prompt_tokens + done.tokens
-    return {"prompt_tokens": done.prompt_tokens, "completion_tokens": done.tokens, "total_tokens": total}
+    counts = {"prompt_tokens": done.prompt_tokens, "completion_tokens": done.tokens, "total_tokens": total}
+    return {**counts, "prompt_tokens_details": {"cached_tokens": done.cached_tokens}}
 
 
 def told(done: Done) -> dict[str, Any]:

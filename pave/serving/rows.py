@@ -47,6 +47,7 @@ class Row:
         self.chosen: list[Chosen] = []
         self.text = ""  # that has been handed on
         self.finish: Finish | None = None
+        self.cached = 0  # tokens of the prompt that were not computed anew
         self._generator = torch.Generator()
         if sampling.seed is not None:
             self._generator.manual_seed(sampling.seed % 2**63)

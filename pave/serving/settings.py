@@ -20,12 +20,14 @@ class Limits:
     readers: int = 2  # clips that are read and encoded at once
     tokens: int = 1024  # of an answer
     clip_bytes: int = 64 << 20  # of each media file
+    uploads: int = 1 << 30  # bytes of all requests that are answered or wait; others are refused with 429
     clip_seconds: float = 600.0
     clip_pictures: int = 40_000
     reading: float = 120.0  # seconds for decoding a clip
     upload: float = 60.0  # seconds until a request has arrived
     fetch: float = 30.0  # seconds for the media at an address
     kept: int = 1 << 30  # bytes of features of the last clips
+    prefixes: int = 2 << 30  # bytes of keys and values of the last prompts
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def model(tokenizer) -> PatchedModel:
 
 @pytest.fixture(scope="module")
 def place(model: PatchedModel) -> Iterator[Served]:
-    limits = Limits(rows=4, waiting=4, tokens=LONG, clip_bytes=1 << 20, clip_seconds=60, upload=2)
+    limits = Limits(rows=4, waiting=4, tokens=LONG, clip_bytes=1 << 20, uploads=1, clip_seconds=60, upload=2)
     with served(model, Settings("tiny", frozenset({"key", "other"}), "admin", limits=limits)) as place:
         yield place
 
@@ -94,6 +95,8 @@ def test_earlier_turns_are_part_of_the_dialogue_and_their_clip_is_the_same(clien
     for last in ({"role": "user", "content": QUESTION}, again):
         reply = client.chat.completions.create(**asks(clip, messages=[*turns, last]))
         assert reply.choices[0].message.content == alone
+    usage = reply.usage  # the second prompt was the first
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
 
 
 def test_a_stop_ends_the_answer_before_it(client, model, clip):
@@ -304,6 +307,21 @@ def test_requests_beyond_the_queue_are_told_when_to_come_again(place, client, cl
         stream.close()
     place.until(lambda: idle(place))
     assert place.send("/ready").status == 200
+
+
+def test_all_requests_together_have_a_limit_of_bytes(place, client, clip):
+    def asked(megabytes: int, **options: Any) -> HTTPResponse:
+        body = json.dumps(asks(clip, **options)).encode() + b" " * (megabytes << 20)
+        return place.send("/v1/chat/completions", body, authorization="Bearer key")
+
+    first = asked(7, max_tokens=LONG, stream=True)  # of at most 10.7 MB, here
+    assert first.status == 200
+    second = asked(7)
+    assert (second.status, json.load(second)["error"]["code"]) == (429, "busy") and second.headers["retry-after"]
+    assert asked(1).status == 200
+    first.close()
+    place.until(lambda: idle(place))
+    assert asked(7).status == 200
 
 
 def test_short_answers_pass_long_ones(place, client, model, clip):
