@@ -123,12 +123,13 @@ def _end(calls: Calls, ids: Sequence[int], text: str, options: Mapping[str, Any]
     end = next((place for place, token in enumerate(ids) if token in stops), None)
     if end is not None:
         return "stop", end
-    tokens = len(ids)
-    while tokens and ids[tokens - 1] == calls.host.pad:  # of a row that ended before others
-        tokens -= 1
     words = options.get("stop_strings") or ()
-    stopped = any(word in text for word in ([words] if isinstance(words, str) else words))
-    return "stop" if stopped else "length", tokens
+    tokens = len(ids)
+    if not any(word in text for word in ([words] if isinstance(words, str) else words)):
+        return "length", tokens  # a padding token at its end is one that the base has chosen
+    while tokens and ids[tokens - 1] == calls.host.pad:  # the row ended before others
+        tokens -= 1
+    return "stop", tokens
 
 
 def texts(

@@ -49,6 +49,11 @@ def test_an_answer_says_whether_it_was_cut(deaf: PatchedModel) -> None:
     assert other.tokens > 2, "rows of a batch end apart"
 
 
+def test_padding_that_the_base_has_chosen_is_part_of_a_cut_answer(deaf: PatchedModel) -> None:
+    pads = deaf.ask(clips()[0], ASKED, max_new_tokens=4, sequence_bias=[[[deaf.host.pad], 1e4]])
+    assert (pads, pads.finish_reason, pads.tokens) == ("", "length", 4)
+
+
 def test_stop_strings_end_an_answer(deaf: PatchedModel) -> None:
     pieces = [str(deaf.host.tokenizer.decode(id)) for id in ids_of(deaf, max_new_tokens=12, do_sample=False)]
     place, word = next((i, each) for i, each in enumerate(pieces) if each.strip().isalpha() and each.isascii())
