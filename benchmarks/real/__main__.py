@@ -62,11 +62,13 @@ FIRST = ("digits, folded", "words, folded", "things, folded")  # of `make real`,
 TRAININGS = {
     "digits, folded": Training("words", "digits", DIGITS, seeds=(0, 1, 2)),
     "digits, folded, keep off": Training("words", "digits", (*DIGITS, "train.keep=0", "train.gate=false")),
-    "words, folded": Training("words", "words", seeds=(0, 1, 2)),
+    "words, folded": Training("words", "words", seeds=(0, 1, 2), after="digits, folded"),
     "things, folded": Training("things", "things"),
     "sentences, folded": Training("sentences", "sentences", controls=False),
-    "words, official": Training("words-official", "words", controls=False),
-    "words, Q-Former at 50 Hz": Training("words-favor", "words", controls=False),
+    "digits, official": Training("words-official", "digits", DIGITS, controls=False),
+    "words, official": Training("words-official", "words", controls=False, after="digits, official"),
+    "digits, Q-Former at 50 Hz": Training("words-favor", "digits", DIGITS, controls=False),
+    "words, Q-Former at 50 Hz": Training("words-favor", "words", controls=False, after="digits, Q-Former at 50 Hz"),
 }
 
 
@@ -178,7 +180,7 @@ def work(options: Any, seen: Study, trained: Study) -> None:
         for seed in options.seeds or (training.seeds if named else (0,)):
             key = f"{name}, seed {seed}"
             if chosen and key not in trained:
-                trained.add(key, run(name, training, seed, place))
+                trained.add(key, run(name, TRAININGS, seed, place))
                 page.write(seen, trained)
 
 

@@ -45,6 +45,7 @@ class Training:
     overrides: tuple[str, ...] = ()
     controls: bool = True  # train `without`, too, for seed 0
     seeds: tuple[int, ...] = (0,)
+    after: str = ""  # the name of another one, whose patch of the same seed it begins with
 
 
 def encode(data: Path, recipe: Recipe) -> Path:
@@ -79,11 +80,25 @@ def recipe_of(training: Training, seed: int, place: Path, more: Sequence[str] = 
     )
 
 
-def run(name: str, training: Training, seed: int, place: Path) -> dict[str, Any]:
-    """Train and measure one row for one seed."""
+def ready(
+    name: str, trainings: Mapping[str, Training], seed: int, place: Path, more: Sequence[str] = ()
+) -> tuple[Recipe, Path]:
+    """The recipe of a row and its features; those that it comes after are trained."""
+    training = trainings[name]
+    if training.after:
+        recipe, _ = ready(training.after, trainings, seed, place)
+        patch = pave.train(recipe, resume=True, progress=told(training.after)).patch
+        more = [f"train.start_from={patch}", *more]
     runs = place / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
     features = encode(place / training.data, recipe_of(training, seed, place))
-    recipe = recipe_of(training, seed, place, [f"data.features=[{features}]", f"train.output={runs}"])
+    return recipe_of(training, seed, place, [f"data.features=[{features}]", f"train.output={runs}", *more]), features
+
+
+def run(name: str, trainings: Mapping[str, Training], seed: int, place: Path) -> dict[str, Any]:
+    """Train and measure one row for one seed."""
+    training = trainings[name]
+    recipe, features = ready(name, trainings, seed, place)
+    runs = Path(recipe.train.output)
     begin, spent = time.perf_counter(), time.process_time()
     result = pave.train(recipe, resume=True, progress=told(name))
     seconds, spent = time.perf_counter() - begin, time.process_time() - spent
