@@ -98,7 +98,7 @@ def run(name: str, trainings: Mapping[str, Training], seed: int, place: Path) ->
     """Train and measure one row for one seed."""
     training = trainings[name]
     recipe, features = ready(name, trainings, seed, place)
-    runs = Path(recipe.train.output)
+    runs = recipe.output
     begin, spent = time.perf_counter(), time.process_time()
     result = pave.train(recipe, resume=True, progress=told(name))
     seconds, spent = time.perf_counter() - begin, time.process_time() - spent
