@@ -46,6 +46,8 @@ RUNS = {
     "plain": PLAIN,
     "parts": (*PLAIN, "train.shard=true"),
     "stopped": PLAIN,
+    "long": PLAIN,
+    "long, in parts": (*PLAIN, "train.shard=true"),
     "recomputed": (*FEW, "train.shard=true", "train.gradient_checkpointing=true", "train.dtype=bfloat16"),
     "favor": (*FEW, "train.shard=true", f"resampler={FAVOR}", "train.mean_over=tokens"),
 }
@@ -230,6 +232,15 @@ def test_two_processes_train_the_patch_of_one(
     loss, weights = off(alone(name), together[0] / name)
     assert loss <= LOSS and weights <= WEIGHTS
     assert len(losses(alone(name)).unique()) == 6
+
+
+@pytest.mark.parametrize("name", ["long", "long, in parts"])
+def test_with_the_masks_of_long_rows_they_train_the_same_patch(
+    alone: Callable[[str], Path], together: tuple[Path, list[dict[str, Any]]], name: str
+) -> None:
+    """Attention then runs in parts, and no mask is stored; the single process has stored masks."""
+    loss, weights = off(alone("plain"), together[0] / name)
+    assert 0 < loss <= LOSS and 0 < weights <= WEIGHTS
 
 
 def test_with_recomputed_layers_in_bfloat16_two_processes_do_the_same(
