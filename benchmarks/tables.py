@@ -39,11 +39,15 @@ BUDGET = (
     "train.eval_every=100000",
     "train.checkpoint_every=100000",
 )
-SIDE = (80,)  # steps of four seconds at 20 a second
+SIDE = {"audio": 80, "fast": 8}  # steps of four seconds
 CHANNELS = ("video", "audio", "audio+video", "order")
 PLAIN = "plain: sound added to visual tokens"
 NOTHING = "none: the base"
 OFFICIAL = ("fusion.kind=official", "fusion.width=64", "fusion.values=shared", "fusion.head=norm", "fusion.rope=off")
+DENSE = (
+    "senses={audio: {encoder: logmel, options: {bands: 48, rate: 20}}, "
+    "fast: {encoder: base-tower, options: {sense: fast, rate: 2, grid: [4, 4]}}}"
+)
 ROWS: dict[str, tuple[str, ...]] = {
     PLAIN: (),
     NOTHING: ("train.steps=1",),
@@ -65,6 +69,10 @@ ROWS: dict[str, tuple[str, ...]] = {
     "rope: off": ("fusion.rope=off",),
     "rope: 3d": ("fusion.rope=3d", "fusion.width=128", "fusion.heads=1"),
     "rope: time, one head of 128": ("fusion.width=128", "fusion.heads=1"),
+    "senses: dense frames, too": (DENSE,),
+    "Q-Former": ("resampler={width: 128, heads: 4, window: 4, stride: 2, queries: 4}",),
+    "Q-Former, two resolutions": ("resampler={width: 128, heads: 4, window: 4, stride: 2, queries: 4, finer: [1]}",),
+    "Q-Former, its states": ("resampler={width: 128, heads: 4, window: 4, stride: 2, readout: states}",),
     "lora: none": ("lora=null",),
     "lora: rank 1": ("lora.r=1", "lora.lora_alpha=1"),
     "lora: rank 32": ("lora.r=32", "lora.lora_alpha=32"),
@@ -106,20 +114,25 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.seen: Dataset | None = None
+        self.seen: dict[tuple[str, ...], Dataset] = {}
 
     def run(self, name: str, seed: int, more: Sequence[str] = ()) -> dict[str, Any]:
         """One run: accuracy by channel, and what the patch costs."""
         words = [*BUDGET, *ROWS[name], *more, f"train.seed={seed}", f"train.output={self.folder}"]
         setup = Setup.of(read_recipe(folder_of("audio-playroom"), words))
-        self.seen = self.seen or read_dataset(setup)
-        run, begin = Run.of(setup, self.seen), time.process_time()
+        encoders = tuple(encoder.spec.preprocessing for encoder in setup.senses.values())
+        if encoders not in self.seen:
+            self.seen[encoders] = read_dataset(setup)
+        seen = self.seen[encoders]
+        run, begin = Run.of(setup, seen), time.process_time()
         if name != NOTHING:
             run.fit(lambda step, steps, figures: None)
         spent = time.process_time() - begin
         names = setup.names[:-1] if name == NOTHING else setup.names
-        accuracy = token_accuracy(setup.model, self.seen.val, names, 8)
-        cost = cost_of(setup.model.host, run.trainee.attached.export(), side_steps=SIDE)
+        accuracy = token_accuracy(setup.model, seen.val, names, 8)
+        cost = cost_of(
+            setup.model.host, run.trainee.attached.export(), side_steps=[SIDE[sense] for sense in setup.senses]
+        )
         return {
             "accuracy": {channel: round(share, 4) for channel, share in accuracy.items()},
             "core_seconds": round(spent, 1),
