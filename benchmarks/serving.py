@@ -49,9 +49,9 @@ LONG = "what do you see and hear, first to last?"
 class Server:
     """A server with eight patches, p0 to p7."""
 
-    def __init__(self, base: str, sources: Sequence[str], requests: int) -> None:
+    def __init__(self, base: str, sources: Sequence[str], requests: int, *more: str) -> None:
         command = [sys.executable, "-m", "pave.cli.main", "serve", base, "--served-model-name", "base"]
-        command += ["--port", "0", "--queue", str(requests)]
+        command += ["--port", "0", "--queue", str(requests), *more]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PAVE_ADMIN_KEY": "admin"}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
@@ -122,9 +122,13 @@ def first_text(server: Server, film: str, file: Path, rounds: int) -> dict[str, 
 
 
 def messages_about(film: str, *spoken: str) -> list[dict]:
-    content = [{"type": "video_url", "video_url": {"url": film}}, {"type": "text", "text": spoken[0]}]
+    return said({"type": "video_url", "video_url": {"url": film}}, *spoken)
+
+
+def said(film: dict, *spoken: str) -> list[dict]:
+    """A dialogue about a film: a question, its answer, a question and so on."""
     rest = [{"role": ("assistant", "user")[i % 2], "content": text} for i, text in enumerate(spoken[1:])]
-    return [{"role": "user", "content": content}, *rest]
+    return [{"role": "user", "content": [film, {"type": "text", "text": spoken[0]}]}, *rest]
 
 
 def middle(folder: Path) -> tuple[str, list[str]]:

@@ -29,6 +29,7 @@ from pave.encoder import Count, Encoder, EncoderOptions, EncoderSpec, Number, On
 from pave.errors import EncoderError
 from pave.fusion.reader import POINT, position_mlp
 from pave.media import Clip, preprocess
+from pave.media.folder import is_scan
 from pave.media.rgbd import RGBD, Pick, evenly
 from pave.media.unproject import at_centres, at_corners
 from pave.senses import languagebind
@@ -123,12 +124,14 @@ class Geometry(Encoder):
 
     @torch.no_grad()
     def encode(self, clip: Clip) -> SideTokens | None:
-        """None for a clip without `depth`."""
-        depth: Any = clip.signals.get("depth")
+        """None for a clip without `depth`. A clip that is a folder with a scan has its own."""
+        place = clip.report.source
+        depth: Any = clip.signals.get("depth", place if is_scan(place) else None)
         if depth is None:
             return None
         if isinstance(depth, str | os.PathLike):
-            scan = RGBD.read(depth, self.pick, self.options.fps)
+            alone = is_scan(place) and os.path.exists(depth) and os.path.samefile(depth, place)
+            scan = RGBD.read(depth, self.pick, self.options.fps, alone)
         elif isinstance(depth, RGBD):
             scan = depth.take(self.pick)
         else:

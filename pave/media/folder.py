@@ -36,7 +36,7 @@ def parts(request: Request) -> Iterator[tuple[dict[str, Any], np.ndarray | None]
     place = request.path
     if tracks := [name for name in ("audio_track", "video_track") if getattr(request, name) is not None]:
         raise refuse(place, f"is a folder of pictures, which has no {tracks[0]}", "leave it out")
-    scan = all(os.path.isdir(os.path.join(place, part)) for part in ("color", "depth", "pose"))
+    scan = is_scan(place)
     pictures = [each for each in pictures_in(Path(place)) if not scan or _is_posed(Path(place), each)]
     if not pictures:
         raise refuse(place, "has no picture with a known pose", "export the poses again")
@@ -59,6 +59,11 @@ def parts(request: Request) -> Iterator[tuple[dict[str, Any], np.ndarray | None]
     facts |= {"first": float(shown.start), "last": float(shown.stop - 1)}
     facts |= {"audio": "a folder of pictures has no sound" if request.audio else "not requested"}
     yield {"facts": facts | {"decoder": f"Pillow {Image.__version__}", "warnings": []}}, None  # type: ignore[attr-defined]
+
+
+def is_scan(place: str) -> bool:
+    """Whether a folder has ScanNet's layout."""
+    return all(os.path.isdir(os.path.join(place, part)) for part in ("color", "depth", "pose"))
 
 
 def evenly(count: int, most: int) -> list[int]:

@@ -105,20 +105,24 @@ class RGBD:
 
     @classmethod
     @neutral()
-    def read(cls, source: str | os.PathLike, pick: Pick | None = None, fps: float | None = None) -> RGBD:
+    def read(
+        cls, source: str | os.PathLike, pick: Pick | None = None, fps: float | None = None, alone: bool = False
+    ) -> RGBD:
         """Read a scan: a folder in ScanNet's layout, or `infos.json#scene` in EmbodiedScan's.
 
         pick: which views to read, from the number of those with a pose; None: all. fps: rate of the stream whose frames
-        the file numbers count; None: unknown, and the views are an unordered set.
+        the file numbers count; None: unknown, and the views are an unordered set. alone: the folder is the clip, too,
+        in which each view is on screen for a second, whatever its number.
         """
         scan = _scan(os.fspath(source))
         try:
             known = posed(torch.stack([view.pose for view in scan.views]))
-            chosen = [scan.views[known[i]] for i in (pick(len(known)) if pick else range(len(known)))]
-            times = None
+            places = list(pick(len(known)) if pick else range(len(known)))
+            places = places if fps is None else sorted(places)
+            chosen, times = [scan.views[known[place]] for place in places], None
             if fps is not None:
-                chosen = sorted(chosen, key=lambda view: view.number)
-                times = torch.tensor([view.number / fps for view in chosen], dtype=torch.float64)
+                seconds = places if alone else [view.number / fps for view in chosen]
+                times = torch.tensor(seconds, dtype=torch.float64)
             return cls.from_arrays(
                 rgb=_colours([view.colour for view in chosen]),
                 depth=_depths([view.depth for view in chosen]),

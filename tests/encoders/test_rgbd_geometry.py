@@ -119,6 +119,21 @@ def test_a_scan_can_be_passed_as_a_path(write: Callable[..., Any], playroom_host
     assert torch.equal(timed.x, side.x[[0, 2]])
 
 
+def test_the_views_of_a_scan_that_is_the_clip_come_with_its_key_frames(playroom_host, tmp_path):
+    """Each of its pictures is on screen for a second, whatever the numbers of the files are."""
+    folder = write_scannet(tmp_path / "scene", room(7))
+    next(iter(sorted((folder / "pose").iterdir()))).write_text("-inf " * 16)
+    clip = Clip.read(folder, frames=3)
+    encoder = depths(playroom_host, fps=10, frames=3)
+    side, alone = encoder.encode(clip.beside({"depth": str(folder)})), encoder.encode(clip)
+    assert side is not None and alone is not None and clip.times is not None
+    assert side.times.tolist() == alone.times.tolist() == clip.times.tolist() == [0, 2, 5]
+    assert torch.equal(side.x, alone.x)
+    assert encoder.encode(clip.beside({"depth": None})) is None
+    other = encoder.encode(clip.beside({"depth": write_scannet(tmp_path / "other", room(7))}))
+    assert other is not None and other.times.tolist() != clip.times.tolist()
+
+
 def test_views_with_times_are_a_sequence(playroom_host):
     side = seen(depths(playroom_host), replace(room(3), times=torch.tensor([0.5, 1.0, 4.0]).double()))
     assert (side.kind, side.times.tolist()) == ("sequence", [0.5, 1.0, 4.0])
