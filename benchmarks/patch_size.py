@@ -56,7 +56,7 @@ STORED = (
 HEARD = ("audio", "audio+video", "order")
 CHANNELS = ("video", *HEARD)
 PARTS = ("sizes", "playroom", "twice")
-BUDGET = ("train.steps=150", "train.batch=6", "train.fusion_lr=3e-3")  # of answers said twice, as in tables.py
+BUDGET = ("train.steps=300", "train.batch=6", "train.fusion_lr=3e-3")  # of answers said twice
 
 
 def size(base: str, fusion: str, rank: int) -> dict[str, Any]:
