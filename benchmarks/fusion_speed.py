@@ -5,7 +5,8 @@
 
 Every round times the fusion, the loop and the matrix product in turn, and only ratios within a round count, because
 other load on the machine slows all three. The loop computes the same per clip and key frame, in the same order of
-products; the matrix product has as many FLOPs. `operators` counts calls of torch operators.
+products; the matrix product has as many FLOPs. `operators` counts calls of torch operators, `computing` those that make
+or change data, which a GPU launches: the others are views.
 
 A folded fusion needs so few FLOPs that writing its update (90 MB per clip, fresh pages) takes longer than computing it,
 so its rate is given twice: in the FLOPs it executes (`rate_of_product`), and in those of its equations as written, with
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from study import Study
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pave.config import FusionConfig
 from pave.evaluation.flops import fusion_flops
@@ -45,13 +47,19 @@ KINDS = {
 
 
 class Calls(TorchDispatchMode):
-    """Counts calls of torch operators inside its block."""
+    """Counts calls of torch operators inside its block, and those of them that make or change data."""
 
-    count = 0
+    count = computing = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        given, new = (
+            {each.untyped_storage().data_ptr() for each in tree_leaves(value) if isinstance(each, Tensor)}
+            for value in ((args, kwargs), made)
+        )
         self.count += 1
-        return func(*args, **(kwargs or {}))
+        self.computing += func._schema.is_mutable or bool(new - given)
+        return made
 
 
 def side_batch(steps: int, grid: int, batch: int) -> SideBatch:
@@ -152,6 +160,7 @@ def measure(kind: str, size: str, batch: int, rounds: int) -> dict[str, float | 
         "gflops": round(flops / 1e9, 2),
         "gflops_as_written": round(written / 1e9, 2),
         "operators": calls.count,
+        "computing": calls.computing,
         "seconds_median": round(statistics.median(took["ours"]), 4),
         "time_of_loop": round(ratios["loop"], 3),  # below 1: faster than the loop
         "rate_of_product": round(1 / ratios["product"], 3),  # 1: as fast as one matrix product of as many FLOPs

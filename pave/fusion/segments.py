@@ -29,10 +29,11 @@ class Segments:
         self.side, self.shape = side, (b * t, m, h * w)
         self.index = self.after = self.share = None
         if side.layout != "even":
-            first = torch.arange(0, b * steps, steps, device=side.index.device).view(b, 1, 1)
-            self.index = (side.index + first).flatten()
+            # Of one row, as a model runs a fusion, numbers of steps are places already.
+            first = torch.arange(0, b * steps, steps, device=side.index.device).view(b, 1, 1) if b > 1 else None
+            self.index = _shifted(side.index, first)
             if side.blend is not None:
-                self.after, self.share = (side.blend[0] + first).flatten(), side.blend[1].view(-1, 1)
+                self.after, self.share = _shifted(side.blend[0], first), side.blend[1].view(-1, 1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """((b τ n) e) as ((b t) m n e)."""
@@ -63,6 +64,10 @@ class Segments:
         if self.after is None or self.share is None:
             return picked
         return torch.lerp(picked, x.index_select(0, self.after), self.share.to(x.dtype))
+
+
+def _shifted(steps: Tensor, first: Tensor | None) -> Tensor:
+    return (steps if first is None else steps + first).flatten()
 
 
 def spread(weights: Tensor, side: SideBatch, frames: slice | Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from places import GOLDEN as GOLDEN_FOLDER
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pave.config import FusionConfig
 from pave.errors import BaseModelError, RecipeError, SignalError
@@ -398,13 +399,19 @@ def test_steps_in_time_come_from_times_with_the_time_rule():
 
 
 class Calls(TorchDispatchMode):
-    """Counts calls of torch operators inside its block."""
+    """Counts calls of torch operators inside its block, and those of them that are no views."""
 
-    count = 0
+    count = computing = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        given, new = (
+            {each.untyped_storage().data_ptr() for each in tree_leaves(value) if isinstance(each, Tensor)}
+            for value in ((args, kwargs), made)
+        )
         self.count += 1
-        return func(*args, **(kwargs or {}))
+        self.computing += func._schema.is_mutable or bool(new - given)
+        return made
 
 
 @every_rule
@@ -416,6 +423,18 @@ def test_at_most_a_hundred_operators_run_at_any_length_and_batch(kind, steps, ru
     with torch.no_grad(), Calls() as calls:
         fusion(vision, tokens, side)
     assert 0 < calls.count <= 100
+
+
+@every_rule
+@pytest.mark.parametrize("steps", [16, 11, 3, 240])
+@pytest.mark.parametrize("kind", ["folded", "official"])
+def test_fewer_than_forty_operators_of_a_row_compute(kind, steps, rule):
+    """Views cost no launch on a GPU."""
+    fusion, (vision, tokens) = randomised(KINDS[kind]), visual(1)
+    side = align([side_tokens(steps)], [keys(4)], rule)
+    with torch.no_grad(), Calls() as calls:
+        fusion(vision, tokens, side)
+    assert 10 < calls.computing < 40 and calls.computing < calls.count
 
 
 # properties of new recipes
