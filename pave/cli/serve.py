@@ -113,7 +113,7 @@ def serve(
             from pave.serving.cluster import Spec, serve_on_ray
         except ModuleNotFoundError as error:
             raise _needs(error, "serve,serve-ray") from None
-        spec = Spec(base, patches, settings, replicas or 1, max_replicas, dtype, device, frames, stopping)
+        spec = Spec(base, patches, settings, replicas or 1, max_replicas, None, dtype, device, frames, stopping)
         return serve_on_ray(spec, host, port, ready)
     try:
         from pave.serving.api import create_app

@@ -179,12 +179,13 @@ class _Passed:
 
 
 def application(spec: Spec) -> Any:
-    """The application for Ray Serve. Each replica takes a GPU, if the cluster has any, or else a CPU core."""
+    """The application for Ray Serve. Each replica takes `spec.gpus`, or else a CPU core."""
+    gpus = _gpus() if spec.gpus is None else spec.gpus
     limits, most = spec.settings.limits, max(spec.replicas, spec.most or 0)
     places = limits.waiting + SPARE
     replicas = serve.deployment(
         Replica,
-        ray_actor_options={"num_gpus": 1, "num_cpus": 0} if "GPU" in ray.cluster_resources() else {"num_cpus": 1},
+        ray_actor_options={"num_gpus": gpus, "num_cpus": 0} if gpus else {"num_cpus": 1},
         max_ongoing_requests=places,
         graceful_shutdown_timeout_s=spec.stopping,
         max_constructor_retry_count=1,
@@ -204,6 +205,15 @@ def application(spec: Spec) -> Any:
     return front.bind(replicas.bind(spec), spec.settings)
 
 
+def _gpus() -> int:
+    """One if the cluster has any. `serve run` asks before it has joined the cluster: then this machine decides."""
+    if ray.is_initialized():
+        return int("GPU" in ray.cluster_resources())
+    import torch
+
+    return int(torch.cuda.is_available())
+
+
 class Options(BaseModel):
     """What `serve run pave.serving:app` takes, as name=value or in a configuration file."""
 
@@ -211,6 +221,7 @@ class Options(BaseModel):
     patches: list[str] = Field(default_factory=list)  # or one text, with commas between them
     replicas: int = Field(1, ge=1)
     max_replicas: int | None = Field(None, ge=1)
+    gpus: int | None = Field(None, ge=0)  # of each replica; default: one where there are any
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @field_validator("patches", mode="before")
@@ -225,7 +236,8 @@ def app(given: dict[str, Any]) -> Any:
     keys, admin = keys_of(os.environ.get("PAVE_API_KEY")), os.environ.get("PAVE_ADMIN_KEY")
     patches = tuple(options.patches) or (SHOWN if options.base == "playroom" else ())
     settings = Settings(server_name(options.base), keys, admin)
-    return application(Spec(options.base, patches, settings, options.replicas, options.max_replicas))
+    spec = Spec(options.base, patches, settings, options.replicas, options.max_replicas, options.gpus)
+    return application(spec)
 
 
 def serve_on_ray(spec: Spec, host: str, port: int, ready: Callable[[str], object]) -> None:

@@ -35,6 +35,7 @@ class Spec:
     settings: Settings
     replicas: int = 1
     most: int | None = None  # replicas under load; None: no more than `replicas`
+    gpus: int | None = None  # of each replica; None: one where the cluster has any
     dtype: str = "auto"
     device: str = "auto"
     frames: int | None = None
