@@ -47,6 +47,18 @@ def test_numbers_of_replicas_that_cannot_be_are_refused(command, words):
     assert code == 2 and "replicas" in err
 
 
+def test_serve_run_builds_the_application_before_it_has_joined_a_cluster():
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray.serve")
+    from pave.serving.cluster import app
+
+    assert not ray.is_initialized()
+    app({"base": "playroom", "patches": "audio-playroom,fast-playroom", "gpus": 0})
+    with pytest.raises(ValueError, match="replica"):
+        app({"replica": 2})
+    assert not ray.is_initialized()
+
+
 @dataclass
 class Cluster:
     port: int
