@@ -2,7 +2,7 @@
 
     python benchmarks/favor_study.py            # three seeds of everything; one to two minutes a run, sixty runs
     python benchmarks/favor_study.py sound dir  # only rows with these prefixes
-    python benchmarks/favor_study.py long       # two read-outs, four times the steps, five seeds; an hour
+    python benchmarks/favor_study.py long       # two read-outs, twice the steps, five seeds; half an hour
     python benchmarks/favor_study.py --table    # table and plot of the results so far
     python benchmarks/favor_study.py --small    # a quick test of the script; writes no result
 
@@ -10,7 +10,7 @@ Every row is the recipe `favor-playroom` at a twelfth of its budget, on question
 same clips, same rates. This compares how fast a variant learns; words take several times as long in every row. Rows of
 `sound` are patches without a resampler, whose fusion reads the given number of log-mel spectra per second; one per
 second is the baseline that FAVOR should beat. In `senses: apart` the Q-Former reads frames and sound separately, with
-two queries each. `long` rows are trained four times as long. Accuracies are on held-out questions, by channel; `beside
+two queries each. `long` rows are trained twice as long. Accuracies are on held-out questions, by channel; `beside
 favor` is the difference to the first row of the same budget in points over all questions, lowest and highest of the
 seeds. Run again, it continues with the missing rows.
 """
@@ -55,7 +55,7 @@ def hearing(rate: int) -> str:
 
 APART = "senses: apart"
 STATES = ["resampler={window: 2, stride: 1, width: 128, heads: 4, readout: states}"]
-FOUR_TIMES = ["train.steps=600"]
+MORE_STEPS = ["train.steps=300"]
 ROWS: dict[str, list[str]] = {
     "favor": [],
     "sound, 1 a second": ["resampler=null", hearing(1)],
@@ -80,8 +80,8 @@ ROWS: dict[str, list[str]] = {
     "read-out: states": STATES,
     "read-out: prefix": ["fusion.combine=prefix"],
     "read-out: interleave": ["fusion.combine=interleave"],
-    LONG + "favor": FOUR_TIMES,
-    LONG + "states": [*STATES, *FOUR_TIMES],
+    LONG + "favor": MORE_STEPS,
+    LONG + "states": [*STATES, *MORE_STEPS],
 }
 
 
