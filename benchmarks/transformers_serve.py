@@ -116,9 +116,10 @@ def measured(ask: Callable[[int, list[dict]], str], urls: Sequence[str]) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("python", type=Path, help="of an environment with transformers[serving] and torchvision")
+    parser.add_argument("--requests", type=int, default=64, metavar="N", help="at once; default: 64")
     parser.add_argument("--small", action="store_true", help="4 requests; writes nothing")
     options = parser.parse_args()
-    count = 4 if options.small else 64
+    count = 4 if options.small else options.requests
     with TemporaryDirectory() as folder:
         base, sources = middle(Path(folder))
         done = subprocess.run([options.python, "-c", PROCESSOR, base], capture_output=True, text=True, check=True)
