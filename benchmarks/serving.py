@@ -160,7 +160,7 @@ def embedded(films: Sequence[str], files: Sequence[Path], small: bool) -> tuple[
     count = len(films) // 2
     early, second = films[:count], films[count:]
     with Server("playroom", SOURCES, count) as server:
-        asked(server, films[:1] * 8, 0, 1, QUESTION)  # builds the encoders
+        asked(server, [films[0]] * 8, 0, 1, QUESTION)  # builds the encoders
         _, new_one = asked(server, early[1:], 0, 1, QUESTION)
         _, new_many = asked(server, second, 0, count, QUESTION)
         again, words, equal = compared(server, second, 4, QUESTION)
