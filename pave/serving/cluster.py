@@ -153,7 +153,12 @@ class _Passed:
     front: Front
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        front, request, body = self.front, Request(scope, receive), b""
+        request = Request(scope, receive)
+        with self.front.gate.holding(request):
+            await self._pass(request, scope, send)
+
+    async def _pass(self, request: Request, scope: Scope, send: Send) -> None:
+        front, body = self.front, b""
         if scope["method"] == "POST":
             front.gate.refuse_strangers(request)
             body = await front.gate.body(request, front.gate.most)
