@@ -286,8 +286,11 @@ def test_a_training_is_measured_with_its_controls(made_base: Path, package: Path
     for split in ("train", "test"):
         lines.write(tmp_path / "pairs", split, clips)
     (tmp_path / "tiny.yaml").write_text(RECIPE)
-    training = trainings.Training(str(tmp_path / "tiny"), "pairs", ("train.keep=0",))
-    found = trainings.run("tiny, pairs", training, 0, tmp_path)
+    short = trainings.Training(str(tmp_path / "tiny"), "pairs", ("train.keep=0", "train.steps=1"))
+    later = trainings.Training(str(tmp_path / "tiny"), "pairs", ("train.keep=0",), after="first")
+    found = trainings.run("tiny, pairs", {"first": short, "tiny, pairs": later}, 0, tmp_path)
+    first, patch = (pave.Patch.load(tmp_path / "runs" / name) for name in ("first-0", "tiny-pairs-0"))
+    assert patch.config.training["start_from"] == {"tiny": first.sha256}
     assert found["off"] == found["base"], "without sound, the answers are the base's"
     assert all(found[control]["pairs"] == 2 for control in page.CONTROLS)
     assert 0 <= found["retention"]["tokens"] <= 1 and found["steps"] == 2
