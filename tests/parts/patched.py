@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from families import make_base
 from small import awaken, make_clip, make_config
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from pave.base import Host
 from pave.config import FusionConfig, LoraConfig, PatchConfig, ResamplerConfig, SenseFacts
@@ -56,6 +58,15 @@ def hears(model: PatchedModel, name: str = "ears", **changes: Any) -> None:
     """Apply a sound patch with an effect."""
     model.attach(name, make_config(model.host, name, **changes), trainable=False)
     awaken(model, name)
+
+
+def two_patches(tokenizer: PreTrainedTokenizerFast, family: str) -> PatchedModel:
+    """A base of a family with the sound patches `ears` and `more`, which have an effect."""
+    model = PatchedModel(make_base(tokenizer, family=family))
+    for seed, name in enumerate(("ears", "more")):
+        model.attach(name, config_for(model.host, name=name), trainable=False)
+        awaken(model, name, seed=seed)
+    return model
 
 
 def sense(**options: Any) -> SenseFacts:

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from families import FAMILIES, make_base
-from patched import config_for
-from small import awaken, make_clip
+from families import FAMILIES
+from patched import two_patches
+from small import make_clip
 from transformers import PreTrainedTokenizerFast
 
 from pave.model.patched import PatchedModel
@@ -48,11 +48,7 @@ def begun(model: PatchedModel, numbers: list[int], sampling: dict[str, Any], pau
 
 @pytest.fixture(params=FAMILIES)
 def model(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast) -> PatchedModel:
-    model = PatchedModel(make_base(tokenizer, family=request.param))
-    for seed, name in enumerate(("ears", "more")):
-        model.attach(name, config_for(model.host, name=name), trainable=False)
-        awaken(model, name, seed=seed)
-    return model
+    return two_patches(tokenizer, request.param)
 
 
 def test_rows_that_join_and_leave_answer_as_if_alone(model):

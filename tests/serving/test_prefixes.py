@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, make_base
-from patched import config_for
+from families import FAMILIES
+from patched import config_for, two_patches
 from small import awaken, make_clip
 from transformers import PreTrainedTokenizerFast
 
@@ -39,11 +39,7 @@ SECOND: list[Asked] = [
 
 @pytest.fixture(params=FAMILIES)
 def model(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast) -> PatchedModel:
-    model = PatchedModel(make_base(tokenizer, family=request.param))
-    for seed, name in enumerate(("ears", "more")):
-        model.attach(name, config_for(model.host, name=name), trainable=False)
-        awaken(model, name, seed=seed)
-    return model
+    return two_patches(tokenizer, request.param)
 
 
 only = partial(pytest.mark.parametrize, "model", indirect=True)
