@@ -6,6 +6,7 @@ several of them read alike. Knows nothing of files.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -44,7 +45,7 @@ class Sample:
     span: tuple[float, float] | None = None  # seconds of the file that are the clip; None: all
 
 
-class Format:
+class Format(ABC):
     """A published layout of questions. `NEEDS`: sets of keys, one of which the records of this format have."""
 
     NEEDS: ClassVar[tuple[frozenset[str], ...]] = ()
@@ -65,9 +66,9 @@ class Format:
         cause = f"{self.options.file}: {what} are in another file, and {file} is not there"
         return DataError(f"{cause}; name it with maps: {{{key}: FILE}}")
 
+    @abstractmethod
     def samples(self, record: Record) -> Iterator[Sample]:
         """What a record asks; nothing, if its answer is not published."""
-        raise NotImplementedError
 
 
 def needs(*sets: str) -> tuple[frozenset[str], ...]:
