@@ -54,8 +54,9 @@ def model(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast) ->
 def test_rows_that_join_and_leave_answer_as_if_alone(model):
     first = begun(model, [0, 1], {}, after(5))  # the second row has left by then
     second = begun(model, [2, 3], {}, after(1))
+    assert first.joinable == (model.host.model_type != "gemma4")  # its cache drops tokens
     if not first.joinable:
-        pytest.skip("its cache drops tokens")
+        return
     whole = joined([first, second])
     assert 1 < len(whole.rows) < 4
     whole.run(after(20))

@@ -82,8 +82,9 @@ def test_further_questions_are_answered_as_if_nothing_had_been_kept(model: Patch
     texts, rows, lengths = answers(model, prefixes, SECOND)
     fresh = alone(model, SECOND)
     assert texts == fresh
-    if not len(prefixes.kept):
-        pytest.skip("its cache drops tokens")
+    if model.host.model_type == "gemma4":  # its cache drops tokens
+        assert not len(prefixes.kept)
+        return
     cached = [row.cached for row in rows]
     assert not cached[1] and min(cached[0], cached[2], cached[3]) > 8, cached
     whole, *more = lengths
