@@ -58,7 +58,8 @@ def answers(model: PatchedModel, prefixes: Prefixes, asked: Sequence[Asked]) -> 
     lengths: list[int] = []
 
     def noted(module: Any, args: Any, options: Any) -> None:
-        lengths.append(options["inputs_embeds"].shape[1])
+        if (length := options["inputs_embeds"].shape[1]) > 1:  # no pause comes right after a mark of media
+            lengths.append(length)
 
     hook = model.host.language_model.register_forward_pre_hook(noted, with_kwargs=True)
     batches: list[Batch] = prefixes.begun(model.calls, live, [number for number, *_ in asked], ready, lambda: True)
