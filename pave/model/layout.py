@@ -20,6 +20,7 @@ from pave.errors import PatchMismatch, SignalError, UsageError
 from pave.fusion.align import align
 from pave.model.inputs import ClipFeatures, Inputs, Use, stack
 from pave.patch.attached import Attached
+from pave.prompt import WORDY
 from pave.sidechannel import SideBatch
 from pave.text.shown import counted, quoted
 
@@ -164,7 +165,8 @@ def refuse_questions(host: Host, questions: Iterable[object]) -> None:
 
 
 def refuse_history(host: Host, history: object) -> None:
-    """UsageError for what is no list of earlier turns, each a question that this base takes and its answer."""
+    """UsageError for what is no list of earlier turns, each a question that this base takes and its answer, or for one
+    that is not worth tokenising, which would take seconds."""
     if isinstance(history, str) or not isinstance(history, Collection):
         raise UsageError(f"the history is a {type(history).__name__}; pass a list of (question, answer)")
     for turn in history:
@@ -174,6 +176,10 @@ def refuse_history(host: Host, history: object) -> None:
         host.refuse_text(question)
         if not isinstance(answer, str):
             raise UsageError(f"the answer of a turn is a {type(answer).__name__}; pass text (a str)")
+    length, most = sum(len(text) for turn in history for text in turn), (host.context or 0) * WORDY
+    if most and length > most:
+        cause = f"the history has {length:,} characters, this base takes {host.context:,} tokens of all"
+        raise UsageError(f"{cause}; leave out the first turns")
 
 
 def tokenise(

@@ -84,10 +84,9 @@ class _Front:
         with ExitStack() as stack:
             stack.enter_context(self.engine.place())
             stack.enter_context(self.gate.holding(request))
-            question, patches = await self._asked(request)
-            answer = _Answer(self, request, question, patches)
+            answer = _Answer(self, request, *await self._asked(request))
             first = await answer.first()
-            if question.stream:
+            if answer.job.asked.stream:
                 return _Stream(answer, first, stack.pop_all())
             return JSONResponse(answer.reply.whole(await answer.end(first)))
 
@@ -179,6 +178,7 @@ class _Front:
         finally:
             wanted.cancel()
             gone.cancel()
+            del wanted  # its error would hold this frame, which holds it
 
     async def _gone(self, request: Request) -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -190,7 +190,7 @@ class _Answer:
     """One answer on its way to its client."""
 
     def __init__(self, front: _Front, request: Request, question: Asked, patches: tuple[str, ...]) -> None:
-        self.front, self.request, self.question = front, request, question
+        self.front, self.request = front, request
         self.begin = time.monotonic()
         self.reply = Reply(question.model, front.engine.text_of)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -219,7 +219,7 @@ class _Answer:
                 yield self.reply.piece(str(event))
                 event = await self._next()
             self._count(event)
-            yield self.reply.last(event, self.question.usage)
+            yield self.reply.last(event, self.job.asked.usage)
         except Exception as error:  # the status has gone out already
             yield line(failed(error)[1])
             if not isinstance(error, PaveError):
@@ -233,11 +233,16 @@ class _Answer:
                 raise found
             return found
         except BaseException:
-            self.job.cancelled.set()
+            self.cancel()
             raise
+        finally:
+            found = None  # an error would hold this frame, which holds it
+
+    def cancel(self) -> None:
+        self.front.engine.cancel(self.job)
 
     def _count(self, done: Done) -> None:
-        facts = {"model": self.question.model, "prompt_tokens": done.prompt_tokens, "tokens": done.tokens}
+        facts = {"model": self.reply.model, "prompt_tokens": done.prompt_tokens, "tokens": done.tokens}
         self.request.state.facts = {**facts, "finish": done.finish}
         self.front.metrics.seconds.observe(time.monotonic() - self.begin)
         self.front.metrics.tokens.inc(done.tokens)
@@ -251,7 +256,7 @@ class _Stream(StreamingResponse):
     def __init__(self, answer: _Answer, first: Event, place: ExitStack) -> None:
         super().__init__(answer.lines(first), media_type="text/event-stream", headers={"cache-control": "no-cache"})
         self.place = place
-        place.callback(answer.job.cancelled.set)
+        place.callback(answer.cancel)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self.place:

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pave.errors import PatchNotFound, nearest
@@ -66,6 +66,10 @@ class Job:
     row: Row | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # of `Done`
 
+    def dropped(self) -> None:
+        """Hold the media no longer, which have been read, or will not be."""
+        self.asked = replace(self.asked, media=())
+
 
 class Engine:
     """Answers requests. One thread generates, `readers` threads read and encode, and one explains."""
@@ -112,6 +116,18 @@ class Engine:
         self._pool.submit(self._read, job)
         return job
 
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for a job any more. What it holds is freed at once, although others may be read, or fill the
+        batch, for minutes."""
+        job.cancelled.set()
+        job.dropped()
+        with self._changed:
+            waits = job in self._ready
+            if waits:
+                self._ready.remove(job)
+        if waits:
+            self._left(job)
+
     def explain(self, asked: Asked, patches: tuple[str, ...]) -> Future[Explanation]:
         """Find out why the answer is what it is; one at a time, and beside the batch, whose rows it does not join."""
         self._use(patches)
@@ -145,6 +161,8 @@ class Engine:
             self.metrics.read.observe(time.perf_counter() - begin)
         except Exception as error:
             return self._end(job, error)
+        finally:
+            job.dropped()
         with self._changed:
             self._ready.append(job)
             self._changed.notify_all()

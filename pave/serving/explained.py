@@ -37,7 +37,7 @@ def body(model: str, patches: tuple[str, ...], found: Explanation) -> dict[str, 
     return {
         "object": "explanation",
         "model": model,
-        "question": found.question,
+        "question": found.question.encode("utf-8", "replace").decode(),  # JSON can hold half a surrogate pair
         "answer": str(answer),
         "without": found.without,
         "text": str(found).splitlines(),

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from pave.errors import MediaError, PatchError, PatchNotFound, PaveError, SignalError, UsageError
+from pave.text.shown import shown
 
 
 class Refused(UsageError):
@@ -16,7 +17,7 @@ class Refused(UsageError):
 
     def __init__(self, param: str, cause: str) -> None:
         super().__init__(f"{param}: {cause}" if param else cause)
-        self.param = param or None
+        self.param = shown(param) or None  # a client may have named the field
 
 
 class Busy(PaveError):

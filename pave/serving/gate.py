@@ -23,6 +23,7 @@ from pave.text.shown import quoted
 
 ADMIN_BYTES = 1 << 16  # of a request about patches
 TEXT_BYTES = 8 << 20  # of a request beside its media
+PARTS = 1 << 20  # of the JSON of a request: parsed, one may take 100 times the bytes that it has in the text
 GONE = "the client has gone"
 
 
@@ -86,6 +87,8 @@ class Gate:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Denied(415, "unsupported_media_type", "send JSON, with Content-Type: application/json")
         body = await self.body(request, most)
+        if (parts := sum(body.count(each) for each in b"{[,")) > PARTS:
+            raise Denied(413, "too_large", f"the JSON has about {parts:,} parts; send at most {PARTS:,}")
         try:
             return await asyncio.to_thread(json.loads, body)
         except (ValueError, RecursionError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
@@ -77,7 +78,7 @@ class Request(_Strict):
     def _nothing_else(cls, body: Any) -> Any:
         """Without the fields that say nothing here."""
         if not isinstance(body, dict):
-            raise ValueError("the body is no JSON object")
+            raise Refused("", "the body is no JSON object; send one with model and messages")
         kept = {}
         for name, value in body.items():
             if name in cls.model_fields:
@@ -170,9 +171,12 @@ def _dialogue(messages: Sequence[Message]) -> tuple[str, tuple[tuple[str, str], 
     """The question, the turns before it, and the media of all turns: a dialogue is about one clip."""
     media: list[Given] = []
     texts: list[str] = []
-    turns = [message for message in messages if not (message.role in ("system", "developer") and not message.content)]
-    for place, message in enumerate(turns):
-        where, role = f"messages.{place}", ("user", "assistant")[place % 2]
+    turns = [
+        (f"messages.{place}", message)
+        for place, message in enumerate(messages)
+        if message.content or message.role not in ("system", "developer")
+    ]
+    for (where, message), role in zip(turns, cycle(("user", "assistant")), strict=False):
         if message.role in ("system", "developer"):
             raise Refused(where, "the prompts of video LLMs have no place for instructions; put them into the question")
         if message.role != role:
