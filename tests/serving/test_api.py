@@ -146,6 +146,7 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"messages": [TEXT]}, "messages"),
     ({"messages": [TEXT, {"role": "assistant", "content": "yes"}]}, "messages"),
     ({"messages": [{"role": "system", "content": "Be brief."}, TEXT]}, "messages.0"),
+    ({"messages": [{"role": "system", "content": ""}, TEXT, TEXT]}, "messages.2"),
     ({"messages": [TEXT, TEXT]}, "messages.1"),
     ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages.0.content.0.type"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
@@ -168,6 +169,7 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"temprature": 1.0}, "temprature"),
+    ({"\ud800": 1.0}, "\\ud800"),
 ]
 
 
@@ -205,6 +207,8 @@ def test_other_refusals_have_their_status(place, clip):
     assert status(asks(clip), content_type="text/plain") == (415, "unsupported_media_type")
     assert status(b"{", content_length="1") == (400, "invalid_json")
     assert status(b"[" * 100_000) == (400, "invalid_json")
+    assert status(b"[" + b"{}," * (1 << 20) + b"{}]") == (413, "too_large")
+    assert status([]) == (400, "invalid_value")
     assert status(b" " * (12 << 20)) == (413, "too_large")
     big = about("data:video/mp4;base64," + "A" * (2 << 20), QUESTION)
     assert status(asks(clip, messages=[big])) == (400, "invalid_media")
@@ -278,6 +282,20 @@ def test_whenever_a_client_leaves_its_request_ends(place, clip, together):
                 pass
             assert isinstance(event, InterruptedError | Done), looks
     assert idle(place)
+
+
+def test_one_that_leaves_while_the_batch_is_full_holds_nothing_any_more(place, clip):
+    question, engine = asked(asks(clip, max_tokens=LONG), LONG), place.engine
+    ends = [queue.Queue[Event]() for _ in range(5)]
+    jobs = [engine.submit(question, ("ears",), each.put) for each in ends]
+    place.until(lambda: len(engine._live) == 4 and engine._ready)
+    [last] = engine._ready
+    engine.cancel(last)
+    assert isinstance(ends[jobs.index(last)].get(timeout=60), InterruptedError) and not last.asked.media
+    assert len(engine._live) == 4
+    for job in jobs:
+        engine.cancel(job)
+    place.until(lambda: idle(place))
 
 
 def test_so_does_one_that_waits_for_all_of_it(place, clip):
