@@ -199,13 +199,14 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     names = list(found)[::-1]
-    figure, axis = plt.subplots(figsize=(7.5, 0.32 * len(names) + 1), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 0.3 * len(names) + 1), layout="constrained")
     for place, name in enumerate(names):
         right = [mean(run["accuracy"][channel] for channel in CHANNELS[1:]) for run in found[name]]
         axis.plot(right, [place] * len(right), "o", alpha=0.6, color="C0")
         axis.plot(mean(right), place, "|", markersize=14, color="C3")
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set_xlabel("held-out questions about sound answered right (mean of three channels)")
+    axis.set_xlabel("held-out questions about sound answered right")
+    axis.set_ylim(-1, len(names))
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
