@@ -10,9 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +100,17 @@ def test_the_log_tells_how_requests_ended_and_not_what_they_said(server):
 def test_a_server_that_is_told_to_stop_answers_what_it_has_and_ends(server):
     with ThreadPoolExecutor(1) as pool:
         body = {"model": "playroom+favor-playroom", "messages": [about(inline(FILM), QUESTIONS[1] + " Tell me.")]}
-        asks = partial(pool.submit, send, server.port, "/v1/chat/completions", body, authorization="Bearer key")
-        reply = asks()
+
+        def ask() -> Future[HTTPResponse]:
+            return pool.submit(send, server.port, "/v1/chat/completions", body, authorization="Bearer key")
+
+        reply = ask()
         while (
             b"pave_waiting 1.0" not in (figures := send(server.port, "/metrics").read())
             and b"pave_running 1.0" not in figures
         ):
             if reply.done():  # between two looks
-                reply = asks()
+                reply = ask()
         server.running.send_signal(signal.SIGTERM)
         assert reply.result(60).status == 200
     assert server.running.wait(60) is not None
