@@ -168,6 +168,9 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"temprature": 1.0}, "temprature"),
+    ({"\ud800": 1.0}, "\\ud800"),
+    ({"messages": [{"role": "system", "content": ""}, TEXT, TEXT]}, "messages.2"),
+    ({"messages": [TEXT, {"role": "assistant", "content": "a " * (1 << 21)}, about("data:,", QUESTION)]}, None),
 ]
 
 
@@ -205,10 +208,13 @@ def test_other_refusals_have_their_status(place, clip):
     assert status(asks(clip), content_type="text/plain") == (415, "unsupported_media_type")
     assert status(b"{", content_length="1") == (400, "invalid_json")
     assert status(b"[" * 100_000) == (400, "invalid_json")
+    assert status(b"[]") == (400, "invalid_value")
+    assert status(b"[" + b"{}," * (1 << 20) + b"{}]") == (413, "too_large")  # 100 MB, once parsed
     assert status(b" " * (12 << 20)) == (413, "too_large")
     big = about("data:video/mp4;base64," + "A" * (2 << 20), QUESTION)
     assert status(asks(clip, messages=[big])) == (400, "invalid_media")
     assert place.send("/nothing").status == 404
+    assert (wrong := place.send("/health", {})).status == 405 and wrong.headers["allow"]
 
 
 @pytest.mark.parametrize("keys", [{"keys": frozenset({"key", ""})}, {"admin": " "}])
@@ -295,6 +301,36 @@ def test_and_one_that_leaves_while_it_uploads_which_is_no_fault_of_the_server(pl
         half.close()
         place.until(lambda: caplog.records)
     assert [(each.levelname, each.facts["status"]) for each in caplog.records] == [("INFO", 499)]  # type: ignore[attr-defined]
+
+
+def test_what_a_request_has_sent_is_freed_when_it_has_been_read(place, client, clip):
+    stream = client.chat.completions.create(**asks(clip, max_tokens=LONG), stream=True)
+    next(iter(stream))
+    [job] = place.engine._live
+    assert not job.asked.media
+    stream.close()
+    place.until(lambda: idle(place))
+
+
+def test_a_request_whose_client_left_waits_for_no_reader_and_no_batch(place, client, clip):
+    question, ends = asked(asks(clip), LONG), queue.Queue[Event]()
+    go = threading.Event()
+    for _ in range(place.engine.limits.readers):
+        place.engine._pool.submit(go.wait)
+    unread = place.engine.submit(question, ("ears",), ends.put)
+    place.engine.cancel(unread)
+    assert not unread.asked.media
+    go.set()
+    assert isinstance(ends.get(timeout=60), InterruptedError)
+    streams = [client.chat.completions.create(**asks(clip, max_tokens=LONG), stream=True) for _ in range(4)]
+    place.until(lambda: place.engine.running == 4)  # all rows
+    waiting = place.engine.submit(question, ("ears",), ends.put)
+    place.until(lambda: waiting in place.engine._ready)
+    place.engine.cancel(waiting)
+    assert isinstance(ends.get(timeout=60), InterruptedError) and not place.engine._ready
+    for stream in streams:
+        stream.close()
+    place.until(lambda: idle(place))
 
 
 def test_requests_beyond_the_queue_are_told_when_to_come_again(place, client, clip):
