@@ -149,6 +149,7 @@ def test_a_history_is_that_of_prepare(one: PatchedModel) -> None:
         (["yes"], "a turn of the history is"),
         ([("", "yes")], "the question is empty"),
         ([("What?", None)], "the answer of a turn is a NoneType; pass text"),
+        ([("What?", "yes " * 10_000)] * 99, "the history has 3,960,495 characters, this base takes .* tokens of all"),
     ],
 )
 def test_a_history_that_is_none_is_refused(deaf: PatchedModel, history: Any, message: str) -> None:
