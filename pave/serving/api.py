@@ -63,8 +63,8 @@ def create_app(model: PatchedModel, settings: Settings, named: bool = False) -> 
     app.post("/v1/explain", response_model=None)(front.explain)
     app.post("/v1/load_patch", response_model=None)(front.load)
     app.post("/v1/unload_patch", response_model=None)(front.unload)
-    app.get("/health", response_model=None)(front.health)
-    app.get("/ready", response_model=None)(front.ready)
+    for path, route in (("/health", front.health), ("/ready", front.ready)):  # balancers ask with HEAD
+        app.api_route(path, methods=["GET", "HEAD"], response_model=None)(route)
     app.get("/metrics", response_model=None)(front.figures)
     add_page(app, engine, front.gate.refuse_strangers)
     return app

@@ -164,8 +164,9 @@ class Engine:
         finally:
             job.dropped()
         with self._changed:
-            self._ready.append(job)
-            self._changed.notify_all()
+            if not self._left(job):
+                self._ready.append(job)
+                self._changed.notify_all()
 
     def _end(self, job: Job, event: Event) -> None:
         self._leave(job.patches)

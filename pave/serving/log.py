@@ -54,13 +54,15 @@ def log_lines() -> None:
 
 async def refused(request: Request, error: Exception) -> Response:
     """The answer to a request that failed."""
+    headers: dict[str, str] = {}
     if isinstance(error, HTTPException):  # of the routes
+        headers |= error.headers or {}  # which methods there are, for 405
         code = "not_found" if error.status_code == 404 else "refused"
         error = Denied(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
     status, body = failed(error)
     request.state.reason = body["error"]["code"]
     seconds = getattr(error, "seconds", None)
-    headers = {} if seconds is None else {"retry-after": str(seconds)}
+    headers |= {} if seconds is None else {"retry-after": str(seconds)}
     headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
     return JSONResponse(body, status, headers=headers)
 
