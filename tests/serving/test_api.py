@@ -300,28 +300,6 @@ def test_one_that_leaves_while_the_batch_is_full_holds_nothing_any_more(place, c
     place.until(lambda: idle(place))
 
 
-def test_one_that_leaves_while_it_is_read_does_not_wait_for_a_place_in_the_batch(place, clip, monkeypatch):
-    question, engine = asked(asks(clip, max_tokens=LONG), LONG), place.engine
-    others = [engine.submit(question, ("ears",), lambda event: None) for _ in range(4)]
-    place.until(lambda: engine.running == 4)
-    read, reading, go, ends = engine.reader.features, threading.Event(), threading.Event(), queue.Queue[Event]()
-
-    def slow(*given: Any) -> Any:
-        reading.set()
-        assert go.wait(60)
-        return read(*given)
-
-    monkeypatch.setattr(engine.reader, "features", slow)
-    job = engine.submit(question, ("ears",), ends.put)
-    assert reading.wait(60)
-    engine.cancel(job)
-    go.set()
-    assert isinstance(ends.get(timeout=60), InterruptedError) and engine.running == 4
-    for other in others:
-        engine.cancel(other)
-    place.until(lambda: idle(place))
-
-
 def test_so_does_one_that_waits_for_all_of_it(place, clip):
     with pytest.raises(openai.APITimeoutError):
         place.client("key", timeout=0.1).chat.completions.create(**asks(clip, max_tokens=LONG))
