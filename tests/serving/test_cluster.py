@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,11 @@ class Cluster:
         found = self.figure("pave_requests_total", path="/v1/chat/completions", status="200")
         return Counter({name: count for name, count in found.items() if name != "front" and count})
 
+    def replicas(self) -> set[int]:
+        """The processes of replicas."""
+        below = processes_below(self.process.pid)
+        return {pid for pid, name in below.items() if name.startswith("ray::") and "ServeReplica:pave:Replica" in name}
+
     def until(self, wanted: Callable[[], Any]) -> None:
         end = time.monotonic() + 600
         while not wanted():
@@ -105,23 +110,19 @@ class Cluster:
             time.sleep(0.1)
 
 
-def processes() -> dict[int, int]:
-    """All processes of this machine, and the parent of each."""
-    done = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True, check=True)
-    rows = [line.split() for line in done.stdout.splitlines()]
-    return {int(pid): int(parent) for pid, parent, state in rows if not state.startswith("Z")}
+def processes() -> dict[int, tuple[int, str]]:
+    """The processes of this machine that have not ended: the parent of each, and its name."""
+    done = subprocess.run(["ps", "-eo", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True)
+    rows = [line.split(maxsplit=3) for line in done.stdout.splitlines()]
+    return {int(pid): (int(parent), name) for pid, parent, state, name in rows if not state.startswith("Z")}
 
 
-def processes_below(parent: int) -> set[int]:
-    """The processes that a process has started, and those that these have."""
-    children = {pid for pid, above in processes().items() if above == parent}
-    return children.union(*map(processes_below, children))
-
-
-def replicas() -> set[int]:
-    """The processes of replicas."""
-    done = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True)
-    return {int(found[1]) for found in re.finditer(r"^\s*(\d+) ray::\S*ServeReplica:pave:Replica", done.stdout, re.M)}
+def processes_below(parent: int) -> dict[int, str]:
+    """The processes that a process has started, and those that these have; the name of each."""
+    there, found, above = processes(), dict[int, str](), {parent}
+    while above := {pid for pid, (of, _) in there.items() if of in above}:
+        found |= {pid: there[pid][1] for pid in above}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +208,7 @@ def models(cluster: Cluster) -> set[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_patch_that_one_replica_cannot_load_is_on_none(cluster: Cluster, house: Path):
-    before, one = models(cluster), min(replicas())
+    before, one = models(cluster), min(cluster.replicas())
     patch = house / "late.safetensors"
     root = f"/proc/self/task/{one}/root{patch}"  # a path that only this process has
     status, body = cluster.send("/v1/load_patch", {"source": root}, **ADMIN)
@@ -220,10 +221,38 @@ def test_a_patch_that_one_replica_cannot_load_is_on_none(cluster: Cluster, house
     assert models(cluster) == before
 
 
-def ended(cluster: Cluster) -> str:
+def test_operators_at_once_both_get_their_patch(cluster: Cluster, house: Path):
+    before, names = models(cluster), ("one", "two")
+    bodies = [{"source": str(house / "late.safetensors"), "name": name} for name in names]
+    with ThreadPoolExecutor(2) as pool:
+        assert [each[0] for each in pool.map(lambda body: cluster.send("/v1/load_patch", body, **ADMIN), bodies)] == [
+            200
+        ] * 2
+        assert models(cluster) == before | {"tiny+one", "tiny+two"}
+        gone = pool.map(lambda name: cluster.send("/v1/unload_patch", {"name": name}, **ADMIN), names)
+        assert [each[0] for each in gone] == [200] * 2
+    assert models(cluster) == before
+
+
+def test_a_patch_in_use_leaves_after_its_answers_also_if_the_operator_left_before(cluster: Cluster):
+    before = models(cluster)
+    with ThreadPoolExecutor(6) as pool:
+        streams = [pool.submit(ended, cluster, "more") for _ in range(6)]
+        cluster.until(lambda: cluster.figure("pave_running").total() == 6)
+        operator = HTTPConnection("127.0.0.1", cluster.port)
+        headers = {"content-type": "application/json", **ADMIN}
+        operator.request("POST", "/v1/unload_patch", '{"name": "more"}', headers)
+        cluster.until(lambda: cluster.send("/v1/models/tiny+more")[0] == 404)  # it has begun
+        operator.close()
+        assert cluster.answer("ears")  # others are answered meanwhile
+        assert {each.result(600) for each in streams} == {"length"}
+    cluster.until(lambda: models(cluster) == before - {"tiny+more"})
+
+
+def ended(cluster: Cluster, patch: str = "") -> str:
     """How a stream ends."""
     try:
-        return [each.choices[0].finish_reason for each in cluster.ask(**LONG)][-1]
+        return [each.choices[0].finish_reason for each in cluster.ask(patch, **LONG)][-1]
     except openai.APIError as error:
         assert error.body["code"] == "replica_lost", error  # type: ignore[index]
         return "lost"
@@ -245,9 +274,9 @@ def test_when_a_replica_is_killed_only_answers_that_had_begun_end_with_an_error(
         streams = [pool.submit(again, lambda: ended(cluster)) for _ in range(6)]
         loads = [pool.submit(again, lambda: cluster.answer("again")) for _ in range(2)]
         cluster.until(lambda: sum(map(bool, cluster.figure("pave_running").values())) == 2)
-        old, killed = cluster.answered(), min(replicas())
+        old, killed = cluster.answered(), min(cluster.replicas())
         os.kill(killed, signal.SIGKILL)
-        cluster.until(lambda: len(replicas() - {killed}) == 2 and {*cluster.answered()} - {*old})
+        cluster.until(lambda: len(cluster.replicas() - {killed}) == 2 and {*cluster.answered()} - {*old})
         stop.set()
         answers = [answer for each in loads for answer in each.result(600)]
         told = Counter(end for each in streams for end in each.result(600))
@@ -268,7 +297,7 @@ def test_without_any_replica_the_error_says_so(cluster: Cluster):
         lost = pool.submit(until_lost)
         while not lost.done():
             if running.wait(1):  # otherwise the request would wait for the replicas that Ray starts
-                for each in replicas():
+                for each in cluster.replicas():
                     with suppress(ProcessLookupError):
                         os.kill(each, signal.SIGKILL)
                 time.sleep(1)
@@ -292,4 +321,4 @@ def test_told_to_stop_it_ends_what_it_has_begun_and_leaves_no_process(cluster: C
         assert Counter(each.result(60) for each in streams) == {"length": 6}
     assert cluster.process.returncode == 0, cluster.log.read_text()
     assert told["stopping"] and told.keys() <= {"200", "stopping", "refused"}, told
-    assert below and not below & processes().keys()
+    assert below and not below.keys() & processes().keys()
