@@ -321,4 +321,5 @@ def test_told_to_stop_it_ends_what_it_has_begun_and_leaves_no_process(cluster: C
         assert Counter(each.result(60) for each in streams) == {"length": 6}
     assert cluster.process.returncode == 0, cluster.log.read_text()
     assert told["stopping"] and told.keys() <= {"200", "stopping", "refused"}, told
-    assert below and not below.keys() & processes().keys()
+    assert below
+    cluster.until(lambda: not below.keys() & processes().keys())
