@@ -15,7 +15,10 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +47,7 @@ from pave.serving.settings import SHOWN, Settings, keys_of, server_name
 NAME = "pave"  # of the application
 SPARE = 16  # requests to a replica beside those that it answers: for 429, /v1/models, the page
 SECONDS = 30.0  # in which all replicas tell their state
+PASSED_ON = 2.0  # seconds in which Ray's proxy hands on the end of the last answers; Ray itself waits as long
 LOST = (RayActorError, DeploymentUnavailableError)
 SCOPE = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "client", "server")
 
@@ -55,7 +59,8 @@ class Front:
         log_lines()
         self.replicas, self.gate, self.metrics = replicas, Gate(settings), Metrics()
         self._held: tuple[int, Held] | None = None  # version, patches of all replicas; None: they have not been asked
-        self._changing = asyncio.Lock()
+        self._changing, self._changes = asyncio.Lock(), set[asyncio.Task[Response]]()
+        self._working, self._stopping = 0, False  # requests on their way; whether no more are taken
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The routes; Ray Serve asks for them."""
@@ -73,6 +78,23 @@ class Front:
         app = Starlette(routes=routes, exception_handlers={PaveError: refused, HTTPException: refused})
         app.add_middleware(Logged, metrics=self.metrics, named=True)
         return app
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Within the block, a request is on its way, which `stop` waits for."""
+        if self._stopping:
+            raise Denied(503, "stopping", "this server is stopping; ask another, or again", seconds=5)
+        self._working += 1
+        try:
+            yield
+        finally:
+            self._working -= 1
+
+    async def stop(self) -> None:
+        """Take no more requests, and wait until those that are here have ended."""
+        self._stopping = True
+        while self._working:
+            await asyncio.sleep(0.1)
 
     async def held(self) -> tuple[int, Held]:
         """The patches that all replicas have. A new front takes those of the furthest, for all."""
@@ -110,8 +132,20 @@ class Front:
         return await self._change("unload", await self.gate.name(request))
 
     async def _change(self, method: str, *given: str | None) -> Response:
-        """Change the patches of all replicas or of none: a new version of the list, which each adopts before its next
-        request if it is not there yet, or has gone further."""
+        """Change the patches of all replicas or of none, also if the operator leaves meanwhile."""
+
+        async def change() -> Response:
+            with self.working():
+                return await self._changed(method, *given)
+
+        task = Context().run(asyncio.create_task, change())  # Ray cancels the calls of the context of a request
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
+
+    async def _changed(self, method: str, *given: str | None) -> Response:
+        """A new version of the list, which each replica adopts before its next request if it is not there yet, or has
+        gone further."""
         await self.held()
         async with self._changing:
             assert self._held is not None
@@ -128,7 +162,7 @@ class Front:
                     after = {each: known for each, known in before.items() if each != name}
                     after |= {name: (given[0], body["sha256"])} if method == "load" else {}
                 return JSONResponse(body, status)
-            finally:  # also if the operator has left
+            finally:  # also if no replica is left
                 self._held = version + 1, after
 
     # State
@@ -137,7 +171,7 @@ class Front:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
-        free = any(await self.all("ready"))
+        free = not self._stopping and any(await self.all("ready"))
         return JSONResponse({"status": "ready" if free else "busy"}, 200 if free else 503)
 
     async def figures(self, request: Request) -> Response:
@@ -154,7 +188,7 @@ class _Passed:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        with self.front.gate.holding(request):
+        with self.front.working(), self.front.gate.holding(request):
             await self._pass(request, scope, send)
 
     async def _pass(self, request: Request, scope: Scope, send: Send) -> None:
@@ -249,7 +283,7 @@ def serve_on_ray(spec: Spec, host: str, port: int, ready: Callable[[str], object
     """Serve until SIGTERM or Ctrl-C, on the cluster of the environment, or on this machine.
 
     port: 0 takes a free one. ready: called with the address."""
-    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    own = _begun()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if not port:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
@@ -257,7 +291,7 @@ def serve_on_ray(spec: Spec, host: str, port: int, ready: Callable[[str], object
             port = free.getsockname()[1]
     serve.start(http_options={"host": host, "port": port, "keep_alive_timeout_s": KEEP_ALIVE})
     try:
-        serve.run(application(spec), name=NAME)
+        front = serve.run(application(spec), name=NAME)
     except RuntimeError as error:
         last = str(error).strip().splitlines()[-1]
         raise UsageError(f"the replicas do not start: {last}") from error
@@ -266,5 +300,23 @@ def serve_on_ray(spec: Spec, host: str, port: int, ready: Callable[[str], object
         signal.signal(each, lambda *_: told.set())
     ready(url_of(host, port))
     told.wait()
-    serve.delete(NAME)
+    with suppress(TimeoutError, *LOST):
+        front.stop.remote().result(timeout_s=spec.stopping)
+    if own:  # without the application, Ray's proxy would answer 404 until it ends, too
+        time.sleep(PASSED_ON)
+    else:
+        with suppress(TimeoutError):  # the cluster goes on with it
+            serve.delete(NAME)
     ray.shutdown()
+
+
+def _begun() -> bool:
+    """Join the cluster of the environment. Without one, begin one on this machine, and return True."""
+    how: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    if not ray.is_initialized():
+        try:
+            ray.init(resources={}, **how)  # which Ray refuses where it would join
+            return True
+        except ValueError:
+            ray.init(**how)
+    return False
