@@ -33,7 +33,8 @@ import av
 import numpy as np
 import torch
 from av import logging  # pyright: ignore[reportPrivateImportUsage]
-from media_cases import NOTHING, Case, Heard, Moments, cases
+from media_case import NOTHING, Case, Heard, Moments
+from media_cases import cases
 from media_hostile import Hostile, hostile
 from study import Study
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from media_cases import after, part, then
+from media_case import after, part, then
 from media_files import box, element, join, restamp_flv, restamp_fragments, restamp_mkv, shifted, write
 from PIL import Image
 

@@ -8,7 +8,8 @@ from places import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 from media import endure, examine
-from media_cases import Case, cases
+from media_case import Case
+from media_cases import cases
 from media_hostile import Hostile, hostile
 
 
