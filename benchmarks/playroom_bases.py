@@ -1,13 +1,13 @@
 """The embedded base in another size and in another family: what the rows `base: …` of tables.py are measured on.
 
-    python benchmarks/playroom_bases.py OUT [deep] [next]    # about ten minutes on two cores
+    python benchmarks/playroom_bases.py OUT [deep] [next]    # under twenty minutes on two cores, beside other work
 
 deep  Twice as many layers: behind each layer stands another that adds nothing yet (as in Net2Net, arXiv 1511.05641).
 next  LLaVA-NeXT-Video over a Llama: the weights of the embedded base in the modules of that family, which pools before
       the projector, has no newline row, and asks "USER: … ASSISTANT:", which the embedded base has never read.
 
-Then the language model learns questions about clips again. Each is written as a folder for
-`pave.load`, and its accuracy on held-out video questions is printed.
+Then the language model learns questions about clips again. Each is written as a folder for `pave.load`, and its
+accuracy on held-out video questions is printed.
 """
 
 from __future__ import annotations

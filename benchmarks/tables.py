@@ -6,7 +6,7 @@
     python benchmarks/tables.py --small    # a row with few steps: a quick test of the script; writes nothing
 
 Every row is `audio-playroom` with one change: same clips, steps and rates, on seeds fixed in advance. Rows of `base`
-are on bases of `playroom_bases.py`, which are made first (ten minutes) if they are missing. Accuracy is that of
+are on bases of `playroom_bases.py`, which are made first (twenty minutes) if they are missing. Accuracy is that of
 held-out questions under teacher forcing. FLOPs, tokens and parameters are counted as `pave profile` does, for a clip
 of four seconds; bytes are those of the file after `shrink`. Run again, it continues with the missing runs.
 """

@@ -195,7 +195,7 @@ class _Passed:
         front, body = self.front, b""
         if scope["method"] == "POST":
             front.gate.refuse_strangers(request)
-            body = await front.gate.body(request, front.gate.most)
+            body = bytes(await front.gate.body(request, front.gate.most))
         kept = {name: scope[name] for name in SCOPE}
         streams = None  # whether the answer that has begun is a stream of events
         for again in (True, False):

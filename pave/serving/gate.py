@@ -95,7 +95,7 @@ class Gate:
             cause = error if isinstance(error, ValueError) else "nested too deeply"
             raise Denied(400, "invalid_json", f"the body is not valid JSON ({cause}); send an object") from None
 
-    async def body(self, request: Request, most: int) -> bytes:
+    async def body(self, request: Request, most: int) -> bytearray:
         """The bytes of a request."""
         seconds = self.settings.limits.upload
         try:
@@ -105,7 +105,7 @@ class Gate:
         except asyncio.TimeoutError:
             raise Denied(408, "too_slow", f"the request took more than {seconds:g} s; send a smaller clip") from None
 
-    async def _received(self, request: Request, most: int) -> bytes:
+    async def _received(self, request: Request, most: int) -> bytearray:
         body = bytearray()
         announced = request.headers.get("content-length", "")
         if not (announced.isdecimal() and int(announced) > most):
@@ -115,7 +115,7 @@ class Gate:
                 if len(body) > most:
                     break
             else:
-                return bytes(body)
+                return body
         raise Denied(413, "too_large", f"the request has more than {most:,} bytes; send a smaller clip")
 
     def _hold(self, request: Request, count: int) -> None:

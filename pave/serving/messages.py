@@ -28,11 +28,13 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
     "store": (False,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
 }
 LABELS = {"user", "metadata", "safety_identifier"}  # of the client's own, which no answer depends on
+AROUND = {"type", "uuid", "cache_control"}  # of a part of a message, beside its content
 STOPS = 16
 FIELD = re.compile(r"(?!str\b)\w+")  # in the place of an error; pydantic also names the types that it has tried
 
@@ -206,20 +208,28 @@ def _content(message: Message, where: str) -> tuple[str, list[Given]]:
     texts, media = [], []
     for number, part in enumerate(message.content):
         place, kind = f"{where}.content.{number}", part.get("type")
+        value = part.get(kind) if isinstance(kind, str) else None
         if kind == "text":
             texts.append(_str(part, "text", place))
         elif kind in ("image_url", "video_url", "audio_url"):
-            value = part.get(kind)
             uri = _str(value, "url", f"{place}.{kind}") if isinstance(value, dict) else _str(part, kind, place)
             media.append(Given(_kind(kind), uri))
         elif kind == "input_audio":
-            value = part.get(kind)
-            value = value if isinstance(value, dict) else {}
-            media.append(Given("audio", f"data:audio;base64,{_str(value, 'data', f'{place}.input_audio')}"))
+            data = _str(value if isinstance(value, dict) else {}, "data", f"{place}.input_audio")
+            media.append(Given("audio", f"data:audio;base64,{data}"))
         else:
             remedy = "text, image_url, video_url, audio_url or input_audio"
             raise Refused(f"{place}.type", f"{quoted(kind)} is no kind of content; send {remedy}")
+        _refuse_more(part, {kind, *AROUND}, place)
+        _refuse_more(value if isinstance(value, dict) else {}, {"url", "data", "format"}, f"{place}.{kind}")
     return "\n".join(texts), media
+
+
+def _refuse_more(part: Mapping[str, Any], known: set[str], where: str) -> None:
+    """Refuse a field that would change what is read, such as `fps` of a video. A sound's format is in its bytes."""
+    for name, value in part.items():
+        if name not in known and value is not None and (name, value) != ("detail", "auto"):
+            raise Refused(f"{where}.{name}", "is not supported; leave it out")
 
 
 def _kind(name: str) -> Kind:

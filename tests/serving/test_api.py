@@ -154,6 +154,16 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"messages": [about("https://example.org/a.mp4", QUESTION)]}, None),
     ({"messages": [about("file:///etc/passwd", QUESTION)]}, None),
     ({"messages": [about("data:video/mp4;base64,I0VYVE0zVQpmaWxlOi8vL2V0Yy9wYXNzd2QK", QUESTION)]}, None),  # a playlist
+    ({"messages": [{**TEXT, "content": [{"type": "text", "text": "Who?", "fps": 2}]}]}, "messages.0.content.0.fps"),
+    (
+        {"messages": [{**TEXT, "content": [{"type": "image_url", "image_url": {"url": "", "detail": "low"}}]}]},
+        "messages.0.content.0.image_url.detail",
+    ),
+    (
+        {"messages": [{**TEXT, "content": [{"type": "video_url", "video_url": "", "max_pixels": 9}]}]},
+        "messages.0.content.0.max_pixels",
+    ),
+    ({"service_tier": "flex"}, "service_tier"),
     ({"n": 2}, "n"),
     ({"temperature": -1}, "temperature"),
     ({"top_p": 0}, "top_p"),
@@ -192,7 +202,10 @@ def test_a_sound_that_nobody_hears_is_told(client, clip):
 
 def test_neutral_values_of_others_are_taken(client, clip):
     neutral = {"n": 1, "presence_penalty": 0, "response_format": {"type": "text"}, "user": "me", "store": False}
-    assert client.chat.completions.create(**asks(clip, **neutral)).choices
+    body = asks(clip, **neutral, service_tier="auto")
+    film = body["messages"][0]["content"][0]
+    film |= {"uuid": "a", "video_url": {**film["video_url"], "detail": "auto"}}
+    assert client.chat.completions.create(**body).choices
 
 
 def test_other_refusals_have_their_status(place, clip):
