@@ -68,14 +68,6 @@ class Cluster(Server):
         except OSError:
             return False
 
-    def replicas(self) -> set[int]:
-        """The processes of replicas, by Ray's names for them."""
-        done = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
-        rows = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
-        above = {pid: parent for pid, parent, _ in rows}
-        named = [pid for pid, _, name in rows if name.startswith("ray::ServeReplica:pave:Replica")]
-        return {int(pid) for pid in named if above.get(above[pid]) == str(self.process.pid)}  # Ray's raylet is between
-
     def answering(self) -> set[str]:
         """The replicas that have answered a question, and run."""
         lines = self.send("/metrics")[2].decode().splitlines()

@@ -73,7 +73,8 @@ class Passes:
             tokens = options.mean_over == "tokens"
             counts[clip.modality] += sum(len(turn.answer) for turn in clip.turns) if tokens else len(clip.turns)
         lengths = [clip.length + tokens_of(others) for clip, others in zip(clips, more, strict=True)]
-        parts = passes(lengths, [bool(each) for each in more], options, ranks, self.setup.sharded)
+        sparing = self.setup.model.host.device.type == "cpu"  # a GPU waits for the launches of one more pass
+        parts = passes(lengths, [bool(each) for each in more], options, ranks, self.setup.sharded, sparing)
         several = self.setup.recipe.resampler is not None and (len(parts) > 1 or ranks.count > 1)
         windows = dict(zip(mine, self._windows(read), strict=True)) if several else {}
         every = sum(ranks.gather(sum(windows.values()))) if several else 0

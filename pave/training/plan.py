@@ -16,6 +16,8 @@ import torch
 from pave.recipe import TrainConfig
 from pave.training.ranks import Ranks
 
+SPARED = 0.25  # of a step's tokens at least, for a second pass
+
 
 @dataclass(frozen=True)
 class Stretch:
@@ -89,11 +91,13 @@ class Pass:
 
 
 def passes(
-    lengths: Sequence[int], asked: Sequence[bool], options: TrainConfig, ranks: Ranks, evenly: bool
+    lengths: Sequence[int], asked: Sequence[bool], options: TrainConfig, ranks: Ranks, evenly: bool, sparing: bool
 ) -> list[Pass]:
     """The passes of this process in a step, from the tokens of each row and whether the base is asked about it. Evenly:
-    all processes have equally many, since each stores a part of the base that the others need."""
-    shares = ([rows, divided([lengths[row] for row in rows], options)] for rows in ranks.shares(range(len(lengths))))
+    all processes have equally many, since each stores a part of the base that the others need. Sparing: as in
+    `divided`."""
+    every_row = ranks.shares(range(len(lengths)))
+    shares = ([rows, divided([lengths[row] for row in rows], options, sparing)] for rows in every_row)
     every = [[[rows[place] for place in part] for part in parts if part] for rows, parts in shares]
     own = every[ranks.rank]
     if not evenly:
@@ -103,12 +107,19 @@ def passes(
     return [Pass(own[i] if i < len(own) else own[0], i < len(own), each) for i, each in enumerate(asks)]
 
 
-def divided(lengths: Sequence[int], options: TrainConfig) -> list[list[int]]:
+def divided(lengths: Sequence[int], options: TrainConfig, sparing: bool = False) -> list[list[int]]:
     """The rows of a step by part, from the tokens of each row. Rows of like lengths share a part, in which all are as
-    long as the longest; with that padding, a part has at most `micro_batch` tokens, unless one row alone has more."""
-    if options.micro_batch is None and options.accumulate == 1:
-        return [list(range(len(lengths)))]
+    long as the longest; with that padding, a part has at most `micro_batch` tokens, unless one row alone has more.
+    Sparing: without these options, a second part where it spares padding, such as that beside a few rows that are
+    also asked what the base knows."""
     sorted_rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    if options.micro_batch is None and options.accumulate == 1:
+        most = max(lengths, default=0)
+        sizes = [most * n + lengths[row] * (len(lengths) - n) for n, row in enumerate(sorted_rows)]
+        if not sparing or not lengths or min(sizes) > (1 - SPARED) * sizes[0]:
+            return [list(range(len(lengths)))]
+        longer = sizes.index(min(sizes))
+        return [sorted_rows[:longer], sorted_rows[longer:]]
     if options.micro_batch is None:
         ends = [len(lengths) * part // options.accumulate for part in range(options.accumulate + 1)]
         return [sorted_rows[begin:end] for begin, end in pairwise(ends)]

@@ -19,6 +19,7 @@ from pave.model.patched import load
 from pave.patch.file import Patch
 from pave.recipe import NARROW_RATE, WIDE, WIDE_RATE, Recipe, TrainConfig
 from pave.text.progress import Shown
+from pave.training import plan
 from pave.training.plan import divided, stretches
 from pave.training.run import Run, train
 from pave.training.trainee import attention
@@ -85,14 +86,19 @@ def step_of(recipe: Recipe) -> tuple[Run, list[dict[str, float]], dict[str, Tens
         (("train.micro_batch=300", "train.mean_over=tokens"), None),
         (("train.accumulate=8", *FAVOR), 8),
         (("train.micro_batch=1", "train.keep=0", *FAVOR), 8),
+        ((), 2),  # to spare padding
+        (FAVOR, 2),
     ],
 )
 def test_a_divided_step_is_the_undivided_one(
-    recipe: Make, ragged: str, words: tuple[str, ...], count: int | None
+    recipe: Make, ragged: str, words: tuple[str, ...], count: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its losses and its gradient, in float32; also where a part has clips without the sense alone."""
     same = (ragged, "train.batch=8", "train.max_grad_norm=1e9", "train.keep=2")
-    _, (whole,), gradients = step_of(recipe(*same, *(each for each in words if not each.startswith(DIVIDING))))
+    with monkeypatch.context() as context:
+        context.setattr(plan, "SPARED", 1.0)
+        _, (whole,), gradients = step_of(recipe(*same, *(each for each in words if not each.startswith(DIVIDING))))
+    monkeypatch.setattr(plan, "SPARED", 0.01)
     run, parts, divided_gradients = step_of(recipe(*same, *words))
     assert len(parts) == count if count else 1 < len(parts) < 8
     assert all(whole[name] > 0 for name in whole if "train.keep=0" not in words or name != "kept")
@@ -117,6 +123,15 @@ def test_a_part_has_rows_of_like_lengths_and_at_most_so_many_tokens() -> None:
     assert divided([5, 9, 7], TrainConfig(micro_batch=6)) == [[1], [2], [0]], "a row alone may have more"
     assert divided([5, 9, 7], TrainConfig()) == [[0, 1, 2]], "as they came"
     assert [len(part) for part in divided([1] * 8, TrainConfig(accumulate=3, batch=8))] == [2, 3, 3]
+
+
+def test_a_second_part_spares_padding() -> None:
+    options = TrainConfig(batch=8)
+    assert divided([62] * 3 + [130] + [62] * 4, options, sparing=True) == [[3], [0, 1, 2, 4, 5, 6, 7]]
+    assert divided([130, 60, 120, 60], options, sparing=True) == [[0, 2], [1, 3]]
+    assert divided([62] * 7 + [80], options, sparing=True) == [[*range(8)]], "a pass costs more than it spares"
+    assert divided([62] * 8, options, sparing=True) == [[*range(8)]]
+    assert divided([9], options, sparing=True) == [[0]] and divided([], options, sparing=True) == [[]]
 
 
 def test_an_interrupted_run_of_divided_steps_gives_the_bytes_of_an_uninterrupted_one(recipe: Make, ragged: str) -> None:
