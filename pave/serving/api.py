@@ -192,7 +192,7 @@ class _Answer:
     def __init__(self, front: _Front, request: Request, question: Asked, patches: tuple[str, ...]) -> None:
         self.front, self.request = front, request
         self.begin = time.monotonic()
-        self.reply = Reply(question.model, front.engine.text_of)
+        self.reply = Reply(question.model, front.engine.model.host.tokenizer)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         self.job: Job = front.engine.submit(

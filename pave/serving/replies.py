@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
 from pave.serving.engine import Done
 from pave.serving.failures import line
-from pave.serving.rows import Chosen
+from pave.serving.rows import HALF, Chosen
 
-Text = Callable[[Sequence[int], bool], str]  # the text of tokens; whether special ones are left out
+# What stands for a byte in a vocabulary: characters in byte-level BPE, or names where others fall back to bytes.
+LETTERS = {letter: byte for byte, letter in bytes_to_unicode().items()}
+NAMES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Reply:
     """The frame of one answer, whole or in pieces."""
 
     model: str
-    text_of: Text
+    tokenizer: PreTrainedTokenizerBase
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -68,8 +73,18 @@ class Reply:
         return {"content": content, "refusal": None}
 
     def _likely(self, id: int, logprob: float) -> dict[str, Any]:
-        text = self.text_of([id], False)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        text = str(self.tokenizer.decode([id]))
+        return {"token": text, "logprob": logprob, "bytes": bytes_of(self.tokenizer, id, text)}
+
+
+def bytes_of(tokenizer: PreTrainedTokenizerBase, id: int, text: str) -> list[int] | None:
+    """The bytes of a token, which may be a part of a character; None if the vocabulary does not tell."""
+    if HALF not in text:
+        return list(text.encode())
+    token = str(tokenizer.convert_ids_to_tokens(id))
+    if token in NAMES:
+        return [NAMES[token]]
+    return [LETTERS[letter] for letter in token] if LETTERS.keys() >= set(token) else None
 
 
 def usage(done: Done) -> dict[str, Any]:

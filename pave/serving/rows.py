@@ -102,9 +102,10 @@ class Row:
         if not self.finish and self.sampling.stop:
             held = max(len(stop) for stop in self.sampling.stop) - 1
             certain = certain[: max(len(certain) - held, len(self.text))]
-        if len(certain) > len(self.text) and certain.startswith(self.text):
+        if self.finish or certain.startswith(self.text):  # not so while a tokenizer writes a word anew
             piece, self.text = certain[len(self.text) :], certain
-            self.piece(piece)
+            if piece:
+                self.piece(piece)
 
 
 class Over(StoppingCriteria):

@@ -51,6 +51,16 @@ def test_the_pieces_are_the_answer_and_no_part_of_a_stop_gets_out(text, sampling
     assert ("".join(pieces), one.text, one.finish) == (left, left, finish)
 
 
+def test_an_answer_is_whole_if_the_tokenizer_writes_a_word_anew():
+    texts = ["do", "do n", "don't", "don't go"]
+    pieces: list[str] = []
+    one = Row(Sampling(most=50), threading.Event(), lambda ids: texts[len(ids) - 1], pieces.append)
+    for id in range(4):
+        one.feed(id, False)
+    one.feed(END, True)
+    assert one.text == "don't go" and pieces[:2] == ["do", " n"], "what has been sent cannot be taken back"
+
+
 def test_text_comes_as_soon_as_it_is_certain():
     one, pieces = row()
     for letter, told in (("a", ["a"]), (" ", ["a"]), ("b", ["a", " b"])):
