@@ -16,7 +16,6 @@ from pydantic import Field, model_validator
 
 from pave.config import (
     SENSES,
-    Config,
     Frames,
     FusionConfig,
     LoraConfig,
@@ -27,7 +26,6 @@ from pave.config import (
     SenseName,
     Short,
     Text,
-    parse,
     resampler_fits,
 )
 from pave.data_sets import DataConfig
@@ -36,6 +34,7 @@ from pave.files.atomic import opened
 from pave.files.json_text import canonical
 from pave.text.shown import counted, quoted
 from pave.text.yaml_text import LONGEST, yaml_value
+from pave.validation import Config, parse
 
 FILES = ("train", "val", "features", "keep")  # keys of `data` that name files
 PATCHES = ("on_top_of", "start_from")  # keys of `train` that name patches

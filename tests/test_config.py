@@ -6,10 +6,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts, parse
+from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
 from pave.errors import RecipeError
 from pave.hub.catalogue import list_patches
 from pave.recipe import Recipe, read_recipe
+from pave.validation import parse
 
 RECIPE = {
     "name": "audio-test",

@@ -29,6 +29,11 @@ FILM = {"type": "video", "url": "a.mp4"}
 ASKED = {"type": "text", "text": "What do you hear?"}
 
 
+def docs_of(task: str) -> list[Any]:
+    """The questions of a task, as lmms-eval gives them to its model."""
+    return list(questions.questions(datasets.Dataset.from_list([{"task": task}])))
+
+
 class Loader(yaml.SafeLoader):
     """YAML with lmms-eval's tag for functions."""
 
@@ -71,7 +76,7 @@ def test_a_dialogue_reaches_the_model_as_turns(tmp_path, monkeypatch) -> None:
     write_excerpt(tmp_path / "avsd", "avsd of the challenge")
     monkeypatch.setenv("PAVE_DATA", str(tmp_path))
     (own,) = task_of("avsd").read(tmp_path / "avsd")
-    (doc,) = questions.questions(datasets.Dataset.from_list([{"task": "avsd"}]))
+    (doc,) = docs_of("avsd")
     row = row_of(questions.messages(doc), doc)
     assert row == {"clip": str(own.video), "question": own.question, "history": list(own.history)}
     assert len(own.history) == 9 and questions.text(doc).endswith(f"{own.history[-1][1]}\n{own.question}")
@@ -82,7 +87,7 @@ def test_several_right_answers_are_all_references(tmp_path, monkeypatch) -> None
     (tmp_path / "scanqa").mkdir()
     write_excerpt(tmp_path / "scanqa", "scanqa").rename(tmp_path / "scanqa/ScanQA_v1.0_val.json")
     monkeypatch.setenv("PAVE_DATA", str(tmp_path))
-    first, _ = questions.questions(datasets.Dataset.from_list([{"task": "scanqa"}]))
+    first, _ = docs_of("scanqa")
     assert questions.results(first, ["dark brown"])["em"]["references"] == ["brown", "dark brown"]
     assert questions.em([*questions.results(first, ["dark brown"]).values()][:1]) == 1
 
@@ -90,7 +95,7 @@ def test_several_right_answers_are_all_references(tmp_path, monkeypatch) -> None
 def test_without_a_folder_of_data_it_is_said_which_is_wanted(monkeypatch) -> None:
     monkeypatch.delenv("PAVE_DATA", raising=False)
     with pytest.raises(UsageError, match=r"no PAVE_DATA is set; .* has avqa's files in avqa/"):
-        questions.questions(datasets.Dataset.from_list([{"task": "avqa"}]))
+        docs_of("avqa")
 
 
 def test_further_signals_of_a_document_are_signals_of_its_row() -> None:

@@ -153,8 +153,8 @@ def _asked(
     if data is not None:
         return data_set(data, format, media, option)
     if channel:
-        from pave.config import parse
         from pave.data_sets import PlayroomData
+        from pave.validation import parse
 
         parse(PlayroomData, {"channels": channel}, "--channel")
         return PlayroomSet(clips=clips, seed=seed, channels=tuple(channel))

@@ -60,11 +60,11 @@ def curate(
     if the limit of tokens is reached.
     """
     quiet()
-    from pave.config import parse
     from pave.curation.config import Curation
     from pave.curation.run import curate
     from pave.features.extract import found, some
     from pave.recipe import overridden
+    from pave.validation import parse
 
     given: dict[str, Any] = {
         "writer": writer,

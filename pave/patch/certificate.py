@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pave.config import Config, Frames, Hash, Short, Text, parse
+from pave.config import Frames, Hash, Short, Text
 from pave.errors import PaveError
 from pave.text.shown import counted, quoted, shown
+from pave.validation import Config, parse
 
 if TYPE_CHECKING:
     from pave.patch.file import Patch

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pave.ambient import neutral
-from pave.config import C, PatchConfig, parse
+from pave.config import PatchConfig
 from pave.errors import (
     FileDamaged,
     FileError,
@@ -44,6 +44,7 @@ from pave.patch.gate import Gate
 from pave.patch.marker import Marker
 from pave.text.shown import counted, quoted
 from pave.text.values import plain
+from pave.validation import C, parse
 
 FORMAT = 1
 FEW_PARTS, MOST_PARTS = 64, 256  # layers that a config may have, whatever its file holds; and in any case

@@ -25,7 +25,7 @@ from unicodedata import normalize
 
 from torch import Tensor
 
-from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts, parse
+from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
 from pave.encoder import EncoderSpec, OnBase, load_encoder, missing
 from pave.errors import FileError, PatchDamaged, PatchError, PatchFormatError, PatchMismatch, PatchNotFound
 from pave.files import json_text, pickled, tensorfile
@@ -36,6 +36,7 @@ from pave.patch.filenames import OFFICIAL_BASE, PEFT_CONFIG, PEFT_WEIGHTS
 from pave.patch.filenames import OFFICIAL_FUSION as FUSION
 from pave.patch.peft import lora_config, name_of, named_pairs, plain_config, repo_of
 from pave.prompt import CHATML
+from pave.validation import parse
 
 LICENCE = "unlicensed: the authors' repository names no licence"
 CONFIG, PICKLED_LORA = "config.json", "adapter_model.bin"

@@ -25,7 +25,6 @@ from forked import begin
 from killing import flaws, killed, lines
 from places import ROOT
 
-from pave.config import parse
 from pave.curation import captions
 from pave.curation.captions import Captioned
 from pave.curation.config import Curation
@@ -43,6 +42,7 @@ from pave.features.extract import found
 from pave.media.clip import Clip
 from pave.playroom.world import draw_scene, draw_script
 from pave.playroom.writer import write_clip, write_clips
+from pave.validation import parse
 
 URL = "http://127.0.0.1:9/v1"  # where nothing listens
 BOTH = Captioned(((0.0, "a ball"), (2.0, "a drum")), ((0.0, 2.0, "a bell"),))

@@ -9,7 +9,7 @@ import torch
 from families import FRAMES
 from small import awaken, make_clip, make_config
 
-from pave.config import FusionConfig, LoraConfig, parse
+from pave.config import FusionConfig, LoraConfig
 from pave.errors import PatchMismatch, RecipeError, UsageError
 from pave.fusion.align import align
 from pave.fusion.inserted import Pooled, Summary
@@ -18,6 +18,7 @@ from pave.model.inputs import Inputs
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
 from pave.sidechannel import SideBatch, SideTokens
+from pave.validation import parse
 
 ASKED = "What do you hear?"
 COMPACT = FusionConfig(width=32, heads=2, combine="compact")

@@ -10,12 +10,13 @@ import torch
 from small import awaken, make_clip, make_config
 from torch import Tensor
 
-from pave.config import FusionConfig, PatchConfig, parse
+from pave.config import FusionConfig, PatchConfig
 from pave.errors import RecipeError
 from pave.evaluation.cost import cost_of
 from pave.media.clip import Clip
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
+from pave.validation import parse
 
 ASKED = "What do you hear?"
 FILM, MUTE = make_clip(), make_clip(sound=False)
