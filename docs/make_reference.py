@@ -16,9 +16,9 @@ from typer.main import get_command
 from pave.cli import main, train
 from pave.cli.recipe import remarks, schema
 from pave.config import PRESETS, ResamplerConfig
+from pave.files.validation import Config
 from pave.recipe import Recipe
 from pave.tasks.known import lines
-from pave.validation import Config
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/make_reference.py: change the code, then run it again. -->\n"

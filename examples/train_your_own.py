@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 import pave
+from pave.files.validation import parse
 from pave.playroom.writer import write_clips
 from pave.recipe import Recipe
-from pave.validation import parse
 
 
 def recipe(folder: Path) -> Recipe:

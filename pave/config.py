@@ -15,9 +15,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pave.errors import nearest
 from pave.files.json_text import canonical
+from pave.files.validation import Config
 from pave.text.shown import quoted
 from pave.text.values import plain
-from pave.validation import Config
 
 Modality = Literal["pictures", "sound", "both"]  # what a clip is trained with, or has
 RESAMPLED = "resampled"  # name of the only fusion of a patch with a resampler

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from pave.config import Short
-from pave.validation import Config
+from pave.files.validation import Config
 
 # The channels that carry the answers to the questions of the Playroom.
 AskedChannel = Literal[

@@ -31,10 +31,10 @@ from pave.config import SenseFacts, commercial
 from pave.errors import EncoderError, nearest
 from pave.files import tensorfile
 from pave.files.atomic import replacing
+from pave.files.validation import Config
 from pave.media.arrays import Channel
 from pave.sidechannel import Rule, SideTokens
 from pave.text.shown import quoted
-from pave.validation import Config
 
 if TYPE_CHECKING:
     from pave.base import Host

@@ -32,9 +32,9 @@ from pave.data_sets import DataConfig
 from pave.errors import RecipeError
 from pave.files.atomic import opened
 from pave.files.json_text import canonical
+from pave.files.validation import Config, parse
 from pave.text.shown import counted, quoted
 from pave.text.yaml_text import LONGEST, yaml_value
-from pave.validation import Config, parse
 
 FILES = ("train", "val", "features", "keep")  # keys of `data` that name files
 PATCHES = ("on_top_of", "start_from")  # keys of `train` that name patches

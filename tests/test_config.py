@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from pave.config import FusionConfig, LoraConfig, PatchConfig, SenseFacts
 from pave.errors import RecipeError
+from pave.files.validation import parse
 from pave.hub.catalogue import list_patches
 from pave.recipe import Recipe, read_recipe
-from pave.validation import parse
 
 RECIPE = {
     "name": "audio-test",

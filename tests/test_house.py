@@ -43,7 +43,7 @@ ORDER = (
     "readers",
     "packing",
     "endpoint",
-    "data prompt recipe data_sets sidechannel config validation",  # the vocabulary
+    "data prompt recipe data_sets sidechannel config",  # the vocabulary
     "files",
     "errors ambient",
     "text",

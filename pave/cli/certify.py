@@ -154,7 +154,7 @@ def _asked(
         return data_set(data, format, media, option)
     if channel:
         from pave.data_sets import PlayroomData
-        from pave.validation import parse
+        from pave.files.validation import parse
 
         parse(PlayroomData, {"channels": channel}, "--channel")
         return PlayroomSet(clips=clips, seed=seed, channels=tuple(channel))

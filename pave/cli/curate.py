@@ -63,8 +63,8 @@ def curate(
     from pave.curation.config import Curation
     from pave.curation.run import curate
     from pave.features.extract import found, some
+    from pave.files.validation import parse
     from pave.recipe import overridden
-    from pave.validation import parse
 
     given: dict[str, Any] = {
         "writer": writer,

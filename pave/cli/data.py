@@ -64,8 +64,8 @@ def data_formats() -> None:
 def data_set(file: Path, format: str | None, media: Path | None, options: Sequence[str] = ()) -> DataSet:
     """A data set as the options of a command describe it."""
     from pave.data_sets import DataSet
+    from pave.files.validation import parse
     from pave.recipe import overridden
-    from pave.validation import parse
 
     named = {"file": file, "format": format, "media": media}
     return parse(DataSet, {key: each for key, each in named.items() if each is not None} | overridden(options), file)

@@ -15,7 +15,7 @@ from pave.cli.terminal import PLAIN, lines_of, remark, say
 from pave.files.atomic import write_text
 
 if TYPE_CHECKING:
-    from pave.validation import Config
+    from pave.files.validation import Config
 
 app = typer.Typer(help="Help with writing recipes.", **PLAIN)
 
@@ -46,8 +46,8 @@ def recipe_schema(
 def schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of a recipe file."""
     from pave.config import PRESETS
+    from pave.files.validation import Config
     from pave.recipe import Recipe
-    from pave.validation import Config
 
     found = Recipe.model_json_schema()
     kinds = {kind.__name__: kind for kind in Config.__subclasses__()}

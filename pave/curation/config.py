@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pave.config import Facts, Frames, Short, Text
+from pave.files.validation import Config
 from pave.recipe import Count
-from pave.validation import Config
 
 Channel = Literal["video", "audio", "audio+video"]
 Kind = Literal["description", "dialogue", "reasoning"]

@@ -18,10 +18,10 @@ from pave.curation.config import Channel, Curation
 from pave.endpoint.client import Messages
 from pave.errors import RecipeError, raised_as
 from pave.files.atomic import read_bytes
+from pave.files.validation import Config, parse
 from pave.text.shown import quoted
 from pave.text.values import json_first
 from pave.text.yaml_text import yaml_value
-from pave.validation import Config, parse
 
 OWN = Path(__file__).with_name("prompts.yaml")
 ABOUT: Mapping[Channel, str] = {

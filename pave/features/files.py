@@ -21,8 +21,8 @@ from pave.encoder import Encoder
 from pave.errors import DataError, MediaError, RecipeError, SignalError, raised_as
 from pave.files import json_text, tensorfile
 from pave.files.atomic import opened, write_text
+from pave.files.validation import Config, parse
 from pave.sidechannel import PARTS, SideTokens
-from pave.validation import Config, parse
 
 FORMAT = "1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

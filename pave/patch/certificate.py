@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 
 from pave.config import Frames, Hash, Short, Text
 from pave.errors import PaveError
+from pave.files.validation import Config, parse
 from pave.text.shown import counted, quoted, shown
-from pave.validation import Config, parse
 
 if TYPE_CHECKING:
     from pave.patch.file import Patch

@@ -34,6 +34,7 @@ from pave.errors import (
 )
 from pave.files import json_text, tensorfile
 from pave.files.tensorfile import CODES
+from pave.files.validation import C, parse
 from pave.fusion.cross_attention import blank_fusion, build_fusion
 from pave.fusion.inserted import Summary
 from pave.fusion.qformer import Resampler, blank_resampler, build_resampler
@@ -44,7 +45,6 @@ from pave.patch.gate import Gate
 from pave.patch.marker import Marker
 from pave.text.shown import counted, quoted
 from pave.text.values import plain
-from pave.validation import C, parse
 
 FORMAT = 1
 FEW_PARTS, MOST_PARTS = 64, 256  # layers that a config may have, whatever its file holds; and in any case

@@ -31,12 +31,12 @@ from pave.errors import FileError, PatchDamaged, PatchError, PatchFormatError, P
 from pave.files import json_text, pickled, tensorfile
 from pave.files.atomic import opened
 from pave.files.locks import scratch
+from pave.files.validation import parse
 from pave.patch.file import AGAIN, Patch, of_patch, parsed, refuse_taken
 from pave.patch.filenames import OFFICIAL_BASE, PEFT_CONFIG, PEFT_WEIGHTS
 from pave.patch.filenames import OFFICIAL_FUSION as FUSION
 from pave.patch.peft import lora_config, name_of, named_pairs, plain_config, repo_of
 from pave.prompt import CHATML
-from pave.validation import parse
 
 LICENCE = "unlicensed: the authors' repository names no licence"
 CONFIG, PICKLED_LORA = "config.json", "adapter_model.bin"

@@ -14,8 +14,8 @@ from jsonschema import Draft202012Validator
 from places import ROOT
 
 from pave.cli.recipe import app, remarks, schema
+from pave.files.validation import Config
 from pave.recipe import Recipe, TrainConfig
-from pave.validation import Config
 
 RECIPES = sorted(ROOT.glob("patches/*/patch.yaml"))
 SMALLEST: dict[str, Any] = {"name": "a", "senses": {"audio": {"encoder": "logmel"}}, "data": {"train": "a.jsonl"}}

@@ -39,10 +39,10 @@ from pave.endpoint.client import Pace, Reply
 from pave.endpoint.kept import Kept
 from pave.errors import DataError, EncoderError, FileError, RecipeError, UsageError, WriterError
 from pave.features.extract import found
+from pave.files.validation import parse
 from pave.media.clip import Clip
 from pave.playroom.world import draw_scene, draw_script
 from pave.playroom.writer import write_clip, write_clips
-from pave.validation import parse
 
 URL = "http://127.0.0.1:9/v1"  # where nothing listens
 BOTH = Captioned(((0.0, "a ball"), (2.0, "a drum")), ((0.0, 2.0, "a bell"),))

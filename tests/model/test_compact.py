@@ -11,6 +11,7 @@ from small import awaken, make_clip, make_config
 
 from pave.config import FusionConfig, LoraConfig
 from pave.errors import PatchMismatch, RecipeError, UsageError
+from pave.files.validation import parse
 from pave.fusion.align import align
 from pave.fusion.inserted import Pooled, Summary
 from pave.media.clip import Clip
@@ -18,7 +19,6 @@ from pave.model.inputs import Inputs
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
 from pave.sidechannel import SideBatch, SideTokens
-from pave.validation import parse
 
 ASKED = "What do you hear?"
 COMPACT = FusionConfig(width=32, heads=2, combine="compact")

@@ -13,10 +13,10 @@ from torch import Tensor
 from pave.config import FusionConfig, PatchConfig
 from pave.errors import RecipeError
 from pave.evaluation.cost import cost_of
+from pave.files.validation import parse
 from pave.media.clip import Clip
 from pave.model.patched import PatchedModel
 from pave.patch.file import Patch
-from pave.validation import parse
 
 ASKED = "What do you hear?"
 FILM, MUTE = make_clip(), make_clip(sound=False)
