@@ -31,6 +31,7 @@ from pave.config import SenseFacts, commercial
 from pave.errors import EncoderError, nearest
 from pave.files import tensorfile
 from pave.files.atomic import replacing
+from pave.files.quiet import quiet_imports
 from pave.files.validation import Config
 from pave.media.arrays import Channel
 from pave.sidechannel import Rule, SideTokens
@@ -315,6 +316,7 @@ def name_of(kind: type) -> str:
 
 
 @neutral()
+@quiet_imports()
 def load_encoder(name: str, /, **options: Any) -> Encoder:
     """Build the encoder called `name`, for example `load_encoder("logmel", bands=32)`."""
     if problem := missing(name):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -198,3 +200,11 @@ def test_the_spec_needs_no_weights_and_contains_no_path(monkeypatch: pytest.Monk
 def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(EncoderError, match=message):
         load_encoder("whisper-speech", **options)
+
+
+def test_what_other_libraries_say_about_themselves_is_not_shown() -> None:
+    """transformers imports torchao wherever it is installed."""
+    pytest.importorskip("torchao")
+    code = "import pave; pave.load_encoder('whisper-speech')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torchao" not in done.stderr and "_pytree" not in done.stderr, done.stderr
