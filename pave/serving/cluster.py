@@ -197,24 +197,33 @@ class _Passed:
             front.gate.refuse_strangers(request)
             body = bytes(await front.gate.body(request, front.gate.most))
         kept = {name: scope[name] for name in SCOPE}
-        streams = None  # whether the answer that has begun is a stream of events
-        for again in (True, False):
+        lost = Denied(503, "replica_lost", "the replica that was answering has died; ask again", seconds=1)
+        for _ in range(2):
             response = front.replicas.options(stream=True).answer.remote(kept, body, *await front.held())
+            start = streams = None  # the first message, while it waits for the second; whether it is a stream
+            more, reason = True, "its answer has no end"
             try:
                 async for message in response:
                     if message["type"] == "http.response.start":
-                        streams = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
+                        start = message
+                        continue
+                    if start:
+                        streams = any(value.startswith(b"text/event-stream") for _, value in start["headers"])
+                        await send(start)
                     await send(message)
-                return
+                    start, more = None, message.get("more_body", False)
             except LOST as error:
-                log.warning("replica lost", extra={"facts": {"reason": type(error).__name__}})
-                lost = Denied(503, "replica_lost", "the replica that was answering has died; ask again", seconds=1)
-                if streams:
-                    return await send({"type": "http.response.body", "body": line(failed(lost)[1]).encode()})
-                if streams is False or not again:
-                    raise lost from None
+                reason = type(error).__name__
             finally:
                 response.cancel()
+            if not more:
+                return
+            log.warning("replica lost", extra={"facts": {"reason": reason}})
+            if streams:
+                return await send({"type": "http.response.body", "body": line(failed(lost)[1]).encode()})
+            if streams is False:
+                raise lost
+        raise lost
 
 
 def application(spec: Spec) -> Any:
