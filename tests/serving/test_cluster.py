@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -59,6 +60,58 @@ def test_serve_run_builds_the_application_before_it_has_joined_a_cluster():
     with pytest.raises(ValueError, match="replica"):
         app({"replica": 2})
     assert not ray.is_initialized()
+
+
+@dataclass
+class Ending:
+    """In place of Ray's handle of the replicas: what each answer sends before its replica dies, or it merely ends."""
+
+    answers: list[list[dict[str, Any] | type[Exception]]]
+
+    def options(self, stream: bool) -> Any:
+        return SimpleNamespace(answer=SimpleNamespace(remote=lambda *_: Messages(self.answers.pop(0))))
+
+
+@dataclass
+class Messages:
+    left: list[dict[str, Any] | type[Exception]]
+
+    def __aiter__(self) -> Messages:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        if not self.left:
+            raise StopAsyncIteration
+        if isinstance(message := self.left.pop(0), dict):
+            return message
+        raise message
+
+    def cancel(self) -> None: ...
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+@pytest.mark.parametrize("sent", [0, 1, 2])
+@pytest.mark.parametrize("dies", [True, False])
+def test_no_answer_ends_without_its_end(kind: str, sent: int, dies: bool):
+    """Its replica dies after so many messages. An answer of which nothing has been sent on is asked again."""
+    pytest.importorskip("ray.serve")
+    from ray.exceptions import RayActorError  # pyright: ignore[reportMissingImports]
+    from starlette.testclient import TestClient
+
+    from pave.serving.cluster import Front
+    from pave.serving.settings import Settings
+
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind.encode())]}
+    parts = [{"type": "http.response.body", "body": body, "more_body": body == b"{"} for body in (b"{", b"}")]
+    whole = [start, *parts]
+    replicas = Ending([[*whole[:sent], *([RayActorError] if dies else [])], [*whole]])
+    front = Front(replicas, Settings("tiny"))
+    front._held = 0, {}
+    with TestClient(front.__serve_build_asgi_app__(), base_url="http://localhost") as client:
+        text = client.get("/v1/models").text
+    assert (text == "{}") == (sent < 2) == (not replicas.answers)
+    if sent == 2:  # of a whole answer, the connection ends before its length
+        assert ("replica_lost" in text) == (kind == "text/event-stream")
 
 
 @dataclass
