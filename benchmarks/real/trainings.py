@@ -12,6 +12,7 @@ Trainings and encoding are the public commands' own functions, and both go on wh
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,7 @@ def encode(data: Path, recipe: Recipe) -> Path:
     out = data.with_name(f"{data.name}-{sense.encoder}-{sense.options.get('rate', '')}")
     clips, _ = extract.found(data)
     begin = time.perf_counter()
-    tally = extract.encode(worker.Job(sense.encoder, dict(sense.options)), clips, out, workers=1)
+    tally = extract.encode(worker.Job(sense.encoder, dict(sense.options)), clips, out, workers=os.cpu_count() or 1)
     if tally.refused:
         raise pave.DataError(f"{data}: {len(tally.refused)} clips cannot be read; delete the folder and run again")
     if (took := time.perf_counter() - begin) > 1:
