@@ -57,11 +57,8 @@ class Server:
         command = [sys.executable, "-m", "pave.cli.main", "serve", "playroom", "--port", "0", "--queue", "12"]
         command += [f"--patch={patch}" for patch in PATCHES]
         command += ["--engine", "ray", "--replicas", str(replicas)] if replicas else []
-        own = {
-            "PYTHONPATH": str(ROOT),
-            "PAVE_ADMIN_KEY": "admin",
-            "RAY_worker_niceness": "0",
-        }  # Ray's are nice: slow here
+        # By default Ray's processes have a low priority, which is slow beside other work.
+        own = {"PYTHONPATH": str(ROOT), "PAVE_ADMIN_KEY": "admin", "RAY_worker_niceness": "0"}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, **own}
         )
