@@ -201,7 +201,7 @@ def test_frames_are_spread_over_the_sound_passed_with_them(one: PatchedModel) ->
     together = one.ask(Clip.from_frames(clip.frames, audio=clip.audio, rate=16000), QUESTIONS[0])
     assert "".join(apart).strip() == together
     heard = [
-        prepared(one.calls, [{"clip": given, "question": "?", **signals}], "auto", 1).inputs.uses[0].sides["audio"]
+        prepared(one.calls, [{"clip": given, "question": "?", **signals}], "auto", {}).inputs.uses[0].sides["audio"]
         for given, signals in (
             (clip.frames, {"audio": (clip.audio, 16000)}),
             (Clip.from_frames(clip.frames, audio=clip.audio, rate=16000), {}),
