@@ -200,9 +200,9 @@ class Engine:
 
     # Generation
 
-    def text_of(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of tokens."""
-        return str(self.model.host.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of tokens, without special ones."""
+        return str(self.model.host.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     @property
     def waiting(self) -> int:
