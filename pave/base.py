@@ -10,7 +10,6 @@ packed clip, y x the grid of a key frame's visual tokens
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
@@ -18,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -34,8 +32,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from pave.ambient import neutral
 from pave.config import BaseFacts
 from pave.errors import BaseModelError, MediaError
-from pave.files import remembered, tensorfile
+from pave.files import tensorfile
 from pave.files.copied import guard_captures
+from pave.files.weights import Weights, offloaded
 from pave.media.clip import Clip
 from pave.media.pixels import preprocess, scaled
 from pave.packing.mask import windowed
@@ -133,16 +132,14 @@ class Host(ABC):
         self.repo, self.revision = repo, revision
         self.prompter = Prompter(tokenizer, template or self.own_template(), self.AGAIN, self.CLOSING)
         self._ran: set[str] = set()
-        self._fingerprint: str | None = None
-        self.files: tuple[Path, ...] = ()  # that the weights were read from, if they were
-        self._read: list[tuple[int, int]] = []  # their state when they had been read
+        self.weights = Weights(model, self.language_model, tokenizer)
         self._identity: str | None = None
         head = self.model.get_output_embeddings()
         if head is not None and _contiguous not in head._forward_pre_hooks.values():
             head.register_forward_pre_hook(_contiguous)
         for path in self.read_apart:  # accelerate loads a weight only while its module is called
             module, _, leaf = path.rpartition(".")
-            if leaf in _offloaded(model.get_submodule(module)):
+            if leaf in offloaded(model.get_submodule(module)):
                 cause = f"{path} is offloaded, but this family reads it without calling its module"
                 raise BaseModelError(f"{cause}; keep it on a device: pave.load(..., device={{path: device, ...}})")
 
@@ -432,61 +429,14 @@ class Host(ABC):
 
         Equal for sharded and cast copies of one checkpoint; hashing 7B parameters takes seconds, so it is deferred
         until a patch is applied or saved, and remembered on disk for weights that are as they were read."""
-        if self._fingerprint is None:
-            as_read = self.files and self._state() == self._read
-            key = remembered.key_of(self._weights(), self.files) if as_read else ""
-            self._fingerprint = remembered.recall(key) or self._hash()
-            remembered.remember(key, self._fingerprint)
-        return self._fingerprint
-
-    def read_from(self, files: Sequence[Path]) -> None:
-        """The weights are, from now on, those of these files, unless they are changed."""
-        self.files, self._read = tuple(files), self._state()
-
-    def _state(self) -> list[tuple[int, int]]:
-        """Where the weights are, and how often each was changed in place."""
-        return [(tensor.data_ptr(), tensor._version) for _, tensor in self._weights()]
-
-    def _hash(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self._weights()):
-            if tensor.is_meta:
-                raise BaseModelError(f"{name} of the base has no values (meta device); load it with pave.load")
-            value = tensor.detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
-            digest.update(json.dumps([name, list(value.shape)]).encode())
-            digest.update(value.view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        rows = len(self.tokenizer)
-        output = self.model.get_output_embeddings()
-        embedding, head = self._embedding, getattr(output, "weight", self._embedding)
-        for path, module in self.language_model.named_modules():
-            values = _offloaded(module)
-            for leaf, tensor in module.named_parameters(recurse=False):
-                value = values.get(leaf, tensor)
-                yield f"{path}.{leaf}".lstrip("."), value[:rows] if tensor is embedding else value
-        if head is not embedding:
-            assert output is not None
-            yield "lm_head.weight", _offloaded(output).get("weight", head)[:rows]
+        return self.weights.fingerprint()
 
     def vision_fingerprint(self) -> str:
         """sha256 of everything that determines visual features: frames, pixels, the vision config, and all tensors
         outside the language model."""
         config = {key: value for key, value in self.model.config.to_dict().items() if key.startswith("vision")}
         facts = json.dumps([self.frames, *self.size, *self.mean, *self.std, str(self.dtype), config], default=str)
-        return tensorfile.digest(facts, self._outside())
-
-    def _outside(self) -> dict[str, Tensor]:
-        """All tensors outside the language model."""
-        whole = self.model.base_model
-        decoder = next(name for name, module in whole.named_modules() if module is self.language_model)
-        tensors = {name: each for name, each in whole.state_dict().items() if not name.startswith(f"{decoder}.")}
-        for name, tensor in tensors.items():
-            if tensor.is_meta:
-                cause = f"{name} is offloaded and cannot be hashed, which cached feature files need"
-                raise BaseModelError(f"{cause}; assign it a device in the device map, or cache features in memory only")
-        return tensors
+        return tensorfile.digest(facts, self.weights.outside())
 
     def identity(self) -> str:
         """sha256 of all weights and of what prepares pictures; computed once, since it takes seconds. Inputs of a base
@@ -494,7 +444,7 @@ class Host(ABC):
         if self._identity is None:
             picked = [getattr(self.model.config, f"vision_feature_{key}", None) for key in ("layer", "select_strategy")]
             facts = [self.fingerprint(), self.frames, *self.size, *self.mean, *self.std, *picked]
-            self._identity = tensorfile.digest(json.dumps(facts), self._outside())
+            self._identity = tensorfile.digest(json.dumps(facts), self.weights.outside())
         return self._identity
 
     eyes = vision_fingerprint  # its earlier name, for encoders of users
@@ -525,11 +475,3 @@ def _contiguous(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
     """The last states of several rows are a slice, for which torch copies the frozen weights of the head for each row
     (`should_fold` in aten/src/ATen/native/LinearAlgebra.cpp): 1.5 s instead of 8 ms for eight rows of SmolLM2-135M."""
     return tuple(each.contiguous() for each in inputs)
-
-
-def _offloaded(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own weights that accelerate keeps elsewhere until the module is called, by name."""
-    hook: Any = getattr(module, "_hf_hook", None)
-    own = dict(module.named_parameters(recurse=False))
-    kept = [getattr(each, "weights_map", None) for each in getattr(hook, "hooks", [hook])]
-    return {name: each[name] for each in kept if each is not None for name, value in own.items() if value.is_meta}

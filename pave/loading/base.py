@@ -108,7 +108,7 @@ def load_base(
         )
         _refuse_contradictions(base)
     files = _weight_files(place)
-    base.read_from(files)
+    base.weights.read_from(files)
     if half or quantise or isinstance(where, dict):
         base.fingerprint()
     if kind != exact:
@@ -120,7 +120,7 @@ def load_base(
         low_memory.dispatch(model, where, base.read_apart)
     else:
         model.to(where)
-        base.read_from(files)
+        base.weights.read_from(files)
     return base
 
 
@@ -174,7 +174,7 @@ def outline(source: str | Path, *, dtype: str | torch.dtype = "auto", frames: in
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=known, eos_token="<|im_end|>")
     template = f"{VIDEO}{QUESTION}<|im_end|>"
     base = family(model, tokenizer, frames=_frames(source, place, frames), template=template, repo=_repo(source))
-    base._fingerprint = ""
+    base.weights.known = ""
     return base
 
 

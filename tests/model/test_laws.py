@@ -440,7 +440,7 @@ def test_what_cannot_fit_is_refused_before_the_base_is_hashed(
     made = patch.config.base.model_copy(update={"fingerprint": ""})
     fresh = PatchedModel(make_base(tokenizer))
     fresh.apply_patch(Patch(patch.config.model_copy(update={"base": made}), patch.tensors))
-    assert shallow.host._fingerprint is None and fresh.host._fingerprint is None
+    assert shallow.host.weights.known is None and fresh.host.weights.known is None
     with pytest.raises(RecipeError, match="no layer matches nose"):
         one.attach("nose", make_config(one.host, lora=LoraConfig(target_modules=("nose",))))
 

@@ -93,7 +93,7 @@ def test_a_peft_lora_is_a_patch_without_senses_with_the_logits_of_peft(
     assert (report.name, dict(report.senses), report.fusion_params) == ("their-lora", {}, 0)
     assert report.base_match.startswith("unknown") and "no sense" in str(report)
     assert ("made for somebody/another-base" in str(report)) == ("revision" in ACCEPTED[kind])
-    assert one.host._fingerprint is None, "the base must not be hashed"
+    assert one.host.weights.known is None, "the base must not be hashed"
     after = logits(one)
     assert not torch.equal(after[0], before[0]) and not torch.equal(after[1], before[1]), "with and without a sound"
     assert torch.equal(logits(one, patches=[]), before)
