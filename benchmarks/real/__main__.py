@@ -26,6 +26,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import base
+import cost
 import gates
 import page
 import sentences
@@ -44,7 +45,7 @@ from speech import Speaker, teach
 from stamps import things as kinds_of
 from study import Study
 from tower import Budget, Eyes, train
-from trainings import Training, run
+from trainings import Training, ready, run
 from whole import written
 
 from pave.errors import DataError, PaveError
@@ -64,7 +65,10 @@ TRAININGS = {
     "digits, folded": Training("words", "digits", DIGITS, seeds=(0, 1, 2)),
     "digits, folded, keep off": Training("words", "digits", (*DIGITS, "train.keep=0", "train.gate=false")),
     "words, folded": Training("words", "words", seeds=(0, 1, 2), after="digits, folded"),
-    "things, folded": Training("things", "things"),
+    "words, folded, keep off": Training(
+        "words", "words", ("train.keep=0", "train.gate=false"), controls=False, after="digits, folded"
+    ),
+    "things, folded": Training("things", "things", seeds=(0, 1)),
     "sentences, folded": Training("sentences", "sentences", controls=False),
     "digits, official": Training("words-official", "digits", DIGITS, controls=False),
     "words, official": Training("words-official", "words", controls=False, after="digits, official"),
@@ -124,7 +128,7 @@ def clips(packages: Mapping[str, Path], place: Path) -> None:
     """Films with sound."""
     written(place / "digits", partial(words.make, packages, words.DIGITS, 10))
     written(place / "words", partial(words.make, packages, tuple(words.humans(packages)), 8))
-    written(place / "things", partial(things.make, packages, 16, 2))
+    written(place / "things", partial(things.make, packages, 24, 2))
     written(place / "sentences", partial(sentences.make, packages, 2))
 
 
@@ -138,6 +142,12 @@ def yardsticks(packages: Mapping[str, Path], place: Path, study: Study) -> None:
     for dtype in ("float32", "bfloat16"):
         if (key := f"what a picture changes, {dtype}") not in study:
             study.add(key, upset.measure(place / "base", place / "digits/test.jsonl", dtype))
+    if "what keeping costs" not in study:
+        recipes = [
+            ready(name, TRAININGS, 0, place, [f"train.output={place / 'runs' / 'cost'}"])[0]
+            for name in ("digits, folded", "digits, folded, keep off")
+        ]
+        study.add("what keeping costs", cost.measure(*recipes))
     if "Whisper tiny.en itself" not in study:
         listener, asked = whisper.Transcriber(place / "whisper-tiny.en"), read_data(place / "sentences/test.jsonl")
         files = (sentences.recording(packages, example.facts["prompt"]) for example in asked)
