@@ -66,7 +66,7 @@ def empty_model(size: str, device: str = "cpu", tower: int = 1) -> PatchedModel:
             fresh = type(module)(module.config).inv_freq
             module.inv_freq = module.original_inv_freq = fresh.to(device)
     base = LlavaOnevision(model, tokenizer)
-    base._fingerprint = "0" * 64
+    base.weights.known = "0" * 64
     return PatchedModel(base)
 
 

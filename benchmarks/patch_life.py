@@ -164,7 +164,7 @@ def in_processes(size: str, folder: Path) -> dict[str, Any]:
     model = empty_model(size)
     model.base.save_pretrained(folder / "base")
     model.host.tokenizer.save_pretrained(folder / "base")
-    model.host._fingerprint = None
+    model.host.weights.known = None
     patch = folder / "patch.safetensors"
     random_patch(model, FusionConfig(width=96), rank=8, channels=load_encoder("logmel").spec.dim).save(patch)
     stored = sum(file.stat().st_size for file in (folder / "base").glob("*.safetensors"))

@@ -398,6 +398,7 @@ def test_logits_of_selected_positions(one: PatchedModel) -> None:
 def test_the_head_multiplies_one_matrix(one: PatchedModel) -> None:
     """For a slice of the states, torch would copy its weights for every row."""
     seen, head = list[bool](), one.base.get_output_embeddings()
+    assert head is not None
     handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
     greedy(one, one.prepare(clips(), QUESTIONS))
     handle.remove()
