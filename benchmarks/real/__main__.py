@@ -2,7 +2,7 @@
 
     make real                            # or: python benchmarks/real: digits, words and things, one seed each
     python benchmarks/real words         # all of these trainings (prefixes of names), after the stages they need
-    python benchmarks/real --all         # every training and seed: some hours
+    python benchmarks/real --all         # every training and seed, and what keeping costs: some hours
     python benchmarks/real --table       # only show the results so far, and write the page
 
 Stages, each of which leaves files in the folder `real` and is not repeated: packages are fetched and unpacked; SmolLM2
@@ -142,12 +142,6 @@ def yardsticks(packages: Mapping[str, Path], place: Path, study: Study) -> None:
     for dtype in ("float32", "bfloat16"):
         if (key := f"what a picture changes, {dtype}") not in study:
             study.add(key, upset.measure(place / "base", place / "digits/test.jsonl", dtype))
-    if "what keeping costs" not in study:
-        recipes = [
-            ready(name, TRAININGS, 0, place, [f"train.output={place / 'runs' / 'cost'}"])[0]
-            for name in ("digits, folded", "digits, folded, keep off")
-        ]
-        study.add("what keeping costs", cost.measure(*recipes))
     if "Whisper tiny.en itself" not in study:
         listener, asked = whisper.Transcriber(place / "whisper-tiny.en"), read_data(place / "sentences/test.jsonl")
         files = (sentences.recording(packages, example.facts["prompt"]) for example in asked)
@@ -158,10 +152,21 @@ def yardsticks(packages: Mapping[str, Path], place: Path, study: Study) -> None:
         )
 
 
+def keeping(place: Path, study: Study) -> None:
+    """What keeping the base costs with clips of few visual tokens, and of more."""
+    for frames, rounds in ((1, 16), (16, 4)):
+        if (key := f"what keeping costs, key frames: {frames}") not in study:
+            more = [f"frames={frames}", f"train.output={place / 'runs' / f'cost-{frames}'}"]
+            both = (
+                ready(name, TRAININGS, 0, place, more)[0] for name in ("digits, folded", "digits, folded, keep off")
+            )
+            study.add(key, cost.measure(*both, rounds))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trainings", nargs="*", metavar="TRAINING", help=f"prefixes of: {'; '.join(TRAININGS)}")
-    parser.add_argument("--all", action="store_true", help="every training, with every seed")
+    parser.add_argument("--all", action="store_true", help="every training, with every seed, and what keeping costs")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: three of the digits and of the words")
     parser.add_argument("--table", action="store_true", help="only show the results so far, and write the page")
     parser.add_argument("--folder", type=Path, default=Path("real"))
@@ -185,6 +190,8 @@ def work(options: Any, seen: Study, trained: Study) -> None:
     bases(packages, place)
     clips(packages, place)
     yardsticks(packages, place, seen)
+    if options.all:
+        keeping(place, seen)
     for name, training in TRAININGS.items():
         named = options.all or name.startswith(tuple(options.trainings))
         chosen = named if options.all or options.trainings else name in FIRST

@@ -14,14 +14,14 @@ from pave.recipe import Recipe
 from pave.training.keep import BLOCK
 from pave.training.run import Run
 
-ROUNDS, TURN = 8, 4  # rounds after a first one, which is not counted; steps of each kind in a round
+TURN = 2  # steps of each kind in a round
 
 
-def measure(asking: Recipe, alone: Recipe) -> dict[str, Any]:
-    """Seconds of a core, of all threads."""
+def measure(asking: Recipe, alone: Recipe, rounds: int) -> dict[str, Any]:
+    """Seconds of a core, of all threads, in some rounds after a first one, which is not counted."""
     runs = [Run.begin(recipe) for recipe in (asking, alone)]
     spent: tuple[list[float], list[float]] = ([], [])
-    for turn in range(ROUNDS + 1):
+    for turn in range(rounds + 1):
         for run, seconds in zip(runs, spent, strict=True):
             begin = time.process_time()
             for step in range(turn * TURN, (turn + 1) * TURN):
@@ -29,7 +29,8 @@ def measure(asking: Recipe, alone: Recipe) -> dict[str, Any]:
             seconds.append((time.process_time() - begin) / TURN)
     first, (with_it, without) = spent[0][0] - spent[1][0], (mean(seconds[1:]) for seconds in spent)
     return {
-        "steps": ROUNDS * TURN,
+        "visual_tokens": runs[0].dataset.train[0].stored.visual,
+        "steps": rounds * TURN,
         "core_seconds_of_a_step": round(with_it, 3),
         "without": round(without, 3),
         "share": round(1 - without / with_it, 3),

@@ -84,7 +84,8 @@ def write(seeing: Study, trained: Study) -> None:
             text += [f"**{name}**: word error rate {run['word_error_rate']:.3f} on {run['asked']} prompts.", ""]
         elif "share" in run:
             seconds = f"{run['core_seconds_of_a_step']:.2f} seconds of a core with it, {run['without']:.2f} without"
-            text += [f"**{name}**: {run['share']:.0%} of a step; {seconds} ({run['steps']} steps of each).", ""]
+            shown = f"{run['visual_tokens']} visual tokens a clip, {run['steps']} steps of each"
+            text += [f"**{name}**: {run['share']:.0%} of a step; {seconds} ({shown}).", ""]
         elif "hears" in run:
             text += [f"**{name}**: how often it opens for messages that nobody had seen when it was made", ""]
             text += [
