@@ -53,8 +53,8 @@ def cost(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     columns = ("training", "steps × clips", "minutes of a core", "file", "base's tokens kept", "of unseen questions")
     lines = [f"| {' | '.join((*columns, 'without the gate', 'KL'))} |", "|---" * 8 + "|"]
     for name, runs in found.items():
-        took = [run.get("core_seconds", run["seconds"]) / 60 for run in runs if run["seconds_by_part"]["steps"]]
-        minutes = f"{mean(took):.1f}" if took else ""  # not of a run whose training was done before
+        took = [run["core_seconds"] / 60 for run in runs if "core_seconds" in run]
+        minutes = f"{mean(took):.1f}" if took else ""
         retained = [run["retention"] for run in runs]
         kept = spread([each["tokens"] for each in retained])
         unseen = [run["retention_unseen"]["tokens"] for run in runs if "retention_unseen" in run]

@@ -29,6 +29,7 @@ from pave.features import extract, worker
 from pave.features.cache import FeatureCache
 from pave.readers.questions import read_data
 from pave.recipe import Recipe, read_recipe
+from pave.training.checkpoint import NAME
 from pave.training.retention import Probe
 
 HERE = Path(__file__).parent
@@ -100,6 +101,7 @@ def run(name: str, trainings: Mapping[str, Training], seed: int, place: Path) ->
     training = trainings[name]
     recipe, features = ready(name, trainings, seed, place)
     runs = recipe.output
+    resumed = (runs / NAME).exists()
     begin, spent = time.perf_counter(), time.process_time()
     result = pave.train(recipe, resume=True, progress=told(name))
     seconds, spent = time.perf_counter() - begin, time.process_time() - spent
@@ -115,8 +117,8 @@ def run(name: str, trainings: Mapping[str, Training], seed: int, place: Path) ->
     return {
         "steps": recipe.train.steps,
         "batch": recipe.train.batch,
-        "seconds": round(seconds, 1),
-        "core_seconds": round(spent, 1),  # of all threads: the same beside other work
+        # Of all threads, also while they wait for each other. A resumed run does not know those of its first part.
+        **({} if resumed else {"seconds": round(seconds, 1), "core_seconds": round(spent, 1)}),
         "seconds_by_part": metrics["seconds"],
         "base_fingerprint": pave.Patch.load(result.patch).config.base.fingerprint[:12],
         "patch_bytes": result.patch.stat().st_size,
