@@ -34,14 +34,13 @@ from pave.training.setup import Setup
 SETTINGS: dict[str, tuple[str, ...]] = {
     "nothing kept": ("train.keep=0",),
     "keep 1": ("train.keep=1",),
-    "keep 3": ("train.keep=3",),
     "keep 10": ("train.keep=10",),
+    "keep 1, LoRA at 3e-3": ("train.keep=1", "train.lora_lr=3e-3"),
+    "keep 1, LoRA at 3e-4": ("train.keep=1", "train.lora_lr=3e-4"),
+    "keep 1, no LoRA": ("train.keep=1", "lora=null"),
+    "keep 1, LoRA of attention": ("train.keep=1", "lora.target_modules=[q_proj, k_proj, v_proj, o_proj]"),
+    "keep 1, LoRA of rank 1": ("train.keep=1", "lora.r=1", "lora.lora_alpha=1"),
     "no LoRA": ("train.keep=0", "lora=null"),
-    "no LoRA, keep 1": ("train.keep=1", "lora=null"),
-    "no LoRA, keep 10": ("train.keep=10", "lora=null"),
-    "LoRA of attention, keep 3": ("train.keep=3", "lora.target_modules=[q_proj, k_proj, v_proj, o_proj]"),
-    "LoRA r=2, keep 3": ("train.keep=3", "lora.r=2", "lora.lora_alpha=2"),
-    "slow LoRA, keep 3": ("train.keep=3", "train.lora_lr=5e-4"),
 }
 COMMON = ("train.mean_over=questions", "train.eval_every=1000000", "train.checkpoint_every=1000000")
 SEEDS = (0, 1, 2)
