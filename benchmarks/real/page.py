@@ -21,7 +21,7 @@ def rows(study: Study) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for key, run in study.runs.items():
         found.setdefault(key.rpartition(", seed ")[0], []).append(run)
-    return found
+    return dict(sorted(found.items()))
 
 
 def spread(values: Sequence[float]) -> str:
