@@ -109,7 +109,7 @@ def main() -> None:
     rows = {}
     print(f"{'setting':25} runs {'right':>11} {'loss':>6} {'tokens kept':>11} {'KL':>6} answers s/step")
     for setting in SETTINGS:
-        runs = [run for seed in SEEDS if (run := study.runs.get(f"{setting}, seed {seed}"))]
+        runs = [run for seed in options.seeds if (run := study.runs.get(f"{setting}, seed {seed}"))]
         if not runs:
             continue
         right = [run["accuracy"]["all"] for run in runs]
