@@ -88,9 +88,9 @@ class Modalities(Config):
     def _draws(self) -> Modalities:
         if (self.unpaired or self.match) and not self.both:
             raise ValueError("unpaired and match are about clips that are trained with both; give both a share")
-        if self.unpaired and not {"pictures", "sound"} <= {*self.needs.values()}:
-            cause = "unpaired asks what needs pictures alone, and what needs sound alone"
-            raise ValueError(f"{cause}; name channels of the data for each in needs")
+        if self.unpaired and not {"pictures", "sound"} & {*self.needs.values()}:
+            cause = "unpaired asks what needs pictures alone, or sound alone"
+            raise ValueError(f"{cause}; name channels of the data for either in needs")
         if self.unpaired + (self.match.share if self.match else 0) > 1:
             raise ValueError("unpaired and match.share are more than all clips; lower one of them")
         if not self.pictures + self.sound + self.both:

@@ -106,6 +106,8 @@ def summary(result: Result) -> list[str]:
                 f"with the signals of other clips (shuffled) the loss is no higher, but {-gain:.3f} lower: the patch "
                 "does not use its sense; train longer, or check that the answers depend on it"
             )
+    if told := _by_heart(result.metrics.get("by_heart")):
+        lines.append(told)
     kept: Any = result.metrics["retention"]
     lines.append(f"the base keeps {kept['tokens']:.1%} of what it says where no sense is needed (KL {kept['kl']:.3f})")
     gate: Any = result.metrics.get("gate", {})
@@ -124,6 +126,22 @@ def summary(result: Result) -> list[str]:
     lines.append(f"features {seconds['features']:.0f} s, steps {seconds['steps']:.0f} s")
     lines.append(f"{result.patch} ({result.patch.stat().st_size:,} bytes)")
     return lines
+
+
+def _by_heart(found: Any) -> str:
+    """What to say where training clips are answered with the signals of others, and held-out ones are not."""
+    if not found:
+        return ""
+    (seen, asked), (new, control) = ((found[key]["right"], found[key]["questions"]) for key in ("training", "held_out"))
+    share = (seen * asked + new * control) / (asked + control)
+    error = math.sqrt(share * (1 - share) * (1 / asked + 1 / control))
+    if seen - new < max(0.1, 3 * error):
+        return ""
+    return (
+        f"with the signals of other clips, {seen:.1%} of the training questions are answered right, but {new:.1%} of "
+        "the held-out ones: the patch knows its clips by heart; use more clips or fewer steps, or train with each "
+        "signal beside the pictures of any clip (train.modalities.unpaired)"
+    )
 
 
 def first() -> bool:

@@ -71,7 +71,7 @@ class Prefixes:
                 rows[i].cached = max(0, cached - (length - len(ids[i])))
             part.run(pause)
             batches.append(part)
-            if part.joinable:
+            if part.joinable and self.kept.limit:
                 for place, i in enumerate(some):
                     self.kept.put(keys[i], Prefix(ids[i], _columns(part.past, place, len(ids[i]), length), states[i]))
         return batches

@@ -33,6 +33,7 @@ from pave.text.progress import Shown, silent
 from pave.training.checkpoint import NAME, Best, State, owned, read_checkpoint, restore, values, write_checkpoint
 from pave.training.dataset import Dataset, TrainingClip, read_dataset, shuffled, turns_of
 from pave.training.gate import balanced, fit
+from pave.training.heart import compared, familiar
 from pave.training.keep import Keep
 from pave.training.log import Log
 from pave.training.look import Look
@@ -240,12 +241,12 @@ class Run:
         with self.shown.stage("retention"):
             return Look(own, other, self.probe.measure(self.setup.model, self.setup.names, whole=whole))
 
-    def _score(self, clips: Sequence[TrainingClip], names: Sequence[str]) -> Score | None:
-        """The score of some held-out clips, if there are any."""
+    def _score(self, clips: Sequence[TrainingClip], names: Sequence[str], part: str = "held-out") -> Score | None:
+        """The score of some clips, if there are any."""
         if not clips:
             return None
         mean_over = self.setup.recipe.train.mean_over
-        with self.shown.stage("held-out") as stage:
+        with self.shown.stage(part) as stage:
             return score(self.setup.model, clips, names, self.together, mean_over, stage.to)
 
     @cached_property
@@ -357,6 +358,8 @@ class Run:
         }
         with self.shown.stage("last look"):
             base, look = self._score(self.dataset.val, names[:-1]), self.look(whole=True)
+            again = familiar(self.dataset.train, self.acts, self.setup.recipe.train.seed) if look.other else []
+            seen = self._score(again, names, "training clips")
         measured: dict[str, object] = {}
         if base and look.own:
             right = look.own.right
@@ -365,6 +368,8 @@ class Run:
         if self.best is not None:
             metrics["best"] = measured["best"] = {"step": self.best.step, "held_out": self.best.accuracy}
         metrics |= {"gate": gate} if gate else {}
+        if heart := compared(training=(seen, again), held_out=(look.other, self.control)):
+            metrics["by_heart"] = heart
         metrics["retention"] = measured["retention"] = look.kept.facts()
         patch = self.trainee.attached.export()
         if len(self.lengths) > 1:

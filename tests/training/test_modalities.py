@@ -124,6 +124,21 @@ def test_unpaired_clips_have_the_sound_of_another_and_questions_about_either(rec
     assert len(files) > 1
 
 
+def test_sounds_may_come_with_any_pictures_where_no_question_needs_those(recipe: Make, mixed: str) -> None:
+    run = Run.begin(recipe(mixed, BY_TURNS))
+    draw = drawing(run, pictures=0, sound=0, both=1, unpaired=1, needs={"audio": "sound"})
+    hearing = []
+    for clip in run.dataset.train:
+        if run.acts(clip):
+            asked = [replace(clip.examples[0], facts={"channel": channel}) for channel in ("audio", "video")]
+            hearing.append(replace(clip, examples=tuple(asked), turns=draw.turns_of(asked)))
+    for own, clip in zip(hearing, replace(draw, clips=hearing).step(hearing, 0, 0), strict=True):
+        (example,) = clip.examples
+        (donor,) = (each for each in hearing if each.examples[0].source == example.source)
+        assert donor is not own and example.facts["channel"] == "audio"
+        assert torch.equal(heard(clip), heard(donor)) and torch.equal(clip.features.tokens, own.features.tokens)
+
+
 def test_half_of_the_clips_that_are_asked_whether_they_match_do(recipe: Make, mixed: str) -> None:
     run = Run.begin(recipe(mixed, BY_TURNS))
     draw = drawing(run, pictures=0, sound=0, both=1, match=MATCH, needs=NEEDS)
@@ -258,7 +273,7 @@ def test_sound_files_without_modalities_are_refused_with_the_remedy(recipe: Make
         ("train.modalities={pictures: 2}", "1 or less|less than"),
         ("train.modalities={audio: 1}", "audio"),
         ("train.modalities={needs: {question: hearing}}", "hearing"),
-        ("train.modalities={unpaired: 0.1}", "name channels of the data for each"),
+        ("train.modalities={unpaired: 0.1}", "name channels of the data for either"),
         ("train.modalities={both: 0, match: {}}", "give both a share"),
         ("train.modalities={match: {share: 0.7}, unpaired: 0.4, needs: {a: sound, b: pictures}}", "lower one"),
         ("train.modalities={match: {question: ''}}", "question"),
