@@ -153,6 +153,8 @@ def test_no_question_is_on_both_sides() -> None:
     opens, closes = sorted_out([], kept, True)  # sound does not help to see
     assert {*closes} == {*kept, *alone, *seen} and {*opens} == {*about} - {*kept}
     assert {*sorted_out([], ("mine",), True)[1]} == {"mine", *alone, *seen} - {*about}
+    for typed in (f"{seen[0].upper()} !", f"  {kept[300].casefold().strip('?')}", f"{alone[0]}??"):
+        assert len(sorted_out([typed], kept, True)[1]) == len(closes) - 1, "however it is written"
     often = balanced(kept)
     assert {*often} == {*kept} and 0.45 < sum(each in about for each in often) / len(often) < 0.55
     closes = sorted_out([], kept, False)[1]
