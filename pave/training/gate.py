@@ -43,7 +43,7 @@ def fit(
     hears = all(encoder.hears for encoder in encoders)
     tensors, shares = fitted(perception.reads_many, own, kept or built_in("kept"), hears)
     gate.load_state_dict(tensors)
-    opens = [gate.opens(perception.reads(question)) for question in dict.fromkeys(held_out)]
+    opens = [gate.opens(each) for each in perception.reads_many([*dict.fromkeys(held_out)])] if held_out else []
     return {**shares, **({"held_out_opens": round(sum(opens) / len(opens), 4)} if opens else {})}
 
 
