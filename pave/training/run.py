@@ -274,7 +274,7 @@ class Run:
     def probe(self) -> Probe:
         """The general questions that training never sees, about held-out clips on which the patch acts, if any."""
         parts = ([clip.stored for clip in part if self.acts(clip)] for part in (self.dataset.val, self.dataset.train))
-        questions = without(built_in("retention"), self.dataset.learned(self.setup.recipe.train))
+        questions = without(every := built_in("retention"), self.dataset.learned(self.setup.recipe.train)) or every
         return Probe.of(self.setup.model, next(filter(None, parts)), self.setup.names[:-1], questions)
 
     def acts(self, clip: TrainingClip) -> bool:
