@@ -200,6 +200,12 @@ class TrainConfig(Config):
         return tuple(self.model_copy(update={"stages": (), **each.given}) for each in self.stages) or (self,)
 
     @property
+    def matches(self) -> tuple[Match, ...]:
+        """What clips are asked about whether their sound belongs to them, in some step."""
+        parts = (part.modalities for part in self.parts)
+        return tuple(each.match for each in parts if each and each.match)
+
+    @property
     def sound_alone(self) -> bool:
         """Whether clips are trained with their sound alone in some step."""
         return any(part.modalities and part.modalities.sound for part in self.parts)

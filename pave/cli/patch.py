@@ -330,8 +330,8 @@ def patch_export_peft(
 ) -> None:
     """Write the LoRA of a patch as a PEFT adapter.
 
-    PeftModel.from_pretrained opens it. The fusion is not exported, because PEFT has no place for it: the adapter alone
-    does not use the new sense.
+    PeftModel.from_pretrained opens it. The fusion and the gate are not exported, because PEFT has no place for them:
+    the adapter alone does not use the new sense, and acts on every question.
     """
     quiet()
     from pave.model.patched import load
@@ -340,4 +340,5 @@ def patch_export_peft(
     model = load(base)
     report = model.apply_patch(source)
     export_peft(model.export(report.name), model.host, out)
-    say(f"{out}: {report.lora_params:,} LoRA parameters; the fusion ({report.fusion_params:,}) was not exported")
+    others = f"the fusion ({report.fusion_params:,}) {'was' if report.gate == 'none' else 'and the gate were'}"
+    say(f"{out}: {report.lora_params:,} LoRA parameters; {others} not exported")

@@ -51,12 +51,10 @@ class Applied:
         return report
 
     def swap(self, name: str, fresh: Attached, **facts: Any) -> PatchReport:
-        """Replace the patch `name`; the new one takes over its weight, whether it is enabled, and whether its gate
-        is used."""
+        """Replace the patch `name`; the new one takes over its weight, and whether it is enabled."""
         with self._lock:
             old, before = self.found(name)
             weight = checked_weight(fresh.config, name, before.weight)
-            fresh.gated = fresh.config.gate and (old.gated or not old.config.gate)
             report = PatchReport.of(name, fresh, weight=weight, enabled=before.enabled, **facts)
             fresh.enter(self._loras)
             self._held[name] = fresh, report

@@ -48,8 +48,7 @@ def apply(
     name = name or patch.config.name
     weight = checked_weight(patch.config, name, weight)
     applied.refuse_taken(name)  # again in `enter`, under the lock; here before the base is hashed
-    attached, facts = _fitted(patch, remark, perception, applied.reports, strict)
-    attached.gated = attached.gated and gate
+    attached, facts = _fitted(patch, remark, perception, applied.reports, strict, gate)
     return applied.enter(name, attached, weight=weight, **facts)
 
 
@@ -64,7 +63,9 @@ def swap(
 ) -> PatchReport:
     """Replace the patch `name`; see `PatchedModel.swap_patch`."""
     patch, remark = find_patch(source, revision, perception.host)
-    attached, facts = _fitted(patch, remark, perception, applied.reports, strict)
+    old = applied.module(name)
+    gate = old.gated or not old.config.gate  # unless the caller has kept it open
+    attached, facts = _fitted(patch, remark, perception, applied.reports, strict, gate)
     return applied.swap(name, attached, **facts)
 
 
@@ -80,23 +81,30 @@ def find_patch(source: str | Path | Patch, revision: str | None, host: Host) -> 
 
 
 def _fitted(
-    patch: Patch, remark: str, perception: Perception, applied: Mapping[str, PatchReport], strict: bool
+    patch: Patch, remark: str, perception: Perception, applied: Mapping[str, PatchReport], strict: bool, gate: bool
 ) -> tuple[Attached, dict[str, Any]]:
     """The modules of a patch, and the facts for its report. Hashing the base's weights is slow, so it comes last."""
     base = perception.host
     attached = Attached.of(patch, base)
+    attached.gated = attached.gated and gate
     match = base_match(patch.config, base, patch.source, strict)
-    remarks = [*filter(None, [remark]), *_remarks(patch.config, patch.source, perception, applied), *_forgets(patch)]
+    remarks = [
+        *filter(None, [remark]),
+        *_remarks(patch.config, patch.source, perception, applied),
+        *_forgets(patch, gate),
+    ]
     facts = {"source": patch.source, "sha256": patch.sha256, "bytes": patch.nbytes}
     return attached, {"base_match": match, "remarks": tuple(remarks), **facts}
 
 
-def _forgets(patch: Patch) -> Iterator[str]:
-    """A remark on a patch that changes too many answers that it should not."""
-    if (tokens := patch.retention.get("tokens", 1.0)) < RETAINED:
+def _forgets(patch: Patch, gate: bool) -> Iterator[str]:
+    """A remark on a patch that changes too many answers that it should not. `gate`: whether its gate is used."""
+    whole = patch.retention.get("tokens", 1.0)
+    if (tokens := whole if gate else patch.retention.get("ungated", whole)) < RETAINED:
+        remedy = "train the patch again with train.keep=1" if gate or whole < RETAINED else "leave out gate=False"
         yield (
             f"it keeps only {tokens:.0%} of what the base says where no sense is needed (share of tokens); ask such "
-            "questions with patches=(), or train the patch again with train.keep=1"
+            f"questions with patches=(), or {remedy}"
         )
 
 
@@ -147,9 +155,11 @@ def _remarks(
     frames = perception.host.frames
     if config.base.frames != frames:
         remarks.append(f"trained with {config.base.frames} key frames, this base uses {frames}")
-    known = {report.sha256 for report in applied.values()}
+    known = {report.sha256: report.gate for report in applied.values()}
     below = config.training.get("on_top_of")
     for name, sha256 in below.items() if isinstance(below, dict) else ():
         if sha256 not in known:
             remarks.append(f"trained on top of {name} (sha256 {str(sha256)[:16]}), which is not applied")
+        elif known[sha256] == "on":
+            remarks.append(f"trained on top of {name} without its gate; apply that with gate=False to have it so")
     return tuple(remarks)

@@ -30,7 +30,7 @@ from pave.media.decoding import Timeout
 from pave.model.answer import answered, generated, texts
 from pave.model.call import Calls
 from pave.model.inputs import ClipFeatures, Inputs, Use
-from pave.model.rows import prepared
+from pave.model.rows import UNASKED, prepared
 from pave.sidechannel import SideTokens
 
 BATCH = 8  # rows at once
@@ -85,7 +85,9 @@ def explain(calls: Calls, row: Mapping[str, Any], timeout: Timeout, options: Map
     if not uses:
         signals = "; ".join(f"{sense} {state}" for sense, state in asked.signals[0].items())
         why = f"no patch has a signal here ({signals})" if signals else "no patch with a sense is used"
-        raise UsageError(f"{why}: the answer is the base's own; apply a patch, or pass the signal it reads")
+        left = UNASKED in asked.signals[0].values()
+        remedy = "apply it with gate=False" if left else "apply a patch, or pass the signal it reads"
+        raise UsageError(f"{why}: the answer is the base's own; {remedy}")
     begin = time.perf_counter()
     output = generated(calls, asked)
     [answer] = answered(calls, asked, output, time.perf_counter() - begin)

@@ -35,7 +35,9 @@ from pave.packing.rows import Turn, collate, pack
 from pave.playroom.writer import write_clips
 from pave.readers.parts import Part, missing_of, places_of, read_parts
 from pave.readers.questions import names_of
-from pave.text.shown import counted
+from pave.recipe import TrainConfig
+from pave.text.shown import counted, shortened
+from pave.training.general import without
 from pave.training.plan import order
 from pave.training.ranks import Ranks
 from pave.training.setup import Setup
@@ -151,6 +153,11 @@ class Dataset:
         ]
         return hashlib.sha256(json.dumps([*turns, *more]).encode()).hexdigest()[:12]
 
+    def learned(self, options: TrainConfig) -> list[str]:
+        """The questions whose answers a patch learns with these options, each once."""
+        asked = (example.question for clip in self.train for example in clip.examples)
+        return list(dict.fromkeys([*asked, *(match.question for match in options.matches)]))
+
     def sensing(self) -> list[TrainingClip]:
         """Training clips that have at least one of the senses."""
         return [clip for clip in self.train if any(clip.has(encoder) for encoder in self.senses.values())]
@@ -190,6 +197,8 @@ def read_dataset(
     timed = frozenset(sense for sense, config in setup.recipe.senses.items() if config.align == "time")
     refused, broken = setup.store.refused, setup.store.broken
     dataset = Dataset(train, val, dict(setup.senses), refused, unused, seconds, timed, broken)
+    for line in _not_kept(setup.general, dataset.learned(setup.recipe.train)):
+        tell(line)
     if not setup.recipe.train.keep_lora_when_absent and not dataset.sensing():
         why = "; ".join(sorted({why for clip in train for why in clip.stored.absent.values()})[:3])
         raise DataError(
@@ -197,6 +206,14 @@ def read_dataset(
             f"is nothing to learn from; {'; '.join(unused) or 'use clips that have it'}"
         )
     return dataset
+
+
+def _not_kept(general: Sequence[str], learned: Sequence[str]) -> Iterator[str]:
+    """That some of the questions for train.keep are learned."""
+    kept = {*without(general, learned)}
+    if others := [question for question in general if question not in kept]:
+        cause = f"{len(others)} of the {len(general)} questions that keep the base are not asked"
+        yield f"{cause}, since the patch learns other answers to them: {shortened(others[0], 60)}"
 
 
 def _watch_for_flaws(setup: Setup, parts: Sequence[Part], tell: Callable[[str], object]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pave.encoder import Encoder
 from pave.model.perception import Perception
 from pave.patch.gate import Gate
-from pave.training.general import built_in
+from pave.training.general import built_in, without
 
 OWN = 500  # questions of the data, at most
 DECAY = 0.01  # of the squared weights of standardised channels
@@ -43,7 +43,7 @@ def fit(
     hears = all(encoder.hears for encoder in encoders)
     tensors, shares = fitted(perception.reads_many, own, kept or built_in("kept"), hears)
     gate.load_state_dict(tensors)
-    opens = [gate.opens(perception.reads(question)) for question in dict.fromkeys(held_out)]
+    opens = [gate.opens(each) for each in perception.reads_many([*dict.fromkeys(held_out)])] if held_out else []
     return {**shares, **({"held_out_opens": round(sum(opens) / len(opens), 4)} if opens else {})}
 
 
@@ -53,10 +53,10 @@ def sorted_out(own: Sequence[str], kept: Sequence[str], hears: bool) -> tuple[li
     if all that the patch does is hear, and otherwise for the patch."""
     distinct = list(dict.fromkeys(own))
     chosen = [distinct[place * len(distinct) // OWN] for place in range(OWN)] if len(distinct) > OWN else distinct
-    about = [question for question in built_in("about") if not (hears and question in {*kept})]
+    about = without(built_in("about"), kept) if hears else built_in("about")
     opens = dict.fromkeys([*about, *(() if hears else built_in("seen"))])
     closes = dict.fromkeys([*kept, *built_in("alone"), *(built_in("seen") if hears else ())])
-    return [*chosen, *opens], [question for question in closes if question not in {*distinct, *opens}]
+    return [*chosen, *opens], [*without([*closes], [*distinct, *opens])]
 
 
 def balanced(kept: Sequence[str]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ In: nothing, or a text file. Out: questions; or a DataError that names file, lin
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -48,6 +49,12 @@ def read_questions(file: Path, host: Host) -> tuple[str, ...]:
             cause = f"{question!r} is one of the questions that measure what the base keeps"
             raise DataError(f"{file}, line {number}: {cause}; delete the line")
     return tuple(question for _, question in lines)
+
+
+def without(questions: Sequence[str], others: Iterable[str]) -> tuple[str, ...]:
+    """Those of the questions that are not among others, whatever their case and punctuation."""
+    same = {_words(other) for other in others}
+    return tuple(question for question in questions if _words(question) not in same)
 
 
 def _words(question: str) -> tuple[str, ...]:

@@ -22,7 +22,10 @@ from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel
 from pave.packing.rows import Turn
 from pave.training.dataset import packed
+from pave.training.gate import balanced
+from pave.training.general import without
 from pave.training.loss import scores
+from pave.training.setup import Setup
 
 LONGEST = 16  # tokens of the base's answers
 SHARE = 8  # one of so many clips of a step is asked
@@ -62,6 +65,15 @@ class Keep:
     patches: Sequence[str]  # the model without the patch in training
     seed: int
     known: dict[int, Turn] = field(default_factory=dict)  # by place in the order of asking
+
+    @classmethod
+    def of(cls, setup: Setup, clips: Sequence[Stored], learned: Sequence[str]) -> Keep | None:
+        """What a recipe asks about clips; None if nothing. Questions that the data teach are not asked, since the patch
+        learns other answers."""
+        if not (general := without(setup.general, learned)):
+            return None
+        train = setup.recipe.train
+        return cls(setup.model, balanced(general) if train.gate else general, clips, setup.names[:-1], train.seed)
 
     def __post_init__(self) -> None:
         self.order = torch.randperm(len(self.questions), generator=torch.Generator().manual_seed(self.seed)).tolist()

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pave.ambient import neutral
 from pave.errors import UsageError
 from pave.media.clip import Clip
 from pave.model.call import bound
@@ -58,6 +59,7 @@ class PatchModule(nn.Module):
         """The patch's modules inside the model."""
         return self.patch[0]
 
+    @neutral()
     def batch(
         self, clips: Sequence[Clip | ClipFeatures], questions: Sequence[str], answers: Sequence[str]
     ) -> tuple[Inputs, Tensor]:
@@ -81,11 +83,13 @@ class PatchModule(nn.Module):
         """Features of clips for all patches of the model; those already encoded as they are."""
         return self.model.perception.features(clips, self.model.encoders())
 
+    @neutral()
     def calibrate(self, clips: Sequence[Clip | ClipFeatures]) -> None:
         """Fit the scales of an untrained patch to some clips that have its senses; without it, learning takes several
         times as long. A patch with trained weights has its scales."""
         calibrate(self.attached, self.encoded(clips))
 
+    @neutral()
     def fit_gate(self, questions: Sequence[str], kept: Sequence[str] = ()) -> float:
         """Fit the gate of the patch, at any time: it opens for `questions`, all that it was trained on, and for others
         about clips, and leaves those that need no clip to the base. `kept`: examples of these, if not the built-in

@@ -32,7 +32,8 @@ from pave.recipe import Recipe
 from pave.text.progress import Shown, silent
 from pave.training.checkpoint import NAME, Best, State, owned, read_checkpoint, restore, values, write_checkpoint
 from pave.training.dataset import Dataset, TrainingClip, read_dataset, shuffled, turns_of
-from pave.training.gate import balanced, fit
+from pave.training.gate import fit
+from pave.training.general import built_in, without
 from pave.training.heart import compared, familiar
 from pave.training.keep import Keep
 from pave.training.log import Log
@@ -262,18 +263,15 @@ class Run:
     @cached_property
     def keep(self) -> Keep | None:
         """Questions that need no sense, and the base's own answers; None if none are asked."""
-        setup = self.setup
-        if not setup.general:
-            return None
         clips = [clip.stored for clip in self.dataset.train if self.acts(clip)]
-        questions = balanced(setup.general) if setup.recipe.train.gate else setup.general
-        return Keep(setup.model, questions, clips, setup.names[:-1], setup.recipe.train.seed)
+        return Keep.of(self.setup, clips, self.dataset.learned(self.setup.recipe.train))
 
     @cached_property
     def probe(self) -> Probe:
         """The general questions that training never sees, about held-out clips on which the patch acts, if any."""
         parts = ([clip.stored for clip in part if self.acts(clip)] for part in (self.dataset.val, self.dataset.train))
-        return Probe.of(self.setup.model, next(filter(None, parts)), self.setup.names[:-1])
+        questions = without(every := built_in("retention"), self.dataset.learned(self.setup.recipe.train)) or every
+        return Probe.of(self.setup.model, next(filter(None, parts)), self.setup.names[:-1], questions)
 
     def acts(self, clip: TrainingClip) -> bool:
         """Whether the patch acts on a clip."""
@@ -391,8 +389,8 @@ class Run:
         gate, setup, data = self.trainee.attached.gate, self.setup, self.dataset
         if gate is None:
             return {}
-        asked, held_out = ([e.question for clip in part for e in clip.examples] for part in (data.train, data.val))
-        return fit(gate, setup.model.perception, setup.senses.values(), asked, setup.general, held_out)
+        own, held_out = data.learned(setup.recipe.train), [e.question for clip in data.val for e in clip.examples]
+        return fit(gate, setup.model.perception, setup.senses.values(), own, setup.general, held_out)
 
     def _identity(self) -> dict[str, Any]:
         """What identifies this run: its config and every question, in order."""

@@ -95,10 +95,11 @@ class Setup:
 
         model = sharded(loaded, ranks) if divides else loaded()
         recipe = recipe.model_copy(update={"train": recipe.train.on(model.host.dim)})
-        for match in (part.modalities.match for part in recipe.train.parts if part.modalities):
-            for name in ("question", "same", "other") if match else ():
+        for match in recipe.train.matches:
+            for name in ("question", "same", "other"):
                 model.host.refuse_text(getattr(match, name), f"train.modalities.match.{name}")
-        below = tuple(model.apply_patch(each) for each in recipe.train.on_top_of)
+        # All questions of a clip share a row, so that these act on all of them: their gates stay open.
+        below = tuple(model.apply_patch(each, gate=False) for each in recipe.train.on_top_of)
         senses = {sense: model.encoder(config) for sense, config in recipe.senses.items()}
         folder, data = recipe.output / "features", recipe.data
         store = FeatureCache(

@@ -15,7 +15,7 @@ from clips import click, counting_frames, write_clip
 from patched import hears
 from small import make_clip
 
-from pave.errors import PatchDamaged, PatchMismatch
+from pave.errors import PatchDamaged, PatchMismatch, UsageError
 from pave.model.patched import PatchedModel
 from pave.model.rows import UNASKED
 from pave.patch.file import Patch
@@ -67,6 +67,11 @@ def test_its_sound_is_not_even_decoded(gated: PatchedModel, tmp_path: Path, monk
     monkeypatch.setattr(encoder, "encode", lambda clip, run=encoder.encode: heard.append(clip) or run(clip))
     assert gated.ask(film, ALONE).signals == {"audio": UNASKED} and not heard
     assert gated.ask(film, ABOUT).signals["audio"].startswith("present") and len(heard) == 1
+
+
+def test_an_answer_of_the_base_is_not_explained(gated: PatchedModel) -> None:
+    with pytest.raises(UsageError, match=r"not about the clip.*apply it with gate=False"):
+        gated.explain(make_clip(0), ALONE)
 
 
 def test_watching_asks_the_gate(gated: PatchedModel, tmp_path: Path) -> None:
@@ -153,6 +158,8 @@ def test_no_question_is_on_both_sides() -> None:
     opens, closes = sorted_out([], kept, True)  # sound does not help to see
     assert {*closes} == {*kept, *alone, *seen} and {*opens} == {*about} - {*kept}
     assert {*sorted_out([], ("mine",), True)[1]} == {"mine", *alone, *seen} - {*about}
+    for typed in (f"{seen[0].upper()} !", f"  {kept[300].casefold().strip('?')}", f"{alone[0]}??"):
+        assert len(sorted_out([typed], kept, True)[1]) == len(closes) - 1, "however it is written"
     often = balanced(kept)
     assert {*often} == {*kept} and 0.45 < sum(each in about for each in often) / len(often) < 0.55
     closes = sorted_out([], kept, False)[1]

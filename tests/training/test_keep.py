@@ -6,14 +6,16 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from patched import hears
 from runs import KEEPING
-from small import make_clip
+from small import make_clip, write_line
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -23,14 +25,16 @@ from pave.hub.card import card
 from pave.model.inputs import ClipFeatures
 from pave.model.patched import PatchedModel, load
 from pave.model.rows import UNASKED
-from pave.packing.rows import IGNORE
+from pave.packing.rows import IGNORE, Turn
 from pave.patch.file import Patch
 from pave.readers.questions import read_data
 from pave.recipe import Recipe
+from pave.training.dataset import read_dataset
 from pave.training.general import built_in
 from pave.training.keep import LONGEST, own_answers
 from pave.training.loss import answers, divergence, total
 from pave.training.run import Run, train
+from pave.training.setup import Setup
 
 Make = Callable[..., Recipe]
 
@@ -155,6 +159,21 @@ def test_questions_of_a_file_are_asked(recipe: Make, workshop: Path) -> None:
     assert run.keep is not None and run.keep.questions == ("Who are you?", "What is a boat?")
 
 
+def test_questions_of_the_data_are_not_kept(recipe: Make, workshop: Path, tmp_path: Path) -> None:
+    """The patch learns other answers to them, also if they are written a little differently."""
+    own, *_ = read_data(workshop / "train.jsonl")
+    mine, data = tmp_path / "mine.txt", workshop / "measured.jsonl"
+    mine.write_text(f"{own.question.upper()} !\nwho are you\nWhat is a boat?\n")
+    asked = write_line(str(own.video), "what is the main colour of the picture", "red")
+    data.write_text((workshop / "train.jsonl").read_text() + asked)
+    words = 'train.modalities={match: {question: "Who are you?"}}'
+    setup, told = Setup.of(recipe(f"data.train={data}", f"data.keep={mine}", words)), list[str]()
+    run = Run.of(setup, read_dataset(setup, tell=told.append))
+    assert run.keep is not None and run.keep.questions == ("What is a boat?",)
+    assert sum("2 of the 3 questions that keep the base are not asked" in line for line in told) == 1
+    assert {*built_in("retention")} - {*chain(*run.probe.asked)} == {"What is the main colour of the picture?"}
+
+
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
@@ -212,6 +231,28 @@ def test_retention_is_that_of_each_question_asked_alone(run: Run) -> None:
     assert sum(map(len, probe.asked)) == 50 and len(probe.clips) == 6, "about clips with the sense only"
 
 
+def test_a_patch_below_acts_in_training_as_without_its_gate(recipe: Make, workshop: Path, tmp_path: Path) -> None:
+    model = load(workshop / "base")
+    hears(model, "below", gate=True)
+    gate = model.applied.module("below").gate
+    assert gate is not None
+    gate.bias.fill_(-1e6)  # closed to all
+    file = model.export("below").save(tmp_path / "below.safetensors")
+    run = Run.begin(recipe(f"train.on_top_of=[{file}]", "name=above", "train.gate=false"))
+    own, clip, question = run.setup.model, run.dataset.train[0].features, "What is a circle?"
+    (ids,) = own_answers(own, [clip], [question], run.setup.names[:-1])
+    assert run.keep is not None
+    logits = run.keep.teacher([clip], [[Turn(own.host.prompt(question)[1], ids)]])
+    logits[:, sorted(own.host.placeholders)] = -torch.inf
+    assert logits.argmax(-1).tolist() == ids, "the answers are of the model that is kept"
+    above = own.export("above")
+    for gated, told in ((True, True), (False, False)):
+        model.remove_patch("below")
+        model.apply_patch(file, gate=gated)
+        assert ("apply that with gate=False" in str(model.apply_patch(above))) == told
+        model.remove_patch("above")
+
+
 def test_keep_makes_a_patch_forget_less(recipe: Make) -> None:
     rates = ("train.fusion_lr=0.03", "train.lora_lr=0.03", "train.steps=12", "train.gate=false")
     off, on = (
@@ -264,3 +305,8 @@ def test_retention_goes_into_the_patch_its_card_and_its_report(recipe: Make, wor
         rated = replace(patch, certificate={"retention": {"tokens": tokens}})
         report = model.apply_patch(rated, name=f"rated-{tokens}")
         assert any("keeps only 28%" in each for each in report.remarks) == warned
+    rated = replace(patch, certificate={"retention": {"tokens": 0.95, "ungated": 0.28}})
+    for gate in (True, False):
+        report = model.apply_patch(rated, name=f"gate-{gate}", gate=gate)
+        assert any("keeps only 28%" in each for each in report.remarks) == (not gate)
+    assert "keeps only 28%" in str(model.swap_patch("gate-False", rated)), "a swap keeps the gate open"
