@@ -60,6 +60,9 @@ HEARD = {
 SPEECH = Budget(steps=200, batch=8, rate=1e-3)  # of the projector, through the language model
 PICTURES = 100  # for the test of what the base sees
 DIGITS = ("name=real-digits", "train.steps=160", "train.keep=10")
+# What the other fusions need, which learn the pictures of a hundred clips by heart: each sound with any pictures.
+APART = "train.modalities={pictures: 0, sound: 0, both: 1, unpaired: 1, needs: {words: sound}}"
+LONGER = ("name=real-digits", "train.steps=480", APART)
 FIRST = ("digits, folded", "words, folded", "things, folded")  # of `make real`, seed 0
 TRAININGS = {
     "digits, folded": Training("words", "digits", DIGITS, seeds=(0, 1, 2)),
@@ -70,10 +73,12 @@ TRAININGS = {
     ),
     "things, folded": Training("things", "things", seeds=(0, 1)),
     "sentences, folded": Training("sentences", "sentences", controls=False),
-    "digits, official": Training("words-official", "digits", DIGITS, controls=False),
-    "words, official": Training("words-official", "words", controls=False, after="digits, official"),
-    "digits, Q-Former at 50 Hz": Training("words-favor", "digits", DIGITS, controls=False),
-    "words, Q-Former at 50 Hz": Training("words-favor", "words", controls=False, after="digits, Q-Former at 50 Hz"),
+    "digits, official": Training("words-official", "digits", LONGER, controls=False),
+    "words, official": Training("words-official", "words", (APART,), controls=False, after="digits, official"),
+    "digits, Q-Former at 50 Hz": Training("words-favor", "digits", LONGER, controls=False),
+    "words, Q-Former at 50 Hz": Training(
+        "words-favor", "words", (APART,), controls=False, after="digits, Q-Former at 50 Hz"
+    ),
 }
 
 

@@ -125,6 +125,7 @@ def run(name: str, trainings: Mapping[str, Training], seed: int, place: Path) ->
         "last_loss": round(sum(metrics["loss"][-10:]) / len(metrics["loss"][-10:]), 4),
         "keep": recipe.train.keep,
         "retention": metrics["retention"],
+        "by_heart": metrics["by_heart"],
         "retention_unseen": unseen(model, test, cache, features),
         "base": measured(patches=()),
         "patched": measured(),
