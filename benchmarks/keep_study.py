@@ -73,18 +73,20 @@ class Bench:
 
 
 def plot(rows: dict[str, tuple[float, float]], path: Path) -> None:
-    """Accuracy against retention, a point per setting."""
+    """Held-out loss against retention, a point per setting; accuracy may be the same for all."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
-    for name, (kept, right) in rows.items():
-        axis.plot(kept, right, "o")
-        axis.annotate(name, (kept, right), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    for name, (kept, loss) in rows.items():
+        axis.plot(kept, loss, "o")
+        axis.annotate(name, (kept, loss), xytext=(0, 6), textcoords="offset points", fontsize=8, ha="center")
+    axis.set_yscale("log")
+    axis.margins(x=0.2)  # for the names
     axis.set_xlabel("retention: share of the base's tokens that stay")
-    axis.set_ylabel("held-out questions answered right")
+    axis.set_ylabel("loss of held-out questions, nats")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
@@ -115,7 +117,7 @@ def main() -> None:
         right = [run["accuracy"]["all"] for run in runs]
         tokens, kl, answers = ([run["retention"][figure] for run in runs] for figure in ("tokens", "kl", "answers"))
         loss, step = (mean(run[figure] for run in runs) for figure in ("loss", "core_seconds_of_a_step"))
-        rows[setting] = mean(tokens), mean(right)
+        rows[setting] = mean(tokens), loss
         rights, kept = (f"{min(each):.3f}-{max(each):.3f}" for each in (right, tokens))
         print(
             f"{setting:25} {len(runs):4} {rights} {loss:6.3f} {kept} {mean(kl):6.3f} {mean(answers):7.3f} {step:6.2f}"
