@@ -162,10 +162,10 @@ def keeping(place: Path, study: Study) -> None:
     for frames, rounds in ((1, 16), (16, 4)):
         if (key := f"what keeping costs, key frames: {frames}") not in study:
             more = [f"frames={frames}", f"train.output={place / 'runs' / f'cost-{frames}'}"]
-            both = (
+            kept, other = (
                 ready(name, TRAININGS, 0, place, more)[0] for name in ("digits, folded", "digits, folded, keep off")
             )
-            study.add(key, cost.measure(*both, rounds))
+            study.add(key, cost.measure(kept, other, rounds))
 
 
 def main() -> None:
