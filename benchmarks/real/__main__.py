@@ -60,7 +60,7 @@ HEARD = {
 SPEECH = Budget(steps=200, batch=8, rate=1e-3)  # of the projector, through the language model
 PICTURES = 100  # for the test of what the base sees
 DIGITS = ("name=real-digits", "train.steps=160", "train.keep=10")
-# What the other fusions need, which learn the pictures of a hundred clips by heart: each sound with any pictures.
+# Each sound with any pictures: `official` learns by heart those of a hundred clips. Both others learn more slowly.
 APART = "train.modalities={pictures: 0, sound: 0, both: 1, unpaired: 1, needs: {words: sound}}"
 LONGER = ("name=real-digits", "train.steps=480", APART)
 FIRST = ("digits, folded", "words, folded", "things, folded")  # of `make real`, seed 0
